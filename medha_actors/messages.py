@@ -1,0 +1,223 @@
+"""Every message that crosses a process, as frozen msgspec Structs.
+
+Positions count tokens from the start of a request's sequence (prompt, then generated tokens). A Span is the half-open
+range [start, stop) of positions that one step computes. Token ids travel as little-endian int32 bytes: a prompt of a
+million tokens is 4 MB, cut into chunks by slicing, and decoded without a Python list.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+TOKEN_BYTES = 4
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+
+
+def pack_tokens(token_ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    return array("i", token_ids).tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """The inverse of pack_tokens."""
+    tokens = array("i")
+    tokens.frombytes(packed)
+    return tokens.tolist()
+
+
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How tokens are chosen; all values are already validated and resolved (EOS ids are in `stop_token_ids`)."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0  # always set by the ingress; the draw for token i depends on (seed, i) alone
+    stop_token_ids: tuple[int, ...] = ()  # generation ends with finish "stop" after one of them (from min_tokens on)
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k most likely ones'
+    prompt_logprobs: int | None = None  # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
+
+
+class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the client asks of the service; None: derived from length (TTFT) or the server's default (TPOT)."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    timeout_s: float | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. `arrived_at` is in seconds since the epoch, taken at the HTTP edge."""
+
+    id: str
+    prompt_token_ids: bytes
+    sampling: SamplingParams
+    objectives: Objectives = Objectives()
+    priority: int = 0  # smaller is served earlier, before any policy
+    arrived_at: float = 0.0
+    traceparent: str | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids) // TOKEN_BYTES
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
+    """The request is in the queue. `deadline_at` is the instant (epoch seconds) its first token is due."""
+
+    deadline_at: float
+    ttft_objective_s: float
+    tpot_objective_s: float
+    predicted_ttft_s: float
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected", kw_only=True):
+    """The request is refused before any work; maps to one HTTP error."""
+
+    status: int
+    kind: str
+    message: str
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class Sequence(msgspec.Struct, frozen=True, array_like=True):
+    """What a stage must know of a request before its first span (or again after its KV was dropped)."""
+
+    request_id: str
+    sampling: SamplingParams | None  # None on all but the last stage's writer groups
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Positions [start, stop) of one request in one step, as one KV group sees them.
+
+    A group holds one contiguous piece of the request's KV, positions [piece_start, ...). The group with `writes` stores
+    the span's own keys and values (causal among themselves); the other groups of `groups` only attend to their piece.
+    """
+
+    request_id: str
+    start: int
+    stop: int
+    token_ids: bytes  # int32, one for each position of the span
+    piece_start: int  # first position of this group's piece
+    piece_tokens: int  # tokens cached in this group's piece before this span
+    new_pages: tuple[int, ...]  # pages appended to the request's page table in this group
+    writes: bool = True
+    sample: bool = False  # draw a token from the last row (only where `writes`)
+    index: int = 0  # which output token that is, 0 for the first
+    groups: tuple[int, ...] = ()  # all groups that hold a piece, in sequence order; empty: this one alone
+    next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
+
+
+class StepMessage(msgspec.Struct, frozen=True, array_like=True):
+    """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden states.
+
+    Spans with several groups come first, in the same order in every group.
+    """
+
+    batch_id: int
+    spans: tuple[Span, ...]
+    opened: tuple[Sequence, ...] = ()
+    closed: tuple[
+        str, ...
+    ] = ()  # requests whose replicated state can be dropped; their pages may be in this batch already
+    stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """One drawn token, with log-probabilities if they were asked for."""
+
+    request_id: str
+    index: int
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities of the known tokens at positions start+1, start+2, ... (the first position has none)."""
+
+    request_id: str
+    start: int
+    entries: tuple[tuple[float, tuple[tuple[int, float], ...]], ...]
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    """What a batch produced in one KV group; the last stage sends it to the controller."""
+
+    batch_id: int
+    group: int
+    tokens: tuple[SampledToken, ...]
+    stage_seconds: tuple[float, ...]  # seconds of work (waits for input left out) of each stage
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What the scheduler hands out: one StepMessage per KV group (None: the group has nothing to do)."""
+
+    id: int
+    groups: tuple[StepMessage | None, ...]
+    budget_s: float
+    predicted_s: float
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+class TokenEvent(msgspec.Struct, frozen=True, tag="token", array_like=True):
+    """Token `index` of a request exists. `at` is in epoch seconds."""
+
+    request_id: str
+    index: int
+    token_id: int
+    at: float
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class PromptLogprobsEvent(msgspec.Struct, frozen=True, tag="prompt_logprobs", array_like=True):
+    """A piece of the prompt's log-probabilities (see PromptLogprobs)."""
+
+    request_id: str
+    start: int
+    entries: tuple[tuple[float, tuple[tuple[int, float], ...]], ...]
+
+
+class ProgressEvent(msgspec.Struct, frozen=True, tag="progress", array_like=True):
+    """A long prefill moved on."""
+
+    request_id: str
+    prefilled_tokens: int
+    total_tokens: int
+    seconds_left: float
+
+
+class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", kw_only=True):
+    """The last event of a request. Instants are in epoch seconds; None: never reached."""
+
+    request_id: str
+    reason: FinishReason
+    message: str | None = None  # for "error" and "timeout"
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    arrived_at: float = 0.0
+    scheduled_at: float | None = None
+    prefilled_at: float | None = None
+    first_token_at: float | None = None
+    finished_at: float = 0.0
+    deadline_at: float = 0.0
+    preemptions: int = 0  # times another request took the turn of this one's prefill
+    recomputed_tokens: int = 0  # tokens whose KV was dropped and computed again
+
+
+Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent
