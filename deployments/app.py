@@ -1,0 +1,71 @@
+"""build_app: from the `args` of serve_config.yaml to a Serve application.
+
+The ingress deployment owns the engine: its deployment actor is the controller, which makes the grid of stage actors. This
+is the only place where classes become deployments and actors.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import DeploymentActorConfig
+
+from medha_actors.actors.engine import RayEngine
+from deployments.server import Server
+from deployments.text import Text
+from medha_actors.actors.controller import Controller
+from medha_actors.config import MedhaConfig, load
+from medha_actors.model.spec import load_spec
+
+_log = logging.getLogger("medha.app")
+_CONTROLLER = "controller"
+_DEFAULTS: dict[str, Any] = {
+    "max_ongoing_requests": 4096,  # admission is the scheduler's business
+    "graceful_shutdown_timeout_s": 20.0,
+    "health_check_period_s": 2.0,
+    "ray_actor_options": {"num_cpus": 0},
+    "max_constructor_retry_count": 2,
+}
+
+
+class Ingress:
+    """One HTTP replica: the routes, the tokenizer and the way to the controller."""
+
+    async def __init__(self, args: dict[str, Any]) -> None:
+        config = load(args)
+        engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+        text = Text.load(config.model_loading_config)
+        await engine.start()
+        self._server = Server(config, engine, text, max_model_len_tokens=engine.max_model_len_tokens)
+        print(f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._server.asgi()
+
+
+def build_app(args: dict[str, Any]) -> serve.Application:
+    """Check the configuration and the model (ConfigError, ModelError: the reason in one line), then assemble."""
+    config: MedhaConfig = load(args)
+    load_spec(config.model_loading_config)
+    controller = DeploymentActorConfig(
+        name=_CONTROLLER,
+        actor_class=ray.remote(Controller),
+        init_kwargs={"args": args},
+        actor_options={"num_cpus": 0, "max_concurrency": 10_000},
+    )
+    options = {**_DEFAULTS, **config.deployment_config}
+    ingress = serve.ingress()(Ingress)
+    return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(args)
+
+
+def ready_url() -> str:
+    """Where clients reach this application."""
+    status = serve.status()
+    proxies = status.proxies
+    options = serve.context._get_global_client().http_config if proxies else None
+    port = getattr(options, "port", 8000)
+    host = getattr(options, "host", "127.0.0.1")
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"

@@ -1,0 +1,182 @@
+"""Calibration: from measured steps of the real stages to the Profile that the scheduler predicts with (paper, 4.3).
+
+Every stage runs the same synthetic steps at the same time, as in service: chunks of several sizes on an empty and on a
+long cache, decodes of several batch sizes at a short and at a long context. Differences between them give the
+coefficients. The result is kept on disk under a name made of everything it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+
+import msgspec
+
+from medha_actors.actors.cluster import Cluster
+from medha_actors.core.predictor import Profile, StageProfile
+from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, pack_tokens
+
+_log = logging.getLogger("medha.calibration")
+_encode = msgspec.msgpack.Encoder().encode
+_FORMAT = 2
+_CHUNKS = (16, 32, 64, 128, 256, 512)
+_SLOPE_CHUNKS = (32, 256)  # measured on a long cache as well
+_DECODES = (1, 2, 4, 8, 16, 32)
+_SLOPE_DECODES = (1, 8)
+_SHORT_TOKENS = 64
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One synthetic step: `rows` spans of `tokens` new positions each, on `cached` positions."""
+
+    rows: int
+    tokens: int
+    cached: int
+    sample: bool
+
+
+def cases(context_tokens: int, max_tokens: int) -> list[Case]:
+    """What is measured; nothing that does not fit into `max_tokens` of KV cache."""
+    wanted = [Case(1, c, 0, False) for c in _CHUNKS]
+    wanted += [Case(1, c, context_tokens, False) for c in _SLOPE_CHUNKS]
+    wanted += [Case(r, 1, _SHORT_TOKENS, sample) for r in _DECODES for sample in (False, True)]
+    wanted += [Case(r, 1, context_tokens, False) for r in _SLOPE_DECODES]
+    return [case for case in wanted if case.rows * (case.cached + case.tokens) <= max_tokens]
+
+
+def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
+    """The case as a message; its sequences use the pool's first pages and are closed by the next step."""
+    sampling = SamplingParams(max_tokens=1, temperature=0.0)
+    names = [f"calibration-{number}-{row}" for row in range(case.rows)]
+    pages_each = -(-(case.cached + case.tokens) // page_tokens)
+    spans = tuple(
+        Span(
+            request_id=name,
+            start=case.cached,
+            stop=case.cached + case.tokens,
+            token_ids=pack_tokens(i % vocabulary for i in range(case.tokens)),
+            piece_start=0,
+            piece_tokens=case.cached,
+            new_pages=tuple(range(row * pages_each, (row + 1) * pages_each)),
+            sample=case.sample,
+        )
+        for row, name in enumerate(names)
+    )
+    return StepMessage(batch_id=-1, spans=spans, opened=tuple(Sequence(name, sampling) for name in names))
+
+
+async def profile_of(cluster: Cluster) -> Profile:
+    """The profile of a started cluster: from the disk, or measured now (seconds)."""
+    config = cluster.config
+    path = _cache_path(cluster)
+    if config.predictor.cache and path.exists():
+        return msgspec.json.decode(path.read_bytes(), type=Profile)
+    began = time.monotonic()
+    page_tokens = config.kv_cache.page_tokens
+    context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
+    measured = cases(context, cluster.pages * page_tokens)
+    steps = []
+    for number, case in enumerate(measured):
+        message = step(case, page_tokens, cluster.spec.vocabulary, number)
+        steps.append(message)
+        steps.append(StepMessage(batch_id=-1, spans=(), closed=tuple(span.request_id for span in message.spans)))
+    packed = [_encode(steps)] * config.parallel.spp
+    seconds = [row[::2] for row in await cluster.measure(packed, repeats=3)]
+    profile = Profile(stages=tuple(fit(dict(zip(measured, row, strict=True)), context) for row in seconds))
+    _log.info("calibrated in %.1f s", time.monotonic() - began)
+    if config.predictor.cache:
+        _write(path, msgspec.json.encode(profile))
+    return profile
+
+
+def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
+    """One stage's coefficients from its measured cases; every one is at least zero, the tables never fall."""
+    slopes = {
+        c: (seconds[Case(1, c, context_tokens, False)] - seconds[Case(1, c, 0, False)]) / context_tokens
+        for c in _SLOPE_CHUNKS
+        if Case(1, c, context_tokens, False) in seconds
+    }
+    pair_s, prefill_kv_s = _line(slopes)
+    decode_kv_s = _middle(
+        (seconds[Case(r, 1, context_tokens, False)] - seconds[Case(r, 1, _SHORT_TOKENS, False)])
+        / (r * (context_tokens - _SHORT_TOKENS))
+        for r in _SLOPE_DECODES
+        if Case(r, 1, context_tokens, False) in seconds
+    )
+    decodes = {
+        c.rows: s - c.rows * _SHORT_TOKENS * decode_kv_s
+        for c, s in seconds.items()
+        if c.tokens == 1 and c.cached == _SHORT_TOKENS and not c.sample
+    }
+    chunks = {c.tokens: s - pair_s * c.tokens**2 / 2 for c, s in seconds.items() if c.tokens > 1 and c.cached == 0}
+    span_s = _middle((decodes[rows] - chunks[rows]) / (rows - 1) for rows in decodes.keys() & chunks.keys())
+    rows = {rows: s - rows * span_s for rows, s in decodes.items() if rows < min(chunks)}
+    rows |= {tokens: s - span_s for tokens, s in chunks.items()}
+    heads = (
+        (s - seconds[Case(c.rows, 1, c.cached, False)]) / c.rows
+        for c, s in seconds.items()
+        if c.sample and 1 < c.rows <= 8
+    )
+    return StageProfile(
+        rows=_rising(rows),
+        span_s=span_s,
+        pair_s=pair_s,
+        prefill_kv_s=prefill_kv_s,
+        decode_kv_s=decode_kv_s,
+        head_s=_middle(heads),
+    )
+
+
+def _line(slopes: dict[int, float]) -> tuple[float, float]:
+    """Per-pair and per-cached-token seconds from seconds per cached token at one or two chunk sizes."""
+    if len(slopes) < 2:
+        return (max(0.0, next(iter(slopes.values()))) / next(iter(slopes)), 0.0) if slopes else (0.0, 0.0)
+    (small, low), (large, high) = sorted(slopes.items())
+    pair_s = max(0.0, (high - low) / (large - small))
+    return pair_s, max(0.0, low - pair_s * small)
+
+
+def _middle(values: Iterable[float]) -> float:
+    found = list(values)
+    return max(0.0, statistics.median(found)) if found else 0.0
+
+
+def _rising(table: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    """The table sorted, with every value at least as large as the one before."""
+    rows = sorted(table)
+    return tuple(zip(rows, accumulate((max(0.0, table[row]) for row in rows), max), strict=True))
+
+
+def _cache_path(cluster: Cluster) -> Path:
+    """One file per everything that the profile depends on."""
+    import torch
+
+    config = cluster.config
+    machine = (platform.node(), platform.processor() or platform.machine(), os.cpu_count(), torch.__version__)
+    parts = (
+        _FORMAT,
+        cluster.spec,
+        cluster.device,
+        cluster.dtype,
+        cluster.layers,
+        config.actors,
+        config.kv_cache,
+        machine,
+    )
+    name = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "medha" / "profiles" / f"{name}.json"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

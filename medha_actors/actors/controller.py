@@ -1,0 +1,239 @@
+"""Controller: the scheduler actor (the paper's replica controller), the loop around core.Scheduler.
+
+It lives on one asyncio loop, which reads the links' sockets and answers Ray calls; no tensor is ever computed here. A
+credit from stage 0 ("I am free") asks the scheduler for the next batch, so nobody polls; results come back on the links
+and leave as one message per step for each ingress replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import ray
+import torch
+
+from medha_actors.actors.calibration import profile_of
+from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.links import Link
+from medha_actors.actors.sinks import Sinks
+from medha_actors.config import MedhaConfig, load
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.scheduler import Grid, Scheduler
+from medha_actors.errors import LinkClosedError, MedhaError
+from medha_actors.messages import Accepted, Batch, Rejected, Request, StepResult
+from medha_actors.model.spec import load_spec, resolve_dtype
+
+_log = logging.getLogger("medha.controller")
+_encode = msgspec.msgpack.Encoder().encode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_result = msgspec.msgpack.Decoder(StepResult).decode
+_MAX_STRIKES = 2  # a request that was in flight when the pipeline died this often ends with an error
+_MAX_REBUILDS = 3  # in a row; then the actor exits and Serve makes a new one
+
+
+class _InFlight:
+    """A batch on its way through the stages."""
+
+    def __init__(self, batch: Batch, sent_at: float) -> None:
+        self.batch = batch
+        self.sent_at = sent_at
+        self.waiting_for = {group for group, message in enumerate(batch.groups) if message is not None}
+        self.results: list[StepResult] = []
+
+
+class Controller:
+    """Owns the scheduler and the grid; one per deployment, as a Serve deployment actor."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.config: MedhaConfig = load(args)
+        self._sinks = Sinks()
+        self._in_flight: deque[_InFlight] = deque()
+        self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
+        self._strikes: dict[str, int] = {}
+        self._ready: asyncio.Task[None] | None = None
+        self._rebuild: asyncio.Task[None] | None = None
+        self._linked = False
+        self._timer: asyncio.TimerHandle | None = None
+        epoch, anchor = time.time(), time.monotonic()
+        self._now: Callable[[], float] = lambda: epoch + time.monotonic() - anchor
+
+    # ---------------------------------------------------------------- life
+
+    async def ready(self) -> int:
+        """Start once, wait until the pipeline serves; returns the largest context. Raises what went wrong."""
+        if self._ready is None:
+            self._ready = asyncio.create_task(self._start())
+        await asyncio.shield(self._ready)
+        return self._scheduler.grid.max_model_len_tokens
+
+    async def _start(self) -> None:
+        spec = await asyncio.to_thread(load_spec, self.config.model_loading_config)
+        device = self.config.actors.device
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+        dtype = str(resolve_dtype(self.config.model_loading_config, torch.device(device))).removeprefix("torch.")
+        self._cluster = Cluster(self.config, spec, device, dtype)
+        await self._cluster.start()
+        profile = await profile_of(self._cluster)
+        parallel = self.config.parallel
+        grid = Grid(
+            stages=parallel.spp,
+            groups=parallel.kvp,
+            pages_per_group=self._cluster.pages,
+            page_tokens=self.config.kv_cache.page_tokens,
+            max_tokens_per_kvp_group=parallel.max_tokens_per_kvp_group,
+            max_model_len_tokens=spec.max_positions,
+        )
+        self._scheduler = Scheduler(self.config, grid, ExecutionModel(profile))
+        await self._connect()
+
+    async def _connect(self) -> None:
+        await self._cluster.link()
+        loop = asyncio.get_running_loop()
+        for group, link in enumerate(self._cluster.first):
+            loop.add_reader(link.fileno(), self._read, link, group)
+        if self._cluster.last is not self._cluster.first:
+            for group, link in enumerate(self._cluster.last):
+                loop.add_reader(link.fileno(), self._read, link, group)
+        self._linked = True
+        self._pump()
+
+    def _fail(self, reason: str) -> None:
+        """A stage is gone: forget the pipeline and make a new one; requests go on from their known tokens."""
+        if not self._linked:
+            return
+        _log.error("the pipeline is lost (%s); rebuilding it", reason)
+        self._linked = False
+        loop = asyncio.get_running_loop()
+        for link in (*self._cluster.first, *self._cluster.last):
+            loop.remove_reader(link.fileno())
+        for request_id in {s.request_id for f in self._in_flight for m in f.batch.groups if m for s in m.spans}:
+            self._strikes[request_id] = self._strikes.get(request_id, 0) + 1
+        self._in_flight.clear()
+        self._computing.clear()
+        now = self._now()
+        self._scheduler.restart(now)
+        for request_id in [i for i, strikes in self._strikes.items() if strikes >= _MAX_STRIKES]:
+            del self._strikes[request_id]
+            message = "the pipeline died repeatedly while this request was in it"
+            self._sinks.put(self._scheduler.cancel(request_id, now, "error", message))
+        self._rebuild = asyncio.create_task(self._start_again())
+
+    async def _start_again(self) -> None:
+        for attempt in range(_MAX_REBUILDS):
+            await self._cluster.stop()
+            try:
+                began = time.monotonic()
+                await self._cluster.start()
+                await self._connect()
+                _log.warning("the pipeline is back after %.1f s", time.monotonic() - began)
+                return
+            except (MedhaError, OSError, TimeoutError) as error:
+                _log.error("rebuild %d of %d failed: %s", attempt + 1, _MAX_REBUILDS, error)
+        os._exit(1)  # Serve starts a new controller
+
+    async def stop(self) -> None:
+        """Tear the grid down."""
+        self._linked = False
+        await self._cluster.stop()
+
+    # ---------------------------------------------------------------- requests
+
+    async def submit(self, packed_request: bytes, replica: str) -> bytes:
+        """Queue a request; the msgpack of Accepted or Rejected."""
+        request = _decode_request(packed_request)
+        if self._ready is None or not self._ready.done():
+            return _encode(Rejected(status=503, kind="service_unavailable_error", message="starting", retry_after_s=5))
+        self._sinks.own(request.id, replica)
+        answer: Accepted | Rejected = self._scheduler.add(request, self._now())
+        if isinstance(answer, Rejected):
+            self._sinks.disown(request.id)
+        self._pump()
+        return _encode(answer)
+
+    async def cancel(self, request_id: str) -> None:
+        """The client is gone: its pages are free before the next batch."""
+        self._publish(self._scheduler.cancel(request_id, self._now()))
+        self._pump()
+
+    async def stream(self, replica: str) -> AsyncIterator[bytes]:
+        """All events of one ingress replica's requests, one item (a msgpack list of Event) per step."""
+        try:
+            async for packed in self._sinks.listen(replica):
+                yield packed
+        finally:
+            for request_id in self._sinks.forget(replica):
+                self._scheduler.cancel(request_id, self._now())
+
+    async def stats(self) -> bytes:
+        """The scheduler's counters, as msgpack."""
+        return _encode(self._scheduler.stats())
+
+    # ---------------------------------------------------------------- steps
+
+    def _read(self, link: Link, group: int) -> None:
+        """One frame from stage 0 (an empty credit) or from the last stage (a result, a credit too if it is stage 0)."""
+        try:
+            packed, _ = link.recv()
+        except LinkClosedError as error:
+            self._fail(error.message)
+            return
+        if packed:
+            self._take(_decode_result(packed))
+        if not packed or self._cluster.last is self._cluster.first:
+            self._computing.discard(group)
+        self._pump()
+
+    def _take(self, result: StepResult) -> None:
+        flight = next(flight for flight in self._in_flight if flight.batch.id == result.batch_id)
+        flight.results.append(result)
+        flight.waiting_for.discard(result.group)
+        while self._in_flight and not self._in_flight[0].waiting_for:
+            self._publish(self._scheduler.complete(self._in_flight.popleft().results, self._now()))
+
+    def _pump(self) -> None:
+        """Hand out batches while stage 0 is free. One batch more than there are stages keeps every stage fed."""
+        while self._linked and not self._computing and len(self._in_flight) <= self.config.parallel.spp:
+            now = self._now()
+            self._publish(self._scheduler.expire(now))
+            batch = self._scheduler.next_batch(now)
+            if batch is None:
+                break
+            flight = _InFlight(batch, now)
+            self._in_flight.append(flight)
+            self._computing = set(flight.waiting_for)
+            try:
+                for group in flight.waiting_for:
+                    self._cluster.first[group].send(_encode(batch.groups[group]))
+            except LinkClosedError as error:
+                self._fail(error.message)
+        self._arm()
+
+    def _publish(self, events: list[Any]) -> None:
+        if events:
+            self._sinks.put(events)
+
+    def _arm(self) -> None:
+        """Wake up for the next time limit of a request, or for a step that hangs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        moments = [m for m in (self._scheduler.next_wake(self._now()),) if m is not None]
+        if self._in_flight:
+            moments.append(self._in_flight[0].sent_at + self.config.actors.step_timeout_s)
+        if moments:
+            delay = max(0.001, min(moments) - self._now())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        now = self._now()
+        if self._in_flight and now >= self._in_flight[0].sent_at + self.config.actors.step_timeout_s:
+            self._fail(f"a step took longer than {self.config.actors.step_timeout_s:g} s")
+        self._publish(self._scheduler.expire(now))
+        self._pump()

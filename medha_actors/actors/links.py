@@ -1,0 +1,208 @@
+"""Links: how messages and tensors travel between actors without the object store.
+
+A link is one end of a stream socket: Unix between processes of a node, TCP between nodes. A frame is
+
+    tensor head bytes (u32) | message bytes (u32) | payload bytes (u64) | tensor head | message | raw tensor
+
+so a hidden state and the message that explains it are one write. Sending and receiving block: each stage has a thread
+for it. Tensors on a GPU are staged through host memory. A peer that is gone shows as LinkClosedError within
+milliseconds, because the kernel closes a dead process's sockets.
+
+Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot feed a stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import select
+import socket
+import struct
+import tempfile
+import time
+
+import msgspec
+import torch
+
+from medha_actors.errors import LinkClosedError
+
+_HEADER = struct.Struct("<IIQ")
+_BUFFER_BYTES = 4 * 1024 * 1024
+_MAX_MESSAGE_BYTES = 1 << 26
+_MAX_GREETING_BYTES = 1 << 12
+_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)}
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where an actor listens. The Unix path is usable on the same node only."""
+
+    node_id: str
+    path: str
+    host: str
+    port: int
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The first frame on a link: who dials, in which role."""
+
+    secret: str
+    role: str
+
+
+class _TensorHead(msgspec.Struct, frozen=True, array_like=True):
+    dtype: str
+    shape: tuple[int, ...]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_head = msgspec.msgpack.Decoder(_TensorHead).decode
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+
+
+class Link:
+    """One end of a duplex connection; `send` and `recv` are each for one thread at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connection
+        self._header = bytearray(_HEADER.size)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: bytes, tensor: torch.Tensor | None = None) -> None:
+        """Write one frame; raises LinkClosedError when the peer is gone."""
+        head, payload = b"", memoryview(b"")
+        if tensor is not None:
+            head = _encode(_TensorHead(str(tensor.dtype), tuple(tensor.shape)))
+            payload = _as_bytes(tensor)
+        parts: list[bytes | memoryview] = [_HEADER.pack(len(head), len(message), payload.nbytes), head, message]
+        if payload.nbytes:
+            parts.append(payload)
+        try:
+            self._write(parts)
+        except OSError as error:
+            raise LinkClosedError(f"the peer of a link is gone: {error}") from None
+
+    def greeting(self) -> Hello:
+        """Read the first frame; whatever else comes raises LinkClosedError."""
+        self._read(memoryview(self._header))
+        head_bytes, message_bytes, payload_bytes = _HEADER.unpack(self._header)
+        if head_bytes or payload_bytes or message_bytes > _MAX_GREETING_BYTES:
+            raise LinkClosedError("a stranger dialled")
+        text = bytearray(message_bytes)
+        self._read(memoryview(text))
+        try:
+            return _decode_hello(text)
+        except msgspec.DecodeError:
+            raise LinkClosedError("a stranger dialled") from None
+
+    def recv(self) -> tuple[bytes, torch.Tensor | None]:
+        """Read one frame: the message, and the tensor (on the CPU) if there is one."""
+        self._read(memoryview(self._header))
+        head_bytes, message_bytes, payload_bytes = _HEADER.unpack(self._header)
+        if max(head_bytes, message_bytes) > _MAX_MESSAGE_BYTES:
+            raise LinkClosedError("a link carried something that is not a frame")
+        text = bytearray(head_bytes + message_bytes)
+        self._read(memoryview(text))
+        message = bytes(text[head_bytes:])
+        if not head_bytes:
+            return message, None
+        head = _decode_head(text[:head_bytes])
+        flat = torch.empty(payload_bytes, dtype=torch.uint8)
+        self._read(memoryview(flat.numpy()))
+        return message, flat.view(_DTYPES[head.dtype]).view(head.shape)
+
+    def limit(self, timeout_s: float | None) -> None:
+        """Bound every later read and write; None: wait for ever."""
+        self._socket.settimeout(timeout_s)
+
+    def close(self) -> None:
+        """Close both directions; a blocked `recv` on either end wakes up with LinkClosedError."""
+        with contextlib.suppress(OSError):  # the peer was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _write(self, parts: list[bytes | memoryview]) -> None:
+        total = sum(memoryview(part).nbytes for part in parts)
+        sent = self._socket.sendmsg(parts)
+        if sent < total:  # the socket buffer was full: send the rest part by part
+            for part in parts:
+                view = memoryview(part).cast("B")
+                if sent < view.nbytes:
+                    self._socket.sendall(view[sent:])
+                sent = max(0, sent - view.nbytes)
+
+    def _read(self, view: memoryview) -> None:
+        while view.nbytes:
+            try:
+                got = self._socket.recv_into(view)
+            except OSError as error:
+                raise LinkClosedError(f"a link broke: {error}") from None
+            if not got:
+                raise LinkClosedError("the peer of a link closed it")
+            view = view[got:]
+
+
+class Listener:
+    """Where an actor waits for its peers: one Unix socket and one TCP socket."""
+
+    def __init__(self, node_id: str, host: str) -> None:
+        self._folder = tempfile.mkdtemp(prefix="medha-")
+        self._unix = socket.socket(socket.AF_UNIX)
+        self._unix.bind(os.path.join(self._folder, "link"))
+        self._tcp = socket.create_server((host, 0))
+        for listening in (self._unix, self._tcp):
+            listening.listen(64)
+        self.endpoint = Endpoint(node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1])
+
+    def accept(self, secret: str, timeout_s: float) -> tuple[str, Link]:
+        """Wait for one peer that knows the secret; returns its role and the link. Raises LinkClosedError in time."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            for listening in select.select((self._unix, self._tcp), (), (), left_s)[0]:
+                link = Link(listening.accept()[0])
+                if (role := _greet(link, secret)) is not None:
+                    return role, link
+                link.close()
+        raise LinkClosedError(f"no peer dialled within {timeout_s:g} s")
+
+    def close(self) -> None:
+        self._unix.close()
+        self._tcp.close()
+        if os.path.exists(self.endpoint.path):
+            os.unlink(self.endpoint.path)
+            os.rmdir(self._folder)
+
+
+def _greet(link: Link, secret: str) -> str | None:
+    """The role of a peer that knows the secret; None for a stranger, who gets one second to speak."""
+    try:
+        link.limit(1.0)
+        hello = link.greeting()
+        link.limit(None)
+    except LinkClosedError:
+        return None
+    return hello.role if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
+
+
+def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:
+    """Connect to a listener and introduce oneself."""
+    if endpoint.node_id == node_id:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(endpoint.path)
+    else:
+        connection = socket.create_connection((endpoint.host, endpoint.port))
+    link = Link(connection)
+    link.send(_encode(hello))
+    return link
+
+
+def _as_bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

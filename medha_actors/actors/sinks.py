@@ -1,0 +1,70 @@
+"""Sinks: from the engine's events to the ingress replicas, one message per step and replica.
+
+`put` never blocks the controller. A replica that reads slowly finds the events of several steps in one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+
+from medha_actors.messages import Event, FinishedEvent
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Sink:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.filled = asyncio.Event()
+        self.open = True
+
+
+class Sinks:
+    """Which replica waits for which request, and what it has not read yet."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, _Sink] = {}
+        self._owners: dict[str, str] = {}
+
+    def own(self, request_id: str, replica: str) -> None:
+        """Events of this request go to this replica."""
+        self._owners[request_id] = replica
+
+    def disown(self, request_id: str) -> None:
+        """The request was refused."""
+        self._owners.pop(request_id, None)
+
+    def put(self, events: Iterable[Event]) -> None:
+        """Route events; those of an unknown or vanished reader are dropped."""
+        for event in events:
+            owner = self._owners.get(event.request_id)
+            if isinstance(event, FinishedEvent):
+                self._owners.pop(event.request_id, None)
+            sink = self._sinks.get(owner) if owner is not None else None
+            if sink is not None:
+                sink.events.append(event)
+                sink.filled.set()
+
+    async def listen(self, replica: str) -> AsyncIterator[bytes]:
+        """Packed lists of events, until `forget`."""
+        sink = self._sinks.setdefault(replica, _Sink())
+        while sink.open:
+            await sink.filled.wait()
+            sink.filled.clear()
+            events, sink.events = sink.events, []
+            if events:
+                yield _encode(events)
+
+    def forget(self, replica: str) -> list[str]:
+        """The replica is gone; returns the requests that nobody waits for any more."""
+        sink = self._sinks.pop(replica, None)
+        if sink is not None:
+            sink.open = False
+            sink.filled.set()
+        orphans = [request_id for request_id, owner in self._owners.items() if owner == replica]
+        for request_id in orphans:
+            del self._owners[request_id]
+        return orphans

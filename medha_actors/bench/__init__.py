@@ -1,0 +1,1 @@
+"""Benchmarks of the engine on the machine at hand: `python -m medha_actors.bench`."""

@@ -1,0 +1,88 @@
+"""A whole engine without the HTTP edge: Ray, controller, stage actors; and one request through it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import ray
+
+from medha_actors.actors.controller import Controller
+from medha_actors.actors.engine import RayEngine
+from medha_actors.errors import EngineError
+from medha_actors.messages import FinishedEvent, Rejected, Request, SamplingParams, TokenEvent, pack_tokens
+
+_numbers = itertools.count()
+
+
+class Generation(msgspec.Struct):
+    """What one request looked like from outside; instants are seconds since it was submitted."""
+
+    tokens: list[int]
+    token_times_s: list[float]
+
+    @property
+    def ttft_s(self) -> float:
+        return self.token_times_s[0]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed: tokens after the first, over the time they took."""
+        return (len(self.tokens) - 1) / (self.token_times_s[-1] - self.token_times_s[0])
+
+
+@asynccontextmanager
+async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
+    """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down afterwards."""
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        ray.init(
+            num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+    controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(args)
+    handle = RayEngine(lambda: controller)
+    try:
+        await handle.start()
+        yield handle
+    finally:
+        await handle.stop()
+        await controller.stop.remote()
+        ray.kill(controller)
+
+
+async def generate(handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams) -> Generation:
+    """Send one request and wait for its end; raises EngineError when it is refused or fails."""
+    request = Request(
+        id=f"bench-{next(_numbers)}",
+        prompt_token_ids=pack_tokens(prompt),
+        sampling=sampling,
+        arrived_at=time.time(),
+    )
+    events = handle.events(request.id)
+    began = time.perf_counter()
+    answer = await handle.submit(request)
+    if isinstance(answer, Rejected):
+        raise EngineError(answer.message)
+    result = Generation([], [])
+    async for event in events:
+        if isinstance(event, TokenEvent):
+            result.tokens.append(event.token_id)
+            result.token_times_s.append(time.perf_counter() - began)
+        elif isinstance(event, FinishedEvent) and event.reason not in ("stop", "length"):
+            raise EngineError(event.message or event.reason)
+    return result
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    """Exactly `max_tokens` greedy tokens."""
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0)
+
+
+def prompt_of(tokens: int, salt: int = 0) -> list[int]:
+    """Varied token ids inside any vocabulary of 256 and more."""
+    return [3 + (i * 7919 + salt * 104_729) % 251 for i in range(tokens)]

@@ -1,0 +1,37 @@
+"""What one step costs beside the model: two nearly empty stages, one request decoding."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from medha_actors.bench.session import engine, generate, greedy, prompt_of
+
+_TINY = {"layers": 2, "hidden": 16, "heads": 1, "kv_heads": 1, "head_dim": 16, "intermediate": 16, "vocabulary": 256}
+
+
+async def run(tokens: int = 2000) -> list[dict[str, Any]]:
+    """Rows of milliseconds per step: from token to token, in the stages, and the rest (control plane)."""
+    rows = []
+    for stages in (1, 2):
+        args = {
+            "model_loading_config": {"model_source": "random", "random": _TINY, "dtype": "float32"},
+            "parallel": {"spp": stages},
+            "actors": {"num_cpus": 0.5},
+            "predictor": {"cache": False},
+            "kv_cache": {"budget_bytes": 2**24},
+        }
+        async with engine(args) as handle:
+            await generate(handle, prompt_of(16), greedy(200))
+            times = (await generate(handle, prompt_of(16), greedy(tokens))).token_times_s
+            stats = await handle.stats()
+        gaps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+        rows.append(
+            {
+                "stages": stages,
+                "step_ms_p50": 1e3 * median(gaps),
+                "step_ms_p99": 1e3 * gaps[len(gaps) * 99 // 100],
+                "stage_ms_p50": 1e3 * stats.get("stage_seconds_p50", 0.0),
+            }
+        )
+    return rows

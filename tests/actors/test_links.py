@@ -1,0 +1,117 @@
+"""Links between processes' ends, over both kinds of socket."""
+
+import socket
+import threading
+
+import pytest
+import torch
+
+from medha_actors.actors.exchange import Exchange
+from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.errors import LinkClosedError
+
+
+@pytest.fixture
+def listener():
+    listener = Listener("node", "127.0.0.1")
+    yield listener
+    listener.close()
+
+
+def pair() -> tuple[Link, Link]:
+    left, right = socket.socketpair()
+    return Link(left), Link(right)
+
+
+def in_thread(function, *args):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function(*args)))
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("same_node", [True, False])
+def test_a_dialled_link_carries_messages_and_tensors(listener: Listener, same_node: bool):
+    ours = dial(listener.endpoint, "node" if same_node else "another", Hello("secret", "hidden"))
+    role, theirs = listener.accept("secret", timeout_s=5)
+    assert role == "hidden"
+    for tensor in (torch.randn(3, 5), torch.randn(700, 576).bfloat16(), torch.randn(2, 9, 65), torch.zeros(0, 4)):
+        sender, _ = in_thread(ours.send, b"meta", tensor)
+        message, received = theirs.recv()
+        sender.join()
+        assert message == b"meta"
+        assert received.dtype == tensor.dtype
+        assert torch.equal(received, tensor)
+    theirs.send(b"")
+    assert ours.recv() == (b"", None)
+    ours.close(), theirs.close()
+
+
+def test_a_message_larger_than_every_buffer_arrives_whole():
+    ours, theirs = pair()
+    message, tensor = bytes(range(256)) * 50_000, torch.randn(4_000, 1_000)
+    sender, _ = in_thread(ours.send, message, tensor)
+    received = theirs.recv()
+    sender.join()
+    assert received[0] == message
+    assert torch.equal(received[1], tensor)
+    ours.close(), theirs.close()
+
+
+def test_a_closed_peer_is_noticed_at_once():
+    ours, theirs = pair()
+    reader, _ = in_thread(expect_closed, ours)
+    theirs.close()
+    reader.join(timeout=5)
+    assert not reader.is_alive()
+    with pytest.raises(LinkClosedError):
+        ours.send(b"x", torch.zeros(1_000_000))
+    ours.close()
+
+
+def test_a_stranger_is_sent_away(listener: Listener):
+    stranger = dial(listener.endpoint, "node", Hello("wrong", "hidden"))
+    garbage = socket.create_connection((listener.endpoint.host, listener.endpoint.port))
+    garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64)
+    friend = dial(listener.endpoint, "node", Hello("secret", "control"))
+    role, link = listener.accept("secret", timeout_s=5)
+    assert role == "control"
+    with pytest.raises(LinkClosedError):
+        stranger.recv()
+    garbage.close()
+    for end in (stranger, friend, link):
+        end.close()
+
+
+def test_nobody_dialling_is_an_error(listener: Listener):
+    with pytest.raises(LinkClosedError, match="no peer"):
+        listener.accept("secret", timeout_s=0.01)
+
+
+def test_endpoint_differs_by_actor():
+    first, second = Listener("n", "127.0.0.1"), Listener("n", "127.0.0.1")
+    assert isinstance(first.endpoint, Endpoint)
+    assert first.endpoint != second.endpoint
+    first.close(), second.close()
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_exchange_gathers_in_the_order_asked_for(groups: int):
+    links: dict[tuple[int, int], Link] = {}
+    for a in range(groups):
+        for b in range(a + 1, groups):
+            links[a, b], links[b, a] = pair()
+    exchanges = [Exchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)]
+    order = tuple(reversed(range(groups)))
+    partials = [torch.full((2_000, 9, 65), float(k)) for k in range(groups)]  # far larger than a socket's buffer
+    running = [in_thread(exchange.all_gather, order, partials[k]) for k, exchange in enumerate(exchanges)]
+    for thread, results in running:
+        thread.join(timeout=30)
+        assert [gathered[0, 0, 0].item() for gathered in results[0]] == list(order)
+    for link in links.values():
+        link.close()
+
+
+def expect_closed(link: Link) -> None:
+    with pytest.raises(LinkClosedError):
+        link.recv()
