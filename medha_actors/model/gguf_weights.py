@@ -1,0 +1,141 @@
+"""Tensors of a GGUF file under Hugging Face names, dequantised with torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medha_actors.errors import ModelError
+from medha_actors.model.gguf_file import GgufFile
+from medha_actors.model.spec import ModelSpec
+
+F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
+_BLOCK_BYTES = {F32: 4, F16: 2, BF16: 2, Q4_0: 18, Q4_1: 20, Q8_0: 34}  # of one value, or of a block of 32
+_BLOCK = 32
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class GgufWeights:
+    """Tensors by Hugging Face name, float32 or as stored; nothing is read before it is asked for."""
+
+    def __init__(self, file: GgufFile, spec: ModelSpec) -> None:
+        self.file = file
+        self.spec = spec
+
+    def __contains__(self, name: str) -> bool:
+        return gguf_name(name) in self.file.tensors
+
+    def tensor(self, name: str) -> Tensor:
+        """The dequantised tensor."""
+        return self._in_order(name, read_tensor(self.file, gguf_name(name)))
+
+    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+        """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is not quantised."""
+        kind = self.file.tensors[gguf_name(name)].kind
+        if kind not in (Q4_0, Q4_1, Q8_0):
+            return None
+        return self._in_order(name, raw_tensor(self.file, gguf_name(name))), kind
+
+    def _in_order(self, name: str, tensor: Tensor) -> Tensor:
+        """Undo llama.cpp's reordering of query and key rows.
+
+        It stores the rows of a head so that RoPE turns neighbours (2i, 2i+1); Hugging Face turns (i, i + half).
+        """
+        found = re.search(r"\.([qk])_proj\.", name)
+        if self.spec.architecture != "llama" or found is None:
+            return tensor
+        heads = self.spec.heads if found[1] == "q" else self.spec.kv_heads
+        rows = tensor.view(heads, self.spec.head_dim // 2, 2, -1)
+        return rows.transpose(1, 2).reshape(tensor.shape)
+
+
+def gguf_name(name: str) -> str:
+    """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight"""
+    stem, kind = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        _, _, layer, rest = stem.split(".", 3)
+        return f"blk.{layer}.{_NAMES[rest]}.{kind}"
+    return f"{_NAMES[stem]}.{kind}"
+
+
+def raw_tensor(file: GgufFile, name: str) -> Tensor:
+    """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector)."""
+    info = file.tensors[name]
+    width = info.shape[-1] * _BLOCK_BYTES[info.kind] // (_BLOCK if info.kind in _DEQUANTISE else 1)
+    rows = int(np.prod(info.shape[:-1]))
+    stored = file.bytes[info.offset : info.offset + rows * width]
+    return torch.from_numpy(np.array(stored)).view(rows, width)  # a copy: the map is read-only
+
+
+def read_tensor(file: GgufFile, name: str) -> Tensor:
+    """The tensor in float32 (or in its own 16-bit float type)."""
+    info = file.tensors.get(name)
+    if info is None:
+        raise ModelError(f"{file.path} has no tensor {name}")
+    if info.kind not in _BLOCK_BYTES:
+        return _by_gguf_package(file, name)
+    raw = raw_tensor(file, name)
+    if info.kind in _DEQUANTISE:
+        return _DEQUANTISE[info.kind](raw.view(-1, _BLOCK_BYTES[info.kind])).view(info.shape)
+    plain = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}[info.kind]
+    return raw.view(-1).view(plain).view(info.shape)
+
+
+def _by_gguf_package(file: GgufFile, name: str) -> Tensor:
+    """Every other kind (K-quants and so on): complete, but slower."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    info = file.tensors[name]
+    try:
+        kind = GGMLQuantizationType(info.kind)
+        block, size = GGML_QUANT_SIZES[kind]
+        width = info.shape[-1] // block * size
+        stored = file.bytes[info.offset : info.offset + int(np.prod(info.shape[:-1])) * width]
+        return torch.from_numpy(dequantize(stored.reshape(*info.shape[:-1], width), kind)).view(info.shape)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{file.path}: tensor {name} has an unsupported type: {error}") from error
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """uint8 [blocks, 16] -> [blocks, 32]: the low halves are the first 16 values."""
+    return torch.cat((packed & 15, packed >> 4), 1)
+
+
+def _scale(two_bytes: Tensor) -> Tensor:
+    return two_bytes.contiguous().view(torch.float16).float()
+
+
+def _q4_0(blocks: Tensor) -> Tensor:
+    return (_nibbles(blocks[:, 2:]).float() - 8) * _scale(blocks[:, :2])
+
+
+def _q4_1(blocks: Tensor) -> Tensor:
+    return _nibbles(blocks[:, 4:]).float() * _scale(blocks[:, :2]) + _scale(blocks[:, 2:4])
+
+
+def _q8_0(blocks: Tensor) -> Tensor:
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * _scale(blocks[:, :2])
+
+
+_DEQUANTISE: dict[int, Callable[[Tensor], Tensor]] = {Q4_0: _q4_0, Q4_1: _q4_1, Q8_0: _q8_0}

@@ -1,0 +1,66 @@
+"""The paged cache of keys and values of one stage.
+
+Which request owns which page is the scheduler's business (medha_actors.core.kv_plan); here pages are numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KvPool:
+    """Keys and values, [layers, 2, pages, kv_heads, page_tokens, head_dim].
+
+    Head-major within a page: the tokens of one head lie side by side, which attention on a CPU reads twice as fast.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        pages: int,
+        page_tokens: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (layers, 2, pages, kv_heads, page_tokens, head_dim)
+        self.data = (
+            _untouched_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+        )
+        self.pages = pages
+        self.page_tokens = page_tokens
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.rows = [layer.view(-1, head_dim) for layer in self.data]  # one row per (k or v, page, head, slot)
+        self.head_pages = [layer.view(-1, page_tokens, head_dim) for layer in self.data]
+
+    def rows_of(self, pages: Tensor, slots: Tensor) -> Tensor:
+        """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` of `pages`: keys first, then values."""
+        heads = torch.arange(self.kv_heads, device=pages.device)
+        first = (pages[:, None] * self.kv_heads + heads) * self.page_tokens + slots[:, None]
+        values = self.pages * self.kv_heads * self.page_tokens
+        return torch.cat((first, first + values), 1).view(-1)
+
+    def head_pages_of(self, pages: Tensor) -> Tensor:
+        """Numbers of (page, head) blocks for page tables [..., pages]: [2, ..., kv_heads, pages]."""
+        heads = torch.arange(self.kv_heads, device=pages.device)
+        keys = pages[..., None, :] * self.kv_heads + heads[:, None]
+        return torch.stack((keys, keys + self.pages * self.kv_heads))
+
+    def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
+        """Store keys and values [tokens, 2 * kv_heads, head_dim] at `rows` (see rows_of)."""
+        self.rows[layer].index_copy_(0, rows, kv.reshape(-1, self.head_dim))
+
+    def gather(self, layer: int, head_pages: Tensor) -> Tensor:
+        """Contiguous copies of whole pages: head_pages [2, ..., kv_heads, n] -> [2, ..., kv_heads, n * page_tokens, head_dim]."""
+        blocks = self.head_pages[layer].index_select(0, head_pages.view(-1))
+        return blocks.view(*head_pages.shape[:-1], -1, self.head_dim)
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory is only taken when it is first written (numpy asks the kernel for zero pages)."""
+    count = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)

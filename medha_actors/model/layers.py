@@ -1,0 +1,87 @@
+"""The dense parts of a transformer layer: linear maps, RMSNorm and the gated MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medha_actors.model.spec import ModelSpec
+from medha_actors.model.weights import Weights
+
+_BATCH_HINT = 64  # rows that oneDNN lays the weight out for
+
+
+class Linear:
+    """y = x W^T + b for x [rows, in]; W is given as [out, in] and kept in the layout that is fastest here."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self.prepacked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if self.prepacked:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT)
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.prepacked:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+class RmsNorm:
+    """x / rms(x) * weight over the last dimension, accumulated in float32."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight = weight
+        self.eps = eps
+        self.shape = tuple(weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+
+class Mlp:
+    """down(silu(gate(x)) * up(x)), gate and up as one matrix."""
+
+    def __init__(self, gate_up: Linear, down: Linear) -> None:
+        self.gate_up = gate_up
+        self.down = down
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate).mul_(up))
+
+
+class Loader:
+    """Builds layers from weights: reads, fuses, converts and moves tensors."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+        self.weights = weights
+        self.spec = spec
+        self.device = device
+        self.dtype = dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the device, in the compute type."""
+        return self.weights.tensor(name).to(self.device, self.dtype)
+
+    def linear(self, *names: str, bias: bool = False) -> Linear:
+        """One linear map; several names are stacked along the output."""
+        weight = torch.cat([self.tensor(f"{name}.weight") for name in names])
+        stacked = torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
+        return Linear(weight, stacked)
+
+    def norm(self, name: str) -> RmsNorm:
+        return RmsNorm(self.tensor(f"{name}.weight"), self.spec.eps)
+
+    def mlp(self, layer: int) -> Mlp:
+        prefix, bias = f"model.layers.{layer}.mlp", self.spec.mlp_bias
+        return Mlp(
+            self.linear(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
+            self.linear(f"{prefix}.down_proj", bias=bias),
+        )
+
+    def head(self) -> Linear:
+        """The LM head, which may be the embedding table."""
+        return self.linear("model.embed_tokens" if self.spec.tied_head else "lm_head")

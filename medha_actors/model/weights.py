@@ -1,0 +1,102 @@
+"""Opens a model's weights, whatever holds them, as one mapping from Hugging Face names to tensors."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from medha_actors.config import ModelLoadingConfig
+from medha_actors.errors import ModelError
+from medha_actors.model.gguf_file import GgufFile
+from medha_actors.model.gguf_weights import GgufWeights
+from medha_actors.model.source import resolve
+from medha_actors.model.spec import ModelSpec
+
+
+class Weights(Protocol):
+    """Tensors by name; a tensor is read when it is asked for, so a stage reads only its own layers."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, in whatever float type it is kept; raises ModelError if it is missing."""
+        ...
+
+    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+        """A quantised matrix as stored: uint8 [rows, bytes], GGUF kind; None if it is not quantised."""
+        ...
+
+
+def open_weights(spec: ModelSpec, config: ModelLoadingConfig) -> Weights:
+    """The weights that the configuration names."""
+    source = resolve(config)
+    if source.kind == "random" or source.path is None:
+        return RandomWeights(spec, config.random.seed)
+    if source.kind == "gguf":
+        return GgufWeights(GgufFile(source.path), spec)
+    return SafetensorsWeights(source.path)
+
+
+class RandomWeights:
+    """Weights drawn from a generator seeded by the tensor's name: the same whichever stage asks."""
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        self.seed = seed
+        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        self.shapes = {
+            "q_proj": (wide, spec.hidden),
+            "k_proj": (narrow, spec.hidden),
+            "v_proj": (narrow, spec.hidden),
+            "o_proj": (spec.hidden, wide),
+            "gate_proj": (spec.intermediate, spec.hidden),
+            "up_proj": (spec.intermediate, spec.hidden),
+            "down_proj": (spec.hidden, spec.intermediate),
+            "embed_tokens": (spec.vocabulary, spec.hidden),
+        }
+        self.hidden = spec.hidden
+
+    def __contains__(self, name: str) -> bool:
+        return name.split(".")[-2] in self.shapes
+
+    def tensor(self, name: str) -> Tensor:
+        shape = self.shapes.get(name.split(".")[-2])
+        if shape is None:  # a norm
+            return torch.ones(self.hidden)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+        return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+
+    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+        return None
+
+
+class SafetensorsWeights:
+    """A folder of safetensors files, one or sharded with an index."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.folder = folder
+        self.files = {}
+        try:
+            for path in sorted(folder.glob("*.safetensors")):
+                opened = safe_open(path, framework="pt")
+                self.files.update(dict.fromkeys(opened.keys(), opened))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{folder}: a safetensors file cannot be read: {error}") from error
+        if not self.files:
+            raise ModelError(f"{folder} holds no .safetensors files")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def tensor(self, name: str) -> Tensor:
+        if name not in self.files:
+            raise ModelError(f"{self.folder} has no tensor {name}")
+        return self.files[name].get_tensor(name)
+
+    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+        return None
