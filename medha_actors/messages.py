@@ -97,6 +97,7 @@ class Sequence(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
+    token_ids: bytes = b""  # int32, positions [0, n) that this group will see no span of; only penalties need them
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):

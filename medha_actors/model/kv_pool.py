@@ -55,7 +55,7 @@ class KvPool:
         self.rows[layer].index_copy_(0, rows, kv.reshape(-1, self.head_dim))
 
     def gather(self, layer: int, head_pages: Tensor) -> Tensor:
-        """Contiguous copies of whole pages: head_pages [2, ..., kv_heads, n] -> [2, ..., kv_heads, n * page_tokens, head_dim]."""
+        """Contiguous copies of whole pages: [2, ..., kv_heads, n] -> [2, ..., kv_heads, n * page_tokens, head_dim]."""
         blocks = self.head_pages[layer].index_select(0, head_pages.view(-1))
         return blocks.view(*head_pages.shape[:-1], -1, self.head_dim)
 

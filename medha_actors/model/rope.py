@@ -1,4 +1,4 @@
-"""Rotary position embeddings and their scalings (default, linear, dynamic, llama3, yarn), as transformers defines them."""
+"""Rotary position embeddings and their scalings: default, linear, dynamic, llama3, yarn, as in transformers."""
 
 from __future__ import annotations
 

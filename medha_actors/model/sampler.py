@@ -1,37 +1,117 @@
-"""Chooses tokens from logits."""
+"""The end of the last stage: from logits to tokens and log-probabilities.
+
+Each row is treated alone: what a request gets does not depend on what is batched beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 
+import torch
 from torch import Tensor
 
-from medha_actors.messages import PromptLogprobs, SampledToken, Sequence, Span
+from medha_actors.messages import (
+    TOKEN_BYTES,
+    PromptLogprobs,
+    SampledToken,
+    SamplingParams,
+    Sequence,
+    Span,
+    unpack_tokens,
+)
+from medha_actors.model.draw import draw
+from medha_actors.model.penalties import History, adjust, adjusts, needs_history
 
-Logits = Callable[[Items[int]], Tensor]
+_GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+_COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
+_PROMPT_BLOCK = 256  # rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
+
+Logits = Callable[[Items[int]], Tensor]  # rows of the step -> float32 [rows, vocabulary]; computes the head for these
 
 
 class Sampler:
-    """Greedy for now."""
+    """Chooses tokens for the spans of a step; keeps each request's parameters and, for penalties, its tokens."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
+        self.params: dict[str, SamplingParams] = {}
+        self.histories: dict[str, History] = {}
 
-    def open(self, sequence: Sequence) -> None: ...
+    def open(self, sequence: Sequence) -> None:
+        """A request begins (or begins again)."""
+        params = sequence.sampling or _GREEDY
+        self.params[sequence.request_id] = params
+        if needs_history(params):
+            self.histories[sequence.request_id] = History(sequence, self.vocabulary)
 
-    def close(self, request_id: str) -> None: ...
+    def close(self, request_id: str) -> None:
+        """Forget a request."""
+        self.params.pop(request_id, None)
+        self.histories.pop(request_id, None)
 
     def __call__(
         self, spans: Items[Span], logits: Logits
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
-        rows, sampled, row = [], [], 0
+        """Sample where the spans say so, and report prompt log-probabilities where they were asked for."""
+        rows, sampled, prompts, first = [], [], [], 0
         for span in spans:
-            row += span.stop - span.start
-            if span.sample and span.writes:
-                rows.append(row - 1)
-                sampled.append(span)
-        if not rows:
-            return (), ()
-        token_ids = logits(rows).argmax(-1).tolist()
-        return tuple(SampledToken(s.request_id, s.index, t) for s, t in zip(sampled, token_ids, strict=True)), ()
+            if self.histories and span.request_id in self.histories:
+                self.histories[span.request_id].record(span.start, span.token_ids)
+            stop = first + span.stop - span.start
+            if span.writes:
+                if self.params[span.request_id].prompt_logprobs is not None:
+                    prompts.append((span, first))
+                if span.sample:
+                    rows.append(stop - 1)
+                    sampled.append(span)
+            first = stop
+        tokens = self._sample(sampled, logits(rows)) if rows else ()
+        found = (self._prompt(span, first, logits) for span, first in prompts) if prompts else ()
+        return tokens, tuple(entry for entry in found if entry.entries)
+
+    def _sample(self, spans: Items[Span], logits: Tensor) -> tuple[SampledToken, ...]:
+        params = [self.params[span.request_id] for span in spans]
+        wants = [row for row, one in enumerate(params) if one.logprobs is not None]
+        raw = logits[wants].clone() if wants else None  # log-probabilities are of the model's own distribution
+        for row, (span, one) in enumerate(zip(spans, params, strict=True)):
+            if adjusts(one, span.index):
+                adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
+        drawn = [row for row, one in enumerate(params) if one.temperature >= _COLDEST]
+        chosen = logits.argmax(-1)
+        if drawn:
+            among = logits if len(drawn) == len(params) else logits[drawn]
+            indices = [spans[row].index for row in drawn]
+            chosen[drawn] = draw(among, [params[row] for row in drawn], indices)
+        token_ids = chosen.tolist()
+        tokens = [SampledToken(span.request_id, span.index, id_) for span, id_ in zip(spans, token_ids, strict=True)]
+        if raw is not None:
+            counts = [params[row].logprobs or 0 for row in wants]
+            entries = logprob_entries(raw, [token_ids[row] for row in wants], counts)
+            for row, (logprob, top) in zip(wants, entries, strict=True):
+                tokens[row] = SampledToken(spans[row].request_id, spans[row].index, token_ids[row], logprob, top)
+        return tuple(tokens)
+
+    def _prompt(self, span: Span, first: int, logits: Logits) -> PromptLogprobs:
+        """Log-probabilities of the tokens that follow the span's positions, as far as they are known."""
+        following = unpack_tokens(span.token_ids[TOKEN_BYTES:])
+        if span.next_token_id >= 0:
+            following.append(span.next_token_id)
+        count = self.params[span.request_id].prompt_logprobs or 0
+        entries: list[tuple[float, tuple[tuple[int, float], ...]]] = []
+        for start in range(0, len(following), _PROMPT_BLOCK):
+            block = following[start : start + _PROMPT_BLOCK]
+            rows = range(first + start, first + start + len(block))
+            entries += logprob_entries(logits(rows), block, [count] * len(block))
+        return PromptLogprobs(span.request_id, span.start, tuple(entries))
+
+
+def logprob_entries(
+    logits: Tensor, token_ids: Items[int], counts: Items[int]
+) -> Iterable[tuple[float, tuple[tuple[int, float], ...]]]:
+    """For each row: the given token's log-probability and the `count` most likely tokens with theirs."""
+    every = logits.log_softmax(-1)
+    chosen = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    values, best = every.topk(min(max(counts), logits.shape[-1]))
+    for logprob, count, ids, logprobs in zip(chosen, counts, best.tolist(), values.tolist(), strict=True):
+        yield logprob, tuple(zip(ids[:count], logprobs[:count], strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -107,7 +108,8 @@ def _limit(spec: ModelSpec, asked: int | None) -> ModelSpec:
         return spec
     if asked > spec.max_positions:
         raise ModelError(
-            f"max_model_len_tokens is {asked}, but the model was made for {spec.max_positions}; set rope_scaling to extend it"
+            f"max_model_len_tokens is {asked}, but the model was made for {spec.max_positions}; "
+            "set rope_scaling to extend it"
         )
     return msgspec.structs.replace(spec, max_positions=asked)
 
@@ -134,7 +136,7 @@ def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
     for stage in range(stages - 1):
         ends.append(ends[-1] + each + (stage < more))
     ends.append(spec.layers)
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: torch.dtype) -> int:

@@ -1,0 +1,69 @@
+"""Changes of logits before sampling: logit_bias, min_tokens, and repetition, presence and frequency penalties."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medha_actors.messages import SamplingParams, Sequence
+
+
+def needs_history(params: SamplingParams) -> bool:
+    """True if the request's earlier tokens change its logits."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+class History:
+    """A request's tokens by position, so that a prefill that is computed again counts nothing twice."""
+
+    def __init__(self, sequence: Sequence, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self.tokens = torch.empty(0, dtype=torch.int32)
+        self.in_prompt: Tensor | None = None
+        self.record(0, sequence.token_ids)
+
+    def record(self, start: int, packed: bytes) -> None:
+        """Note the tokens of positions [start, ...)."""
+        if not packed:
+            return
+        new = torch.frombuffer(bytearray(packed), dtype=torch.int32)
+        stop = start + len(new)
+        if stop > len(self.tokens):
+            grown = torch.zeros(max(stop, 2 * len(self.tokens), 256), dtype=torch.int32)
+            grown[: len(self.tokens)] = self.tokens
+            self.tokens = grown
+        self.tokens[start:stop] = new
+
+    def penalise(self, logits: Tensor, params: SamplingParams, prompt: int, stop: int) -> None:
+        """Apply the penalties to one row of logits: repetition over all `stop` tokens, the others over the output."""
+        if self.in_prompt is None:
+            self.in_prompt = self._counts(0, prompt) > 0
+        counts = self._counts(prompt, stop)
+        if params.repetition_penalty != 1.0:
+            seen = (self.in_prompt | (counts > 0)).to(logits.device)
+            penalty = params.repetition_penalty
+            logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+        if params.frequency_penalty or params.presence_penalty:
+            counts = counts.to(logits.device, torch.float32)
+            logits.sub_(counts, alpha=params.frequency_penalty)
+            logits.sub_((counts > 0).float(), alpha=params.presence_penalty)
+
+    def _counts(self, start: int, stop: int) -> Tensor:
+        return torch.bincount(self.tokens[start:stop], minlength=self.vocabulary)
+
+
+def adjusts(params: SamplingParams, index: int) -> bool:
+    """True if anything but temperature and filters changes the logits of output token `index`."""
+    return bool(params.logit_bias) or index < params.min_tokens or needs_history(params)
+
+
+def adjust(logits: Tensor, params: SamplingParams, index: int, stop: int, history: History | None) -> None:
+    """Change one row of logits in place, in vLLM's order. The row predicts position `stop`, output token `index`."""
+    if index < params.min_tokens and params.stop_token_ids:
+        logits[torch.tensor(params.stop_token_ids, device=logits.device)] = -torch.inf
+    if params.logit_bias:
+        token_ids, biases = zip(*params.logit_bias, strict=True)
+        where = torch.tensor(token_ids, device=logits.device)
+        logits.index_add_(0, where, torch.tensor(biases, dtype=logits.dtype, device=logits.device))
+    if history is not None:
+        history.penalise(logits, params, stop - index, stop)
