@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medha_actors.errors import ModelError
 from medha_actors.model.gguf_file import GgufFile
 from medha_actors.model.rope import Rope
@@ -159,7 +161,7 @@ def _gguf_rope(own: dict[str, Any], file: GgufFile) -> tuple[Rope, int]:
     if "rope_freqs.weight" in file.tensors:
         from medha_actors.model.gguf_weights import read_tensor
 
-        divisors = tuple(read_tensor(file, "rope_freqs.weight").tolist())
+        divisors = tuple(read_tensor(file, "rope_freqs.weight", torch.float32).tolist())
     rope = Rope(
         theta=own.get("rope.freq_base", 10_000.0),
         kind="default" if kind == "none" else kind,

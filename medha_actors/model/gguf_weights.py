@@ -16,6 +16,7 @@ from medha_actors.model.spec import ModelSpec
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
 _BLOCK_BYTES = {F32: 4, F16: 2, BF16: 2, Q4_0: 18, Q4_1: 20, Q8_0: 34}  # of one value, or of a block of 32
 _BLOCK = 32
+_AT_ONCE = 8192  # blocks dequantised together: temporaries stay in the cache
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -36,7 +37,7 @@ _NAMES = {
 
 
 class GgufWeights:
-    """Tensors by Hugging Face name, float32 or as stored; nothing is read before it is asked for."""
+    """Tensors by Hugging Face name; nothing is read before it is asked for."""
 
     def __init__(self, file: GgufFile, spec: ModelSpec) -> None:
         self.file = file
@@ -45,9 +46,9 @@ class GgufWeights:
     def __contains__(self, name: str) -> bool:
         return gguf_name(name) in self.file.tensors
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The dequantised tensor."""
-        return self._in_order(name, read_tensor(self.file, gguf_name(name)))
+        return self._in_order(name, read_tensor(self.file, gguf_name(name), dtype))
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is not quantised."""
@@ -87,18 +88,22 @@ def raw_tensor(file: GgufFile, name: str) -> Tensor:
     return torch.from_numpy(np.array(stored)).view(rows, width)  # a copy: the map is read-only
 
 
-def read_tensor(file: GgufFile, name: str) -> Tensor:
-    """The tensor in float32 (or in its own 16-bit float type)."""
+def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
+    """The tensor, dequantised in float32 and rounded to `dtype`."""
     info = file.tensors.get(name)
     if info is None:
         raise ModelError(f"{file.path} has no tensor {name}")
     if info.kind not in _BLOCK_BYTES:
-        return _by_gguf_package(file, name)
+        return _by_gguf_package(file, name).to(dtype)
     raw = raw_tensor(file, name)
     if info.kind in _DEQUANTISE:
-        return _DEQUANTISE[info.kind](raw.view(-1, _BLOCK_BYTES[info.kind])).view(info.shape)
+        blocks = raw.view(-1, _BLOCK_BYTES[info.kind])
+        out = torch.empty(len(blocks), _BLOCK, dtype=dtype)
+        for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
+            into.copy_(_DEQUANTISE[info.kind](some))
+        return out.view(info.shape)
     plain = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}[info.kind]
-    return raw.view(-1).view(plain).view(info.shape)
+    return raw.view(-1).view(plain).view(info.shape).to(dtype)
 
 
 def _by_gguf_package(file: GgufFile, name: str) -> Tensor:

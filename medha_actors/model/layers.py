@@ -9,6 +9,7 @@ from torch import Tensor
 from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import Weights
 
+_EMBEDDING = "model.embed_tokens.weight"
 _BATCH_HINT = 64  # rows that oneDNN lays the weight out for
 
 
@@ -61,14 +62,21 @@ class Loader:
         self.spec = spec
         self.device = device
         self.dtype = dtype
+        self.embedding: Tensor | None = None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the device, in the compute type."""
-        return self.weights.tensor(name).to(self.device, self.dtype)
+        if name == _EMBEDDING and self.embedding is not None:
+            return self.embedding  # also the head, where the two are tied
+        found = self.weights.tensor(name, self.dtype).to(self.device)
+        if name == _EMBEDDING:
+            self.embedding = found
+        return found
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
         """One linear map; several names are stacked along the output."""
-        weight = torch.cat([self.tensor(f"{name}.weight") for name in names])
+        parts = [self.tensor(f"{name}.weight") for name in names]
+        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
         stacked = torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
         return Linear(weight, stacked)
 

@@ -22,8 +22,8 @@ class Weights(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor, in whatever float type it is kept; raises ModelError if it is missing."""
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in `dtype`; raises ModelError if it is missing."""
         ...
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
@@ -62,12 +62,12 @@ class RandomWeights:
     def __contains__(self, name: str) -> bool:
         return name.split(".")[-2] in self.shapes
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         shape = self.shapes.get(name.split(".")[-2])
         if shape is None:  # a norm
-            return torch.ones(self.hidden)
+            return torch.ones(self.hidden, dtype=dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-        return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+        return (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(dtype)
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         return None
@@ -93,10 +93,10 @@ class SafetensorsWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         if name not in self.files:
             raise ModelError(f"{self.folder} has no tensor {name}")
-        return self.files[name].get_tensor(name)
+        return self.files[name].get_tensor(name).to(dtype)
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         return None
