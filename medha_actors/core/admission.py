@@ -1,0 +1,81 @@
+"""What is checked when a request arrives, and the objectives it is given."""
+
+from __future__ import annotations
+
+import math
+
+from medha_actors.config import MedhaConfig
+from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.request import RequestState, Timeline
+from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
+from medha_actors.messages import Rejected, Request
+
+RETRY_BOUNDS_S = (1.0, 60.0)
+
+
+def rejected(error: MedhaError) -> Rejected:
+    """The error as a message."""
+    return Rejected(
+        status=error.status,
+        kind=error.kind,
+        message=error.message,
+        code=error.code,
+        param=error.param,
+        retry_after_s=error.retry_after_s,
+    )
+
+
+class Admission:
+    """Server policy: bounds, deadlines, timeouts."""
+
+    def __init__(self, config: MedhaConfig, grid: Grid, table: PrefillTable) -> None:
+        self._config, self._table = config, table
+        plan = KvPlan(grid)
+        self.kv_tokens = plan.capacity_tokens
+        self.model_tokens = grid.max_model_len_tokens
+
+    def check(self, request: Request, waiting: int, backlog_s: float) -> None:
+        """Raise RequestError for what can never run, OverloadedError when the queue is full."""
+        prompt, output = request.prompt_tokens, request.sampling.max_tokens
+        if prompt < 1:
+            raise RequestError("the prompt has no tokens", param="prompt")
+        if output < 1:
+            raise RequestError(f"max_tokens is {output}, must be at least 1", param="max_tokens")
+        asked = f"{prompt + output} tokens ({prompt} in the prompt, {output} to generate)"
+        if prompt + output > self.model_tokens:
+            raise NeverFitsError(
+                f"the request needs {asked}; the model takes at most {self.model_tokens}", param="prompt"
+            )
+        if prompt + output - 1 > self.kv_tokens:  # the last token's KV is never needed
+            raise NeverFitsError(
+                f"the request needs {asked}; the KV cache has room for {self.kv_tokens}", param="prompt"
+            )
+        limit = self._config.scheduler.max_waiting_requests
+        if waiting >= limit:
+            low, high = RETRY_BOUNDS_S
+            retry = math.ceil(min(high, max(low, backlog_s / 2)))
+            raise OverloadedError(f"{waiting} requests are waiting, the queue takes {limit}", retry_after_s=retry)
+
+    def admit(self, request: Request, serial: int) -> RequestState:
+        """The state of a new request with its objectives: the client's within the server's bounds, or ours."""
+        ours, asked = self._config.objectives, request.objectives
+        work_s = self._table.seconds(0, request.prompt_tokens)
+        if asked.ttft_s is not None:
+            ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
+        else:
+            ttft_s = max(ours.ttft_multiplier * work_s, ours.ttft_floor_s)
+        tpot_s = ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s)
+        timeout_s = ours.default_timeout_s if asked.timeout_s is None else min(asked.timeout_s, ours.max_timeout_s)
+        arrived_at = request.arrived_at
+        return RequestState(
+            request=request,
+            serial=serial,
+            timeline=Timeline(arrived_at, arrived_at + ttft_s),
+            tpot_s=tpot_s,
+            timeout_at=math.inf if timeout_s is None else arrived_at + timeout_s,
+            prompt=request.prompt_tokens,
+            goal=request.prompt_tokens,
+            total_work_s=work_s,
+            remaining_s=work_s,
+        )

@@ -1,0 +1,108 @@
+"""How large a chunk may be, and what whole prefills cost when they are cut in such chunks (paper, 3.2 and 4.3).
+
+`PrefillTable` is the remaining-work estimate of LARS: one cumulative table, built by simulating a lone prefill with
+adaptive chunking, shared by all requests and grown as far as the longest one needs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from medha_actors.core.predictor import ExecutionModel, Load, interpolate
+
+UNIT = 16  # chunks are multiples of this, unless they end a prefill
+SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
+CHUNKS_PER_STAGE = 2
+EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
+STRIDE = 1.03  # context growth per stride
+DRIFT = 1.25  # rebuild when the model's correction has moved this far
+
+
+def largest_chunk(cap: int, fits: Callable[[int], bool]) -> int:
+    """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if not even UNIT fits."""
+    if cap <= 0 or fits(cap):
+        return max(0, cap)
+    low, high = 0, -(-cap // UNIT)  # in units: low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle * UNIT):
+            low = middle
+        else:
+            high = middle
+    return low * UNIT
+
+
+def pipeline_share(tokens: int, stages: int, cap: int) -> int:
+    """Chunk size for a prompt that has the pipeline to itself.
+
+    With S stages and chunks that take t, its makespan is (chunks + S - 1) t: one chunk would keep one stage busy at a
+    time. So it is cut in equal chunks, at least two for each stage while they stay large enough to be efficient.
+    """
+    if stages == 1:
+        return cap
+    chunks = max(-(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1)
+    share = -(-tokens // chunks)
+    return min(cap, -(-share // UNIT) * UNIT)
+
+
+class PrefillTable:
+    """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit `budget_s`.
+
+    `cutoff` and `groups`: where the KV cache is split over groups (paper, 3.3), a chunk late in a long context costs
+    what its longest piece costs.
+    """
+
+    def __init__(
+        self, model: ExecutionModel, *, stages: int, budget_s: float, max_chunk: int, cutoff: int, groups: int
+    ) -> None:
+        self._model, self._stages, self._budget_s, self._max_chunk = model, stages, budget_s, max_chunk
+        self._cutoff, self._groups = cutoff, groups
+        self._clear()
+
+    def seconds(self, done: int, total: int) -> float:
+        """Seconds until position `total` is prefilled, from `done` on; 0 when nothing is left."""
+        left = total - done
+        if left <= 0:
+            return 0.0
+        scale = self._model.scales[True]
+        if not 1 / DRIFT < scale / self._scale < DRIFT:
+            self._clear()
+        while self._ends[-1] < total:
+            self._grow()
+        return scale * (self._until(total) - self._until(done) + self._drain(left, total))
+
+    def _clear(self) -> None:
+        self._scale = self._model.scales[True]
+        self._ends, self._costs, self._chunks = [0], [0.0], [0]  # positions, cumulative seconds, chunk sizes
+        self._grow()
+
+    def _grow(self) -> None:
+        start = self._ends[-1]
+        budget_s = self._budget_s / self._scale
+        chunk = max(UNIT, largest_chunk(self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s))
+        step = chunk if len(self._ends) <= EXACT_CHUNKS else max(chunk, int(start * (STRIDE - 1)))
+        seconds = self._chunk_s(chunk, start + (step - chunk) // 2) * step / chunk
+        self._ends.append(start + step)
+        self._costs.append(self._costs[-1] + seconds)
+        self._chunks.append(chunk)
+
+    def _until(self, position: int) -> float:
+        """Uncorrected seconds of the prefill of [0, position)."""
+        if position <= self._ends[1]:  # one chunk: its overhead and the shape of the row table matter
+            return self._chunk_s(position, 0)
+        return interpolate(self._ends, self._costs, position)
+
+    def _drain(self, left: int, total: int) -> float:
+        """The last chunk still passes the other stages when the first has done all."""
+        if self._stages == 1:
+            return 0.0
+        cap = self._chunks[min(bisect_right(self._ends, total - 1), len(self._chunks) - 1)]
+        chunk = min(left, pipeline_share(total, self._stages, cap))
+        return (self._stages - 1) * self._chunk_s(chunk, total - chunk)
+
+    def _chunk_s(self, rows: int, start: int) -> float:
+        if rows <= 0:
+            return 0.0
+        piece = max(min(start, self._cutoff), start - (self._groups - 1) * self._cutoff)
+        return self._model.base(Load().with_prefill(rows, piece))

@@ -1,0 +1,150 @@
+"""The live requests, which of them wait, prefill, decode, and how they give way when the KV cache is full."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from medha_actors.config import Policy
+from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.request import RequestState
+
+DECODE_SPLIT = 2  # running decodes per stage from which on they are split into micro-batches
+
+
+def decode_rows(running: int, stages: int) -> int:
+    """Decodes one batch may carry: with enough of them, a share that leaves work for the other stages."""
+    return -(-running // stages) if running >= DECODE_SPLIT * stages else running
+
+
+class LiveRequests:
+    """Every live request is in `queue` until its prefill is wholly dispatched, then in `decoding`.
+
+    `holding`: those with a reservation of KV. `ready`: those that may decode now, the longest-waiting first.
+    `closing`: ids that the stages of each group have still to be told to forget.
+    """
+
+    def __init__(self, policy: Policy, grid: Grid, table: PrefillTable) -> None:
+        self._grid, self._table = grid, table
+        self.kv = KvPlan(grid)
+        self.queue = PrefillQueue(policy)
+        self.by_id: dict[str, RequestState] = {}
+        self.holding: dict[str, RequestState] = {}
+        self.decoding: dict[str, RequestState] = {}
+        self.ready: dict[str, RequestState] = {}
+        self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
+        self.evictions = 0
+
+    def add(self, state: RequestState) -> None:
+        """A new request waits."""
+        self.by_id[state.id] = state
+        self.queue.put(state)
+
+    def dispatched(self, state: RequestState, stop: int) -> None:
+        """The positions below `stop` are on their way."""
+        prefill = state.prefilling
+        state.dispatched = stop
+        self.ready.pop(state.id, None)
+        if not prefill:
+            return
+        self.holding[state.id] = state
+        if state.prefilling:
+            state.remaining_s = self._table.seconds(stop, state.goal)
+            self.queue.put(state)
+        else:
+            self.queue.remove(state)
+            self.decoding[state.id] = state
+
+    def remove(self, state: RequestState) -> None:
+        """A request has ended."""
+        self.by_id.pop(state.id, None)
+        self.queue.remove(state)
+        self._let_go(state)
+
+    def evict(self, state: RequestState) -> None:
+        """Drop a request's KV; it waits for the prefill of everything known of it."""
+        self.evictions += 1
+        self._let_go(state)
+        state.drop_cache()
+        self._requeue(state)
+
+    def restart(self) -> None:
+        """All KV is lost, and the stages know nobody."""
+        self.kv = KvPlan(self._grid)
+        for state in list(self.holding.values()):
+            state.drop_cache()
+            self._requeue(state)
+        self.holding.clear()
+        self.decoding.clear()
+        self.ready.clear()
+        self.closing = [[] for _ in range(self._grid.groups)]
+
+    def revalue(self) -> None:
+        """Estimate all waiting work again: the predictor has changed its mind."""
+        for state in list(self.queue.ordered(0.0)):
+            self._requeue(state)
+
+    def running(self) -> list[int]:
+        """Decoding requests that hold a piece in each group."""
+        counts = [0] * self._grid.groups
+        for state in self.decoding.values():
+            for piece in state.pieces:
+                counts[piece.group] += 1
+        return counts
+
+    def choose_decodes(self, groups: Collection[int], spared: Collection[str], now: float) -> list[RequestState]:
+        """Ready requests for one batch, with room for their next token, all of whose pieces are in `groups`.
+
+        When a group is full, the request with the most slack yields; those in `spared` never do.
+        """
+        left = [decode_rows(count, self._grid.stages) for count in self.running()]
+        chosen = []
+        for state in list(self.ready.values()):
+            own = [piece.group for piece in state.pieces]  # empty: it has yielded meanwhile
+            if own and all(left[group] and group in groups for group in own) and self._make_room(state, spared, now):
+                chosen.append(state)
+                for group in own:
+                    left[group] -= 1
+        return [state for state in chosen if state.pieces]
+
+    def _make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
+        while (group := self.kv.grow(state)) is not None:
+            rivals = [
+                other
+                for other in self.holding.values()
+                if other.id not in spared and any(piece.group == group for piece in other.pieces)
+            ]
+            victim = max(rivals, key=lambda other: (self._slack_after(other, now), other.serial))
+            self.evict(victim)
+            if victim is state:
+                return False
+        return True
+
+    def _slack_after(self, state: RequestState, now: float) -> float:
+        """Slack of a request if its KV were dropped now: the recomputation counts."""
+        return state.due_at - now - self._table.seconds(0, state.known)
+
+    def _let_go(self, state: RequestState) -> None:
+        for piece in state.pieces:
+            if piece.opened:
+                self.closing[piece.group].append(state.id)
+        self.kv.release(state)
+        for place in (self.holding, self.decoding, self.ready):
+            place.pop(state.id, None)
+
+    def _requeue(self, state: RequestState) -> None:
+        state.total_work_s = self._table.seconds(0, state.goal)
+        state.remaining_s = self._table.seconds(state.dispatched, state.goal)
+        self.queue.put(state)
+
+
+def count_preemptions(turn: Iterable[RequestState], picked: Collection[RequestState]) -> int:
+    """Note on each unfinished prefill of the last `turn` that others were `picked` in its groups instead."""
+    used = {piece.group for state in picked for piece in state.pieces}
+    count = 0
+    for state in turn:
+        if state not in picked and state.prefilling and any(piece.group in used for piece in state.pieces):
+            state.timeline.preemptions += 1
+            count += 1
+    return count

@@ -1,0 +1,179 @@
+"""What goes into the next batch (paper, 4.2 and 4.3): decodes first, then prefill chunks into the time budget.
+
+Each prefill, in the policy's order, gets the largest chunk whose predicted batch time still fits, in every group it
+touches. Space sharing: a long prefill leaves a part of the budget, growing with its relative slack, to the short ones
+behind it; what they do not use it takes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from medha_actors.config import SchedulerConfig
+from medha_actors.core.chunking import largest_chunk, pipeline_share
+from medha_actors.core.kv_plan import Grid, KvPlan, holders, piece_end
+from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.predictor import ExecutionModel, Load
+from medha_actors.core.request import RequestState
+
+LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
+LONE_BUDGETS = 2.0  # the only live request may use so many: there is nobody whose tokens it delays
+MISSES = 8  # prefills that may fail to fit before the packer gives up; bounds the time of a decision
+
+
+class Pick(NamedTuple):
+    """A span of the next batch: from what the request has dispatched so far up to `stop`."""
+
+    state: RequestState
+    stop: int
+
+
+class Packer:
+    """One batch in the making: picks, and the load of every group."""
+
+    def __init__(
+        self, config: SchedulerConfig, grid: Grid, model: ExecutionModel, kv: KvPlan, now: float, budget_s: float
+    ) -> None:
+        self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
+        self.budget_s = budget_s
+        self.loads = [Load()] * grid.groups
+        self.decodes: list[Pick] = []
+        self.prefills: list[Pick] = []
+        self._shut: set[int] = set()  # groups that take no further prefill in this batch
+        self._long_groups: set[int] = set()
+        self._full = False  # no request can be started: KV or slots have run out
+        self._yielding: list[int] = []  # indices of the prefills that left room
+
+    def add_decode(self, state: RequestState) -> None:
+        """One token of a ready request."""
+        start, touched = state.dispatched, holders(state, state.dispatched)
+        for piece, cached in touched:
+            writes = piece is touched[-1][0]
+            self.loads[piece.group] = self.loads[piece.group].with_decode(cached, writes, len(touched))
+        self.decodes.append(Pick(state, start + 1))
+
+    def add_prefills(self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool) -> None:
+        """Fill the budget, and reserve the KV of the requests that start.
+
+        `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live request only. The first
+        prefill gets `min_chunk_tokens` even if they do not fit, so that prefill always moves on.
+        """
+        misses = 0
+        limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s
+        for state in self._candidates(queue):
+            if misses >= MISSES or len(self._shut) == self._grid.groups:
+                break
+            fresh = not state.pieces
+            if fresh and not self._place(state, slots, headroom):
+                self._full = True
+                continue
+            groups = {piece.group for piece, _ in holders(state, state.dispatched)}
+            long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
+            share = self._share(state) if long and len(queue) > 1 else 1.0
+            tokens = 0
+            if not groups & (self._shut | self._long_groups if long else self._shut):
+                tokens = self._chunk(state, limit_s * share, only=len(queue) == 1)
+            if not tokens:
+                misses += 1
+                if fresh:
+                    state.pieces = []
+                if not state.dispatched and not long:  # the cheapest tokens there are do not fit here
+                    self._shut |= groups
+                continue
+            if fresh:
+                self._kv.reserve(state, state.pieces)
+                slots -= 1
+            if long:
+                self._long_groups |= groups
+            if share < 1:
+                self._yielding.append(len(self.prefills))
+            self._add(state, tokens)
+            if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
+                self._shut |= groups
+        for index in self._yielding:
+            self._top_up(index, limit_s)
+
+    def predicted_s(self) -> float:
+        """Seconds of the batch in its slowest stage and group."""
+        return max(self._model.predict(load) for load in self.loads)
+
+    def base_s(self) -> float:
+        """The same, uncorrected."""
+        return max(self._model.base(load) for load in self.loads)
+
+    def _candidates(self, queue: PrefillQueue) -> Iterator[RequestState]:
+        """The queue in order; once nobody can start, only the prefills that have."""
+        seen = set()
+        for state in queue.ordered(self._now):
+            if self._full and not state.pieces:
+                rest = [other for serial, other in queue.started.items() if serial not in seen]
+                yield from sorted(rest, key=lambda other: queue.key(other, self._now))
+                return
+            seen.add(state.serial)
+            yield state
+
+    def _place(self, state: RequestState, slots: int, headroom: list[int]) -> bool:
+        """Give a request pieces to try: on the groups with the least to do in this batch, then with the most room."""
+        if slots <= 0:
+            return False
+        groups = list(range(self._grid.groups))
+        if len(groups) > 1:
+            groups.sort(key=lambda g: (g in self._shut, self._model.base(self.loads[g]), -self._kv.available(g)))
+        pieces = self._kv.place(state.goal, groups, headroom)
+        state.pieces = pieces or []
+        return pieces is not None
+
+    def _share(self, state: RequestState) -> float:
+        """The share of the budget a long prefill keeps (paper, 4.2)."""
+        if not self._config.space_sharing or self._config.fixed_chunk_tokens is not None:
+            return 1.0
+        return 1.0 - min(max(state.relative_slack(self._now), 0.0), self._config.max_yield)
+
+    def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
+        """Tokens of the next chunk within `limit_s`; 0: none fit."""
+        config, start = self._config, state.dispatched
+        touched = holders(state, start)
+        rows = max(self.loads[piece.group].rows for piece, _ in touched)
+        end = piece_end(state.pieces, start, state.goal)
+        cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
+        if config.fixed_chunk_tokens is not None:
+            used = max(self.loads[piece.group].prefill_rows for piece, _ in touched)
+            return max(0, min(cap, config.fixed_chunk_tokens - used))
+        if only:
+            cap = min(cap, pipeline_share(state.goal, self._grid.stages, max(1, cap)))
+        tokens = largest_chunk(cap, lambda c: self._seconds(self._trial(state, start, c)) <= limit_s)
+        return tokens if tokens or self.prefills else max(0, min(cap, config.min_chunk_tokens))
+
+    def _top_up(self, index: int, limit_s: float) -> None:
+        """What the short prefills left of the budget goes back to a long one that yielded."""
+        state, stop = self.prefills[index]
+        touched = holders(state, state.dispatched)
+        rows = max(self.loads[piece.group].rows for piece, _ in touched)
+        end = piece_end(state.pieces, state.dispatched, state.goal)
+        room = self._config.max_chunk_tokens - (stop - state.dispatched)
+        cap = min(end - stop, room, self._config.max_batch_tokens - rows)
+        more = largest_chunk(cap, lambda c: self._seconds(self._trial(state, stop, c, extend=True)) <= limit_s)
+        if more:
+            for group, load in self._trial(state, stop, more, extend=True):
+                self.loads[group] = load
+            self.prefills[index] = Pick(state, stop + more)
+
+    def _add(self, state: RequestState, tokens: int) -> None:
+        for group, load in self._trial(state, state.dispatched, tokens):
+            self.loads[group] = load
+        self.prefills.append(Pick(state, state.dispatched + tokens))
+
+    def _seconds(self, trial: list[tuple[int, Load]]) -> float:
+        return max(self._model.mixed(load) for _, load in trial)
+
+    def _trial(self, state: RequestState, start: int, tokens: int, extend: bool = False) -> list[tuple[int, Load]]:
+        """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span already picked."""
+        touched, sample = holders(state, state.dispatched), start + tokens == state.goal
+        trial = []
+        for piece, cached in touched:
+            writes = piece is touched[-1][0]
+            load = self.loads[piece.group]
+            cached = start - piece.start if writes else cached
+            trial.append((piece.group, load.with_prefill(tokens, cached, writes, len(touched), sample, extend)))
+        return trial

@@ -1,0 +1,204 @@
+"""How long a batch takes: a performance model fed by profiles, kept true by what batches really took (paper, 4.3).
+
+For one stage and one KV group, with c rows of a prefill span over n cached tokens,
+
+    seconds = step + linear(rows) + span * spans + pair * sum(c n + c^2 / 2) + prefill_kv * sum(n)
+              + decode_kv * (cached tokens read by decodes) + exchange * (rows merged with other groups)
+              + head * (sampled rows)
+
+A batch takes as long as its slowest stage and group. Every term grows with every span, so bisection is sound.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Self
+
+import msgspec
+
+from medha_actors.messages import StepMessage
+
+WINDOW = 31  # batches in the moving ratio of actual to predicted time
+ERRORS = 512  # batches in the error statistics
+
+
+class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage's costs in seconds. `rows`: (rows, seconds of all linear layers), increasing, from 1 row on."""
+
+    rows: tuple[tuple[int, float], ...]
+    step_s: float = 0.0
+    span_s: float = 0.0
+    pair_s: float = 0.0
+    prefill_kv_s: float = 0.0
+    decode_kv_s: float = 0.0
+    exchange_s: float = 0.0
+    head_s: float = 0.0
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """All stages, first to last. JSON-able."""
+
+    stages: tuple[StageProfile, ...]
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What one KV group has to do in one batch."""
+
+    rows: int = 0
+    prefill_rows: int = 0
+    spans: int = 0
+    pairs: float = 0.0
+    prefill_kv: int = 0
+    decode_kv: int = 0
+    exchanged: int = 0
+    sampled: int = 0
+
+    def with_decode(self, cached: int, writes: bool = True, groups: int = 1) -> Load:
+        """One more decode, over `cached` tokens of this group."""
+        return Load(
+            self.rows + 1,
+            self.prefill_rows,
+            self.spans + 1,
+            self.pairs,
+            self.prefill_kv,
+            self.decode_kv + cached,
+            self.exchanged + groups - 1,
+            self.sampled + writes,
+        )
+
+    def with_prefill(
+        self, rows: int, cached: int, writes: bool = True, groups: int = 1, sample: bool = False, extend: bool = False
+    ) -> Load:
+        """One more prefill span of `rows` over `cached` tokens of this group; `extend`: a longer last span."""
+        return Load(
+            self.rows + rows,
+            self.prefill_rows + rows,
+            self.spans + (not extend),
+            self.pairs + rows * cached + (rows * rows / 2 if writes else 0),
+            self.prefill_kv + (0 if extend else cached),
+            self.decode_kv,
+            self.exchanged + rows * (groups - 1),
+            self.sampled + (sample and writes),
+        )
+
+    def decodes(self) -> Load:
+        """The decodes alone."""
+        rows = self.rows - self.prefill_rows
+        return Load(rows=rows, spans=rows, decode_kv=self.decode_kv, sampled=min(rows, self.sampled))
+
+
+def load_of(message: StepMessage | None) -> Load:
+    """The load of a step message, as a profiler or a simulator sees it."""
+    load = Load()
+    for span in () if message is None else message.spans:
+        rows, groups = span.stop - span.start, max(1, len(span.groups))
+        if rows == 1 and (span.sample or not span.writes):
+            load = load.with_decode(span.piece_tokens, span.sample, groups)
+        else:
+            load = load.with_prefill(rows, span.piece_tokens, span.writes, groups, span.sample)
+    return load
+
+
+class _Stage:
+    """A profile made ready for evaluation: a dense, monotone row table."""
+
+    def __init__(self, profile: StageProfile) -> None:
+        costs = [getattr(profile, name) for name in profile.__struct_fields__ if name != "rows"]
+        if not profile.rows or min(costs) < 0:
+            raise ValueError(f"a profile needs a row table and no negative costs: {profile}")
+        points = sorted({0: 0.0, **dict(profile.rows)}.items())
+        table = [0.0]
+        for (low, low_s), (high, high_s) in pairwise(points):
+            slope = (high_s - low_s) / (high - low)
+            table += [max(table[-1], low_s + slope * rows) for rows in range(1, high - low + 1)]
+        self.table = table
+        self.slope = max(0.0, table[-1] - table[-2]) if len(table) > 1 else 0.0
+        self.profile = profile
+
+    def seconds(self, load: Load) -> float:
+        if not load.rows:
+            return 0.0
+        rows, table = load.rows, self.table
+        linear = table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
+        profile = self.profile
+        return (
+            profile.step_s
+            + linear
+            + profile.span_s * load.spans
+            + profile.pair_s * load.pairs
+            + profile.prefill_kv_s * load.prefill_kv
+            + profile.decode_kv_s * load.decode_kv
+            + profile.exchange_s * load.exchanged
+            + profile.head_s * load.sampled
+        )
+
+
+class ExecutionModel:
+    """Seconds of a batch. Two regimes are corrected apart: decodes alone, and batches with prefill."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._by_profile = {stage: _Stage(stage) for stage in profile.stages}
+        self._unique = list(self._by_profile.values())
+        self._ratios: dict[bool, deque[float]] = {False: deque(maxlen=WINDOW), True: deque(maxlen=WINDOW)}
+        self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
+        self._errors: deque[float] = deque(maxlen=ERRORS)
+
+    @classmethod
+    def analytic(
+        cls, stages: int = 1, *, token_s: float = 1e-3, step_s: float = 0.0, pair_s: float = 0.0, kv_s: float = 0.0
+    ) -> Self:
+        """A model without calibration: whole-model costs per row, per (query, key) pair, per cached token read."""
+        stage = StageProfile(
+            rows=((1, token_s / stages),),
+            step_s=step_s / stages,
+            pair_s=pair_s / stages,
+            prefill_kv_s=kv_s / stages,
+            decode_kv_s=kv_s / stages,
+        )
+        return cls(Profile((stage,) * stages))
+
+    def base(self, load: Load) -> float:
+        """Uncorrected seconds of the slowest stage."""
+        return max(stage.seconds(load) for stage in self._unique)
+
+    def mixed(self, load: Load) -> float:
+        """Corrected seconds of a batch with prefill (what the packer bisects)."""
+        return self.base(load) * self.scales[True]
+
+    def predict(self, load: Load) -> float:
+        """Corrected seconds of one group's part of a batch; never less than its decodes alone would take."""
+        alone = self.base(load.decodes()) * self.scales[False]
+        return max(self.mixed(load), alone) if load.prefill_rows else alone
+
+    def stage_seconds(self, load: Load) -> tuple[float, ...]:
+        """Uncorrected seconds of every stage, first to last."""
+        seconds = {profile: stage.seconds(load) for profile, stage in self._by_profile.items()}
+        return tuple(seconds[profile] for profile in self.profile.stages)
+
+    def observe(self, base_s: float, predicted_s: float, actual_s: float, prefill: bool) -> None:
+        """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull it)."""
+        if base_s <= 0 or actual_s <= 0:
+            return
+        self._errors.append(abs(predicted_s - actual_s) / actual_s)
+        ratios = self._ratios[prefill]
+        ratios.append(min(100.0, max(0.01, actual_s / base_s)))
+        self.scales[prefill] = median(ratios)
+
+    def errors(self) -> tuple[float | None, float | None]:
+        """P50 and P90 of the relative error of recent predictions; None: nothing observed yet."""
+        if not self._errors:
+            return None, None
+        ranked: Sequence[float] = sorted(self._errors)
+        return ranked[len(ranked) // 2], ranked[min(len(ranked) - 1, len(ranked) * 9 // 10)]
+
+
+def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """Piecewise linear through the points (xs increasing), constant slope outside the last two."""
+    index = min(max(1, bisect_right(xs, x)), len(xs) - 1)
+    x0, x1, y0, y1 = xs[index - 1], xs[index], ys[index - 1], ys[index]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

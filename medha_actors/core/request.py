@@ -1,0 +1,146 @@
+"""What the scheduler knows of one request: counts of tokens, not phases; and the instants worth reporting.
+
+    0 <= computed <= dispatched <= known = prompt + generated
+
+`dispatched` tokens were handed to the pipeline, `computed` ones came back: the distance between the two is what stream
+pipeline parallelism lives on (paper, 3.3). A prefill covers [0, goal): the prompt, or after the KV cache was dropped
+everything known by then. Past the goal the request decodes, one token at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from medha_actors.messages import TOKEN_BYTES, FinishedEvent, FinishReason, Request, pack_tokens
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """The part of a request's KV cache that one group holds: positions from `start` to the next piece's start."""
+
+    group: int
+    start: int
+    pages: list[int] = field(default_factory=list)
+    promised: int = 0  # pages reserved for this piece and not yet taken
+    sent: int = 0  # pages the stages have been told of
+    opened: bool = False  # the stages of the group know the request
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Instants in epoch seconds (None: not reached) and the disturbances on the way."""
+
+    arrived_at: float
+    deadline_at: float  # when the first token is due
+    scheduled_at: float | None = None
+    prefilled_at: float | None = None
+    first_token_at: float | None = None
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One live request. `serial` numbers arrivals and breaks ties."""
+
+    request: Request
+    serial: int
+    timeline: Timeline
+    tpot_s: float
+    timeout_at: float
+    prompt: int
+    goal: int
+    generated: bytearray = field(default_factory=bytearray)
+    dispatched: int = 0
+    computed: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    epoch: int = 0  # goes up when the KV cache is dropped: results of older spans no longer count
+    total_work_s: float = 0.0  # predicted isolated prefill of [0, goal)
+    remaining_s: float = 0.0  # the part of it that is not dispatched
+    logprobs_until: int = 1  # prompt positions below this one have had their log-probabilities reported
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def output(self) -> int:
+        """Number of generated tokens."""
+        return len(self.generated) // TOKEN_BYTES
+
+    @property
+    def known(self) -> int:
+        return self.prompt + len(self.generated) // TOKEN_BYTES
+
+    @property
+    def due_at(self) -> float:
+        """When the next token is due: the deadline for the first, one TPOT objective later for each further one."""
+        return self.timeline.deadline_at + self.tpot_s * self.output
+
+    @property
+    def prefilling(self) -> bool:
+        """Some of the prefill is not dispatched yet."""
+        return self.dispatched < self.goal
+
+    @property
+    def ready(self) -> bool:
+        """May decode: every known token but the last has its KV computed and nothing is in flight."""
+        return self.goal <= self.dispatched == self.computed == self.known - 1
+
+    def relative_slack(self, now: float) -> float:
+        """rho of LARS (paper, 4.1): slack over total work; smaller is more urgent."""
+        return (self.due_at - now - self.remaining_s) / max(self.total_work_s, 1e-9)
+
+    def tokens(self, start: int, stop: int) -> bytes:
+        """Packed ids of the known tokens at positions [start, stop)."""
+        if start >= self.prompt:
+            return bytes(self.generated[(start - self.prompt) * TOKEN_BYTES : (stop - self.prompt) * TOKEN_BYTES])
+        head = self.request.prompt_token_ids[start * TOKEN_BYTES : min(stop, self.prompt) * TOKEN_BYTES]
+        return head if stop <= self.prompt else head + self.tokens(self.prompt, stop)
+
+    def append(self, token_id: int) -> None:
+        """One more known token."""
+        self.generated += pack_tokens((token_id,))
+
+    def ending(self, token_id: int, max_tokens: int) -> FinishReason | None:
+        """Why generation ends with the token just appended, if it does; `max_tokens`: the model's length."""
+        sampling = self.request.sampling
+        if token_id in sampling.stop_token_ids and self.output >= sampling.min_tokens:
+            return "stop"
+        if self.output >= sampling.max_tokens or self.known >= max_tokens:
+            return "length"
+        return None
+
+    def skip_logprobs(self, start: int, count: int) -> int:
+        """How many of the log-probabilities of positions start+1 ... start+count were reported before; now all are."""
+        skip = max(0, self.logprobs_until - start - 1)
+        self.logprobs_until = max(self.logprobs_until, start + count + 1)
+        return skip
+
+    def drop_cache(self) -> None:
+        """Forget everything computed: the request becomes a prefill of all tokens known now. None is lost."""
+        self.timeline.recomputed_tokens += self.computed
+        self.epoch += 1
+        self.pieces = []
+        self.dispatched = self.computed = 0
+        self.goal = self.known
+
+    def finished(self, reason: FinishReason, message: str | None, now: float) -> FinishedEvent:
+        """The last event; results still in flight no longer count."""
+        self.epoch += 1
+        timeline = self.timeline
+        return FinishedEvent(
+            request_id=self.id,
+            reason=reason,
+            message=message,
+            prompt_tokens=self.prompt,
+            generated_tokens=self.output,
+            arrived_at=timeline.arrived_at,
+            scheduled_at=timeline.scheduled_at,
+            prefilled_at=timeline.prefilled_at,
+            first_token_at=timeline.first_token_at,
+            finished_at=now,
+            deadline_at=timeline.deadline_at,
+            preemptions=timeline.preemptions,
+            recomputed_tokens=timeline.recomputed_tokens,
+        )

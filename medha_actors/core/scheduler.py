@@ -1,0 +1,256 @@
+"""The scheduler: requests come in, batches go out, results come back as events. Pure: time is an argument.
+
+One object, two drivers: the scheduler actor serves real traffic with it, `core.simulator` drives the same one in
+simulated time. The driver asks for the next batch whenever stage 0 is free, hands in the results of each batch in
+order, and bounds the batches in flight to stages + 1. Instants are epoch seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from medha_actors.config import MedhaConfig
+from medha_actors.core.admission import Admission, rejected
+from medha_actors.core.assembly import Flight, Flown, assemble
+from medha_actors.core.chunking import DRIFT, PrefillTable
+from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.live import LiveRequests, count_preemptions
+from medha_actors.core.packer import Packer
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.request import RequestState
+from medha_actors.core.stats import Stats
+from medha_actors.errors import MedhaError, RequestError
+from medha_actors.messages import (
+    Accepted,
+    Batch,
+    Event,
+    FinishReason,
+    ProgressEvent,
+    PromptLogprobs,
+    PromptLogprobsEvent,
+    Rejected,
+    Request,
+    SampledToken,
+    StepResult,
+    TokenEvent,
+)
+
+
+class Scheduler:
+    """Continuous batching over a grid of pipeline stages and KV groups, under one policy."""
+
+    def __init__(self, config: MedhaConfig, grid: Grid, model: ExecutionModel) -> None:
+        self.config, self.grid, self.model = config, grid, model
+        self.budget_s = config.scheduler.batch_budget_s or config.objectives.tpot_s / grid.stages
+        self.table = PrefillTable(
+            model,
+            stages=grid.stages,
+            budget_s=self.budget_s,
+            max_chunk=config.scheduler.max_chunk_tokens,
+            cutoff=KvPlan(grid).cutoff,
+            groups=grid.groups,
+        )
+        self.live = LiveRequests(config.scheduler.policy, grid, self.table)
+        self._admission = Admission(config, grid, self.table)
+        self._flights: deque[Flight] = deque()
+        self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
+        self._timeouts: list[tuple[float, int, str]] = []
+        self._serials, self._batch_ids = itertools.count(), itertools.count()
+        self._valued_at = model.scales[True]
+        self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
+
+    def add(self, request: Request, now: float) -> Accepted | Rejected:
+        """Queue a request. Its id must not be in use."""
+        queue = self.live.queue
+        try:
+            if request.id in self.live.by_id:
+                raise RequestError(f"request id {request.id!r} is in use", param="request_id")
+            self._admission.check(request, queue.waiting, queue.work_s())
+        except MedhaError as error:
+            return rejected(error)
+        state = self._admission.admit(request, next(self._serials))
+        self.live.add(state)
+        if state.timeout_at < math.inf:
+            heapq.heappush(self._timeouts, (state.timeout_at, state.serial, state.id))
+        ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
+        ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
+        return Accepted(
+            deadline_at=state.timeline.deadline_at,
+            ttft_objective_s=state.timeline.deadline_at - state.timeline.arrived_at,
+            tpot_objective_s=state.tpot_s,
+            predicted_ttft_s=max(0.0, now - state.timeline.arrived_at) + ahead_s + state.total_work_s,
+        )
+
+    def cancel(
+        self, request_id: str, now: float, reason: FinishReason = "abort", message: str | None = None
+    ) -> list[Event]:
+        """End a request now, whatever it is doing; nothing happens if it is not known."""
+        state = self.live.by_id.get(request_id)
+        return [] if state is None else [self._finish(state, reason, message, now)]
+
+    def expire(self, now: float) -> list[Event]:
+        """End the requests whose timeout has passed."""
+        events: list[Event] = []
+        while (wake := self.next_wake(now)) is not None and wake <= now:
+            state = self.live.by_id[self._timeouts[0][2]]
+            limit_s = state.timeout_at - state.timeline.arrived_at
+            events.append(self._finish(state, "timeout", f"not finished within its {limit_s:g} s", now))
+        return events
+
+    def next_wake(self, now: float) -> float | None:
+        """When expire() could have something to do next; None: never, as things stand."""
+        while self._timeouts:
+            timeout_at, serial, request_id = self._timeouts[0]
+            state = self.live.by_id.get(request_id)
+            if state is not None and state.serial == serial:
+                return timeout_at
+            heapq.heappop(self._timeouts)
+        return None
+
+    def next_batch(self, now: float) -> Batch | None:
+        """The next batch for stage 0; None: nothing can run before a batch in flight returns or a request arrives."""
+        live = self.live
+        packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, self._budget())
+        if live.queue.order.preemptive:
+            self._add_decodes(packer, now)
+        if len(live.queue):
+            slots = self.config.scheduler.max_running_requests - len(live.holding)
+            packer.add_prefills(live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1)
+        if not live.queue.order.preemptive:
+            self._add_decodes(packer, now)
+        if not packer.decodes and not packer.prefills:
+            return None
+        return self._dispatch(packer, now)
+
+    def complete(self, results: Sequence[StepResult], now: float) -> list[Event]:
+        """The results of all groups of the oldest batch in flight. Those of before a restart are ignored."""
+        batch_id = results[0].batch_id
+        if not self._flights or batch_id < self._flights[0].batch.id:
+            return []
+        if batch_id != self._flights[0].batch.id:
+            raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
+        flight = self._flights.popleft()
+        actual_s = max((seconds for result in results for seconds in result.stage_seconds), default=0.0)
+        self.model.observe(flight.base_s, flight.batch.predicted_s, actual_s, flight.batch.prefill_tokens > 0)
+        drawn = {token.request_id: token for result in results for token in result.tokens}
+        scored = {entry.request_id: entry for result in results for entry in result.prompt_logprobs}
+        events: list[Event] = []
+        for flown in flight.spans:
+            if flown.epoch == flown.state.epoch:
+                events += self._arrived(flown, drawn.get(flown.state.id), scored.get(flown.state.id), now)
+        self._follow_drift()
+        return events
+
+    def restart(self, now: float) -> None:
+        """All KV caches and batches in flight are lost: every live request is prefilled anew, as far as it is known."""
+        self._flights.clear()
+        self._turn = []
+        self.live.restart()
+
+    def stats(self) -> Stats:
+        """Figures for metrics; cheap."""
+        live, usage = self.live, self.live.kv.usage()
+        p50, p90 = self.model.errors()
+        return Stats(
+            running=len(live.decoding),
+            prefilling=len(live.queue.started),
+            waiting=live.queue.waiting,
+            batches_in_flight=len(self._flights),
+            kv_usage=sum(usage) / len(usage),
+            kv_usage_by_group=tuple(usage),
+            backlog_s=live.queue.work_s(),
+            budget_s=self.budget_s,
+            preemptions_total=self._preemptions,
+            evictions_total=live.evictions,
+            batches_total=self._batches,
+            prompt_tokens_total=self._prompt_tokens,
+            generation_tokens_total=self._generated_tokens,
+            predictor_error_p50=p50,
+            predictor_error_p90=p90,
+            predictor_scale_prefill=self.model.scales[True],
+            predictor_scale_decode=self.model.scales[False],
+        )
+
+    def _budget(self) -> float:
+        """Seconds one batch may take in one stage: less if a decoding request has a tighter objective."""
+        tightest = min((state.tpot_s for state in self.live.decoding.values()), default=math.inf)
+        return min(self.budget_s, tightest / self.grid.stages)
+
+    def _add_decodes(self, packer: Packer, now: float) -> None:
+        """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
+        preemptive = self.live.queue.order.preemptive
+        groups = [group for group, load in enumerate(packer.loads) if preemptive or not load.rows]
+        spared = {pick.state.id for pick in packer.prefills}
+        for state in self.live.choose_decodes(groups, spared, now):
+            packer.add_decode(state)
+
+    def _dispatch(self, packer: Packer, now: float) -> Batch:
+        picks = packer.decodes + packer.prefills
+        for state, stop in packer.prefills:
+            self.live.kv.take(state, stop)
+        batch_id = next(self._batch_ids)
+        messages = assemble(batch_id, picks, self.live.closing)
+        batch = Batch(
+            id=batch_id,
+            groups=messages,
+            budget_s=packer.budget_s,
+            predicted_s=packer.predicted_s(),
+            prefill_tokens=sum(stop - state.dispatched for state, stop in packer.prefills),
+            decode_tokens=len(packer.decodes),
+        )
+        spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
+        self._flights.append(Flight(batch, spans, packer.base_s()))
+        for state, stop in picks:
+            if state.timeline.scheduled_at is None:
+                state.timeline.scheduled_at = now
+            self.live.dispatched(state, stop)
+        if packer.prefills:
+            picked = [pick.state for pick in packer.prefills]
+            self._preemptions += count_preemptions(self._turn, picked)
+            self._turn = [state for state in picked if state.prefilling]
+        self._batches += 1
+        return batch
+
+    def _arrived(
+        self, flown: Flown, drawn: SampledToken | None, scored: PromptLogprobs | None, now: float
+    ) -> list[Event]:
+        """A span that still counts has been computed."""
+        state, events = flown.state, list[Event]()
+        state.computed = flown.stop
+        if state.timeline.prefilled_at is None and state.computed >= state.prompt:
+            state.timeline.prefilled_at = now
+            self._prompt_tokens += state.prompt
+        if scored and (skip := state.skip_logprobs(scored.start, len(scored.entries))) < len(scored.entries):
+            events.append(PromptLogprobsEvent(state.id, scored.start + skip, scored.entries[skip:]))
+        if not flown.sample:
+            if not state.output:
+                left_s = self.table.seconds(state.computed, state.goal)
+                events.append(ProgressEvent(state.id, state.computed, state.goal, left_s))
+            return events
+        if drawn is None or drawn.index != state.output:
+            raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
+        state.append(drawn.token_id)
+        self._generated_tokens += 1
+        state.timeline.first_token_at = state.timeline.first_token_at or now
+        events.append(TokenEvent(state.id, drawn.index, drawn.token_id, now, drawn.logprob, drawn.top_logprobs))
+        reason = state.ending(drawn.token_id, self.grid.max_model_len_tokens)
+        if reason is None:
+            self.live.ready[state.id] = state
+        else:
+            events.append(self._finish(state, reason, None, now))
+        return events
+
+    def _finish(self, state: RequestState, reason: FinishReason, message: str | None, now: float) -> Event:
+        self.live.remove(state)
+        return state.finished(reason, message, now)
+
+    def _follow_drift(self) -> None:
+        """Value the waiting work anew when the machine has become much faster or slower."""
+        scale = self.model.scales[True]
+        if not 1 / DRIFT < scale / self._valued_at < DRIFT:
+            self._valued_at = scale
+            self.live.revalue()
