@@ -1,0 +1,148 @@
+"""From a checked body to the Requests the engine gets: one for each choice of each prompt."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deployments import limits, objectives
+from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.text import Text
+from medha_actors.config import MedhaConfig
+from medha_actors.errors import NotFoundError
+from medha_actors.messages import Objectives, Request, SamplingParams, pack_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sequence to generate."""
+
+    index: int
+    request: Request
+    prompt: Sequence[int]
+    prompt_text: str | None = None  # set where `echo` has to repeat it
+
+
+@dataclass(slots=True)
+class Job:
+    """One HTTP request: what its answer has to say, and its choices."""
+
+    id: str
+    model: str
+    created: int
+    body: GenerationBody
+    choices: list[Choice] = field(default_factory=list)
+    prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
+
+
+class Admission:
+    """Checks, tokenises and fans out."""
+
+    def __init__(self, config: MedhaConfig, text: Text, context_tokens: int) -> None:
+        self._config = config
+        self._text = text
+        self.context_tokens = context_tokens
+        self.model_id = config.model_loading_config.model_id
+
+    async def completion(self, body: CompletionBody, headers: Mapping[str, str], arrived_at: float) -> Job:
+        """Raises RequestError."""
+        asked = self._check(body, headers)
+        prompts = limits.split_prompts(body, self._config.limits, self._text.vocabulary)
+        job = self._job("cmpl", body, headers)
+        for i, prompt in enumerate(prompts):
+            name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
+            ids = await self.tokens(name, prompt, body.add_special_tokens)
+            text = None
+            if body.echo:
+                text = prompt if isinstance(prompt, str) else self._text.decode(ids)
+            self._add(job, name, ids, text, asked, headers, arrived_at)
+        return job
+
+    async def chat(self, body: ChatBody, headers: Mapping[str, str], arrived_at: float) -> Job:
+        """Raises RequestError."""
+        asked = self._check(body, headers)
+        ids = await self.chat_tokens(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
+        job = self._job("chatcmpl", body, headers)
+        self._add(job, "messages", ids, None, asked, headers, arrived_at)
+        return job
+
+    async def tokens(self, name: str, prompt: str | list[int], add_special_tokens: bool) -> list[int]:
+        """Token ids of one prompt; one that is certainly too long is refused without tokenising it."""
+        if not isinstance(prompt, str):
+            return prompt
+        fewest = self._text.fewest_tokens(prompt)
+        if fewest > self.context_tokens:
+            raise limits.too_long(name, fewest, 1, self.context_tokens, at_least=True)
+        return await self._text.encode(prompt, add_special_tokens)
+
+    async def chat_tokens(self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]) -> list[int]:
+        limits.check_messages(messages, self._config.limits)
+        rendered = self._text.render(messages, add_prompt, extra)
+        return await self.tokens("messages", rendered, add_special_tokens=False)
+
+    def check_model(self, model: str | None) -> None:
+        if model is not None and model != self.model_id:
+            raise NotFoundError(
+                f"the model {model[:100]!r} does not exist; this server has {self.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _check(self, body: GenerationBody, headers: Mapping[str, str]) -> Objectives:
+        self.check_model(body.model)
+        limits.check_generation(body, self._config.limits, self._text.vocabulary)
+        return objectives.resolve(body.medha, headers, self._config.objectives)
+
+    def _job(self, kind: str, body: GenerationBody, headers: Mapping[str, str]) -> Job:
+        given = body.request_id or headers.get("x-request-id", "")[:256]
+        return Job(f"{kind}-{given or secrets.token_hex(12)}", self.model_id, int(time.time()), body)
+
+    def _add(
+        self, job: Job, name: str, ids: list[int], text: str | None, asked: Objectives,
+        headers: Mapping[str, str], arrived_at: float,
+    ) -> None:  # fmt: skip
+        """Append the n choices of one prompt."""
+        body = job.body
+        max_tokens = limits.resolve_max_tokens(body, name, len(ids), self.context_tokens)
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        packed, job.prompt_tokens = pack_tokens(ids), job.prompt_tokens + len(ids)
+        unique = f"{job.id}-{secrets.token_hex(4)}"  # a client may send the same request id twice
+        for _ in range(body.n):
+            index = len(job.choices)
+            request = Request(
+                id=f"{unique}-{index}",
+                prompt_token_ids=packed,
+                sampling=self._sampling(body, max_tokens, (seed + index) % 2**63),
+                objectives=asked,
+                priority=body.priority,
+                arrived_at=arrived_at,
+                traceparent=headers.get("traceparent"),
+            )
+            job.choices.append(Choice(index, request, ids, text))
+
+    def _sampling(self, body: GenerationBody, max_tokens: int, seed: int) -> SamplingParams:
+        logprobs: int | None = None
+        if isinstance(body, CompletionBody):
+            logprobs = body.logprobs
+        elif isinstance(body, ChatBody) and body.logprobs:
+            logprobs = body.top_logprobs
+        eos = () if body.ignore_eos else self._text.eos_token_ids
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=body.min_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=max(0, body.top_k),
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            seed=seed,
+            stop_token_ids=tuple(dict.fromkeys([*eos, *body.stop_token_ids])),
+            logit_bias=tuple(limits.bias_pairs(body.logit_bias)),
+            logprobs=logprobs,
+            prompt_logprobs=logprobs if isinstance(body, CompletionBody) and body.echo else None,
+        )

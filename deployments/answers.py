@@ -1,0 +1,227 @@
+"""From Pieces to OpenAI's bodies: choices of a whole answer, or of one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from deployments.admission import Choice, Job
+from deployments.detokenize import TokenTable
+from deployments.outbox import Piece
+from deployments.replies import (
+    ChatChoice,
+    ChatDelta,
+    ChatLogprob,
+    ChatLogprobs,
+    ChatMessage,
+    Reply,
+    TextChoice,
+    TextLogprobs,
+    TimingReply,
+    TopLogprob,
+    UsageReply,
+)
+from medha_actors.messages import Accepted, FinishedEvent, TokenEvent
+
+Entry = tuple[int, float | None, tuple[tuple[int, float], ...]]  # token, its log-probability, the likeliest ones
+
+
+class Answer(Protocol):
+    """How one endpoint writes its choices."""
+
+    def chunk(self, piece: Piece) -> Reply | None:
+        """What to stream for a piece; None: nothing yet."""
+        ...
+
+    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+        """The body of a complete answer."""
+        ...
+
+    def closing(self, usage: UsageReply) -> Reply:
+        """The last chunk, which only tells the usage."""
+        ...
+
+
+class ChatAnswer:
+    """/v1/chat/completions."""
+
+    def __init__(self, job: Job, table: TokenTable) -> None:
+        self._job, self._table = job, table
+        self._started: set[int] = set()
+
+    def chunk(self, piece: Piece) -> Reply:
+        message = ChatMessage(content=piece.text)
+        if piece.index not in self._started:
+            # The role comes with the first token: a frame of its own would look like a token to those who measure.
+            self._started.add(piece.index)
+            message.role = "assistant"
+        delta = ChatDelta(
+            index=piece.index,
+            delta=message,
+            logprobs=self._logprobs(piece),
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+        )
+        return self._reply([delta])
+
+    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+        choices = [
+            ChatChoice(
+                index=piece.index,
+                message=ChatMessage(role="assistant", content=piece.text),
+                logprobs=self._logprobs(piece),
+                finish_reason=piece.finish_reason,
+                stop_reason=piece.stop_reason,
+            )
+            for piece in pieces
+        ]
+        job = self._job
+        return Reply(
+            id=job.id, object="chat.completion", created=job.created, model=job.model, choices=choices, usage=usage
+        )
+
+    def closing(self, usage: UsageReply) -> Reply:
+        reply = self._reply([])
+        reply.usage = usage
+        return reply
+
+    def _reply(self, choices: list[ChatDelta]) -> Reply:
+        job = self._job
+        return Reply(id=job.id, object="chat.completion.chunk", created=job.created, model=job.model, choices=choices)
+
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        if self._job.choices[piece.index].request.sampling.logprobs is None:
+            return None
+        return ChatLogprobs(content=[self._entry(token) for token in piece.tokens])
+
+    def _entry(self, event: TokenEvent) -> ChatLogprob:
+        chosen = self._top(event.token_id, event.logprob or 0.0)
+        top = [self._top(token_id, logprob) for token_id, logprob in event.top_logprobs]
+        return ChatLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top)
+
+    def _top(self, token_id: int, logprob: float) -> TopLogprob:
+        raw = self._table.bytes_of(token_id)
+        return TopLogprob(token=raw.decode("utf-8", "replace"), logprob=finite(logprob), bytes=list(raw))
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a text choice has said so far."""
+
+    started: bool = False
+    offset: int = 0
+    prompt_entries: list[Entry] = field(default_factory=list)
+
+
+class TextAnswer:
+    """/v1/completions, with `echo`: the prompt, and its log-probabilities, come before the first token."""
+
+    def __init__(self, job: Job, table: TokenTable) -> None:
+        self._job, self._table = job, table
+        self._written = [_Written() for _ in job.choices]
+
+    def chunk(self, piece: Piece) -> Reply | None:
+        choice = self._choice(piece)
+        return None if choice is None else self._reply([choice])
+
+    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+        reply = self._reply([choice for piece in pieces if (choice := self._choice(piece)) is not None])
+        reply.usage = usage
+        return reply
+
+    def closing(self, usage: UsageReply) -> Reply:
+        reply = self._reply([])
+        reply.usage = usage
+        return reply
+
+    def _reply(self, choices: list[TextChoice]) -> Reply:
+        job = self._job
+        return Reply(id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices)
+
+    def _choice(self, piece: Piece) -> TextChoice | None:
+        choice, written = self._job.choices[piece.index], self._written[piece.index]
+        for part in sorted(piece.prompt_logprobs, key=lambda part: part.start):
+            known = choice.prompt[part.start + 1 : part.start + 1 + len(part.entries)]
+            written.prompt_entries += [(i, *entry) for i, entry in zip(known, part.entries, strict=False)]
+        if piece.generated == 0 and piece.finish_reason is None:
+            return None
+        entries: list[Entry] = [(token.token_id, token.logprob, token.top_logprobs) for token in piece.tokens]
+        text = piece.text
+        if not written.started:
+            written.started = True
+            if choice.prompt_text is not None:
+                text = choice.prompt_text + text
+                entries = [*self._prompt_entries(choice, written), *entries]
+        logprobs = None
+        if choice.request.sampling.logprobs is not None:
+            logprobs = self._logprobs(entries, written)
+        return TextChoice(
+            index=piece.index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+        )
+
+    def _prompt_entries(self, choice: Choice, written: _Written) -> Iterable[Entry]:
+        if choice.request.sampling.prompt_logprobs is None:
+            return []
+        entries, written.prompt_entries = written.prompt_entries, []
+        return [(choice.prompt[0], None, ()), *entries]
+
+    def _logprobs(self, entries: Sequence[Entry], written: _Written) -> TextLogprobs:
+        result = TextLogprobs()
+        for token_id, logprob, top in entries:
+            token = self._name(token_id)
+            result.tokens.append(token)
+            result.text_offset.append(written.offset)
+            written.offset += len(self._table.text_of(token_id))
+            if logprob is None:  # the prompt's first token has no log-probability
+                result.token_logprobs.append(None)
+                result.top_logprobs.append(None)
+                continue
+            result.token_logprobs.append(finite(logprob))
+            likeliest = {self._name(i): finite(value) for i, value in top}
+            result.top_logprobs.append({**likeliest, token: finite(logprob)})
+        return result
+
+    def _name(self, token_id: int) -> str:
+        """A token as text; one that is not whole characters as OpenAI writes it, `bytes:\\xe2`."""
+        raw = self._table.bytes_of(token_id)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; vLLM writes -9999 for it, too."""
+    return logprob if logprob > -9999.0 else -9999.0
+
+
+def usage_of(job: Job, generated: int, timing: TimingReply | None = None) -> UsageReply:
+    usage = UsageReply(
+        prompt_tokens=job.prompt_tokens, completion_tokens=generated, total_tokens=job.prompt_tokens + generated
+    )
+    if timing is not None:
+        usage.medha = timing
+    return usage
+
+
+def timing_of(accepted: Sequence[Accepted], arrived_at: float, endings: Sequence[FinishedEvent]) -> TimingReply:
+    """What was promised and what happened; of several choices, the latest."""
+    timing = TimingReply(
+        ttft_deadline_ms=round(1000 * max(one.deadline_at - arrived_at for one in accepted), 3),
+        predicted_ttft_ms=round(1000 * max(one.predicted_ttft_s for one in accepted), 3),
+    )
+    firsts = [end.first_token_at for end in endings if end.first_token_at is not None]
+    starts = [end.scheduled_at for end in endings if end.scheduled_at is not None]
+    if firsts:
+        timing.ttft_ms = round(1000 * (max(firsts) - arrived_at), 3)
+        timing.ttft_met = timing.ttft_ms <= timing.ttft_deadline_ms
+    if starts:
+        timing.queue_ms = round(1000 * max(0.0, max(starts) - arrived_at), 3)
+    if endings:
+        timing.preemptions = sum(end.preemptions for end in endings)
+    return timing

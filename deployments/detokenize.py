@@ -1,0 +1,155 @@
+"""From token ids to text, one token at a time, without ever showing half a character.
+
+Tokens of the Llama family stand for bytes: byte-level vocabularies directly, SentencePiece ones through tokens such as
+`<0xE2>`. So a table from token to bytes and an incremental UTF-8 decoder give what decoding all at once would give.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import Final, Protocol
+
+from tokenizers import Tokenizer
+
+
+class Detokenizer(Protocol):
+    """The state of one sequence."""
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed."""
+        ...
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, which byte-level vocabularies are written in."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_ALPHABET: Final = byte_alphabet()
+_BYTE_TOKEN: Final = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
+
+
+class TokenTable:
+    """Bytes of every token, filled as tokens are met."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+        kinds = {part["type"] for part in decoder.get("decoders", [decoder])} if decoder else set()
+        self.byte_level = "ByteLevel" in kinds
+        self.byte_fallback = "ByteFallback" in kinds or "Metaspace" in kinds
+        self.special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether tokens stand for bytes; if not, a WindowDetokenizer is needed."""
+        return self.byte_level or self.byte_fallback
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes of one token, special ones included; empty for an id without a token."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._compute(self.tokenizer.id_to_token(token_id) or "")
+        return known
+
+    def text_of(self, token_id: int) -> str:
+        """One token alone, as log-probabilities show it."""
+        return self.bytes_of(token_id).decode("utf-8", "replace")
+
+    def _compute(self, token: str) -> bytes:
+        if self.byte_level:
+            values = [_ALPHABET.get(char) for char in token]
+            return token.encode() if None in values else bytes(value for value in values if value is not None)
+        if self.byte_fallback:
+            match = _BYTE_TOKEN.match(token)
+            return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+        return token.encode()
+
+    def detokenizer(self) -> Detokenizer:
+        return ByteDetokenizer(self) if self.exact else WindowDetokenizer(self.tokenizer)
+
+
+class ByteDetokenizer:
+    """For vocabularies whose tokens stand for bytes. Special tokens have no text."""
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._table.special:
+            return ""
+        return self._decoder.decode(self._table.bytes_of(token_id))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For any other tokenizer: decode a sliding window with its own decoder and emit the difference."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._shown = 0  # tokens of the window whose text is out
+
+    def push(self, token_id: int) -> str:
+        self._window.append(token_id)
+        before, text = self._decode(self._shown), self._decode(len(self._window))
+        if len(text) <= len(before) or text.endswith("\ufffd"):
+            return ""
+        self._window = self._window[self._shown :]
+        self._shown = len(self._window)
+        return text[len(before) :]
+
+    def flush(self) -> str:
+        return self._decode(len(self._window))[len(self._decode(self._shown)) :]
+
+    def _decode(self, count: int) -> str:
+        return str(self._tokenizer.decode(self._window[:count], skip_special_tokens=True))
+
+
+class StopStrings:
+    """Cuts a growing text at the first stop string, wherever tokens begin and end.
+
+    Only text that could still become a stop string is held back. Among stop strings the one that is complete first
+    wins (the longest of those that end together), so the result does not depend on how the text is split.
+    """
+
+    def __init__(self, stops: list[str], include: bool = False) -> None:
+        self._stops = stops
+        self._include = include
+        self._prefixes = {stop[:length] for stop in stops for length in range(1, len(stop))}
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """The text that is now safe to show. After a match (`matched` is set) nothing follows."""
+        if not self._stops:
+            return text
+        if not text or self.matched is not None:
+            return ""
+        text = self._held + text
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            end, start, self.matched = min(found)
+            self._held = ""
+            return text[: end if self._include else start]
+        keep = next((n for n in range(min(len(text), self._longest - 1), 0, -1) if text[-n:] in self._prefixes), 0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back and can no longer become a stop string."""
+        held, self._held = self._held, ""
+        return held

@@ -1,0 +1,181 @@
+"""A job in the engine: submit its choices, turn their events into text, and stop them whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any
+
+from deployments.admission import Choice, Job
+from deployments.detokenize import StopStrings
+from deployments.failures import RejectedError
+from deployments.handle import EngineHandle
+from deployments.limits import output_limit
+from deployments.outbox import Item, Outbox, Piece
+from deployments.text import Text
+from medha_actors.errors import EngineError, MedhaError, RequestTimeoutError
+from medha_actors.messages import (
+    Accepted,
+    Event,
+    FinishedEvent,
+    ProgressEvent,
+    PromptLogprobsEvent,
+    Rejected,
+    TokenEvent,
+)
+
+_background: set[asyncio.Future[Any]] = set()
+
+
+def _spawn(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task of its own: what it does is not undone when the request's task is cancelled."""
+    task = asyncio.ensure_future(work)
+    _background.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _finished(task: asyncio.Task[Any]) -> None:
+    _background.discard(task)
+    if not task.cancelled():
+        task.exception()  # a cancel that fails has nobody to tell: the engine is gone, and the request with it
+
+
+class Generation:
+    """`async with Generation(...) as generation`: submitted on entry, nothing left running after the block."""
+
+    def __init__(self, engine: EngineHandle, text: Text, job: Job, max_buffered: int) -> None:
+        self._engine, self._text, self.job = engine, text, job
+        self._outbox = Outbox(max_buffered)
+        self._pumps: list[asyncio.Task[None]] = []
+        self._running: set[str] = set()
+        self.accepted: list[Accepted] = []
+
+    async def __aenter__(self) -> Generation:
+        try:
+            for choice in self.job.choices:
+                await self._submit(choice)
+        except BaseException:
+            self._stop_all()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_all()
+
+    async def _submit(self, choice: Choice) -> None:
+        request = choice.request
+        events = self._engine.events(request.id)
+        self._running.add(request.id)
+        answer = await self._engine.submit(request)
+        if isinstance(answer, Rejected):
+            raise RejectedError(answer)
+        self.accepted.append(answer)
+        self._pumps.append(_spawn(self._pump(choice, events)))
+
+    def _stop_all(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+        for request_id in self._running:
+            _spawn(self._engine.cancel(request_id))
+        self._running.clear()
+
+    async def take(self, timeout_s: float) -> list[Item]:
+        """What happened since the last call; empty after `timeout_s` of silence."""
+        return await self._outbox.take(timeout_s)
+
+    async def _pump(self, choice: Choice, events: AsyncIterator[Event]) -> None:
+        """Move one choice's events into the outbox."""
+        writer = ChoiceWriter(choice, self.job, self._text)
+        request_id = choice.request.id
+        try:
+            async for event in events:
+                if isinstance(event, ProgressEvent):
+                    self._outbox.put_progress(event)
+                    continue
+                for piece in writer.write(event):
+                    self._outbox.put(piece)
+                if writer.finished:
+                    if isinstance(event, FinishedEvent):
+                        self._running.discard(request_id)
+                    else:
+                        await self._engine.cancel(request_id)
+                    return
+            raise EngineError("the engine dropped the request")
+        except MedhaError as error:
+            self._outbox.fail(error)
+        except Exception as error:
+            self._outbox.fail(EngineError(f"the engine failed: {type(error).__name__}"))
+
+
+class ChoiceWriter:
+    """One choice's text: detokenised, cut at stop strings."""
+
+    def __init__(self, choice: Choice, job: Job, text: Text) -> None:
+        sampling = choice.request.sampling
+        self._index = choice.index
+        self._body = job.body
+        self._detokenizer = text.detokenizer()
+        self._stops = StopStrings(job.body.stops, job.body.include_stop_str_in_output)
+        self._stop_ids = frozenset(sampling.stop_token_ids)
+        self._eos = frozenset(text.eos_token_ids)
+        self._keep_tokens = sampling.logprobs is not None
+        limit = output_limit(job.body)
+        self._hidden = limit is not None and limit[1] == 0  # echo alone: the engine's one token is not shown
+        self._held: TokenEvent | None = None  # a stop token: no text if the request ends with it
+        self._generated = 0
+        self.finished = False
+
+    def write(self, event: Event) -> list[Piece]:
+        """Pieces to send; sets `finished`; raises MedhaError for requests that failed."""
+        if isinstance(event, TokenEvent):
+            return [] if self._hidden else [self._token(event)]
+        if isinstance(event, PromptLogprobsEvent):
+            return [Piece(self._index, prompt_logprobs=[event], generated=self._generated)]
+        if isinstance(event, FinishedEvent):
+            return [self._end(event)]
+        return []
+
+    def _token(self, event: TokenEvent) -> Piece:
+        text = self._release_held()
+        self._generated += 1
+        if event.token_id in self._stop_ids:
+            self._held = event
+        else:
+            text += self._detokenizer.push(event.token_id)
+        piece = Piece(self._index, self._shown(text), [event] if self._keep_tokens else [], generated=self._generated)
+        if self._stops.matched is not None:
+            piece.finish_reason, piece.stop_reason = "stop", self._stops.matched
+            self.finished = True
+        return piece
+
+    def _release_held(self) -> str:
+        held, self._held = self._held, None
+        return self._detokenizer.push(held.token_id) if held is not None else ""
+
+    def _shown(self, text: str) -> str:
+        # Stop strings count from the token after min_tokens on.
+        return text if self._generated <= self._body.min_tokens else self._stops.push(text)
+
+    def _end(self, event: FinishedEvent) -> Piece:
+        self.finished = True
+        if event.reason == "timeout":
+            raise RequestTimeoutError(event.message or "the request's time limit passed")
+        if event.reason == "error":
+            raise EngineError(event.message or "the engine failed")
+        stop_reason: str | int | None = None
+        text = ""
+        if event.reason != "stop" or self._body.include_stop_str_in_output:
+            text = self._release_held()
+        elif self._held is not None and self._held.token_id not in self._eos:
+            stop_reason = self._held.token_id
+        text = self._shown(text + self._detokenizer.flush()) + self._stops.flush()
+        reason = event.reason
+        if self._stops.matched is not None:
+            reason, stop_reason = "stop", self._stops.matched
+        return Piece(
+            self._index, text, generated=self._generated, finish_reason=reason, stop_reason=stop_reason, ending=event
+        )

@@ -1,0 +1,129 @@
+"""Bounds that come from the configuration and the model, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
+from medha_actors.config import LimitsConfig
+from medha_actors.errors import RequestError
+
+
+def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int) -> None:
+    """Raises RequestError naming the field."""
+    _at_most("n", body.n, limits.max_n)
+    _at_most("stop", len(body.stops), limits.max_stop_strings, "entries")
+    for i, stop in enumerate(body.stops):
+        name = "stop" if isinstance(body.stop, str) else f"stop[{i}]"
+        if not stop:
+            raise _invalid(name, "must not be empty")
+        _at_most(name, len(stop), limits.max_stop_chars, "characters")
+    _at_most("stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries")
+    check_ids("stop_token_ids", body.stop_token_ids, vocabulary)
+    _at_most("logit_bias", len(body.logit_bias), limits.max_logit_bias, "entries")
+    for key in body.logit_bias:
+        if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocabulary):
+            raise _invalid("logit_bias", f"{key[:40]!r} is not a token id of this model")
+    limit = output_limit(body)
+    if limit is not None:
+        name, tokens = limit
+        if tokens < 1 and not (isinstance(body, CompletionBody) and body.echo):
+            raise _invalid(name, "must be at least 1")
+        if body.min_tokens > tokens:
+            raise _invalid("min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}")
+    if isinstance(body, CompletionBody):
+        _at_most("logprobs", body.logprobs or 0, limits.max_logprobs)
+    elif isinstance(body, ChatBody):
+        _at_most("top_logprobs", body.top_logprobs, limits.max_logprobs)
+        if body.top_logprobs and not body.logprobs:
+            raise _invalid("top_logprobs", "needs logprobs: true")
+
+
+def output_limit(body: GenerationBody) -> tuple[str, int] | None:
+    """Which field limits the output, and its value."""
+    if body.max_completion_tokens is not None:
+        return "max_completion_tokens", body.max_completion_tokens
+    return None if body.max_tokens is None else ("max_tokens", body.max_tokens)
+
+
+def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
+    """Only text, and not too many turns."""
+    if not messages:
+        raise _invalid("messages", "must not be empty")
+    _at_most("messages", len(messages), limits.max_messages, "entries")
+    for i, message in enumerate(messages):
+        if isinstance(message.content, str):
+            continue
+        for j, part in enumerate(message.content):
+            name = f"messages[{i}].content[{j}]"
+            if part.type != "text":
+                raise RequestError(f"{name}.type: only text is supported", param=f"{name}.type", code="unsupported")
+            if part.text is None:
+                raise _invalid(f"{name}.text", "is missing")
+
+
+def split_prompts(body: CompletionBody, limits: LimitsConfig, vocabulary: int) -> list[str | list[int]]:
+    """The four forms of `prompt` as a list of texts and token lists."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise _invalid("prompt", "must not be empty")
+    kinds = {type(part) for part in prompt}
+    if len(kinds) > 1:
+        raise _invalid("prompt", "must be a string, strings, token ids or lists of token ids, not a mixture")
+    if kinds == {int}:
+        ids = cast("list[int]", prompt)
+        check_ids("prompt", ids, vocabulary)
+        return [ids]
+    parts = cast("list[str | list[int]]", prompt)
+    _at_most("prompt", len(parts), limits.max_prompts, "prompts")
+    for i, part in enumerate(parts):
+        if isinstance(part, list):
+            check_ids(f"prompt[{i}]", part, vocabulary)
+    return parts
+
+
+def check_ids(name: str, ids: list[int], vocabulary: int) -> None:
+    if ids and max(ids) >= vocabulary:
+        raise _invalid(name, f"has token id {max(ids)}; this model's vocabulary ends at {vocabulary - 1}")
+
+
+def resolve_max_tokens(body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int) -> int:
+    """How many tokens to generate at most; raises RequestError where prompt or output do not fit the context."""
+    if prompt_tokens == 0:
+        raise _invalid(name, "is empty")
+    room = context_tokens - prompt_tokens
+    limit = output_limit(body)
+    wanted = limit[1] if limit else 1
+    if room < max(1, wanted):
+        raise too_long(name, prompt_tokens, wanted, context_tokens)
+    if limit is not None:
+        return max(1, wanted)  # 0 is only allowed with echo: one token is generated and not shown
+    if body.min_tokens > room:
+        raise _invalid("min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens")
+    return room if isinstance(body, ChatBody) else min(max(16, body.min_tokens), room)
+
+
+def too_long(name: str, prompt_tokens: int, wanted: int, context_tokens: int, at_least: bool = False) -> RequestError:
+    bound = "at least " if at_least else ""
+    return RequestError(
+        f"this model's context is {context_tokens} tokens; {bound}{prompt_tokens} in {name} and {wanted} to generate"
+        " do not fit",
+        param=name,
+        code="context_length_exceeded",
+    )
+
+
+def bias_pairs(bias: dict[str, float]) -> Iterable[tuple[int, float]]:
+    return ((int(token), value) for token, value in bias.items())
+
+
+def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:
+    if value > limit:
+        raise _invalid(name, f"has {value} {unit}, at most {limit} are allowed" if unit else f"must be at most {limit}")
+
+
+def _invalid(name: str, what: str) -> RequestError:
+    return RequestError(f"{name}: {what}", param=name, code="invalid_value")

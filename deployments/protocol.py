@@ -1,0 +1,225 @@
+"""What clients may send: OpenAI's request bodies as Structs, with the bounds that need no configuration.
+
+`decode` either returns a Struct or raises a RequestError whose `param` is the JSON path of the offending field. `null`
+means the default. A field this server does not know is an error, because it might change the result; fields that never
+change it, and values that ask for what happens anyway, are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from medha_actors.errors import RequestError
+
+MAX_TOKEN_ID: Final = 2**31 - 1
+MAX_ID_CHARS: Final = 256
+
+Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Seconds = Annotated[float, Meta(gt=0.0, le=1e9)]
+ShortText = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
+Prompt = str | list[str | TokenId | list[TokenId]]
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A JSON object."""
+
+
+class StreamOptions(_Body, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None  # OpenAI's padding against traffic analysis; not done here
+
+
+class MedhaOptions(_Body, frozen=True, kw_only=True):
+    """Our extension: what the client asks of the service, in seconds; the server's policy bounds it."""
+
+    ttft_s: Seconds | None = None
+    tpot_s: Seconds | None = None
+    timeout_s: Seconds | None = None
+    progress: bool = False  # prefill progress as events `medha.progress` instead of comments
+
+
+class GenerationBody(_Body, frozen=True, kw_only=True):
+    """The fields that completions and chat completions share; OpenAI's, plus vLLM's sampling fields."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    min_tokens: Count = 0
+    n: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] = 0
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] = {}
+    stop: str | list[str] = []
+    stop_token_ids: list[TokenId] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
+    request_id: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")] | None = None
+    medha: MedhaOptions = MedhaOptions()
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class CompletionBody(GenerationBody, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: Prompt
+    echo: bool = False
+    logprobs: Count | None = None
+    add_special_tokens: bool = True
+
+
+class ContentPart(_Body, frozen=True, kw_only=True):
+    type: str
+    text: str | None = None
+
+
+class Message(_Body, frozen=True, kw_only=True):
+    """One turn of a chat. `developer` is what newer OpenAI clients call `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    name: ShortText | None = None
+
+
+class ChatBody(GenerationBody, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message]
+    logprobs: bool = False
+    top_logprobs: Count = 0
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
+
+
+class TokenizeBody(_Body, frozen=True, kw_only=True):
+    """POST /tokenize, as in vLLM: a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+    chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
+
+
+class DetokenizeBody(_Body, frozen=True, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+# Fields that never change what is generated.
+_IGNORED: Final = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "prediction", "verbosity", "cache_salt", "return_token_ids", "annotations", "refusal", "reasoning_content",
+    }
+)  # fmt: skip
+# Fields we do not implement, with the values that ask for what happens anyway.
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (0, False),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "tool_calls": ([],),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "web_search_options": (),
+    "logits_processors": ([],),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),  # in chat: the template writes them
+    "documents": ([],),
+    "bad_words": ([],),
+    "structured_outputs": (),
+    "reasoning_effort": (),
+}
+
+B = TypeVar("B", bound=_Body)
+
+
+def decode(body: bytes, kind: type[B]) -> B:
+    """Parse a body; raises RequestError."""
+    try:
+        tree = msgspec.json.decode(body)
+    except RecursionError:
+        raise RequestError("the JSON is nested too deeply") from None
+    except (msgspec.ValidationError, UnicodeDecodeError, ValueError) as error:
+        raise RequestError(f"the body is not valid JSON in UTF-8: {error}") from None
+    if not isinstance(tree, dict):
+        raise RequestError("the body must be a JSON object")
+    tree = _known(tree, kind, "")
+    messages = tree.get("messages")
+    if isinstance(messages, list):
+        tree["messages"] = [
+            _known(message, Message, f"messages[{i}].") if isinstance(message, dict) else message
+            for i, message in enumerate(messages)
+        ]
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+
+
+def _known(tree: dict[str, Any], kind: type[_Body], prefix: str) -> dict[str, Any]:
+    """Drop nulls and what changes nothing; refuse other fields that `kind` does not have."""
+    known = {}
+    for name, value in tree.items():
+        if value is None:
+            continue
+        if name in kind.__struct_fields__:
+            known[name] = value
+        elif name in _NEUTRAL:
+            if value not in _NEUTRAL[name] and not _same_as_n(name, value, tree):
+                raise RequestError(f"{name} is not supported by this server", param=prefix + name, code="unsupported")
+        elif name not in _IGNORED:
+            raise RequestError(f"unknown field {name[:80]!r}", param=prefix + name[:80], code="unknown_field")
+    return known
+
+
+def _same_as_n(name: str, value: Any, tree: dict[str, Any]) -> bool:
+    return name == "best_of" and value == (tree.get("n") or 1)
+
+
+_PATH: Final = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
+_MISSING: Final = re.compile(r"missing required field `(?P<name>[^`]*)`")
+_UNKNOWN: Final = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
+
+
+def _named(text: str) -> RequestError:
+    """msgspec's message as an error that names the field."""
+    match = _PATH.match(text)
+    what, path = (match["what"], match["path"]) if match else (text, "")
+    field = _MISSING.search(what) or _UNKNOWN.search(what)
+    param = ".".join(part for part in (path, field["name"] if field else "") if part) or None
+    message = f"{param}: {what}" if param else what
+    return RequestError(message[:500], param=param, code="missing_field" if _MISSING.search(what) else "invalid_value")

@@ -1,0 +1,133 @@
+"""What the server answers: OpenAI's response bodies as Structs. Absent fields are left out of the JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class _Reply(msgspec.Struct, kw_only=True):
+    """A JSON object."""
+
+
+class TimingReply(_Reply, kw_only=True):
+    """Our extension of `usage`: what was promised and what happened, in milliseconds since arrival."""
+
+    ttft_deadline_ms: float
+    predicted_ttft_ms: float
+    ttft_ms: float | UnsetType = UNSET
+    queue_ms: float | UnsetType = UNSET
+    preemptions: int | UnsetType = UNSET
+    ttft_met: bool | UnsetType = UNSET
+
+
+class UsageReply(_Reply, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    medha: TimingReply | UnsetType = UNSET
+
+
+class TextLogprobs(_Reply, kw_only=True):
+    """Log-probabilities in the completions API: parallel lists, one entry for each token."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class TopLogprob(_Reply, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob, kw_only=True):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(_Reply, kw_only=True):
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class TextChoice(_Reply, kw_only=True):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class ChatMessage(_Reply, omit_defaults=True, kw_only=True):
+    """A whole message, or a delta of one."""
+
+    role: Literal["assistant"] | None = None
+    content: str | UnsetType = UNSET
+
+
+class ChatChoice(_Reply, kw_only=True):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class ChatDelta(_Reply, kw_only=True):
+    index: int
+    delta: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Reply(_Reply, kw_only=True):
+    """The body of a completion, or one chunk of it."""
+
+    id: str
+    object: Literal["text_completion", "chat.completion", "chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[Any]
+    usage: UsageReply | UnsetType | None = UNSET
+
+
+class ModelReply(_Reply, kw_only=True):
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "medha"
+    parent: str | None = None
+
+
+class ModelList(_Reply, kw_only=True):
+    data: list[ModelReply]
+    object: str = "list"
+
+
+class TokenizeReply(_Reply, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeReply(_Reply, kw_only=True):
+    prompt: str
+
+
+class ErrorDetail(_Reply, kw_only=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(_Reply, kw_only=True):
+    error: ErrorDetail

@@ -1,0 +1,168 @@
+"""Sending an answer: as a stream of events, or whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import msgspec
+from starlette.types import Send
+
+from deployments import failures, sse
+from deployments.answers import Answer, timing_of, usage_of
+from deployments.generation import Generation
+from deployments.outbox import Piece
+from medha_actors.config import StreamConfig
+from medha_actors.errors import EngineError, MedhaError
+from medha_actors.messages import FinishedEvent, ProgressEvent
+
+log = logging.getLogger(__name__)
+
+
+class Tally:
+    """What is known of a job's choices so far."""
+
+    def __init__(self, live: Generation, arrived_at: float) -> None:
+        self._live, self._arrived_at = live, arrived_at
+        self._open = {choice.index for choice in live.job.choices}
+        self._generated: dict[int, int] = {}
+        self._endings: list[FinishedEvent] = []
+
+    @property
+    def finished(self) -> bool:
+        return not self._open
+
+    def add(self, piece: Piece) -> None:
+        self._generated[piece.index] = piece.generated
+        if piece.finish_reason is not None:
+            self._open.discard(piece.index)
+        if piece.ending is not None:
+            self._endings.append(piece.ending)
+
+    def usage(self, final: bool = True) -> Any:
+        timing = timing_of(self._live.accepted, self._arrived_at, self._endings) if final else None
+        return usage_of(self._live.job, sum(self._generated.values()), timing)
+
+    def headers(self) -> dict[str, str]:
+        """What was promised on arrival."""
+        timing = timing_of(self._live.accepted, self._arrived_at, [])
+        return {
+            "x-medha-ttft-deadline-ms": str(timing.ttft_deadline_ms),
+            "x-medha-predicted-ttft-ms": str(timing.predicted_ttft_ms),
+        }
+
+
+async def send_whole(
+    live: Generation, answer: Answer, stream: StreamConfig, arrived_at: float, headers: dict[str, str], send: Send
+) -> None:
+    """Wait for all choices; raises MedhaError, before anything is sent, if one fails."""
+    tally = Tally(live, arrived_at)
+    whole = {choice.index: Piece(choice.index) for choice in live.job.choices}
+    while not tally.finished:
+        for item in await live.take(stream.keep_alive_s):
+            if isinstance(item, MedhaError):
+                raise item
+            if isinstance(item, Piece):
+                tally.add(item)
+                whole[item.index].absorb(item)
+    body = msgspec.json.encode(answer.whole(whole.values(), tally.usage()))
+    await _start(send, 200, {**headers, **tally.headers(), "content-type": "application/json"}, len(body))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_stream(
+    live: Generation, answer: Answer, stream: StreamConfig, arrived_at: float, headers: dict[str, str], send: Send
+) -> None:
+    """Headers at once, then one event per token; errors become an event, and `[DONE]` is always last."""
+    tally = Tally(live, arrived_at)
+    writer = StreamWriter(live, answer, stream, tally)
+    await _start(send, 200, {**headers, **tally.headers(), **sse.HEADERS})
+    await _part(send, sse.comment("accepted"))
+    try:
+        while not (tally.finished or writer.failed):
+            await _part(send, writer.write(await live.take(stream.keep_alive_s)))
+        closing = b"" if writer.failed else writer.closing()
+    except OSError:
+        return  # the client has gone
+    except Exception:
+        log.exception("a stream failed in a way that should not happen")
+        closing = failures.frame(EngineError("internal error; see the server's log"))
+    await send({"type": "http.response.body", "body": closing + sse.DONE})
+
+
+class StreamWriter:
+    """Frames of one stream."""
+
+    def __init__(self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally) -> None:
+        self._answer, self._stream, self._tally = answer, stream, tally
+        self._job = live.job
+        options = live.job.body.stream_options
+        self._usage = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats and options.include_usage)
+        self._next_progress_at = 0.0
+        self.failed = False
+
+    def write(self, items: list[Any]) -> bytes:
+        """Frames for what happened; a comment for silence. An error is the last frame and sets `failed`."""
+        if not items:
+            return sse.KEEP_ALIVE
+        frames: list[bytes] = []
+        for item in items:
+            if isinstance(item, ProgressEvent):
+                frames.append(self._progress(item))
+            elif isinstance(item, MedhaError):
+                frames.append(failures.frame(item))
+                self.failed = True
+                break
+            else:
+                frames.append(self._piece(item))
+        return b"".join(frames)
+
+    def closing(self) -> bytes:
+        return sse.data(self._answer.closing(self._tally.usage())) if self._usage else b""
+
+    def _piece(self, piece: Piece) -> bytes:
+        self._tally.add(piece)
+        reply = self._answer.chunk(piece)
+        if reply is None:
+            return b""
+        if self._continuous:
+            reply.usage = self._tally.usage(final=False)
+        elif self._usage:
+            reply.usage = None
+        return sse.data(reply)
+
+    def _progress(self, event: ProgressEvent) -> bytes:
+        now = time.monotonic()
+        if now < self._next_progress_at:
+            return b""
+        self._next_progress_at = now + self._stream.progress_s
+        left_s = max(0.0, event.seconds_left)
+        if not self._job.body.medha.progress:
+            return sse.comment(f"progress {event.prefilled_tokens}/{event.total_tokens} tokens, {left_s:.1f} s left")
+        return sse.data(
+            {
+                "id": self._job.id,
+                "object": "medha.progress",
+                "created": self._job.created,
+                "model": self._job.model,
+                "choices": [],  # so that clients who take it for a chunk find nothing in it
+                "prefilled_tokens": event.prefilled_tokens,
+                "total_tokens": event.total_tokens,
+                "seconds_left": round(left_s, 3),
+            },
+            event="medha.progress",
+        )
+
+
+async def _start(send: Send, status: int, headers: dict[str, str], length: int | None = None) -> None:
+    pairs = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    if length is not None:
+        pairs.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def _part(send: Send, data: bytes) -> None:
+    if data:
+        await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,115 @@
+"""A scripted engine behind the real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from medha_actors.messages import (
+    Accepted,
+    Event,
+    FinishedEvent,
+    FinishReason,
+    Rejected,
+    Request,
+    TokenEvent,
+    unpack_tokens,
+)
+
+Script = Callable[[Request], AsyncIterator[Event]]
+
+
+class FakeEngine:
+    """Plays a script for every request; remembers what it was asked."""
+
+    def __init__(self, script: Script, answer: Callable[[Request], Accepted | Rejected] | None = None) -> None:
+        self.script = script
+        self.answer = answer or accept
+        self.requests: list[Request] = []
+        self.cancelled: list[str] = []
+        self.cancel_seen = asyncio.Event()
+        self.is_ready = True
+        self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self._players: dict[str, asyncio.Task[None]] = {}
+
+    def events(self, request_id: str) -> AsyncIterator[Event]:
+        queue = self._queues[request_id] = asyncio.Queue()
+        return self._drain(queue)
+
+    async def _drain(self, queue: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+        while True:
+            event = await queue.get()
+            yield event
+            if isinstance(event, FinishedEvent):
+                return
+
+    async def submit(self, request: Request) -> Accepted | Rejected:
+        self.requests.append(request)
+        answer = self.answer(request)
+        if isinstance(answer, Accepted):
+            self._players[request.id] = asyncio.ensure_future(self._play(request))
+        return answer
+
+    async def _play(self, request: Request) -> None:
+        async for event in self.script(request):
+            self._queues[request.id].put_nowait(event)
+
+    async def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+        self._queues.pop(request_id, None)
+        if request_id in self._players:
+            self._players.pop(request_id).cancel()
+        self.cancel_seen.set()
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+
+def accept(request: Request) -> Accepted:
+    return Accepted(
+        deadline_at=request.arrived_at + 2.5, ttft_objective_s=2.5, tpot_objective_s=0.2, predicted_ttft_s=1.25
+    )
+
+
+def token(request: Request, index: int, token_id: int, logprobs: bool = False) -> TokenEvent:
+    top = ((token_id, -0.25), (65, -1.5)) if logprobs else ()
+    return TokenEvent(request.id, index, token_id, request.arrived_at + index, -0.25 if logprobs else None, top)
+
+
+def finished(
+    request: Request, generated: int, reason: FinishReason = "length", message: str | None = None
+) -> FinishedEvent:
+    return FinishedEvent(
+        request_id=request.id,
+        reason=reason,
+        message=message,
+        prompt_tokens=request.prompt_tokens,
+        generated_tokens=generated,
+        arrived_at=request.arrived_at,
+        scheduled_at=request.arrived_at + 0.5,
+        first_token_at=request.arrived_at + 1.0,
+        finished_at=request.arrived_at + 2.0,
+        deadline_at=request.arrived_at + 2.5,
+        preemptions=3,
+    )
+
+
+def saying(token_ids: Iterable[int], end: int | None = None) -> Script:
+    """Generates these ids, up to max_tokens; `end` is an end-of-sequence id sent after them."""
+    ids = list(token_ids)
+
+    async def script(request: Request) -> AsyncIterator[Event]:
+        limit = request.sampling.max_tokens
+        out = [*ids, end] if end is not None else ids
+        for index, token_id in enumerate(out[:limit]):
+            yield token(request, index, token_id, request.sampling.logprobs is not None)
+        stopped = end is not None and end in request.sampling.stop_token_ids and len(out) <= limit
+        yield finished(request, min(limit, len(out)), "stop" if stopped else "length")
+
+    return script
+
+
+async def echo(request: Request) -> AsyncIterator[Event]:
+    """Says the prompt again."""
+    async for event in saying(unpack_tokens(request.prompt_token_ids))(request):
+        yield event
