@@ -34,5 +34,8 @@ def _too_large(limit: int) -> TooLargeError:
 
 async def until_disconnected(receive: Receive) -> None:
     """Returns when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        await asyncio.sleep(0)  # noqa: ASYNC110  (a server that repeats empty messages must not hold the loop)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        await asyncio.sleep(0)  # a server that repeats empty messages must not hold the loop
