@@ -62,6 +62,13 @@ def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
     return spans
 
 
+def introduction(state: RequestState, start: int) -> SequenceInfo:
+    """What a group must know of a request whose first span there begins at `start`."""
+    sampling = state.request.sampling
+    penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+    return SequenceInfo(state.id, sampling, state.tokens(0, start) if penalised else b"")
+
+
 def assemble(batch_id: int, picks: Sequence[Pick], closing: list[list[str]]) -> tuple[StepMessage | None, ...]:
     """The messages of a batch. `closing`: ids each group has still to be told to forget; those sent are removed."""
     spans: list[list[Span]] = [[] for _ in closing]
@@ -70,7 +77,7 @@ def assemble(batch_id: int, picks: Sequence[Pick], closing: list[list[str]]) -> 
         for piece, span in spans_of(pick):
             spans[piece.group].append(span)
             if not piece.opened:
-                opened[piece.group].append(SequenceInfo(pick.state.id, pick.state.request.sampling))
+                opened[piece.group].append(introduction(pick.state, span.start))
                 piece.opened = True
     messages: list[StepMessage | None] = []
     for group, own in enumerate(spans):

@@ -1,0 +1,250 @@
+"""A scheduler with a tiny model of the stages beside it: every message is replayed, every count checked."""
+
+from collections import deque
+
+from medha_actors.config import KvCacheConfig, MedhaConfig, ObjectivesConfig, ParallelConfig, SchedulerConfig
+from medha_actors.core.kv_plan import Grid
+from medha_actors.core.packer import LONE_BUDGETS
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.scheduler import Scheduler
+from medha_actors.core.simulator import results_of, token_of
+from medha_actors.messages import (
+    Accepted,
+    FinishedEvent,
+    Objectives,
+    ProgressEvent,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    pack_tokens,
+    unpack_tokens,
+)
+
+PAGE = 4
+
+
+def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
+    return Grid(
+        stages=stages,
+        groups=groups,
+        pages_per_group=pages,
+        page_tokens=page,
+        max_tokens_per_kvp_group=cutoff,
+        max_model_len_tokens=length,
+    )
+
+
+def config_of(policy="lars", tpot_s=0.2, objectives=None, **scheduler):
+    return MedhaConfig(
+        parallel=ParallelConfig(),
+        scheduler=SchedulerConfig(policy=policy, **scheduler),
+        objectives=ObjectivesConfig(tpot_s=tpot_s, **(objectives or {})),
+        kv_cache=KvCacheConfig(page_tokens=PAGE),
+    )
+
+
+def request_of(name, prompt, output=4, at=0.0, ttft_s=None, timeout_s=None, priority=0, **sampling):
+    """Prompt tokens differ between requests, so a mixed-up cache is seen."""
+    ids = [(sum(name.encode()) * 131 + position) % 30_000 for position in range(prompt)]
+    return Request(
+        id=name,
+        prompt_token_ids=pack_tokens(ids),
+        sampling=SamplingParams(max_tokens=output, **sampling),
+        objectives=Objectives(ttft_s=ttft_s, timeout_s=timeout_s),
+        arrived_at=at,
+        priority=priority,
+    )
+
+
+class Replica:
+    """What the stages of one KV group hold: page tables, and in each slot who wrote which position last."""
+
+    def __init__(self, page_tokens):
+        self.page = page_tokens
+        self.tables = {}
+        self.slots = {}
+
+    def read(self, request_id, start, tokens):
+        """The (position, token) pairs cached in [start, start + tokens), all of them this request's."""
+        first, pages = self.tables[request_id]
+        assert start == first
+        found = []
+        for offset in range(tokens):
+            owner, position, token = self.slots[pages[offset // self.page], offset % self.page]
+            assert owner == request_id
+            found.append((position, token))
+        return found
+
+    def step(self, message):
+        for request_id in message.closed:
+            del self.tables[request_id]
+        opened = [sequence.request_id for sequence in message.opened]
+        assert len(opened) == len(set(opened))
+        assert not set(opened) & set(self.tables)
+        shared = [bool(span.groups) for span in message.spans]
+        assert shared == sorted(shared, reverse=True), "spans of several groups come first"
+        for span in message.spans:
+            if span.request_id in opened and span.request_id not in self.tables:
+                self.tables[span.request_id] = (span.piece_start, [])
+            _, pages = self.tables[span.request_id]
+            pages.extend(span.new_pages)
+        held = [page for _, pages in self.tables.values() for page in pages]
+        assert len(held) == len(set(held)), "a page belongs to two live requests"
+        assert set(opened) <= set(self.tables)
+
+    def write(self, span):
+        _, pages = self.tables[span.request_id]
+        for position, token in zip(range(span.start, span.stop), unpack_tokens(span.token_ids), strict=True):
+            offset = position - span.piece_start
+            assert offset // self.page < len(pages), "no page for a written token"
+            self.slots[pages[offset // self.page], offset % self.page] = (span.request_id, position, token)
+
+
+class World:
+    """Drives a scheduler step by step. `clock` moves by each batch's predicted time."""
+
+    def __init__(self, config, grid, model=None):
+        self.config, self.grid = config, grid
+        self.model = model or ExecutionModel.analytic(grid.stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6)
+        self.scheduler = Scheduler(config, grid, self.model)
+        self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
+        self.now = 1000.0
+        self.flights = deque()
+        self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
+        self.batches = []
+
+    def add(self, request):
+        answer = self.scheduler.add(request, self.now)
+        if isinstance(answer, Accepted):
+            self.requests[request.id] = request
+            self.tokens[request.id] = []
+            self.finished.pop(request.id, None)
+        self.check()
+        return answer
+
+    def cancel(self, name):
+        self.note(self.scheduler.cancel(name, self.now))
+
+    def expire(self):
+        self.note(self.scheduler.expire(self.now))
+
+    def restart(self):
+        self.scheduler.restart(self.now)
+        self.flights.clear()
+        self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
+        self.check()
+
+    def launch(self):
+        """Dispatch one batch if the pipeline takes it; True if there was one."""
+        if len(self.flights) > self.grid.stages:
+            return False
+        batch = self.scheduler.next_batch(self.now)
+        self.check()
+        if batch is None:
+            return False
+        self.check_budget(batch)
+        self.replay(batch)
+        self.flights.append(batch)
+        self.batches.append(batch)
+        self.now += batch.predicted_s
+        return True
+
+    def land(self):
+        """The oldest batch comes back; True if there was one."""
+        if not self.flights:
+            return False
+        batch = self.flights.popleft()
+        self.note(self.scheduler.complete(results_of(batch, (batch.predicted_s,)), self.now))
+        return True
+
+    def drain(self, limit=100_000):
+        """Run until nothing is left."""
+        for _ in range(limit):
+            while self.launch():
+                pass
+            if not self.land():
+                break
+        assert not self.scheduler.live.by_id, "requests are stuck"
+        assert not self.flights
+
+    def replay(self, batch):
+        for message, replica in zip(batch.groups, self.replicas, strict=True):
+            if message is not None:
+                replica.step(message)
+        spans = {}
+        for group, message in enumerate(batch.groups):
+            for span in message.spans if message else ():
+                spans.setdefault(span.request_id, []).append((group, span))
+        for name, parts in spans.items():
+            self.check_span(name, parts)
+        for parts in spans.values():
+            for group, span in parts:
+                if span.writes:
+                    self.replicas[group].write(span)
+
+    def check_span(self, name, parts):
+        """One request's span as all its groups see it: pieces cover [0, start) exactly, with the right tokens."""
+        request, first = self.requests[name], parts[0][1]
+        assert len(parts) == max(1, len(first.groups))
+        parts = sorted(parts, key=lambda part: part[1].piece_start)
+        if first.groups:
+            assert tuple(group for group, _ in parts) == first.groups
+        known = unpack_tokens(request.prompt_token_ids) + self.tokens[name]
+        cached = []
+        for group, span in parts:
+            assert (span.start, span.stop, span.groups) == (first.start, first.stop, first.groups)
+            assert unpack_tokens(span.token_ids) == known[span.start : span.stop]
+            cached += self.replicas[group].read(name, span.piece_start, span.piece_tokens)
+        assert cached == list(enumerate(known[: first.start])), "every token's KV in exactly one piece"
+        assert [span.writes for _, span in parts] == [False] * (len(parts) - 1) + [True]
+        last = parts[-1][1]
+        assert last.sample == (last.stop == len(known))
+        assert not last.sample or last.index == len(self.tokens[name])
+
+    def check_budget(self, batch):
+        if not batch.prefill_tokens or batch.prefill_tokens <= self.config.scheduler.min_chunk_tokens:
+            return
+        budget_s = batch.budget_s * (LONE_BUDGETS if len(self.scheduler.live.by_id) == 1 else 1)
+        if self.config.scheduler.fixed_chunk_tokens is None:
+            assert batch.predicted_s <= budget_s * (1 + 1e-9)
+        rows = [sum(span.stop - span.start for span in message.spans) for message in batch.groups if message]
+        assert max(rows) <= self.config.scheduler.max_batch_tokens
+
+    def note(self, events):
+        for event in events:
+            name = event.request_id
+            assert name not in self.finished, "an event after the last one"
+            if isinstance(event, TokenEvent):
+                assert event.index == len(self.tokens[name]), "a token lost or doubled"
+                assert event.token_id == token_of(name, event.index)
+                self.tokens[name].append(event.token_id)
+            elif isinstance(event, ProgressEvent):
+                self.progress.setdefault(name, []).append(event)
+            elif isinstance(event, FinishedEvent):
+                assert event.generated_tokens == len(self.tokens[name])
+                self.finished[name] = event
+        self.check()
+
+    def check(self):
+        """The invariants of counts and pages."""
+        live = self.scheduler.live
+        queued = {state.id for state in live.queue.ordered(self.now)}
+        held = [[] for _ in range(self.grid.groups)]
+        promised = [0] * self.grid.groups
+        for name, state in live.by_id.items():
+            assert 0 <= state.computed <= state.dispatched <= state.known
+            assert state.known == state.prompt + len(self.tokens[name])
+            assert (name in queued) == state.prefilling == (name not in live.decoding)
+            assert (name in live.holding) == bool(state.pieces)
+            assert (name in live.ready) == (state.ready and bool(state.pieces))
+            for piece in state.pieces:
+                held[piece.group] += piece.pages
+                promised[piece.group] += piece.promised
+        assert set(live.by_id) == queued | set(live.decoding)
+        assert set(live.queue.started) == {s.serial for s in live.by_id.values() if s.prefilling and s.pieces}
+        assert len(live.holding) <= self.config.scheduler.max_running_requests
+        for group, pages in enumerate(held):
+            everything = sorted(pages + live.kv._free[group])
+            assert everything == list(range(self.grid.pages_per_group)), "pages leaked or doubled"
+            assert live.kv._promised[group] == promised[group]
+            assert live.kv.available(group) >= 0

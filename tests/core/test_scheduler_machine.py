@@ -1,0 +1,91 @@
+"""Whatever happens in whatever order: counts, pages and tokens stay right, and every request finishes."""
+
+from core_world import World, config_of, grid_of, request_of
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random arrivals, cancellations, restarts and timeouts between the steps of a small grid with little KV."""
+
+    @initialize(
+        policy=st.sampled_from(["fcfs", "fcfs_chunked", "edf", "lrs", "lars"]),
+        stages=st.integers(1, 3),
+        groups=st.integers(1, 3),
+        pages=st.integers(12, 40),
+        cutoff=st.sampled_from([None, 7, 16, 40]),
+        running=st.sampled_from([2, 5, 64]),
+        chunk=st.sampled_from([3, 16, 50]),
+        tpot_s=st.sampled_from([0.01, 0.03, 0.3]),
+        fixed=st.sampled_from([None, None, None, 10]),
+    )
+    def start(self, policy, stages, groups, pages, cutoff, running, chunk, tpot_s, fixed):
+        config = config_of(
+            policy,
+            tpot_s=tpot_s,
+            max_running_requests=running,
+            min_chunk_tokens=min(chunk, 16),
+            max_chunk_tokens=chunk,
+            max_batch_tokens=max(64, chunk),
+            fixed_chunk_tokens=fixed,
+        )
+        self.world = World(config, grid_of(stages, groups, pages, cutoff, length=120))
+        self.count = 0
+
+    @rule(prompt=st.integers(1, 90), output=st.integers(1, 20), timeout_s=st.sampled_from([None, None, 0.2]),
+          priority=st.sampled_from([0, 0, 0, -1, 2]))  # fmt: skip
+    def add(self, prompt, output, timeout_s, priority):
+        world = self.world
+        request = request_of(f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority)
+        world.add(request)
+        self.count += 1
+
+    @rule(times=st.integers(1, 4))
+    def launch(self, times):
+        for _ in range(times):
+            self.world.launch()
+
+    @rule(times=st.integers(1, 4))
+    def land(self, times):
+        for _ in range(times):
+            self.world.land()
+
+    @rule(times=st.integers(1, 10))
+    def step(self, times):
+        for _ in range(times):
+            while self.world.launch():
+                pass
+            self.world.land()
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data())
+    def cancel(self, data):
+        self.world.cancel(f"r{data.draw(st.integers(0, self.count - 1))}")
+
+    @rule()
+    def restart(self):
+        self.world.restart()
+
+    @rule()
+    def expire(self):
+        self.world.expire()
+        wake = self.world.scheduler.next_wake(self.world.now)
+        assert wake is None or wake > self.world.now
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.drain()
+        assert set(world.finished) == set(world.requests)
+        for name, event in world.finished.items():
+            if event.reason == "length":
+                assert event.generated_tokens == world.requests[name].sampling.max_tokens
+        assert all(world.scheduler.live.kv.available(g) == world.grid.pages_per_group for g in range(world.grid.groups))
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
