@@ -203,7 +203,7 @@ class ProgressEvent(msgspec.Struct, frozen=True, tag="progress", array_like=True
     seconds_left: float
 
 
-class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", kw_only=True):
+class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True, kw_only=True):
     """The last event of a request. Instants are in epoch seconds; None: never reached."""
 
     request_id: str

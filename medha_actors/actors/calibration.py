@@ -20,12 +20,13 @@ from pathlib import Path
 import msgspec
 
 from medha_actors.actors.cluster import Cluster
-from medha_actors.core.predictor import Profile, StageProfile
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, pack_tokens
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT = 2
+_GUESSED_FLOPS = 1e11  # without calibration; corrected online
 _CHUNKS = (16, 32, 64, 128, 256, 512)
 _SLOPE_CHUNKS = (32, 256)  # measured on a long cache as well
 _DECODES = (1, 2, 4, 8, 16, 32)
@@ -75,6 +76,9 @@ def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMess
 async def profile_of(cluster: Cluster) -> Profile:
     """The profile of a started cluster: from the disk, or measured now (seconds)."""
     config = cluster.config
+    if not config.predictor.calibrate:
+        token_s = 2 * cluster.spec.parameters / _GUESSED_FLOPS
+        return ExecutionModel.analytic(config.parallel.spp, token_s=token_s, step_s=1e-3).profile
     path = _cache_path(cluster)
     if config.predictor.cache and path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Profile)
@@ -159,7 +163,7 @@ def _cache_path(cluster: Cluster) -> Path:
     import torch
 
     config = cluster.config
-    machine = (platform.node(), platform.processor() or platform.machine(), os.cpu_count(), torch.__version__)
+    machine = (platform.node(), platform.processor() or platform.machine(), os.cpu_count(), str(torch.__version__))
     parts = (
         _FORMAT,
         cluster.spec,

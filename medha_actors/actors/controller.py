@@ -24,8 +24,9 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.links import Link
 from medha_actors.actors.sinks import Sinks
 from medha_actors.config import MedhaConfig, load
+from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
-from medha_actors.core.scheduler import Grid, Scheduler
+from medha_actors.core.scheduler import Scheduler
 from medha_actors.errors import LinkClosedError, MedhaError
 from medha_actors.messages import Accepted, Batch, Rejected, Request, StepResult
 from medha_actors.model.spec import load_spec, resolve_dtype
@@ -60,6 +61,7 @@ class Controller:
         self._ready: asyncio.Task[None] | None = None
         self._rebuild: asyncio.Task[None] | None = None
         self._linked = False
+        self._steps, self._busy_s = 0, [0.0] * self.config.parallel.spp
         self._timer: asyncio.TimerHandle | None = None
         epoch, anchor = time.time(), time.monotonic()
         self._now: Callable[[], float] = lambda: epoch + time.monotonic() - anchor
@@ -173,8 +175,9 @@ class Controller:
                 self._scheduler.cancel(request_id, self._now())
 
     async def stats(self) -> bytes:
-        """The scheduler's counters, as msgpack."""
-        return _encode(self._scheduler.stats())
+        """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack map."""
+        stats = msgspec.to_builtins(self._scheduler.stats())
+        return _encode({**stats, "stage_busy_s": self._busy_s, "steps_total": self._steps})
 
     # ---------------------------------------------------------------- steps
 
@@ -194,6 +197,9 @@ class Controller:
     def _take(self, result: StepResult) -> None:
         flight = next(flight for flight in self._in_flight if flight.batch.id == result.batch_id)
         flight.results.append(result)
+        if result.group == min(group for group, message in enumerate(flight.batch.groups) if message):
+            self._steps += 1
+            self._busy_s = [a + b for a, b in zip(self._busy_s, result.stage_seconds, strict=True)]
         flight.waiting_for.discard(result.group)
         while self._in_flight and not self._in_flight[0].waiting_for:
             self._publish(self._scheduler.complete(self._in_flight.popleft().results, self._now()))

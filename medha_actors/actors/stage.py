@@ -90,7 +90,7 @@ class StageActor:
             pages=plan.pages,
             page_tokens=plan.config.kv_cache.page_tokens,
             device=plan.device,
-            dtype=plan.dtype,
+            dtype=getattr(torch, plan.dtype),
             threads=plan.config.actors.threads,
             attention=plan.config.actors.attention,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,7 @@ async def run(tokens: int = 2000) -> list[dict[str, Any]]:
             await generate(handle, prompt_of(16), greedy(200))
             times = (await generate(handle, prompt_of(16), greedy(tokens))).token_times_s
             stats = await handle.stats()
-        gaps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+        gaps = sorted(b - a for a, b in itertools.pairwise(times))
         rows.append(
             {
                 "stages": stages,

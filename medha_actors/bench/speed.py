@@ -1,0 +1,74 @@
+"""Raw speed of the embedded model on this machine, through the whole engine, in several layouts, alternated."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from statistics import median
+from typing import Any
+
+from medha_actors.actors.engine import RayEngine
+from medha_actors.bench.limits import measure
+from medha_actors.bench.session import engine, generate, greedy, prompt_of
+from medha_actors.config import ModelLoadingConfig
+from medha_actors.model.spec import ModelSpec, load_spec
+
+PROMPTS = (128, 512, 2048, 7500)
+BATCHES = (1, 4, 16)
+_CONTEXT = 128
+_OUTPUT = 65
+LAYOUTS = {"2 stages x 1 thread": (2, 1), "1 stage x 2 threads": (1, 2)}
+
+
+async def run(repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = tuple(LAYOUTS)) -> list[dict[str, Any]]:
+    """One row per layout and column: median tokens/s and the share of the machine's limit."""
+    spec = load_spec(ModelLoadingConfig())
+    flops, read = measure(2)
+    async with AsyncExitStack() as stack:
+        engines = {name: await stack.enter_async_context(engine(_arguments(*LAYOUTS[name], dtype))) for name in layouts}
+        for handle in engines.values():
+            await generate(handle, prompt_of(300), greedy(8))
+        found: dict[tuple[str, str, int], list[float]] = {}
+        for repeat in range(repeats):
+            for name, handle in engines.items():
+                for tokens in PROMPTS:
+                    ttft_s = (await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))).ttft_s
+                    found.setdefault((name, "prefill", tokens), []).append(tokens / ttft_s)
+                for batch in BATCHES:
+                    found.setdefault((name, "decode", batch), []).append(await _decode(handle, batch))
+    return [
+        {
+            "layout": name,
+            "what": what,
+            "size": size,
+            "tokens_per_s": median(values),
+            "limit_share": _share(spec, what, size, median(values), flops, read),
+        }
+        for (name, what, size), values in found.items()
+    ]
+
+
+def _arguments(spp: int, threads: int, dtype: str) -> dict[str, Any]:
+    return {
+        "model_loading_config": {"model_source": "embedded", "dtype": dtype},
+        "parallel": {"spp": spp},
+        "actors": {"threads": threads},
+        "kv_cache": {"budget_bytes": 2**30},
+    }
+
+
+async def _decode(handle: RayEngine, batch: int) -> float:
+    """Output tokens/s of `batch` requests while all of them decode."""
+    jobs = [generate(handle, prompt_of(_CONTEXT, salt=i), greedy(_OUTPUT)) for i in range(batch)]
+    return sum(result.tokens_per_s for result in await asyncio.gather(*jobs))
+
+
+def _share(spec: ModelSpec, what: str, size: int, tokens_per_s: float, flops: float, read: float) -> float:
+    """Of the matrix-product peak (prefill) or of the memory bandwidth at 2 bytes per weight (decode)."""
+    weights = spec.layers * spec.layer_parameters
+    if what == "prefill":
+        attention = 4 * spec.layers * spec.heads * spec.head_dim * size / 2
+        return tokens_per_s * (2 * weights + attention) / flops
+    kv = 2 * spec.layers * spec.kv_heads * spec.head_dim * (_CONTEXT + _OUTPUT / 2)
+    steps_per_s = tokens_per_s / size
+    return steps_per_s * 2 * (weights + spec.hidden * spec.vocabulary + size * kv) / read

@@ -1,0 +1,45 @@
+"""Does stream pipeline parallelism pay? One 4,096-token prompt on three layouts, alternated (paper, 3.3)."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from statistics import median
+from typing import Any
+
+from medha_actors.bench.session import engine, generate, greedy, prompt_of
+
+LAYOUTS = {"2 stages x 1 thread": (2, 1), "1 stage x 1 thread": (1, 1), "1 stage x 2 threads": (1, 2)}
+
+
+async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list[dict[str, Any]]:
+    """Median TTFT per layout, the ratio to two stages (median of the rounds' ratios), and how busy the stages were."""
+    async with AsyncExitStack() as stack:
+        engines = {}
+        for name, (spp, threads) in LAYOUTS.items():
+            args = {
+                "model_loading_config": {"model_source": "embedded", "dtype": dtype},
+                "parallel": {"spp": spp},
+                "actors": {"threads": threads},
+                "kv_cache": {"budget_bytes": 2**29},
+            }
+            engines[name] = await stack.enter_async_context(engine(args))
+            await generate(engines[name], prompt_of(500), greedy(2))
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        busy: dict[str, list[float]] = {name: [] for name in engines}
+        for repeat in range(repeats):
+            for name, handle in engines.items():
+                before = (await handle.stats())["stage_busy_s"]
+                ttft_s = (await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))).ttft_s
+                after = (await handle.stats())["stage_busy_s"]
+                times[name].append(ttft_s)
+                busy[name].append(sum(b - a for a, b in zip(before, after, strict=True)) / len(after) / ttft_s)
+    fastest = times["2 stages x 1 thread"]
+    return [
+        {
+            "layout": name,
+            "ttft_s": median(values),
+            "slower_than_two_stages": median(v / f for v, f in zip(values, fastest, strict=True)),
+            "stages_busy": median(busy[name]),
+        }
+        for name, values in times.items()
+    ]

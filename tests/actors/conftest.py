@@ -1,0 +1,11 @@
+"""One local Ray for the actor tests."""
+
+import pytest
+import ray
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
