@@ -1,0 +1,51 @@
+"""What a request yields, in this order: Accepted, Progress (any number), Token (any number), Finished, Usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The server took the request. Seconds from now; None where the server does not tell."""
+
+    request_id: str | None = None
+    ttft_deadline_s: float | None = None
+    predicted_ttft_s: float | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """A long prompt is being read."""
+
+    prefilled_tokens: int
+    total_tokens: int
+    seconds_left: float
+
+
+class Token(msgspec.Struct, frozen=True, tag="token"):
+    """New text of one choice: normally one token's, more if the reader is slow or the answer was not streamed."""
+
+    text: str
+    at_s: float  # since the request was sent
+    choice: int = 0
+    logprobs: dict[str, Any] | None = None  # as the server wrote them
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """A choice is complete."""
+
+    reason: str
+    at_s: float
+    choice: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, tag="usage"):
+    """Token counts, and the server's own account in milliseconds (empty for servers that give none)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    medha: dict[str, float | bool | None] = {}
+
+
+Event = Accepted | Progress | Token | Finished | Usage
