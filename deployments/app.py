@@ -15,7 +15,7 @@ from ray.serve.config import DeploymentActorConfig
 
 from medha_actors.actors.engine import RayEngine
 from deployments.server import Server
-from deployments.text import Text
+from deployments.text_sources import load_text
 from medha_actors.actors.controller import Controller
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
@@ -31,15 +31,19 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+class SchedulerActor(Controller):
+    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it has one to itself."""
+
+
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
         engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
-        text = Text.load(config.model_loading_config)
+        text = load_text(config.model_loading_config)
         await engine.start()
-        self._server = Server(config, engine, text, max_model_len_tokens=engine.max_model_len_tokens)
+        self._server = Server(config, engine, text, context_tokens=engine.max_model_len_tokens)
         print(f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -52,7 +56,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     load_spec(config.model_loading_config)
     controller = DeploymentActorConfig(
         name=_CONTROLLER,
-        actor_class=ray.remote(Controller),
+        actor_class=ray.remote(SchedulerActor),
         init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": 10_000},
     )
