@@ -12,6 +12,7 @@ from collections.abc import Callable
 from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
+LONE_BUDGETS = 2.0  # the only live request may use so many budgets: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 2
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
@@ -47,7 +48,7 @@ def pipeline_share(tokens: int, stages: int, cap: int) -> int:
 
 
 class PrefillTable:
-    """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit `budget_s`.
+    """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit LONE_BUDGETS times `budget_s`.
 
     `cutoff` and `groups`: where the KV cache is split over groups (paper, 3.3), a chunk late in a long context costs
     what its longest piece costs.
@@ -79,7 +80,7 @@ class PrefillTable:
 
     def _grow(self) -> None:
         start = self._ends[-1]
-        budget_s = self._budget_s / self._scale
+        budget_s = self._budget_s * LONE_BUDGETS / self._scale
         chunk = max(UNIT, largest_chunk(self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s))
         step = chunk if len(self._ends) <= EXACT_CHUNKS else max(chunk, int(start * (STRIDE - 1)))
         seconds = self._chunk_s(chunk, start + (step - chunk) // 2) * step / chunk

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import largest_chunk, pipeline_share
+from medha_actors.core.chunking import LONE_BUDGETS, largest_chunk, pipeline_share
 from medha_actors.core.kv_plan import Grid, KvPlan, holders, piece_end
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel, Load
-from medha_actors.core.request import RequestState
+from medha_actors.core.request import Piece, RequestState
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-LONE_BUDGETS = 2.0  # the only live request may use so many: there is nobody whose tokens it delays
-MISSES = 8  # prefills that may fail to fit before the packer gives up; bounds the time of a decision
+PATIENCE, TRIAL = 64, 8  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 
 
 class Pick(NamedTuple):
@@ -38,10 +37,12 @@ class Packer:
         self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
         self.budget_s = budget_s
         self.loads = [Load()] * grid.groups
+        self._seconds_in = [0.0] * grid.groups  # what the picks so far take in each group, uncorrected
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
+        self._slots, self._headroom = 0, [0] * grid.groups  # requests that may start; pages to leave in each group
         self._full = False  # no request can be started: KV or slots have run out
         self._yielding: list[int] = []  # indices of the prefills that left room
 
@@ -50,7 +51,7 @@ class Packer:
         start, touched = state.dispatched, holders(state, state.dispatched)
         for piece, cached in touched:
             writes = piece is touched[-1][0]
-            self.loads[piece.group] = self.loads[piece.group].with_decode(cached, writes, len(touched))
+            self._set(piece.group, self.loads[piece.group].with_decode(cached, writes, len(touched)))
         self.decodes.append(Pick(state, start + 1))
 
     def add_prefills(self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool) -> None:
@@ -59,38 +60,13 @@ class Packer:
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live request only. The first
         prefill gets `min_chunk_tokens` even if they do not fit, so that prefill always moves on.
         """
-        misses = 0
+        self._slots, self._headroom = slots, headroom
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s
+        patience = PATIENCE
         for state in self._candidates(queue):
-            if misses >= MISSES or len(self._shut) == self._grid.groups:
+            if patience <= 0 or len(self._shut) == self._grid.groups:
                 break
-            fresh = not state.pieces
-            if fresh and not self._place(state, slots, headroom):
-                self._full = True
-                continue
-            groups = {piece.group for piece, _ in holders(state, state.dispatched)}
-            long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
-            share = self._share(state) if long and len(queue) > 1 else 1.0
-            tokens = 0
-            if not groups & (self._shut | self._long_groups if long else self._shut):
-                tokens = self._chunk(state, limit_s * share, only=len(queue) == 1)
-            if not tokens:
-                misses += 1
-                if fresh:
-                    state.pieces = []
-                if not state.dispatched and not long:  # the cheapest tokens there are do not fit here
-                    self._shut |= groups
-                continue
-            if fresh:
-                self._kv.reserve(state, state.pieces)
-                slots -= 1
-            if long:
-                self._long_groups |= groups
-            if share < 1:
-                self._yielding.append(len(self.prefills))
-            self._add(state, tokens)
-            if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
-                self._shut |= groups
+            patience -= self._offer(state, queue, limit_s)
         for index in self._yielding:
             self._top_up(index, limit_s)
 
@@ -100,7 +76,7 @@ class Packer:
 
     def base_s(self) -> float:
         """The same, uncorrected."""
-        return max(self._model.base(load) for load in self.loads)
+        return max(self._seconds_in)
 
     def _candidates(self, queue: PrefillQueue) -> Iterator[RequestState]:
         """The queue in order; once nobody can start, only the prefills that have."""
@@ -113,14 +89,43 @@ class Packer:
             seen.add(state.serial)
             yield state
 
-    def _place(self, state: RequestState, slots: int, headroom: list[int]) -> bool:
+    def _offer(self, state: RequestState, queue: PrefillQueue, limit_s: float) -> int:
+        """Take a chunk of this request if it fits. Returns the patience it has cost in vain."""
+        fresh = not state.pieces
+        if fresh and not self._place(state):
+            self._full = True
+            return 0
+        groups = {piece.group for piece, _ in holders(state, state.dispatched)}
+        long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
+        share = self._share(state) if long and len(queue) > 1 else 1.0
+        barred = bool(groups & (self._shut | self._long_groups if long else self._shut))
+        tokens = 0 if barred else self._chunk(state, limit_s * share, only=len(queue) == 1)
+        if not tokens:
+            if fresh:
+                state.pieces = []
+            if not barred and not long and not state.dispatched:  # the cheapest tokens there are do not fit here
+                self._shut |= groups
+            return 1 if barred else TRIAL
+        if fresh:
+            self._kv.reserve(state, state.pieces)
+            self._slots -= 1
+        if share < 1:
+            self._yielding.append(len(self.prefills))
+        self._add(state, tokens)
+        if long:
+            self._long_groups |= groups
+        if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
+            self._shut |= groups
+        return 0
+
+    def _place(self, state: RequestState) -> bool:
         """Give a request pieces to try: on the groups with the least to do in this batch, then with the most room."""
-        if slots <= 0:
+        if self._slots <= 0:
             return False
         groups = list(range(self._grid.groups))
         if len(groups) > 1:
-            groups.sort(key=lambda g: (g in self._shut, self._model.base(self.loads[g]), -self._kv.available(g)))
-        pieces = self._kv.place(state.goal, groups, headroom)
+            groups.sort(key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g)))
+        pieces = self._kv.place(state.goal, groups, self._headroom)
         state.pieces = pieces or []
         return pieces is not None
 
@@ -142,7 +147,7 @@ class Packer:
             return max(0, min(cap, config.fixed_chunk_tokens - used))
         if only:
             cap = min(cap, pipeline_share(state.goal, self._grid.stages, max(1, cap)))
-        tokens = largest_chunk(cap, lambda c: self._seconds(self._trial(state, start, c)) <= limit_s)
+        tokens = largest_chunk(cap, lambda c: self._seconds(self._trial(touched, state.goal, start, c)) <= limit_s)
         return tokens if tokens or self.prefills else max(0, min(cap, config.min_chunk_tokens))
 
     def _top_up(self, index: int, limit_s: float) -> None:
@@ -153,27 +158,40 @@ class Packer:
         end = piece_end(state.pieces, state.dispatched, state.goal)
         room = self._config.max_chunk_tokens - (stop - state.dispatched)
         cap = min(end - stop, room, self._config.max_batch_tokens - rows)
-        more = largest_chunk(cap, lambda c: self._seconds(self._trial(state, stop, c, extend=True)) <= limit_s)
+
+        def trial(tokens: int) -> list[tuple[int, Load]]:
+            return self._trial(touched, state.goal, stop, tokens, extend=True)
+
+        more = largest_chunk(cap, lambda tokens: self._seconds(trial(tokens)) <= limit_s)
         if more:
-            for group, load in self._trial(state, stop, more, extend=True):
-                self.loads[group] = load
+            for group, load in trial(more):
+                self._set(group, load)
             self.prefills[index] = Pick(state, stop + more)
 
     def _add(self, state: RequestState, tokens: int) -> None:
-        for group, load in self._trial(state, state.dispatched, tokens):
-            self.loads[group] = load
+        touched = holders(state, state.dispatched)
+        for group, load in self._trial(touched, state.goal, state.dispatched, tokens):
+            self._set(group, load)
         self.prefills.append(Pick(state, state.dispatched + tokens))
 
-    def _seconds(self, trial: list[tuple[int, Load]]) -> float:
-        return max(self._model.mixed(load) for _, load in trial)
+    def _set(self, group: int, load: Load) -> None:
+        self.loads[group] = load
+        self._seconds_in[group] = self._model.base(load)
 
-    def _trial(self, state: RequestState, start: int, tokens: int, extend: bool = False) -> list[tuple[int, Load]]:
+    def _seconds(self, trial: list[tuple[int, Load]]) -> float:
+        return max([self._model.mixed(load) for _, load in trial])
+
+    def _trial(
+        self, touched: list[tuple[Piece, int]], goal: int, start: int, tokens: int, extend: bool = False
+    ) -> list[tuple[int, Load]]:
         """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span already picked."""
-        touched, sample = holders(state, state.dispatched), start + tokens == state.goal
-        trial = []
-        for piece, cached in touched:
-            writes = piece is touched[-1][0]
-            load = self.loads[piece.group]
-            cached = start - piece.start if writes else cached
-            trial.append((piece.group, load.with_prefill(tokens, cached, writes, len(touched), sample, extend)))
-        return trial
+        sample, count, writer = start + tokens == goal, len(touched), touched[-1][0]
+        return [
+            (
+                piece.group,
+                self.loads[piece.group].with_prefill(
+                    tokens, start - piece.start if piece is writer else cached, piece is writer, count, sample, extend
+                ),
+            )
+            for piece, cached in touched
+        ]

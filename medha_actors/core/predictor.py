@@ -164,7 +164,7 @@ class ExecutionModel:
 
     def base(self, load: Load) -> float:
         """Uncorrected seconds of the slowest stage."""
-        return max(stage.seconds(load) for stage in self._unique)
+        return max([stage.seconds(load) for stage in self._unique])
 
     def mixed(self, load: Load) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""

@@ -73,11 +73,11 @@ class Scheduler:
         except MedhaError as error:
             return rejected(error)
         state = self._admission.admit(request, next(self._serials))
+        ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
+        ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
         self.live.add(state)
         if state.timeout_at < math.inf:
             heapq.heappush(self._timeouts, (state.timeout_at, state.serial, state.id))
-        ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
-        ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
         return Accepted(
             deadline_at=state.timeline.deadline_at,
             ttft_objective_s=state.timeline.deadline_at - state.timeline.arrived_at,

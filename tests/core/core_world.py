@@ -3,9 +3,9 @@
 from collections import deque
 
 from medha_actors.config import KvCacheConfig, MedhaConfig, ObjectivesConfig, ParallelConfig, SchedulerConfig
+from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.packer import LONE_BUDGETS
-from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.predictor import ExecutionModel, load_of
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of, token_of
 from medha_actors.messages import (
@@ -202,13 +202,13 @@ class World:
         assert not last.sample or last.index == len(self.tokens[name])
 
     def check_budget(self, batch):
-        if not batch.prefill_tokens or batch.prefill_tokens <= self.config.scheduler.min_chunk_tokens:
-            return
-        budget_s = batch.budget_s * (LONE_BUDGETS if len(self.scheduler.live.by_id) == 1 else 1)
-        if self.config.scheduler.fixed_chunk_tokens is None:
-            assert batch.predicted_s <= budget_s * (1 + 1e-9)
-        rows = [sum(span.stop - span.start for span in message.spans) for message in batch.groups if message]
-        assert max(rows) <= self.config.scheduler.max_batch_tokens
+        """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps prefill going."""
+        config, alone = self.config.scheduler, len(self.scheduler.live.by_id) == 1
+        for message in filter(None, batch.groups):
+            load = load_of(message)
+            assert load.rows <= config.max_batch_tokens
+            if load.prefill_rows > config.min_chunk_tokens and config.fixed_chunk_tokens is None:
+                assert self.model.predict(load) <= batch.budget_s * (LONE_BUDGETS if alone else 1) * (1 + 1e-9)
 
     def note(self, events):
         for event in events:
