@@ -6,9 +6,9 @@ attended to here; a shared run (paper, 3.3: KVP) is attended to piece by piece a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,129 +26,119 @@ class Exchange(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Piece:
+class Piece(NamedTuple):
     """One span's rows and the keys they may see in this group."""
 
     first: int  # row in the step
-    rows: int
+    stop: int
     cached: int  # tokens in this group's piece before the span; all rows see them
     writes: bool  # the span's own keys follow the cached ones, causal among themselves
-    table: Tensor  # page numbers of the piece
+    table: Tensor  # int64, on the CPU: page numbers of the piece
 
     @property
-    def stop(self) -> int:
-        return self.first + self.rows
+    def rows(self) -> int:
+        return self.stop - self.first
 
 
-@dataclass(slots=True)
-class Run:
-    """Consecutive pieces in the same groups, prepared for the kernels. `groups` is empty where one group has all."""
+class Run(NamedTuple):
+    """Consecutive rows in the same groups, prepared for the kernels. `groups` is empty where one group has all."""
 
     groups: tuple[int, ...]
-    first: int
-    stop: int
-    chunks: list[object] = field(default_factory=list)
-    decodes: list[object] = field(default_factory=list)
+    rows: slice
+    chunks: list[Any]
+    decodes: list[Any]
 
 
 class Kernels(Protocol):
     """Attention over pieces of the pool on one kind of device."""
 
-    def prepare(self, pieces: Sequence[Piece], partial: bool) -> tuple[list[object], list[object]]:
+    def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Any], list[Any]]:
         """Per-step work that all layers share: (chunks, batches of single rows). Empty pieces are left out."""
         ...
 
-    def prefill(self, layer: int, chunk: object, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def prefill(self, layer: int, chunk: Any, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
         """Attend for one chunk's rows and store into the step's out [rows, heads, head_dim] and lse [rows, heads]."""
         ...
 
-    def decode(self, layer: int, batch: object, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def decode(self, layer: int, batch: Any, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
         """The same for a batch of single rows, whose own keys are already in the pool."""
         ...
+
+
+def pieces_of(spans: Sequence[Span], tables: Sequence[Tensor]) -> list[Piece]:
+    """The rows of each span, and what they see."""
+    ends = itertools.accumulate((span.stop - span.start for span in spans), initial=0)
+    return [
+        Piece(first, stop, span.piece_tokens, span.writes, table)
+        for (first, stop), span, table in zip(itertools.pairwise(ends), spans, tables, strict=True)
+    ]
+
+
+def runs_of(spans: Sequence[Span]) -> list[tuple[tuple[int, ...], int, int]]:
+    """Consecutive spans with equal groups: (groups, first span, stop). One group alone counts as none."""
+    runs, start = [], 0
+    for groups, same in itertools.groupby(spans, lambda span: span.groups if len(span.groups) > 1 else ()):
+        stop = start + len(list(same))
+        runs.append((groups, start, stop))
+        start = stop
+    return runs
+
+
+def share(groups: tuple[int, ...], out: Tensor, lse: Tensor, exchange: Exchange | None) -> Tensor:
+    """Attention over all groups' pieces from the one over this group's: float32 [rows, heads, head_dim]."""
+    assert exchange is not None, "a span with several groups needs an exchange"
+    return merge_packed(exchange.all_gather(groups, pack(out, lse)))
 
 
 class StepAttention:
     """The attention of one step, built once and called for every layer."""
 
     def __init__(
-        self, kernels: Kernels, pool: KvPool, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
+        self,
+        kernels: Kernels,
+        pool: KvPool,
+        spans: Sequence[Span],
+        tables: Sequence[Tensor],
+        exchange: Exchange | None,
     ) -> None:
-        self.kernels = kernels
-        self.pool = pool
-        self.exchange = exchange
-        self.pieces = _pieces(spans, tables)
-        self.written, self.slots = _writes(pool, self.pieces)
-        self.runs = self._runs(spans)
-
-    def _runs(self, spans: Sequence[Span]) -> list[Run]:
-        runs: list[Run] = []
-        start = 0
-        for index in range(len(spans) + 1):
-            if index < len(spans) and _groups(spans[index]) == _groups(spans[start]):
-                continue
-            if index > start:
-                mine = self.pieces[start:index]
-                groups = _groups(spans[start])
-                chunks, decodes = self.kernels.prepare(mine, bool(groups))
-                runs.append(Run(groups, mine[0].first, mine[-1].stop, chunks, decodes))
-            start = index
-        return runs
+        self.kernels, self.pool, self.exchange = kernels, pool, exchange
+        pieces = pieces_of(spans, tables)
+        self.written, self.places = _writes(pool, pieces)
+        self.runs = [
+            Run(groups, slice(pieces[start].first, pieces[stop - 1].stop), *kernels.prepare(pieces[start:stop]))
+            for groups, start, stop in runs_of(spans)
+        ]
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """q [rows, heads, head_dim], kv [rows, 2 * kv_heads, head_dim] -> [rows, heads, head_dim]."""
-        if self.slots is not None:
-            self.pool.write(layer, self.slots, kv if self.written is None else kv[self.written])
+        if self.places is not None:
+            self.pool.write(layer, self.places, kv if self.written is None else kv[self.written])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for run in self.runs:
-            if run.groups:
-                self._shared(layer, run, q, kv, out)
-                continue
+            lse = None
+            if run.groups:  # rows that see nothing here keep zeros and an LSE of -inf
+                out[run.rows] = 0
+                lse = torch.full(out.shape[:2], -torch.inf, dtype=torch.float32, device=out.device)
             for chunk in run.chunks:
-                self.kernels.prefill(layer, chunk, q, kv, out, None)
+                self.kernels.prefill(layer, chunk, q, kv, out, lse)
             for batch in run.decodes:
-                self.kernels.decode(layer, batch, q, out, None)
+                self.kernels.decode(layer, batch, q, out, lse)
+            if lse is not None:
+                out[run.rows] = share(run.groups, out[run.rows], lse[run.rows], self.exchange).to(out.dtype)
         return out
-
-    def _shared(self, layer: int, run: Run, q: Tensor, kv: Tensor, out: Tensor) -> None:
-        assert self.exchange is not None, "a span with several groups needs an exchange"
-        rows = slice(run.first, run.stop)
-        out[rows] = 0  # rows that see nothing here stay so, with an LSE of -inf
-        lse = torch.full(out.shape[:2], -torch.inf, dtype=torch.float32, device=out.device)
-        for chunk in run.chunks:
-            self.kernels.prefill(layer, chunk, q, kv, out, lse)
-        for batch in run.decodes:
-            self.kernels.decode(layer, batch, q, out, lse)
-        partial = pack(out[rows], lse[rows])
-        out[rows] = merge_packed(self.exchange.all_gather(run.groups, partial)).to(out.dtype)
-
-
-def _groups(span: Span) -> tuple[int, ...]:
-    return span.groups if len(span.groups) > 1 else ()
-
-
-def _pieces(spans: Sequence[Span], tables: Sequence[Tensor]) -> list[Piece]:
-    pieces, first = [], 0
-    for span, table in zip(spans, tables, strict=True):
-        pieces.append(Piece(first, span.stop - span.start, span.piece_tokens, span.writes, table))
-        first = pieces[-1].stop
-    return pieces
 
 
 def _writes(pool: KvPool, pieces: Sequence[Piece]) -> tuple[Tensor | None, Tensor | None]:
     """Rows to store (None: all) and the pool rows they go to (None: nothing to store)."""
-    tables, slots, rows = [], [], []
+    pages, slots, rows = [], [], []
     for piece in pieces:
-        if not piece.writes:
-            continue
-        where = torch.arange(piece.cached, piece.cached + piece.rows)
-        tables.append(piece.table[where // pool.page_tokens])
-        slots.append(where % pool.page_tokens)
-        rows.append(torch.arange(piece.first, piece.stop))
-    if not tables:
+        if piece.writes:
+            where = torch.arange(piece.cached, piece.cached + piece.rows)
+            pages.append(piece.table[where // pool.page_tokens])
+            slots.append(where % pool.page_tokens)
+            rows.append(torch.arange(piece.first, piece.stop))
+    if not rows:
         return None, None
     device = pool.data.device
-    places = pool.rows_of(torch.cat(tables).to(device), torch.cat(slots).to(device))
-    if len(tables) == len(pieces):
-        return None, places
-    return torch.cat(rows).to(device), places
+    places = pool.rows_of(torch.cat(pages), torch.cat(slots)).to(device)
+    return (None if len(rows) == len(pieces) else torch.cat(rows).to(device)), places

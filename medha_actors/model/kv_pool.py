@@ -14,6 +14,7 @@ class KvPool:
     """Keys and values, [layers, 2, pages, kv_heads, page_tokens, head_dim].
 
     Head-major within a page: the tokens of one head lie side by side, which attention on a CPU reads twice as fast.
+    With `token_major` a page is [page_tokens, kv_heads, head_dim] instead, as flash-attn wants it.
     """
 
     def __init__(
@@ -25,24 +26,24 @@ class KvPool:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        token_major: bool = False,
     ) -> None:
-        shape = (layers, 2, pages, kv_heads, page_tokens, head_dim)
-        self.data = (
-            _untouched_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
-        )
-        self.pages = pages
-        self.page_tokens = page_tokens
-        self.kv_heads = kv_heads
-        self.head_dim = head_dim
-        self.rows = [layer.view(-1, head_dim) for layer in self.data]  # one row per (k or v, page, head, slot)
-        self.head_pages = [layer.view(-1, page_tokens, head_dim) for layer in self.data]
+        page = (page_tokens, kv_heads) if token_major else (kv_heads, page_tokens)
+        shape = (layers, 2, pages, *page, head_dim)
+        on_cpu = device.type == "cpu"
+        self.data = _untouched_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        self.pages, self.page_tokens, self.kv_heads, self.head_dim = pages, page_tokens, kv_heads, head_dim
+        self.strides = (kv_heads, 1) if token_major else (1, page_tokens)  # of a token and of a head, in rows
+        self.rows = [layer.view(-1, head_dim) for layer in self.data]  # one row per (k or v, page, head, token)
+        self.head_pages = [layer.view(-1, page_tokens, head_dim) for layer in self.data]  # if head-major
 
     def rows_of(self, pages: Tensor, slots: Tensor) -> Tensor:
         """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` of `pages`: keys first, then values."""
-        heads = torch.arange(self.kv_heads, device=pages.device)
-        first = (pages[:, None] * self.kv_heads + heads) * self.page_tokens + slots[:, None]
-        values = self.pages * self.kv_heads * self.page_tokens
-        return torch.cat((first, first + values), 1).view(-1)
+        token, head = self.strides
+        heads = torch.arange(self.kv_heads, device=pages.device) * head
+        rows = self.kv_heads * self.page_tokens
+        first = (pages * rows + slots * token)[:, None] + heads
+        return torch.cat((first, first + self.pages * rows), 1).view(-1)
 
     def head_pages_of(self, pages: Tensor) -> Tensor:
         """Numbers of (page, head) blocks for page tables [..., pages]: [2, ..., kv_heads, pages]."""

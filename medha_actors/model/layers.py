@@ -9,7 +9,6 @@ from torch import Tensor
 from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import Weights
 
-_EMBEDDING = "model.embed_tokens.weight"
 _BATCH_HINT = 64  # rows that oneDNN lays the weight out for
 
 
@@ -62,16 +61,17 @@ class Loader:
         self.spec = spec
         self.device = device
         self.dtype = dtype
-        self.embedding: Tensor | None = None
+        self.table: Tensor | None = None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the device, in the compute type."""
-        if name == _EMBEDDING and self.embedding is not None:
-            return self.embedding  # also the head, where the two are tied
-        found = self.weights.tensor(name, self.dtype).to(self.device)
-        if name == _EMBEDDING:
-            self.embedding = found
-        return found
+        return self.weights.tensor(name, self.dtype).to(self.device)
+
+    def embedding(self) -> Tensor:
+        """The embedding table [vocabulary, hidden], read once: it may be the head too."""
+        if self.table is None:
+            self.table = self.tensor("model.embed_tokens.weight")
+        return self.table
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
         """One linear map; several names are stacked along the output."""
@@ -92,4 +92,4 @@ class Loader:
 
     def head(self) -> Linear:
         """The LM head, which may be the embedding table."""
-        return self.linear("model.embed_tokens" if self.spec.tied_head else "lm_head")
+        return Linear(self.embedding()) if self.spec.tied_head else self.linear("lm_head")

@@ -1,4 +1,4 @@
-"""Attention kernels for a CPU, on torch's fused operator.
+"""Attention through torch's fused operators, on a CPU and on CUDA; K and V pages are gathered before each call.
 
 A chunk attends to the cached part (no mask) and to itself (causal) and merges the two. The query heads that share a
 key head are folded into extra rows, so that keys and values are read once.
@@ -16,7 +16,7 @@ from medha_actors.model.attention import Piece
 from medha_actors.model.kv_pool import KvPool
 from medha_actors.model.merge import merge
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_ops = torch.ops.aten
 
 
 @dataclass(slots=True)
@@ -38,21 +38,21 @@ class DecodeBatch:
     mask: Tensor  # [batch, 1, 1, pages * page_tokens], 0 or -inf
 
 
-class CpuAttention:
+class SdpaAttention:
     """See attention.Kernels."""
 
-    def __init__(self, pool: KvPool, heads: int) -> None:
+    def __init__(self, pool: KvPool) -> None:
         self.pool = pool
-        self.heads = heads
+        self.device = pool.data.device
 
-    def prepare(self, pieces: Sequence[Piece], partial: bool) -> tuple[list[Chunk], list[DecodeBatch]]:
+    def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Chunk], list[DecodeBatch]]:
         chunks = [self._chunk(piece) for piece in pieces if piece.rows > 1 and (piece.writes or piece.cached)]
         single = [piece for piece in pieces if piece.rows == 1 and piece.cached + piece.writes > 0]
         return chunks, [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
 
     def _chunk(self, piece: Piece) -> Chunk:
         pages = -(-piece.cached // self.pool.page_tokens)
-        head_pages = self.pool.head_pages_of(piece.table[:pages]) if pages else None
+        head_pages = self.pool.head_pages_of(piece.table[:pages].to(self.device)) if pages else None
         return Chunk(slice(piece.first, piece.stop), piece.cached, piece.writes, head_pages)
 
     def _batch(self, pieces: Sequence[Piece]) -> DecodeBatch:
@@ -63,24 +63,25 @@ class CpuAttention:
         for row, piece in enumerate(pieces):
             pages = -(-(piece.cached + piece.writes) // size)
             tables[row, :pages] = piece.table[:pages]
-        hidden = torch.arange(longest * size) >= lengths[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype).masked_fill_(hidden, -torch.inf)
-        rows = torch.tensor([piece.first for piece in pieces])
-        return DecodeBatch(rows, self.pool.head_pages_of(tables), mask[:, None, None])
+        hidden = (torch.arange(longest * size) >= lengths[:, None]).to(self.device)
+        mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype, device=self.device)
+        mask.masked_fill_(hidden, -torch.inf)
+        rows = torch.tensor([piece.first for piece in pieces], device=self.device)
+        return DecodeBatch(rows, self.pool.head_pages_of(tables.to(self.device)), mask[:, None, None])
 
     def prefill(self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
         kv_heads, rows = self.pool.kv_heads, chunk.rows
         own_q = q[rows].transpose(0, 1).contiguous()  # [heads, rows, head_dim]
         outs, lses = [], []
         if chunk.head_pages is not None:
-            cached = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
+            keys, values = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
             folded = own_q.view(1, kv_heads, -1, own_q.shape[-1])
-            piece, piece_lse = _flash(folded, cached[0], cached[1])
+            piece, piece_lse = _fused(folded, keys, values, causal=False)
             outs.append(piece.reshape(own_q.shape))
             lses.append(piece_lse.reshape(own_q.shape[:2]))
         if chunk.writes:
             own = kv[rows].transpose(0, 1)[None]
-            piece, piece_lse = _flash(own_q[None], own[:, :kv_heads], own[:, kv_heads:], is_causal=True)
+            piece, piece_lse = _fused(own_q[None], own[:, :kv_heads], own[:, kv_heads:], causal=True)
             outs.append(piece[0])
             lses.append(piece_lse[0])
         both, both_lse = merge(outs, lses) if len(outs) > 1 else (outs[0], lses[0])
@@ -92,7 +93,7 @@ class CpuAttention:
         keys, values = self.pool.gather(layer, batch.head_pages)
         own_q = q.index_select(0, batch.rows)
         folded = own_q.view(len(batch.rows), self.pool.kv_heads, -1, own_q.shape[-1])
-        done, done_lse = _flash(folded, keys, values, attn_mask=batch.mask)
+        done, done_lse = _masked(folded, keys, values, batch.mask)
         out.index_copy_(0, batch.rows, done.reshape(own_q.shape))
         if lse is not None:
             lse.index_copy_(0, batch.rows, done_lse.reshape(own_q.shape[:2]))
@@ -107,3 +108,34 @@ def _similar(pieces: Sequence[Piece], page_tokens: int) -> list[list[Piece]]:
         else:
             batches.append([piece])
     return batches
+
+
+def _fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention of q [1, heads, rows, dim] over K, V [1, kv_heads, tokens, dim], tokens > 0: out, LSE [1, heads, rows].
+
+    Causal only with as many rows as tokens.
+    """
+    if q.device.type == "cpu":
+        return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, is_causal=causal)
+    if q.shape[1] != keys.shape[1]:  # only the chunk's own keys: few, so that copying them costs little
+        share = q.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(share, 1), values.repeat_interleave(share, 1)
+    if q.dtype == torch.float32:
+        found = _ops._scaled_dot_product_efficient_attention(q, keys, values, None, True, is_causal=causal)
+    else:
+        found = _ops._scaled_dot_product_flash_attention(q, keys, values, is_causal=causal)
+    return found[0], found[1][..., : q.shape[2]]  # the efficient kernel pads the LSE
+
+
+def _masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something to see."""
+    if q.device.type == "cpu":
+        return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
+    return plain_masked(q, keys, values, mask)
+
+
+def plain_masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as two matrix products; scores and softmax in float32."""
+    scores = (q @ keys.transpose(-1, -2)).float().mul_(q.shape[-1] ** -0.5).add_(mask)
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp_().to(values.dtype) @ values, lse

@@ -1,0 +1,107 @@
+"""The layers of a stage on torch operators: runs on a CPU and on CUDA, in float32, bfloat16 and float16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from medha_actors.messages import Span
+from medha_actors.model.attention import Exchange, Kernels, StepAttention
+from medha_actors.model.attention_sdpa import SdpaAttention
+from medha_actors.model.kv_pool import KvPool
+from medha_actors.model.layers import Loader
+from medha_actors.model.rope import Rotary, rotate
+
+
+class Decoder(Protocol):
+    """A stage's layers with their KV cache, and in the last stage the final norm and head."""
+
+    dtype: torch.dtype  # of hidden states between layers
+
+    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
+        """Run a step's rows [rows, hidden] through the layers; tables are the spans' page numbers (int64, CPU)."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Float32 [rows, vocabulary] for the rows given."""
+        ...
+
+
+class Step(NamedTuple):
+    """What every layer needs of a step."""
+
+    cos: Tensor
+    sin: Tensor
+    attention: StepAttention
+
+
+class Layer:
+    """One transformer layer; `local` is its place in the stage's KV pool."""
+
+    def __init__(self, loader: Loader, number: int, local: int) -> None:
+        spec, prefix = loader.spec, f"model.layers.{number}"
+        names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
+        self.local = local
+        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        self.attention_norm = loader.norm(f"{prefix}.input_layernorm")
+        self.qkv = loader.linear(*names, bias=spec.qkv_bias)
+        self.q_norm = loader.norm(f"{prefix}.self_attn.q_norm") if spec.qk_norm else None
+        self.k_norm = loader.norm(f"{prefix}.self_attn.k_norm") if spec.qk_norm else None
+        self.out = loader.linear(f"{prefix}.self_attn.o_proj", bias=spec.o_bias)
+        self.mlp_norm = loader.norm(f"{prefix}.post_attention_layernorm")
+        self.mlp = loader.mlp(number)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), step)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def attention(self, x: Tensor, step: Step) -> Tensor:
+        """Project, normalise (Qwen3), rotate, attend, project."""
+        turned = self.heads + self.kv_heads
+        qkv = self.qkv(x).view(len(x), turned + self.kv_heads, self.head_dim)
+        if self.q_norm and self.k_norm:
+            qkv[:, : self.heads] = self.q_norm(qkv[:, : self.heads])
+            qkv[:, self.heads : turned] = self.k_norm(qkv[:, self.heads : turned])
+        qkv[:, :turned] = rotate(qkv[:, :turned], step.cos, step.sin)
+        out = step.attention(self.local, qkv[:, : self.heads], qkv[:, self.heads :])
+        return self.out(out.view(len(x), -1))
+
+
+class TorchDecoder:
+    """See Decoder."""
+
+    def __init__(
+        self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int, attention: str
+    ) -> None:
+        spec, self.device, self.dtype = loader.spec, loader.device, loader.dtype
+        shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
+        self.pool = KvPool(*shape, self.device, self.dtype, token_major=attention == "flash_attn")
+        self.kernels = _kernels(self.pool, attention)
+        self.layers = [Layer(loader, number, number - layers[0]) for number in range(*layers)]
+        self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, self.device)
+        self.norm = loader.norm("model.norm") if head else None
+        self.head = loader.head() if head else None
+
+    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
+        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(self.device)
+        attention = StepAttention(self.kernels, self.pool, spans, tables, exchange)
+        step = Step(*self.rotary(positions, self.dtype), attention)
+        for layer in self.layers:
+            x = layer(x, step)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        assert self.norm is not None, "only the last stage has a head"
+        assert self.head is not None
+        return self.head(self.norm(x)).float()
+
+
+def _kernels(pool: KvPool, attention: str) -> Kernels:
+    if attention == "flash_attn":
+        from medha_actors.model.attention_flash import FlashAttention
+
+        return FlashAttention(pool)
+    return SdpaAttention(pool)
