@@ -57,7 +57,7 @@ class Admission:
             ids = await self.tokens(name, prompt, body.add_special_tokens)
             text = None
             if body.echo:
-                text = prompt if isinstance(prompt, str) else self._text.decode(ids)
+                text = prompt if isinstance(prompt, str) else await self._text.decode(ids)
             self._add(job, name, ids, text, asked, headers, arrived_at)
         return job
 

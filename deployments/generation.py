@@ -48,8 +48,7 @@ class Generation:
     def __init__(self, engine: EngineHandle, text: Text, job: Job, max_buffered: int) -> None:
         self._engine, self._text, self.job = engine, text, job
         self._outbox = Outbox(max_buffered)
-        self._pumps: list[asyncio.Task[None]] = []
-        self._running: set[str] = set()
+        self._running: dict[str, asyncio.Task[None] | None] = {}  # request ids and who reads their events
         self.accepted: list[Accepted] = []
 
     async def __aenter__(self) -> Generation:
@@ -69,19 +68,25 @@ class Generation:
     async def _submit(self, choice: Choice) -> None:
         request = choice.request
         events = self._engine.events(request.id)
-        self._running.add(request.id)
+        self._running[request.id] = None
         answer = await self._engine.submit(request)
         if isinstance(answer, Rejected):
             raise RejectedError(answer)
         self.accepted.append(answer)
-        self._pumps.append(_spawn(self._pump(choice, events)))
+        self._running[request.id] = _spawn(self._pump(choice, events))
 
     def _stop_all(self) -> None:
-        for pump in self._pumps:
-            pump.cancel()
-        for request_id in self._running:
-            _spawn(self._engine.cancel(request_id))
-        self._running.clear()
+        for request_id, pump in self._running.items():
+            _spawn(self._stop(request_id, pump))
+        self._running = {}
+
+    async def _stop(self, request_id: str, pump: asyncio.Task[None] | None) -> None:
+        try:
+            # First this: an engine may forget requests whose events are no longer read.
+            await self._engine.cancel(request_id)
+        finally:
+            if pump is not None:
+                pump.cancel()
 
     async def take(self, timeout_s: float) -> list[Item]:
         """What happened since the last call; empty after `timeout_s` of silence."""
@@ -96,12 +101,12 @@ class Generation:
                 if isinstance(event, ProgressEvent):
                     self._outbox.put_progress(event)
                     continue
-                for piece in writer.write(event):
-                    self._outbox.put(piece)
+                if writer.hidden and isinstance(event, TokenEvent):
+                    continue
+                self._outbox.put(writer.write(event))
                 if writer.finished:
-                    if isinstance(event, FinishedEvent):
-                        self._running.discard(request_id)
-                    else:
+                    self._running.pop(request_id, None)
+                    if not isinstance(event, FinishedEvent):  # a stop string, which the engine does not know
                         await self._engine.cancel(request_id)
                     return
             raise EngineError("the engine dropped the request")
@@ -124,20 +129,18 @@ class ChoiceWriter:
         self._eos = frozenset(text.eos_token_ids)
         self._keep_tokens = sampling.logprobs is not None
         limit = output_limit(job.body)
-        self._hidden = limit is not None and limit[1] == 0  # echo alone: the engine's one token is not shown
+        self.hidden = limit is not None and limit[1] == 0  # echo alone: the engine's one token is not shown
         self._held: TokenEvent | None = None  # a stop token: no text if the request ends with it
         self._generated = 0
         self.finished = False
 
-    def write(self, event: Event) -> list[Piece]:
-        """Pieces to send; sets `finished`; raises MedhaError for requests that failed."""
+    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Piece:
+        """What to send; sets `finished`; raises MedhaError for requests that failed."""
         if isinstance(event, TokenEvent):
-            return [] if self._hidden else [self._token(event)]
+            return self._token(event)
         if isinstance(event, PromptLogprobsEvent):
-            return [Piece(self._index, prompt_logprobs=[event], generated=self._generated)]
-        if isinstance(event, FinishedEvent):
-            return [self._end(event)]
-        return []
+            return Piece(self._index, prompt_logprobs=[event], generated=self._generated)
+        return self._end(event)
 
     def _token(self, event: TokenEvent) -> Piece:
         text = self._release_held()

@@ -54,7 +54,11 @@ def _pair(file: BinaryIO) -> tuple[str, Any]:
 
 
 def _string(file: BinaryIO) -> str:
-    return file.read(*struct.unpack("<Q", file.read(8))).decode("utf-8")
+    (length,) = struct.unpack("<Q", file.read(8))
+    data = file.read(length) if length < 2**32 else b""
+    if len(data) != length:
+        raise struct.error("it ends in the middle of a text")
+    return data.decode("utf-8")
 
 
 def _value(file: BinaryIO, kind: int) -> Any:

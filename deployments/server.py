@@ -107,7 +107,7 @@ class Server:
         body = protocol.decode(await read_body(request, self.config.limits.max_body_bytes), DetokenizeBody)
         self.admission.check_model(body.model)
         check_ids("tokens", body.tokens, self.text.vocabulary)
-        return _json(DetokenizeReply(prompt=self.text.decode(body.tokens)))
+        return _json(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
 
 
 class _Generating:

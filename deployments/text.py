@@ -1,16 +1,17 @@
 """Text to tokens and back for one model. Nothing here blocks the event loop for long.
 
-Short prompts are encoded at once (well under a millisecond), longer ones in a thread: `tokenizers` releases the GIL.
-Very long ones have a thread of their own, so that a document does not make a chat wait.
+Short prompts are encoded at once (well under a millisecond), longer ones in a thread, without the GIL. Very long ones
+have a thread of their own, so that a document does not make a chat wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -19,6 +20,10 @@ from deployments.detokenize import Detokenizer, TokenTable
 from deployments.protocol import Message
 from medha_actors.errors import RequestError
 
+# One text never gains from threads inside `tokenizers`; they would only take cores from the model.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+T = TypeVar("T")
 INLINE_CHARS: Final = 1_000
 LONG_CHARS: Final = 100_000
 
@@ -50,14 +55,23 @@ class Text:
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
-        encode = partial(self._encode, text, add_special_tokens)
-        if len(text) <= INLINE_CHARS:
-            return encode()
-        threads = self._threads if len(text) <= LONG_CHARS else self._long_threads
-        return await asyncio.get_running_loop().run_in_executor(threads, encode)
+        return await self._run(partial(self._encode, text, add_special_tokens), len(text))
+
+    async def _run(self, work: Callable[[], T], size: int) -> T:
+        if size <= INLINE_CHARS:
+            return work()
+        threads = self._threads if size <= LONG_CHARS else self._long_threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from its thread.
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        [text] = self.tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> str:
         """A chat as the model wants to read it; raises RequestError."""
@@ -69,8 +83,10 @@ class Text:
         """A lower bound of the text's length in tokens, without looking at it."""
         return len(text) // self._longest_token
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+    async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        decode = partial(self._decode, token_ids, skip_special_tokens)
+        return await self._run(decode, len(token_ids))
 
     def detokenizer(self) -> Detokenizer:
         return self.table.detokenizer()

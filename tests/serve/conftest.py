@@ -1,0 +1,76 @@
+"""A real HTTP server on a free port, with a scripted engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from deployments.server import Server
+from deployments.text import Text
+from deployments.text_sources import toy_text
+from medha_actors.config import MedhaConfig, ModelLoadingConfig, StreamConfig
+from tests.fakes import FakeEngine, Script, saying
+
+MODEL = ModelLoadingConfig(model_id="toy", model_source="random", max_model_len_tokens=4096)
+EOS = 256
+
+
+@dataclass
+class Service:
+    """A running server, its engine, and an HTTP client for it."""
+
+    engine: FakeEngine
+    http: httpx.AsyncClient
+    url: str
+    server: Server
+
+    async def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return await self.http.post(path, json=body, **options)
+
+
+@asynccontextmanager
+async def listening(app: Any) -> AsyncIterator[str]:
+    """The URL of an ASGI application on a free port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
+            await asyncio.sleep(0.001)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await task
+
+
+@pytest.fixture(scope="session")
+def toy() -> Text:
+    return toy_text(512, 4096)
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+async def start(toy: Text) -> AsyncIterator[Start]:
+    """`await start(script, **sections)`: a Service whose engine plays the script."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(script: Script | None = None, answer: Any = None, **sections: Any) -> Service:
+            engine = FakeEngine(script or saying(b"Hello world", EOS), answer)
+            sections.setdefault("stream", StreamConfig(keep_alive_s=30.0))
+            server = Server(MedhaConfig(model_loading_config=MODEL, **sections), engine, toy)
+            url = await stack.enter_async_context(listening(server.asgi()))
+            http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20.0))
+            return Service(engine, http, url, server)
+
+        yield begin
