@@ -111,11 +111,11 @@ class RequestState:
             return "length"
         return None
 
-    def skip_logprobs(self, start: int, count: int) -> int:
-        """How many of the log-probabilities of positions start+1 ... start+count were reported before; now all are."""
-        skip = max(0, self.logprobs_until - start - 1)
-        self.logprobs_until = max(self.logprobs_until, start + count + 1)
-        return skip
+    def unreported(self, start: int, count: int) -> tuple[int, int]:
+        """Of scored positions start+1 ... start+count: the range [low, high) in the prompt not reported before."""
+        low, high = max(start + 1, self.logprobs_until), min(start + count + 1, self.prompt)
+        self.logprobs_until = max(self.logprobs_until, high)
+        return low, high
 
     def drop_cache(self) -> None:
         """Forget everything computed: the request becomes a prefill of all tokens known now. None is lost."""

@@ -224,8 +224,11 @@ class Scheduler:
         if state.timeline.prefilled_at is None and state.computed >= state.prompt:
             state.timeline.prefilled_at = now
             self._prompt_tokens += state.prompt
-        if scored and (skip := state.skip_logprobs(scored.start, len(scored.entries))) < len(scored.entries):
-            events.append(PromptLogprobsEvent(state.id, scored.start + skip, scored.entries[skip:]))
+        if scored is not None:
+            low, high = state.unreported(scored.start, len(scored.entries))
+            if low < high:
+                entries = scored.entries[low - scored.start - 1 : high - scored.start - 1]
+                events.append(PromptLogprobsEvent(state.id, low - 1, entries))
         if not flown.sample:
             if not state.output:
                 left_s = self.table.seconds(state.computed, state.goal)

@@ -248,3 +248,25 @@ class World:
             assert everything == list(range(self.grid.pages_per_group)), "pages leaked or doubled"
             assert live.kv._promised[group] == promised[group]
             assert live.kv.available(group) >= 0
+
+
+def spans_of(batch):
+    return [span for message in batch.groups if message for span in message.spans]
+
+
+def world_of(stages=1, groups=1, pages=2000, cutoff=None, page=4, length=8000, model=None, **scheduler):
+    return World(config_of(**scheduler), grid_of(stages, groups, pages, cutoff, page, length), model)
+
+
+def decoding_world(count, stages=1, **more):
+    """`count` requests that have just finished their prefill."""
+    world = world_of(stages, **more)
+    for index in range(count):
+        world.add(request_of(f"d{index}", 4, 500, world.now))
+    while world.scheduler.live.queue or world.flights:
+        world.launch() or world.land()
+        if all(world.tokens.values()):
+            break
+    while world.land():
+        pass
+    return world

@@ -1,0 +1,78 @@
+"""Chunk sizes, and the table of remaining prefill work."""
+
+import pytest
+from core_world import config_of, grid_of, request_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medha_actors.core.chunking import UNIT, PrefillTable, largest_chunk, pipeline_share
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.simulator import Simulation
+
+
+@given(st.integers(0, 3000), st.integers(-1, 3000))
+def test_the_largest_chunk_that_fits(cap, limit):
+    chunk = largest_chunk(cap, lambda tokens: tokens <= limit)
+    best = cap if cap <= limit else max(0, min(cap, limit)) // UNIT * UNIT
+    assert chunk == best
+
+
+@given(st.integers(1, 20_000), st.integers(1, 16), st.integers(1, 4096))
+def test_a_share_of_the_pipeline(tokens, stages, cap):
+    share = pipeline_share(tokens, stages, cap)
+    assert 1 <= share <= cap
+    if stages == 1:
+        assert share == cap
+    elif share < min(cap, tokens):
+        assert share >= 64
+        assert -(-tokens // share) <= max(2 * stages, -(-tokens // cap) + 1)
+
+
+def test_shares_of_a_short_prompt():
+    assert pipeline_share(100, 2, 512) >= 100  # too short to cut
+    assert pipeline_share(256, 2, 512) == 64
+    assert pipeline_share(1000, 2, 512) == 256
+    assert pipeline_share(1024, 4, 2048) == 128
+    assert pipeline_share(3000, 2, 128) == 128
+
+
+def table_of(model, stages=1, budget_s=0.1, **more):
+    return PrefillTable(
+        model, **{"stages": stages, "budget_s": budget_s, "max_chunk": 512, "cutoff": 10**9, "groups": 1, **more}
+    )
+
+
+@pytest.mark.parametrize(("stages", "groups"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("prompt", [20, 300, 2_000, 20_000])
+def test_the_table_foretells_a_lone_prefill(stages, groups, prompt):
+    model = ExecutionModel.analytic(stages, token_s=8e-4, step_s=4e-3, pair_s=3e-7, kv_s=1e-6)
+    grid = grid_of(stages, groups, pages=4_000, page=16, cutoff=6_000, length=50_000)
+    log = Simulation(config_of(), grid, model).run([request_of("a", prompt, 1)]).requests["a"]
+    assert log.answer.predicted_ttft_s == pytest.approx(log.ttft_s, rel=0.1)
+
+
+@given(st.lists(st.integers(0, 30_000), min_size=3, max_size=3))
+def test_less_is_left_the_more_is_done(positions):
+    early, late, total = sorted(positions)
+    table = table_of(ExecutionModel.analytic(token_s=8e-4, step_s=4e-3, pair_s=3e-7))
+    assert table.seconds(early, total) >= table.seconds(late, total) >= 0
+    assert table.seconds(0, late) <= table.seconds(0, total)
+
+
+def test_a_long_table_is_cheap_and_follows_the_correction():
+    model = ExecutionModel.analytic(token_s=1e-5, pair_s=1e-10)
+    table = table_of(model)
+    seconds = table.seconds(0, 10_000_000)
+    assert seconds == pytest.approx(100 + 1e-10 * 1e14 / 2, rel=0.01)
+    assert len(table._ends) < 1000
+    model.scales[True] = 1.1
+    assert table.seconds(0, 10_000_000) == pytest.approx(1.1 * seconds)
+    model.scales[True] = 2.0
+    assert table.seconds(0, 10_000_000) == pytest.approx(2 * seconds, rel=0.01)
+
+
+def test_groups_share_the_cost_of_a_long_context():
+    model = ExecutionModel.analytic(token_s=1e-5, pair_s=1e-8)
+    alone, shared = table_of(model), table_of(model, cutoff=25_000, groups=4)
+    assert shared.seconds(0, 20_000) == pytest.approx(alone.seconds(0, 20_000))
+    assert shared.seconds(90_000, 100_000) < 0.4 * alone.seconds(90_000, 100_000)
