@@ -97,13 +97,18 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
         return _by_gguf_package(file, name).to(dtype)
     raw = raw_tensor(file, name)
     if info.kind in _DEQUANTISE:
-        blocks = raw.view(-1, _BLOCK_BYTES[info.kind])
-        out = torch.empty(len(blocks), _BLOCK, dtype=dtype)
-        for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
-            into.copy_(_DEQUANTISE[info.kind](some))
-        return out.view(info.shape)
+        return dequantise(raw, info.kind, dtype).view(info.shape)
     plain = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}[info.kind]
     return raw.view(-1).view(plain).view(info.shape).to(dtype)
+
+
+def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
+    """Stored rows, uint8 [rows, bytes of a row] -> [rows, values], worked out in float32 and rounded to `dtype`."""
+    blocks = raw.reshape(-1, _BLOCK_BYTES[kind])
+    out = torch.empty(len(blocks), _BLOCK, dtype=dtype, device=raw.device)
+    for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
+        into.copy_(_DEQUANTISE[kind](some))
+    return out.view(len(raw), -1)
 
 
 def _by_gguf_package(file: GgufFile, name: str) -> Tensor:

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medha_actors.model.gguf_weights import dequantise
 from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import Weights
 
+_TABLE = "model.embed_tokens.weight"
 _BATCH_HINT = 64  # rows that oneDNN lays the weight out for
 
 
@@ -53,6 +55,20 @@ class Mlp:
         return self.down(F.silu(gate).mul_(up))
 
 
+class Embedding:
+    """Rows of the embedding table; a quantised table stays as it is stored, and only rows looked up are dequantised."""
+
+    def __init__(self, table: Tensor, kind: int | None, dtype: torch.dtype) -> None:
+        self.table = table
+        self.kind = kind  # GGUF kind of a quantised table
+        self.dtype = dtype
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """int32 [rows] -> [rows, hidden]"""
+        rows = self.table.index_select(0, token_ids)
+        return rows if self.kind is None else dequantise(rows, self.kind, self.dtype)
+
+
 class Loader:
     """Builds layers from weights: reads, fuses, converts and moves tensors."""
 
@@ -67,10 +83,17 @@ class Loader:
         """One tensor, on the device, in the compute type."""
         return self.weights.tensor(name, self.dtype).to(self.device)
 
-    def embedding(self) -> Tensor:
-        """The embedding table [vocabulary, hidden], read once: it may be the head too."""
+    def embedding(self) -> Embedding:
+        """The embedding table."""
+        stored = self.weights.blocks(_TABLE)
+        if stored is not None:
+            return Embedding(stored[0].to(self.device), stored[1], self.dtype)
+        return Embedding(self._dense_table(), None, self.dtype)
+
+    def _dense_table(self) -> Tensor:
+        """[vocabulary, hidden], read once: it may be the head too."""
         if self.table is None:
-            self.table = self.tensor("model.embed_tokens.weight")
+            self.table = self.tensor(_TABLE)
         return self.table
 
     def linear(self, *names: str, bias: bool = False) -> Linear:
@@ -92,4 +115,4 @@ class Loader:
 
     def head(self) -> Linear:
         """The LM head, which may be the embedding table."""
-        return Linear(self.embedding()) if self.spec.tied_head else self.linear("lm_head")
+        return Linear(self._dense_table()) if self.spec.tied_head else self.linear("lm_head")

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class Stage:
         if not spans:
             return StageOutput(hidden)
         x = self._embed(spans) if hidden is None else hidden.to(self.device)
-        tables = [torch.tensor(self.tables[span.request_id], dtype=torch.int64) for span in spans]
+        tables = [torch.from_numpy(np.array(self.tables[span.request_id], np.int64)) for span in spans]
         x = self.decoder(x.to(self.decoder.dtype), spans, tables, exchange)
         if not self.is_last:
             return StageOutput(x)
@@ -89,7 +90,7 @@ class Stage:
         assert self.embedding is not None, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = torch.frombuffer(packed, dtype=torch.int32).to(self.device)
-        return self.embedding.index_select(0, token_ids)
+        return self.embedding(token_ids)
 
     def _logits(self, x: Tensor, rows: Items[int]) -> Tensor:
         """Logits, float32 [rows, vocabulary], of some of the step's rows."""

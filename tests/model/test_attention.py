@@ -1,0 +1,98 @@
+"""Attention kernels that this machine cannot run, checked against those it can; and the choice between them."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from stage_driver import GREEDY, Driver
+
+from medha_actors.config import ModelLoadingConfig, RandomWeights
+from medha_actors.errors import ModelError
+from medha_actors.model import attention_sdpa, decoder
+from medha_actors.model.attention_flash import FlashAttention
+from medha_actors.model.backend import choose_attention
+from medha_actors.model.kv_pool import KvPool
+
+RANDOM = ModelLoadingConfig(model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300))
+
+
+def flash_attn_with_kvcache(
+    q, k_cache, v_cache, cache_seqlens=None, block_table=None, causal=False, return_softmax_lse=False
+):
+    """What flash-attn documents, written plainly: bottom-right causal, token-major pages of 256, float32 LSE."""
+    assert k_cache.shape[1] % 256 == 0
+    assert block_table.dtype == cache_seqlens.dtype == torch.int32
+    outs, lses = torch.zeros(q.shape, dtype=q.dtype), torch.zeros(q.shape[0], q.shape[2], q.shape[1])
+    for row, length in enumerate(cache_seqlens.tolist()):
+        assert length > 0
+        share = q.shape[2] // k_cache.shape[2]
+        k, v = (
+            x[block_table[row].long()].flatten(0, 1)[:length].repeat_interleave(share, 1) for x in (k_cache, v_cache)
+        )
+        scores = torch.einsum("qhd,khd->hqk", q[row].float(), k.float()) * q.shape[-1] ** -0.5
+        if causal:
+            last = torch.arange(length - q.shape[1], length)
+            scores.masked_fill_(torch.arange(length) > last[:, None], -torch.inf)
+        lses[row] = scores.logsumexp(-1)
+        outs[row] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.float())
+    return outs, lses
+
+
+@pytest.fixture
+def flash_attn(monkeypatch):
+    module = types.ModuleType("flash_attn")
+    module.flash_attn_with_kvcache = flash_attn_with_kvcache
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr("medha_actors.model.backend.choose_attention", lambda *_: "flash_attn")
+
+
+def drive(**options):
+    driver = Driver(RANDOM, pages=6, page_tokens=256, **options)
+    for seed, length in enumerate((300, 20, 1)):
+        tokens = torch.randint(300, (length,), generator=torch.Generator().manual_seed(seed))
+        driver.add(str(length), tokens.tolist(), GREEDY)
+    driver.generate({"300": 6, "20": 9, "1": 4}, 130)
+    return {name: (r.tokens, [entry[0] for entry in r.prompt_logprobs.values()]) for name, r in driver.requests.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": 2, "groups": 2, "cutoffs": (260,)}])
+def test_flash_attn_is_called_as_it_is_documented(request, options):
+    expected = drive(**options)
+    request.getfixturevalue("flash_attn")
+    for name, (tokens, logprobs) in drive(**options).items():
+        assert tokens == expected[name][0]
+        assert logprobs == pytest.approx(expected[name][1], abs=1e-4)
+
+
+def test_two_matrix_products_equal_the_fused_operator():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 16, generator=generator) for n in (4, 24, 24))
+    mask = torch.zeros(3, 1, 1, 24)
+    mask[0, ..., 5:] = mask[1, ..., 23:] = -torch.inf
+    for mine, theirs in zip(
+        attention_sdpa.plain_masked(q, k, v, mask), attention_sdpa._masked(q, k, v, mask), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_choice():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_attention("auto", cpu, torch.float32, 64) == "sdpa"
+    assert choose_attention("auto", cuda, torch.bfloat16, 64) == "sdpa"
+    assert choose_attention("sdpa", cuda, torch.bfloat16, 256) == "sdpa"
+    assert choose_attention("flash_attn", cuda, torch.bfloat16, 256) == "flash_attn"
+    for device, dtype in ((cpu, torch.bfloat16), (cuda, torch.float32)):
+        with pytest.raises(ModelError, match="flash_attn"):
+            choose_attention("flash_attn", device, dtype, 256)
+
+
+def test_a_missing_flash_attn_and_wrong_pages_are_named(monkeypatch):
+    shape = (1, 2, 64, 2, 16, torch.device("cpu"), torch.float32)
+    with pytest.raises(ModelError, match="multiple of 256"):
+        FlashAttention(KvPool(*shape, token_major=True))
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ModelError, match="cannot be imported"):
+        decoder._kernels(KvPool(1, 2, 256, *shape[3:], token_major=True), "flash_attn")
