@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medha_actors.messages import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_CANDIDATES = 1024  # tried first for top_p and min_p; a flat distribution falls back to a full sort
+_CANDIDATES = (256, 4096)  # how many of the most likely tokens top_p looks at before it sorts them all
+_BLOCK = 256  # tokens summed together before the cumulative sum
 
 
 def uniform(seed: int, index: int) -> float:
@@ -30,6 +33,13 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """argmax of each row; numpy's is 15 times faster than torch's on a CPU."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
+
+
 def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> Tensor:
     """Token ids [rows] for float32 logits [rows, vocabulary], all with a temperature above 0.
 
@@ -37,62 +47,58 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int
     """
     temperatures = torch.tensor([one.temperature for one in params], dtype=torch.float32, device=logits.device)
     scaled = logits / temperatures[:, None]
+    for row, one in zip(scaled, params, strict=True):
+        if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0:
+            row.masked_fill_(row < threshold(row, one), -torch.inf)
     shots = [uniform(one.seed, index) for one, index in zip(params, indices, strict=True)]
-    chosen = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    plain = [row for row, one in enumerate(params) if not _filters(one)]
-    if plain:
-        rows = torch.tensor(plain, device=logits.device)
-        wanted = torch.tensor([shots[row] for row in plain], dtype=torch.float64, device=logits.device)
-        chosen[rows] = _invert(scaled[rows].softmax(-1), wanted)
-    for row, one in enumerate(params):
-        if _filters(one):
-            values, token_ids = keep(scaled[row], one)
-            wanted = torch.tensor([shots[row]], dtype=torch.float64, device=logits.device)
-            chosen[row] = token_ids[_invert(values.softmax(-1)[None], wanted)[0]]
-    return chosen
+    return _invert(scaled.softmax(-1), torch.tensor(shots, dtype=torch.float64, device=logits.device))
 
 
-def _filters(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+def threshold(row: Tensor, params: SamplingParams) -> float:
+    """The smallest logit of one row that min_p, top_k and top_p, in this order, let pass."""
+    peak, vocabulary = float(row.max()), len(row)
+    floor = peak + math.log(params.min_p) if params.min_p > 0.0 else -math.inf
+    limited = 0 < params.top_k < vocabulary
+    if limited:
+        best = _largest(row, params.top_k)
+        floor = max(floor, float(best[-1]))
+    if params.top_p >= 1.0:
+        return floor
+    passing = best if limited else row
+    total = float((passing[passing >= floor] - peak).exp_().sum(dtype=torch.float64))
+    for count in (params.top_k,) if limited else (*_CANDIDATES, vocabulary):
+        if not limited:
+            best = _largest(row, min(count, vocabulary))
+        reached = (best - peak).exp_().cumsum(0, dtype=torch.float64)
+        enough = int((reached < params.top_p * total).sum())
+        if enough < len(best):
+            return max(floor, float(best[enough]))
+    return floor  # rounding kept the sum below top_p of the total: all pass
+
+
+def _largest(row: Tensor, count: int) -> Tensor:
+    """The `count` largest values, largest first; numpy sorts several times faster than torch on a CPU."""
+    if row.device.type != "cpu":
+        return row.topk(count)[0]
+    values = row.numpy()
+    some = np.partition(values, -count)[-count:] if count < len(values) else values
+    return torch.from_numpy(np.sort(some)[::-1].copy())
 
 
 def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
-    """The first token whose cumulative probability exceeds the shot, for each row."""
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    targets = shots[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    return found.clamp_max_(probabilities.shape[-1] - 1)
+    """The first token whose cumulative probability exceeds the shot, for each row.
 
-
-def keep(scaled: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Logits and ids of the tokens of one row that pass the filters, most likely first."""
-    vocabulary = len(scaled)
-    limit = min(params.top_k or vocabulary, vocabulary)
-    found = _keep_among(scaled, params, min(limit, _CANDIDATES), limit) or _keep_among(scaled, params, limit, limit)
-    assert found is not None  # the second call looks at every token that top_k allows
-    return found
-
-
-def _keep_among(scaled: Tensor, params: SamplingParams, count: int, limit: int) -> tuple[Tensor, Tensor] | None:
-    """The same among the `count` most likely tokens; None if they may not be all that pass."""
-    values, token_ids = scaled.topk(count)
-    kept = count
-    if params.min_p > 0.0:
-        kept = int((values >= values[0] + math.log(params.min_p)).sum())
-        limit = kept if kept < count else limit
-    if params.top_p < 1.0:
-        # What top_k and min_p leave is 1; where they do not end inside the candidates, the tail counts too.
-        whole = values[:kept].logsumexp(0) if kept == limit else _tail_sum(scaled, params)
-        cumulative = (values[:kept] - whole).exp().cumsum(0, dtype=torch.float64)
-        before = int((cumulative < params.top_p).sum())
-        if before < kept:
-            return values[: before + 1], token_ids[: before + 1]
-    return (values[:kept], token_ids[:kept]) if kept == limit else None
-
-
-def _tail_sum(scaled: Tensor, params: SamplingParams) -> Tensor:
-    if params.min_p > 0.0:
-        scaled = scaled[scaled >= scaled.max() + math.log(params.min_p)]
-    if 0 < params.top_k < len(scaled):
-        scaled = scaled.topk(params.top_k)[0]
-    return scaled.logsumexp(0)
+    Whole blocks are summed first and only the block that is hit token by token: ten times faster than one long
+    cumulative sum in float64, in which every row's result would be the same.
+    """
+    rows = torch.arange(len(probabilities), device=probabilities.device)
+    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % _BLOCK)).view(len(rows), -1, _BLOCK)
+    ends = blocks.sum(-1).double().cumsum(-1)
+    targets = shots[:, None] * ends[:, -1:]
+    hit = torch.searchsorted(ends, targets, right=True)[:, 0].clamp_max_(ends.shape[1] - 1)
+    inside = blocks[rows, hit].double()
+    starts = torch.where(hit > 0, ends[rows, hit - 1], 0.0)
+    reached = inside.cumsum(-1) + starts[:, None]
+    token = torch.searchsorted(reached, targets, right=True)[:, 0]
+    last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)  # rounding must not lead to a token that is masked
+    return (hit * _BLOCK + torch.minimum(token, last)).clamp_max_(probabilities.shape[1] - 1)

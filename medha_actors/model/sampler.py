@@ -20,7 +20,7 @@ from medha_actors.messages import (
     Span,
     unpack_tokens,
 )
-from medha_actors.model.draw import draw
+from medha_actors.model.draw import draw, most_likely
 from medha_actors.model.penalties import History, adjust, adjusts, needs_history
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
@@ -78,7 +78,7 @@ class Sampler:
             if adjusts(one, span.index):
                 adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
         drawn = [row for row, one in enumerate(params) if one.temperature >= _COLDEST]
-        chosen = logits.argmax(-1)
+        chosen = most_likely(logits)
         if drawn:
             among = logits if len(drawn) == len(params) else logits[drawn]
             indices = [spans[row].index for row in drawn]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medha_actors.messages import SamplingParams, Sequence, Span, pack_tokens
-from medha_actors.model.draw import draw, keep, uniform
+from medha_actors.model.draw import draw, most_likely, threshold, uniform
 from medha_actors.model.sampler import Sampler
 
 BASE = SamplingParams(max_tokens=100)
@@ -76,13 +76,24 @@ def filtered(logits, one):
 def test_what_the_filters_keep(seed, scale, top_k, top_p, min_p):
     one = params(top_k=top_k, top_p=top_p, min_p=min_p)
     row = logits_of(1, seed, scale, 3000)[0]
-    values, token_ids = keep(row, one)
-    kept = filtered(row, one)
-    expected = int((kept > 0).sum())
-    assert abs(len(token_ids) - expected) <= (top_p < 1.0)  # rounding may move the edge of top_p by one token
-    best = row.argsort(descending=True)[: len(token_ids)]
-    assert set(best.tolist()) == set(token_ids.tolist())
-    torch.testing.assert_close(values, row[token_ids])
+    count = int((row >= threshold(row, one)).sum())
+    expected = int((filtered(row, one) > 0).sum())
+    assert abs(count - expected) <= (top_p < 1.0)  # rounding may move the edge of top_p by one token
+
+
+def test_a_draw_never_gives_a_masked_token():
+    logits = torch.full((2, 1000), -torch.inf)
+    logits[0, [3, 300]] = torch.tensor([0.0, -1.0])
+    logits[1, 999] = 0.0
+    for index in range(300):
+        first, second = draw(logits, [params(seed=1)] * 2, [index] * 2).tolist()
+        assert first in (3, 300)
+        assert second == 999
+
+
+def test_the_most_likely():
+    logits = logits_of(7, vocabulary=1000)
+    assert most_likely(logits).tolist() == logits.argmax(-1).tolist()
 
 
 @settings(deadline=None, max_examples=60)
