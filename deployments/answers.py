@@ -22,7 +22,7 @@ from deployments.replies import (
     TopLogprob,
     UsageReply,
 )
-from medha_actors.messages import Accepted, FinishedEvent, TokenEvent
+from medha_actors.messages import Accepted, FinishedEvent, PromptLogprobsEvent, TokenEvent
 
 Entry = tuple[int, float | None, tuple[tuple[int, float], ...]]  # token, its log-probability, the likeliest ones
 
@@ -111,7 +111,7 @@ class _Written:
 
     started: bool = False
     offset: int = 0
-    prompt_entries: list[Entry] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
 
 
 class TextAnswer:
@@ -141,9 +141,7 @@ class TextAnswer:
 
     def _choice(self, piece: Piece) -> TextChoice | None:
         choice, written = self._job.choices[piece.index], self._written[piece.index]
-        for part in sorted(piece.prompt_logprobs, key=lambda part: part.start):
-            known = choice.prompt[part.start + 1 : part.start + 1 + len(part.entries)]
-            written.prompt_entries += [(i, *entry) for i, entry in zip(known, part.entries, strict=False)]
+        written.prompt_logprobs += piece.prompt_logprobs
         if piece.generated == 0 and piece.finish_reason is None:
             return None
         entries: list[Entry] = [(token.token_id, token.logprob, token.top_logprobs) for token in piece.tokens]
@@ -167,8 +165,12 @@ class TextAnswer:
     def _prompt_entries(self, choice: Choice, written: _Written) -> Iterable[Entry]:
         if choice.request.sampling.prompt_logprobs is None:
             return []
-        entries, written.prompt_entries = written.prompt_entries, []
-        return [(choice.prompt[0], None, ()), *entries]
+        entries: list[Entry] = [(choice.prompt[0], None, ())]
+        for part in sorted(written.prompt_logprobs, key=lambda part: part.start):
+            known = choice.prompt[part.start + 1 : part.start + 1 + len(part.entries)]
+            entries += [(i, *entry) for i, entry in zip(known, part.entries, strict=False)]
+        written.prompt_logprobs.clear()
+        return entries
 
     def _logprobs(self, entries: Sequence[Entry], written: _Written) -> TextLogprobs:
         result = TextLogprobs()

@@ -27,7 +27,7 @@ class FakeEngine:
         self.answer = answer or accept
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
-        self.cancel_seen = asyncio.Event()
+        self._changed = asyncio.Event()
         self.is_ready = True
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._players: dict[str, asyncio.Task[None]] = {}
@@ -45,6 +45,7 @@ class FakeEngine:
 
     async def submit(self, request: Request) -> Accepted | Rejected:
         self.requests.append(request)
+        self._changed.set()
         answer = self.answer(request)
         if isinstance(answer, Accepted):
             self._players[request.id] = asyncio.ensure_future(self._play(request))
@@ -59,10 +60,21 @@ class FakeEngine:
         self._queues.pop(request_id, None)
         if request_id in self._players:
             self._players.pop(request_id).cancel()
-        self.cancel_seen.set()
+        self._changed.set()
 
     def ready(self) -> bool:
         return self.is_ready
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that submit() or cancel() brings about."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def until_all_cancelled(self) -> None:
+        """Every request was cancelled, and nothing else was."""
+        await self.until(lambda: len(self.cancelled) >= len(self.requests))
+        assert set(self.cancelled) == {request.id for request in self.requests}
 
 
 def accept(request: Request) -> Accepted:
