@@ -1,0 +1,116 @@
+"""The command line: what is printed, and where."""
+
+import asyncio
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients.__main__ import describe, main, parse, read_prompt
+from clients.errors import ApiError
+from clients.events import Accepted, Finished, Progress, Token, Usage
+from clients.terminal import TextView
+from tests.clients.conftest import streamed, whole
+
+ANSWER = streamed(
+    b': progress 1000/4000 tokens, 2.5 s left\n\ndata: {"choices":[{"text":"Hel"}]}\n\n'
+    b'data: {"choices":[{"text":"lo","finish_reason":"length"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+)
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """medha-client in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "clients", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_prints_the_text_and_a_summary(serving) -> None:
+    raw, _ = await serving(ANSWER)
+    code, out, err = await run(
+        "hi", "--base-url", raw.url, "--model", "m", "--completion", "--seed", "4", "--stop", "X"
+    )
+    assert (code, out) == (0, "Hello\n")
+    assert "reading the prompt: 1,000 of 4,000 tokens, 2.5 s left\n" in err
+    assert "3 -> 2 tokens, TTFT " in err
+    assert "(due 0.500)" in err
+    assert "(finished: length)" in err
+    body = json.loads(raw.requests[0].split(b"\r\n\r\n")[1])
+    assert (body["prompt"], body["seed"], body["stop"]) == ("hi", 4, ["X"])
+    assert "temperature" not in body
+
+
+async def test_json(serving) -> None:
+    raw, _ = await serving(ANSWER)
+    code, out, err = await run("hi", "--base-url", raw.url, "--model", "m", "--json")
+    kinds = [json.loads(line)["type"] for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert kinds == ["accepted", "progress", "token", "token", "finished", "usage"]
+
+
+async def test_failures_are_one_line_and_exit_code_1(serving) -> None:
+    raw, _ = await serving(whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3"))
+    code, out, err = await run("hi", "--base-url", raw.url, "--model", "m")
+    assert (code, out, err) == (1, "", "medha-client: the server says: full (HTTP 429); try again in 3 s\n")
+    code, out, err = await run("hi", "--base-url", "http://127.0.0.1:9")
+    assert (code, out, err) == (1, "", "medha-client: no server at http://127.0.0.1:9: Connection refused\n")
+
+
+async def test_interrupt(serving) -> None:
+    raw, _ = await serving(streamed(b'data: {"choices":[{"text":"Hel"}]}\n\n'), hang=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "clients", "hi", "--base-url", raw.url, "--model", "m",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(3) == b"Hel"
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (130, b"\n")
+    assert b"Traceback" not in err
+    assert err.endswith(b"medha-client: interrupted\n")
+    await raw.gone.wait()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_bar_on_a_terminal() -> None:
+    out, err = io.StringIO(), Terminal()
+    view = TextView(out, err)
+    view.show(Accepted())
+    view.show(Progress(2000, 4000, 2.5))
+    assert err.getvalue().startswith("\r\x1b[K[###############...............] reading the prompt: 2,000 of")
+    view.show(Token("hi\n", 1.0))
+    view.show(Token("there", 1.5))
+    view.show(Token("other choice", 1.5, choice=1))
+    view.show(Finished("stop", 2.0))
+    view.show(Usage(4000, 3))
+    view.close()
+    assert out.getvalue() == "hi\nthere\n"
+    assert err.getvalue().endswith("\r\x1b[K4000 -> 3 tokens, TTFT 1.000 s, TPOT 500.0 ms, 2.000 s in all\n")
+
+
+def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("document")
+    monkeypatch.setattr("sys.stdin", io.StringIO("question"))
+    assert read_prompt(parse(["-", "--file", str(tmp_path / "a.txt")])) == "document\n\nquestion"
+    assert main(["--file", str(tmp_path / "missing.txt")]) == 1
+    for wrong in ([], ["x", "--chat", "--completion"], ["x", "--max-tokens", "many"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2
+
+
+def test_errors_stay_on_one_line() -> None:
+    assert describe(ApiError("a\nb", status=None)) == "the server says: a b"
