@@ -1,0 +1,16 @@
+"""Errors that end the program with one clear line and a non-zero exit status."""
+
+from __future__ import annotations
+
+EXIT_ALL_FAILED = 1  # the run took place, but not one request was answered
+EXIT_USAGE = 2  # wrong options, a server that is not there, an unreadable trace, a directory that exists
+EXIT_UNHEALTHY = 3  # --fail-unhealthy: results were written, but the load generator's own checks failed
+EXIT_INTERRUPTED = 130  # Ctrl-C; results were written
+
+
+class LoadgenError(Exception):
+    """Something the user can put right; the message is the whole story, in one line."""
+
+    def __init__(self, message: str, status: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        self.status = status

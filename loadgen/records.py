@@ -1,0 +1,102 @@
+"""What is planned, what was seen, and a whole run: the data that every other part of the load generator works on.
+
+A Run says nothing about how it came to be: the results of a simulation are written by the same code as those of a
+measurement.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import msgspec
+
+SHORT, LONG, PROBE = "short", "long", "probe"
+
+
+class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request of a workload, before anything is sent."""
+
+    index: int
+    prompt_tokens: int
+    output_tokens: int
+    at: float | None = None  # due, in seconds after the start; None: when the closed loop has a place
+    kind: str = SHORT
+    blocks: tuple[int, ...] = ()  # prefix blocks: equal ids at the start of two prompts are equal tokens
+    block_tokens: int = 0
+
+
+class RequestRecord(msgspec.Struct, kw_only=True):
+    """One request as it went. Instants are in seconds, while it runs on the monotonic clock, then since the start.
+
+    `None` means that it never came to that.
+    """
+
+    index: int
+    kind: str
+    prompt_tokens: int  # asked for; the server's own count is in `usage_prompt_tokens`
+    output_tokens: int  # asked for
+    id: str = ""
+    scheduled_at: float = 0.0  # when the workload wanted it sent
+    released_at: float = 0.0  # when the concurrency limit let it go: the same, without a limit
+    sent_at: float | None = None  # just before it was handed to the socket
+    answered_at: float | None = None  # the response's headers
+    token_times: array[float] = msgspec.field(default_factory=lambda: array("d"))  # one per event with content
+    ended_at: float | None = None
+    status: int | None = None  # HTTP
+    finish_reason: str | None = None
+    usage_prompt_tokens: int | None = None
+    usage_completion_tokens: int | None = None
+    error: str | None = None  # None: all is well
+    cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
+    isolated_ttft_s: float | None = None  # predicted time to first token on the idle server
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
+
+    @property
+    def completed(self) -> bool:
+        return self.ended_at is not None and self.error is None and not self.cancelled
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of the answer: the server's count, else the number of events with content."""
+        return len(self.token_times) if self.usage_completion_tokens is None else self.usage_completion_tokens
+
+    def rebase(self, origin: float) -> None:
+        """Turn instants of the monotonic clock into seconds since `origin`."""
+        self.scheduled_at -= origin
+        self.released_at -= origin
+        self.sent_at = None if self.sent_at is None else self.sent_at - origin
+        self.answered_at = None if self.answered_at is None else self.answered_at - origin
+        self.ended_at = None if self.ended_at is None else self.ended_at - origin
+        self.token_times = array("d", [instant - origin for instant in self.token_times])
+
+
+def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
+    """An empty record of a planned request."""
+    return RequestRecord(
+        index=request.index,
+        kind=request.kind,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.output_tokens,
+        id=f"{run_id}-{request.kind}-{request.index}",
+        blocks=request.blocks,
+        block_tokens=request.block_tokens,
+    )
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """A finished run, measured or simulated."""
+
+    records: list[RequestRecord]
+    duration_s: float  # from the start to the end of the last request of the load (probes left out)
+    config: dict[str, Any]  # what config.yml holds
+    label: str = ""
+    started_at: float = 0.0  # seconds since the epoch
+    simulated: bool = False
+    interrupted: bool = False
+    open_loop: bool = True
+    loop_lags_s: list[float] = msgspec.field(default_factory=list)  # how late the program's own timers fired
+    cpu_share: float | None = None  # of one core, used by the load generator
+    isolated: list[tuple[int, float]] = msgspec.field(default_factory=list)  # (prompt tokens, idle TTFT in seconds)
+    exact_prompts: bool = True  # False: prompt lengths are a guess (no tokenizer to be had)
