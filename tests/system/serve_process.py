@@ -1,0 +1,86 @@
+"""The real thing: `serve run` with a real configuration, as a user starts it, and requests over HTTP."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def serving(folder: Path, **args) -> Iterator[str]:
+    """A running server with these `args`; yields its base URL."""
+    port = free_port()
+    config = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {"name": "medha", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
+        ],
+    }
+    path = folder / "serve_config.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    log = (folder / "serve.log").open("w+")
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "serve", "run", path],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+        start_new_session=True,
+    )
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        log.close()
+
+
+def wait_until_ready(url: str, server: subprocess.Popen, log, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    ready = False
+    while not ready:
+        if server.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            pytest.fail(f"the server did not come up:\n{log.read()[-4000:]}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+                ready = answer.status == 200
+        except OSError:
+            server_poll_pause(server)
+
+
+def server_poll_pause(server: subprocess.Popen) -> None:
+    """Wait a moment for the server process (which is not expected to end)."""
+    try:
+        server.wait(timeout=0.25)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def shipped_args() -> dict:
+    import yaml
+
+    return yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]["args"]
