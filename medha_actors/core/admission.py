@@ -34,6 +34,7 @@ class Admission:
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
         self.model_tokens = grid.max_model_len_tokens
+        self.max_tokens = min(self.model_tokens, self.kv_tokens + 1)  # the last token's KV is never needed
 
     def check(self, request: Request, waiting: int, backlog_s: float) -> None:
         """Raise RequestError for what can never run, OverloadedError when the queue is full."""
@@ -47,7 +48,7 @@ class Admission:
             raise NeverFitsError(
                 f"the request needs {asked}; the model takes at most {self.model_tokens}", param="prompt"
             )
-        if prompt + output - 1 > self.kv_tokens:  # the last token's KV is never needed
+        if prompt + output > self.max_tokens:
             raise NeverFitsError(
                 f"the request needs {asked}; the KV cache has room for {self.kv_tokens}", param="prompt"
             )

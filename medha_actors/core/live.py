@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Collection, Iterable
 
 from medha_actors.config import Policy
@@ -35,11 +37,24 @@ class LiveRequests:
         self.ready: dict[str, RequestState] = {}
         self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
         self.evictions = 0
+        self._timeouts: list[tuple[float, int, str]] = []  # a heap of ids; those that have ended leave it late
 
     def add(self, state: RequestState) -> None:
         """A new request waits."""
         self.by_id[state.id] = state
         self.queue.put(state)
+        if state.timeout_at < math.inf:
+            heapq.heappush(self._timeouts, (state.timeout_at, state.serial, state.id))
+
+    def next_timeout(self) -> RequestState | None:
+        """The live request whose timeout comes first."""
+        while self._timeouts:
+            _, serial, request_id = self._timeouts[0]
+            state = self.by_id.get(request_id)
+            if state is not None and state.serial == serial:
+                return state
+            heapq.heappop(self._timeouts)
+        return None
 
     def dispatched(self, state: RequestState, stop: int) -> None:
         """The positions below `stop` are on their way."""

@@ -7,7 +7,7 @@ behind it; what they do not use it takes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
@@ -37,7 +37,8 @@ class Packer:
         self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
         self.budget_s = budget_s
         self.loads = [Load()] * grid.groups
-        self._seconds_in = [0.0] * grid.groups  # what the picks so far take in each group, uncorrected
+        self._decode_s = [0.0] * grid.groups  # uncorrected seconds of the decodes in each group
+        self._seconds_in = [0.0] * grid.groups  # the same of all picks
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
@@ -46,13 +47,18 @@ class Packer:
         self._full = False  # no request can be started: KV or slots have run out
         self._yielding: list[int] = []  # indices of the prefills that left room
 
-    def add_decode(self, state: RequestState) -> None:
-        """One token of a ready request."""
-        start, touched = state.dispatched, holders(state, state.dispatched)
-        for piece, cached in touched:
-            writes = piece is touched[-1][0]
-            self._set(piece.group, self.loads[piece.group].with_decode(cached, writes, len(touched)))
-        self.decodes.append(Pick(state, start + 1))
+    def add_decodes(self, states: Iterable[RequestState]) -> None:
+        """One token of each of these ready requests."""
+        loads = self.loads
+        for state in states:
+            touched = holders(state, state.dispatched)
+            writer = touched[-1][0]
+            for piece, cached in touched:
+                loads[piece.group] = loads[piece.group].with_decode(cached, piece is writer, len(touched))
+            self.decodes.append(Pick(state, state.dispatched + 1))
+        for group, load in enumerate(loads):
+            if load.rows and not load.prefill_rows:
+                self._decode_s[group] = self._seconds_in[group] = self._model.base(load)
 
     def add_prefills(self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
@@ -71,8 +77,12 @@ class Packer:
             self._top_up(index, limit_s)
 
     def predicted_s(self) -> float:
-        """Seconds of the batch in its slowest stage and group."""
-        return max(self._model.predict(load) for load in self.loads)
+        """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have it."""
+        mixed, alone = self._model.scales[True], self._model.scales[False]
+        return max(
+            max(seconds * mixed, decode_s * alone) if load.prefill_rows else decode_s * alone
+            for load, seconds, decode_s in zip(self.loads, self._seconds_in, self._decode_s, strict=True)
+        )
 
     def base_s(self) -> float:
         """The same, uncorrected."""

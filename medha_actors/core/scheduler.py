@@ -7,7 +7,6 @@ order, and bounds the batches in flight to stages + 1. Instants are epoch second
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import deque
@@ -58,10 +57,14 @@ class Scheduler:
         self._admission = Admission(config, grid, self.table)
         self._flights: deque[Flight] = deque()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
-        self._timeouts: list[tuple[float, int, str]] = []
         self._serials, self._batch_ids = itertools.count(), itertools.count()
         self._valued_at = model.scales[True]
         self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence, prompt and output, that fits the model and the KV cache."""
+        return self._admission.max_tokens
 
     def add(self, request: Request, now: float) -> Accepted | Rejected:
         """Queue a request. Its id must not be in use."""
@@ -76,8 +79,6 @@ class Scheduler:
         ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
         ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
         self.live.add(state)
-        if state.timeout_at < math.inf:
-            heapq.heappush(self._timeouts, (state.timeout_at, state.serial, state.id))
         return Accepted(
             deadline_at=state.timeline.deadline_at,
             ttft_objective_s=state.timeline.deadline_at - state.timeline.arrived_at,
@@ -95,21 +96,15 @@ class Scheduler:
     def expire(self, now: float) -> list[Event]:
         """End the requests whose timeout has passed."""
         events: list[Event] = []
-        while (wake := self.next_wake(now)) is not None and wake <= now:
-            state = self.live.by_id[self._timeouts[0][2]]
+        while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
             limit_s = state.timeout_at - state.timeline.arrived_at
             events.append(self._finish(state, "timeout", f"not finished within its {limit_s:g} s", now))
         return events
 
     def next_wake(self, now: float) -> float | None:
         """When expire() could have something to do next; None: never, as things stand."""
-        while self._timeouts:
-            timeout_at, serial, request_id = self._timeouts[0]
-            state = self.live.by_id.get(request_id)
-            if state is not None and state.serial == serial:
-                return timeout_at
-            heapq.heappop(self._timeouts)
-        return None
+        state = self.live.next_timeout()
+        return None if state is None else state.timeout_at
 
     def next_batch(self, now: float) -> Batch | None:
         """The next batch for stage 0; None: nothing can run before a batch in flight returns or a request arrives."""
@@ -185,8 +180,7 @@ class Scheduler:
         preemptive = self.live.queue.order.preemptive
         groups = [group for group, load in enumerate(packer.loads) if preemptive or not load.rows]
         spared = {pick.state.id for pick in packer.prefills}
-        for state in self.live.choose_decodes(groups, spared, now):
-            packer.add_decode(state)
+        packer.add_decodes(self.live.choose_decodes(groups, spared, now))
 
     def _dispatch(self, packer: Packer, now: float) -> Batch:
         picks = packer.decodes + packer.prefills
