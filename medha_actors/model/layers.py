@@ -20,7 +20,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self.prepacked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.prepacked = weight.device.type == "cpu" and _prepacks(weight.dtype)
         if self.prepacked:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT)
         self.weight = weight
@@ -29,6 +29,15 @@ class Linear:
         if self.prepacked:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
+
+
+def _prepacks(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 class RmsNorm:

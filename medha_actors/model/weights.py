@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -74,29 +75,40 @@ class RandomWeights:
 
 
 class SafetensorsWeights:
-    """A folder of safetensors files, one or sharded with an index."""
+    """A folder of safetensors files, one or sharded with an index; only files that are needed are opened."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.folder = folder
-        self.files = {}
+        self.opened: dict[str, Any] = {}
+        index = folder / "model.safetensors.index.json"
         try:
-            for path in sorted(folder.glob("*.safetensors")):
-                opened = safe_open(path, framework="pt")
-                self.files.update(dict.fromkeys(opened.keys(), opened))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{folder}: a safetensors file cannot be read: {error}") from error
+            if index.is_file():
+                self.files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+            else:
+                names = sorted(path.name for path in folder.glob("*.safetensors"))
+                self.files = {name: file for file in names for name in self._open(file).keys()}  # noqa: SIM118
+        except (ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{index} cannot be read: {error}") from error
         if not self.files:
             raise ModelError(f"{folder} holds no .safetensors files")
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
+    def _open(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self.opened:
+            try:
+                self.opened[file] = safe_open(self.folder / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{self.folder / file} cannot be read: {error}") from error
+        return self.opened[file]
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         if name not in self.files:
             raise ModelError(f"{self.folder} has no tensor {name}")
-        return self.files[name].get_tensor(name).to(dtype)
+        return self._open(self.files[name]).get_tensor(name).to(dtype)
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         return None

@@ -105,6 +105,26 @@ def test_a_stage_reads_only_its_own_layers(saved, monkeypatch):
     assert again == (["model.embed_tokens.weight"] if driver.spec.tied_head else [])
 
 
+def test_broken_weights_are_named(saved):
+    _, folder = saved
+    config = ModelLoadingConfig(model_source=str(folder))
+    first = sorted(folder.glob("*.safetensors"))[0]
+    first.write_bytes(b"broken")
+    with pytest.raises(ModelError, match=first.name):
+        Driver(config)
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(ModelError, match="holds no"):
+        Driver(config)
+    index.write_text("{")
+    with pytest.raises(ModelError, match="index"):
+        Driver(config)
+    for path in (index, *folder.glob("*.safetensors")):
+        path.unlink()
+    with pytest.raises(ModelError, match="holds no"):
+        Driver(config)
+
+
 def refused(folder, **changes):
     path = folder / "config.json"
     path.write_text(
