@@ -19,6 +19,12 @@ def build_decoder(
     loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int, attention: str
 ) -> Decoder:
     """The decoder for layers [i, j); the choice is logged."""
+    if attention == "auto" and loader.device.type == "cpu":
+        from medha_actors.model.kernels_decoder import KernelDecoder, suits
+
+        if suits(loader, page_tokens):
+            _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)
+            return KernelDecoder(loader, layers, head, pages, page_tokens)
     chosen = choose_attention(attention, loader.device, loader.dtype, page_tokens)
     _log.info("layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen)
     return TorchDecoder(loader, layers, head, pages, page_tokens, chosen)

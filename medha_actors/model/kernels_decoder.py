@@ -1,0 +1,120 @@
+"""The layers of a stage on the CPU kernels: a decoder like decoder.TorchDecoder, several times as fast.
+
+In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds in 4 or 8 bits stay
+so and are multiplied by activations in int8, as llama.cpp does, all others by bfloat16. In float32 nothing is rounded:
+the result is that of the dequantised weights to the accuracy of float32 sums. Hidden states are float32 in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medha_actors.messages import Span
+from medha_actors.model import kernels_cpu
+from medha_actors.model.attention import Exchange
+from medha_actors.model.kernels_cpu import CpuLayers, Dimensions, LayerWeights, Merge, SpanRows
+from medha_actors.model.kernels_pack import Packed, pack_blocks, pack_dense
+from medha_actors.model.layers import Loader
+from medha_actors.model.merge import merge_packed, pack
+from medha_actors.model.rope import Rotary
+
+
+def suits(loader: Loader, page_tokens: int) -> bool:
+    """Whether this machine and this model are what the kernels are made for."""
+    spec = loader.spec
+    return (
+        loader.device.type == "cpu"
+        and loader.dtype in (torch.float32, torch.bfloat16)
+        and kernels_cpu.native()
+        and kernels_cpu.fits(spec.head_dim, page_tokens, spec.hidden, spec.intermediate)
+        and spec.heads * spec.head_dim % 32 == spec.vocabulary % 16 == 0
+    )
+
+
+class KernelDecoder:
+    """See decoder.Decoder."""
+
+    dtype = torch.float32
+
+    def __init__(self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int) -> None:
+        spec, self.loader = loader.spec, loader
+        self.exact = loader.dtype == torch.float32
+        shape = Dimensions(spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim, spec.eps)
+        weights = [self._layer(number) for number in range(*layers)]
+        self.layers = CpuLayers(shape, weights, pages, page_tokens, not self.exact)
+        self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, loader.device)
+        self.norm = self._vector("model.norm.weight") if head else None
+        self.head = self._matrix("model.embed_tokens" if spec.tied_head else "lm_head") if head else None
+
+    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
+        x = x.to(torch.float32, copy=True)  # the layers work in place
+        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
+        cos, sin = (part.view(len(x), -1).contiguous() for part in self.rotary(positions, torch.float32))
+        rows, first = [], 0
+        for span, table in zip(spans, tables, strict=True):
+            count = span.stop - span.start
+            rows.append(SpanRows(first, count, span.piece_tokens, span.writes, table.numpy()))
+            first += count
+        self.layers.step(x, cos, sin, rows, _merge(spans, exchange))
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        assert self.norm is not None, "only the last stage has a head"
+        assert self.head is not None
+        return self.layers.logits(x.contiguous(), self.norm, self.head)
+
+    def _layer(self, number: int) -> LayerWeights:
+        spec, prefix = self.loader.spec, f"model.layers.{number}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        qkv, gate_up = [f"{attention}.{n}_proj" for n in "qkv"], [f"{mlp}.{n}_proj" for n in ("gate", "up")]
+        return LayerWeights(
+            qkv=self._matrix(*qkv),
+            out=self._matrix(f"{attention}.o_proj"),
+            gate_up=self._matrix(*gate_up),
+            down=self._matrix(f"{mlp}.down_proj"),
+            attention_norm=self._vector(f"{prefix}.input_layernorm.weight"),
+            mlp_norm=self._vector(f"{prefix}.post_attention_layernorm.weight"),
+            qkv_bias=self._vector(*[f"{name}.bias" for name in qkv]) if spec.qkv_bias else None,
+            out_bias=self._vector(f"{attention}.o_proj.bias") if spec.o_bias else None,
+            gate_up_bias=self._vector(*[f"{name}.bias" for name in gate_up]) if spec.mlp_bias else None,
+            down_bias=self._vector(f"{mlp}.down_proj.bias") if spec.mlp_bias else None,
+            q_norm=self._vector(f"{attention}.q_norm.weight") if spec.qk_norm else None,
+            k_norm=self._vector(f"{attention}.k_norm.weight") if spec.qk_norm else None,
+        )
+
+    def _matrix(self, *names: str) -> Packed:
+        """One matrix, several names stacked along the output; as stored if all are quantised alike."""
+        stored = [self.loader.weights.blocks(f"{name}.weight") for name in names]
+        found = [part for part in stored if part is not None]
+        if len(found) == len(names) and len({kind for _, kind in found}) == 1:
+            return pack_blocks(torch.cat([raw for raw, _ in found]), found[0][1], self.exact)
+        return pack_dense(torch.cat([self.loader.tensor(f"{name}.weight") for name in names]))
+
+    def _vector(self, *names: str) -> Tensor:
+        return torch.cat([self.loader.weights.tensor(name, torch.float32) for name in names])
+
+
+def _merge(spans: Sequence[Span], exchange: Exchange | None) -> Merge | None:
+    """What to do with the attention of rows that several KV groups share, in each layer; None if there are none."""
+    runs: list[tuple[tuple[int, ...], slice]] = []
+    first = 0
+    for span in spans:
+        stop = first + span.stop - span.start
+        if len(span.groups) > 1:
+            if runs and runs[-1][0] == span.groups and runs[-1][1].stop == first:
+                runs[-1] = (span.groups, slice(runs[-1][1].start, stop))
+            else:
+                runs.append((span.groups, slice(first, stop)))
+        first = stop
+    if not runs:
+        return None
+    assert exchange is not None, "a span with several groups needs an exchange"
+
+    def merge(out: Tensor, lse: Tensor) -> None:
+        for groups, rows in runs:
+            out[rows] = merge_packed(exchange.all_gather(groups, pack(out[rows], lse[rows])))
+
+    return merge

@@ -1,0 +1,155 @@
+"""What stands between the matrix products of a layer: RMSNorm, RoPE, SiLU, rounding of activations, writing of KV.
+
+All functions work on float32 rows by address. Rows must be multiples of 16 values (32 where they become int8).
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from medha_actors.model.kernels_ir import F32, I16, I32, I64, V16C, V16F, V16I, Emit, kernel
+
+_V8F, _V8S, _V4I = ir.VectorType(F32, 8), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
+INT8, FLOAT, BFLOAT = range(3)  # forms of activations
+_LOG2_E = 1.4426950408889634
+
+
+def _norm(e: Emit, x: ir.Value, gain: ir.Value, count: ir.Value, eps: ir.Value, out: ir.Value) -> None:
+    """out = x / sqrt(mean(x**2) + eps) * gain for `count` values; eps is the address of a float32."""
+    b = e.b
+    total = e.variable(e.constant(0.0))
+    vectors = b.udiv(count, I64(16))
+    with e.loop(vectors) as loop:
+        value = e.load(e.at(x, e.times(loop.index, 64)))
+        b.store(e.fma(value, value, b.load(total)), total)
+    square = e.call("llvm.vector.reduce.fadd.v16f32", F32, F32(0), b.load(total))
+    mean = b.fdiv(square, b.uitofp(count, F32))
+    root = e.call("llvm.sqrt.f32", F32, b.fadd(mean, e.load(eps, F32)))
+    factor = e.splat(b.fdiv(F32(1), root))
+    with e.loop(vectors) as loop:
+        offset = e.times(loop.index, 64)
+        scaled = b.fmul(e.load(e.at(x, offset)), factor)
+        e.store(b.fmul(scaled, e.load(e.at(gain, offset))), e.at(out, offset))
+
+
+def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Value) -> None:
+    """out = gate / (1 + exp(-gate)) * up"""
+    b = e.b
+    with e.loop(b.udiv(count, I64(16))) as loop:
+        offset = e.times(loop.index, 64)
+        value = e.load(e.at(gate, offset))
+        power = b.fmul(value, e.constant(-_LOG2_E))
+        power = e.call("llvm.minnum.v16f32", V16F, power, e.constant(126.0))
+        sigmoid = b.fadd(e.exp2(power), e.constant(1.0))
+        e.store(b.fmul(b.fdiv(value, sigmoid), e.load(e.at(up, offset))), e.at(out, offset))
+
+
+def _to_int8(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
+    """Round blocks of 32 to int8; scales [2, blocks] gets each block's step and the sum of its rounded values."""
+    b = e.b
+    with e.loop(blocks) as loop:
+        place, four_i = e.at(x, e.times(loop.index, 128)), e.times(loop.index, 4)
+        values = [e.load(place), e.load(e.at(place, 64))]
+        size = [e.call("llvm.fabs.v16f32", V16F, value) for value in values]
+        top = e.largest(e.maximum(*size))
+        step = b.fmul(top, F32(1 / 127))
+        inverse = b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(127), top), F32(0))
+        whole = []
+        for half, value in enumerate(values):
+            rounded = e.call("llvm.rint.v16f32", V16F, b.fmul(value, e.splat(inverse)))
+            whole.append(b.fptosi(rounded, V16I))
+            e.store(b.trunc(whole[half], V16C), e.at(out, e.times(loop.index, 32), 16 * half))
+        total = e.call("llvm.vector.reduce.add.v16i32", I32, b.add(*whole))
+        e.store(step, e.at(scales, four_i))
+        e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, e.times(blocks, 4), four_i))
+
+
+def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
+    """The sums of blocks of 32 values."""
+    with e.loop(blocks) as loop:
+        place = e.at(x, e.times(loop.index, 128))
+        both = e.b.fadd(e.load(place), e.load(e.at(place, 64)))
+        total = F32(0)
+        for lane in range(8):  # a fixed tree: the compiler may not reorder float sums by itself
+            pair = [e.b.extract_element(both, I32(2 * lane + i)) for i in range(2)]
+            total = e.b.fadd(total, e.b.fadd(*pair))
+        e.store(total, e.at(sums, e.times(loop.index, 4)))
+
+
+def _to_bfloat(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value) -> None:
+    """out = bfloat16(x * factor); factor is the address of a float32."""
+    scale = e.broadcast(factor)
+    with e.loop(e.b.udiv(count, I64(16))) as loop:
+        value = e.b.fmul(e.load(e.at(x, e.times(loop.index, 64))), scale)
+        e.store(e.bfloat(value), e.at(out, e.times(loop.index, 32)))
+
+
+def _scaled(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value) -> None:
+    """out = x * factor"""
+    scale = e.broadcast(factor)
+    with e.loop(e.b.udiv(count, I64(16))) as loop:
+        offset = e.times(loop.index, 64)
+        e.store(e.b.fmul(e.load(e.at(x, offset)), scale), e.at(out, offset))
+
+
+def _plus(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value) -> None:
+    """x += y"""
+    with e.loop(e.b.udiv(count, I64(16))) as loop:
+        offset = e.times(loop.index, 64)
+        e.store(e.b.fadd(e.load(e.at(x, offset)), e.load(e.at(y, offset))), e.at(x, offset))
+
+
+def _rotate(e: Emit, x: ir.Value, cos: ir.Value, sin: ir.Value, half: ir.Value) -> None:
+    """RoPE in place on one head: pairs are (i, i + half)."""
+    b = e.b
+    with e.loop(b.udiv(half, I64(8))) as loop:
+        offset = e.times(loop.index, 32)
+        left, right = e.at(x, offset), e.at(x, offset, e.times(half, 4))
+        a, z = e.load(left, _V8F), e.load(right, _V8F)
+        c, s = e.load(e.at(cos, offset), _V8F), e.load(e.at(sin, offset), _V8F)
+        e.store(b.fsub(b.fmul(a, c), b.fmul(z, s)), left)
+        e.store(b.fadd(b.fmul(z, c), b.fmul(a, s)), right)
+
+
+def _put_key(e: Emit, x: ir.Value, dims: ir.Value, stride: ir.Value, bfloat: ir.Value, out: ir.Value) -> None:
+    """A head's key into a column of its tile: lane words `stride` bytes apart (a bfloat16 pair or one float32)."""
+    b = e.b
+    with e.loop(b.udiv(dims, I64(8))) as loop:
+        value = e.load(e.at(x, e.times(loop.index, 32)), _V8F)
+        with b.if_else(b.icmp_signed("!=", bfloat, I64(0))) as (yes, no):
+            with yes:
+                words, count = b.bitcast(e.bfloat(value), _V4I), 4
+                for i in range(count):
+                    place = e.at(out, e.times(e.at(e.times(loop.index, count), i), stride))
+                    e.store(b.extract_element(words, I32(i)), place)
+            with no:
+                for i in range(8):
+                    place = e.at(out, e.times(e.at(e.times(loop.index, 8), i), stride))
+                    e.store(b.extract_element(value, I32(i)), place)
+
+
+def _put_value(e: Emit, x: ir.Value, dims: ir.Value, bfloat: ir.Value, out: ir.Value) -> None:
+    """A head's value: bfloat16 values 4 bytes apart (the neighbour token fills the gaps) or float32 side by side."""
+    b = e.b
+    with e.loop(b.udiv(dims, I64(8))) as loop:
+        place = e.at(out, e.times(loop.index, 32))
+        value = e.load(e.at(x, e.times(loop.index, 32)), _V8F)
+        with b.if_else(b.icmp_signed("!=", bfloat, I64(0))) as (yes, no):
+            with yes:
+                rounded = b.bitcast(e.bfloat(value), _V8S)
+                for i in range(8):
+                    e.store(b.extract_element(rounded, I32(i)), e.at(place, 4 * i))
+            with no:
+                e.store(value, place)
+
+
+norm = kernel(5, _norm)
+silu_mul = kernel(4, _silu_mul)
+to_int8 = kernel(4, _to_int8)
+block_sums = kernel(3, _block_sums)
+to_bfloat = kernel(4, _to_bfloat)
+scaled = kernel(4, _scaled)
+plus = kernel(3, _plus)
+rotate = kernel(4, _rotate)
+put_key = kernel(5, _put_key)
+put_value = kernel(4, _put_value)

@@ -1,0 +1,205 @@
+"""Whole transformer layers on the CPU in one call without the GIL: no dispatch between their thirty operations.
+
+A `model` record and tables of addresses describe the layers, a `step` record the rows; kernels_cpu fills them. The
+residual stream is float32. Rows pass the dense parts in blocks that stay in the second-level cache.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202  (compiled functions take integers, records and arrays)
+from __future__ import annotations
+
+import numpy as np
+
+from medha_actors.model.kernels_attention import BLOCK_TOKENS, TILE, attend
+from medha_actors.model.kernels_glue import (
+    block_sums,
+    norm,
+    plus,
+    put_key,
+    put_value,
+    rotate,
+    scaled,
+    silu_mul,
+    to_bfloat,
+    to_int8,
+)
+from medha_actors.model.kernels_ir import address, call_address, compiled, kernel
+
+ROWS = 48  # rows of a block: 4 of kernels_linear's large tiles
+QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
+ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(8)  # in `vectors`
+FIRST, COUNT, CACHED, WRITES, TABLE = range(5)  # columns of `spans`
+
+MODEL = np.dtype(
+    [
+        *((name, np.int64) for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")),
+        ("tile_code", np.int64),  # kernels_attention.tile_address
+        ("bfloat", np.int64),  # keys and values are bfloat16, else float32
+        ("keys", np.int64),  # addresses of layer 0's pools
+        ("values", np.int64),
+        ("layer_bytes", np.int64),
+        *((name, np.int64) for name in ("plain", "packed", "scales", "wide")),  # addresses of scratch, ROWS rows each
+        ("eps", np.float32),
+        ("scale", np.float32),  # log2(e) / sqrt(head_dim)
+        ("one", np.float32),
+    ],
+    align=True,
+)
+MODEL_EPS = int(MODEL.fields["eps"][1])  # offset of (eps, scale, one)
+STEP = np.dtype([(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")])  # addresses but for `rows`
+
+
+call = kernel(12, call_address)
+
+
+@compiled
+def apply(model, linear, rows, x, out, add, constants):
+    """out = (out +) x W^T for float32 rows, in the form of activations that the kind of weight wants.
+
+    constants: address of (eps, scale, one); x and out are addresses of contiguous rows.
+    """
+    kind, code, data, columns, blocks = linear[0], linear[1], linear[2], linear[3], linear[4]
+    inputs, out_row = blocks * 32, columns * 64
+    if kind <= 1:
+        for r in range(rows):
+            to_int8(x + r * inputs * 4, blocks, model.packed + r * inputs, model.scales + r * blocks * 8)
+        call(code, rows, columns, blocks, data, model.packed, inputs, model.scales, blocks * 8, out, out_row, add)
+    elif kind == 4:
+        for r in range(rows):
+            to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
+        call(code, rows, columns, blocks, data, model.packed, inputs * 2, x, 0, out, out_row, add)
+    else:
+        if kind == 2:
+            for r in range(rows):
+                block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 4)
+        call(code, rows, columns, blocks, data, x, inputs * 4, model.scales, blocks * 4, out, out_row, add)
+
+
+@compiled
+def _add_bias(bias, rows, count, x):
+    if bias:
+        for r in range(rows):
+            plus(x + r * count * 4, bias, count)
+
+
+@compiled
+def _turn(model, vectors, step, row, first, heads, constants):
+    """Normalise (if the model does) and rotate the `heads` of one row of queries and keys."""
+    half = model.head_dim // 2
+    cos, sin = step.cos + row * half * 4, step.sin + row * half * 4
+    for head in range(heads):
+        place = first + head * model.head_dim * 4
+        gain = vectors[Q_NORM] if head < model.heads else vectors[K_NORM]
+        if gain:
+            norm(place, gain, model.head_dim, constants, place)
+        rotate(place, cos, sin, half)
+
+
+@compiled
+def _store(model, layer, step, row, first, slot, constants):
+    """Put one row's queries where attention reads them, and its keys and values into `slot` (-1: nowhere)."""
+    dims, share = model.head_dim, model.heads // model.kv_heads
+    size = 2 if model.bfloat else 4
+    for head in range(model.kv_heads):
+        place = step.q + ((head * step.rows + row) * share) * dims * size
+        source = first + head * share * dims * 4
+        if model.bfloat:
+            to_bfloat(source, share * dims, constants + 4, place)
+        else:
+            scaled(source, share * dims, constants + 4, place)
+        if slot < 0:
+            continue
+        page, offset = slot // model.page_tokens, slot % model.page_tokens
+        tile = layer * model.layer_bytes
+        tile += ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE) * dims * size
+        token = offset % TILE
+        key = first + (model.heads + head) * dims * 4
+        value = key + model.kv_heads * dims * 4
+        put_key(key, dims, TILE * 4, model.bfloat, model.keys + tile + token * 4)
+        if model.bfloat:
+            put_value(value, dims, 1, model.values + tile + (token // 2 * dims * 2 + token % 2) * 2)
+        else:
+            put_value(value, dims, 0, model.values + tile + token * dims * 4)
+
+
+@compiled
+def before(model, linears, vectors, layer, step, slots):
+    """Norm, query, key and value projections, RoPE, and the writing of keys and values; slots int64 [rows]."""
+    constants = address(model) + MODEL_EPS
+    m, s, v = model[0], step[0], vectors[layer]
+    width = (m.heads + 2 * m.kv_heads) * m.head_dim
+    for start in range(0, s.rows, ROWS):
+        count = min(ROWS, s.rows - start)
+        for r in range(count):
+            source = s.x + (start + r) * m.hidden * 4
+            norm(source, v[ATTENTION_NORM], m.hidden, constants, m.plain + r * m.hidden * 4)
+        apply(m, linears[layer, QKV], count, m.plain, m.wide, 0, constants)
+        _add_bias(v[QKV_BIAS], count, width, m.wide)
+        for r in range(count):
+            first = m.wide + r * width * 4
+            _turn(m, v, s, start + r, first, m.heads + m.kv_heads, constants)
+            _store(m, layer, s, start + r, first, slots[start + r], constants)
+
+
+@compiled
+def between(model, layer, step, spans, pages, scratch, out, lse):
+    """Attention of all spans: out float32 [rows, heads, head_dim], lse float32 [rows, heads]."""
+    m, s = model[0], step[0]
+    share, dims = m.heads // m.kv_heads, m.head_dim
+    size = 2 if m.bfloat else 4
+    page_bytes = m.kv_heads * m.page_tokens * dims * size
+    for span in spans:
+        for part in range(0, span[COUNT], BLOCK_TOKENS):
+            count = min(BLOCK_TOKENS, span[COUNT] - part)
+            row = span[FIRST] + part
+            cached = span[CACHED] + part * span[WRITES]
+            for head in range(m.kv_heads):
+                skip = layer * m.layer_bytes + head * m.page_tokens * dims * size
+                rows, heads = slice(row, row + count), slice(head * share, head * share + share)
+                attend(
+                    m.tile_code, s.q + (head * s.rows + row) * share * dims * size, count, share, dims, m.bfloat,
+                    m.keys + skip, m.values + skip, page_bytes, m.page_tokens // TILE, pages[span[TABLE] :],
+                    cached, span[WRITES], scratch, out[rows, heads], lse[rows, heads],
+                )  # fmt: skip
+
+
+@compiled
+def after(model, linears, vectors, layer, step):
+    """Output projection and gated MLP, both added to the residual stream."""
+    constants = address(model) + MODEL_EPS
+    m, s, v = model[0], step[0], vectors[layer]
+    wide = m.heads * m.head_dim
+    for start in range(0, s.rows, ROWS):
+        count = min(ROWS, s.rows - start)
+        x = s.x + start * m.hidden * 4
+        apply(m, linears[layer, OUT], count, s.out + start * wide * 4, x, 1, constants)
+        _add_bias(v[OUT_BIAS], count, m.hidden, x)
+        for r in range(count):
+            norm(x + r * m.hidden * 4, v[MLP_NORM], m.hidden, constants, m.plain + r * m.hidden * 4)
+        apply(m, linears[layer, GATE_UP], count, m.plain, m.wide, 0, constants)
+        _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
+        for r in range(count):
+            gate = m.wide + r * 2 * m.intermediate * 4
+            silu_mul(gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4)
+        apply(m, linears[layer, DOWN], count, m.plain, x, 1, constants)
+        _add_bias(v[DOWN_BIAS], count, m.hidden, x)
+
+
+@compiled
+def layers(model, linears, vectors, step, slots, spans, pages, scratch, out, lse):
+    """All layers of a stage, where no span is shared between KV groups."""
+    for layer in range(len(linears)):
+        before(model, linears, vectors, layer, step, slots)
+        between(model, layer, step, spans, pages, scratch, out, lse)
+        after(model, linears, vectors, layer, step)
+
+
+@compiled
+def head(model, linear, gain, rows, x, out):
+    """Final norm and LM head of chosen rows: x float32 [rows, hidden] and out [rows, vocabulary] by address."""
+    constants = address(model) + MODEL_EPS
+    m = model[0]
+    for start in range(0, rows, ROWS):
+        count = min(ROWS, rows - start)
+        for r in range(count):
+            norm(x + (start + r) * m.hidden * 4, gain, m.hidden, constants, m.plain + r * m.hidden * 4)
+        apply(m, linear, count, m.plain, out + start * linear[3] * 64, 0, constants)

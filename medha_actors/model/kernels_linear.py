@@ -1,0 +1,204 @@
+"""Linear layers on the CPU: weights as they stand in the GGUF (4 or 8 bits), in bfloat16 or in float32.
+
+Weights are repacked so that the 16 lanes of a vector are 16 output features: a "column" of 16 outputs holds, for each
+block of 32 inputs, everything the kernel needs in a row, and a matrix is streamed from memory once per 12 rows at most.
+
+kind      weights           activations                                a block (16 outputs, 32 inputs)
+Q4_INT8   Q4_1  w = d q + m int8 in blocks of 32 with a scale          256 bytes of halves, 16 d, 16 m (float16) = 320
+Q8_INT8   Q8_0  w = d q     the same                                   512 bytes q + 128, 16 d (float16)         = 544
+Q4_FLOAT  Q4_1              float32                                    as above
+Q8_FLOAT  Q8_0              float32                                    as above
+BFLOAT    bfloat16          bfloat16                                   pairs of inputs side by side              = 1,024
+FLOAT     float32           float32                                                                              = 2,048
+
+int8 activations are what llama.cpp uses for such weights (Q8_1): each block of 32 is rounded to 1/127 of its largest
+magnitude (noise of 0.5% in a product, where bfloat16 has 0.25%), and everything after that is exact to float32.
+The sum for one row and column is formed in the same order whatever rows are computed beside it, so a result does not
+depend on the batch or on how a prompt is cut into chunks.
+"""
+
+# ruff: noqa: ANN001, ANN202  (compiled functions take integers, records and arrays)
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, Emit, kernel, machine_code
+
+Q4_INT8, Q8_INT8, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(6)
+BLOCK = 32  # inputs
+BLOCK_BYTES = (320, 544, 320, 544, 1024, 2048)
+TILE_ROWS = (12, 4, 2, 1)  # 12 sums of a block and 12 totals fill the registers
+_D_OFFSET = {4: 256, 8: 512}
+
+
+class _Tile:
+    """`rows` rows by one column; addresses and row lengths in bytes as in linear_address()."""
+
+    def __init__(
+        self, e: Emit, rows: int, blocks: ir.Value, w: ir.Value, x: ir.Value, x_row: ir.Value, s: ir.Value,
+        s_row: ir.Value, out: ir.Value, out_row: ir.Value, add: ir.Value,
+    ) -> None:  # fmt: skip
+        self.e, self.rows, self.blocks, self.w, self.add = e, range(rows), blocks, w, add
+        self.x, self.s, self.out = (
+            [e.at(start, e.times(step, r)) for r in self.rows]
+            for start, step in ((x, x_row), (s, s_row), (out, out_row))
+        )
+
+    def emit(self, kind: int) -> None:
+        """out = x w, added to what stands in `out` (a residual) when `add` is not 0."""
+        e = self.e
+        self.total = [e.variable(e.constant(0.0)) for _ in self.rows]
+        with e.b.if_then(e.b.icmp_signed("!=", self.add, I64(0))):
+            for total, place in zip(self.total, self.out, strict=True):
+                e.b.store(e.load(place), total)
+        if kind in (Q4_INT8, Q8_INT8):
+            self.with_int8(4 if kind == Q4_INT8 else 8)
+        elif kind in (Q4_FLOAT, Q8_FLOAT):
+            self.with_float(4 if kind == Q4_FLOAT else 8)
+        else:
+            self.plain(kind == BFLOAT)
+        for total, place in zip(self.total, self.out, strict=True):
+            e.store(e.b.load(total), place)
+
+    def with_int8(self, bits: int) -> None:
+        """s: [rows][2][blocks], the scale of each block and the sum of its rounded values."""
+        e, b = self.e, self.e.b
+        low, four = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I)
+        with e.loop(self.blocks) as loop:
+            block = self.block(loop.index, Q4_INT8 if bits == 4 else Q8_INT8)
+            acc = [e.constant(0, V16I) for _ in self.rows]
+            for j in range(8):
+                if bits == 8:
+                    weight = e.load(e.at(block, 64 * j), V16I, 32)
+                else:
+                    weight = e.load(e.at(block, 64 * (j // 2)), V16I, 64)
+                    weight = b.and_(b.lshr(weight, four) if j % 2 else weight, low)
+                for r in self.rows:
+                    four_inputs = e.broadcast(e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j), I32)
+                    acc[r] = e.dot_int8(acc[r], weight, four_inputs)
+            d, m = self.scales(block, bits)
+            for r in self.rows:
+                place = e.at(self.s[r], e.times(loop.index, 4))
+                value = e.fma(m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r]))
+                scale = b.fmul(d, e.broadcast(place))
+                b.store(e.fma(b.sitofp(acc[r], V16F), scale, value), self.total[r])
+
+    def with_float(self, bits: int) -> None:
+        """s: [rows][blocks], the sum of each block (not used with 8 bits)."""
+        e, b = self.e, self.e.b
+        mask = e.constant(15 if bits == 4 else 255, V16I)
+        with e.loop(self.blocks) as loop:
+            block = self.block(loop.index, Q4_FLOAT if bits == 4 else Q8_FLOAT)
+            acc = [e.constant(0.0) for _ in self.rows]
+            for i in range(BLOCK):
+                word = i // 8 if bits == 4 else i // 4
+                shift = 8 * (i % 4) + (4 * (i // 4 % 2) if bits == 4 else 0)
+                raw = b.lshr(e.load(e.at(block, 64 * word), V16I, 32), e.constant(shift, V16I))
+                weight = b.sitofp(b.and_(raw, mask), V16F)
+                if bits == 8:
+                    weight = b.fsub(weight, e.constant(128.0))
+                for r in self.rows:
+                    value = e.broadcast(e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i))
+                    acc[r] = e.fma(weight, value, acc[r])
+            d, m = self.scales(block, bits)
+            for r in self.rows:
+                value = b.load(self.total[r])
+                if bits == 4:
+                    value = e.fma(m, e.broadcast(e.at(self.s[r], e.times(loop.index, 4))), value)
+                b.store(e.fma(acc[r], d, value), self.total[r])
+
+    def block(self, number: ir.Value, kind: int) -> ir.Value:
+        """The address of a block; the same block of the next column is prefetched."""
+        size = BLOCK_BYTES[kind]
+        here = self.e.at(self.w, self.e.times(number, size))
+        if len(self.rows) > 1:  # one row at a time is read so fast that the machine's own prefetching does better
+            self.e.prefetch(self.e.at(here, self.e.times(self.blocks, size)), size)
+        return here
+
+    def scales(self, block: ir.Value, bits: int) -> tuple[ir.Value, ir.Value]:
+        """d and m of w = d q + m, where q is unsigned."""
+        e = self.e
+        d = e.b.fpext(e.load(e.at(block, _D_OFFSET[bits]), V16H, 32), V16F)
+        if bits == 4:
+            return d, e.b.fpext(e.load(e.at(block, 288), V16H, 32), V16F)
+        return d, e.b.fmul(d, e.constant(-128.0))
+
+    def plain(self, bfloat: bool) -> None:
+        """bfloat16 (pairs of inputs in a lane) or float32 weights and activations."""
+        e, b = self.e, self.e.b
+        with e.loop(e.times(self.blocks, BLOCK // (2 if bfloat else 1) // 8)) as loop:
+            words = e.at(self.w, e.times(loop.index, 512))
+            if len(self.rows) > 1:
+                e.prefetch(e.at(words, e.times(self.blocks, BLOCK_BYTES[BFLOAT if bfloat else FLOAT])), 512)
+            for i in range(8):
+                weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
+                for r in self.rows:
+                    place, value = e.at(self.x[r], e.times(loop.index, 32), 4 * i), b.load(self.total[r])
+                    if bfloat:
+                        b.store(e.dot_bf16(value, weight, e.broadcast(place, I32)), self.total[r])
+                    else:
+                        b.store(e.fma(weight, e.broadcast(place), value), self.total[r])
+
+
+def _linear(kind: int) -> Any:
+    def emit(
+        e: Emit, rows: ir.Value, columns: ir.Value, blocks: ir.Value, w: ir.Value, x: ir.Value, x_row: ir.Value,
+        s: ir.Value, s_row: ir.Value, out: ir.Value, out_row: ir.Value, add: ir.Value,
+    ) -> None:  # fmt: skip
+        b = e.b
+        with e.loop(columns) as column:
+            panel = e.at(w, e.times(e.times(column.index, blocks), BLOCK_BYTES[kind]))
+            first = I64(0)
+            for size in TILE_ROWS:
+                tiles = b.udiv(b.sub(rows, first), I64(size))
+                with e.loop(tiles) as tile:
+                    row = e.at(first, e.times(tile.index, size))
+                    place = e.at(out, e.times(out_row, row), e.times(column.index, 64))
+                    xr, sr = e.at(x, e.times(x_row, row)), e.at(s, e.times(s_row, row))
+                    _Tile(e, size, blocks, panel, xr, x_row, sr, s_row, place, out_row, add).emit(kind)
+                first = e.at(first, e.times(tiles, size))
+
+    return kernel(11, emit)
+
+
+_kernel_q4_int8, _kernel_q8_int8, _kernel_q4_float, _kernel_q8_float = map(_linear, range(4))
+_kernel_bfloat, _kernel_float = _linear(BFLOAT), _linear(FLOAT)
+
+
+# numba's cache wants a function in a file for each
+def _q4_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q4_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _q8_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q8_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _q4_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q4_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _q8_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q8_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _bfloat(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_bfloat(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+@cache
+def linear_address(kind: int) -> int:
+    """Machine code of the linear layer of one kind, compiled on first use.
+
+    Its arguments: rows, columns (outputs / 16), blocks (inputs / 32), addresses of weights and activations, bytes of
+    an activation row, address and row bytes of what goes with the activations (see _Tile), address and row bytes of
+    the float32 output, and whether to add to what stands there.
+    """
+    return machine_code((_q4_int8, _q8_int8, _q4_float, _q8_float, _bfloat, _float)[kind], 11)
