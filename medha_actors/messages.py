@@ -134,6 +134,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
         str, ...
     ] = ()  # requests whose replicated state can be dropped; their pages may be in this batch already
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
+    stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
+    exchange_seconds: tuple[float, ...] = ()  # the part of it spent exchanging partial attention with other groups
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -162,6 +164,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     tokens: tuple[SampledToken, ...]
     stage_seconds: tuple[float, ...]  # seconds of work (waits for input left out) of each stage
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    stage_starts: tuple[float, ...] = ()  # as in StepMessage
+    exchange_seconds: tuple[float, ...] = ()
 
 
 class Batch(msgspec.Struct, frozen=True):

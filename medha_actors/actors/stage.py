@@ -156,19 +156,29 @@ class StageActor:
                     link.close()
 
     def _step(self, packed: bytes, hidden: torch.Tensor | None, exchange: Exchange | None) -> None:
-        started = time.perf_counter()
+        started_at, started = time.time(), time.perf_counter()
         message = _decode_step(packed)
         output = self._stage.step(message, hidden, exchange)
         stage_seconds = (*message.stage_seconds, time.perf_counter() - started)
+        stage_starts = (*message.stage_starts, started_at)
+        exchange_seconds = (*message.exchange_seconds, exchange.take_seconds() if exchange else 0.0)
         if self._downstream is not None:
-            passed_on = msgspec.structs.replace(message, stage_seconds=stage_seconds)
+            passed_on = msgspec.structs.replace(
+                message, stage_seconds=stage_seconds, stage_starts=stage_starts, exchange_seconds=exchange_seconds
+            )
             self._downstream.send(_encode(passed_on), output.hidden)
             if self._control is not None:
                 self._control.send(CREDIT)
         else:
             assert self._control is not None
             result = StepResult(
-                message.batch_id, self._plan.group, output.tokens, stage_seconds, output.prompt_logprobs
+                message.batch_id,
+                self._plan.group,
+                output.tokens,
+                stage_seconds,
+                output.prompt_logprobs,
+                stage_starts,
+                exchange_seconds,
             )
             self._control.send(_encode(result))
 

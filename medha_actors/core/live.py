@@ -37,6 +37,7 @@ class LiveRequests:
         self.ready: dict[str, RequestState] = {}
         self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
         self.evictions = 0
+        self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
         self._timeouts: list[tuple[float, int, str]] = []  # a heap of ids; those that have ended leave it late
 
     def add(self, state: RequestState) -> None:
@@ -132,6 +133,7 @@ class LiveRequests:
             ]
             victim = max(rivals, key=lambda other: (self._slack_after(other, now), other.serial))
             self.evict(victim)
+            self.evicted.append((victim.id, state.id))
             if victim is state:
                 return False
         return True
@@ -154,12 +156,18 @@ class LiveRequests:
         self.queue.put(state)
 
 
-def count_preemptions(turn: Iterable[RequestState], picked: Collection[RequestState]) -> int:
-    """Note on each unfinished prefill of the last `turn` that others were `picked` in its groups instead."""
-    used = {piece.group for state in picked for piece in state.pieces}
-    count = 0
+def preempted(turn: Iterable[RequestState], picked: Collection[RequestState]) -> list[tuple[str, str]]:
+    """Note on each unfinished prefill of the last `turn` that another took its place in a group: (who, by whom)."""
+    takers: dict[int, RequestState] = {}
+    for state in picked:
+        for piece in state.pieces:
+            takers.setdefault(piece.group, state)
+    pairs = []
     for state in turn:
-        if state not in picked and state.prefilling and any(piece.group in used for piece in state.pieces):
+        if state in picked or not state.prefilling:
+            continue
+        taker = next((takers[piece.group] for piece in state.pieces if piece.group in takers), None)
+        if taker is not None:
             state.timeline.preemptions += 1
-            count += 1
-    return count
+            pairs.append((state.id, taker.id))
+    return pairs

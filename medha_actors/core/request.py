@@ -87,9 +87,13 @@ class RequestState:
         """May decode: every known token but the last has its KV computed and nothing is in flight."""
         return self.goal <= self.dispatched == self.computed == self.known - 1
 
+    def slack(self, now: float) -> float:
+        """Seconds the rest of the prefill could be put off without missing the deadline; negative: it is late."""
+        return self.due_at - now - self.remaining_s
+
     def relative_slack(self, now: float) -> float:
         """rho of LARS (paper, 4.1): slack over total work; smaller is more urgent."""
-        return (self.due_at - now - self.remaining_s) / max(self.total_work_s, 1e-9)
+        return self.slack(now) / max(self.total_work_s, 1e-9)
 
     def tokens(self, start: int, stop: int) -> bytes:
         """Packed ids of the known tokens at positions [start, stop)."""

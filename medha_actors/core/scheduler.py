@@ -17,9 +17,10 @@ from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.assembly import Flight, Flown, assemble
 from medha_actors.core.chunking import DRIFT, PrefillTable
 from medha_actors.core.kv_plan import Grid, KvPlan
-from medha_actors.core.live import LiveRequests, count_preemptions
+from medha_actors.core.live import LiveRequests, preempted
 from medha_actors.core.packer import Packer
 from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.core.request import RequestState
 from medha_actors.core.stats import Stats
 from medha_actors.errors import MedhaError, RequestError
@@ -58,6 +59,7 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
         self._serials, self._batch_ids = itertools.count(), itertools.count()
+        self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
         self._valued_at = model.scales[True]
         self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
 
@@ -198,15 +200,20 @@ class Scheduler:
         )
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
         self._flights.append(Flight(batch, spans, packer.base_s()))
+        slacks = tuple([Slack(state.id, state.slack(now), state.total_work_s) for state, _ in packer.prefills])
         for state, stop in picks:
             if state.timeline.scheduled_at is None:
                 state.timeline.scheduled_at = now
             self.live.dispatched(state, stop)
+        taken: list[tuple[str, str]] = []
         if packer.prefills:
             picked = [pick.state for pick in packer.prefills]
-            self._preemptions += count_preemptions(self._turn, picked)
+            taken = preempted(self._turn, picked)
+            self._preemptions += len(taken)
             self._turn = [state for state in picked if state.prefilling]
         self._batches += 1
+        self.record = BatchRecord(batch_id, slacks, tuple(taken), tuple(self.live.evicted))
+        self.live.evicted.clear()
         return batch
 
     def _arrived(

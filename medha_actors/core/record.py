@@ -1,0 +1,58 @@
+"""What the scheduler remembers of its last decision, for traces. Facts only: who looks at them is not its business."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from medha_actors.core.policies import PrefillQueue
+
+
+class Slack(NamedTuple):
+    """How urgent a prefill was when a chunk of it was picked."""
+
+    request_id: str
+    slack_s: float  # deadline - now - remaining work
+    total_work_s: float  # predicted isolated prefill: slack over this is the relative slack of LARS (paper, 4.1)
+
+
+class BatchRecord(NamedTuple):
+    """Why batch `batch_id` is as it is. Pairs are (who had to wait, who took its place)."""
+
+    batch_id: int
+    slacks: tuple[Slack, ...]  # of the prefills in it, in the order they were picked
+    preempted: tuple[tuple[str, str], ...]  # unfinished prefills whose turn another took
+    evicted: tuple[tuple[str, str], ...]  # requests that lost their KV since the batch before
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A request whose prefill is not wholly dispatched, as the live page shows the queue."""
+
+    request_id: str
+    relative_slack: float
+    finish_in_s: float  # until its prefill is through, as things stand: the work before it and its own
+    deadline_in_s: float
+    done_tokens: int
+    total_tokens: int
+    started: bool
+
+
+def waiting(queue: PrefillQueue, groups: int, now: float, limit: int) -> list[Waiting]:
+    """The first `limit` requests in the order of the policy."""
+    rows, ahead_s = [], 0.0
+    for state in islice(queue.ordered(now), limit):
+        ahead_s += state.remaining_s / groups
+        rows.append(
+            Waiting(
+                request_id=state.id,
+                relative_slack=state.relative_slack(now),
+                finish_in_s=max(ahead_s, state.remaining_s),
+                deadline_in_s=state.due_at - now,
+                done_tokens=state.dispatched,
+                total_tokens=state.goal,
+                started=bool(state.pieces),
+            )
+        )
+    return rows
