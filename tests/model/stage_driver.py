@@ -15,6 +15,9 @@ from medha_actors.model.stage import Stage, StageOutput
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
 
 
+PAGE_TOKENS = {"auto": 64, "sdpa": 16}  # the CPU kernels need 64
+
+
 class Rendezvous:
     """An all_gather between threads, one per group, that meet in the same order."""
 
@@ -58,13 +61,25 @@ class Tracked:
 class Driver:
     """`groups` pipelines of `stages` stages; each request's KV is split at `cutoffs` over groups 0, 1, ..."""
 
-    def __init__(self, config=None, stages=1, groups=1, pages=64, page_tokens=16, dtype=torch.float32, cutoffs=()):
+    def __init__(
+        self,
+        config=None,
+        stages=1,
+        groups=1,
+        pages=64,
+        page_tokens=None,
+        dtype=torch.float32,
+        cutoffs=(),
+        attention="auto",
+    ):
         self.config = config or ModelLoadingConfig()
         self.spec = load_spec(self.config)
+        page_tokens = page_tokens or PAGE_TOKENS[attention]
         self.page_tokens, self.cutoffs = page_tokens, cutoffs
+        own = (pages, page_tokens, "cpu", dtype, 1, attention)
         self.pipelines = [
             [
-                Stage(self.spec, self.config, layers, (index, stages), group, pages, page_tokens, "cpu", dtype, 1)
+                Stage(self.spec, self.config, layers, (index, stages), group, *own)
                 for index, layers in enumerate(split_layers(self.spec, stages))
             ]
             for group in range(groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from stage_driver import GREEDY, Driver
 
 from medha_actors.messages import SamplingParams
@@ -10,9 +11,10 @@ from medha_actors.messages import SamplingParams
 PLAIN = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[(1, "auto"), (2, "auto"), (3, "auto"), (2, "sdpa")], ids=str)
 def driver(request):
-    return Driver(stages=request.param, pages=80, page_tokens=64)
+    stages, attention = request.param
+    return Driver(stages=stages, pages=80, page_tokens=64, attention=attention)
 
 
 def test_short_and_medium_prompts_in_several_chunks(driver, reference, prompt_of, check):
@@ -46,3 +48,30 @@ def test_a_long_prompt(reference, prompt_of, check):
     driver.generate({"long": 8, "short": 20}, 512)
     for name in ("long", "short"):
         check(driver.remove(name), reference)
+
+
+def prompt_logprobs(prompt, **options):
+    driver = Driver(pages=8, page_tokens=64, dtype=torch.bfloat16, **options)
+    driver.add("r", prompt, GREEDY)
+    driver.generate({"r": 5}, 60)
+    request = driver.requests["r"]
+    return torch.tensor([request.prompt_logprobs[i][0] for i in range(1, len(prompt))]), request.tokens
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_bfloat16_is_close(reference, prompt_of, attention):
+    """Near-ties may flip, so tokens are not compared; log-probabilities err by little on average."""
+    prompt = prompt_of(200)
+    found, _ = prompt_logprobs(prompt, attention=attention)
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    error = found - expected[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    assert error.abs().mean() < 0.15
+    assert abs(error.mean()) < 0.03
+
+
+def test_the_number_of_stages_changes_nothing_in_bfloat16(prompt_of):
+    prompt = prompt_of(100)
+    (one, one_tokens), (three, three_tokens) = (prompt_logprobs(prompt, stages=stages) for stages in (1, 3))
+    assert torch.equal(one, three)
+    assert one_tokens == three_tokens

@@ -20,13 +20,15 @@ from transformers import (
 
 from medha_actors.config import ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ModelError
+from medha_actors.model import kernels_cpu
+from medha_actors.model.kernels_decoder import KernelDecoder
 from medha_actors.model.source import resolve
 from medha_actors.model.spec import load_spec, split_layers
 
 SMALL = {
-    "vocab_size": 199,
-    "hidden_size": 48,
-    "intermediate_size": 80,
+    "vocab_size": 208,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
     "max_position_embeddings": 256,
     "initializer_range": 0.2,
@@ -34,7 +36,7 @@ SMALL = {
 }
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, num_attention_heads=6, num_key_value_heads=2)),
+    "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
     "llama-bias": (
         LlamaForCausalLM,
         LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=4, attention_bias=True, mlp_bias=True),
@@ -55,7 +57,7 @@ FAMILIES = {
         MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=None),
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=24)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=48)),
 }
 
 
@@ -74,17 +76,20 @@ def saved(request, tmp_path):
     return model, tmp_path
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("chunk", [3, 16, 200])
-def test_tokens_and_log_probabilities(saved, check, stages, chunk):
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize(("stages", "chunk"), [(1, 3), (1, 200), (2, 16), (3, 3), (3, 50)])
+def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
     model, folder = saved
-    driver = Driver(ModelLoadingConfig(model_source=str(folder)), stages=stages, page_tokens=8)
-    for seed, length in enumerate((50, 1, 17)):
+    driver = Driver(ModelLoadingConfig(model_source=str(folder)), stages=stages, attention=attention)
+    if kernels_cpu.native():
+        kernels = isinstance(driver.pipelines[0][0].decoder, KernelDecoder)
+        assert kernels == (attention == "auto")
+    for seed, length in enumerate((150, 1, 17)):
         generator = torch.Generator().manual_seed(seed)
-        driver.add(str(length), torch.randint(199, (length,), generator=generator).tolist(), GREEDY)
-    driver.generate({"50": 6, "1": 9, "17": 7}, chunk)
+        driver.add(str(length), torch.randint(208, (length,), generator=generator).tolist(), GREEDY)
+    driver.generate({"150": 6, "1": 9, "17": 7}, chunk)
     driver.drop("17")
-    driver.generate({"50": 8, "17": 12}, chunk)
+    driver.generate({"150": 8, "17": 12}, chunk)
     for request in list(driver.requests):
         check(driver.remove(request), model)
     assert driver.spec.eos_ids == (7,)

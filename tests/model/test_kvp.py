@@ -9,19 +9,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 
-PAGE = 8
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=151,
-        hidden_size=48,
+        vocab_size=160,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=6,
+        num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=0.2,
         max_position_embeddings=512,
@@ -32,17 +30,29 @@ def tiny(tmp_path_factory):
 
 
 def tokens(count, seed=0):
-    return torch.randint(151, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @pytest.mark.parametrize(
     ("groups", "cutoffs"),
-    [(1, ()), (2, (40,)), (2, (37,)), (2, (1,)), (2, (95,)), (3, (32, 64)), (3, (5, 90)), (3, (50, 51))],
+    [
+        (1, ()),
+        (2, (40,)),
+        (2, (37,)),
+        (2, (1,)),
+        (2, (95,)),
+        (3, (32, 64)),
+        (3, (5, 90)),
+        (3, (50, 51)),
+        (2, (64,)),
+        (2, (65,)),
+    ],
 )
 @pytest.mark.parametrize(("stages", "chunk"), [(1, 100), (2, 13), (1, 1)])
-def test_pieces_of_any_size(tiny, check, groups, cutoffs, stages, chunk):
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_pieces_of_any_size(tiny, check, groups, cutoffs, stages, chunk, attention):
     model, config = tiny
-    driver = Driver(config, stages=stages, groups=groups, page_tokens=PAGE, cutoffs=cutoffs)
+    driver = Driver(config, stages=stages, groups=groups, cutoffs=cutoffs, attention=attention)
     driver.add("long", tokens(93), GREEDY)
     driver.generate({"long": 10}, chunk)
     check(driver.remove("long"), model)
@@ -50,7 +60,7 @@ def test_pieces_of_any_size(tiny, check, groups, cutoffs, stages, chunk):
 
 def test_long_and_short_requests_share_a_batch(tiny, check):
     model, config = tiny
-    driver = Driver(config, stages=2, groups=2, page_tokens=PAGE, cutoffs=(30,))
+    driver = Driver(config, stages=2, groups=2, cutoffs=(30,))
     for seed, length in enumerate((70, 50, 12, 1)):
         driver.add(str(length), tokens(length, seed), GREEDY)
     driver.generate({"70": 9, "50": 8, "12": 7, "1": 12}, 11)
@@ -63,7 +73,7 @@ def test_long_and_short_requests_share_a_batch(tiny, check):
 def test_a_group_whose_piece_is_still_empty_adds_nothing(tiny, check):
     """The scheduler may onboard a group before its first token is written there."""
     model, config = tiny
-    driver = Driver(config, groups=2, page_tokens=PAGE, cutoffs=(0,))
+    driver = Driver(config, groups=2, cutoffs=(0,))
     driver.add("r", tokens(21), GREEDY)
     driver.generate({"r": 6}, 8)
     check(driver.remove("r"), model)
@@ -73,7 +83,7 @@ def test_bfloat16_partials_merge_in_float32(tiny):
     _, config = tiny
     found = []
     for groups, cutoffs in ((1, ()), (3, (20, 45))):
-        driver = Driver(config, groups=groups, page_tokens=PAGE, cutoffs=cutoffs, dtype=torch.bfloat16)
+        driver = Driver(config, groups=groups, cutoffs=cutoffs, dtype=torch.bfloat16)
         driver.add("r", tokens(90), GREEDY)
         driver.generate({"r": 1}, 16)
         found.append(torch.tensor([entry[0] for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())]))
