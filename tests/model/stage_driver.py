@@ -71,12 +71,13 @@ class Driver:
         dtype=torch.float32,
         cutoffs=(),
         attention="auto",
+        device="cpu",
     ):
         self.config = config or ModelLoadingConfig()
         self.spec = load_spec(self.config)
         page_tokens = page_tokens or PAGE_TOKENS[attention]
         self.page_tokens, self.cutoffs = page_tokens, cutoffs
-        own = (pages, page_tokens, "cpu", dtype, 1, attention)
+        own = (pages, page_tokens, device, dtype, 1, attention)
         self.pipelines = [
             [
                 Stage(self.spec, self.config, layers, (index, stages), group, *own)

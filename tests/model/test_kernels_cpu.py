@@ -1,0 +1,201 @@
+"""The CPU kernels against plain torch: linear layers, attention, whole models; and that company changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stage_driver import GREEDY, Driver
+from test_families import FAMILIES
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from medha_actors.config import ModelLoadingConfig
+from medha_actors.messages import SamplingParams
+from medha_actors.model import kernels_cpu
+from medha_actors.model.gguf_weights import _DEQUANTISE, Q4_0, Q4_1, Q8_0
+from medha_actors.model.kernels_attention import STATE_EXTRA, TILE, attend, tile_address
+from medha_actors.model.kernels_decoder import KernelDecoder
+from medha_actors.model.kernels_ir import V16F, V16I, address, compiled, kernel
+from medha_actors.model.kernels_pack import aligned, pack_blocks, pack_dense
+
+WIDTH, OUTPUTS, ROWS = 96, 48, 67
+
+
+@pytest.fixture(autouse=True)
+def _on_every_machine(monkeypatch):
+    """Use the kernels even where they are not the fast way."""
+    monkeypatch.setattr(kernels_cpu, "native", lambda: True)
+
+
+def stored(kind):
+    """A matrix in GGUF blocks and its values."""
+    generator = np.random.default_rng(kind)
+    scales = 2 if kind == Q4_1 else 1
+    blocks = generator.integers(0, 256, (OUTPUTS * WIDTH // 32, 2 * scales + (32 if kind == Q8_0 else 16)), np.uint8)
+    blocks[:, : 2 * scales] = generator.uniform(-0.1, 0.1, (len(blocks), scales)).astype(np.float16).view(np.uint8)
+    values = _DEQUANTISE[kind](torch.from_numpy(blocks)).float().view(OUTPUTS, WIDTH)
+    return torch.from_numpy(blocks).view(OUTPUTS, -1), values
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact", "tolerance"),
+    [(Q4_0, True, 1e-6), (Q4_1, True, 1e-6), (Q8_0, True, 1e-6), (Q4_0, False, 1e-2), (Q4_1, False, 1e-2),
+     (Q8_0, False, 1e-2), (torch.float32, True, 1e-6), (torch.bfloat16, True, 4e-3)],
+    ids=str,
+)  # fmt: skip
+def test_matrices_of_every_kind_and_number_of_rows(kind, exact, tolerance):
+    if isinstance(kind, int):
+        raw, values = stored(kind)
+        matrix = pack_blocks(raw, kind, exact)
+    else:
+        values = torch.randn(OUTPUTS, WIDTH).to(kind)
+        matrix, values = pack_dense(values), values.float()
+    x, gain = torch.randn(ROWS, WIDTH), torch.rand(WIDTH) + 0.5
+    expected = torch.nn.functional.rms_norm(x, (WIDTH,), gain, 1e-5) @ values.T
+    layers = kernels_cpu.CpuLayers(kernels_cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True)
+    found = layers.logits(x, gain, matrix)
+    assert (found - expected).norm() < tolerance * expected.norm()
+    for rows in (1, 2, 3, 5, 16, 31):  # a row's result does not depend on the rows beside it
+        assert torch.equal(layers.logits(x[:rows], gain, matrix), found[:rows])
+
+
+def pool(x, pages, kind, pair):
+    """x [tokens, dims] laid out as kernels_attention wants it: keys if pair is the dimension's, else values."""
+    padded = np.zeros((len(pages) * TILE, x.shape[1]), np.float32)
+    padded[: len(x)] = x
+    tiles = torch.from_numpy(padded).to(kind).view(len(pages), TILE, -1)
+    count = 2 if kind == torch.bfloat16 else 1
+    if pair == "keys":
+        tiles = tiles.view(len(pages), TILE, -1, count).transpose(1, 2)
+    else:
+        tiles = tiles.view(len(pages), TILE // count, count, -1).transpose(2, 3)
+    raw = tiles.contiguous().view(torch.uint8).numpy().reshape(len(pages), -1)
+    out = aligned(raw.size, np.uint8).reshape(raw.shape)
+    out[pages] = raw
+    return out
+
+
+@compiled
+def _attend(code, q, tokens, share, dims, bfloat, keys, values, pages, cached, writes, scratch, out, lse):
+    attend(code, address(q), tokens, share, dims, bfloat, address(keys), address(values), keys.shape[1], 1, pages,
+           cached, writes, scratch, out, lse)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dims", "share"), [(16, 1), (48, 4), (64, 3), (128, 8)])
+@pytest.mark.parametrize(("cached", "tokens", "writes"), [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)])
+def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, writes):
+    generator = np.random.default_rng(dims + tokens)
+    length = cached + tokens * writes
+    k, v, q = (generator.standard_normal(shape) for shape in ((length, dims), (length, dims), (tokens, share, dims)))
+    k *= np.linspace(0.5, 4, length)[:, None]  # the highest score keeps rising
+    scale = math.log2(math.e) / math.sqrt(dims)
+    q, k, v = (torch.from_numpy(part).to(kind) for part in (q * scale, k, v))
+    pages = generator.permutation(-(-length // TILE)).astype(np.int32)
+    rows = tokens * share
+    states = aligned(rows * (dims + STATE_EXTRA), np.float32).reshape(rows, -1)
+    states.fill(np.nan)  # whatever the step before left there
+    scratch = (states, np.zeros(rows, np.int64), aligned(6 * TILE, np.float32))
+    out, lse = np.zeros((tokens, share, dims), np.float32), np.zeros((tokens, share), np.float32)
+    bfloat = kind == torch.bfloat16
+    _attend(tile_address(bfloat), q.view(torch.uint8).numpy(), tokens, share, dims, int(bfloat),
+            pool(k.float().numpy(), pages, kind, "keys"), pool(v.float().numpy(), pages, kind, "values"), pages,
+            cached, writes, scratch, out, lse)  # fmt: skip
+    scores = torch.einsum("tsd,kd->tsk", q.double() / math.log2(math.e), k.double())
+    if writes:
+        hidden = torch.arange(length) > cached + torch.arange(tokens)[:, None]
+        scores.masked_fill_(hidden[:, None], -math.inf)
+    expected = scores.softmax(-1) @ v.double()
+    assert np.abs(out - expected.numpy()).max() < (2e-2 if bfloat else 5e-6)
+    assert np.abs(lse - scores.logsumexp(-1).numpy()).max() < 2e-5
+
+
+def test_portable_dot_products_equal_the_machines():
+    def emit(e, x, y, ints, floats):
+        both = e.load(x, V16I), e.load(y, V16I)
+        e.store(e.dot_int8(e.constant(3, V16I), *both, native=False), ints)
+        e.store(e.dot_bf16(e.constant(3.0, V16F), *both, native=False), floats)
+
+    both = kernel(4, emit)
+    x = torch.randn(32).bfloat16()
+    y = torch.randn(32).bfloat16()
+    ints, floats = np.zeros(16, np.int32), np.zeros(16, np.float32)
+    from numba import njit  # numba cannot cache what is defined in a function
+
+    @njit
+    def run(a, b, c, d):
+        both(a, b, c, d)
+
+    run(x.data_ptr(), y.data_ptr(), ints.ctypes.data, floats.ctypes.data)
+    products = x.view(torch.uint8).int() * y.view(torch.int8).int()
+    assert ints.tolist() == (products.view(16, 4).sum(1) + 3).tolist()
+    pairs = x.float() * y.float()
+    assert torch.allclose(torch.from_numpy(floats), pairs.view(16, 2).sum(1) + 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, tmp_path, check):
+    build, config = FAMILIES[family]
+    torch.manual_seed(1)
+    model = build(config).eval()
+    model.save_pretrained(tmp_path)
+    driver = Driver(ModelLoadingConfig(model_source=str(tmp_path)), stages=2, page_tokens=64)
+    assert all(isinstance(stage.decoder, KernelDecoder) for stage in driver.pipelines[0])
+    prompt = torch.randint(200, (150,), generator=torch.Generator().manual_seed(2)).tolist()
+    for name, length in (("long", 150), ("short", 3)):
+        driver.add(name, prompt[:length], GREEDY)
+    driver.generate({"long": 6, "short": 9}, 70)
+    for name in ("long", "short"):
+        check(driver.remove(name), model)
+
+
+@pytest.mark.parametrize("cutoffs", [(64,), (1, 90), (0, 128)])
+def test_pieces_in_several_groups(cutoffs, tmp_path, check):
+    torch.manual_seed(4)
+    sizes = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    config = ModelLoadingConfig(model_source=str(tmp_path))
+    driver = Driver(config, groups=len(cutoffs) + 1, page_tokens=64, cutoffs=cutoffs)
+    prompt = torch.randint(160, (140,), generator=torch.Generator().manual_seed(5)).tolist()
+    for name, length in (("long", 140), ("short", 5)):
+        driver.add(name, prompt[:length], GREEDY)
+    driver.generate({"long": 5, "short": 9}, 50)
+    for name in ("long", "short"):
+        check(driver.remove(name), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_and_company_change_no_bit(dtype, prompt_of):
+    """The embedded model: log-probabilities are equal, not only close, however a prompt is cut and whoever is there."""
+    wanted = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
+    driver = Driver(stages=2, pages=40, page_tokens=64, dtype=dtype)
+    found = []
+    for chunk, others in ((300, 0), (64, 0), (37, 3)):
+        driver.add("it", prompt_of(290), wanted)
+        for number in range(others):
+            driver.add(str(number), prompt_of(20 + 50 * number, number), wanted)
+        driver.generate({"it": 6, **{str(number): 12 for number in range(others)}}, chunk)
+        for number in range(others):
+            driver.remove(str(number))
+        done = driver.remove("it")
+        found.append((done.sampled, done.prompt_logprobs))
+    assert found[0] == found[1] == found[2]
+
+
+def test_bfloat16_of_the_embedded_model_is_close(reference, prompt_of):
+    """int8 activations and a bfloat16 cache: the distributions of the next token stay where they were."""
+    driver = Driver(pages=10, page_tokens=64, dtype=torch.bfloat16)
+    prompt = prompt_of(400)
+    driver.add("it", prompt, GREEDY)
+    driver.generate({"it": 1}, 128)
+    found = driver.remove("it").prompt_logprobs
+    with torch.inference_mode():
+        logprobs = reference(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    differences = [found[i][0] - logprobs[i - 1, prompt[i]].item() for i in range(1, len(prompt))]
+    assert abs(np.mean(differences)) < 0.02  # no bias
+    assert np.std(differences) < 0.2
