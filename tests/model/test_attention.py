@@ -96,3 +96,13 @@ def test_a_missing_flash_attn_and_wrong_pages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ModelError, match="cannot be imported"):
         decoder._kernels(KvPool(1, 2, 256, *shape[3:], token_major=True), "flash_attn")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("heads", "causal"), [(2, False), (8, True)])
+def test_the_cuda_operators_take_our_arguments(dtype, heads, causal):
+    """On the meta device, which has the same signatures and shapes."""
+    q, keys = (torch.empty(1, n, 100, 64, dtype=dtype, device="meta") for n in (heads, 2))
+    out, lse = attention_sdpa._fused(q, keys, keys, causal)
+    assert (out.shape, out.dtype) == (q.shape, dtype)
+    assert (lse.shape, lse.dtype) == (q.shape[:3], torch.float32)

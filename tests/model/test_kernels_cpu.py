@@ -68,10 +68,10 @@ def pool(x, pages, kind, pair):
     tiles = torch.from_numpy(padded).to(kind).view(len(pages), TILE, -1)
     count = 2 if kind == torch.bfloat16 else 1
     if pair == "keys":
-        tiles = tiles.view(len(pages), TILE, -1, count).transpose(1, 2)
+        tiles = tiles.view(len(pages), TILE, -1, count).transpose(1, 2).contiguous()
     else:
         tiles = tiles.view(len(pages), TILE // count, count, -1).transpose(2, 3)
-    raw = tiles.contiguous().view(torch.uint8).numpy().reshape(len(pages), -1)
+    raw = tiles.reshape(-1).view(torch.uint8).numpy().reshape(len(pages), -1)
     out = aligned(raw.size, np.uint8).reshape(raw.shape)
     out[pages] = raw
     return out
