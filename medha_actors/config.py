@@ -143,6 +143,31 @@ class StreamConfig(_Section):
     max_buffered_events: int = 4096  # for a reader that does not read
 
 
+class TracingConfig(_Section):
+    """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
+
+    exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
+    endpoint: str | None = None  # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    service_name: str = "medha"
+    sample_ratio: float = 1.0  # of new traces; a client's traceparent decides for its own
+    always_missed: bool = True  # requests that missed an objective are sent whatever the ratio says
+    queue_spans: int = 16_384  # spans that wait for the backend; more are dropped
+    timeout_s: float = 5.0
+    ui_url: str | None = None  # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
+
+
+class TelemetryConfig(_Section):
+    """What is recorded of requests and steps. `enabled: false`: nothing, and /metrics and /medha are gone."""
+
+    enabled: bool = True
+    timelines: int = 512  # finished requests whose timeline can still be asked for
+    max_chunk_spans: int = 96  # per request; longer prefills are coalesced to runs of chunks
+    live_page: bool = True
+    live_period_s: float = 0.25
+    tracing: TracingConfig = TracingConfig()
+
+
 class MedhaConfig(_Section):
     """Everything."""
 
@@ -155,6 +180,7 @@ class MedhaConfig(_Section):
     predictor: PredictorConfig = PredictorConfig()
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     accelerator_type: str | None = None
     deployment_config: dict[str, Any] = msgspec.field(default_factory=dict)  # passed on to serve.deployment
     placement_group_config: dict[str, Any] = msgspec.field(default_factory=dict)  # {strategy: PACK | SPREAD | ...}
@@ -206,4 +232,10 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("limits.max_body_bytes", config.limits.max_body_bytes, 1024, 2**34),
         ("stream.keep_alive_s", config.stream.keep_alive_s, 0.05, 3600),
         ("stream.progress_s", config.stream.progress_s, 0, 3600),
+        ("telemetry.timelines", config.telemetry.timelines, 1, 100_000),
+        ("telemetry.max_chunk_spans", config.telemetry.max_chunk_spans, 4, 10_000),
+        ("telemetry.live_period_s", config.telemetry.live_period_s, 0.05, 60),
+        ("telemetry.tracing.sample_ratio", config.telemetry.tracing.sample_ratio, 0, 1),
+        ("telemetry.tracing.queue_spans", config.telemetry.tracing.queue_spans, 512, 2**24),
+        ("telemetry.tracing.timeout_s", config.telemetry.tracing.timeout_s, 0.1, 600),
     ]

@@ -23,6 +23,8 @@ from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.links import Link
 from medha_actors.actors.sinks import Sinks
+from medha_actors.actors.telemetry.observer import Observer
+from medha_actors.actors.telemetry.remote import Observed
 from medha_actors.config import MedhaConfig, load
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
@@ -49,7 +51,7 @@ class _InFlight:
         self.results: list[StepResult] = []
 
 
-class Controller:
+class Controller(Observed):
     """Owns the scheduler and the grid; one per deployment, as a Serve deployment actor."""
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -94,6 +96,8 @@ class Controller:
             max_model_len_tokens=spec.max_positions,
         )
         self._scheduler = Scheduler(self.config, grid, ExecutionModel(profile))
+        if self.config.telemetry.enabled:
+            self._observer = Observer(self.config.telemetry, grid)
         await self._connect()
 
     async def _connect(self) -> None:
@@ -122,10 +126,11 @@ class Controller:
         self._computing.clear()
         now = self._now()
         self._scheduler.restart(now)
+        self._observer.lost(now)
         for request_id in [i for i, strikes in self._strikes.items() if strikes >= _MAX_STRIKES]:
             del self._strikes[request_id]
             message = "the pipeline died repeatedly while this request was in it"
-            self._sinks.put(self._scheduler.cancel(request_id, now, "error", message))
+            self._publish(self._scheduler.cancel(request_id, now, "error", message))
         self._rebuild = asyncio.create_task(self._start_again())
 
     async def _start_again(self) -> None:
@@ -154,7 +159,9 @@ class Controller:
         if self._ready is None or not self._ready.done():
             return _encode(Rejected(status=503, kind="service_unavailable_error", message="starting", retry_after_s=5))
         self._sinks.own(request.id, replica)
-        answer: Accepted | Rejected = self._scheduler.add(request, self._now())
+        now = self._now()
+        answer: Accepted | Rejected = self._scheduler.add(request, now)
+        self._observer.answered(request, answer, now)
         if isinstance(answer, Rejected):
             self._sinks.disown(request.id)
         self._pump()
@@ -171,8 +178,9 @@ class Controller:
             async for packed in self._sinks.listen(replica):
                 yield packed
         finally:
+            self._observer.gone(replica)
             for request_id in self._sinks.forget(replica):
-                self._scheduler.cancel(request_id, self._now())
+                self._publish(self._scheduler.cancel(request_id, self._now()))
 
     async def stats(self) -> bytes:
         """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack map."""
@@ -188,11 +196,13 @@ class Controller:
         except LinkClosedError as error:
             self._fail(error.message)
             return
+        began = time.perf_counter()
         if packed:
             self._take(_decode_result(packed))
         if not packed or self._cluster.last is self._cluster.first:
             self._computing.discard(group)
         self._pump()
+        self._observer.worked(time.perf_counter() - began)
 
     def _take(self, result: StepResult) -> None:
         flight = next(flight for flight in self._in_flight if flight.batch.id == result.batch_id)
@@ -202,7 +212,9 @@ class Controller:
             self._busy_s = [a + b for a, b in zip(self._busy_s, result.stage_seconds, strict=True)]
         flight.waiting_for.discard(result.group)
         while self._in_flight and not self._in_flight[0].waiting_for:
-            self._publish(self._scheduler.complete(self._in_flight.popleft().results, self._now()))
+            results, now = self._in_flight.popleft().results, self._now()
+            self._observer.done(results, now)
+            self._publish(self._scheduler.complete(results, now))
 
     def _pump(self) -> None:
         """Hand out batches while stage 0 is free. One batch more than there are stages keeps every stage fed."""
@@ -214,6 +226,7 @@ class Controller:
                 break
             flight = _InFlight(batch, now)
             self._in_flight.append(flight)
+            self._observer.sent(batch, self._scheduler.record, now)
             self._computing = set(flight.waiting_for)
             try:
                 for group in flight.waiting_for:
@@ -224,6 +237,7 @@ class Controller:
 
     def _publish(self, events: list[Any]) -> None:
         if events:
+            self._observer.happened(events)
             self._sinks.put(events)
 
     def _arm(self) -> None:

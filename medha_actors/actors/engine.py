@@ -68,6 +68,10 @@ class RayEngine:
         stats: dict[str, Any] = msgspec.msgpack.decode(await self._call(lambda controller: controller.stats.remote()))
         return stats
 
+    async def ask(self, method: str, *arguments: Any) -> bytes:
+        """Call one of the controller's methods for telemetry (actors.telemetry.remote.Observed)."""
+        return await self._call(lambda controller: getattr(controller, method).remote(*arguments))
+
     async def _call(self, call: Callable[[Any], Awaitable[bytes]]) -> bytes:
         if self._controller is None:
             raise UnavailableError("the engine is being rebuilt", retry_after_s=5)

@@ -1,0 +1,219 @@
+"""Recorder: from the scheduler's records and the stages' reports to timelines, and to the recent past of the stages.
+
+Called on the controller's loop, a few times per step; its work is proportional to the prefills and tokens of a step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import msgspec
+
+from medha_actors.actors.telemetry.timelines import (
+    MAX_STALLS,
+    Chunk,
+    Gap,
+    GapKind,
+    StageWork,
+    Stall,
+    Timeline,
+    coalesce,
+)
+from medha_actors.core.record import BatchRecord
+from medha_actors.messages import Accepted, Batch, Event, FinishedEvent, Request, StepResult, TokenEvent
+
+STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
+RECENT_BATCHES = 1024
+
+
+class Step(msgspec.Struct, array_like=True):
+    """One batch in one group, as the stages worked on it."""
+
+    seq: int
+    batch_id: int
+    group: int
+    starts: tuple[float, ...]  # of each stage, epoch seconds
+    seconds: tuple[float, ...]
+    exchange: tuple[float, ...]
+    prefills: tuple[tuple[str, int, int], ...]  # request, first position, tokens
+    decodes: int
+    predicted_s: float
+    budget_s: float
+
+
+class Recorder:
+    """`last` finished requests are kept, and all live ones."""
+
+    def __init__(self, last: int, max_chunks: int) -> None:
+        self._last, self._max_chunks = last, max_chunks
+        self.live: dict[str, Timeline] = {}
+        self.finished: OrderedDict[str, Timeline] = OrderedDict()
+        self.steps: deque[Step] = deque(maxlen=RECENT_BATCHES)
+        self._sent: dict[int, tuple[Batch, list[tuple[Timeline, Chunk]]]] = {}
+        self._seq = 0
+
+    def accepted(self, request: Request, answer: Accepted, now: float) -> None:
+        """A request waits."""
+        self.live[request.id] = Timeline(
+            id=request.id,
+            traceparent=request.traceparent,
+            prompt_tokens=request.prompt_tokens,
+            priority=request.priority,
+            arrived_at=request.arrived_at,
+            queued_at=now,
+            deadline_at=answer.deadline_at,
+            ttft_objective_s=answer.ttft_objective_s,
+            tpot_objective_s=answer.tpot_objective_s,
+            predicted_ttft_s=answer.predicted_ttft_s,
+        )
+
+    def sent(self, batch: Batch, record: BatchRecord, now: float) -> list[tuple[str, int, int]]:
+        """A batch has left for the stages. Returns its prefills: request, first position, tokens."""
+        for victim, by in record.preempted:
+            self._interrupt(victim, "preempted", by, now)
+        for victim, by in record.evicted:
+            self._interrupt(victim, "evicted", by, now)
+        chunks: list[tuple[Timeline, Chunk]] = []
+        if record.slacks:
+            requests = len(record.slacks) + batch.decode_tokens
+            spans = {span.request_id: span for message in batch.groups if message for span in message.spans}
+            for request_id, slack_s, total_work_s in record.slacks:
+                timeline, span = self.live.get(request_id), spans[request_id]
+                if timeline is None:
+                    continue
+                chunk = Chunk(
+                    index=timeline.chunks_total,
+                    batch_id=batch.id,
+                    start=span.start,
+                    tokens=span.stop - span.start,
+                    kv_tokens=span.start,
+                    sent_at=now,
+                    predicted_s=batch.predicted_s,
+                    budget_s=batch.budget_s,
+                    slack_before_s=slack_s,
+                    relative_slack=slack_s / max(total_work_s, 1e-9),
+                    beside=requests - 1,
+                )
+                self._resume(timeline, now)
+                timeline.chunks.append(chunk)
+                timeline.chunks_total += 1
+                chunks.append((timeline, chunk))
+        self._sent[batch.id] = batch, chunks
+        return [(timeline.id, chunk.start, chunk.tokens) for timeline, chunk in chunks]
+
+    def done(self, results: Sequence[StepResult], now: float) -> Batch | None:
+        """All groups' results of one batch; None: a batch of before the pipeline was lost."""
+        batch, chunks = self._sent.pop(results[0].batch_id, (None, []))
+        if batch is None:
+            return None
+        prefills = tuple([(timeline.id, chunk.start, chunk.tokens) for timeline, chunk in chunks])
+        for result in results:
+            self._seq += 1
+            self.steps.append(
+                Step(
+                    self._seq,
+                    batch.id,
+                    result.group,
+                    result.stage_starts,
+                    result.stage_seconds,
+                    result.exchange_seconds,
+                    prefills,
+                    batch.decode_tokens,
+                    batch.predicted_s,
+                    batch.budget_s,
+                )
+            )
+        if chunks:
+            self._report(batch, chunks, results, now)
+        return batch
+
+    def _report(
+        self, batch: Batch, chunks: list[tuple[Timeline, Chunk]], results: Sequence[StepResult], now: float
+    ) -> None:
+        """The stages' work on a batch, for each request that had a chunk in it."""
+        actual_s = max([seconds for result in results for seconds in result.stage_seconds], default=0.0)
+        members = {g: {s.request_id for s in m.spans} for g, m in enumerate(batch.groups) if m}
+        for timeline, chunk in chunks:
+            chunk.done_at, chunk.actual_s = now, actual_s
+            chunk.work = [
+                StageWork(stage, result.group, start, start + seconds, seconds, exchange)
+                for result in results
+                if timeline.id in members.get(result.group, ())
+                for stage, (start, seconds, exchange) in enumerate(
+                    zip(result.stage_starts, result.stage_seconds, result.exchange_seconds, strict=True)
+                )
+            ]
+            if len(timeline.chunks) > self._max_chunks:
+                coalesce(timeline, self._max_chunks)
+
+    def lost(self, now: float) -> None:
+        """The pipeline is gone with all batches in it."""
+        self._sent.clear()
+        for timeline in self.live.values():
+            if timeline.chunks:
+                timeline.chunks = [chunk for chunk in timeline.chunks if chunk.done_at is not None]
+                self._interrupt(timeline.id, "pipeline_lost", "", now)
+
+    def happened(self, event: Event) -> Timeline | None:
+        """Follow a token or an end; returns the timeline where there is one."""
+        timeline = self.live.get(event.request_id)
+        if timeline is None:
+            return None
+        if isinstance(event, TokenEvent):
+            self._token(timeline, event)
+        elif isinstance(event, FinishedEvent):
+            self._finish(timeline, event)
+        return timeline
+
+    def find(self, name: str) -> list[Timeline]:
+        """By trace id, engine request id, or the beginning of one (the id that the client sees)."""
+        both = [*self.finished.values(), *self.live.values()]
+        exact = [t for t in both if t.id == name or (t.traceparent or "")[3:35] == name]
+        return exact or [t for t in both if t.id.startswith((f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-"))]
+
+    @staticmethod
+    def _token(timeline: Timeline, event: TokenEvent) -> None:
+        timeline.tokens += 1
+        last = timeline.last_token_at
+        timeline.last_token_at = event.at
+        if last is None:
+            timeline.first_token_at = event.at
+            return
+        gap_s = event.at - last
+        if gap_s > timeline.largest_gap_s:
+            timeline.largest_gap_s = gap_s
+        if gap_s > STALL_OBJECTIVES * timeline.tpot_objective_s:
+            timeline.stalls_total += 1
+            if len(timeline.stalls) < MAX_STALLS:
+                timeline.stalls.append(Stall(event.index, event.at, gap_s))
+
+    def _finish(self, timeline: Timeline, event: FinishedEvent) -> None:
+        self._resume(timeline, event.finished_at)
+        timeline.scheduled_at, timeline.prefilled_at = event.scheduled_at, event.prefilled_at
+        timeline.finished_at, timeline.reason, timeline.message = event.finished_at, event.reason, event.message
+        timeline.preemptions, timeline.recomputed_tokens = event.preemptions, event.recomputed_tokens
+        del self.live[timeline.id]
+        self.finished[timeline.id] = timeline
+        while len(self.finished) > self._last:
+            self.finished.popitem(last=False)
+
+    def _interrupt(self, victim: str, kind: GapKind, by: str, now: float) -> None:
+        timeline = self.live.get(victim)
+        if timeline is None:
+            return
+        timeline.evictions += kind == "evicted"
+        if timeline.gaps and timeline.gaps[-1].until_at is None:
+            return  # it waits already
+        taker = self.live.get(by)
+        timeline.gaps.append(
+            Gap(kind=kind, from_at=now, by=by, by_traceparent=taker.traceparent if taker is not None else None)
+        )
+        if len(timeline.gaps) > 2 * self._max_chunks:
+            coalesce(timeline, self._max_chunks)
+
+    @staticmethod
+    def _resume(timeline: Timeline, now: float) -> None:
+        if timeline.gaps and timeline.gaps[-1].until_at is None:
+            gap = timeline.gaps[-1]
+            gap.until_at, gap.gap_s = now, now - gap.from_at
