@@ -211,17 +211,21 @@ def usage_of(job: Job, generated: int, timing: TimingReply | None = None) -> Usa
     return usage
 
 
-def timing_of(accepted: Sequence[Accepted], arrived_at: float, endings: Sequence[FinishedEvent]) -> TimingReply:
+def timing_of(
+    accepted: Sequence[Accepted],
+    arrived_at: float,
+    first_tokens_at: Sequence[float] = (),
+    endings: Sequence[FinishedEvent] = (),
+) -> TimingReply:
     """What was promised and what happened; of several choices, the latest."""
     timing = TimingReply(
         ttft_deadline_ms=round(1000 * max(one.deadline_at - arrived_at for one in accepted), 3),
         predicted_ttft_ms=round(1000 * max(one.predicted_ttft_s for one in accepted), 3),
     )
-    firsts = [end.first_token_at for end in endings if end.first_token_at is not None]
-    starts = [end.scheduled_at for end in endings if end.scheduled_at is not None]
-    if firsts:
-        timing.ttft_ms = round(1000 * (max(firsts) - arrived_at), 3)
+    if first_tokens_at:
+        timing.ttft_ms = round(1000 * (max(first_tokens_at) - arrived_at), 3)
         timing.ttft_met = timing.ttft_ms <= timing.ttft_deadline_ms
+    starts = [end.scheduled_at for end in endings if end.scheduled_at is not None]
     if starts:
         timing.queue_ms = round(1000 * max(0.0, max(starts) - arrived_at), 3)
     if endings:

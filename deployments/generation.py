@@ -150,6 +150,8 @@ class ChoiceWriter:
         else:
             text += self._detokenizer.push(event.token_id)
         piece = Piece(self._index, self._shown(text), [event] if self._keep_tokens else [], generated=self._generated)
+        if self._generated == 1:
+            piece.first_token_at = event.at
         if self._stops.matched is not None:
             piece.finish_reason, piece.stop_reason = "stop", self._stops.matched
             self.finished = True

@@ -32,6 +32,8 @@ _PATTERNS: Final = {
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3,
     "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "tekken": _TEKKEN,
 }  # fmt: skip
+# These take a word that is in the vocabulary as it is, without its merges, and begin prompts with a BOS by default.
+_WHOLE_WORDS: Final = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -83,19 +85,21 @@ def build(metadata: dict[str, Any]) -> Tokenizer:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = _byte_level(metadata, vocabulary) if kind == "gpt2" else _sentencepiece(metadata, tokens, vocabulary)
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-    for token, token_type in zip(tokens, types, strict=True):
-        if token_type == _CONTROL:
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
-    _add_edges(tokenizer, metadata, tokens, default_bos=kind == "llama")
+    typed = list(zip(tokens, types, strict=True))
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token, kind_ in typed if kind_ == _CONTROL]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token, kind_ in typed if kind_ == _USER_DEFINED]
+    )
+    _add_edges(tokenizer, metadata, tokens, kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS)
     return tokenizer
 
 
 def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Tokenizer:
     name = metadata.get("tokenizer.ggml.pre", "default")
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=_PATTERNS.get(name) == _LLAMA3)
+    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS)
     tokenizer = Tokenizer(model)
     if name in ("smollm", "starcoder", "refact"):
         steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -19,6 +19,7 @@ class Piece:
     tokens: list[TokenEvent] = field(default_factory=list)  # kept only where log-probabilities are wanted
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far
+    first_token_at: float | None = None  # epoch seconds; set on the piece with the first token
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     ending: FinishedEvent | None = None
@@ -28,6 +29,7 @@ class Piece:
         self.tokens += later.tokens
         self.prompt_logprobs += later.prompt_logprobs
         self.generated = later.generated
+        self.first_token_at = self.first_token_at or later.first_token_at
         self.finish_reason, self.stop_reason, self.ending = later.finish_reason, later.stop_reason, later.ending
 
 

@@ -27,6 +27,7 @@ class Tally:
         self._live, self._arrived_at = live, arrived_at
         self._open = {choice.index for choice in live.job.choices}
         self._generated: dict[int, int] = {}
+        self._first_tokens_at: list[float] = []
         self._endings: list[FinishedEvent] = []
 
     @property
@@ -37,16 +38,20 @@ class Tally:
         self._generated[piece.index] = piece.generated
         if piece.finish_reason is not None:
             self._open.discard(piece.index)
+        if piece.first_token_at is not None:
+            self._first_tokens_at.append(piece.first_token_at)
         if piece.ending is not None:
             self._endings.append(piece.ending)
 
     def usage(self, final: bool = True) -> Any:
-        timing = timing_of(self._live.accepted, self._arrived_at, self._endings) if final else None
+        timing = None
+        if final:
+            timing = timing_of(self._live.accepted, self._arrived_at, self._first_tokens_at, self._endings)
         return usage_of(self._live.job, sum(self._generated.values()), timing)
 
     def headers(self) -> dict[str, str]:
         """What was promised on arrival."""
-        timing = timing_of(self._live.accepted, self._arrived_at, [])
+        timing = timing_of(self._live.accepted, self._arrived_at)
         return {
             "x-medha-ttft-deadline-ms": str(timing.ttft_deadline_ms),
             "x-medha-predicted-ttft-ms": str(timing.predicted_ttft_ms),

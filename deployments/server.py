@@ -36,10 +36,17 @@ class Server:
     """One ingress replica. `asgi()` is a Starlette application."""
 
     def __init__(
-        self, config: MedhaConfig, engine: EngineHandle, text: Text, context_tokens: int | None = None
+        self,
+        config: MedhaConfig,
+        engine: EngineHandle,
+        text: Text,
+        context_tokens: int | None = None,
+        echo_request_id: bool = True,
     ) -> None:
-        """`context_tokens`: the longest prompt plus output; None: as configured, else what the model's files say."""
+        """`context_tokens`: the longest prompt plus output; None: as configured, else what the model's files say.
+        `echo_request_id`: False behind a proxy that puts x-request-id on every answer, as Ray Serve's does."""
         self.config, self.engine, self.text = config, engine, text
+        self._echo_request_id = echo_request_id
         context = context_tokens or config.model_loading_config.max_model_len_tokens or text.context_tokens or 2048
         self.admission = Admission(config, text, context)
         self.started_at = int(time.time())
@@ -56,7 +63,7 @@ class Server:
             routes=[
                 Route("/v1/completions", _Generating(self, self.complete), methods=["POST"]),
                 Route("/v1/chat/completions", _Generating(self, self.chat), methods=["POST"]),
-                *[Route(path, _guarded(handler), methods=[method]) for method, path, handler in routes],
+                *[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
             ],
             exception_handlers={404: _no_route, 405: _no_method},
         )
@@ -68,6 +75,26 @@ class Server:
     async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
         job = await self.admission.chat(protocol.decode(body, ChatBody), request.headers, arrived_at)
         return job, ChatAnswer(job, self.text.table)
+
+    def _guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """A plain route: errors become OpenAI's error object."""
+
+        async def guarded(request: Request) -> Response:
+            headers = self.own_headers(request)
+            try:
+                response = await handler(request)
+            except MedhaError as error:
+                return failures.response(error, headers)
+            response.headers.update(headers)
+            return response
+
+        return guarded
+
+    def own_headers(self, request: Request) -> dict[str, str]:
+        """What every answer carries."""
+        if not self._echo_request_id:
+            return {}
+        return {"x-request-id": request.headers.get("x-request-id") or uuid.uuid4().hex}
 
     async def health(self, request: Request) -> Response:
         if not self.engine.ready():
@@ -119,7 +146,7 @@ class _Generating:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_at = time.time()
         request = Request(scope, receive)
-        headers = {"x-request-id": _request_id(request)}
+        headers = self._server.own_headers(request)
         try:
             body = await read_body(request, self._server.config.limits.max_body_bytes)
         except MedhaError as error:
@@ -156,25 +183,6 @@ class _Generating:
             log.exception("a request failed in a way that should not happen")
             internal = MedhaError("internal error; see the server's log")
             await failures.response(internal, headers)(request.scope, request.receive, send)
-
-
-def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """A plain route: errors become OpenAI's error object, and the request id is echoed."""
-
-    async def guarded(request: Request) -> Response:
-        headers = {"x-request-id": _request_id(request)}
-        try:
-            response = await handler(request)
-        except MedhaError as error:
-            return failures.response(error, headers)
-        response.headers.update(headers)
-        return response
-
-    return guarded
-
-
-def _request_id(request: Request) -> str:
-    return request.headers.get("x-request-id") or uuid.uuid4().hex
 
 
 def _json(value: object) -> Response:

@@ -90,7 +90,3 @@ class Text:
 
     def detokenizer(self) -> Detokenizer:
         return self.table.detokenizer()
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._long_threads.shutdown(wait=False, cancel_futures=True)

@@ -85,7 +85,7 @@ def accept(request: Request) -> Accepted:
 
 def token(request: Request, index: int, token_id: int, logprobs: bool = False) -> TokenEvent:
     top = ((token_id, -0.25), (65, -1.5)) if logprobs else ()
-    return TokenEvent(request.id, index, token_id, request.arrived_at + index, -0.25 if logprobs else None, top)
+    return TokenEvent(request.id, index, token_id, request.arrived_at + 1.0 + index, -0.25 if logprobs else None, top)
 
 
 def finished(

@@ -109,6 +109,7 @@ async def test_stop_string_ends_the_request(start, stream: bool, include: bool, 
     assert "".join(answer["choices"][0]["text"] for answer in answers) == text
     assert answers[-1]["choices"][0]["finish_reason"] == "stop"
     assert answers[-1]["choices"][0]["stop_reason"] == "orl"
+    assert stream or answers[-1]["usage"]["medha"]["ttft_ms"] == 1000
     await service.engine.until_all_cancelled()
 
 

@@ -3,8 +3,11 @@
 import httpx
 import pytest
 
-from medha_actors.config import LimitsConfig, ObjectivesConfig
+from deployments.server import Server
+from medha_actors.config import LimitsConfig, MedhaConfig, ObjectivesConfig
 from medha_actors.messages import Rejected
+from tests.fakes import FakeEngine, saying
+from tests.serve.conftest import MODEL, listening
 
 EOS = 256
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -87,6 +90,13 @@ async def test_one_refused_choice_refuses_all(start) -> None:
     assert (await service.post("/v1/completions", {"prompt": "x", "n": 3})).status_code == 400
     await service.engine.until_all_cancelled()
     assert len(service.engine.requests) == 2
+
+
+async def test_behind_a_proxy_that_echoes_the_request_id(toy) -> None:
+    server = Server(MedhaConfig(model_loading_config=MODEL), FakeEngine(saying(b"x")), toy, echo_request_id=False)
+    async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
+        assert "x-request-id" not in (await http.get("/health")).headers
+        assert "x-request-id" not in (await http.post("/v1/completions", json={"prompt": "x"})).headers
 
 
 async def test_engine_not_ready(start) -> None:
