@@ -85,6 +85,7 @@ async def profile_of(cluster: Cluster) -> Profile:
     began = time.monotonic()
     page_tokens = config.kv_cache.page_tokens
     context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
+    await cluster.fill(-(-max(_SLOPE_DECODES) * (context + page_tokens) // page_tokens))
     measured = cases(context, cluster.pages * page_tokens)
     steps = []
     for number, case in enumerate(measured):

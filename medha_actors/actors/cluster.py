@@ -81,6 +81,10 @@ class Cluster:
         # Each actor accepts: the stage before it (if any), the controller (first and last stage), and earlier groups.
         await self._all("serve", lambda s, k: (secret, (s > 0) + (s in (0, stages - 1)) + k))
 
+    async def fill(self, pages: int) -> None:
+        """Write noise into the first pages of every KV pool."""
+        await self._all("fill", lambda s, k: (pages,))
+
     async def measure(self, steps: list[list[bytes]], repeats: int) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work together."""
         calls = [self.actors[s][0].measure.remote(steps[s], repeats) for s in range(len(self.actors))]

@@ -97,6 +97,11 @@ class StageActor:
         self._stage.warm_up()
         return resident_bytes()
 
+    def fill(self, pages: int) -> None:
+        """Write noise into the first pages of the KV pool (calibration, benchmarks)."""
+        with torch.inference_mode():
+            self._stage.decoder.fill(pages)
+
     def measure(self, packed_steps: bytes, repeats: int) -> list[float]:
         """Seconds of each synthetic step, the fastest of `repeats` tries (calibration; before `serve`)."""
         seconds = []

@@ -3,6 +3,7 @@
 steps      what a step costs beside the model (empty stages)
 speed      prefill and decode tokens/s of the embedded model, and the share of the machine's limits
 spp        one long prompt on two stages, one stage, one stage with two threads
+kvp        time between tokens at long contexts with the KV cache on one core and on two
 decision   the scheduler's time per decision with many requests waiting
 """
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="medha_actors.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", choices=("steps", "speed", "spp", "decision"))
+    parser.add_argument("name", choices=("steps", "speed", "spp", "kvp", "decision"))
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
@@ -40,11 +41,10 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         from medha_actors.bench import decision
 
         return decision.run()
-    from medha_actors.bench import speed, spp, steps
+    from medha_actors.bench import kvp, speed, spp, steps
 
-    if name == "steps":
-        return await steps.run()
-    return await (speed if name == "speed" else spp).run(**options)
+    benchmarks = {"steps": steps.run, "speed": speed.run, "spp": spp.run, "kvp": kvp.run}
+    return await benchmarks[name](**options)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -36,14 +36,19 @@ class Generation(msgspec.Struct):
         return (len(self.tokens) - 1) / (self.token_times_s[-1] - self.token_times_s[0])
 
 
-@asynccontextmanager
-async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
-    """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down afterwards."""
+def start_ray() -> None:
+    """A local Ray for benchmarks, with room for several engines beside each other."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
         )
+
+
+@asynccontextmanager
+async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
+    """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down afterwards."""
+    start_ray()
     controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(args)
     handle = RayEngine(lambda: controller)
     try:

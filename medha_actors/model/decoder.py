@@ -29,6 +29,10 @@ class Decoder(Protocol):
         """Float32 [rows, vocabulary] for the rows given."""
         ...
 
+    def fill(self, pages: int) -> None:
+        """Write noise into the first pages of the KV cache, so that measurements read real memory."""
+        ...
+
 
 class Step(NamedTuple):
     """What every layer needs of a step."""
@@ -97,6 +101,9 @@ class TorchDecoder:
         assert self.norm is not None, "only the last stage has a head"
         assert self.head is not None
         return self.head(self.norm(x)).float()
+
+    def fill(self, pages: int) -> None:
+        self.pool.data[:, :, :pages].normal_()
 
 
 def _kernels(pool: KvPool, attention: str) -> Kernels:
