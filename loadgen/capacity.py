@@ -160,7 +160,7 @@ def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
 
 
 def _write(found: Found, options: Options, directory: Path) -> None:
-    content = {"capacity": found.best, "failed_at": found.failed, "complete": found.complete}
+    content: dict[str, Any] = {"capacity": found.best, "failed_at": found.failed, "complete": found.complete}
     content |= {"attainment": options.attainment, "goodput": options.goodput, "goodput_long": options.goodput_long}
     content |= {"policy": options.policy, "trials": [msgspec.to_builtins(trial) for trial in found.trials]}
     (directory / "capacity.json").write_text(json.dumps(content, indent=2) + "\n")

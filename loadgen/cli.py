@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from loadgen.selftest import Load
 from loadgen.traces import FORMATS
 from loadgen.workload import PRESETS
 
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _IGNORED_FLAGS = ("--save-result", "--save-detailed", "--disable-tqdm", "--self-timed", "--no-oversample")
 _IGNORED_VALUES = ("--percentile-metrics", "--result-filename")
 
@@ -77,15 +79,15 @@ def load_of(arguments: argparse.Namespace) -> Load:
     return load
 
 
-def _struct(arguments: argparse.Namespace, kind: type) -> Any:
+def _struct(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
     """Whatever was given of a Struct's fields; the rest keeps its default."""
     known = {field for field in kind.__struct_fields__ if hasattr(arguments, field)}
     given = {field: getattr(arguments, field) for field in known}
     return msgspec.convert({key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}, kind)
 
 
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    about = {"help": text, "description": f"{text[0].upper()}{text[1:]}."}
+def _command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    about: dict[str, Any] = {"help": text, "description": f"{text[0].upper()}{text[1:]}."}
     return commands.add_parser(name, argument_default=argparse.SUPPRESS, allow_abbrev=False, **about)
 
 
@@ -150,7 +152,7 @@ def _pace_flags(command: argparse.ArgumentParser) -> None:
 
 def _judgement_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("judgement")
-    words = {"nargs": "+", "metavar": "METRIC:MS"}
+    words: dict[str, Any] = {"nargs": "+", "metavar": "METRIC:MS"}
     group.add_argument("--goodput", **words, help="objectives, in ms: ttft:500 tpot:50 e2el:9000; ttft:1.5x,500")
     group.add_argument("--goodput-long", **words, help="other objectives for long requests")
     group.add_argument("--attainment", type=float, help="share of requests that must meet them (0.99)")

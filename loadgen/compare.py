@@ -55,8 +55,8 @@ def read_runs(directories: Sequence[Path]) -> list[LoadedRun]:
 
 
 def tables(runs: Sequence[LoadedRun]) -> list[tuple[str, Table]]:
-    """A table per class, runs side by side; with two or more runs also how they relate to the first."""
-    found = []
+    """How the runs relate to the first one, then a table per class, runs side by side."""
+    found = [(f"Relative to {runs[0].name}", relative(runs))]
     kinds = dict.fromkeys(kind for run in runs for kind in run.result["classes"])
     only = [kind for kind in kinds if kind not in ("all", "probe")]
     for kind in kinds:
@@ -64,7 +64,6 @@ def tables(runs: Sequence[LoadedRun]) -> list[tuple[str, Table]]:
             continue
         columns = {run.name: run.result["classes"].get(kind, {}) for run in runs}
         found.append((f"{kind} requests", class_table(columns)))
-    found.append((f"Relative to {runs[0].name}", relative(runs)))
     return found
 
 
@@ -112,5 +111,6 @@ def write_comparison(runs: Sequence[LoadedRun], directory: Path) -> None:
         picture = directory / "compare.png"
         figures.draw_comparison({run.name: run.requests for run in runs}, picture)
         parts.append(embedded(picture, "Share of requests at or below a latency"))
-    parts += [f"<h2>{title}</h2>{html_table(table)}" for title, table in found if table[1]]
+    shown = (f"<div><h2>{title}</h2>{html_table(table)}</div>" for title, table in found if table[1])
+    parts.append(f'<div class="tables">{"".join(shown)}</div>')
     (directory / "compare.html").write_text(page("Comparison", parts))

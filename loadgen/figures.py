@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = {"short": "#0072B2", "long": "#D55E00", "probe": "#009E73"}
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
+_FLOOR = 1e-4  # seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
 TITLES = {
     "ttft": ("Time to first token", "seconds"),
     "itl": ("Time between tokens", "seconds"),
@@ -45,7 +46,8 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
         if any(len(values) for values in series.values()):
             path = directory / f"{VEEKSHA[metric][0]}.png"
             _save(_cdf(metric, series, COLOURS), path)
-            drawn.append((f"{TITLES[metric][0]}: share of the requests", path))
+            of = "gaps" if metric == "itl" else "requests"
+            drawn.append((f"{TITLES[metric][0]}: share of the {of}", path))
     over_time = directory / "ttft_over_time.png"
     if _save(_ttft_over_time(requests), over_time):
         drawn.insert(1, ("Time to first token of every request, by when it was sent", over_time))
@@ -56,11 +58,13 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
 
 
 def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> None:
-    """TTFT of short and of long requests, and TBT, of several runs in one figure."""
+    """TTFT of short and of long requests, TBT and end-to-end latency of several runs in one figure."""
     kinds = sorted({kind for requests in runs.values() for kind in classes_of(load_of(requests))}, reverse=True)
-    panels = [("ttft", kind) for kind in kinds] + [("itl", None)]
-    figure = _figure(1, len(panels))
-    for axes, (metric, kind) in zip(figure.axes, panels, strict=True):
+    panels: list[tuple[str, str | None]] = [*(("ttft", kind) for kind in kinds), ("itl", None), ("e2el", None)]
+    figure = _figure(-(-len(panels) // 2), 2)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (metric, kind) in zip(figure.axes, panels, strict=False):
         series = {name: values_of(load_of(requests, kind), metric) for name, requests in runs.items()}
         _draw_cdf(axes, metric, series, {})
         axes.set_title(f"{TITLES[metric][0]}" + (f", {kind} requests" if kind else ""))
@@ -122,16 +126,22 @@ def _draw_cdf(axes: Axes, metric: str, series: Mapping[str, Any], colours: Mappi
         if count > 4000:  # the picture has no more pixels than that
             picks = np.unique(np.linspace(0, count - 1, 4000).astype(int))
             values, shares = values[picks], shares[picks]
-        style = {"color": colours.get(name, CYCLE[index % len(CYCLE)]), "linestyle": DASHES[index % len(DASHES)]}
-        values = np.maximum(values, 1e-6)  # gaps of tokens that arrived together
-        axes.step(
-            np.r_[values[0], values], np.r_[0, 100 * shares], where="post", label=f"{name} ({len(values)})", **style
-        )
+        style: dict[str, Any] = {
+            "color": colours.get(name, CYCLE[index % len(CYCLE)]),
+            "linestyle": DASHES[index % len(DASHES)],
+        }
+        values = np.maximum(values, _FLOOR)
+        line = axes.step(np.r_[values[0], values], np.r_[0, 100 * shares], where="post", **style)[0]
+        line.set_label(f"{name} ({count:,})")
     axes.set_xscale("log")
     plain_ticks(axes, "x")
-    axes.set(xlabel=TITLES[metric][1], ylabel="% at or below", ylim=(0, 101))
+    clipped = any(len(values) and values[0] < _FLOOR for values in series.values())
+    unit = TITLES[metric][1] + (f" ({_FLOOR:g}: or less)" if clipped else "")
+    axes.set(xlabel=unit, ylabel="% at or below", ylim=(0, 101))
     for share in (50, 99):
         axes.axhline(share, color="#888888", linewidth=0.7, linestyle=(0, (1, 2)))
+        at: dict[str, Any] = {"xy": (1.0, share), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"P{share}", **at, xytext=(3, -3), fontsize="x-small", color="#555555", annotation_clip=False)
     axes.legend(loc="lower right", title="requests" if metric != "itl" else "gaps", fontsize="small")
 
 
@@ -160,11 +170,15 @@ def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
     markers = {"short": "o", "long": "^", "probe": "x"}
     for kind in classes_of(seen):
         points = load_of(seen, kind)
-        times, values = [request.record.sent_at for request in points], [request.ttft for request in points]
-        size = 42 if kind == LONG else 14
-        axes.scatter(
-            times, values, s=size, marker=markers[kind], color=COLOURS[kind], alpha=0.75, label=kind, linewidths=0.8
-        )
+        times = [request.record.sent_at or 0.0 for request in points]
+        values = [request.ttft or 0.0 for request in points]
+        look: dict[str, Any] = {
+            "s": 42 if kind == LONG else 14,
+            "marker": markers[kind],
+            "color": COLOURS[kind],
+            "alpha": 0.75,
+        }
+        axes.scatter(times, values, label=kind, linewidths=0.8, **look)
     axes.set_yscale("log")
     plain_ticks(axes, "y")
     axes.set(xlabel="sent at, seconds after the start", ylabel="time to first token, seconds")
@@ -180,7 +194,7 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     ends = [record.ended_at for record in records if record.ended_at is not None]
     if not ends:
         return None
-    bins = np.linspace(0, max(max(ends), 1e-3), int(np.clip(len(records) // 4, 8, 120)) + 1)
+    bins = np.linspace(0, max(max(ends), 1e-3), int(np.clip(len(records) // 8, 8, 100)) + 1)
     width, centres = bins[1] - bins[0], (bins[1:] + bins[:-1]) / 2
     figure = _figure(3, 1)
     figure.set_size_inches(6.4, 7.5)

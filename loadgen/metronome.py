@@ -95,7 +95,7 @@ async def _serve(pipe: Pipe, model: str, first_token_s: float, gap_s: float) -> 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Beat(model, first_token_s, gap_s), "127.0.0.1", 0, backlog=4096)
     closed: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(pipe.fileno(), lambda: closed.done() or closed.set_result(None))
+    loop.add_reader(pipe.fileno(), lambda: None if closed.done() else closed.set_result(None))
     pipe.send(server.sockets[0].getsockname()[1])
     async with server:
         await closed  # the parent said stop, or is gone

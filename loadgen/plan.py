@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -80,7 +81,7 @@ def trace_options(options: Options) -> TraceOptions:
     )
 
 
-def _instants(options: Options):  # noqa: ANN202
+def _instants(options: Options) -> Iterator[float]:
     rate = math.inf if options.request_rate is None else options.request_rate
     kind = options.arrival if options.burstiness == 1.0 or options.arrival == "fixed" else "gamma"
     return arrival_times(rate, options.seed, kind=kind, burstiness=options.burstiness, ramp_up_s=options.ramp_up)

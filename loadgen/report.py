@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from loadgen import figures
 from loadgen.health import Health
 from loadgen.metrics import RequestMetrics
-from loadgen.tables import Table, all_and_classes, class_table
+from loadgen.tables import Table, all_and_classes, milliseconds, split_table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; margin: 0 auto; padding: 1.5rem 2rem;
@@ -29,6 +30,7 @@ th, td { padding: .22rem .9rem; text-align: right; border-bottom: 1px solid #e3e
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 thead th { border-bottom: 2px solid #aab4bf; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem; align-items: start; }
+.tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
 figure { margin: 0; border: 1px solid #d5dbe2; border-radius: .4rem; padding: .5rem; }
 figure img { width: 100%; height: auto; } figcaption { color: #5a6675; padding: 0 .4rem .2rem; }
 pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem; font-size: 13px; }
@@ -45,11 +47,10 @@ def write_report(
     parts = [
         _head(title, result, health),
         _cards(result),
-        "<h2>Results by class</h2>",
-        html_table(class_table(all_and_classes(result))),
-        _errors(result.get("errors", {})),
-        "<h2>Figures</h2>",
         _figures(drawn),
+        "<h2>Results by class</h2>",
+        f'<div class="tables">{"".join(html_table(part) for part in split_table(all_and_classes(result)))}</div>',
+        _errors(result.get("errors", {})),
         _health(health),
         f"<h2>Configuration</h2><pre>{escape(config)}</pre>",
     ]
@@ -85,7 +86,8 @@ def _head(title: str, result: Mapping[str, Any], health: Health | None) -> str:
     offered = (
         f"{rate:g} requests/s offered" if isinstance(rate, int | float) else "arrivals as in the trace or closed loop"
     )
-    about = f"{source} {result['date']} UTC · model {result.get('model_id', 'unknown')} · {offered}"
+    date = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M")
+    about = f"{source} {date} UTC · model {result.get('model_id', 'unknown')} · {offered}"
     if result.get("policy"):
         about += f" · policy {result['policy']}"
     lines = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{escape(about)}</p>']
@@ -102,15 +104,14 @@ def _cards(result: Mapping[str, Any]) -> str:
         ("requests completed", f"{result['completed']:,} of {result['num_prompts']:,}"),
         ("duration", f"{result['duration']:.1f} s"),
     ]
-    for key, title, form in (
-        ("median_ttft_ms", "TTFT P50", "{:,.0f} ms"),
-        ("p99_ttft_ms", "TTFT P99", "{:,.0f} ms"),
-        ("p99_itl_ms", "TBT P99", "{:,.0f} ms"),
-        ("output_throughput", "generated tokens/s", "{:,.1f}"),
-        ("request_goodput", "goodput, requests/s", "{:,.2f}"),
-    ):
+    for key, title in (("median_ttft_ms", "TTFT P50"), ("p99_ttft_ms", "TTFT P99"), ("p99_itl_ms", "TBT P99")):
         if key in result:
-            found.append((title, form.format(result[key])))
+            found.append((title, milliseconds(result[key])))
+    for key, title in (("output_throughput", "generated tokens/s"), ("request_goodput", "goodput, requests/s")):
+        if key in result:
+            found.append((title, f"{result[key]:,.4g}"))
+    if "attainment" in result:
+        found.append(("met all objectives", f"{100 * result['attainment']:.4g}%"))
     return f'<div class="cards">{"".join(f"<div class=card><b>{value}</b>{name}</div>" for name, value in found)}</div>'
 
 

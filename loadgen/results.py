@@ -110,8 +110,8 @@ def flat_result(run: Run, requests: list[RequestMetrics], terms: Terms, health: 
         "total_input_tokens": figures["input_tokens"],
         "total_output_tokens": figures["output_tokens"],
     }
-    copied = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput", "attainment")
-    copied += ("completion_rate", "fluidity_index", "deadline_miss_rate")
+    copied = ["request_throughput", "request_goodput", "output_throughput", "total_token_throughput", "attainment"]
+    copied += ["completion_rate", "fluidity_index", "deadline_miss_rate"]
     result |= {key: figures[key] for key in copied if key in figures}
     for metric in LATENCIES:
         unit = "" if metric == "normalized_ttft" else "_ms"

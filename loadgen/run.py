@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def _cpu_s() -> float:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(driver: Driver, say: Say):  # noqa: ANN202
+def _stop_on_signals(driver: Driver, say: Say) -> Iterator[None]:
     """The first signal stops the load in order, a second one at once."""
     loop = asyncio.get_running_loop()
     stops = (signal.SIGINT, signal.SIGTERM)

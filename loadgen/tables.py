@@ -34,20 +34,31 @@ _LATENCIES = (
 
 def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """Figures of several classes or runs side by side; rows that nobody has are left out."""
-    header = ["", *columns]
-    rows = []
+    counts, latencies = split_table(columns)
+    return counts[0], counts[1] + latencies[1]
+
+
+def split_table(columns: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]:
+    """The same as two tables: counts and rates, and latencies."""
+    counts = []
     for key, title, unit in _COUNTS:
         if any(key in figures for figures in columns.values()):
             cells = [shown(figures.get(key), unit) for figures in columns.values()]
             if key != "cancelled" or any(figures.get(key) for figures in columns.values()):
-                rows.append([title, *cells])
+                counts.append([title, *cells])
+    latencies = []
     for key, title, unit in _LATENCIES:
         names = [name for figures in columns.values() for name in figures.get(key, {})]
         for name in dict.fromkeys(names):
             if name in ("mean", "max") or name.startswith("p"):
                 label = f"{title} {name.upper() if name.startswith('p') else name}" + (f", {unit}" if unit else "")
-                rows.append([label, *(shown(figures.get(key, {}).get(name), "") for figures in columns.values())])
-    return header, rows
+                latencies.append([label, *(shown(figures.get(key, {}).get(name), "") for figures in columns.values())])
+    return (["", *columns], counts), (["", *columns], latencies)
+
+
+def milliseconds(value: float) -> str:
+    """A duration in the unit that reads well."""
+    return f"{value / 1000:,.1f} s" if value >= 10_000 else f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -154,10 +154,10 @@ def _row(name: str, record: dict[str, Any], options: TraceOptions) -> Row:
         at = datetime.fromisoformat(record["TIMESTAMP"]).replace(tzinfo=UTC).timestamp()
         return Row(at, _length(record["ContextTokens"]), _length(record["GeneratedTokens"]))
     if name == "request_log":
-        at = record.get("arrived_at")
+        arrived = record.get("arrived_at")
         prompt = record["input_length"] if "input_length" in record else record["num_prefill_tokens"]
         output = record["output_length"] if "output_length" in record else record["num_decode_tokens"]
-        return Row(None if at in (None, "") else float(at), _length(prompt), _length(output))
+        return Row(None if arrived in (None, "") else float(arrived), _length(prompt), _length(output))
     mooncake = name == "mooncake"
     unit = 1e-3 if mooncake else options.seconds_per_unit or 1.0
     block = MOONCAKE_BLOCK if mooncake else options.block_tokens or TIMED_TRACE_BLOCK
