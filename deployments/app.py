@@ -43,7 +43,8 @@ class Ingress:
         engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
-        self._server = Server(config, engine, text, context_tokens=engine.max_model_len_tokens)
+        # Serve's proxy sets x-request-id on its answers
+        self._server = Server(config, engine, text, context_tokens=engine.max_model_len_tokens, echo_request_id=False)
         print(f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True)
 
     def __serve_build_asgi_app__(self) -> Any:

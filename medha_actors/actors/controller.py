@@ -60,6 +60,7 @@ class Controller(Observed):
         self._in_flight: deque[_InFlight] = deque()
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
         self._strikes: dict[str, int] = {}
+        self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._ready: asyncio.Task[None] | None = None
         self._rebuild: asyncio.Task[None] | None = None
         self._linked = False
@@ -158,6 +159,8 @@ class Controller(Observed):
         request = _decode_request(packed_request)
         if self._ready is None or not self._ready.done():
             return _encode(Rejected(status=503, kind="service_unavailable_error", message="starting", retry_after_s=5))
+        if request.id in self._overtaken:  # actor calls may overtake each other: its cancellation came first
+            return _encode(Rejected(status=499, kind="invalid_request_error", message="cancelled by the client"))
         self._sinks.own(request.id, replica)
         now = self._now()
         answer: Accepted | Rejected = self._scheduler.add(request, now)
@@ -169,7 +172,10 @@ class Controller(Observed):
 
     async def cancel(self, request_id: str) -> None:
         """The client is gone: its pages are free before the next batch."""
-        self._publish(self._scheduler.cancel(request_id, self._now()))
+        events = self._scheduler.cancel(request_id, self._now())
+        if not events:
+            self._overtaken.append(request_id)
+        self._publish(events)
         self._pump()
 
     async def stream(self, replica: str) -> AsyncIterator[bytes]:

@@ -33,6 +33,7 @@ class RayEngine:
         self._find = find
         self._replica = secrets.token_hex(8)
         self._mailboxes: dict[str, asyncio.Queue[Event]] = {}
+        self._live: set[str] = set()  # submitted and not finished, whether anybody still listens or not
         self._controller: Any = None
         self._reader: asyncio.Task[None] | None = None
         self.max_model_len_tokens = 0
@@ -56,11 +57,21 @@ class RayEngine:
         return self._deliver(request_id, mailbox)
 
     async def submit(self, request: Request) -> Accepted | Rejected:
-        packed = await self._call(lambda controller: controller.submit.remote(_encode(request), self._replica))
-        return _decode_answer(packed)
+        self._live.add(request.id)  # from now on a cancellation must reach the controller
+        try:
+            packed = await self._call(lambda controller: controller.submit.remote(_encode(request), self._replica))
+        except MedhaError:
+            self._live.discard(request.id)
+            raise
+        answer = _decode_answer(packed)
+        if isinstance(answer, Rejected):
+            self._live.discard(request.id)
+        return answer
 
     async def cancel(self, request_id: str) -> None:
-        if self._mailboxes.pop(request_id, None) is not None and self._controller is not None:
+        self._mailboxes.pop(request_id, None)
+        if request_id in self._live and self._controller is not None:
+            self._live.discard(request_id)
             self._controller.cancel.remote(request_id)
 
     async def stats(self) -> dict[str, Any]:
@@ -106,11 +117,14 @@ class RayEngine:
 
     def _route(self, events: list[Event]) -> None:
         for event in events:
+            if isinstance(event, FinishedEvent):
+                self._live.discard(event.request_id)
             mailbox = self._mailboxes.get(event.request_id)
             if mailbox is not None:
                 mailbox.put_nowait(event)
 
     def _lose(self) -> None:
+        self._live.clear()
         for request_id, mailbox in self._mailboxes.items():
             mailbox.put_nowait(
                 FinishedEvent(
