@@ -17,7 +17,7 @@ from medha_actors.messages import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_CANDIDATES = (256, 4096)  # how many of the most likely tokens top_p looks at before it sorts them all
+_DEPTHS = (8.0, 16.0, math.inf)  # how far below the largest logit filters look before they sort the whole row
 _BLOCK = 256  # tokens summed together before the cumulative sum
 
 
@@ -47,42 +47,43 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int
     """
     temperatures = torch.tensor([one.temperature for one in params], dtype=torch.float32, device=logits.device)
     scaled = logits / temperatures[:, None]
-    for row, one in zip(scaled, params, strict=True):
-        if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0:
-            row.masked_fill_(row < threshold(row, one), -torch.inf)
+    filtered = [row for row, one in enumerate(params) if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0]
+    for row, values in zip(filtered, scaled[filtered].cpu().numpy() if filtered else (), strict=True):
+        scaled[row].masked_fill_(scaled[row] < threshold(values, params[row]), -torch.inf)
     shots = [uniform(one.seed, index) for one, index in zip(params, indices, strict=True)]
     return _invert(scaled.softmax(-1), torch.tensor(shots, dtype=torch.float64, device=logits.device))
 
 
-def threshold(row: Tensor, params: SamplingParams) -> float:
+def threshold(row: np.ndarray, params: SamplingParams) -> float:
     """The smallest logit of one row that min_p, top_k and top_p, in this order, let pass."""
-    peak, vocabulary = float(row.max()), len(row)
+    peak = float(row.max())
     floor = peak + math.log(params.min_p) if params.min_p > 0.0 else -math.inf
-    limited = 0 < params.top_k < vocabulary
-    if limited:
-        best = _largest(row, params.top_k)
-        floor = max(floor, float(best[-1]))
-    if params.top_p >= 1.0:
+    if params.top_p >= 1.0 and not 0 < params.top_k < len(row):
         return floor
-    passing = best if limited else row
-    total = float((passing[passing >= floor] - peak).exp_().sum(dtype=torch.float64))
-    for count in (params.top_k,) if limited else (*_CANDIDATES, vocabulary):
-        if not limited:
-            best = _largest(row, min(count, vocabulary))
-        reached = (best - peak).exp_().cumsum(0, dtype=torch.float64)
-        enough = int((reached < params.top_p * total).sum())
+    for depth in _DEPTHS:
+        found = _threshold_among(row, peak, depth, floor, params)
+        if found is not None:
+            return found
+    raise AssertionError("the last depth looks at every token")
+
+
+def _threshold_among(row: np.ndarray, peak: float, depth: float, floor: float, params: SamplingParams) -> float | None:
+    """The same, looking only at logits at most `depth` below the peak; None if these do not settle it."""
+    best = np.sort(row[row >= max(peak - depth, floor)])[::-1]
+    settled = floor >= peak - depth  # whatever may pass is in `best`
+    if 0 < params.top_k < len(row):
+        if len(best) >= params.top_k:
+            best, settled = best[: params.top_k], True
+            floor = float(best[-1])
+        elif not settled:
+            return None
+    if params.top_p < 1.0:
+        reached = np.cumsum(np.exp(best - peak), dtype=np.float64)
+        whole = reached[-1] if settled else np.exp(row[row >= floor] - peak).sum(dtype=np.float64)
+        enough = int(np.searchsorted(reached, params.top_p * whole))
         if enough < len(best):
-            return max(floor, float(best[enough]))
-    return floor  # rounding kept the sum below top_p of the total: all pass
-
-
-def _largest(row: Tensor, count: int) -> Tensor:
-    """The `count` largest values, largest first; numpy sorts several times faster than torch on a CPU."""
-    if row.device.type != "cpu":
-        return row.topk(count)[0]
-    values = row.numpy()
-    some = np.partition(values, -count)[-count:] if count < len(values) else values
-    return torch.from_numpy(np.sort(some)[::-1].copy())
+            return float(best[enough])
+    return floor if settled else None
 
 
 def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
@@ -92,7 +93,9 @@ def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     cumulative sum in float64, in which every row's result would be the same.
     """
     rows = torch.arange(len(probabilities), device=probabilities.device)
-    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % _BLOCK)).view(len(rows), -1, _BLOCK)
+    missing = -probabilities.shape[1] % _BLOCK
+    padded = F.pad(probabilities, (0, missing)) if missing else probabilities
+    blocks = padded.view(len(rows), -1, _BLOCK)
     ends = blocks.sum(-1).double().cumsum(-1)
     targets = shots[:, None] * ends[:, -1:]
     hit = torch.searchsorted(ends, targets, right=True)[:, 0].clamp_max_(ends.shape[1] - 1)
