@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import LONE_BUDGETS, largest_chunk, pipeline_share
+from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, pipeline_share
 from medha_actors.core.kv_plan import Grid, KvPlan, holders, piece_end
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel, Load
@@ -152,6 +152,8 @@ class Packer:
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
         end = piece_end(state.pieces, start, state.goal)
         cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
+        if cap < min(end - start, config.max_chunk_tokens):  # the batch is nearly full: whole units, no crumbs
+            cap -= cap % UNIT
         if config.fixed_chunk_tokens is not None:
             used = max(self.loads[piece.group].prefill_rows for piece, _ in touched)
             return max(0, min(cap, config.fixed_chunk_tokens - used))

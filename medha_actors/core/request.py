@@ -82,11 +82,6 @@ class RequestState:
         """Some of the prefill is not dispatched yet."""
         return self.dispatched < self.goal
 
-    @property
-    def ready(self) -> bool:
-        """May decode: every known token but the last has its KV computed and nothing is in flight."""
-        return self.goal <= self.dispatched == self.computed == self.known - 1
-
     def slack(self, now: float) -> float:
         """Seconds the rest of the prefill could be put off without missing the deadline; negative: it is late."""
         return self.due_at - now - self.remaining_s

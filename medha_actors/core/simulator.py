@@ -65,7 +65,7 @@ class Simulation:
     """One run. `reality`: the model that times are taken from (None: the scheduler's own, uncorrected).
 
     `noise`: relative standard deviation of a batch's time; `hop_s`: from one stage to the next; `control_s`: from
-    the last stage through the scheduler to stage 0.
+    the last stage through the scheduler to stage 0; `in_flight`: the most batches on their way (None: stages + 1).
     """
 
     def __init__(
@@ -79,12 +79,13 @@ class Simulation:
         seed: int = 0,
         hop_s: float = 0.0,
         control_s: float = 0.0,
+        in_flight: int | None = None,
     ) -> None:
         self.scheduler = Scheduler(config, grid, model)
         self.now = 0.0
         self._reality, self._noise, self._random = reality or model, noise, random.Random(seed)
         self._hop_s, self._control_s = hop_s, control_s
-        self._in_flight_limit = grid.stages + 1
+        self._in_flight_limit = in_flight or grid.stages + 1
         self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
         self._flights: list[tuple[float, int, Batch, tuple[float, ...]]] = []

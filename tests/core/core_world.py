@@ -194,7 +194,7 @@ class World:
             assert state.known == state.prompt + len(self.tokens[name])
             assert (name in queued) == state.prefilling == (name not in live.decoding)
             assert (name in live.holding) == bool(state.pieces)
-            assert (name in live.ready) == (state.ready and bool(state.pieces))
+            assert (name in live.ready) == (state.goal <= state.dispatched == state.computed == state.known - 1)
             for piece in state.pieces:
                 held[piece.group] += piece.pages
                 promised[piece.group] += piece.promised

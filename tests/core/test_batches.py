@@ -88,13 +88,36 @@ def test_without_slack_or_without_sharing_the_long_one_keeps_the_budget():
 
 
 def test_two_long_prefills_do_not_share_a_batch():
-    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3))
+    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), max_chunk_tokens=32)
     for name in ("a", "b"):
         world.add(request_of(name, 3000, 1, world.now, ttft_s=20.0))
     for _ in range(20):
         world.launch()
         world.land()
         assert len(spans_of(world.batches[-1])) == 1
+
+
+def test_a_batch_has_a_most_of_tokens():
+    world = world_of(tpot_s=10.0, max_chunk_tokens=64, max_batch_tokens=100, model=ExecutionModel.analytic())
+    for index in range(5):
+        world.add(request_of(f"r{index}", 64, 2, world.now))
+    world.launch()
+    assert world.batches[-1].prefill_tokens == 64 + 32
+    world.drain()
+
+
+def test_fcfs_lets_nobody_ride_with_an_unfinished_prefill_nor_overtake_it():
+    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32)
+    world.add(request_of("a", 200, 1, world.now))
+    world.add(request_of("b", 20, 1, world.now))
+    world.launch()
+    world.add(request_of("urgent", 20, 1, world.now, priority=-1))
+    for _ in range(5):
+        world.launch()
+        world.land()
+        assert [span.request_id for span in spans_of(world.batches[-1])] == ["a"]
+    world.drain()
+    assert world.finished["urgent"].first_token_at <= world.finished["b"].first_token_at
 
 
 def test_prefill_moves_on_even_when_decodes_fill_the_budget():
@@ -155,7 +178,15 @@ def test_the_end_of_generation():
     stop = (token_of("stop", 2), token_of("late", 0))
     world.add(request_of("stop", 8, 50, world.now, stop_token_ids=stop))
     world.add(request_of("late", 8, 9, world.now, stop_token_ids=stop, min_tokens=2))
+    edge = (token_of("edge", 0), token_of("edge", 1))
+    world.add(request_of("edge", 8, 9, world.now, stop_token_ids=edge, min_tokens=2))
     world.add(request_of("model", 7990, 10, world.now))
     world.drain()
     ends = {name: (event.reason, event.generated_tokens) for name, event in world.finished.items()}
-    assert ends == {"length": ("length", 5), "stop": ("stop", 3), "late": ("length", 9), "model": ("length", 10)}
+    assert ends == {
+        "length": ("length", 5),
+        "stop": ("stop", 3),
+        "late": ("length", 9),
+        "edge": ("stop", 2),
+        "model": ("length", 10),
+    }

@@ -72,6 +72,15 @@ def test_a_long_table_is_cheap_and_follows_the_correction():
     assert table.seconds(0, 10_000_000) == pytest.approx(2 * seconds, rel=0.01)
 
 
+def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
+    """Each chunk has a cost of its own; a budget of 100 ms (twice for a lone request) holds fewer tokens when slow."""
+    model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
+    table = table_of(model)
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 160 * 0.2)
+    model.scales[True] = 2.0
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 48 * 2 * 0.088, rel=0.01)
+
+
 def test_groups_share_the_cost_of_a_long_context():
     model = ExecutionModel.analytic(token_s=1e-5, pair_s=1e-8)
     alone, shared = table_of(model), table_of(model, cutoff=25_000, groups=4)

@@ -94,6 +94,8 @@ def test_what_cannot_run_is_refused_with_its_numbers():
         assert answer.status == 400
         assert message in answer.message
     assert answer.code == "context_length_exceeded"
+    assert world.scheduler.max_tokens == 41
+    assert isinstance(world.add(request_of("f", 31, 11)), Rejected)
     assert isinstance(world.add(request_of("e", 30, 11)), Accepted)
     assert world.add(request_of("e", 30, 11)).status == 400
     world.drain()
@@ -192,6 +194,18 @@ def test_when_the_cache_is_full_the_request_with_most_slack_yields_and_nothing_i
     assert world.finished["urgent"].recomputed_tokens == 0
     assert world.finished["patient"].recomputed_tokens > 0
     assert [len(world.tokens[name]) for name in ("urgent", "patient")] == [40, 40]
+
+
+def test_waiting_work_is_valued_anew_when_the_machine_changes():
+    world = world_of(model=ExecutionModel.analytic(token_s=1e-3))
+    for name in ("a", "b"):
+        world.add(request_of(name, 4000, 1, world.now))
+    waiting = world.scheduler.live.by_id["b"]
+    assert waiting.remaining_s == waiting.total_work_s == pytest.approx(4.0)
+    world.launch()
+    world.scheduler.complete(results_of(world.flights.popleft(), (3 * world.batches[0].predicted_s,)), world.now)
+    assert waiting.remaining_s == waiting.total_work_s == pytest.approx(12.0)
+    world.drain()
 
 
 def test_the_same_input_gives_the_same_batches():

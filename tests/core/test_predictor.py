@@ -74,7 +74,7 @@ def test_a_batch_takes_as_long_as_its_slowest_stage():
 def test_the_correction_follows_the_machine_and_ignores_outliers():
     model = ExecutionModel.analytic()
     for step in range(40):
-        model.observe(1.0, 1.0, 50.0 if step % 10 == 3 else 1.4, prefill=True)
+        model.observe(1.0, 1.0, 50.0 if step % 10 == 9 else 1.4, prefill=True)
     assert model.scales == {True: pytest.approx(1.4), False: 1.0}
     for _ in range(40):
         model.observe(1.0, 1.4, 0.7, prefill=True)
@@ -82,6 +82,14 @@ def test_the_correction_follows_the_machine_and_ignores_outliers():
     model.observe(0.0, 0.0, 0.0, prefill=True)  # nothing to learn
     p50, p90 = model.errors()
     assert 0 < p50 <= p90
+
+
+def test_prefill_beside_decodes_never_makes_them_quicker():
+    model = ExecutionModel.analytic(token_s=1e-3)
+    model.scales = {True: 0.5, False: 2.0}
+    decodes = Load().with_decode(0).with_decode(0)
+    assert model.predict(decodes) == pytest.approx(4e-3)
+    assert model.predict(decodes.with_prefill(1, 0)) == pytest.approx(4e-3)
 
 
 def test_errors_are_undefined_before_the_first_batch():
