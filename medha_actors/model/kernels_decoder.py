@@ -3,8 +3,8 @@
 In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds in 4 or 8 bits stay
 so and are multiplied by activations in int8, as llama.cpp does, all others by bfloat16; the head is exact. In float32
 nothing is rounded: the result is that of the dequantised weights to the accuracy of float32 sums. Hidden states are
-float32 in both. On English text the distribution of the next token is as far from float32's as torch's bfloat16 puts
-it (mean KL divergence 1.7e-3 against 1.2e-3; the most likely token is the same 98.6% and 96.6% of the time).
+float32 in both. Measured on 700 tokens of English with SmolLM2-135M in Q4_1, against float32: mean KL divergence of
+the next token 2.2e-3 (a plain bfloat16 model in torch: 1.2e-3), the same most likely token at 97.3% (96.6%).
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ class _BFloat(ir.types.Type):
 F32, F16, BF16 = ir.FloatType(), ir.HalfType(), _BFloat()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 V16F, V16I, V16H, V16B, V16C = (ir.VectorType(kind, LANES) for kind in (F32, I32, F16, BF16, I8))
+V64C = ir.VectorType(I8, 64)
 _V32B = ir.VectorType(BF16, 32)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, Emit, kernel, machine_code
+from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, Emit, kernel, machine_code
 
 Q4_INT8, Q8_INT8, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(6)
 BLOCK = 32  # inputs
@@ -89,17 +89,11 @@ class _Tile:
     def with_float(self, bits: int) -> None:
         """s: [rows][blocks], the sum of each block (not used with 8 bits)."""
         e, b = self.e, self.e.b
-        mask = e.constant(15 if bits == 4 else 255, V16I)
         with e.loop(self.blocks) as loop:
             block = self.block(loop.index, Q4_FLOAT if bits == 4 else Q8_FLOAT)
             acc = [e.constant(0.0) for _ in self.rows]
             for i in range(BLOCK):
-                word = i // 8 if bits == 4 else i // 4
-                shift = 8 * (i % 4) + (4 * (i // 4 % 2) if bits == 4 else 0)
-                raw = b.lshr(e.load(e.at(block, 64 * word), V16I, 32), e.constant(shift, V16I))
-                weight = b.sitofp(b.and_(raw, mask), V16F)
-                if bits == 8:
-                    weight = b.fsub(weight, e.constant(128.0))
+                weight = self.nibble(block, i) if bits == 4 else self.byte(block, i)
                 for r in self.rows:
                     value = e.broadcast(e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i))
                     acc[r] = e.fma(weight, value, acc[r])
@@ -108,7 +102,21 @@ class _Tile:
                 value = b.load(self.total[r])
                 if bits == 4:
                     value = e.fma(m, e.broadcast(e.at(self.s[r], e.times(loop.index, 4))), value)
-                b.store(e.fma(acc[r], d, value), self.total[r])
+                b.store(e.fma(acc[r], d if bits == 4 else b.fmul(d, e.constant(2.0**-24)), value), self.total[r])
+
+    def nibble(self, block: ir.Value, i: int) -> ir.Value:
+        """q of input i, as float32."""
+        b, raw = self.e.b, self.e.load(self.e.at(block, 64 * (i // 8)), V16I, 32)
+        shifted = b.lshr(raw, self.e.constant(8 * (i % 4) + 4 * (i // 4 % 2), V16I))
+        return b.sitofp(b.and_(shifted, self.e.constant(15, V16I)), V16F)
+
+    def byte(self, block: ir.Value, i: int) -> ir.Value:
+        """2**24 q of input i: the byte is moved to the top of its word, which takes one instruction."""
+        b, raw = self.e.b, self.e.load(self.e.at(block, 64 * (i // 4)), V16I, 32)
+        signed = b.bitcast(b.xor(raw, self.e.constant(0x80808080, V16I)), V64C)
+        order = [4 * (place // 4) + i % 4 if place % 4 == 3 else 64 for place in range(64)]
+        moved = b.shuffle_vector(signed, ir.Constant(V64C, [0] * 64), ir.Constant(ir.VectorType(I32, 64), order))
+        return b.sitofp(b.bitcast(moved, V16I), V16F)
 
     def block(self, number: ir.Value, kind: int) -> ir.Value:
         """The address of a block; the same block of the next column is prefetched."""
