@@ -1,7 +1,7 @@
 """build_app: from the `args` of serve_config.yaml to a Serve application.
 
-The ingress deployment owns the engine: its deployment actor is the controller, which makes the grid of stage actors. This
-is the only place where classes become deployments and actors.
+The ingress deployment owns the engine: its deployment actor is the controller, which makes the grid of stage actors.
+This is the only place where classes become deployments and actors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import ray
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
-from medha_actors.actors.engine import RayEngine
+from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import load_text
 from medha_actors.actors.controller import Controller
+from medha_actors.actors.engine import RayEngine
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
@@ -43,8 +44,15 @@ class Ingress:
         engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
-        # Serve's proxy sets x-request-id on its answers
-        self._server = Server(config, engine, text, context_tokens=engine.max_model_len_tokens, echo_request_id=False)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._server = Server(
+            config,
+            engine,
+            text,
+            context_tokens=engine.max_model_len_tokens,
+            echo_request_id=False,  # Serve's proxy sets x-request-id on its answers
+            observatory=Observatory(config, engine.ask, replica) if config.telemetry.enabled else None,
+        )
         print(f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True)
 
     def __serve_build_asgi_app__(self) -> Any:

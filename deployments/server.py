@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import failures, protocol
 from deployments.admission import Admission, Job
@@ -22,6 +22,7 @@ from deployments.bodies import read_body, until_disconnected
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
 from deployments.limits import check_ids
+from deployments.observatory import Observatory
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deployments.replies import DetokenizeReply, ModelList, ModelReply, TokenizeReply
 from deployments.responses import send_stream, send_whole
@@ -30,6 +31,7 @@ from medha_actors.config import MedhaConfig
 from medha_actors.errors import MedhaError, NotFoundError, RequestError, UnavailableError
 
 log = logging.getLogger(__name__)
+Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer]]]
 
 
 class Server:
@@ -42,6 +44,7 @@ class Server:
         text: Text,
         context_tokens: int | None = None,
         echo_request_id: bool = True,
+        observatory: Observatory | None = None,
     ) -> None:
         """`context_tokens`: the longest prompt plus output; None: as configured, else what the model's files say.
         `echo_request_id`: False behind a proxy that puts x-request-id on every answer, as Ray Serve's does."""
@@ -50,6 +53,7 @@ class Server:
         context = context_tokens or config.model_loading_config.max_model_len_tokens or text.context_tokens or 2048
         self.admission = Admission(config, text, context)
         self.started_at = int(time.time())
+        self.observatory = observatory
 
     def asgi(self) -> Starlette:
         routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
@@ -61,12 +65,17 @@ class Server:
         ]
         return Starlette(
             routes=[
-                Route("/v1/completions", _Generating(self, self.complete), methods=["POST"]),
-                Route("/v1/chat/completions", _Generating(self, self.chat), methods=["POST"]),
+                self._generating("/v1/completions", self.complete),
+                self._generating("/v1/chat/completions", self.chat),
                 *[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
+                *(self.observatory.routes() if self.observatory else []),
             ],
             exception_handlers={404: _no_route, 405: _no_method},
         )
+
+    def _generating(self, path: str, admit: Admit) -> Route:
+        app: ASGIApp = _Generating(self, admit)
+        return Route(path, self.observatory.wrap(app, path) if self.observatory else app, methods=["POST"])
 
     async def complete(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
         job = await self.admission.completion(protocol.decode(body, CompletionBody), request.headers, arrived_at)
@@ -140,7 +149,7 @@ class Server:
 class _Generating:
     """The two routes that generate: one flow, and an end as soon as the client has gone."""
 
-    def __init__(self, server: Server, admit: Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer]]]) -> None:
+    def __init__(self, server: Server, admit: Admit) -> None:
         self._server, self._admit = server, admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +177,10 @@ class _Generating:
     ) -> None:
         server = self._server
         try:
+            body_at = time.time()
             job, answer = await self._admit(request, body, arrived_at)
+            if (record := request.scope.get("medha")) is not None:
+                record.admitted(job, body_at)
             if not server.engine.ready():
                 raise UnavailableError("the engine is being built; try again soon", retry_after_s=2.0)
             async with Generation(server.engine, server.text, job, server.config.stream.max_buffered_events) as live:

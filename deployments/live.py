@@ -1,0 +1,74 @@
+"""The live page: GET /medha is one static file, GET /medha/live its feed of server-sent events.
+
+A replica asks the controller for a snapshot every `live_period_s` while at least one person looks, whatever their
+number; when nobody does, nothing runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from deployments import failures, sse
+from medha_actors.actors.telemetry.remote import Snapshot
+from medha_actors.config import TelemetryConfig
+from medha_actors.errors import MedhaError, OverloadedError
+
+_PAGE = Path(__file__).parent / "static" / "medha.html"
+_MAX_VIEWERS = 32
+_QUEUE = 8  # snapshots a slow viewer may be behind; it skips the others
+_decode = msgspec.msgpack.Decoder(Snapshot).decode
+
+
+class LivePage:
+    """`ask` reaches the controller."""
+
+    def __init__(self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]]) -> None:
+        self._period_s, self._ask = config.live_period_s, ask
+        self._viewers: set[asyncio.Queue[bytes]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def routes(self) -> list[Route]:
+        return [Route("/medha", self.page, methods=["GET"]), Route("/medha/live", self.feed, methods=["GET"])]
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(_PAGE, media_type="text/html", headers={"cache-control": "no-cache"})
+
+    async def feed(self, request: Request) -> Response:
+        if len(self._viewers) >= _MAX_VIEWERS:
+            return failures.response(OverloadedError(f"{_MAX_VIEWERS} people look already", retry_after_s=10))
+        return StreamingResponse(self._frames(), headers=sse.HEADERS)
+
+    async def _frames(self) -> AsyncIterator[bytes]:
+        mailbox: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
+        self._viewers.add(mailbox)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._poll())
+        try:
+            yield sse.comment("live")
+            while True:
+                yield await mailbox.get()
+        finally:
+            self._viewers.discard(mailbox)
+            if not self._viewers and self._task is not None:
+                self._task.cancel()
+                self._task = None
+
+    async def _poll(self) -> None:
+        seq = 0
+        while True:
+            try:
+                snapshot = _decode(await self._ask("snapshot", seq))
+                seq, frame = snapshot.seq, sse.data(snapshot)
+            except MedhaError as error:
+                seq, frame = 0, sse.data({"error": error.message})
+            for mailbox in self._viewers:
+                if not mailbox.full():
+                    mailbox.put_nowait(frame)
+            await asyncio.sleep(self._period_s)

@@ -1,0 +1,132 @@
+"""SpanExport: a thread that turns ended requests into spans and hands them to OpenTelemetry's batch processor.
+
+Nothing here can delay a request: `offer` never blocks, both queues are bounded, and what does not fit is dropped and
+counted. A backend that is down, slow or wrong shows as one log line when it begins and one when it is over.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from medha_actors.actors.telemetry.spans import Edges, build
+from medha_actors.actors.telemetry.timelines import Timeline
+from medha_actors.config import TracingConfig
+from medha_actors.errors import ConfigError
+
+_log = logging.getLogger("medha.tracing")
+_REQUESTS_QUEUED = 1024
+_BATCH_SPANS = 512
+_DELAY_MS = 1000
+_MODULES = {
+    "otlp_grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
+    "otlp_http": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+}
+
+
+class SpanExport:
+    """One per ingress replica. Raises ConfigError if the exporter's package is not installed."""
+
+    def __init__(self, config: TracingConfig, exporter: SpanExporter | None = None) -> None:
+        """`exporter`: instead of the configured one."""
+        self.backend = Backend(exporter or exporter_of(config), config)
+        self.lost_requests = 0
+        self._resource = Resource.create({"service.name": config.service_name})
+        self._processor = BatchSpanProcessor(
+            self.backend,
+            max_queue_size=config.queue_spans,
+            schedule_delay_millis=_DELAY_MS,
+            max_export_batch_size=_BATCH_SPANS,
+        )
+        self._waiting: queue.Queue[tuple[Edges, list[Timeline]] | None] = queue.Queue(_REQUESTS_QUEUED)
+        self._thread = threading.Thread(target=self._run, name="medha-spans", daemon=True)
+        self._thread.start()
+
+    def offer(self, edges: Edges, timelines: list[Timeline]) -> None:
+        """Send the trace of an ended request, if there is room."""
+        try:
+            self._waiting.put_nowait((edges, timelines))
+        except queue.Full:
+            self.lost_requests += 1
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is left; for the end of a replica and for tests."""
+        try:
+            self._waiting.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+        self._processor.shutdown()
+
+    def _run(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            try:
+                for span in build(*item, self._resource):
+                    self._processor.on_end(span)
+            except Exception:
+                _log.exception("a trace could not be made")
+
+
+class Backend(SpanExporter):
+    """The OTLP exporter, with two log lines instead of one for each failure."""
+
+    def __init__(self, exporter: SpanExporter, config: TracingConfig) -> None:
+        self._exporter, self._where = exporter, f"{config.exporter} to {config.endpoint or 'the default endpoint'}"
+        self.reachable = True
+        self.sent_spans = self.lost_spans = 0
+        for noisy in ("opentelemetry.exporter", "opentelemetry.sdk"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Called in the batch processor's thread."""
+        reason = "the backend refused or did not answer"
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:
+            result, reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
+        if result is SpanExportResult.SUCCESS:
+            self.sent_spans += len(spans)
+        else:
+            self.lost_spans += len(spans)
+        if self.reachable and result is not SpanExportResult.SUCCESS:
+            _log.warning("traces are lost (%s): %s; serving goes on", self._where, reason)
+        elif not self.reachable and result is SpanExportResult.SUCCESS:
+            _log.warning("traces arrive again (%s) after %d lost spans", self._where, self.lost_spans)
+        self.reachable = result is SpanExportResult.SUCCESS
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+def exporter_of(config: TracingConfig) -> SpanExporter:
+    """OTLP over gRPC or HTTP."""
+    try:
+        module = importlib.import_module(_MODULES[config.exporter])
+    except ImportError as error:
+        raise ConfigError(f"args: telemetry.tracing.exporter is {config.exporter}: {error}") from None
+    options: dict[str, Any] = {"timeout": config.timeout_s, "headers": config.headers or None}
+    endpoint = config.endpoint
+    if endpoint is None and "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+        endpoint = "http://localhost:4317" if config.exporter == "otlp_grpc" else "http://localhost:4318"
+    if endpoint is not None:
+        if config.exporter == "otlp_http":
+            endpoint = endpoint.rstrip("/")
+            endpoint = endpoint if endpoint.endswith("/v1/traces") else f"{endpoint}/v1/traces"
+        else:
+            options["insecure"] = not endpoint.startswith("https")
+        options["endpoint"] = endpoint
+    exporter: SpanExporter = module.OTLPSpanExporter(**options)
+    return exporter
