@@ -6,6 +6,7 @@ scale, until it is narrower than the tolerance. Every rate sees the same request
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
@@ -15,14 +16,21 @@ from typing import Any
 import msgspec
 
 from loadgen import figures
+from loadgen.driver import Driver
 from loadgen.errors import EXIT_ALL_FAILED, EXIT_INTERRUPTED, LoadgenError
+from loadgen.metrics import measure
+from loadgen.objectives import Objectives
 from loadgen.options import Options
 from loadgen.plan import build_plan
+from loadgen.records import PROBE, RequestRecord
 from loadgen.report import embedded, html_table, page
 from loadgen.results import claim_directory
 from loadgen.run import Say, conclude, load, prepare, terms_of
 from loadgen.server import Server
 from loadgen.tables import as_text, shown
+from loadgen.wire import clock
+
+_LOOK_S = 0.5
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +46,10 @@ class Trial(msgspec.Struct, frozen=True):
     """One rate that was tried: the share of requests that met all objectives; valid unless the generator was late."""
 
     rate: float
-    attainment: float
+    attainment: float  # of a trial that was cut short: at most
     holds: bool
+    cut_short: bool = False
+    doubtful: bool = False  # it failed, and the load generator was late itself
     figures: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -50,6 +60,39 @@ class Found(msgspec.Struct, frozen=True):
     failed: float | None
     trials: list[Trial]
     complete: bool = True  # False: stopped before the tolerance was reached
+
+
+class Doubt:
+    """Watches a trial and ends it as soon as more requests than allowed have missed their objectives."""
+
+    def __init__(self, objectives: Objectives, allowed: int) -> None:
+        self.objectives, self.allowed = objectives, allowed
+        self.bad = 0
+        self._ended_badly = self._seen = 0
+        self._pending: list[RequestRecord] = []
+
+    async def watch(self, driver: Driver) -> None:
+        while self.bad <= self.allowed:
+            await asyncio.sleep(_LOOK_S)
+            self.look(driver, clock())
+
+    def look(self, driver: Driver, now: float) -> None:
+        """Count requests that ended badly, and those under way that are past an objective already."""
+        new = driver.records[self._seen :]
+        self._seen += len(new)
+        pending = self._pending + [record for record in new if record.kind != PROBE]
+        self._pending = [record for record in pending if record.ended_at is None]
+        ended = [record for record in pending if record.ended_at is not None]
+        self._ended_badly += sum(measure(record, self.objectives).good is False for record in ended)
+        self.bad = self._ended_badly + sum(self._overdue(record, now) for record in self._pending)
+
+    def _overdue(self, record: RequestRecord, now: float) -> bool:
+        if record.sent_at is None:
+            return False
+        limits = self.objectives.limits(record)
+        first = record.token_times[0] if len(record.token_times) else now
+        late = "ttft" in limits and first - record.sent_at > limits["ttft"]
+        return late or ("e2el" in limits and now - record.sent_at > limits["e2el"])
 
 
 class StopSearchError(Exception):
@@ -113,19 +156,21 @@ async def capacity(options: Options, search: Search, directory: Path, say: Say) 
             server.options = at_rate
             place = directory / f"rate-{rate:.4g}"
             claim_directory(place)
-            finished = await load(server, prepared, build_plan(at_rate), say)
+            trial_plan = build_plan(at_rate)
+            count = len(trial_plan.requests)
+            doubt = Doubt(terms.objectives, allowed=int((1 - options.attainment) * count + 1e-9))
+            finished = await load(server, prepared, trial_plan, say, doubt.watch)
             result, health, status = conclude(finished, terms, at_rate, place)
             if status == EXIT_INTERRUPTED:
                 raise StopSearchError
-            own = [check for check in health.checks[:3] if check.result == "FAILED"]  # lateness, event loop, CPU
-            share = result.get("attainment", 0.0)
-            holds = share >= options.attainment
-            trial = Trial(rate, share, holds, result["classes"]["all"])
-            verdict = "holds" if holds else "fails"
-            say(f"{rate:.4g} requests/s: {100 * share:.4g}% met the objectives, {verdict}")
-            if own and not holds:
-                reason = f"{own[0].title.lower()}: {own[0].summary}"
-                raise LoadgenError(f"at {rate:.4g} requests/s it was the load generator that failed ({reason})")
+            cut = finished.cut_short
+            share = 1 - doubt.bad / count if cut else result.get("attainment", 0.0)
+            holds = not cut and share >= options.attainment
+            doubtful = bool(health.own_failures) and not holds
+            trial = Trial(rate, share, holds, cut, doubtful, result["classes"]["all"])
+            say(f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {'holds' if holds else 'fails'}")
+            if doubtful:
+                say(f"the load generator itself was slow: {health.own_failures[0].summary}")
             return trial
 
         found = await find_capacity(measure, search)
@@ -141,7 +186,8 @@ def summary(found: Found) -> str:
         return "the objectives held at no rate that was tried"
     above = f", they fail at {found.failed:.4g}" if found.failed is not None else ", the highest rate allowed"
     unfinished = "" if found.complete else " (search cut short)"
-    return f"capacity: {found.best:.4g} requests/s hold the objectives{above}{unfinished}"
+    doubt = "; doubtful: the load generator itself was late" if any(t.doubtful for t in found.trials) else ""
+    return f"capacity: {found.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
 
 
 def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
@@ -153,10 +199,12 @@ def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
         numbers = (ttft.get("p50", ttft.get("median")), ttft.get("p99"), gaps.get("p99"))
         speed = trial.figures.get("output_throughput")
         verdict = "holds" if trial.holds else "fails"
-        rows.append(
-            [f"{trial.rate:.4g}", shown(trial.attainment, "%"), verdict, *(shown(n, "") for n in (*numbers, speed))]
-        )
+        rows.append([f"{trial.rate:.4g}", _met(trial), verdict, *(shown(n, "") for n in (*numbers, speed))])
     return header, rows
+
+
+def _met(trial: Trial) -> str:
+    return ("at most " if trial.cut_short else "") + shown(trial.attainment, "%")
 
 
 def _write(found: Found, options: Options, directory: Path) -> None:

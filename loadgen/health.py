@@ -15,6 +15,7 @@ import numpy as np
 from loadgen.records import PROBE, RequestRecord, Run
 
 Result = Literal["PASSED", "FAILED", "NOTE", "SKIPPED"]
+_OWN = ("Lateness", "Event loop", "CPU")
 LATE_S = 0.05  # P99 of lateness and of the event loop's lag
 
 
@@ -41,6 +42,11 @@ class Health(msgspec.Struct, frozen=True):
         """One line."""
         failed = [f"{check.title.lower()} ({check.summary})" for check in self.checks if check.result == "FAILED"]
         return f"FAILED: {'; '.join(failed)}" if failed else "PASSED"
+
+    @property
+    def own_failures(self) -> list[Check]:
+        """What the load generator itself, or its machine, was too slow for."""
+        return [check for check in self.checks if check.result == "FAILED" and check.title in _OWN]
 
     def text(self) -> str:
         """health_check_results.txt."""
@@ -110,6 +116,8 @@ def _complete(run: Run, load: Sequence[RequestRecord], completed: Sequence[Reque
     summary = f"{len(completed)} of {len(load)} requests completed"
     if run.interrupted:
         return Check("Completeness", "FAILED", f"interrupted: {cancelled} requests given up; {summary}")
+    if run.cut_short:
+        return Check("Completeness", "NOTE", f"stopped when the objectives could not be met any more; {summary}")
     if not completed:
         return Check("Completeness", "FAILED", "no request completed")
     return Check("Completeness", "PASSED" if len(completed) == len(load) else "NOTE", summary)

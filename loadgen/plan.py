@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -12,7 +11,7 @@ from loadgen.arrivals import arrival_times
 from loadgen.errors import LoadgenError
 from loadgen.options import Options
 from loadgen.records import PlannedRequest
-from loadgen.traces import TraceOptions, read_trace
+from loadgen.traces import TraceOptions, read_trace, trace_path
 from loadgen.workload import synthetic, until, with_arrivals, within
 
 DEFAULT_COUNT = 1000
@@ -50,7 +49,7 @@ def build_plan(options: Options) -> Plan:
     """Raises LoadgenError for options that make no sense together, and for traces that cannot be read."""
     _check(options)
     if options.dataset_path is not None and options.dataset_name != "random":
-        requests = read_trace(Path(options.dataset_path), trace_options(options))
+        requests = read_trace(trace_path(options.dataset_path), trace_options(options))
         timed = requests[0].at is not None and options.request_rate is None and not options.closed_loop
     else:
         requests, timed = synthetic(options.mix(), _count(options), options.seed, options.scales()), False

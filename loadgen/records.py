@@ -94,7 +94,8 @@ class Run(msgspec.Struct, kw_only=True):
     label: str = ""
     started_at: float = 0.0  # seconds since the epoch
     simulated: bool = False
-    interrupted: bool = False
+    interrupted: bool = False  # by the user
+    cut_short: bool = False  # by capacity's search: the objectives could no longer be met
     open_loop: bool = True
     loop_lags_s: list[float] = msgspec.field(default_factory=list)  # how late the program's own timers fired
     cpu_share: float | None = None  # of one core, used by the load generator

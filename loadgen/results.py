@@ -123,7 +123,7 @@ def flat_result(run: Run, requests: list[RequestMetrics], terms: Terms, health: 
         for kind in classes_of(requests)
     }
     result |= {"errors": errors_of(load), "health": "PASSED" if health.passed else "FAILED"}
-    result |= {"interrupted": run.interrupted, "simulated": run.simulated}
+    result |= {"interrupted": run.interrupted, "cut_short": run.cut_short, "simulated": run.simulated}
     return {key: value for key, value in result.items() if value is not None}
 
 

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,13 @@ async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepare
     return Prepared(model, alphabet, points, terms.objectives)
 
 
-async def load(server: Server, prepared: Prepared, plan: Plan, say: Say) -> Run:
-    """Send the plan. SIGINT and SIGTERM end it early; the records so far are returned all the same."""
+async def load(
+    server: Server, prepared: Prepared, plan: Plan, say: Say, watch: Callable[[Driver], Awaitable[None]] | None = None
+) -> Run:
+    """Send the plan. SIGINT and SIGTERM end it early; the records so far are returned all the same.
+
+    `watch` runs beside the load; when it returns, the load is cut short.
+    """
     options = server.options
     style = server.style(prepared.model, prepared.objectives)
     target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, options.seed))
@@ -107,17 +112,26 @@ async def load(server: Server, prepared: Prepared, plan: Plan, say: Say) -> Run:
         on_record=expect,
     )
     title = f"{options.label or options.policy or 'load'} -> {server.address.url} ({prepared.model.id})"
-    live = LiveView(driver, title=title, interval_s=options.live_interval)
-    view = None if options.quiet else asyncio.create_task(live.show())
+    beside_it = [] if options.quiet else [LiveView(driver, title=title, interval_s=options.live_interval).show()]
+    beside_it += [] if watch is None else [_stop_after(watch(driver), driver)]
+    _allow_many_sockets()
+    tasks = [asyncio.create_task(work) for work in beside_it]
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        say("stopping; the results so far will be written (once more to leave at once)")
+        driver.stop()
+
     started_at, cpu_before, began = time.time(), _cpu_s(), time.monotonic()
     try:
-        with _stop_on_signals(driver, say):
+        with _on_signals(interrupt):
             duration = await driver.run()
     finally:
-        if view is not None:
-            view.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await view
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await target.close()
     return Run(
         records=driver.records,
@@ -125,7 +139,8 @@ async def load(server: Server, prepared: Prepared, plan: Plan, say: Say) -> Run:
         config=configuration(options, plan, prepared),
         label=options.label,
         started_at=started_at,
-        interrupted=driver.stopped,
+        interrupted=interrupted,
+        cut_short=driver.stopped and not interrupted,
         open_loop=not plan.closed_loop,
         loop_lags_s=driver.loop_lags_s,
         cpu_share=(_cpu_s() - cpu_before) / max(time.monotonic() - began, 1e-9),
@@ -174,15 +189,27 @@ def _cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+async def _stop_after(work: Awaitable[None], driver: Driver) -> None:
+    await work
+    driver.stop()
+
+
+def _allow_many_sockets() -> None:
+    """Every request under way has a socket of its own; the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 1_048_576, hard))
+
+
 @contextlib.contextmanager
-def _stop_on_signals(driver: Driver, say: Say) -> Iterator[None]:
-    """The first signal stops the load in order, a second one at once."""
+def _on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """The first signal ends the load in order, a second one at once."""
     loop = asyncio.get_running_loop()
     stops = (signal.SIGINT, signal.SIGTERM)
 
     def stop() -> None:
-        say("stopping; the results so far will be written (once more to leave at once)")
-        driver.stop()
+        interrupt()
         for number in stops:
             loop.remove_signal_handler(number)
 

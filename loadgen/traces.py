@@ -26,6 +26,10 @@ from loadgen.errors import LoadgenError
 from loadgen.lengths import scaled
 from loadgen.records import LONG, SHORT, PlannedRequest
 
+SAMPLES = {  # shipped with the package, see data/README.md
+    "sample:mooncake": "mooncake_conversation_first_600.jsonl.gz",
+    "sample:azure": "azure_conv_2023_first_1000.csv.gz",
+}
 FORMATS = ("mooncake", "timed_trace", "azure", "request_log")
 MOONCAKE_BLOCK, TIMED_TRACE_BLOCK = 512, 16
 
@@ -52,6 +56,11 @@ class Row(msgspec.Struct, frozen=True):
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
     kind: str | None = None  # our own traces say it
+
+
+def trace_path(name: str) -> Path:
+    """The file that --dataset-path names."""
+    return Path(__file__).parent / "data" / SAMPLES[name] if name in SAMPLES else Path(name)
 
 
 def read_trace(path: Path, options: TraceOptions) -> list[PlannedRequest]:

@@ -1,10 +1,13 @@
 """The search for the highest rate, and the prediction for the idle server."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from loadgen.capacity import Search, StopSearchError, Trial, find_capacity, summary
+from loadgen.capacity import Doubt, Search, StopSearchError, Trial, find_capacity, summary
 from loadgen.errors import LoadgenError
-from loadgen.isolated import lengths_to_measure, measure_isolated, predict, read_points
+from loadgen.isolated import lengths_to_measure, measure_isolated, monotone, predict, read_points
+from loadgen.objectives import parse_objectives
 from tests.loadgen.made import failed, made
 
 
@@ -94,3 +97,31 @@ def test_points_of_an_earlier_run(tmp_path):
             read_points(tmp_path / "x.json")
     with pytest.raises(LoadgenError, match="cannot read"):
         read_points(tmp_path / "none.json")
+
+
+def test_a_hopeless_trial_is_seen_before_it_ends():
+    objectives = parse_objectives(["ttft:1000", "e2el:3000"])
+    records = [
+        made(0, sent=10.0, tokens=(0.5, 0.6)),  # good
+        made(1, sent=10.0, tokens=(1.5,)),  # too late
+        failed(2, sent=10.0),
+        made(3, sent=10.0, tokens=(), ended_at=None),  # waits for its first token
+        made(4, sent=10.0, tokens=(0.5,), ended_at=None),  # runs
+        made(5, sent=10.0, tokens=(1.5,), ended_at=None),  # runs, and was late already
+        made(6, sent=10.0, tokens=(9.0,), kind="probe"),
+        made(7, sent=10.0, tokens=(9.0,), cancelled=True),
+    ]
+    doubt, driver = Doubt(objectives, allowed=2), SimpleNamespace(records=records[:6])
+    doubt.look(driver, now=10.9)
+    assert doubt.bad == 3
+    driver.records = records
+    doubt.look(driver, now=11.1)
+    assert doubt.bad == 4
+    records[3].token_times.append(11.2)
+    records[3].ended_at = 11.3
+    doubt.look(driver, now=13.1)
+    assert doubt.bad == 5  # number 3 ended badly; number 4 is past its time in all
+
+
+def test_shorter_prompts_take_no_longer_than_longer_ones():
+    assert monotone([(1, 0.3), (2, 0.1), (3, 0.2)]) == [(1, 0.1), (2, 0.1), (3, 0.2)]

@@ -30,6 +30,7 @@ def test_a_good_run_passes_everything():
         (a_run([made(scheduled_at=-1.0)]), "Offered load", "NOTE"),
         (a_run([made(), made(1, cancelled=True)], interrupted=True), "Completeness", "FAILED"),
         (a_run([failed()]), "Completeness", "FAILED"),
+        (a_run([failed()], cut_short=True), "Completeness", "NOTE"),
         (a_run([made(), failed(1)]), "Completeness", "NOTE"),
         (a_run([]), "Completeness", "FAILED"),
         (a_run([made(usage_prompt_tokens=11)]), "Prompt length", "FAILED"),
@@ -58,3 +59,4 @@ def test_the_verdict_names_what_failed():
     assert not health.passed
     assert "lateness" in health.verdict
     assert "cpu" in health.verdict
+    assert [check.title for check in health.own_failures] == ["Lateness", "CPU"]

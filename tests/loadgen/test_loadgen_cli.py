@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from loadgen.__main__ import main
-from tests.loadgen.commands import error_line, load, result_of, rows_of
+from tests.loadgen.commands import load, result_of, rows_of
 from tests.loadgen.scripted import DONE, ScriptedServer, event
 
 pytestmark = pytest.mark.usefixtures("plain")
@@ -162,51 +161,6 @@ def test_a_trace_with_shared_prefixes(tmp_path):
     assert {len(prompt) for prompt in prompts} == {150}
     assert len({tuple(prompt[:128]) for prompt in prompts}) == 1
     assert len({tuple(prompt[:129]) for prompt in prompts}) == 3
-
-
-def test_capacity_against_a_server_that_takes_150_per_second(tmp_path, capsys):
-    tokens, last = 10.0, time.monotonic()
-
-    async def limited(call):
-        nonlocal tokens, last
-        now = time.monotonic()
-        tokens, last = min(10.0, tokens + 150 * (now - last)), now
-        if call.number and tokens < 1:
-            await call.error(429, "slow down")
-            return
-        tokens -= 1
-        await call.stream(call.whole())
-
-    arguments = [
-        "capacity",
-        "--num-prompts",
-        "80",
-        "--input-len",
-        "16",
-        "--output-len",
-        "1",
-        "--quiet",
-        "--arrival",
-        "fixed",
-    ]
-    arguments += ["--goodput", "e2el:5000", "--attainment", "0.6", "--start-rate", "60", "--tolerance", "0.3"]
-    with ScriptedServer(limited) as server:
-        status = main(
-            [*arguments, "--base-url", server.url, "--result-dir", str(tmp_path / "c"), "--late-threshold-ms", "5000"]
-        )
-    assert status == 0
-    content = json.loads((tmp_path / "c" / "capacity.json").read_text())
-    assert 120 <= content["capacity"] <= 500
-    assert content["failed_at"] <= content["capacity"] * 1.3
-    assert len(list((tmp_path / "c").glob("rate-*"))) == len(content["trials"])
-    assert "requests/s hold the objectives" in capsys.readouterr().out
-
-
-def test_capacity_needs_objectives_and_no_rate(tmp_path, capsys):
-    assert main(["capacity", "--result-dir", str(tmp_path / "c")]) == 2
-    assert "capacity needs objectives" in error_line(capsys)
-    assert main(["capacity", "--goodput", "ttft:5", "--request-rate", "3", "--result-dir", str(tmp_path / "c")]) == 2
-    assert "leave out --request-rate" in error_line(capsys)
 
 
 def test_compare_prints_and_writes(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from loadgen.errors import LoadgenError
 from loadgen.options import Options
 from loadgen.plan import build_plan
-from loadgen.traces import TraceOptions, read_trace
+from loadgen.traces import TraceOptions, read_trace, trace_path
 
 MOONCAKE = [
     {"timestamp": 27000, "input_length": 1100, "output_length": 52, "hash_ids": [0, 1, 2]},
@@ -121,3 +121,13 @@ def test_a_trace_that_is_not_there_or_no_text(tmp_path):
     (tmp_path / "broken.gz").write_bytes(b"\x1f\x8b\x08\x00garbage")
     with pytest.raises(LoadgenError, match="cannot read"):
         read_trace(tmp_path / "broken.gz", TraceOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "longest"), [("sample:mooncake", 600, 120_000), ("sample:azure", 1000, 5000)]
+)
+def test_shipped_samples(name, count, longest):
+    requests = read_trace(trace_path(name), TraceOptions())
+    assert len(requests) == count
+    assert longest / 3 < max(request.prompt_tokens for request in requests) < longest
+    assert any(request.blocks for request in requests) == (name == "sample:mooncake")
