@@ -117,9 +117,7 @@ def _workload_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("workload (lengths: 128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:, stair:)")
     group.add_argument("--workload", choices=tuple(PRESETS), help="lengths of a known mix")
     group.add_argument("--dataset-name", choices=("auto", "random", *FORMATS), help="format of the trace (auto)")
-    group.add_argument(
-        "--dataset-path", metavar="FILE", help="trace to replay, may be gzipped; sample:mooncake, sample:azure"
-    )
+    group.add_argument("--dataset-path", metavar="FILE", help="trace to replay; also sample:mooncake, sample:azure")
     group.add_argument("--num-prompts", type=int, help="requests (1000; of a trace: all)")
     group.add_argument("--duration", type=float, help="send for so many seconds")
     group.add_argument("--input-len", "--random-input-len", metavar="LENGTHS", help="prompt lengths (1024)")
