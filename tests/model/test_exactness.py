@@ -38,6 +38,7 @@ def test_mixed_with_others_and_recomputed_after_a_drop(driver, reference, prompt
         check(driver.remove(name), reference)
 
 
+@pytest.mark.timeout(900)
 def test_a_long_prompt(reference, prompt_of, check):
     driver = Driver(stages=2, pages=80, page_tokens=64)
     driver.add("short", prompt_of(20, 7), PLAIN)

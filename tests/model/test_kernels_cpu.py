@@ -40,15 +40,20 @@ def stored(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "exact", "tolerance"),
-    [(Q4_0, True, 1e-6), (Q4_1, True, 1e-6), (Q8_0, True, 1e-6), (Q4_0, False, 1e-2), (Q4_1, False, 1e-2),
-     (Q8_0, False, 1e-2), (torch.float32, True, 1e-6), (torch.bfloat16, True, 4e-3)],
+    ("kind", "activations", "tolerance"),
+    [
+        *((kind, "float32", 1e-6) for kind in (Q4_0, Q4_1, Q8_0)),
+        *((kind, "int16", 4e-5) for kind in (Q4_0, Q4_1, Q8_0)),
+        *((kind, "int8", 1e-2) for kind in (Q4_0, Q4_1, Q8_0)),
+        (torch.float32, "", 1e-6),
+        (torch.bfloat16, "", 4e-3),
+    ],
     ids=str,
-)  # fmt: skip
-def test_matrices_of_every_kind_and_number_of_rows(kind, exact, tolerance):
+)
+def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance):
     if isinstance(kind, int):
         raw, values = stored(kind)
-        matrix = pack_blocks(raw, kind, exact)
+        matrix = pack_blocks(raw, kind, activations)
     else:
         values = torch.randn(OUTPUTS, WIDTH).to(kind)
         matrix, values = pack_dense(values), values.float()
