@@ -124,7 +124,7 @@ def test_a_trace_that_is_not_there_or_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "longest"), [("sample:mooncake", 600, 120_000), ("sample:azure", 1000, 5000)]
+    ("name", "count", "longest"), [("sample:mooncake", 600, 130_000), ("sample:azure", 1000, 5000)]
 )
 def test_shipped_samples(name, count, longest):
     requests = read_trace(trace_path(name), TraceOptions())
