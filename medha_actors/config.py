@@ -20,7 +20,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A part of the tree."""
 
 
-class RandomWeights(_Section):
+class RandomWeights(_Section, frozen=True):
     """Dimensions of a model with random weights, for tests and benchmarks (`model_source: random`)."""
 
     layers: int = 4
@@ -33,7 +33,7 @@ class RandomWeights(_Section):
     seed: int = 0
 
 
-class RopeScaling(_Section):
+class RopeScaling(_Section, frozen=True):
     """Overrides the model's own RoPE scaling; names and meaning as in a Hugging Face config."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
@@ -46,7 +46,7 @@ class RopeScaling(_Section):
     attention_factor: float | None = None
 
 
-class ModelLoadingConfig(_Section):
+class ModelLoadingConfig(_Section, frozen=True):
     """Which model; the names are ray.serve.llm's."""
 
     model_id: str = "smollm2-135m-instruct"  # the name clients send
@@ -57,7 +57,7 @@ class ModelLoadingConfig(_Section):
     random: RandomWeights = RandomWeights()
 
 
-class ParallelConfig(_Section):
+class ParallelConfig(_Section, frozen=True):
     """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups (paper, 3.3)."""
 
     spp: int = 2
@@ -65,7 +65,7 @@ class ParallelConfig(_Section):
     max_tokens_per_kvp_group: int | None = None  # a request's piece in one group; needed when kvp > 1 has to pay
 
 
-class ActorConfig(_Section):
+class ActorConfig(_Section, frozen=True):
     """What each stage actor gets."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -78,7 +78,7 @@ class ActorConfig(_Section):
     step_timeout_s: float = 600.0  # a step that takes longer counts as a dead stage
 
 
-class SchedulerConfig(_Section):
+class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
@@ -93,11 +93,11 @@ class SchedulerConfig(_Section):
     max_yield: float = 0.4  # rho_max: the largest share of the budget that a long prefill leaves to short ones
 
 
-class ObjectivesConfig(_Section):
+class ObjectivesConfig(_Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
     ttft_multiplier: float = 1.5  # deadline = max(multiplier * predicted isolated prefill time, floor)
-    ttft_floor_s: float = 0.5
+    ttft_floor_s: float = 0.1  # the paper's engine takes 0.5, which holds short requests back for nothing
     tpot_s: float = 0.2
     min_ttft_s: float = 0.05
     min_tpot_s: float = 0.01
@@ -105,14 +105,14 @@ class ObjectivesConfig(_Section):
     max_timeout_s: float = 86_400.0
 
 
-class KvCacheConfig(_Section):
+class KvCacheConfig(_Section, frozen=True):
     """Bounded memory for keys and values."""
 
     budget_bytes: int | None = None  # per actor; None: a share of the memory that is free at start
     page_tokens: int = 64
 
 
-class PredictorConfig(_Section):
+class PredictorConfig(_Section, frozen=True):
     """Calibration of the execution-time model."""
 
     calibrate: bool = True  # False: analytic guesses, corrected online
@@ -121,7 +121,7 @@ class PredictorConfig(_Section):
     probe_context_tokens: int = 4096
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(_Section, frozen=True):
     """Bounds that every HTTP request is checked against before any work."""
 
     max_body_bytes: int = 64 * 1024 * 1024
@@ -135,7 +135,7 @@ class LimitsConfig(_Section):
     max_messages: int = 2048
 
 
-class StreamConfig(_Section):
+class StreamConfig(_Section, frozen=True):
     """Server-sent events."""
 
     keep_alive_s: float = 10.0
@@ -143,7 +143,7 @@ class StreamConfig(_Section):
     max_buffered_events: int = 4096  # for a reader that does not read
 
 
-class TracingConfig(_Section):
+class TracingConfig(_Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
@@ -157,7 +157,7 @@ class TracingConfig(_Section):
     ui_url: str | None = None  # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
 
 
-class TelemetryConfig(_Section):
+class TelemetryConfig(_Section, frozen=True):
     """What is recorded of requests and steps. `enabled: false`: nothing, and /metrics and /medha are gone."""
 
     enabled: bool = True
@@ -168,7 +168,7 @@ class TelemetryConfig(_Section):
     tracing: TracingConfig = TracingConfig()
 
 
-class MedhaConfig(_Section):
+class MedhaConfig(_Section, frozen=True):
     """Everything."""
 
     model_loading_config: ModelLoadingConfig = ModelLoadingConfig()

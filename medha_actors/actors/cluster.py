@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import ray
 import torch
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,6 +26,7 @@ from medha_actors.model.spec import ModelSpec, kv_bytes_per_token, split_layers
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
+_ANSWER_S = 10.0  # a living actor answers in this time
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
 _CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
 
@@ -40,6 +42,7 @@ class Cluster:
         self.pages = 0
         self.first: list[Link] = []  # to stage 0 of each group: batches out, credits in
         self.last: list[Link] = []  # from the last stage of each group: results
+        self._cores: list[list[tuple[int, ...]]] = []
         self._group: PlacementGroup | None = None
 
     async def start(self) -> None:
@@ -50,9 +53,9 @@ class Cluster:
         remote = ray.remote(StageActor)
         self.actors = [[self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)]
         places = await self._all("locate", lambda s, k: (self.device,))
-        cores = assign_cores(places, self.config)
+        self._cores = assign_cores(places, self.config)
         self.pages = self._pages(places)
-        resident = await self._all("load", lambda s, k: (_encode(self._plan(s, k, cores[s][k])),))
+        resident = await self._all("load", lambda s, k: (_encode(self._plan(s, k, self._cores[s][k])),))
         _log.info(
             "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, loaded in %.1f s",
             parallel.spp,
@@ -63,6 +66,32 @@ class Cluster:
             sum(map(sum, resident)) / 2**20,
             time.monotonic() - began,
         )
+
+    async def revive(self, everything: bool = False) -> set[int]:
+        """Replace the actors that are dead (or all); returns the groups whose KV caches are lost. Then: `link`."""
+        self._hang_up()
+        if everything:
+            await self.stop()
+            await self.start()
+            return set(range(self.config.parallel.kvp))
+        calls = [
+            (s, k, actor.locate.remote(self.device)) for s, row in enumerate(self.actors) for k, actor in enumerate(row)
+        ]
+        dead = []
+        for stage, group, call in calls:
+            try:
+                await asyncio.wait_for(call, _ANSWER_S)
+            except (RayActorError, TimeoutError):
+                dead.append((stage, group))
+        for stage, group in dead:
+            ray.kill(self.actors[stage][group])
+            self.actors[stage][group] = self._spawn(ray.remote(StageActor), stage, group)
+        replaced = [(s, k, self.actors[s][k]) for s, k in dead]
+        await asyncio.gather(*[actor.locate.remote(self.device) for _, _, actor in replaced])
+        await asyncio.gather(
+            *[actor.load.remote(_encode(self._plan(s, k, self._cores[s][k]))) for s, k, actor in replaced]
+        )
+        return {group for _, group in dead}
 
     async def link(self) -> None:
         """Connect the actors with each other and with this process, and let them serve."""
@@ -92,15 +121,18 @@ class Cluster:
 
     async def stop(self) -> None:
         """Kill the actors and give the resources back; never raises for what is gone already."""
-        for link in {id(link): link for link in (*self.first, *self.last)}.values():
-            link.close()
-        self.first, self.last = [], []
+        self._hang_up()
         for actor in (actor for row in self.actors for actor in row):
             ray.kill(actor)
         self.actors = []
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+    def _hang_up(self) -> None:
+        for link in {id(link): link for link in (*self.first, *self.last)}.values():
+            link.close()
+        self.first, self.last = [], []
 
     async def _reserve(self) -> None:
         actors, cells = self.config.actors, self.config.parallel.spp * self.config.parallel.kvp

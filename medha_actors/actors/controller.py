@@ -18,9 +18,11 @@ from typing import Any
 import msgspec
 import ray
 import torch
+from ray.exceptions import RayError
 
 from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.flights import Flights
 from medha_actors.actors.links import Link
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer
@@ -30,7 +32,7 @@ from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.errors import LinkClosedError, MedhaError
-from medha_actors.messages import Accepted, Batch, Rejected, Request, StepResult
+from medha_actors.messages import Accepted, Rejected, Request, StepResult
 from medha_actors.model.spec import load_spec, resolve_dtype
 
 _log = logging.getLogger("medha.controller")
@@ -41,30 +43,19 @@ _MAX_STRIKES = 2  # a request that was in flight when the pipeline died this oft
 _MAX_REBUILDS = 3  # in a row; then the actor exits and Serve makes a new one
 
 
-class _InFlight:
-    """A batch on its way through the stages."""
-
-    def __init__(self, batch: Batch, sent_at: float) -> None:
-        self.batch = batch
-        self.sent_at = sent_at
-        self.waiting_for = {group for group, message in enumerate(batch.groups) if message is not None}
-        self.results: list[StepResult] = []
-
-
 class Controller(Observed):
     """Owns the scheduler and the grid; one per deployment, as a Serve deployment actor."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.config: MedhaConfig = load(args)
         self._sinks = Sinks()
-        self._in_flight: deque[_InFlight] = deque()
+        self._flights = Flights(self.config.parallel.spp)
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
         self._strikes: dict[str, int] = {}
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._ready: asyncio.Task[None] | None = None
         self._rebuild: asyncio.Task[None] | None = None
         self._linked = False
-        self._steps, self._busy_s = 0, [0.0] * self.config.parallel.spp
         self._timer: asyncio.TimerHandle | None = None
         epoch, anchor = time.time(), time.monotonic()
         self._now: Callable[[], float] = lambda: epoch + time.monotonic() - anchor
@@ -76,7 +67,7 @@ class Controller(Observed):
         if self._ready is None:
             self._ready = asyncio.create_task(self._start())
         await asyncio.shield(self._ready)
-        return self._scheduler.grid.max_model_len_tokens
+        return self._scheduler.max_tokens
 
     async def _start(self) -> None:
         spec = await asyncio.to_thread(load_spec, self.config.model_loading_config)
@@ -112,39 +103,36 @@ class Controller(Observed):
         self._linked = True
         self._pump()
 
-    def _fail(self, reason: str) -> None:
-        """A stage is gone: forget the pipeline and make a new one; requests go on from their known tokens."""
+    def _fail(self, reason: str, hung: bool = False) -> None:
+        """A stage is gone: mend the pipeline; requests go on from their known tokens."""
         if not self._linked:
             return
-        _log.error("the pipeline is lost (%s); rebuilding it", reason)
+        _log.error("the pipeline is lost (%s); mending it", reason)
         self._linked = False
         loop = asyncio.get_running_loop()
         for link in (*self._cluster.first, *self._cluster.last):
             loop.remove_reader(link.fileno())
-        for request_id in {s.request_id for f in self._in_flight for m in f.batch.groups if m for s in m.spans}:
-            self._strikes[request_id] = self._strikes.get(request_id, 0) + 1
-        self._in_flight.clear()
+        struck = self._flights.clear()
         self._computing.clear()
-        now = self._now()
-        self._scheduler.restart(now)
-        self._observer.lost(now)
+        self._observer.lost(self._now())
+        self._strikes = {request_id: self._strikes.get(request_id, 0) + 1 for request_id in struck}
         for request_id in [i for i, strikes in self._strikes.items() if strikes >= _MAX_STRIKES]:
-            del self._strikes[request_id]
             message = "the pipeline died repeatedly while this request was in it"
-            self._publish(self._scheduler.cancel(request_id, now, "error", message))
-        self._rebuild = asyncio.create_task(self._start_again())
+            self._publish(self._scheduler.cancel(request_id, self._now(), "error", message))
+        self._rebuild = asyncio.create_task(self._mend(hung))
 
-    async def _start_again(self) -> None:
+    async def _mend(self, hung: bool) -> None:
+        """Replace what is dead (all, if something hangs), link the grid anew, go on."""
         for attempt in range(_MAX_REBUILDS):
-            await self._cluster.stop()
             try:
                 began = time.monotonic()
-                await self._cluster.start()
+                lost = await self._cluster.revive(everything=hung or attempt > 0)
+                self._scheduler.restart(self._now(), lost)
                 await self._connect()
-                _log.warning("the pipeline is back after %.1f s", time.monotonic() - began)
+                _log.warning("the pipeline is back after %.1f s; KV lost in groups %s", time.monotonic() - began, lost)
                 return
-            except (MedhaError, OSError, TimeoutError) as error:
-                _log.error("rebuild %d of %d failed: %s", attempt + 1, _MAX_REBUILDS, error)
+            except (MedhaError, RayError, OSError, TimeoutError) as error:
+                _log.error("mending failed, try %d of %d: %s", attempt + 1, _MAX_REBUILDS, error)
         os._exit(1)  # Serve starts a new controller
 
     async def stop(self) -> None:
@@ -191,7 +179,7 @@ class Controller(Observed):
     async def stats(self) -> bytes:
         """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack map."""
         stats = msgspec.to_builtins(self._scheduler.stats())
-        return _encode({**stats, "stage_busy_s": self._busy_s, "steps_total": self._steps})
+        return _encode({**stats, "stage_busy_s": self._flights.busy_s, "steps_total": self._flights.done})
 
     # ---------------------------------------------------------------- steps
 
@@ -211,31 +199,23 @@ class Controller(Observed):
         self._observer.worked(time.perf_counter() - began)
 
     def _take(self, result: StepResult) -> None:
-        flight = next(flight for flight in self._in_flight if flight.batch.id == result.batch_id)
-        flight.results.append(result)
-        if result.group == min(group for group, message in enumerate(flight.batch.groups) if message):
-            self._steps += 1
-            self._busy_s = [a + b for a, b in zip(self._busy_s, result.stage_seconds, strict=True)]
-        flight.waiting_for.discard(result.group)
-        while self._in_flight and not self._in_flight[0].waiting_for:
-            results, now = self._in_flight.popleft().results, self._now()
+        for results in self._flights.take(result):
+            now = self._now()
             self._observer.done(results, now)
             self._publish(self._scheduler.complete(results, now))
 
     def _pump(self) -> None:
         """Hand out batches while stage 0 is free. One batch more than there are stages keeps every stage fed."""
-        while self._linked and not self._computing and len(self._in_flight) <= self.config.parallel.spp:
+        while self._linked and not self._computing and len(self._flights) <= self.config.parallel.spp:
             now = self._now()
             self._publish(self._scheduler.expire(now))
             batch = self._scheduler.next_batch(now)
             if batch is None:
                 break
-            flight = _InFlight(batch, now)
-            self._in_flight.append(flight)
+            self._computing = self._flights.add(batch, now)
             self._observer.sent(batch, self._scheduler.record, now)
-            self._computing = set(flight.waiting_for)
             try:
-                for group in flight.waiting_for:
+                for group in sorted(self._computing):
                     self._cluster.first[group].send(_encode(batch.groups[group]))
             except LinkClosedError as error:
                 self._fail(error.message)
@@ -251,15 +231,16 @@ class Controller(Observed):
         if self._timer is not None:
             self._timer.cancel()
         moments = [m for m in (self._scheduler.next_wake(self._now()),) if m is not None]
-        if self._in_flight:
-            moments.append(self._in_flight[0].sent_at + self.config.actors.step_timeout_s)
+        if (oldest := self._flights.oldest_at) is not None:
+            moments.append(oldest + self.config.actors.step_timeout_s)
         if moments:
             delay = max(0.001, min(moments) - self._now())
             self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def _wake(self) -> None:
         now = self._now()
-        if self._in_flight and now >= self._in_flight[0].sent_at + self.config.actors.step_timeout_s:
-            self._fail(f"a step took longer than {self.config.actors.step_timeout_s:g} s")
+        oldest, limit_s = self._flights.oldest_at, self.config.actors.step_timeout_s
+        if oldest is not None and now >= oldest + limit_s:
+            self._fail(f"a step took longer than {limit_s:g} s", hung=True)
         self._publish(self._scheduler.expire(now))
         self._pump()

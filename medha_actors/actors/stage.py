@@ -64,6 +64,7 @@ class StageActor:
         self._downstream: Link | None = None
         self._control: Link | None = None
         self._peers: dict[int, Link] = {}
+        self._loop: threading.Thread | None = None
 
     def locate(self, device: str) -> Place:
         """Where this actor runs and how much memory is free there."""
@@ -119,9 +120,19 @@ class StageActor:
         return seconds
 
     def listen(self) -> Endpoint:
-        """Open this actor's listener."""
+        """Open this actor's listener; links of before are closed, and what requests it knew is forgotten."""
+        self._hang_up()
         self._listener = Listener(self._node_id, self._host)
         return self._listener.endpoint
+
+    def _hang_up(self) -> None:
+        for link in (self._control, self._upstream, self._downstream, *self._peers.values()):
+            if link is not None:
+                link.close()
+        if self._loop is not None:
+            self._loop.join()  # it ends when its links do
+        self._control = self._upstream = self._downstream = self._loop = None
+        self._peers = {}
 
     def connect(self, secret: str, following: Endpoint | None, peers: dict[int, Endpoint]) -> None:
         """Dial the next stage and the same stage of the later groups."""
@@ -141,7 +152,9 @@ class StageActor:
             elif match := re.fullmatch(r"group:(\d+)", role):
                 self._peers[int(match.group(1))] = link
         self._listener.close()
-        threading.Thread(target=self._run, name="stage-loop", daemon=True).start()
+        self._stage.reset()
+        self._loop = threading.Thread(target=self._run, name="stage-loop", daemon=True)
+        self._loop.start()
 
     def _run(self) -> None:
         """Compute step after step until a peer is gone; then close every link, so that the others notice."""

@@ -77,7 +77,7 @@ class KvPlan:
         """Turn promises into pages for the positions below `stop` (a prefill is dispatched up to there)."""
         for piece in state.pieces:
             if piece.promised and piece.start < stop:
-                missing = min(self._pages(stop - piece.start) - len(piece.pages), piece.promised)
+                missing = min(max(0, self._pages(stop - piece.start) - len(piece.pages)), piece.promised)
                 for _ in range(missing):
                     piece.pages.append(self._free[piece.group].pop())
                 piece.promised -= missing

@@ -85,16 +85,25 @@ class LiveRequests:
         state.drop_cache()
         self._requeue(state)
 
-    def restart(self) -> None:
-        """All KV is lost, and the stages know nobody."""
-        self.kv = KvPlan(self._grid)
-        for state in list(self.holding.values()):
-            state.drop_cache()
-            self._requeue(state)
-        self.holding.clear()
-        self.decoding.clear()
-        self.ready.clear()
+    def restart(self, lost: Collection[int]) -> None:
+        """The stages know nobody any more, and the KV of the groups in `lost` is gone.
+
+        Who has a piece there starts over with everything known; the others go on from what has been computed.
+        """
         self.closing = [[] for _ in range(self._grid.groups)]
+        self.ready.clear()
+        for state in list(self.holding.values()):
+            if any(piece.group in lost for piece in state.pieces):
+                self.kv.release(state)
+                self.holding.pop(state.id)
+                state.drop_cache()
+            else:
+                state.rewind()
+            if state.prefilling:
+                self.decoding.pop(state.id, None)
+                self._requeue(state)
+            else:
+                self.ready[state.id] = state
 
     def revalue(self) -> None:
         """Estimate all waiting work again: the predictor has changed its mind."""

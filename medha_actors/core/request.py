@@ -124,6 +124,13 @@ class RequestState:
         self.dispatched = self.computed = 0
         self.goal = self.known
 
+    def rewind(self) -> None:
+        """Nothing is in flight any more and the stages have forgotten the request, but its KV is still there."""
+        self.epoch += 1
+        self.dispatched = self.computed
+        for piece in self.pieces:
+            piece.opened, piece.sent = False, 0
+
     def finished(self, reason: FinishReason, message: str | None, now: float) -> FinishedEvent:
         """The last event; results still in flight no longer count."""
         self.epoch += 1

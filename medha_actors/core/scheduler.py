@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from medha_actors.config import MedhaConfig
 from medha_actors.core.admission import Admission, rejected
@@ -142,11 +142,11 @@ class Scheduler:
         self._follow_drift()
         return events
 
-    def restart(self, now: float) -> None:
-        """All KV caches and batches in flight are lost: every live request is prefilled anew, as far as it is known."""
+    def restart(self, now: float, lost: Collection[int] | None = None) -> None:
+        """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are gone."""
         self._flights.clear()
         self._turn = []
-        self.live.restart()
+        self.live.restart(range(self.grid.groups) if lost is None else lost)
 
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""

@@ -75,6 +75,11 @@ class Stage:
             return StageOutput(x)
         return StageOutput(None, *self.sampler(spans, lambda rows: self._logits(x, rows)))
 
+    def reset(self) -> None:
+        """Forget all requests; the KV pool keeps its contents."""
+        self.tables.clear()
+        self.sampler = Sampler(self.spec.vocabulary)
+
     def _follow(self, message: StepMessage) -> None:
         """Apply the message's changes to the replicated state."""
         for request_id in message.closed:

@@ -82,6 +82,35 @@ async def test_a_killed_stage_costs_nobody_a_token(cluster):
         assert seen == undisturbed.tokens
 
 
+async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
+    async with engine(arguments(1, 2)) as handle:
+        undisturbed = await together(handle, (20, 30), 120)
+        ids = ("first", "second")  # short requests, spread over the two groups
+        streams = []
+        for name, length in zip(ids, (20, 30), strict=True):
+            request = Request(
+                id=name, prompt_token_ids=pack_tokens(prompt_of(length, salt=length)), sampling=greedy(120)
+            )
+            streams.append(handle.events(name))
+            await handle.submit(request)
+        killed, seen, finished = False, {name: [] for name in ids}, {}
+
+        async def follow(events):
+            nonlocal killed
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    seen[event.request_id].append(event.token_id)
+                elif isinstance(event, FinishedEvent):
+                    finished[event.request_id] = event
+                if not killed and min(map(len, seen.values())) >= 10:
+                    killed = True
+                    os.kill(stage_pids()[0], signal.SIGKILL)
+
+        await asyncio.gather(*map(follow, streams))
+        assert [seen[name] for name in ids] == undisturbed
+        assert sorted(finished[name].recomputed_tokens > 0 for name in ids) == [False, True]
+
+
 async def test_a_cancelled_request_frees_its_pages(cluster):
     async with engine(arguments(2)) as handle:
         request = Request(id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000))

@@ -86,10 +86,14 @@ class World:
     def expire(self):
         self.note(self.scheduler.expire(self.now))
 
-    def restart(self):
-        self.scheduler.restart(self.now)
+    def restart(self, lost=None):
+        """All groups (or those in `lost`) lose their caches; every stage forgets its page tables."""
+        self.scheduler.restart(self.now, lost)
         self.flights.clear()
-        self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
+        for group, replica in enumerate(self.replicas):
+            replica.tables = {}
+            if lost is None or group in lost:
+                replica.slots = {}
         self.check()
 
     def launch(self):

@@ -73,7 +73,7 @@ def test_acceptance_tells_deadline_and_prediction():
     assert first.deadline_at == pytest.approx(world.now + 3.0, rel=0.01)
     assert first.predicted_ttft_s == pytest.approx(2.0, rel=0.01)
     short = world.add(request_of("b", 10, 1, world.now))
-    assert short.ttft_objective_s == pytest.approx(0.5)  # the floor
+    assert short.ttft_objective_s == pytest.approx(0.1)  # the floor
     asked = world.add(request_of("c", 10, 1, world.now, ttft_s=0.001))
     assert asked.ttft_objective_s == pytest.approx(0.05)  # the server's bound
     second = world.add(request_of("d", 2000, 1, world.now))
@@ -152,8 +152,8 @@ def test_cancelling_at_every_point(stages, groups, cutoff):
         run(cancel_at)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_restarting_at_every_point(groups):
+@pytest.mark.parametrize(("groups", "lost"), [(1, None), (1, ()), (2, None), (2, (0,)), (2, (1,)), (2, ())])
+def test_restarting_at_every_point(groups, lost):
     def run(restart_at):
         world = world_of(2, groups, pages=30, cutoff=10, max_chunk_tokens=16, min_chunk_tokens=8)
         for name in ("a", "b"):
@@ -162,7 +162,7 @@ def test_restarting_at_every_point(groups):
         while world.scheduler.live.by_id:
             for act in (world.launch, world.land):
                 if step == restart_at:
-                    world.restart()
+                    world.restart(lost)
                 step += 1
                 act()
         assert all(len(tokens) == 4 for tokens in world.tokens.values())
@@ -170,6 +170,22 @@ def test_restarting_at_every_point(groups):
 
     for restart_at in range(run(10**6)[0]):
         run(restart_at)
+
+
+def test_losing_a_group_costs_only_those_with_a_piece_there():
+    world = world_of(1, 2, pages=30, max_chunk_tokens=16, min_chunk_tokens=8)
+    for name in ("a", "b"):
+        world.add(request_of(name, 20, 30, world.now))
+    while min(map(len, world.tokens.values())) < 5:
+        world.launch()
+        world.land()
+    first, second = (world.scheduler.live.by_id[name].pieces[0].group for name in ("a", "b"))
+    assert first != second
+    world.restart({first})
+    world.drain()
+    assert world.finished["a"].recomputed_tokens > 0
+    assert world.finished["b"].recomputed_tokens == 0
+    assert [len(world.tokens[name]) for name in ("a", "b")] == [30, 30]
 
 
 def test_results_of_before_a_restart_are_ignored():

@@ -67,6 +67,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def restart(self):
         self.world.restart()
 
+    @rule(data=st.data())
+    def lose_some_groups(self, data):
+        self.world.restart(data.draw(st.sets(st.integers(0, self.world.grid.groups - 1))))
+
     @rule()
     def expire(self):
         self.world.expire()
