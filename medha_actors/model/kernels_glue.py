@@ -46,22 +46,36 @@ def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Va
 
 def _to_int8(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
     """Round blocks of 32 to int8; scales [2, blocks] gets each block's step and the sum of its rounded values."""
+    with e.loop(blocks) as loop:
+        for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127)):
+            e.store(e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half))
+
+
+def _to_int16(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
+    """The same with 256 times as many steps: all high bytes, then all low bytes, both signed."""
     b = e.b
     with e.loop(blocks) as loop:
-        place, four_i = e.at(x, e.times(loop.index, 128)), e.times(loop.index, 4)
-        values = [e.load(place), e.load(e.at(place, 64))]
-        size = [e.call("llvm.fabs.v16f32", V16F, value) for value in values]
-        top = e.largest(e.maximum(*size))
-        step = b.fmul(top, F32(1 / 127))
-        inverse = b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(127), top), F32(0))
-        whole = []
-        for half, value in enumerate(values):
-            rounded = e.call("llvm.rint.v16f32", V16F, b.fmul(value, e.splat(inverse)))
-            whole.append(b.fptosi(rounded, V16I))
-            e.store(b.trunc(whole[half], V16C), e.at(out, e.times(loop.index, 32), 16 * half))
-        total = e.call("llvm.vector.reduce.add.v16i32", I32, b.add(*whole))
-        e.store(step, e.at(scales, four_i))
-        e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, e.times(blocks, 4), four_i))
+        for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127 * 256)):
+            place = e.at(out, e.times(loop.index, 32), 16 * half)
+            high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
+            e.store(b.trunc(high, V16C), place)
+            e.store(b.trunc(whole, V16C), e.at(place, e.times(blocks, 32)))  # whole - 256 high is its low byte
+
+
+def _round_block(
+    e: Emit, x: ir.Value, number: ir.Value, blocks: ir.Value, scales: ir.Value, steps: int
+) -> list[ir.Value]:
+    """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the sum."""
+    b, place, four_i = e.b, e.at(x, e.times(number, 128)), e.times(number, 4)
+    values = [e.load(place), e.load(e.at(place, 64))]
+    top = e.largest(e.maximum(*[e.call("llvm.fabs.v16f32", V16F, value) for value in values]))
+    step = b.fmul(top, F32(1 / steps))
+    inverse = e.splat(b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(steps), top), F32(0)))
+    whole = [b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I) for value in values]
+    total = e.call("llvm.vector.reduce.add.v16i32", I32, b.add(*whole))
+    e.store(step, e.at(scales, four_i))
+    e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, e.times(blocks, 4), four_i))
+    return whole
 
 
 def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
@@ -146,6 +160,7 @@ def _put_value(e: Emit, x: ir.Value, dims: ir.Value, bfloat: ir.Value, out: ir.V
 norm = kernel(5, _norm)
 silu_mul = kernel(4, _silu_mul)
 to_int8 = kernel(4, _to_int8)
+to_int16 = kernel(4, _to_int16)
 block_sums = kernel(3, _block_sums)
 to_bfloat = kernel(4, _to_bfloat)
 scaled = kernel(4, _scaled)

@@ -21,8 +21,10 @@ from medha_actors.model.kernels_glue import (
     silu_mul,
     to_bfloat,
     to_int8,
+    to_int16,
 )
 from medha_actors.model.kernels_ir import address, call_address, compiled, kernel
+from medha_actors.model.kernels_linear import BFLOAT, Q4_FLOAT, Q8_INT8, Q8_INT16
 
 ROWS = 48  # rows of a block: 4 of kernels_linear's large tiles
 QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
@@ -59,16 +61,20 @@ def apply(model, linear, rows, x, out, add, constants):
     """
     kind, code, data, columns, blocks = linear[0], linear[1], linear[2], linear[3], linear[4]
     inputs, out_row = blocks * 32, columns * 64
-    if kind <= 1:
+    if kind <= Q8_INT8:
         for r in range(rows):
             to_int8(x + r * inputs * 4, blocks, model.packed + r * inputs, model.scales + r * blocks * 8)
         call(code, rows, columns, blocks, data, model.packed, inputs, model.scales, blocks * 8, out, out_row, add)
-    elif kind == 4:
+    elif kind <= Q8_INT16:
+        for r in range(rows):
+            to_int16(x + r * inputs * 4, blocks, model.packed + r * inputs * 2, model.scales + r * blocks * 8)
+        call(code, rows, columns, blocks, data, model.packed, inputs * 2, model.scales, blocks * 8, out, out_row, add)
+    elif kind == BFLOAT:
         for r in range(rows):
             to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
         call(code, rows, columns, blocks, data, model.packed, inputs * 2, x, 0, out, out_row, add)
     else:
-        if kind == 2:
+        if kind == Q4_FLOAT:
             for r in range(rows):
                 block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 4)
         call(code, rows, columns, blocks, data, x, inputs * 4, model.scales, blocks * 4, out, out_row, add)

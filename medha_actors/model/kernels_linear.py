@@ -6,6 +6,7 @@ block of 32 inputs, everything the kernel needs in a row, and a matrix is stream
 kind      weights           activations                                a block (16 outputs, 32 inputs)
 Q4_INT8   Q4_1  w = d q + m int8 in blocks of 32 with a scale          256 bytes of halves, 16 d, 16 m (float16) = 320
 Q8_INT8   Q8_0  w = d q     the same                                   512 bytes q + 128, 16 d (float16)         = 544
+Q4_INT16, Q8_INT16          int16 in two bytes: 256 times as fine      as above
 Q4_FLOAT  Q4_1              float32                                    as above
 Q8_FLOAT  Q8_0              float32                                    as above
 BFLOAT    bfloat16          bfloat16                                   pairs of inputs side by side              = 1,024
@@ -27,9 +28,9 @@ from llvmlite import ir
 
 from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, Emit, kernel, machine_code
 
-Q4_INT8, Q8_INT8, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(6)
+Q4_INT8, Q8_INT8, Q4_INT16, Q8_INT16, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(8)
 BLOCK = 32  # inputs
-BLOCK_BYTES = (320, 544, 320, 544, 1024, 2048)
+BLOCK_BYTES = (320, 544, 320, 544, 320, 544, 1024, 2048)
 TILE_ROWS = (12, 4, 2, 1)  # 12 sums of a block and 12 totals fill the registers
 _D_OFFSET = {4: 256, 8: 512}
 
@@ -54,8 +55,8 @@ class _Tile:
         with e.b.if_then(e.b.icmp_signed("!=", self.add, I64(0))):
             for total, place in zip(self.total, self.out, strict=True):
                 e.b.store(e.load(place), total)
-        if kind in (Q4_INT8, Q8_INT8):
-            self.with_int8(4 if kind == Q4_INT8 else 8)
+        if kind <= Q8_INT16:
+            self.with_integers(8 if kind in (Q8_INT8, Q8_INT16) else 4, kind >= Q4_INT16)
         elif kind in (Q4_FLOAT, Q8_FLOAT):
             self.with_float(4 if kind == Q4_FLOAT else 8)
         else:
@@ -63,13 +64,16 @@ class _Tile:
         for total, place in zip(self.total, self.out, strict=True):
             e.store(e.b.load(total), place)
 
-    def with_int8(self, bits: int) -> None:
-        """s: [rows][2][blocks], the scale of each block and the sum of its rounded values."""
+    def with_integers(self, bits: int, two_bytes: bool) -> None:
+        """s: [rows][2][blocks], the scale of each block and the sum of its rounded values.
+
+        A row of x is int8 [inputs]; with two bytes the high ones [inputs] and the low ones [inputs], signed both.
+        """
         e, b = self.e, self.e.b
         low, four = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I)
         with e.loop(self.blocks) as loop:
             block = self.block(loop.index, Q4_INT8 if bits == 4 else Q8_INT8)
-            acc = [e.constant(0, V16I) for _ in self.rows]
+            acc = [[e.constant(0, V16I)] * (1 + two_bytes) for _ in self.rows]
             for j in range(8):
                 if bits == 8:
                     weight = e.load(e.at(block, 64 * j), V16I, 32)
@@ -77,14 +81,18 @@ class _Tile:
                     weight = e.load(e.at(block, 64 * (j // 2)), V16I, 64)
                     weight = b.and_(b.lshr(weight, four) if j % 2 else weight, low)
                 for r in self.rows:
-                    four_inputs = e.broadcast(e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j), I32)
-                    acc[r] = e.dot_int8(acc[r], weight, four_inputs)
+                    place = e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j)
+                    for part in range(1 + two_bytes):
+                        acc[r][part] = e.dot_int8(acc[r][part], weight, e.broadcast(place, I32))
+                        place = e.at(place, e.times(self.blocks, BLOCK))
             d, m = self.scales(block, bits)
             for r in self.rows:
                 place = e.at(self.s[r], e.times(loop.index, 4))
                 value = e.fma(m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r]))
-                scale = b.fmul(d, e.broadcast(place))
-                b.store(e.fma(b.sitofp(acc[r], V16F), scale, value), self.total[r])
+                scale, whole = b.fmul(d, e.broadcast(place)), acc[r][0]
+                if two_bytes:
+                    whole = b.add(b.shl(whole, e.constant(8, V16I)), acc[r][1])
+                b.store(e.fma(b.sitofp(whole, V16F), scale, value), self.total[r])
 
     def with_float(self, bits: int) -> None:
         """s: [rows][blocks], the sum of each block (not used with 8 bits)."""
@@ -172,8 +180,8 @@ def _linear(kind: int) -> Any:
     return kernel(11, emit)
 
 
-_kernel_q4_int8, _kernel_q8_int8, _kernel_q4_float, _kernel_q8_float = map(_linear, range(4))
-_kernel_bfloat, _kernel_float = _linear(BFLOAT), _linear(FLOAT)
+_kernel_q4_int8, _kernel_q8_int8, _kernel_q4_int16, _kernel_q8_int16 = map(_linear, range(4))
+_kernel_q4_float, _kernel_q8_float, _kernel_bfloat, _kernel_float = map(_linear, range(4, 8))
 
 
 # numba's cache wants a function in a file for each
@@ -183,6 +191,14 @@ def _q4_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
 
 def _q8_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
     _kernel_q8_int8(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _q4_int16(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q4_int16(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
+
+
+def _q8_int16(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
+    _kernel_q8_int16(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)
 
 
 def _q4_float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
@@ -209,4 +225,5 @@ def linear_address(kind: int) -> int:
     an activation row, address and row bytes of what goes with the activations (see _Tile), address and row bytes of
     the float32 output, and whether to add to what stands there.
     """
-    return machine_code((_q4_int8, _q8_int8, _q4_float, _q8_float, _bfloat, _float)[kind], 11)
+    codes = (_q4_int8, _q8_int8, _q4_int16, _q8_int16, _q4_float, _q8_float, _bfloat, _float)
+    return machine_code(codes[kind], 11)

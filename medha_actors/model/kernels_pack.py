@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +16,18 @@ from medha_actors.model.kernels_linear import (
     FLOAT,
     Q4_FLOAT,
     Q4_INT8,
+    Q4_INT16,
     Q8_FLOAT,
     Q8_INT8,
+    Q8_INT16,
     linear_address,
 )
 
 _LANES = 16
 _ALIGNMENT = 64
+
+Activations = Literal["int8", "int16", "float32"]
+_KINDS = {"int8": (Q4_INT8, Q8_INT8), "int16": (Q4_INT16, Q8_INT16), "float32": (Q4_FLOAT, Q8_FLOAT)}
 
 
 class Packed(NamedTuple):
@@ -39,16 +44,14 @@ class Packed(NamedTuple):
         return self.kind, linear_address(self.kind), self.data.ctypes.data, columns, blocks
 
 
-def pack_blocks(raw: Tensor, gguf_kind: int, exact: bool) -> Packed:
-    """Pack a matrix as it stands in a GGUF file, uint8 [outputs, bytes of a row] (kinds Q4_0, Q4_1 and Q8_0).
-
-    exact: multiply with float32 activations instead of int8 ones.
-    """
+def pack_blocks(raw: Tensor, gguf_kind: int, activations: Activations) -> Packed:
+    """Pack a matrix as it stands in a GGUF file, uint8 [outputs, bytes of a row] (kinds Q4_0, Q4_1 and Q8_0)."""
     rows = raw.numpy()
+    four_bits, eight_bits = _KINDS[activations]
     if gguf_kind == Q8_0:
-        return _pack_q8_0(rows, Q8_FLOAT if exact else Q8_INT8)
+        return _pack_q8_0(rows, eight_bits)
     assert gguf_kind in (Q4_0, Q4_1), f"no kernel for GGUF kind {gguf_kind}"
-    return _pack_q4(rows, Q4_FLOAT if exact else Q4_INT8, gguf_kind == Q4_1)
+    return _pack_q4(rows, four_bits, gguf_kind == Q4_1)
 
 
 def pack_dense(weight: Tensor) -> Packed:
