@@ -1,4 +1,4 @@
-"""`medha-client "prompt"`: ask a server from the command line.
+"""`medha-client "prompt"`: ask a server from the command line. `medha-client trace ID`: where a request's time went.
 
 Exit codes: 0 done, 1 the request failed (one line on stderr says why), 2 wrong arguments, 130 interrupted.
 """
@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clients import trace
 from clients.client import Client
 from clients.errors import ApiError, ClientError
 from clients.terminal import JsonView, TextView, View
 
+DESCRIPTION = "Ask an OpenAI-compatible server and watch it answer; `medha-client trace ID` shows where the time went."
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("medha-client", description="Ask an OpenAI-compatible server and watch it answer.")
+    parser = argparse.ArgumentParser("medha-client", description=DESCRIPTION)
     add = parser.add_argument
     add("prompt", nargs="?", help="the prompt; - reads it from standard input")
     add("--file", action="append", default=[], metavar="PATH", help="a document to put before the prompt; repeatable")
@@ -46,6 +49,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) > 1 and given[0] == "trace":
+        return trace.main(given[1:])
     options = parse(arguments)
     try:
         prompt = read_prompt(options)

@@ -72,6 +72,10 @@ class Client:
         except (msgspec.DecodeError, KeyError, TypeError):
             raise ProtocolError(f"{self.base_url}/tokenize does not list tokens") from None
 
+    async def get(self, path: str) -> bytes:
+        """The body of GET `path`, such as /metrics or /medha/timelines."""
+        return await self._call("GET", path)
+
     def complete(self, prompt: Prompt, **options: Any) -> AsyncIterator[Event]:
         """POST /v1/completions; `options` as for `request`."""
         value = prompt if isinstance(prompt, str) else list(prompt)

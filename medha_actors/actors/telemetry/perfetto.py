@@ -7,6 +7,7 @@ Format: Chrome's Trace Event JSON; times in microseconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from medha_actors.actors.telemetry.recorder import Step
@@ -53,7 +54,7 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
         _slice("ingress", track, timeline.arrived_at, timeline.queued_at, {}),
         _slice("queue", track, timeline.queued_at, first_chunk, {}),
     ]
-    for chunk, following in zip(timeline.chunks, [*timeline.chunks[1:], None], strict=True):
+    for chunk, following in zip_longest(timeline.chunks, timeline.chunks[1:]):
         # Chunks overlap (SPP); a track cannot show that, so each reaches to the start of the next one at most.
         until = chunk.done_at or chunk.sent_at
         if following is not None:

@@ -1,0 +1,116 @@
+"""`medha-client trace ID`: why a request was late, as a waterfall. ID: trace id, x-request-id, or the answer's id.
+
+Needs no tracing backend: the server keeps the timelines of its last requests. `--perfetto FILE` saves it for
+https://ui.perfetto.dev.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from clients.client import Client
+from clients.errors import ClientError, ProtocolError
+
+BAR = 40
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("medha-client trace", description=__doc__)
+    parser.add_argument("id", help="a trace id (header x-medha-trace-id), x-request-id, or the id of an answer")
+    parser.add_argument("--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000"))
+    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"))
+    parser.add_argument("--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0, or 1 with one line on stderr."""
+    options = parse(arguments)
+    try:
+        facts, file = asyncio.run(fetch(options))
+        if options.perfetto is not None:
+            options.perfetto.write_bytes(file)
+    except (ClientError, OSError) as error:
+        print(f"medha-client: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    for timeline in facts:
+        print("\n".join(lines(timeline)))
+    return 0
+
+
+async def fetch(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bytes]:
+    """The timelines, and the Perfetto file if it is wanted; raises ClientError."""
+    path = f"/medha/trace/{quote(options.id, safe='')}"
+    async with Client(options.base_url, api_key=options.api_key) as client:
+        data = await client.get(f"{path}?format=timeline")
+        file = await client.get(path) if options.perfetto is not None else b""
+    try:
+        return list(msgspec.json.decode(data)["timelines"]), file
+    except (msgspec.DecodeError, KeyError, TypeError):
+        raise ProtocolError(f"{options.base_url}{path} is no timeline") from None
+
+
+def lines(timeline: dict[str, Any]) -> list[str]:
+    """One request as text: what was promised and what happened, then everything that took time."""
+    zero = timeline["arrived_at"]
+    rows = sorted(_rows(timeline), key=lambda row: row[0])
+    end = max([row[1] for row in rows], default=zero)
+    out = [f"{timeline['id']}: {timeline['prompt_tokens']} tokens, {timeline['tokens']} generated, {_ending(timeline)}"]
+    if timeline.get("trace_id"):
+        out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
+    for name in ("ttft", "tpot"):
+        value, objective = timeline[f"{name}_s"], timeline[f"{name}_objective_s"]
+        met = "missed" if name in timeline["missed"] else "met"
+        out.append(f"{name.upper()} {'-' if value is None else _time(value)}, objective {_time(objective)}: {met}")
+    for start, until, text in rows:
+        out.append(f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} {text}")
+    return out
+
+
+def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
+    """(start, end, what) of everything that took time."""
+    chunks, last = timeline["chunks"], timeline["last_token_at"] or timeline["arrived_at"]
+    end = timeline["finished_at"] or last
+    first = chunks[0]["sent_at"] if chunks else end
+    rows = [
+        (timeline["arrived_at"], timeline["queued_at"], "ingress: body, tokenizer, hand-over"),
+        (timeline["queued_at"], first, "queue"),
+    ]
+    for chunk in chunks:
+        last_index = chunk["index"] + chunk["count"] - 1
+        name = f"chunk {chunk['index']}" if chunk["count"] == 1 else f"chunks {chunk['index']}..{last_index}"
+        took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])} a stage"
+        text = f"{name}: {chunk['tokens']} tokens after {chunk['kv_tokens']}, predicted {_time(chunk['predicted_s'])}"
+        text += f", {took}, slack {_time(chunk['slack_before_s'])}"
+        rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
+    for gap in timeline["gaps"]:
+        times = f" ({gap['count']} times, waited {_time(gap['gap_s'])})" if gap["count"] > 1 else ""
+        rows.append((gap["from_at"], gap["until_at"] or end, f"{gap['kind']} by {gap['by'] or '-'}{times}"))
+    if timeline["first_token_at"] is not None:
+        text = f"decode: {timeline['tokens']} tokens, longest gap {_time(timeline['largest_gap_s'])}"
+        rows.append((timeline["first_token_at"], end, f"{text}, {timeline['stalls_total']} stalls"))
+    return rows
+
+
+def _ending(timeline: dict[str, Any]) -> str:
+    text = timeline["reason"] or "not finished"
+    return f"{text} ({timeline['message']})" if timeline["message"] else str(text)
+
+
+def _bar(start: float, until: float, zero: float, end: float) -> str:
+    scale = BAR / max(end - zero, 1e-9)
+    left = min(BAR - 1, int((start - zero) * scale))
+    length = max(1, min(BAR - left, round((until - start) * scale)))
+    return (" " * left + "█" * length).ljust(BAR)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if abs(seconds) >= 1 else f"{seconds * 1000:.1f} ms"

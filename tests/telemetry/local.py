@@ -1,0 +1,80 @@
+"""A controller without Ray: the real scheduler, the real observer, and stages that answer at once in made-up time."""
+
+from collections import deque
+from typing import Any
+
+from stories import request
+
+from medha_actors.actors.telemetry.observer import Observer
+from medha_actors.actors.telemetry.remote import Observed
+from medha_actors.config import MedhaConfig, load
+from medha_actors.core.kv_plan import Grid
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.scheduler import Scheduler
+from medha_actors.core.simulator import results_of
+from medha_actors.messages import Accepted, Rejected, StepResult
+
+
+class LocalController(Observed):
+    """Drive it with `add` and `run`; ask it as a replica asks the controller."""
+
+    def __init__(self, stages: int = 2, groups: int = 1, pages: int = 4096, **sections: Any) -> None:
+        self.config: MedhaConfig = load({"model_loading_config": {"model_id": "toy"}, **sections})
+        grid = Grid(
+            stages=stages,
+            groups=groups,
+            pages_per_group=pages,
+            page_tokens=16,
+            max_tokens_per_kvp_group=None,
+            max_model_len_tokens=65_536,
+        )
+        model = ExecutionModel.analytic(stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8)
+        self._scheduler = Scheduler(self.config, grid, model)
+        self._observer = Observer(self.config.telemetry, grid)
+        self.now = 1_000.0
+        self._now = lambda: self.now
+
+    @property
+    def observer(self) -> Observer:
+        assert isinstance(self._observer, Observer)
+        return self._observer
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self._scheduler
+
+    async def ask(self, method: str, *arguments: Any) -> bytes:
+        return await getattr(self, method)(*arguments)
+
+    def add(self, name: str, prompt: int = 100) -> Accepted | Rejected:
+        asked = request(name, prompt, self.now)
+        answer = self._scheduler.add(asked, self.now)
+        self.observer.answered(asked, answer, self.now)
+        return answer
+
+    def run(self, batches: int | None = None) -> None:
+        """Up to so many batches, two in flight at a time; None: until nobody is left."""
+        flying: deque = deque()
+        while batches is None or batches > 0:
+            batch = self._scheduler.next_batch(self.now)
+            if batch is not None:
+                self.observer.sent(batch, self._scheduler.record, self.now)
+                flying.append((batch, self.now))
+                batches = None if batches is None else batches - 1
+            if batch is None and not flying:
+                return
+            if batch is None or len(flying) == 2:
+                self._land(*flying.popleft())
+        while flying:
+            self._land(*flying.popleft())
+
+    def _land(self, batch: Any, sent_at: float) -> None:
+        seconds = (batch.predicted_s,) * self._scheduler.grid.stages
+        self.now = max(self.now, sent_at + sum(seconds))
+        starts = tuple(sent_at + s * batch.predicted_s for s in range(len(seconds)))
+        results = [
+            StepResult(r.batch_id, r.group, r.tokens, seconds, r.prompt_logprobs, starts, (0.0,) * len(seconds))
+            for r in results_of(batch, seconds)
+        ]
+        self.observer.done(results, self.now)
+        self.observer.happened(self._scheduler.complete(results, self.now))
