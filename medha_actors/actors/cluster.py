@@ -99,9 +99,10 @@ class Cluster:
         stages, groups = self.config.parallel.spp, self.config.parallel.kvp
         endpoints: list[list[Endpoint]] = await self._all("listen", lambda s, k: ())
 
-        def outgoing(s: int, k: int) -> tuple[str, Endpoint | None, dict[int, Endpoint]]:
+        def outgoing(s: int, k: int) -> tuple[str, Endpoint | None, dict[int, Endpoint], bool]:
             following = endpoints[s + 1][k] if s + 1 < stages else None
-            return secret, following, {peer: endpoints[s][peer] for peer in range(k + 1, groups)}
+            shared = self.device == "cpu" and groups > 1 and len({e.node_id for e in endpoints[s]}) == 1
+            return secret, following, {peer: endpoints[s][peer] for peer in range(k + 1, groups)}, shared
 
         await self._all("connect", outgoing)
         node, hello = ray.get_runtime_context().get_node_id(), Hello(secret, "control")

@@ -1,16 +1,29 @@
-"""Exchange: what the KV groups of one stage tell each other inside a step."""
+"""Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper, 3.3).
+
+Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
+import select
 import time
 
+import numpy as np
 import torch
 
 from medha_actors.actors.links import Link
+from medha_actors.errors import LinkClosedError
+from medha_actors.model import kernels_exchange as kernels
+from medha_actors.model.attention import Exchange
+
+_SPINS = 20_000  # looks at a counter before the thread offers its core to others, some 50 us
 
 
-class Exchange:
-    """Partial attention outputs between the KV groups of one stage (paper, 3.3), once per layer, inside the step."""
+class LinkExchange(Exchange):
+    """Over links."""
 
     def __init__(self, group: int, peers: dict[int, Link]) -> None:
         self._group = group
@@ -23,10 +36,7 @@ class Exchange:
         return seconds
 
     def all_gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:
-        """Give this group's partial, get those of all `groups` in their order.
-
-        Every pair talks in an order both know (the lower group sends first), so full socket buffers cannot deadlock.
-        """
+        """Every pair talks in an order both know (the lower group first), so full socket buffers cannot deadlock."""
         began = time.perf_counter()
         gathered = {self._group: partial}
         for peer in sorted(groups):
@@ -42,3 +52,56 @@ class Exchange:
             gathered[peer] = received.to(partial.device)
         self._seconds += time.perf_counter() - began
         return [gathered[group] for group in groups]
+
+
+class SharedExchange(LinkExchange):
+    """Through shared memory; the links only tell when a peer dies."""
+
+    def __init__(self, group: int, peers: dict[int, Link], boxes: kernels.Mailboxes) -> None:
+        super().__init__(group, peers)
+        self._boxes = boxes
+        self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
+
+    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+        began = time.perf_counter()
+        rows = self._boxes.block_rows
+        for start in range(0, len(out), rows):
+            self._swap(groups, out[start : start + rows].numpy(), lse[start : start + rows].numpy())
+        self._seconds += time.perf_counter() - began
+
+    def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:
+        boxes, own = self._boxes, self._group
+        peers = [group for group in groups if group != own]
+        for peer in peers:
+            self._swaps[peer] += 1
+            number = self._swaps[peer]
+            kernels.post(out, lse, boxes.floats, boxes.buffer(own, peer, number), boxes.counter(own, peer), number)
+        numbers = np.array([self._swaps[peer] for peer in peers])
+        counters = np.array([boxes.counter(peer, own) for peer in peers])
+        while not kernels.wait(counters, numbers, _SPINS):
+            os.sched_yield()
+            if select.select([self._peers[peer] for peer in peers], (), (), 0)[0]:  # nothing is ever sent here
+                raise LinkClosedError("a KV group is gone")
+        starts = [-1 if group == own else boxes.buffer(group, own, self._swaps[group]) for group in groups]
+        kernels.merge(out, lse, boxes.floats, np.array(starts))
+
+
+def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> kernels.Mailboxes:
+    """The mailboxes of one stage; every group of the stage on this host opens the same `name`."""
+    size = kernels.nbytes(groups, heads, head_dim)
+    handle = os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(handle, size)
+        return kernels.Mailboxes(memoryview(mmap.mmap(handle, size)), groups, heads, head_dim)
+    finally:
+        os.close(handle)
+
+
+def forget_mailboxes(name: str) -> None:
+    """Remove the name once everybody has opened it; the memory goes with its last user."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_path(name))
+
+
+def _path(name: str) -> str:
+    return f"/dev/shm/{name}"

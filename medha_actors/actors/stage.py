@@ -18,7 +18,7 @@ import msgspec
 import ray
 import torch
 
-from medha_actors.actors.exchange import Exchange
+from medha_actors.actors.exchange import LinkExchange, SharedExchange, forget_mailboxes, open_mailboxes
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import LinkClosedError
@@ -134,10 +134,14 @@ class StageActor:
         self._control = self._upstream = self._downstream = self._loop = None
         self._peers = {}
 
-    def connect(self, secret: str, following: Endpoint | None, peers: dict[int, Endpoint]) -> None:
-        """Dial the next stage and the same stage of the later groups."""
+    def connect(self, secret: str, following: Endpoint | None, peers: dict[int, Endpoint], shared: bool) -> None:
+        """Dial the next stage and the same stage of the later groups; `shared`: all groups of it are on this host."""
         if following is not None:
             self._downstream = dial(following, self._node_id, Hello(secret, "hidden"))
+        self._mailboxes = None
+        if shared:
+            spec, groups = self._plan.spec, self._plan.config.parallel.kvp
+            self._mailboxes = open_mailboxes(self._mailbox_name(secret), groups, spec.heads, spec.head_dim)
         for group, endpoint in peers.items():
             self._peers[group] = dial(endpoint, self._node_id, Hello(secret, f"group:{self._plan.group}"))
 
@@ -152,13 +156,14 @@ class StageActor:
             elif match := re.fullmatch(r"group:(\d+)", role):
                 self._peers[int(match.group(1))] = link
         self._listener.close()
+        forget_mailboxes(self._mailbox_name(secret))  # every group has opened them by now
         self._stage.reset()
         self._loop = threading.Thread(target=self._run, name="stage-loop", daemon=True)
         self._loop.start()
 
     def _run(self) -> None:
         """Compute step after step until a peer is gone; then close every link, so that the others notice."""
-        exchange = Exchange(self._plan.group, self._peers) if self._peers else None
+        exchange = self._exchange()
         source = self._control if self._plan.stage == 0 else self._upstream
         assert source is not None
         try:
@@ -173,7 +178,17 @@ class StageActor:
                 if link is not None:
                     link.close()
 
-    def _step(self, packed: bytes, hidden: torch.Tensor | None, exchange: Exchange | None) -> None:
+    def _exchange(self) -> LinkExchange | None:
+        if not self._peers:
+            return None
+        if self._mailboxes is None:
+            return LinkExchange(self._plan.group, self._peers)
+        return SharedExchange(self._plan.group, self._peers, self._mailboxes)
+
+    def _mailbox_name(self, secret: str) -> str:
+        return f"medha-{secret}-{self._plan.stage}"
+
+    def _step(self, packed: bytes, hidden: torch.Tensor | None, exchange: LinkExchange | None) -> None:
         started_at, started = time.time(), time.perf_counter()
         message = _decode_step(packed)
         output = self._stage.step(message, hidden, exchange)

@@ -7,6 +7,7 @@ attended to here; a shared run (paper, 3.3: KVP) is attended to piece by piece a
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,12 +19,16 @@ from medha_actors.model.kv_pool import KvPool
 from medha_actors.model.merge import merge_packed, pack
 
 
-class Exchange(Protocol):
+class Exchange(ABC):
     """Swaps partial attention between KV groups."""
 
+    @abstractmethod
     def all_gather(self, groups: tuple[int, ...], partial: Tensor) -> list[Tensor]:
         """Give this group's float32 [rows, heads, head_dim + 1]; get those of all `groups`, in that order."""
-        ...
+
+    def merge(self, groups: tuple[int, ...], out: Tensor, lse: Tensor) -> None:
+        """Replace this group's `out` [rows, heads, head_dim] (lse [rows, heads]) by the attention over all pieces."""
+        out.copy_(merge_packed(self.all_gather(groups, pack(out, lse))))
 
 
 class Piece(NamedTuple):

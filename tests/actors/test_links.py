@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from medha_actors.actors.exchange import Exchange
+from medha_actors.actors.exchange import LinkExchange, SharedExchange, forget_mailboxes, open_mailboxes
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
 from medha_actors.errors import LinkClosedError
 
@@ -101,7 +101,7 @@ def test_exchange_gathers_in_the_order_asked_for(groups: int):
     for a in range(groups):
         for b in range(a + 1, groups):
             links[a, b], links[b, a] = pair()
-    exchanges = [Exchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)]
+    exchanges = [LinkExchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)]
     order = tuple(reversed(range(groups)))
     partials = [torch.full((2_000, 9, 65), float(k)) for k in range(groups)]  # far larger than a socket's buffer
     running = [in_thread(exchange.all_gather, order, partials[k]) for k, exchange in enumerate(exchanges)]
@@ -115,3 +115,44 @@ def test_exchange_gathers_in_the_order_asked_for(groups: int):
 def expect_closed(link: Link) -> None:
     with pytest.raises(LinkClosedError):
         link.recv()
+
+
+@pytest.mark.parametrize(("groups", "rows"), [(2, 1), (2, 1000), (3, 5)])
+def test_shared_memory_merges_as_links_do(groups: int, rows: int):
+    heads, head_dim = 9, 64
+    links: dict[tuple[int, int], Link] = {}
+    for a in range(groups):
+        for b in range(a + 1, groups):
+            links[a, b], links[b, a] = pair()
+    peers = [{j: links[k, j] for j in range(groups) if j != k} for k in range(groups)]
+    boxes = [open_mailboxes("medha-test-exchange", groups, heads, head_dim) for _ in range(groups)]
+    forget_mailboxes("medha-test-exchange")
+    shared = [SharedExchange(k, peers[k], boxes[k]) for k in range(groups)]
+    plain = [LinkExchange(k, peers[k]) for k in range(groups)]
+    generator = torch.Generator().manual_seed(rows)
+    for swap in range(5):
+        order = tuple(range(groups)) if swap % 2 else tuple(reversed(range(groups)))
+        outs = [torch.randn(rows, heads, head_dim, generator=generator) for _ in range(groups)]
+        lses = [torch.randn(rows, heads, generator=generator) * 10 for _ in range(groups)]
+        lses[0][0] = -torch.inf  # an empty piece
+        merged = []
+        for exchanges in (plain, shared):
+            copies = [out.clone() for out in outs]
+            running = [in_thread(exchanges[k].merge, order, copies[k], lses[k].clone()) for k in range(groups)]
+            for thread, _ in running:
+                thread.join(timeout=60)
+            merged.append(copies)
+        for k in range(groups):
+            torch.testing.assert_close(merged[1][k], merged[0][k], atol=1e-5, rtol=1e-5)
+    for link in links.values():
+        link.close()
+
+
+def test_shared_memory_notices_a_dead_peer():
+    ours, theirs = pair()
+    boxes = open_mailboxes("medha-test-dead", 2, 1, 16)
+    forget_mailboxes("medha-test-dead")
+    theirs.close()
+    with pytest.raises(LinkClosedError):
+        SharedExchange(0, {1: ours}, boxes).merge((0, 1), torch.zeros(1, 1, 16), torch.zeros(1, 1))
+    ours.close()

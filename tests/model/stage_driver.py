@@ -9,6 +9,7 @@ import torch
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SampledToken, SamplingParams, Sequence, Span, StepMessage, pack_tokens
+from medha_actors.model import attention
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model.stage import Stage, StageOutput
 
@@ -31,7 +32,7 @@ class Rendezvous:
         return Exchange(self, group)
 
 
-class Exchange:
+class Exchange(attention.Exchange):
     def __init__(self, meeting: Rendezvous, group: int) -> None:
         self.meeting, self.group = meeting, group
 

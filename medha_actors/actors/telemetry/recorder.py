@@ -172,9 +172,10 @@ class Recorder:
         exact = [t for t in both if t.id == name or (t.traceparent or "")[3:35] == name]
         return exact or [t for t in both if t.id.startswith((f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-"))]
 
-    @staticmethod
-    def _token(timeline: Timeline, event: TokenEvent) -> None:
+    def _token(self, timeline: Timeline, event: TokenEvent) -> None:
         timeline.tokens += 1
+        if timeline.gaps:
+            self._resume(timeline, event.at)  # its KV survived the loss of the pipeline: there was no chunk to resume
         last = timeline.last_token_at
         timeline.last_token_at = event.at
         if last is None:

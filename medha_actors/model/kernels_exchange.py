@@ -1,0 +1,125 @@
+"""Mailboxes in shared memory: how KV groups on one host swap partial attention within microseconds (paper, 3.3).
+
+A mailbox is for one ordered pair of groups: a counter (64 bytes, so that no two share a cache line) and two buffers
+used in turn. A buffer holds out [rows, heads, head_dim] and behind it lse [rows, heads], float32. The writer fills the
+buffer and then raises the counter; the reader waits for the counter. Two buffers are enough: a writer can only be one
+swap ahead of its reader, because each swap waits for the other side's data.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from medha_actors.model.kernels_ir import compiled
+
+_COUNTER_BYTES = 64
+_BLOCK_BYTES = 1 << 20  # of one buffer, about; larger swaps go in several blocks of rows
+_I64 = ir.IntType(64)
+
+
+@intrinsic
+def _load(typing, address):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """The counter at an address; nothing after it is read before."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def _store(typing, address, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Set the counter at an address; everything before it is written before."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+def _post(out, lse, floats, start, counter, number):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fill the buffer at `start` (in floats) and raise the counter (an address) to `number`."""
+    size = out.size
+    floats[start : start + size] = out.reshape(-1)
+    floats[start + size : start + size + lse.size] = lse.reshape(-1)
+    _store(counter, number)
+
+
+def _await(counters, numbers, spins):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Wait until every counter has reached its number; False: not within that many looks."""
+    for which in range(counters.size):
+        left = spins
+        while _load(counters[which]) < numbers[which]:
+            left -= 1
+            if left == 0:
+                return False
+    return True
+
+
+def _merge(out, lse, floats, starts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Replace `out` by the attention over all pieces. starts: each group's buffer in order, -1: out and lse itself."""
+    rows, heads, dims = out.shape
+    behind = rows * heads * dims
+    for row in range(rows):
+        for head in range(heads):
+            cell = row * heads + head
+            peak = -np.inf
+            for start in starts:
+                peak = max(peak, lse[row, head] if start < 0 else floats[start + behind + cell])
+            if peak == -np.inf:  # nobody saw anything
+                out[row, head] = 0
+                continue
+            total = np.float32(0)
+            own = np.float32(0)
+            for start in starts:
+                weight = np.float32(np.exp((lse[row, head] if start < 0 else floats[start + behind + cell]) - peak))
+                total += weight
+                if start < 0:
+                    own = weight
+            for dim in range(dims):  # an empty piece may hold anything
+                out[row, head, dim] = out[row, head, dim] * (own / total) if own > 0 else np.float32(0)
+            for start in starts:
+                if start >= 0 and floats[start + behind + cell] != -np.inf:
+                    share = np.float32(np.exp(floats[start + behind + cell] - peak)) / total
+                    for dim in range(dims):
+                        out[row, head, dim] += share * floats[start + cell * dims + dim]
+
+
+post, wait, merge = compiled(_post), compiled(_await), compiled(_merge)
+
+
+class Mailboxes:
+    """All mailboxes between `groups` groups, laid over one piece of memory (see `nbytes`)."""
+
+    def __init__(self, memory: memoryview, groups: int, heads: int, head_dim: int) -> None:
+        self._groups = groups
+        self.block_rows = block_rows(heads, head_dim)
+        self._buffer = self.block_rows * heads * (head_dim + 1)
+        self._box = _COUNTER_BYTES // 4 + 2 * self._buffer  # in floats
+        self.floats = np.frombuffer(memory, np.float32)
+
+    def counter(self, source: int, target: int) -> int:
+        """Address of the counter of a pair."""
+        return self.floats.ctypes.data + 4 * self._place(source, target)
+
+    def buffer(self, source: int, target: int, number: int) -> int:
+        """Where swap `number` of a pair lies, in floats."""
+        return self._place(source, target) + _COUNTER_BYTES // 4 + (number & 1) * self._buffer
+
+    def _place(self, source: int, target: int) -> int:
+        return (source * self._groups + target) * self._box
+
+
+def block_rows(heads: int, head_dim: int) -> int:
+    """Rows that one buffer holds: a multiple of 16, so that counters stay aligned."""
+    return max(16, _BLOCK_BYTES // (4 * heads * (head_dim + 1)) // 16 * 16)
+
+
+def nbytes(groups: int, heads: int, head_dim: int) -> int:
+    """Memory that the mailboxes of `groups` groups need."""
+    box = _COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
+    return groups * groups * box
