@@ -20,6 +20,7 @@ from clients.client import Client
 from clients.errors import ClientError, ProtocolError
 
 BAR = 40
+LINES = 24  # of chunks, about
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -75,6 +76,25 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     return out
 
 
+def runs(chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbouring chunks that nothing interrupted as one, where there are too many to show."""
+    most = -(-len(chunks) // LINES)
+    joined: list[dict[str, Any]] = []
+    pieces = 0
+    for chunk in chunks:
+        last = joined[-1] if joined else None
+        apart = last is None or any(last["sent_at"] <= gap["from_at"] <= chunk["sent_at"] for gap in gaps)
+        if last is None or apart or pieces == most or last["actual_s"] is None or chunk["actual_s"] is None:
+            joined.append(dict(chunk))
+            pieces = 1
+            continue
+        pieces += 1
+        for name in ("count", "tokens", "predicted_s", "actual_s"):
+            last[name] += chunk[name]
+        last["done_at"] = chunk["done_at"]
+    return joined
+
+
 def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     """(start, end, what) of everything that took time."""
     chunks, last = timeline["chunks"], timeline["last_token_at"] or timeline["arrived_at"]
@@ -84,11 +104,11 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
         (timeline["arrived_at"], timeline["queued_at"], "ingress: body, tokenizer, hand-over"),
         (timeline["queued_at"], first, "queue"),
     ]
-    for chunk in chunks:
+    for chunk in runs(chunks, timeline["gaps"]):
         last_index = chunk["index"] + chunk["count"] - 1
         name = f"chunk {chunk['index']}" if chunk["count"] == 1 else f"chunks {chunk['index']}..{last_index}"
-        took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])} a stage"
-        text = f"{name}: {chunk['tokens']} tokens after {chunk['kv_tokens']}, predicted {_time(chunk['predicted_s'])}"
+        took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
+        text = f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted {_time(chunk['predicted_s'])}"
         text += f", {took}, slack {_time(chunk['slack_before_s'])}"
         rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
     for gap in timeline["gaps"]:

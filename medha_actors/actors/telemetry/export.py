@@ -6,6 +6,7 @@ counted. A backend that is down, slow or wrong shows as one log line when it beg
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -60,11 +61,9 @@ class SpanExport:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is left; for the end of a replica and for tests."""
-        try:
-            self._waiting.put_nowait(None)
-        except queue.Full:
-            return
-        self._thread.join(timeout_s)
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=timeout_s)
+            self._thread.join(timeout_s)
         self._processor.shutdown()
 
     def _run(self) -> None:

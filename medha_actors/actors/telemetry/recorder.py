@@ -107,8 +107,10 @@ class Recorder:
         batch, chunks = self._sent.pop(results[0].batch_id, (None, []))
         if batch is None:
             return None
-        prefills = tuple([(timeline.id, chunk.start, chunk.tokens) for timeline, chunk in chunks])
         for result in results:
+            message = batch.groups[result.group]
+            held = {span.request_id for span in message.spans} if message is not None else set()
+            own = [(timeline, chunk) for timeline, chunk in chunks if timeline.id in held]
             self._seq += 1
             self.steps.append(
                 Step(
@@ -118,34 +120,20 @@ class Recorder:
                     result.stage_starts,
                     result.stage_seconds,
                     result.exchange_seconds,
-                    prefills,
-                    batch.decode_tokens,
+                    tuple([(timeline.id, chunk.start, chunk.tokens) for timeline, chunk in own]),
+                    len(held) - len(own),
                     batch.predicted_s,
                     batch.budget_s,
                 )
             )
-        if chunks:
-            self._report(batch, chunks, results, now)
-        return batch
-
-    def _report(
-        self, batch: Batch, chunks: list[tuple[Timeline, Chunk]], results: Sequence[StepResult], now: float
-    ) -> None:
-        """The stages' work on a batch, for each request that had a chunk in it."""
+            for _, chunk in own:
+                _work(chunk, result)
         actual_s = max([seconds for result in results for seconds in result.stage_seconds], default=0.0)
-        members = {g: {s.request_id for s in m.spans} for g, m in enumerate(batch.groups) if m}
         for timeline, chunk in chunks:
             chunk.done_at, chunk.actual_s = now, actual_s
-            chunk.work = [
-                StageWork(stage, result.group, start, start + seconds, seconds, exchange)
-                for result in results
-                if timeline.id in members.get(result.group, ())
-                for stage, (start, seconds, exchange) in enumerate(
-                    zip(result.stage_starts, result.stage_seconds, result.exchange_seconds, strict=True)
-                )
-            ]
             if len(timeline.chunks) > self._max_chunks:
                 coalesce(timeline, self._max_chunks)
+        return batch
 
     def lost(self, now: float) -> None:
         """The pipeline is gone with all batches in it."""
@@ -218,3 +206,12 @@ class Recorder:
         if timeline.gaps and timeline.gaps[-1].until_at is None:
             gap = timeline.gaps[-1]
             gap.until_at, gap.gap_s = now, now - gap.from_at
+
+
+def _work(chunk: Chunk, result: StepResult) -> None:
+    """Note on a chunk what the stages of one group did with its batch."""
+    times = zip(result.stage_starts, result.stage_seconds, result.exchange_seconds, strict=True)
+    chunk.work = chunk.work + [
+        StageWork(stage, result.group, start, start + seconds, seconds, exchange)
+        for stage, (start, seconds, exchange) in enumerate(times)
+    ]

@@ -160,7 +160,11 @@ def _engine(tree: _Tree, timeline: Timeline, edges: Edges, above: SpanContext) -
     if not chunks:
         return
     prefilled = max(timeline.prefilled_at or end, *[chunk.done_at or chunk.sent_at for chunk in chunks])
-    facts = {"tokens": timeline.prompt_tokens, "chunks": timeline.chunks_total, "preemptions": timeline.preemptions}
+    facts: dict[str, Any] = {
+        "tokens": timeline.prompt_tokens,
+        "chunks": timeline.chunks_total,
+        "preemptions": timeline.preemptions,
+    }
     prefill = tree.add("prefill", first_sent, prefilled, above, facts)
     for chunk in chunks:
         _chunk(tree, chunk, prefill)

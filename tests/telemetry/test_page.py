@@ -1,0 +1,68 @@
+"""The live page in headless Chromium, fed by the local controller under load."""
+
+import asyncio
+
+import pytest
+import uvicorn
+from chromium import browse, executable
+from local import LocalController
+from test_observatory import World
+
+pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium")
+
+
+@pytest.fixture
+async def address(make_world):
+    """The URL of a server on a free port."""
+    config = uvicorn.Config(make_world.server.asgi(), log_level="error", lifespan="off", ws="none")
+    config.load()
+    state = uvicorn.server.ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for connection in list(state.connections):
+        connection.transport.abort()
+    if state.tasks:
+        await asyncio.wait(set(state.tasks), timeout=5)
+
+
+@pytest.fixture
+async def make_world():
+    world = World(live_period_s=0.05)
+    world.controller = LocalController(stages=2)
+    yield world
+    await world.http.aclose()
+
+
+async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
+    controller = make_world.controller
+    controller.add("cmpl-first-aaaa-0", 20_000)
+    for i in range(3):
+        controller.add(f"cmpl-other-{i}-0", 2_000)
+    async with browse(f"{address}/medha") as page:
+        await page.until("typeof last === 'object' && last !== null")
+        controller.run(4)
+        controller.now += 0.01
+        await page.until("steps.length >= 4")
+        assert await page.evaluate("document.querySelectorAll('#queue tr').length - 1") == len(
+            controller.scheduler.live.queue
+        )
+        assert "2 stages" in await page.evaluate("document.getElementById('state').textContent")
+        assert await page.evaluate("document.querySelectorAll('#kv .bar').length") == 1
+        assert await page.evaluate("document.querySelectorAll('.tile').length") == 10
+        await page.until(  # coloured pixels in the pipeline's rows
+            "(() => { const c = document.getElementById('pipeline'), d = c.getContext('2d')"
+            ".getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4)"
+            " if (d[i + 3] && Math.max(d[i], d[i + 1], d[i + 2]) - Math.min(d[i], d[i + 1], d[i + 2]) > 60) n++;"
+            " return n > 50 })()"
+        )
+        controller.run()
+        await page.until("document.getElementById('queue').textContent.includes('nobody waits')")
+        make_world.down = True
+        await page.until("document.getElementById('state').className === 'lost'")
+        make_world.down = False
+        await page.until("document.getElementById('state').className === ''")
+        assert page.errors == []
+    while make_world.observatory.live._task is not None:
+        await asyncio.wait([make_world.observatory.live._task], timeout=0.1)
