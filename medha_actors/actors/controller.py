@@ -205,8 +205,8 @@ class Controller(Observed):
             self._publish(self._scheduler.complete(results, now))
 
     def _pump(self) -> None:
-        """Hand out batches while stage 0 is free. One batch more than there are stages keeps every stage fed."""
-        while self._linked and not self._computing and len(self._flights) <= self.config.parallel.spp:
+        """Hand out batches while stage 0 is free. As many batches as stages: more would only delay tokens."""
+        while self._linked and not self._computing and len(self._flights) < self.config.parallel.spp:
             now = self._now()
             self._publish(self._scheduler.expire(now))
             batch = self._scheduler.next_batch(now)

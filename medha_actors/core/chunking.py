@@ -12,7 +12,7 @@ from collections.abc import Callable
 from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
-LONE_BUDGETS = 2.0  # the only live request may use so many budgets: there is nobody whose tokens it delays
+LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 2
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
