@@ -36,6 +36,8 @@ class LiveRequests:
         self.decoding: dict[str, RequestState] = {}
         self.ready: dict[str, RequestState] = {}
         self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
+        self._running = [0] * grid.groups  # decoding requests with a piece in each group
+        self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
         self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
         self._timeouts: list[tuple[float, int, str]] = []  # a heap of ids; those that have ended leave it late
@@ -70,7 +72,7 @@ class LiveRequests:
             self.queue.put(state)
         else:
             self.queue.remove(state)
-            self.decoding[state.id] = state
+            self._start_decoding(state)
 
     def remove(self, state: RequestState) -> None:
         """A request has ended."""
@@ -93,6 +95,7 @@ class LiveRequests:
         self.closing = [[] for _ in range(self._grid.groups)]
         self.ready.clear()
         for state in list(self.holding.values()):
+            was_decoding = self._stop_decoding(state)
             if any(piece.group in lost for piece in state.pieces):
                 self.kv.release(state)
                 self.holding.pop(state.id)
@@ -100,10 +103,11 @@ class LiveRequests:
             else:
                 state.rewind()
             if state.prefilling:
-                self.decoding.pop(state.id, None)
                 self._requeue(state)
-            else:
-                self.ready[state.id] = state
+                continue
+            if was_decoding:
+                self._start_decoding(state)
+            self.ready[state.id] = state
 
     def revalue(self) -> None:
         """Estimate all waiting work again: the predictor has changed its mind."""
@@ -112,11 +116,11 @@ class LiveRequests:
 
     def running(self) -> list[int]:
         """Decoding requests that hold a piece in each group."""
-        counts = [0] * self._grid.groups
-        for state in self.decoding.values():
-            for piece in state.pieces:
-                counts[piece.group] += 1
-        return counts
+        return list(self._running)
+
+    def tightest_tpot(self) -> float:
+        """The smallest time between tokens that a decoding request wants; infinite if there is none."""
+        return min(self._tpots, default=math.inf)
 
     def choose_decodes(self, groups: Collection[int], spared: Collection[str], now: float) -> list[RequestState]:
         """Ready requests for one batch, with room for their next token, all of whose pieces are in `groups`.
@@ -134,6 +138,7 @@ class LiveRequests:
         return [state for state in chosen if state.pieces]
 
     def _make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
+        pieces = len(state.pieces)
         while (group := self.kv.grow(state)) is not None:
             rivals = [
                 other
@@ -145,6 +150,25 @@ class LiveRequests:
             self.evicted.append((victim.id, state.id))
             if victim is state:
                 return False
+        if len(state.pieces) > pieces:
+            self._running[state.pieces[-1].group] += 1
+        return True
+
+    def _start_decoding(self, state: RequestState) -> None:
+        self.decoding[state.id] = state
+        self._tpots[state.tpot_s] = self._tpots.get(state.tpot_s, 0) + 1
+        for piece in state.pieces:
+            self._running[piece.group] += 1
+
+    def _stop_decoding(self, state: RequestState) -> bool:
+        """While it still holds its pieces; False: it was not decoding."""
+        if self.decoding.pop(state.id, None) is None:
+            return False
+        self._tpots[state.tpot_s] -= 1
+        if not self._tpots[state.tpot_s]:
+            del self._tpots[state.tpot_s]
+        for piece in state.pieces:
+            self._running[piece.group] -= 1
         return True
 
     def _slack_after(self, state: RequestState, now: float) -> float:
@@ -152,11 +176,12 @@ class LiveRequests:
         return state.due_at - now - self._table.seconds(0, state.known)
 
     def _let_go(self, state: RequestState) -> None:
+        self._stop_decoding(state)
         for piece in state.pieces:
             if piece.opened:
                 self.closing[piece.group].append(state.id)
         self.kv.release(state)
-        for place in (self.holding, self.decoding, self.ready):
+        for place in (self.holding, self.ready):
             place.pop(state.id, None)
 
     def _requeue(self, state: RequestState) -> None:

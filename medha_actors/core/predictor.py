@@ -6,6 +6,8 @@ For one stage and one KV group, with c rows of a prefill span over n cached toke
               + decode_kv * (cached tokens read by decodes) + exchange * (rows merged with other groups)
               + head * (sampled rows)
 
+(on a GPU the longer of the pairs and of reading their cache counts, not the sum).
+
 A batch takes as long as its slowest stage and group. Every term grows with every span, so bisection is sound.
 """
 
@@ -37,6 +39,8 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     decode_kv_s: float = 0.0
     exchange_s: float = 0.0
     head_s: float = 0.0
+    exchange_step_s: float = 0.0  # fixed, in steps in which rows are merged with other groups
+    overlapped: bool = False  # a chunk's cache is read while it computes (GPUs): the longer of the two counts
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -125,16 +129,18 @@ class _Stage:
         rows, table = load.rows, self.table
         linear = table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
         profile = self.profile
-        return (
+        pairs, read = profile.pair_s * load.pairs, profile.prefill_kv_s * load.prefill_kv
+        seconds = (
             profile.step_s
             + linear
             + profile.span_s * load.spans
-            + profile.pair_s * load.pairs
-            + profile.prefill_kv_s * load.prefill_kv
+            + (max(pairs, read) if profile.overlapped else pairs + read)
             + profile.decode_kv_s * load.decode_kv
-            + profile.exchange_s * load.exchanged
             + profile.head_s * load.sampled
         )
+        if load.exchanged:
+            seconds += profile.exchange_step_s + profile.exchange_s * load.exchanged
+        return seconds
 
 
 class ExecutionModel:
@@ -142,8 +148,10 @@ class ExecutionModel:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._by_profile = {stage: _Stage(stage) for stage in profile.stages}
-        self._unique = list(self._by_profile.values())
+        by_profile = {stage: _Stage(stage) for stage in profile.stages}
+        self._unique = list(by_profile.values())
+        kinds = list(by_profile)
+        self._kinds = [kinds.index(stage) for stage in profile.stages]  # the profile of each stage, in _unique
         self._ratios: dict[bool, deque[float]] = {False: deque(maxlen=WINDOW), True: deque(maxlen=WINDOW)}
         self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
         self._errors: deque[float] = deque(maxlen=ERRORS)
@@ -177,8 +185,8 @@ class ExecutionModel:
 
     def stage_seconds(self, load: Load) -> tuple[float, ...]:
         """Uncorrected seconds of every stage, first to last."""
-        seconds = {profile: stage.seconds(load) for profile, stage in self._by_profile.items()}
-        return tuple(seconds[profile] for profile in self.profile.stages)
+        seconds = [stage.seconds(load) for stage in self._unique]
+        return tuple([seconds[kind] for kind in self._kinds])
 
     def observe(self, base_s: float, predicted_s: float, actual_s: float, prefill: bool) -> None:
         """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull it)."""

@@ -8,7 +8,6 @@ order, and bounds the batches in flight to stages + 1. Instants are epoch second
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Collection, Sequence
 
@@ -174,8 +173,7 @@ class Scheduler:
 
     def _budget(self) -> float:
         """Seconds one batch may take in one stage: less if a decoding request has a tighter objective."""
-        tightest = min((state.tpot_s for state in self.live.decoding.values()), default=math.inf)
-        return min(self.budget_s, tightest / self.grid.stages)
+        return min(self.budget_s, self.live.tightest_tpot() / self.grid.stages)
 
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""

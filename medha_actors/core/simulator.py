@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from medha_actors.config import MedhaConfig
@@ -27,6 +28,8 @@ from medha_actors.messages import (
     StepResult,
     TokenEvent,
 )
+
+Stamp = tuple[float, int, int, float]  # launched at, prefill tokens, decode tokens, seconds in the slowest stage
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class SimulationResult:
     started_at: float
     ended_at: float
     batches: int
+    stamps: list[Stamp] = field(default_factory=list)
 
     @property
     def busy(self) -> list[float]:
@@ -64,8 +68,10 @@ class SimulationResult:
 class Simulation:
     """One run. `reality`: the model that times are taken from (None: the scheduler's own, uncorrected).
 
-    `noise`: relative standard deviation of a batch's time; `hop_s`: from one stage to the next; `control_s`: from
-    the last stage through the scheduler to stage 0; `in_flight`: the most batches on their way (None: stages + 1).
+    `noise`: relative standard deviation of a batch's time; `hop_s`, `hop_row_s`: from one stage to the next, fixed
+    and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most batches on
+    their way (None: as many as stages, as the controller does); `record`: keep a stamp of every batch; `follow`: called with each request that ended,
+    returns the one that its client sends next (a closed loop), or None.
     """
 
     def __init__(
@@ -78,62 +84,88 @@ class Simulation:
         noise: float = 0.0,
         seed: int = 0,
         hop_s: float = 0.0,
+        hop_row_s: float = 0.0,
         control_s: float = 0.0,
         in_flight: int | None = None,
+        record: bool = False,
+        follow: Callable[[RequestLog, float], Request | None] | None = None,
     ) -> None:
         self.scheduler = Scheduler(config, grid, model)
         self.now = 0.0
         self._reality, self._noise, self._random = reality or model, noise, random.Random(seed)
-        self._hop_s, self._control_s = hop_s, control_s
-        self._in_flight_limit = in_flight or grid.stages + 1
+        self._hop_s, self._hop_row_s, self._control_s = hop_s, hop_row_s, control_s
+        self._in_flight_limit = in_flight or grid.stages
         self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
-        self._flights: list[tuple[float, int, Batch, tuple[float, ...]]] = []
-        self._in_flight = self._batches = 0
+        self._flights: deque[tuple[float, Batch, tuple[float, ...]]] = deque()  # they land in order
+        self._batches = 0
         self._logs: dict[str, RequestLog] = {}
+        self._arrivals: list[tuple[float, int, Request]] = []
+        self._follow, self._serial = follow, 0
+        self._stamps: list[Stamp] | None = [] if record else None
 
     def run(self, requests: Iterable[Request]) -> SimulationResult:
         """Serve requests, in order of arrival, to the end."""
-        arrivals = iter(sorted(requests, key=lambda request: request.arrived_at))
-        arrival = next(arrivals, None)
-        started_at = self.now = arrival.arrived_at if arrival else 0.0
-        while arrival is not None or self._flights:
-            done_at = self._flights[0][0] if self._flights else float("inf")
-            free_at = self._free_at[0] if self._free_at[0] > self.now else float("inf")
-            arrival_at = arrival.arrived_at if arrival else float("inf")
-            self.now = min(done_at, free_at, arrival_at)
-            if arrival is not None and arrival_at <= self.now:
-                self._logs[arrival.id] = RequestLog(arrival, self.scheduler.add(arrival, self.now))
-                arrival = next(arrivals, None)
-            elif done_at <= self.now:
+        for request in requests:
+            self._expect(request)
+        arrivals, flights, free_at, scheduler = self._arrivals, self._flights, self._free_at, self.scheduler
+        started_at = self.now = arrivals[0][0] if arrivals else 0.0
+        never = float("inf")
+        stuck = True  # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
+        while arrivals or flights or not stuck:
+            done_at = flights[0][0] if flights else never
+            arrival_at = arrivals[0][0] if arrivals else never
+            may_launch = not stuck and len(flights) < self._in_flight_limit
+            launch_at = max(free_at[0], self.now) if may_launch else never
+            if launch_at < done_at and launch_at < arrival_at:
+                self.now = launch_at
+                stuck = not self._launch()
+                continue
+            self.now = min(done_at, arrival_at)
+            if arrival_at <= self.now:
+                request = heapq.heappop(arrivals)[2]
+                self._logs[request.id] = RequestLog(request, scheduler.add(request, self.now))
+            else:
                 self._land()
-            self._log(self.scheduler.expire(self.now))
-            if self._free_at[0] <= self.now and self._in_flight < self._in_flight_limit:
-                self._launch()
-        return SimulationResult(self._logs, self._busy_s, started_at, self.now, self._batches)
+            wake_at = scheduler.next_wake(self.now)
+            if wake_at is not None and wake_at <= self.now:
+                self._log(scheduler.expire(self.now))
+            stuck = False
+        stamps = self._stamps or []
+        return SimulationResult(self._logs, self._busy_s, started_at, self.now, self._batches, stamps)
 
-    def _launch(self) -> None:
-        """Hand a batch to stage 0 and work out when it passes every stage."""
+    def _expect(self, request: Request) -> None:
+        heapq.heappush(self._arrivals, (request.arrived_at, self._serial, request))
+        self._serial += 1
+
+    def _launch(self) -> bool:
+        """Hand a batch to stage 0 and work out when it passes every stage; False: there is nothing to do."""
         batch = self.scheduler.next_batch(self.now)
         if batch is None:
-            return
+            return False
         loads = [load_of(message) for message in batch.groups if message is not None]
-        by_group = [self._reality.stage_seconds(load) for load in loads]
-        factor = max(0.1, self._random.gauss(1.0, self._noise)) if self._noise else 1.0
-        seconds = tuple(factor * max(stage) for stage in zip(*by_group, strict=True))
-        at = self.now
+        seconds = self._reality.stage_seconds(loads[0])
+        if len(loads) > 1:
+            by_group = [seconds] + [self._reality.stage_seconds(load) for load in loads[1:]]
+            seconds = tuple(map(max, *by_group))
+        if self._noise:
+            factor = max(0.1, self._random.gauss(1.0, self._noise))
+            seconds = tuple([factor * duration for duration in seconds])
+        hop_s = self._hop_s + self._hop_row_s * max(load.rows for load in loads) if self._hop_row_s else self._hop_s
+        at, free_at, busy_s = self.now, self._free_at, self._busy_s
         for stage, duration in enumerate(seconds):
-            at = max(at, self._free_at[stage]) + duration
-            self._free_at[stage] = at
-            self._busy_s[stage] += duration
-            at += self._hop_s
-        heapq.heappush(self._flights, (at + self._control_s, batch.id, batch, seconds))
-        self._in_flight += 1
+            free = free_at[stage]
+            free_at[stage] = at = (free if free > at else at) + duration
+            busy_s[stage] += duration
+            at += hop_s
+        self._flights.append((at + self._control_s, batch, seconds))
         self._batches += 1
+        if self._stamps is not None:
+            self._stamps.append((self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds)))
+        return True
 
     def _land(self) -> None:
-        _, _, batch, seconds = heapq.heappop(self._flights)
-        self._in_flight -= 1
+        _, batch, seconds = self._flights.popleft()
         self._log(self.scheduler.complete(results_of(batch, seconds), self.now))
 
     def _log(self, events: list[Event]) -> None:
@@ -141,7 +173,10 @@ class Simulation:
             if isinstance(event, TokenEvent):
                 self._logs[event.request_id].token_times.append(event.at)
             elif isinstance(event, FinishedEvent):
-                self._logs[event.request_id].finished = event
+                log = self._logs[event.request_id]
+                log.finished = event
+                if self._follow is not None and (request := self._follow(log, self.now)) is not None:
+                    self._expect(request)
 
 
 def token_of(request_id: str, index: int) -> int:

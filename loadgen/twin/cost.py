@@ -1,0 +1,159 @@
+"""The cost model: what a stage takes for its part of a batch, from dimensions and data sheets alone.
+
+For L layers in a stage of `tp` devices, every matrix product takes the longer of computing and of reading its weights
+(a roofline per layer); to it come element-wise passes over the rows, launches, and two all-reduces a layer where
+tp > 1. Attention of a chunk takes the longer of its (query, key) pairs and of reading its cache; a decode reads its
+cache. Rows of a request that is split over KV groups send their partial outputs to each other in every layer.
+
+The result is a StageProfile, the same Struct that the server fits to its own measurements: the simulated scheduler
+predicts with it, and simulated time follows it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.twin.hardware import Hardware
+from loadgen.twin.models import Dims
+from medha_actors.core.predictor import Profile, StageProfile
+
+_KERNELS = 10  # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
+_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 2048, 4096, 8192)
+_HEAD_SHARE = 1 / 16  # of a nominal batch's rows are sampled; balances the last stage
+
+
+def split_layers(model: Dims, stages: int) -> list[int]:
+    """Layers of each stage; the last stage, which has the head, gets fewer if that makes the slowest one faster.
+
+    The rule of the server (medha_actors/model/spec.py), restated: the load generator does not import torch.
+    """
+    if stages > model.layers:
+        raise LoadgenError(f"{stages} stages, but {model.name} has only {model.layers} layers")
+    if stages == 1:
+        return [model.layers]
+    head = _HEAD_SHARE * model.head_parameters / model.layer_parameters
+
+    def slowest(last: int) -> float:
+        return max(-(-(model.layers - last) // (stages - 1)), last + head)
+
+    last = min(range(1, model.layers - stages + 2), key=slowest)
+    each, more = divmod(model.layers - last, stages - 1)
+    return [each + (stage < more) for stage in range(stages - 1)] + [last]
+
+
+class StageCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of the parts of a stage's work, for `layers` layers on `tp` devices."""
+
+    model: Dims
+    device: Hardware
+    layers: int
+    tp: int
+
+    @property
+    def _compute(self) -> float:
+        return self.device.flops * self.device.matrix_share
+
+    @property
+    def _memory(self) -> float:
+        return self.device.memory_speed * self.device.memory_share
+
+    @property
+    def _kv_layer_bytes(self) -> float:
+        """Keys and values of one token in one layer on one device; a KV head is not split any further."""
+        heads = -(-self.model.kv_heads // self.tp)
+        return 2 * heads * self.model.head_dim * self.device.value_bytes
+
+    def linear_s(self, rows: int) -> float:
+        """All matrix products and element-wise work of `rows` rows, with the all-reduces of tensor parallelism."""
+        model, tp = self.model, self.tp
+        attention = 2 * model.hidden * model.head_dim * (model.heads + model.kv_heads)
+        mlp = 3 * model.hidden * model.intermediate
+        seconds = 0.0
+        for weights in (attention / tp, mlp / tp):
+            seconds += max(2 * weights * rows / self._compute, weights * self.device.weight_bytes / self._memory)
+        # read and written per row: two norms and two residual sums over the hidden state, rope, the activation
+        numbers = 8 * model.hidden + (4 * model.head_dim * (model.heads + model.kv_heads) + 3 * model.intermediate) / tp
+        seconds += numbers * rows * self.device.value_bytes / self._memory
+        seconds += _KERNELS * self.device.kernel_s + 2 * self.all_reduce_s(rows)
+        return self.layers * seconds
+
+    def all_reduce_s(self, rows: int) -> float:
+        """A ring over the devices of the stage: 2 (tp - 1) / tp of the hidden state crosses each link."""
+        if self.tp == 1:
+            return 0.0
+        device = self.device
+        speed = device.link_speed if self.tp <= device.per_node else device.network_speed
+        size = rows * self.model.hidden * device.value_bytes
+        return device.collective_s + 2 * (self.tp - 1) / self.tp * size / (speed * device.link_share)
+
+    @property
+    def pair_s(self) -> float:
+        """One (query, key) pair in all layers."""
+        device = self.device
+        speed = (device.attention_flops or device.flops) * device.attention_share
+        heads = -(-self.model.heads // self.tp)
+        return self.layers * 4 * heads * self.model.head_dim / speed
+
+    @property
+    def kv_read_s(self) -> float:
+        """Reading one cached token in all layers."""
+        return self.layers * self._kv_layer_bytes / self._memory
+
+    @property
+    def exchange_s(self) -> float:
+        """A row's partial output (float32, with its log-sum-exp) to one other group and back, in all layers."""
+        heads = -(-self.model.heads // self.tp)
+        size = heads * (self.model.head_dim + 1) * 4
+        return self.layers * size / (self.device.network_speed * self.device.link_share)
+
+    @property
+    def head_s(self) -> float:
+        """The LM head and sampling of one row, beyond reading its weights."""
+        return 2 * self.model.head_parameters / self.tp / self._compute
+
+    @property
+    def head_step_s(self) -> float:
+        return self.model.head_parameters / self.tp * self.device.weight_bytes / self._memory
+
+    def profile(self, last: bool) -> StageProfile:
+        """As the server's own calibration would describe this stage."""
+        rows = tuple((rows, self.linear_s(rows)) for rows in _ROWS)
+        assert all(before[1] <= after[1] for before, after in pairwise(rows))
+        return StageProfile(
+            rows=rows,
+            step_s=self.head_step_s if last else 0.0,
+            span_s=0.0,
+            pair_s=self.pair_s,
+            prefill_kv_s=self.kv_read_s,
+            decode_kv_s=self.kv_read_s,
+            exchange_s=self.exchange_s,
+            exchange_step_s=self.layers * self.device.message_s,
+            head_s=self.head_s if last else 0.0,
+            overlapped=self.device.overlapped,
+        )
+
+
+def profile_of(model: Dims, device: Hardware, *, tp: int = 1, stages: int = 1) -> Profile:
+    """The profiles of all stages, first to last."""
+    layers = split_layers(model, stages)
+    made = [
+        StageCost(model=model, device=device, layers=count, tp=tp).profile(last=stage == stages - 1)
+        for stage, count in enumerate(layers)
+    ]
+    return Profile(tuple(made))
+
+
+def weight_bytes(model: Dims, device: Hardware, tp: int, stages: int) -> float:
+    """Weights on the fullest device: a stage's layers, and an embedding or head table."""
+    layers = max(split_layers(model, stages))
+    tables = model.head_parameters * (2 if stages == 1 and not model.tied_head else 1)
+    return (layers * model.layer_parameters + tables) / tp * device.weight_bytes
+
+
+def kv_token_bytes(model: Dims, device: Hardware, tp: int, stages: int) -> float:
+    """KV cache of one token on the fullest device."""
+    heads = -(-model.kv_heads // tp)
+    return max(split_layers(model, stages)) * 2 * heads * model.head_dim * device.value_bytes

@@ -1,0 +1,205 @@
+"""From a workload to a simulation and from its result to a Run, which the load generator reports like a real one."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from loadgen.isolated import Points, lengths_to_measure, monotone, predict
+from loadgen.records import PlannedRequest, RequestRecord, Run
+from loadgen.twin.deployment import Deployment
+from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
+from medha_actors.messages import Objectives, Rejected, Request, SamplingParams
+
+
+class Played(msgspec.Struct, kw_only=True):
+    """What a simulated deployment did with a workload; times in seconds after the start."""
+
+    records: list[RequestRecord]
+    duration_s: float
+    batches: int
+    busy: list[float]  # share of the time each stage of the busiest replica worked
+    preemptions: int
+    stamps: list[Stamp]
+
+
+def request_of(planned: PlannedRequest, at: float, objectives: Objectives | None = None) -> Request:
+    """The request as the scheduler sees it; its tokens are zeros."""
+    return Request(
+        id=f"{planned.kind}-{planned.index}",
+        prompt_token_ids=bytes(4 * planned.prompt_tokens),
+        sampling=SamplingParams(max_tokens=planned.output_tokens, temperature=0.0),
+        objectives=objectives or Objectives(),
+        arrived_at=at,
+    )
+
+
+def play(
+    deployment: Deployment, requests: Sequence[PlannedRequest], *, concurrency: int | None = None, **more: Any
+) -> Played:
+    """Run a workload. Replicas take the requests in turn; `concurrency` (a closed loop) is that of all of them."""
+    shares = [requests[replica :: deployment.replicas] for replica in range(deployment.replicas)]
+    played = []
+    for replica, share in enumerate(shares):
+        if share:
+            own = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
+            limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
+            played.append(_play_one(own, share, limit, more))
+    records = sorted((record for one in played for record in one.records), key=lambda record: record.index)
+    busiest = max(played, key=lambda one: max(one.busy))
+    return Played(
+        records=records,
+        duration_s=max(one.duration_s for one in played),
+        batches=sum(one.batches for one in played),
+        busy=busiest.busy,
+        preemptions=sum(one.preemptions for one in played),
+        stamps=busiest.stamps,
+    )
+
+
+def _play_one(
+    deployment: Deployment, requests: Sequence[PlannedRequest], concurrency: int | None, more: dict[str, Any]
+) -> Played:
+    waiting = deque(requests if concurrency is None else requests[concurrency:])
+
+    def follow(log: RequestLog, now: float) -> Request | None:
+        return request_of(waiting.popleft(), now) if waiting else None
+
+    if concurrency is not None:
+        more = more | {"follow": follow}
+        started = [request_of(planned, 0.0) for planned in requests[:concurrency]]
+    else:
+        started = [request_of(planned, planned.at or 0.0) for planned in requests]
+    simulation = deployment.simulation(**more)
+    with _no_collection():
+        result = simulation.run(started)
+    logs = result.requests
+    records = [record_of(planned, logs[f"{planned.kind}-{planned.index}"]) for planned in requests]
+    return Played(
+        records=records,
+        duration_s=max((record.ended_at or 0.0 for record in records), default=0.0),
+        batches=result.batches,
+        busy=_busy(result),
+        preemptions=simulation.scheduler.stats().preemptions_total,
+        stamps=result.stamps,
+    )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A simulation makes millions of small objects and no cycles: the collector would only walk over them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _busy(result: SimulationResult) -> list[float]:
+    return result.busy if result.batches else [0.0]
+
+
+def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
+    """What a client of the simulated server would have seen."""
+    at = log.request.arrived_at
+    record = RequestRecord(
+        index=planned.index,
+        kind=planned.kind,
+        prompt_tokens=planned.prompt_tokens,
+        output_tokens=planned.output_tokens,
+        id=log.request.id,
+        scheduled_at=at,
+        released_at=at,
+        sent_at=at,
+        answered_at=at,
+        blocks=planned.blocks,
+        block_tokens=planned.block_tokens,
+    )
+    if isinstance(log.answer, Rejected):
+        record.status, record.error, record.ended_at = log.answer.status, log.answer.message, at
+        return record
+    record.status, record.token_times = 200, array("d", log.token_times)
+    record.usage_prompt_tokens = planned.prompt_tokens
+    record.usage_completion_tokens = len(log.token_times)
+    if log.finished is None:
+        record.error = "never finished"
+        return record
+    record.ended_at, record.finish_reason = log.finished.finished_at, log.finished.reason
+    if log.finished.reason not in ("stop", "length"):
+        record.error = log.finished.message or log.finished.reason
+    return record
+
+
+def idle_points(deployment: Deployment, requests: Sequence[PlannedRequest]) -> Points:
+    """TTFT on the idle twin at lengths spread over those of the workload, as the real command measures it."""
+    points: Points = []
+    for length in lengths_to_measure([request.prompt_tokens for request in requests], count=9):
+        lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
+        record = play(msgspec.structs.replace(deployment, replicas=1, noise=0.0), [lone]).records[0]
+        if len(record.token_times):
+            points.append((length, record.token_times[0]))
+    return monotone(points)
+
+
+def expect(records: Sequence[RequestRecord], points: Points) -> None:
+    """Give every record its TTFT on the idle server, for normalised TTFT and relative objectives."""
+    known: dict[int, float] = {}
+    for record in records if points else ():
+        if record.prompt_tokens not in known:
+            known[record.prompt_tokens] = predict(points, record.prompt_tokens)
+        record.isolated_ttft_s = known[record.prompt_tokens]
+
+
+def run_of(deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str) -> Run:
+    """The Run that loadgen.results writes."""
+    return Run(
+        records=played.records,
+        duration_s=played.duration_s,
+        config=config
+        | {
+            "model": deployment.model.name,
+            "policy": deployment.scheduler.policy,
+            "deployment": describe(deployment),
+            "simulated_batches": played.batches,
+            "stages_busy": [round(share, 4) for share in played.busy],
+            "preemptions": played.preemptions,
+        },
+        label=label or f"{deployment.model.name} on {deployment.devices} {deployment.device.name}",
+        simulated=True,
+        isolated=points,
+    )
+
+
+def describe(deployment: Deployment) -> dict[str, Any]:
+    """For config.yml."""
+    return {
+        "device": deployment.device.name,
+        "devices": deployment.devices,
+        "tp": deployment.tp,
+        "spp": deployment.spp,
+        "kvp": deployment.kvp,
+        "replicas": deployment.replicas,
+        "max_tokens_per_kvp_group": deployment.cutoff if deployment.kvp > 1 else None,
+        "kv_tokens_per_group": deployment.kv_tokens,
+        "tpot_s": deployment.tpot_s,
+        "scheduler": msgspec.to_builtins(deployment.scheduler),
+    }
+
+
+def longest_of(requests: Sequence[PlannedRequest]) -> int:
+    """Tokens of the longest request, prompt and answer."""
+    return max(request.prompt_tokens + request.output_tokens for request in requests)
+
+
+def room_for(longest: int) -> int:
+    """A context length with a little room, rounded up to 8K tokens."""
+    return math.ceil(longest / 8192) * 8192
