@@ -19,12 +19,14 @@ from loadgen.options import Options
 from loadgen.run import run
 from loadgen.selftest import selftest
 from loadgen.tables import all_and_classes, as_text, class_table
+from loadgen.twin import commands as twin_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of the user's making are one line on standard error."""
     arguments = cli.parser().parse_args(argv)
     commands = {"run": _run, "capacity": _capacity, "compare": _compare, "selftest": _selftest}
+    commands |= twin_commands.COMMANDS
     try:
         return commands[arguments.command](arguments)
     except LoadgenError as error:

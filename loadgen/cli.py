@@ -14,6 +14,7 @@ from loadgen.errors import LoadgenError
 from loadgen.options import Options
 from loadgen.selftest import Load
 from loadgen.traces import FORMATS
+from loadgen.twin import commands as twin_commands
 from loadgen.workload import PRESETS
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     selftest.add_argument("--request-rate", dest="rate", type=float, help="requests/s (2000)")
     selftest.add_argument("--tokens-per-s", type=float, help="(20000)")
     selftest.add_argument("--duration", dest="seconds", type=float, help="seconds (5)")
+    twin_commands.add_to(commands)
     return top
 
 

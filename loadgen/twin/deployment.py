@@ -33,6 +33,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     tpot_s: float = 0.05
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it; fields of ObjectivesConfig beside tpot_s
+    measured: Profile | None = None  # a server's own calibration instead of the cost model
     noise: float = 0.0  # relative standard deviation of a batch's time
     seed: int = 0
 
@@ -51,6 +52,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, scheduler=msgspec.structs.replace(self.scheduler, policy=policy, **more))
 
     def profile(self) -> Profile:
+        """Costs of every stage."""
+        if self.measured is not None:
+            if len(self.measured.stages) != self.spp:
+                raise LoadgenError(f"the profile has {len(self.measured.stages)} stages, not {self.spp}")
+            return self.measured
         return profile_of(self.model, self.device, tp=self.tp, stages=self.spp)
 
     def config(self) -> MedhaConfig:

@@ -70,8 +70,8 @@ class Simulation:
 
     `noise`: relative standard deviation of a batch's time; `hop_s`, `hop_row_s`: from one stage to the next, fixed
     and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most batches on
-    their way (None: as many as stages, as the controller does); `record`: keep a stamp of every batch; `follow`: called with each request that ended,
-    returns the one that its client sends next (a closed loop), or None.
+    their way (None: as many as stages, as the controller does); `record`: keep a stamp of every batch; `follow`: called
+    with each request that ended, returns the one that its client sends next (a closed loop), or None.
     """
 
     def __init__(
