@@ -91,8 +91,8 @@ def _fidelity_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="for sizes of the KV cache (smollm2-135m)")
     command.add_argument("--gpu", help="likewise (cpu-2core)")
     command.add_argument("--raw", action="store_true", help="no calibration on the record's idle measurements")
-    command.add_argument("--batches", metavar="FILE", help="the server's own batches: JSON lines of [time, prefill "
-                         "tokens, decode tokens, seconds]")  # fmt: skip
+    command.add_argument("--metrics", nargs=2, metavar=("BEFORE", "AFTER"), help="the server's /metrics, saved before "
+                         "and after the run")  # fmt: skip
     command.add_argument("--result-dir", help="also write the simulated run and fidelity.json there")
 
 

@@ -1,0 +1,227 @@
+"""`medha-loadgen fidelity`: replay a recorded real run in the twin, with the server's own calibration, and compare.
+
+The twin gets the record's arrivals and lengths, nothing of its latencies. What no profile knows is the way from the
+client to the scheduler and back, and how much slower the machine runs while clients and servers share its cores than
+it did during calibration. Both are taken from the record's measurements of the idle server (isolated_ttft.json), not
+from the load: TTFT = path + scale * (TTFT on the idle twin), by least squares of relative errors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadgen.compare import LoadedRun, read_run
+from loadgen.errors import LoadgenError
+from loadgen.health import examine
+from loadgen.isolated import Points, read_points
+from loadgen.metrics import RequestMetrics, load_of, measure_all, values_of
+from loadgen.records import PlannedRequest
+from loadgen.results import Terms, claim_directory, write_results
+from loadgen.run import Say
+from loadgen.tables import Table, as_text
+from loadgen.twin.deployment import Deployment
+from loadgen.twin.hardware import hardware_of
+from loadgen.twin.models import model_of
+from loadgen.twin.options import read_profile
+from loadgen.twin.replay import play, run_of
+from loadgen.twin.scale import scaled_profile
+from medha_actors.config import MedhaConfig, load
+
+TOLERANCE = 0.10
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command was given."""
+
+    directory: str
+    serve_config: str | None = None
+    profile: str = "auto"
+    model: str = "smollm2-135m"
+    gpu: str = "cpu-2core"
+    raw: bool = False
+    metrics: tuple[str, ...] = ()
+    result_dir: str | None = None
+
+
+class Correction(msgspec.Struct, frozen=True):
+    """Seconds on the way, and how much slower than its calibration the server was."""
+
+    path_s: float = 0.0
+    scale: float = 1.0
+
+
+def fidelity(options: Replay, say: Say) -> int:
+    """The whole command; 0 if every figure lies within 10%, else 1."""
+    record = read_run(Path(options.directory))
+    deployment = deployment_of(options, record)
+    requests = requests_of(record)
+    correction = Correction()
+    points_file = Path(options.directory) / "isolated_ttft.json"
+    if not options.raw and points_file.exists():
+        correction = correction_of(deployment, read_points(points_file))
+    say(
+        f"{len(requests)} requests; path {1000 * correction.path_s:.1f} ms, "
+        f"machine {correction.scale:.2f} times as slow as during calibration"
+    )
+    tuned = msgspec.structs.replace(deployment, measured=scaled_profile(deployment.profile(), correction.scale))
+    played = play(tuned, requests, record=True)
+    for entry in played.records:  # tokens reach the client one half of the path later; the request came the other half
+        entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
+        entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
+    run = run_of(tuned, played, [], {"replayed": options.directory}, "twin")
+    rows, within = compare(record.requests, measure_all(run, Terms().objectives))
+    print(as_text((["", "real", "twin", "twin / real", ""], rows)))
+    print(f"\n{as_text(batches_table(options.metrics, played.stamps))}")
+    print("\nevery figure within 10%" if within else "\nnot every figure is within 10%")
+    if options.result_dir is not None:
+        directory = Path(options.result_dir)
+        claim_directory(directory)
+        write_results(run, Terms(), examine(run), directory)
+        content = {"correction": msgspec.to_builtins(correction), "rows": rows, "within": within}
+        (directory / "fidelity.json").write_text(json.dumps(content, indent=2) + "\n")
+    return 0 if within else 1
+
+
+def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
+    """The server's configuration and calibration; raises LoadgenError."""
+    config = _config(options.serve_config)
+    profile = read_profile(options.profile)
+    if len(profile.stages) != config.parallel.spp:
+        raise LoadgenError(
+            f"the profile has {len(profile.stages)} stages, the server {config.parallel.spp}: name it with --profile"
+        )
+    scheduler = config.scheduler
+    policy = record.result.get("policy")
+    if policy is not None and options.serve_config is None:
+        scheduler = msgspec.convert(msgspec.to_builtins(scheduler) | {"policy": policy}, type(scheduler))
+    longest = max(request.record.prompt_tokens + request.record.output_tokens for request in record.requests)
+    objectives = msgspec.to_builtins(config.objectives)
+    return Deployment(
+        model=model_of(options.model),
+        device=hardware_of(options.gpu),
+        spp=config.parallel.spp,
+        kvp=config.parallel.kvp,
+        max_tokens_per_kvp_group=config.parallel.max_tokens_per_kvp_group,
+        max_model_len=max(8192, longest + 1),
+        tpot_s=objectives.pop("tpot_s"),
+        objectives=objectives,
+        scheduler=scheduler,
+        measured=profile,
+    )
+
+
+def _config(path: str | None) -> MedhaConfig:
+    """The arguments of the first application in a serve_config.yaml."""
+    if path is None:
+        return MedhaConfig()
+    try:
+        import yaml
+
+        tree = yaml.safe_load(Path(path).read_text())
+        return load(tree["applications"][0]["args"])
+    except ImportError:
+        raise LoadgenError("--serve-config needs PyYAML, which comes with ray[serve]") from None
+    except OSError as error:
+        raise LoadgenError(f"--serve-config: cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # YAML, missing keys, and every ConfigError: one line is enough
+        raise LoadgenError(f"--serve-config {path}: {error}") from None
+
+
+def requests_of(record: LoadedRun) -> list[PlannedRequest]:
+    """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the load."""
+    found = []
+    for number, request in enumerate(sorted(record.requests, key=lambda r: r.record.sent_at or 0.0)):
+        entry = request.record
+        if entry.sent_at is None or not entry.completed:
+            continue
+        found.append(
+            PlannedRequest(
+                index=number,
+                prompt_tokens=entry.usage_prompt_tokens or entry.prompt_tokens,
+                output_tokens=max(1, entry.generated_tokens),
+                at=entry.sent_at,
+                kind=entry.kind,
+            )
+        )
+    if not found:
+        raise LoadgenError("the record has no completed request")
+    return found
+
+
+def correction_of(deployment: Deployment, points: Points) -> Correction:
+    """Path and scale from the idle server: two numbers from several prompt lengths."""
+    lengths = [length for length, _ in points]
+    twin = np.array([_idle_s(deployment, length) for length in lengths])
+    real = np.array([seconds for _, seconds in points])
+    if len(points) < 3:
+        return Correction(0.0, float(np.median(real / twin)))
+    weights = 1 / real
+    terms = np.stack([np.ones_like(twin), twin], axis=1) * weights[:, None]
+    (path_s, scale), *_ = np.linalg.lstsq(terms, np.ones_like(real), rcond=None)
+    if path_s < 0:
+        return Correction(0.0, float((twin * weights).sum() / ((twin * weights) ** 2).sum()))
+    return Correction(float(path_s), float(scale))
+
+
+def _idle_s(deployment: Deployment, length: int) -> float:
+    lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
+    return float(play(deployment, [lone]).records[0].token_times[0])
+
+
+def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> tuple[list[list[str]], bool]:
+    """P50 and P90 of TTFT and TBT, all and by class."""
+    rows, within = [], True
+    kinds = [kind for kind in ("short", "long") if load_of(real, kind)]
+    for kind in [None, *kinds] if len(kinds) > 1 else [None]:
+        for metric, title in (("ttft", "TTFT"), ("itl", "TBT")):
+            a, b = values_of(load_of(real, kind), metric), values_of(load_of(twin, kind), metric)
+            if not len(a) or not len(b):
+                continue
+            for percent in (50, 90):
+                measured, simulated = float(np.percentile(a, percent)), float(np.percentile(b, percent))
+                ratio = simulated / measured if measured else float("inf")
+                good = abs(ratio - 1) <= TOLERANCE
+                within = within and (good or kind is not None)
+                cells = [f"{1000 * measured:,.1f} ms", f"{1000 * simulated:,.1f} ms", f"{ratio:.2f}"]
+                rows.append([f"{kind or 'all'}: {title} P{percent}", *cells, "ok" if good else "off"])
+    return rows, within
+
+
+def batches_table(metrics: Sequence[str], stamps: Sequence[tuple[float, int, int, float]]) -> Table:
+    """Number and size of the batches; beside the server's own, if its /metrics before and after the run were kept."""
+    table = np.array(stamps, dtype=float).reshape(-1, 4)
+    tokens, chunks = table[:, 1] + table[:, 2], table[table[:, 1] > 0, 1]
+    twin = {"batches": len(table), "tokens in a batch, mean": tokens.mean() if len(table) else 0.0}
+    shown = dict(twin)
+    if len(chunks):
+        percents = {f"prefill tokens of a batch with prefill, P{p}": np.percentile(chunks, p) for p in (50, 90)}
+        shown |= {"batches with prefill": len(chunks)} | percents
+    if not metrics:
+        return ["", "twin"], [[title, f"{value:,.0f}"] for title, value in shown.items()]
+    before, after = (_iterations(name) for name in metrics)
+    count = after[0] - before[0]
+    real = {"batches": count, "tokens in a batch, mean": (after[1] - before[1]) / max(count, 1)}
+    rows = [[title, f"{real[title]:,.1f}" if title in real else "-", f"{value:,.1f}"] for title, value in shown.items()]
+    return ["", "real", "twin"], rows
+
+
+def _iterations(name: str) -> tuple[float, float]:
+    """Batches and tokens so far, of a /metrics page."""
+    try:
+        text = Path(name).read_text()
+    except OSError as error:
+        raise LoadgenError(f"--metrics: cannot read {name}: {error.strerror}") from None
+    found = []
+    for part in ("count", "sum"):
+        values = re.findall(rf"^medha_iteration_tokens_total_{part}\S*\s+(\S+)", text, re.MULTILINE)
+        if not values:
+            raise LoadgenError(f"--metrics: {name} has no medha_iteration_tokens_total_{part}")
+        found.append(sum(float(value) for value in values))
+    return found[0], found[1]
