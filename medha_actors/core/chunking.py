@@ -14,7 +14,7 @@ from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
 LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
-CHUNKS_PER_STAGE = 2
+CHUNKS_PER_STAGE = 4
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
@@ -38,7 +38,7 @@ def pipeline_share(tokens: int, stages: int, cap: int) -> int:
     """Chunk size for a prompt that has the pipeline to itself.
 
     With S stages and chunks that take t, its makespan is (chunks + S - 1) t: one chunk would keep one stage busy at a
-    time. So it is cut in equal chunks, at least two for each stage while they stay large enough to be efficient.
+    time. So it is cut in equal chunks, at least four for each stage while they stay large enough to be efficient.
     """
     if stages == 1:
         return cap

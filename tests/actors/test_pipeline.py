@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,6 +11,7 @@ import ray
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import FinishedEvent, Request, SamplingParams, TokenEvent, pack_tokens
+from tests.processes import stage_pids
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -26,16 +25,6 @@ def arguments(spp: int = 1, kvp: int = 1, **scheduler):
         "kv_cache": {"budget_bytes": 2**21, "page_tokens": 16},
         "predictor": {"calibrate": False},
     }
-
-
-def stage_pids() -> list[int]:
-    """Processes that run a stage actor's loop (Ray names a process after its actor)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if entry.read_bytes().startswith(b"ray::StageActor"):
-                found.append(int(entry.parent.name))
-    return found
 
 
 async def together(handle, lengths=(20, 130, 60), tokens=12):
@@ -67,6 +56,7 @@ async def test_every_policy_gives_the_same_tokens(policy, expected, cluster):
 
 
 async def test_a_killed_stage_costs_nobody_a_token(cluster):
+    others = set(stage_pids(os.getpid()))
     async with engine(arguments(2)) as handle:
         undisturbed = await generate(handle, prompt_of(50), greedy(200))
         request = Request(id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200))
@@ -76,20 +66,23 @@ async def test_a_killed_stage_costs_nobody_a_token(cluster):
             if isinstance(event, TokenEvent):
                 seen.append(event.token_id)
             if len(seen) == 20:
-                os.kill(stage_pids()[-1], signal.SIGKILL)
+                os.kill(max(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
         assert isinstance(event, FinishedEvent)
         assert event.reason == "length"
         assert seen == undisturbed.tokens
 
 
 async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
-    async with engine(arguments(1, 2)) as handle:
-        undisturbed = await together(handle, (20, 30), 120)
+    others = set(stage_pids(os.getpid()))  # of engines that are just ending
+    args = arguments(1, 2) | {"kv_cache": {"budget_bytes": 2**21, "page_tokens": 64}}
+    args["parallel"]["max_tokens_per_kvp_group"] = 512  # both stay on one group
+    async with engine(args) as handle:
+        undisturbed = await together(handle, (20, 30), 300)
         ids = ("first", "second")  # short requests, spread over the two groups
         streams = []
         for name, length in zip(ids, (20, 30), strict=True):
             request = Request(
-                id=name, prompt_token_ids=pack_tokens(prompt_of(length, salt=length)), sampling=greedy(120)
+                id=name, prompt_token_ids=pack_tokens(prompt_of(length, salt=length)), sampling=greedy(300)
             )
             streams.append(handle.events(name))
             await handle.submit(request)
@@ -104,7 +97,7 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
                     finished[event.request_id] = event
                 if not killed and min(map(len, seen.values())) >= 10:
                     killed = True
-                    os.kill(stage_pids()[0], signal.SIGKILL)
+                    os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
 
         await asyncio.gather(*map(follow, streams))
         assert [seen[name] for name in ids] == undisturbed

@@ -1,11 +1,13 @@
 """What goes into a batch, and what comes out of it."""
 
+import msgspec
 import pytest
 from core_world import decoding_world, request_of, spans_of, world_of
 
 from medha_actors.core.live import decode_rows
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import token_of
+from medha_actors.messages import Objectives
 
 
 def test_the_next_chunk_of_a_prompt_is_dispatched_before_the_last_one_is_computed():
@@ -25,7 +27,7 @@ def test_a_prompt_that_is_alone_is_cut_to_fill_the_pipeline():
     world = world_of(stages=2, tpot_s=10.0)
     world.add(request_of("a", 1024, 1, world.now))
     world.drain()
-    assert [batch.prefill_tokens for batch in world.batches] == [256] * 4
+    assert [batch.prefill_tokens for batch in world.batches] == [128] * 8
 
 
 def test_a_lone_request_may_use_larger_chunks_than_beside_others():
@@ -33,7 +35,7 @@ def test_a_lone_request_may_use_larger_chunks_than_beside_others():
     world = world_of(tpot_s=0.1, model=model)
     world.add(request_of("long", 4000, 1, world.now))
     world.launch()
-    assert world.batches[-1].prefill_tokens == 192
+    assert world.batches[-1].prefill_tokens == 144
     world.add(request_of("other", 500, 1, world.now))
     world.launch()
     assert world.batches[-1].prefill_tokens <= 100
@@ -130,9 +132,11 @@ def test_prefill_moves_on_even_when_decodes_fill_the_budget():
 
 
 def test_a_tighter_client_objective_makes_batches_shorter():
-    world = decoding_world(1, tpot_s=0.2)
-    live = world.scheduler.live
-    live.by_id["d0"].tpot_s = 0.05
+    world = world_of(tpot_s=0.2)
+    eager = request_of("eager", 4, 500, world.now)
+    world.add(msgspec.structs.replace(eager, objectives=Objectives(tpot_s=0.05)))
+    while not world.tokens["eager"]:
+        world.launch() or world.land()
     world.add(request_of("a", 1000, 1, world.now))
     world.launch()
     assert world.batches[-1].budget_s == pytest.approx(0.05)

@@ -26,14 +26,14 @@ def test_a_share_of_the_pipeline(tokens, stages, cap):
     elif share < tokens <= cap:
         assert share >= 64
     if stages > 1:
-        assert -(-tokens // share) <= max(2 * stages, -(-tokens // cap) + 1)
+        assert -(-tokens // share) <= max(4 * stages, -(-tokens // cap) + 1)
 
 
 def test_shares_of_a_short_prompt():
     assert pipeline_share(100, 2, 512) >= 100  # too short to cut
     assert pipeline_share(256, 2, 512) == 64
-    assert pipeline_share(1000, 2, 512) == 256
-    assert pipeline_share(1024, 4, 2048) == 128
+    assert pipeline_share(1000, 2, 512) == 128
+    assert pipeline_share(1024, 4, 2048) == 64
     assert pipeline_share(3000, 2, 128) == 128
 
 
@@ -73,12 +73,12 @@ def test_a_long_table_is_cheap_and_follows_the_correction():
 
 
 def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
-    """Each chunk has a cost of its own; a budget of 100 ms (twice for a lone request) holds fewer tokens when slow."""
+    """Each chunk has a cost of its own; a budget of 100 ms (150 for a lone request) holds fewer tokens when slow."""
     model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
     table = table_of(model)
-    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 160 * 0.2)
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 96 * 0.136, rel=0.01)
     model.scales[True] = 2.0
-    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 48 * 2 * 0.088, rel=0.01)
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 32 * 2 * 0.072, rel=0.01)
 
 
 def test_groups_share_the_cost_of_a_long_context():

@@ -24,8 +24,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, **args) -> Iterator[str]:
-    """A running server with these `args`; yields its base URL."""
+def serving(folder: Path, **args) -> Iterator[tuple[str, int]]:
+    """A running server with these `args`; yields its base URL and its process."""
     port = free_port()
     config = {
         "proxy_location": "HeadOnly",
@@ -47,7 +47,7 @@ def serving(folder: Path, **args) -> Iterator[str]:
     )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server.pid
     finally:
         server.send_signal(signal.SIGINT)
         try:

@@ -50,7 +50,7 @@ async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path):
     for policy in ("fcfs", "lars"):
         (tmp_path / policy).mkdir()
         args = shipped_args() | {"scheduler": {"policy": policy}}
-        with serving(tmp_path / policy, **args) as url:
+        with serving(tmp_path / policy, **args) as (url, _):
             results[policy] = await convoy(url)
     slow, fast = median(results["fcfs"][0]), median(results["lars"][0])
     print(f"median TTFT of short requests: fcfs {slow:.2f} s, lars {fast:.3f} s, {slow / fast:.1f} times lower")
