@@ -12,7 +12,7 @@ import msgspec
 
 from medha_actors.errors import ConfigError
 
-Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars"]
+Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -90,6 +90,7 @@ class SchedulerConfig(_Section, frozen=True):
     max_running_requests: int = 64  # requests in decode at once
     max_waiting_requests: int = 1000
     space_sharing: bool = True
+    long_share: float = 1.0  # of the budget that a batch with a long prefill may fill while others are live
     max_yield: float = 0.4  # rho_max: the largest share of the budget that a long prefill leaves to short ones
 
 
@@ -220,6 +221,7 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("scheduler.max_batch_tokens", scheduler.max_batch_tokens, scheduler.max_chunk_tokens, 2**24),
         ("scheduler.max_running_requests", scheduler.max_running_requests, 1, 65_536),
         ("scheduler.max_waiting_requests", scheduler.max_waiting_requests, 1, 10**6),
+        ("scheduler.long_share", scheduler.long_share, 0.01, 1),
         ("scheduler.max_yield", scheduler.max_yield, 0, 0.95),
         ("objectives.ttft_multiplier", objectives.ttft_multiplier, 0.1, 1000),
         ("objectives.ttft_floor_s", objectives.ttft_floor_s, 0, 86_400),

@@ -32,7 +32,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_per_kvp_group: int | None = None  # None: a kvp-th of the longest sequence
     tpot_s: float = 0.05
     scheduler: SchedulerConfig = SchedulerConfig()
-    objectives: dict[str, float] = {}  # noqa: RUF012 - msgspec copies it; fields of ObjectivesConfig beside tpot_s
+    objectives: dict[str, float] = {}
     measured: Profile | None = None  # a server's own calibration instead of the cost model
     noise: float = 0.0  # relative standard deviation of a batch's time
     seed: int = 0

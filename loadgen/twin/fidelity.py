@@ -2,8 +2,9 @@
 
 The twin gets the record's arrivals and lengths, nothing of its latencies. What no profile knows is the way from the
 client to the scheduler and back, and how much slower the machine runs while clients and servers share its cores than
-it did during calibration. Both are taken from the record's measurements of the idle server (isolated_ttft.json), not
-from the load: TTFT = path + scale * (TTFT on the idle twin), by least squares of relative errors.
+it did during calibration. Both come from elsewhere than the load's latencies: from the record's measurements of the
+idle server (isolated_ttft.json), TTFT = path + scale * (TTFT on the idle twin), by least squares of relative errors;
+and, where /metrics was saved after the run, from the server's own correction of its predictions for prefill and decode.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
 from loadgen.twin.options import read_profile
 from loadgen.twin.replay import play, run_of
-from loadgen.twin.scale import scaled_profile
+from loadgen.twin.scale import SlowedModel
 from medha_actors.config import MedhaConfig, load
 
 TOLERANCE = 0.10
@@ -54,7 +54,8 @@ class Correction(msgspec.Struct, frozen=True):
     """Seconds on the way, and how much slower than its calibration the server was."""
 
     path_s: float = 0.0
-    scale: float = 1.0
+    prefill: float = 1.0
+    decode: float = 1.0
 
 
 def fidelity(options: Replay, say: Say) -> int:
@@ -66,16 +67,18 @@ def fidelity(options: Replay, say: Say) -> int:
     points_file = Path(options.directory) / "isolated_ttft.json"
     if not options.raw and points_file.exists():
         correction = correction_of(deployment, read_points(points_file))
+    if not options.raw and options.metrics:
+        correction = own_correction(options.metrics[1], correction)
     say(
-        f"{len(requests)} requests; path {1000 * correction.path_s:.1f} ms, "
-        f"machine {correction.scale:.2f} times as slow as during calibration"
+        f"{len(requests)} requests; path {1000 * correction.path_s:.1f} ms; against its calibration the server took "
+        f"{correction.prefill:.2f} times as long for prefill, {correction.decode:.2f} for decode"
     )
-    tuned = msgspec.structs.replace(deployment, measured=scaled_profile(deployment.profile(), correction.scale))
-    played = play(tuned, requests, record=True)
-    for entry in played.records:  # tokens reach the client one half of the path later; the request came the other half
+    reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
+    played = play(deployment, requests, record=True, reality=reality)
+    for entry in played.records:  # in the record, the way in and the way out both come before a token
         entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
         entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
-    run = run_of(tuned, played, [], {"replayed": options.directory}, "twin")
+    run = run_of(deployment, played, [], {"replayed": options.directory}, "twin")
     rows, within = compare(record.requests, measure_all(run, Terms().objectives))
     print(as_text((["", "real", "twin", "twin / real", ""], rows)))
     print(f"\n{as_text(batches_table(options.metrics, played.stamps))}")
@@ -161,13 +164,25 @@ def correction_of(deployment: Deployment, points: Points) -> Correction:
     twin = np.array([_idle_s(deployment, length) for length in lengths])
     real = np.array([seconds for _, seconds in points])
     if len(points) < 3:
-        return Correction(0.0, float(np.median(real / twin)))
+        scale = float(np.median(real / twin))
+        return Correction(0.0, scale, scale)
     weights = 1 / real
     terms = np.stack([np.ones_like(twin), twin], axis=1) * weights[:, None]
     (path_s, scale), *_ = np.linalg.lstsq(terms, np.ones_like(real), rcond=None)
     if path_s < 0:
-        return Correction(0.0, float((twin * weights).sum() / ((twin * weights) ** 2).sum()))
-    return Correction(float(path_s), float(scale))
+        path_s, scale = 0.0, (twin * weights).sum() / ((twin * weights) ** 2).sum()
+    return Correction(float(path_s), float(scale), float(scale))
+
+
+def own_correction(metrics: str, correction: Correction) -> Correction:
+    """The server's own online correction at the end of the run, from its /metrics; the path stays."""
+    text, found = _read(metrics), dict[str, float]()
+    for kind in ("prefill", "decode"):
+        match = re.search(rf'^medha_predictor_scale\{{[^}}]*kind="{kind}"[^}}]*\}}\s+(\S+)', text, re.MULTILINE)
+        if match is None:
+            raise LoadgenError(f"--metrics: {metrics} has no medha_predictor_scale of {kind}")
+        found[kind] = float(match[1])
+    return Correction(correction.path_s, **found)
 
 
 def _idle_s(deployment: Deployment, length: int) -> float:
@@ -212,13 +227,16 @@ def batches_table(metrics: Sequence[str], stamps: Sequence[tuple[float, int, int
     return ["", "real", "twin"], rows
 
 
-def _iterations(name: str) -> tuple[float, float]:
-    """Batches and tokens so far, of a /metrics page."""
+def _read(name: str) -> str:
     try:
-        text = Path(name).read_text()
+        return Path(name).read_text()
     except OSError as error:
         raise LoadgenError(f"--metrics: cannot read {name}: {error.strerror}") from None
-    found = []
+
+
+def _iterations(name: str) -> tuple[float, float]:
+    """Batches and tokens so far, of a /metrics page."""
+    text, found = _read(name), []
     for part in ("count", "sum"):
         values = re.findall(rf"^medha_iteration_tokens_total_{part}\S*\s+(\S+)", text, re.MULTILINE)
         if not values:

@@ -27,7 +27,7 @@ class TwinOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_per_kvp_group: int | None = None
     tpot_ms: float = 50.0
     policy: str = "lars"
-    scheduler: dict[str, Any] = {}  # noqa: RUF012 - msgspec copies it
+    scheduler: dict[str, Any] = {}
     profile: str | None = None
     noise: float = 0.0
     seed: int = 0

@@ -113,7 +113,9 @@ def _kvp(data: dict[str, Any], path: Path) -> None:
         bars = axes.bar(places, at, 0.24, color=CYCLE[index], label=f"KVP {degree}")
         axes.bar_label(bars, fmt="%.0f", fontsize="x-small")
     axes.set_xticks(range(len(names)), names)
-    axes.set(xlabel="context, tokens", ylabel="ms", title="Time per output token by KVP degree, 8B, TP8 SPP4, simulated")
+    axes.set(
+        xlabel="context, tokens", ylabel="ms", title="Time per output token by KVP degree, 8B, TP8 SPP4, simulated"
+    )
     axes.legend(fontsize="small")
     figure.savefig(path)
 

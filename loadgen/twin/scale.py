@@ -1,21 +1,17 @@
-"""A profile of the same stages on a slower or faster machine."""
+"""The stages as they really are while others use the machine too: slower than during calibration, decodes and all."""
 
 from __future__ import annotations
 
-import msgspec
-
-from medha_actors.core.predictor import Profile, StageProfile
+from medha_actors.core.predictor import ExecutionModel, Load, Profile
 
 
-def scaled_profile(profile: Profile, factor: float) -> Profile:
-    """Every cost times `factor`."""
-    return Profile(tuple(_scaled(stage, factor) for stage in profile.stages))
+class SlowedModel(ExecutionModel):
+    """Stands for reality in a simulation: the profile times one factor for decodes alone, one for other batches."""
 
+    def __init__(self, profile: Profile, prefill: float = 1.0, decode: float = 1.0) -> None:
+        super().__init__(profile)
+        self.prefill, self.decode = prefill, decode
 
-def _scaled(stage: StageProfile, factor: float) -> StageProfile:
-    costs = {name: getattr(stage, name) for name in stage.__struct_fields__ if name.endswith("_s")}
-    return msgspec.structs.replace(
-        stage,
-        rows=tuple((rows, seconds * factor) for rows, seconds in stage.rows),
-        **{name: seconds * factor for name, seconds in costs.items()},
-    )
+    def stage_seconds(self, load: Load) -> tuple[float, ...]:
+        factor = self.prefill if load.prefill_rows else self.decode
+        return tuple([factor * seconds for seconds in super().stage_seconds(load)])

@@ -44,6 +44,7 @@ class Packer:
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
         self._slots, self._headroom = 0, [0] * grid.groups  # requests that may start; pages to leave in each group
+        self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
         self._yielding: list[int] = []  # indices of the prefills that left room
 
@@ -68,13 +69,14 @@ class Packer:
         """
         self._slots, self._headroom = slots, headroom
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s
+        self._alone = alone
         patience = PATIENCE
         for state in self._candidates(queue):
             if patience <= 0 or len(self._shut) == self._grid.groups:
                 break
             patience -= self._offer(state, queue, limit_s)
         for index in self._yielding:
-            self._top_up(index, limit_s)
+            self._top_up(index, self._limit(limit_s))
 
     def predicted_s(self) -> float:
         """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have it."""
@@ -109,7 +111,8 @@ class Packer:
         long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
         share = self._share(state) if long and len(queue) > 1 else 1.0
         barred = bool(groups & (self._shut | self._long_groups if long else self._shut))
-        tokens = 0 if barred else self._chunk(state, limit_s * share, only=len(queue) == 1)
+        room_s = self._limit(limit_s) if long else limit_s
+        tokens = 0 if barred else self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:
             if fresh:
                 state.pieces = []
@@ -127,6 +130,10 @@ class Packer:
         if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
             self._shut |= groups
         return 0
+
+    def _limit(self, limit_s: float) -> float:
+        """What a batch with a long prefill may take: whoever comes meanwhile has to wait for its end, in every stage."""
+        return limit_s if self._alone else limit_s * self._config.long_share
 
     def _place(self, state: RequestState) -> bool:
         """Give a request pieces to try: on the groups with the least to do in this batch, then with the most room."""

@@ -4,6 +4,8 @@
     edf                  instant = deadline                 width = 1
     lrs                  instant = deadline - remaining     width = 1           least remaining (raw) slack
     lars                 instant = deadline - remaining     width = total work  length-aware relative slack (paper, 4.1)
+    hrrn                 instant = arrival                  width = total work  highest waiting time per work
+    spf                  instant = arrival + 20 total work  width = 1           shortest prefill first, aged
 
 With equal widths the order never changes while nothing happens, so requests are kept sorted in lanes of equal priority
 and width, and a decision only compares the heads of the lanes: its cost does not grow with the queue. To keep the
@@ -23,6 +25,7 @@ from medha_actors.config import Policy
 from medha_actors.core.request import RequestState
 
 LANES_PER_OCTAVE = 8
+AGEING = 20.0  # spf: a request goes before all that come later than so many times its total work after it
 Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width
 
@@ -48,6 +51,11 @@ def _latest_start(state: RequestState) -> float:
     return state.due_at - state.remaining_s
 
 
+def _aged(state: RequestState) -> float:
+    """Total, not remaining work: a long prefill near its end would overtake everybody for the rest of it."""
+    return state.timeline.arrived_at + AGEING * state.total_work_s
+
+
 def _one(state: RequestState) -> float:
     return 1.0
 
@@ -63,6 +71,8 @@ ORDERS: dict[Policy, Order] = {
     "edf": Order(_due, _one),
     "lrs": Order(_latest_start, _one),
     "lars": Order(_latest_start, _rounded_work, shares=True),
+    "hrrn": Order(_arrival, _rounded_work, shares=True),
+    "spf": Order(_aged, _one, shares=True),
 }
 
 

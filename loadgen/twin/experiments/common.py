@@ -49,8 +49,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Of one experiment: rows, and numbers to draw (by figure)."""
 
-    rows: list[Row] = []  # noqa: RUF012 - msgspec copies it
-    figures: dict[str, Any] = {}  # noqa: RUF012
+    rows: list[Row] = []
+    figures: dict[str, Any] = {}
 
 
 def paper_deployment(

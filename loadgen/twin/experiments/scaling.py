@@ -67,7 +67,9 @@ def kvp(count: int, say: Say) -> Outcome:
     for millions in (1, 2, 4, 10):
         tokens = millions * MILLION
         at = [
-            paper_deployment("h100", spp=4, kvp=degree, max_model_len=tokens, max_tokens_per_kvp_group=-(-tokens // degree))
+            paper_deployment(
+                "h100", spp=4, kvp=degree, max_model_len=tokens, max_tokens_per_kvp_group=-(-tokens // degree)
+            )
             for degree in degrees
         ]
         lines[f"{millions}M"] = [(d.kvp, d.decode_s(tokens - 1)) for d in at]
@@ -89,8 +91,10 @@ def grids(count: int, say: Say) -> Outcome:
         run = played(deployment, requests)
         found[name] = tpots(run.records).tolist()
     two, three = (sorted(values) for values in found.values())
-    why = ("decode time is set by the budget: while a long prefill runs, every batch fills budget / stages in each of the "
-           "stages, so TPOT under load is the objective in both grids; KVP shortens the part that reads long caches")
+    why = (
+        "decode time is set by the budget: while a long prefill runs, every batch fills budget / stages in each of the "
+        "stages, so TPOT under load is the objective in both grids; KVP shortens the part that reads long caches"
+    )
     rows = [
         Row(key="3d", what=f"TPOT P{percent}, 2D over 3D, 64 H100, 1.75/s", theirs=(2, 2),
             ours=_at(two, percent) / _at(three, percent), why=why)
@@ -113,7 +117,9 @@ def attention(count: int, say: Say) -> Outcome:
         def per_token(chunk: int, cost: StageCost = cost) -> float:
             return max(cost.pair_s * chunk * MILLION, cost.kv_read_s * MILLION) / chunk
 
-        lines[model] = [(chunk, per_token(chunk) / per_token(2048)) for chunk in (8, 16, 24, 32, 48, 64, 128, 512, 2048)]
+        lines[model] = [
+            (chunk, per_token(chunk) / per_token(2048)) for chunk in (8, 16, 24, 32, 48, 64, 128, 512, 2048)
+        ]
     ours = dict(lines["llama-3-8b"])[32]
     rows = [
         Row(key="attention", what="attention time at 1M, chunk 32 over 2,048, 8B", theirs=(1.11, 1.11), ours=ours,
@@ -155,6 +161,14 @@ def decision(count: int, say: Say) -> Outcome:
     seconds = decision_seconds(time.thread_time, 1000, decisions=200)
     ours = 1000 * statistics.median(seconds)
     return Outcome(
-        rows=[Row(key="decision", what="scheduler decision, 1,000 waiting (measured, CPU time)", theirs=(1.0, 1.0),
-                  ours=ours, unit=" ms", at_most=True)]  # fmt: skip
+        rows=[
+            Row(
+                key="decision",
+                what="scheduler decision, 1,000 waiting (measured, CPU time)",
+                theirs=(1.0, 1.0),
+                ours=ours,
+                unit=" ms",
+                at_most=True,
+            )
+        ]  # fmt: skip
     )
