@@ -65,7 +65,8 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
     axes.axhline(1.0, color="#888888", linewidth=0.8, linestyle="--")
     axes.set(xlabel="requests per second, 5% long", ylabel="seconds")
     axes.set_title("P90 of short requests' time to first token, simulated", fontsize="medium")
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.set_size_inches(8.6, 3.9)
     figure.savefig(path)
 
 

@@ -213,8 +213,8 @@ def table_of(verdicts: Sequence[Verdict]) -> Table:
     for verdict in sorted(verdicts, key=lambda v: (not v.good, v.deployment.devices)):
         share = "-" if verdict.share is None else f"{100 * verdict.share:.1f}%"
         outcome = "meets the objectives" if verdict.good else verdict.reason
-        rows.append([verdict.deployment.name, str(verdict.deployment.devices), share, f"  {outcome}"])
-    return ["grid", "devices", "good", "  verdict"], rows
+        rows.append([verdict.deployment.name, str(verdict.deployment.devices), share, outcome])
+    return ["grid", "devices", "good", "verdict"], rows
 
 
 def _best_reason(verdicts: Sequence[Verdict]) -> str:

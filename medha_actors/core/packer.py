@@ -132,7 +132,7 @@ class Packer:
         return 0
 
     def _limit(self, limit_s: float) -> float:
-        """What a batch with a long prefill may take: whoever comes meanwhile has to wait for its end, in every stage."""
+        """What a batch with a long prefill may take: whoever comes meanwhile waits for its end, in every stage."""
         return limit_s if self._alone else limit_s * self._config.long_share
 
     def _place(self, state: RequestState) -> bool:
