@@ -1,0 +1,92 @@
+"""The cost model: from data sheets to the seconds that can be checked by hand."""
+
+import json
+
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.twin.cost import StageCost, kv_token_bytes, profile_of, split_layers, weight_bytes
+from loadgen.twin.hardware import HARDWARE, hardware_of
+from loadgen.twin.models import MODELS, model_of
+from medha_actors.core.predictor import ExecutionModel, Load
+from medha_actors.model.spec import ModelSpec
+from medha_actors.model.spec import split_layers as server_split
+
+LLAMA = model_of("llama-3-8b")
+
+
+def test_known_sizes():
+    assert LLAMA.parameters == pytest.approx(8.03e9, rel=0.01)
+    assert model_of("llama-3-70b").parameters == pytest.approx(70.6e9, rel=0.01)
+    assert model_of("smollm2-135m").parameters == pytest.approx(134.5e6, rel=0.01)
+    assert kv_token_bytes(LLAMA, hardware_of("h100"), 1, 1) == 131_072
+    assert weight_bytes(LLAMA, hardware_of("h100"), 1, 1) == pytest.approx(16.06e9, rel=0.01)
+
+
+def test_a_decode_reads_every_weight_once():
+    """8B on one H100: 15 GB without the embeddings at 3.0 TB/s, and the launches of 32 layers."""
+    model = ExecutionModel(profile_of(LLAMA, hardware_of("h100")))
+    seconds = model.base(Load().with_decode(0))
+    assert 15.0e9 / 3.015e12 < seconds < 1.25 * 15.0e9 / 3.015e12
+
+
+def test_a_large_chunk_computes_at_the_speed_of_the_units():
+    cost = StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=1)
+    flops = 2 * 32 * LLAMA.layer_parameters * 4096
+    assert 0.7 * 989.4e12 < flops / cost.linear_s(4096) < 0.8 * 989.4e12
+
+
+@pytest.mark.parametrize("name", sorted(HARDWARE))
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_costs_rise_with_every_span(name, model):
+    execution = ExecutionModel(profile_of(model_of(model), hardware_of(name), stages=2))
+    load, before = Load(), 0.0
+    for rows in (1, 16, 100, 700, 3000):
+        load = load.with_prefill(rows, 5000, groups=2).with_decode(1000)
+        assert execution.base(load) > before
+        before = execution.base(load)
+
+
+def test_tensor_parallelism_divides_work_and_adds_exchanges():
+    one, eight = (StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=tp) for tp in (1, 8))
+    assert 2.5 < one.linear_s(2048) / eight.linear_s(2048) < 8
+    assert one.pair_s == pytest.approx(8 * eight.pair_s)
+    assert one.kv_read_s == pytest.approx(8 * eight.kv_read_s)
+    sixteen = StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=16)
+    assert sixteen.kv_read_s == eight.kv_read_s  # 8 KV heads
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("stages", [1, 2, 3, 8, 16])
+def test_layers_are_split_as_the_server_splits_them(model, stages):
+    dims = model_of(model)
+    fields = {name: getattr(dims, name) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "tied_head")}
+    more = {"architecture": "llama", "eps": 1e-5, "rope": None, "max_positions": 1}
+    spec = ModelSpec(intermediate=dims.intermediate, vocabulary=dims.vocabulary, **fields, **more)
+    assert split_layers(dims, stages) == [stop - start for start, stop in server_split(spec, stages)]
+
+
+def test_overlapped_reading_counts_once():
+    profile = profile_of(LLAMA, hardware_of("h100")).stages[0]
+    assert profile.overlapped
+    small, large = (Load().with_prefill(rows, 1_000_000) for rows in (8, 2048))
+    model = ExecutionModel(profile_of(LLAMA, hardware_of("h100")))
+    linear = {rows: model.base(Load().with_prefill(rows, 0)) for rows in (8, 2048)}
+    assert model.base(small) - linear[8] == pytest.approx(profile.prefill_kv_s * 1e6, rel=0.01)
+    assert model.base(large) - linear[2048] == pytest.approx(profile.pair_s * 2048e6, rel=0.01)
+
+
+def test_a_hugging_face_config(tmp_path):
+    config = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
+              "vocab_size": 100, "max_position_embeddings": 512}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    dims = model_of(str(tmp_path))
+    assert (dims.kv_heads, dims.head_dim, dims.max_positions) == (4, 16, 512)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"num_experts": 8}', "[]"])
+def test_a_config_that_is_none(tmp_path, content):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    with pytest.raises(LoadgenError, match="not a config"):
+        model_of(str(file))
