@@ -205,8 +205,8 @@ class Controller(Observed):
             self._publish(self._scheduler.complete(results, now))
 
     def _pump(self) -> None:
-        """Hand out batches while stage 0 is free. As many batches as stages: more would only delay tokens."""
-        while self._linked and not self._computing and len(self._flights) < self.config.parallel.spp:
+        """Hand out batches while stage 0 is free."""
+        while self._linked and not self._computing and len(self._flights) < self._scheduler.in_flight_limit:
             now = self._now()
             self._publish(self._scheduler.expire(now))
             batch = self._scheduler.next_batch(now)

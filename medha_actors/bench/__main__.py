@@ -4,6 +4,7 @@ steps      what a step costs beside the model (empty stages)
 speed      prefill and decode tokens/s of the embedded model, and the share of the machine's limits
 spp        one long prompt on two stages, one stage, one stage with two threads
 kvp        time between tokens at long contexts with the KV cache on one core and on two
+telemetry  tokens/s with timelines, figures and all requests traced, and without
 decision   the scheduler's time per decision with many requests waiting
 """
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="medha_actors.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("name", choices=("steps", "speed", "spp", "kvp", "decision"))
+    parser.add_argument("name", choices=("steps", "speed", "spp", "kvp", "telemetry", "decision"))
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
@@ -43,6 +44,10 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         return decision.run()
     from medha_actors.bench import kvp, speed, spp, steps
 
+    if name == "telemetry":
+        from medha_actors.bench import telemetry
+
+        return await telemetry.run(**options)
     benchmarks = {"steps": steps.run, "speed": speed.run, "spp": spp.run, "kvp": kvp.run}
     return await benchmarks[name](**options)
 

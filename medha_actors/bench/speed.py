@@ -17,7 +17,7 @@ PROMPTS = (128, 512, 2048, 7500)
 BATCHES = (1, 4, 16)
 _CONTEXT = 128
 _OUTPUT = 65
-LAYOUTS = {"2 stages x 1 thread": (2, 1), "1 stage x 2 threads": (1, 2)}
+LAYOUTS = {"2 stages": 2, "1 stage": 1}  # one thread each
 
 
 async def run(repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = tuple(LAYOUTS)) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ async def run(repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = 
     spec = load_spec(ModelLoadingConfig())
     flops, read = measure(2)
     async with AsyncExitStack() as stack:
-        engines = {name: await stack.enter_async_context(engine(_arguments(*LAYOUTS[name], dtype))) for name in layouts}
+        engines = {name: await stack.enter_async_context(engine(_arguments(LAYOUTS[name], dtype))) for name in layouts}
         for handle in engines.values():
             await generate(handle, prompt_of(300), greedy(8))
         found: dict[tuple[str, str, int], list[float]] = {}
@@ -48,11 +48,10 @@ async def run(repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = 
     ]
 
 
-def _arguments(spp: int, threads: int, dtype: str) -> dict[str, Any]:
+def _arguments(spp: int, dtype: str) -> dict[str, Any]:
     return {
         "model_loading_config": {"model_source": "embedded", "dtype": dtype},
         "parallel": {"spp": spp},
-        "actors": {"threads": threads},
         "kv_cache": {"budget_bytes": 2**30},
     }
 

@@ -2,7 +2,7 @@
 
 One object, two drivers: the scheduler actor serves real traffic with it, `core.simulator` drives the same one in
 simulated time. The driver asks for the next batch whenever stage 0 is free, hands in the results of each batch in
-order, and bounds the batches in flight to stages + 1. Instants are epoch seconds.
+order, and bounds the batches in flight to `in_flight_limit`. Instants are epoch seconds.
 """
 
 from __future__ import annotations
@@ -104,8 +104,12 @@ class Scheduler:
 
     def next_wake(self, now: float) -> float | None:
         """When expire() could have something to do next; None: never, as things stand."""
-        state = self.live.next_timeout()
-        return None if state is None else state.timeout_at
+        return state.timeout_at if (state := self.live.next_timeout()) else None
+
+    @property
+    def in_flight_limit(self) -> int:
+        """Batches worth having in flight: one per stage; one more for a lone request, whose wait is nobody's."""
+        return self.grid.stages + (len(self.live.by_id) == 1)
 
     def next_batch(self, now: float) -> Batch | None:
         """The next batch for stage 0; None: nothing can run before a batch in flight returns or a request arrives."""
@@ -118,12 +122,10 @@ class Scheduler:
             packer.add_prefills(live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1)
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
-        if not packer.decodes and not packer.prefills:
-            return None
-        return self._dispatch(packer, now)
+        return self._dispatch(packer, now) if packer.decodes or packer.prefills else None
 
     def complete(self, results: Sequence[StepResult], now: float) -> list[Event]:
-        """The results of all groups of the oldest batch in flight. Those of before a restart are ignored."""
+        """The results of the oldest batch in flight, of all groups. Those of before a restart are ignored."""
         batch_id = results[0].batch_id
         if not self._flights or batch_id < self._flights[0].batch.id:
             return []

@@ -70,7 +70,7 @@ class Simulation:
 
     `noise`: relative standard deviation of a batch's time; `hop_s`, `hop_row_s`: from one stage to the next, fixed
     and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most batches on
-    their way (None: as many as stages, as the controller does); `record`: keep a stamp of every batch; `follow`: called
+    their way (None: what the scheduler says); `record`: keep a stamp of every batch; `follow`: called
     with each request that ended, returns the one that its client sends next (a closed loop), or None.
     """
 
@@ -94,7 +94,7 @@ class Simulation:
         self.now = 0.0
         self._reality, self._noise, self._random = reality or model, noise, random.Random(seed)
         self._hop_s, self._hop_row_s, self._control_s = hop_s, hop_row_s, control_s
-        self._in_flight_limit = in_flight or grid.stages
+        self._in_flight_limit = in_flight
         self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
         self._flights: deque[tuple[float, Batch, tuple[float, ...]]] = deque()  # they land in order
@@ -115,7 +115,7 @@ class Simulation:
         while arrivals or flights or not stuck:
             done_at = flights[0][0] if flights else never
             arrival_at = arrivals[0][0] if arrivals else never
-            may_launch = not stuck and len(flights) < self._in_flight_limit
+            may_launch = not stuck and len(flights) < (self._in_flight_limit or scheduler.in_flight_limit)
             launch_at = max(free_at[0], self.now) if may_launch else never
             if launch_at < done_at and launch_at < arrival_at:
                 self.now = launch_at
