@@ -18,6 +18,8 @@ Result = Literal["PASSED", "FAILED", "NOTE", "SKIPPED"]
 _OWN = ("Lateness", "Event loop", "CPU")
 LATE_S = 0.05  # P99 of lateness and of the event loop's lag
 
+_SHORTEST_S = 1.0  # of a run whose use of the processor says something
+
 
 class Check(msgspec.Struct, frozen=True):
     """One finding. NOTE is worth reading but no failure."""
@@ -100,6 +102,8 @@ def _cpu(run: Run) -> Check:
     if run.cpu_share is None:
         return Check("CPU", "SKIPPED", "not measured")
     summary = f"the load generator used {100 * run.cpu_share:.0f}% of a core"
+    if run.duration_s < _SHORTEST_S:
+        return Check("CPU", "SKIPPED", f"{summary}, in a run too short to judge it")
     return Check("CPU", "PASSED" if run.cpu_share < 0.9 else "FAILED", summary)
 
 

@@ -59,7 +59,7 @@ class Traced:
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     receiver = HttpReceiver(free_port())
     tracing = {"exporter": "otlp_http", "endpoint": receiver.endpoint, "ui_url": "http://jaeger/trace/{trace_id}"}
-    with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as url:
+    with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (url, _):
         yield Traced(url, receiver)
     receiver.close()
 
