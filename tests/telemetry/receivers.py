@@ -46,7 +46,7 @@ class HttpReceiver(Received):
         self.endpoint = f"http://127.0.0.1:{port}"
         self._loop = asyncio.new_event_loop()
         self._up, self._stop = threading.Event(), asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(port),))
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(port),), daemon=True)
         self._thread.start()
         assert self._up.wait(10)
 

@@ -59,9 +59,11 @@ class Traced:
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     receiver = HttpReceiver(free_port())
     tracing = {"exporter": "otlp_http", "endpoint": receiver.endpoint, "ui_url": "http://jaeger/trace/{trace_id}"}
-    with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (url, _):
-        yield Traced(url, receiver)
-    receiver.close()
+    try:
+        with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (url, _):
+            yield Traced(url, receiver)
+    finally:
+        receiver.close()
 
 
 @pytest.fixture(scope="module")
