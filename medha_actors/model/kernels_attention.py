@@ -27,6 +27,7 @@ from medha_actors.model.kernels_ir import (
     I64,
     V16F,
     V16I,
+    WIDE,
     Emit,
     address,
     call_address,
@@ -39,7 +40,8 @@ TILE = 64  # tokens
 VECTORS = TILE // 16
 BLOCK_TOKENS = 256  # query tokens whose states are kept at once
 STATE_EXTRA = 32  # floats of a row's state behind the output: 16 partial sums, m, padding
-TILE_ROWS = (6, 3, 1)  # query rows
+TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
+TOGETHER = VECTORS if WIDE else 1  # vectors of a row that are summed at a time: what the registers hold
 _HEADROOM = 8.0
 _HIDDEN = -1e30
 
@@ -83,15 +85,17 @@ def _scores(
     for r in range(rows):
         start = e.splat(b.fneg(e.load(e.at(states[r], exponent), F32)))
         scores.append([e.variable(start) for _ in range(VECTORS)])
-    with e.loop(b.udiv(dims, I64(pair))) as loop:
-        offset = e.times(loop.index, 4 * TILE)
-        key = [e.load(e.at(keys, offset, 64 * c), V16I, 64) for c in range(VECTORS)]
-        if rows <= 3:
-            e.prefetch(e.at(next_keys, offset), 64 * VECTORS)
-        for r in range(rows):
-            query = e.broadcast(e.at(q, e.times(q_row, r), e.times(loop.index, 4)), I32)
-            for c in range(VECTORS):
-                b.store(_dot(e, bfloat, b.load(scores[r][c]), key[c], query), scores[r][c])
+    for group in range(0, VECTORS, TOGETHER):
+        with e.loop(b.udiv(dims, I64(pair))) as loop:
+            offset = e.at(e.times(loop.index, 4 * TILE), 64 * group)
+            key = [e.load(e.at(keys, offset, 64 * c), V16I, 64) for c in range(TOGETHER)]
+            if rows <= 3:
+                e.prefetch(e.at(next_keys, offset), 64 * TOGETHER)
+            for r in range(rows):
+                query = e.broadcast(e.at(q, e.times(q_row, r), e.times(loop.index, 4)), I32)
+                for c in range(TOGETHER):
+                    score = scores[r][group + c]
+                    b.store(_dot(e, bfloat, b.load(score), key[c], query), score)
     return scores
 
 
@@ -143,7 +147,7 @@ def _keep_in_range(
 def _add_values(
     e: Emit, bfloat: bool, dims: ir.Value, p: ir.Value, values: ir.Value, states: list[ir.Value], next_values: ir.Value
 ) -> None:
-    """output += p v, for 64 dimensions at a time, then 16 at a time."""
+    """output += p v, for as many dimensions at a time as the registers hold, then 16 at a time."""
     b, pair = e.b, 2 if bfloat else 1
 
     def columns(start: ir.Value, vectors: int) -> None:
@@ -162,10 +166,11 @@ def _add_values(
             for value, place in zip(row, row_places, strict=True):
                 e.store(b.load(value), place, align=64)
 
-    wide = b.udiv(dims, I64(64))
+    size = 64 * TOGETHER
+    wide = b.udiv(e.times(dims, 4), I64(size))
     with e.loop(wide) as loop:
-        columns(e.times(loop.index, 256), 4)
-    done = e.times(wide, 256)
+        columns(e.times(loop.index, size), TOGETHER)
+    done = e.times(wide, size)
     with e.loop(b.udiv(b.sub(e.times(dims, 4), done), I64(64))) as loop:
         columns(e.at(done, e.times(loop.index, 64)), 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medha_actors.model import kernels_layers as code
 from medha_actors.model.kernels_attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
-from medha_actors.model.kernels_ir import HAS_DOT_BF16, HAS_DOT_INT8
+from medha_actors.model.kernels_dot import FORM
 from medha_actors.model.kernels_pack import Packed, aligned
 
 Merge = Callable[[Tensor, Tensor], None]
@@ -20,7 +20,7 @@ Merge = Callable[[Tensor, Tensor], None]
 
 def native() -> bool:
     """Whether this machine has the instructions that the kernels are made for (they are right, but slow, elsewhere)."""
-    return HAS_DOT_BF16 and HAS_DOT_INT8
+    return FORM != "plain"
 
 
 def fits(head_dim: int, page_tokens: int, hidden: int, intermediate: int) -> bool:

@@ -1,8 +1,8 @@
 """A small vocabulary of vector operations in LLVM IR, from which the CPU kernels are written as numba intrinsics.
 
-Every kernel takes 64-bit integers only: addresses, counts and strides in bytes. Vectors have 16 float32 lanes (one
-AVX-512 register; LLVM splits them on smaller machines). Dot products of bfloat16 pairs and of int8 quadruples use the
-machine's instructions where they exist and plain arithmetic elsewhere, so the results are right on every machine.
+Every kernel takes 64-bit integers only: addresses, counts and strides in bytes. Vectors have 16 float32 lanes: one
+AVX-512 register, or two of AVX2, into which LLVM splits them; the kernels then work on fewer rows at a time (WIDE).
+bfloat16 is rounded and multiplied by the machine's instructions where it has them and by plain arithmetic elsewhere.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from medha_actors.model.embedded import cache_folder
 
 LANES = 16
 FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
-HAS_DOT_BF16 = {"avx512f", "avx512bf16"} <= FEATURES
-HAS_DOT_INT8 = {"avx512f", "avx512vnni"} <= FEATURES
+WIDE = "avx512f" in FEATURES  # 32 registers of 16 lanes; else 16 of 8
+HAS_BF16 = {"avx512f", "avx512bf16"} <= FEATURES
 
 
 class _BFloat(ir.types.Type):
@@ -109,11 +109,19 @@ class Emit:
     def variable(self, value: ir.Value) -> ir.Value:
         return cgutils.alloca_once_value(self.b, value)
 
-    def bfloat(self, x: ir.Value) -> ir.Value:
-        """Round float32 lanes to bfloat16."""
-        return self.b.fptrunc(x, ir.VectorType(BF16, x.type.count))
+    def bfloat(self, x: ir.Value, native: bool = HAS_BF16) -> ir.Value:
+        """Round float32 lanes to bfloat16, half to even (but for NaNs)."""
+        lanes = x.type.count
+        if native:
+            return self.b.fptrunc(x, ir.VectorType(BF16, lanes))
+        kind = ir.VectorType(I32, lanes)
+        bits, sixteen = self.b.bitcast(x, kind), self.constant(16, kind)
+        odd = self.b.and_(self.b.lshr(bits, sixteen), self.constant(1, kind))
+        rounded = self.b.add(bits, self.b.add(odd, self.constant(0x7FFF, kind)))
+        upper = self.b.trunc(self.b.lshr(rounded, sixteen), ir.VectorType(I16, lanes))
+        return self.b.bitcast(upper, ir.VectorType(BF16, lanes))
 
-    def dot_bf16(self, acc: ir.Value, x: ir.Value, y: ir.Value, native: bool = HAS_DOT_BF16) -> ir.Value:
+    def dot_bf16(self, acc: ir.Value, x: ir.Value, y: ir.Value, native: bool = HAS_BF16) -> ir.Value:
         """acc[i] + the dot product of the two bfloat16 values in each 32-bit lane of x and y."""
         if native:
             pairs = self.b.bitcast(x, _V32B), self.b.bitcast(y, _V32B)
@@ -122,17 +130,6 @@ class Emit:
         upper = [self.b.bitcast(self.b.and_(v, high), V16F) for v in (x, y)]
         lower = [self.b.bitcast(self.b.shl(v, shift), V16F) for v in (x, y)]
         return self.fma(*lower, self.fma(*upper, acc))
-
-    def dot_int8(self, acc: ir.Value, u: ir.Value, s: ir.Value, native: bool = HAS_DOT_INT8) -> ir.Value:
-        """acc[i] + the dot product of four unsigned bytes of u with four signed bytes of s, in each 32-bit lane."""
-        if native:
-            return self.call("llvm.x86.avx512.vpdpbusd.512", V16I, acc, u, s)
-        byte, top = self.constant(255, V16I), self.constant(24, V16I)
-        for j in range(4):
-            weight = self.b.and_(self.b.lshr(u, self.constant(8 * j, V16I)), byte)
-            signed = self.b.ashr(self.b.shl(s, self.constant(24 - 8 * j, V16I)), top)
-            acc = self.b.add(acc, self.b.mul(weight, signed))
-        return acc
 
     def exp2(self, x: ir.Value, degree: int = 5) -> ir.Value:
         """2**x for x <= 127; degree 5 errs by 2e-7 relative, 4 by 4e-6. Below -126 it returns 2**-126."""

@@ -26,13 +26,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, Emit, kernel, machine_code
+from medha_actors.model.kernels_dot import ByteDot
+from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, WIDE, Emit, kernel, machine_code
 
 Q4_INT8, Q8_INT8, Q4_INT16, Q8_INT16, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(8)
 BLOCK = 32  # inputs
 BLOCK_BYTES = (320, 544, 320, 544, 320, 544, 1024, 2048)
-TILE_ROWS = (12, 4, 2, 1)  # 12 sums of a block and 12 totals fill the registers
+_NARROW = {Q4_INT8: (4, 1), Q4_INT16: (2, 1), Q8_INT8: (2, 1), Q8_INT16: (1,)}
 _D_OFFSET = {4: 256, 8: 512}
+
+
+def tile_rows(kind: int) -> tuple[int, ...]:
+    """How many rows are computed together: as many as the registers hold sums of (12 of a block and 12 totals)."""
+    return (12, 4, 2, 1) if WIDE else _NARROW.get(kind, (4, 1))
 
 
 class _Tile:
@@ -70,28 +76,29 @@ class _Tile:
         A row of x is int8 [inputs]; with two bytes the high ones [inputs] and the low ones [inputs], signed both.
         """
         e, b = self.e, self.e.b
-        low, four = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I)
+        low, four, dot = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I), ByteDot(e, bits)
         with e.loop(self.blocks) as loop:
             block = self.block(loop.index, Q4_INT8 if bits == 4 else Q8_INT8)
-            acc = [[e.constant(0, V16I)] * (1 + two_bytes) for _ in self.rows]
+            acc = [[dot.zero() for _ in range(1 + two_bytes)] for _ in self.rows]
             for j in range(8):
                 if bits == 8:
-                    weight = e.load(e.at(block, 64 * j), V16I, 32)
+                    raw = e.load(e.at(block, 64 * j), V16I, 32)
                 else:
-                    weight = e.load(e.at(block, 64 * (j // 2)), V16I, 64)
-                    weight = b.and_(b.lshr(weight, four) if j % 2 else weight, low)
+                    raw = e.load(e.at(block, 64 * (j // 2)), V16I, 64)
+                    raw = b.and_(b.lshr(raw, four) if j % 2 else raw, low)
+                weight = dot.prepare(raw)
                 for r in self.rows:
                     place = e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j)
                     for part in range(1 + two_bytes):
-                        acc[r][part] = e.dot_int8(acc[r][part], weight, e.broadcast(place, I32))
+                        acc[r][part] = dot.add(acc[r][part], weight, e.broadcast(place, I32))
                         place = e.at(place, e.times(self.blocks, BLOCK))
             d, m = self.scales(block, bits)
             for r in self.rows:
                 place = e.at(self.s[r], e.times(loop.index, 4))
                 value = e.fma(m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r]))
-                scale, whole = b.fmul(d, e.broadcast(place)), acc[r][0]
+                scale, whole = b.fmul(d, e.broadcast(place)), dot.total(acc[r][0])
                 if two_bytes:
-                    whole = b.add(b.shl(whole, e.constant(8, V16I)), acc[r][1])
+                    whole = b.add(b.shl(whole, e.constant(8, V16I)), dot.total(acc[r][1]))
                 b.store(e.fma(b.sitofp(whole, V16F), scale, value), self.total[r])
 
     def with_float(self, bits: int) -> None:
@@ -168,7 +175,7 @@ def _linear(kind: int) -> Any:
         with e.loop(columns) as column:
             panel = e.at(w, e.times(e.times(column.index, blocks), BLOCK_BYTES[kind]))
             first = I64(0)
-            for size in TILE_ROWS:
+            for size in tile_rows(kind):
                 tiles = b.udiv(b.sub(rows, first), I64(size))
                 with e.loop(tiles) as tile:
                     row = e.at(first, e.times(tile.index, size))

@@ -145,10 +145,10 @@ def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: torch.dt
 
 
 def resolve_dtype(config: ModelLoadingConfig, device: torch.device) -> torch.dtype:
-    """The compute type; "auto" is bfloat16 where the hardware multiplies it fast, else float32."""
+    """The compute type; "auto" is bfloat16 where it is multiplied fast (on AVX2 by our kernels), else float32."""
     if config.dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
     if device.type == "cuda":
         return torch.bfloat16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return torch.bfloat16 if fast else torch.float32

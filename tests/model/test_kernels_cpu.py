@@ -17,7 +17,8 @@ from medha_actors.model import kernels_cpu
 from medha_actors.model.gguf_weights import _DEQUANTISE, Q4_0, Q4_1, Q8_0
 from medha_actors.model.kernels_attention import STATE_EXTRA, TILE, attend, tile_address
 from medha_actors.model.kernels_decoder import KernelDecoder
-from medha_actors.model.kernels_ir import V16F, V16I, address, compiled, kernel
+from medha_actors.model.kernels_dot import FORM, ByteDot
+from medha_actors.model.kernels_ir import V16I, address, compiled, kernel
 from medha_actors.model.kernels_pack import aligned, pack_blocks, pack_dense
 
 WIDTH, OUTPUTS, ROWS = 96, 48, 67
@@ -117,27 +118,49 @@ def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, write
     assert np.abs(lse - scores.logsumexp(-1).numpy()).max() < 2e-5
 
 
-def test_portable_dot_products_equal_the_machines():
-    def emit(e, x, y, ints, floats):
-        both = e.load(x, V16I), e.load(y, V16I)
-        e.store(e.dot_int8(e.constant(3, V16I), *both, native=False), ints)
-        e.store(e.dot_bf16(e.constant(3.0, V16F), *both, native=False), floats)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", sorted({FORM, "plain"}))
+def test_dot_products_of_a_block_are_exact_even_at_the_largest_values(form, bits):
+    def emit(e, x, y, sums):
+        dot = ByteDot(e, bits, form)
+        total = dot.zero()
+        for j in range(8):
+            words = (e.load(e.at(address, 64 * j), V16I) for address in (x, y))
+            total = dot.add(total, dot.prepare(next(words)), next(words))
+        e.store(dot.total(total), sums)
 
-    both = kernel(4, emit)
-    x = torch.randn(32).bfloat16()
-    y = torch.randn(32).bfloat16()
-    ints, floats = np.zeros(16, np.int32), np.zeros(16, np.float32)
+    run = _compiled(emit, 3)
+    for draw in range(3):
+        generator = np.random.default_rng(draw)
+        x = generator.integers(0 if draw else 2**bits - 1, 2**bits, (8, 16, 4)).astype(np.uint8)
+        y = generator.integers(-128, 128 if draw else -127, (8, 16, 4)).astype(np.int8)
+        sums = np.zeros(16, np.int32)
+        run(x.ctypes.data, y.ctypes.data, sums.ctypes.data)
+        assert sums.tolist() == (x.astype(int) * y).sum((0, 2)).tolist()
+
+
+def test_portable_bfloat16_rounds_and_multiplies_like_torch():
+    def emit(e, x, y, rounded, sums):
+        for half in (0, 1):
+            e.store(e.bfloat(e.load(e.at(x, 64 * half)), native=False), e.at(rounded, 32 * half))
+        e.store(e.dot_bf16(e.constant(3.0), e.load(rounded, V16I), e.load(y, V16I), native=False), sums)
+
+    x, y = torch.randn(32) * 1e3, torch.randn(32).bfloat16()
+    x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e8])  # two ties, of which one goes up
+    rounded, sums = torch.zeros(32, dtype=torch.bfloat16), torch.zeros(16)
+    _compiled(emit, 4)(x.data_ptr(), y.data_ptr(), rounded.data_ptr(), sums.data_ptr())
+    assert torch.equal(rounded, x.bfloat16())
+    expected = (x.bfloat16().double() * y.double()).view(16, 2).sum(1) + 3
+    assert torch.allclose(sums.double(), expected, rtol=1e-5, atol=1e-2)
+
+
+def _compiled(emit, arity):
     from numba import njit  # numba cannot cache what is defined in a function
 
-    @njit
-    def run(a, b, c, d):
-        both(a, b, c, d)
-
-    run(x.data_ptr(), y.data_ptr(), ints.ctypes.data, floats.ctypes.data)
-    products = x.view(torch.uint8).int() * y.view(torch.int8).int()
-    assert ints.tolist() == (products.view(16, 4).sum(1) + 3).tolist()
-    pairs = x.float() * y.float()
-    assert torch.allclose(torch.from_numpy(floats), pairs.view(16, 2).sum(1) + 3, atol=1e-5)
+    inner = kernel(arity, emit)
+    if arity == 3:
+        return njit(lambda a, b, c: inner(a, b, c))
+    return njit(lambda a, b, c, d: inner(a, b, c, d))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
