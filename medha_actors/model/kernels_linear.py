@@ -32,7 +32,7 @@ from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, WIDE
 Q4_INT8, Q8_INT8, Q4_INT16, Q8_INT16, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(8)
 BLOCK = 32  # inputs
 BLOCK_BYTES = (320, 544, 320, 544, 320, 544, 1024, 2048)
-_NARROW = {Q4_INT8: (4, 1), Q4_INT16: (2, 1), Q8_INT8: (2, 1), Q8_INT16: (1,)}
+_NARROW = {Q4_INT8: (4, 1), Q4_INT16: (1,), Q8_INT8: (2, 1), Q8_INT16: (1,)}
 _D_OFFSET = {4: 256, 8: 512}
 
 
