@@ -1,0 +1,124 @@
+"""deploy/observability, as far as it can be checked without Docker: files, ports, and that every metric exists."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from local import LocalController
+from prometheus_client.parser import text_string_to_metric_families
+
+from deployments.metrics import ReplicaFigures, page
+from medha_actors.actors.telemetry.histogram import Family
+from medha_actors.config import TelemetryConfig
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
+HOST_PATHS = {"/tmp/ray"}  # Ray makes it
+
+
+def read(name: str):
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def dashboard() -> dict:
+    return json.loads((FOLDER / "grafana/dashboards/medha.json").read_text())
+
+
+def panels() -> list[dict]:
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def test_every_volume_is_a_file_here_or_declared():
+    compose = read("compose.yaml")
+    assert set(compose["services"]) == {"jaeger", "prometheus", "grafana"}
+    for service in compose["services"].values():
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"]), "versions are pinned"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            known = source in compose["volumes"] or source in HOST_PATHS
+            assert known or (FOLDER / source).exists(), volume
+
+
+def test_what_is_mounted_is_what_is_configured():
+    compose, scrapes = read("compose.yaml"), read("prometheus.yaml")["scrape_configs"]
+    targets = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
+    config = next(word for word in compose["services"]["prometheus"]["command"] if word.startswith("--config.file="))
+    assert config.removeprefix("--config.file=") in targets
+    (medha, ray) = scrapes
+    serve = yaml.safe_load((FOLDER.parents[1] / "serve_config.yaml").read_text())
+    assert medha["static_configs"][0]["targets"] == [f"127.0.0.1:{serve['http_options']['port']}"]
+    assert medha["metrics_path"] == "/metrics"
+    assert Path(ray["file_sd_configs"][0]["files"][0]).parent == Path("/tmp/ray")
+    (provider,) = read("grafana/provisioning/dashboards/medha.yaml")["providers"]
+    home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{provider['options']['path']}/medha.json"
+
+
+def test_data_sources_are_those_of_the_panels():
+    sources = {source["uid"]: source for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]}
+    assert {source["type"] for source in sources.values()} == {"prometheus", "jaeger"}
+    for panel in panels():
+        used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+        assert all(sources[source["uid"]]["type"] == source["type"] for source in used)
+
+
+def test_panels_do_not_overlap_and_their_numbers_differ():
+    every = dashboard()["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    cells: set[tuple[int, int]] = set()
+    for panel in every:
+        place = panel["gridPos"]
+        mine = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not mine & cells, panel["title"]
+        cells |= mine
+
+
+@pytest.fixture
+async def samples() -> dict[str, set[str]]:
+    """Every sample that /metrics gives, with its labels: the engine's after some work, and a replica's."""
+    controller = LocalController(stages=2)
+    controller.add("a", 3000)
+    controller.run()
+    replica = ReplicaFigures("r")
+    replica.ended("/v1/completions", 200, 0.1)
+    replica.tokenized(0.01)
+    families = msgspec.msgpack.decode(await controller.ask("metrics"), type=list[Family])
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(page([*families, *replica.families()], "toy", True)):
+        found.setdefault(family.name + "_total" if family.type == "counter" else family.name, set())
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+UNSEEN = {"medha_request_rejected_total": {"status"}}  # labels of a family without a sample yet
+
+
+async def test_every_metric_and_label_of_the_dashboard_exists(samples):
+    assert TelemetryConfig().enabled
+    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
+    assert len(expressions) > 30
+    for expression in expressions:
+        assert expression.count("(") == expression.count(")"), expression
+        names = set(re.findall(r"\b(?:medha|gen_ai)_\w+", expression))
+        assert names, expression
+        labels = set(re.findall(r"(\w+)=~?\"", expression))
+        for group in re.findall(r"by \(([^)]*)\)", expression):
+            labels |= {label.strip() for label in group.split(",")}
+        for name in names:
+            assert name in samples, f"{name} is not in /metrics"
+            assert labels <= samples[name] | UNSEEN.get(name, set()), expression
+
+
+def test_the_dashboard_shows_every_figure_that_explains_a_late_request():
+    text = json.dumps(dashboard())
+    for name in (
+        "time_to_first_token_seconds", "inter_token_latency_seconds", "batch_budget_used_ratio",
+        "prefill_relative_slack",
+        "predictor_error_ratio", "num_preemptions_total", "prefill_chunk_tokens", "pipeline_bubble_seconds_total",
+        "kv_cache_pages", "control_plane_seconds_total",
+    ):  # fmt: skip
+        assert f"medha_{name}" in text
