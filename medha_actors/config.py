@@ -62,7 +62,7 @@ class ParallelConfig(_Section, frozen=True):
 
     spp: int = 2
     kvp: int = 1
-    max_tokens_per_kvp_group: int | None = None  # a request's piece in one group; needed when kvp > 1 has to pay
+    max_tokens_per_kvp_group: int | None = None  # a request's piece in one group; None: max length / kvp, at least 8192
 
 
 class ActorConfig(_Section, frozen=True):
@@ -219,7 +219,12 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("scheduler.min_chunk_tokens", scheduler.min_chunk_tokens, 1, 2**20),
         ("scheduler.max_chunk_tokens", scheduler.max_chunk_tokens, scheduler.min_chunk_tokens, 2**20),
         ("scheduler.max_batch_tokens", scheduler.max_batch_tokens, scheduler.max_chunk_tokens, 2**24),
-        ("scheduler.max_running_requests", scheduler.max_running_requests, 1, 65_536),
+        (
+            "scheduler.max_running_requests",
+            scheduler.max_running_requests,
+            1,
+            min(65_536, scheduler.max_batch_tokens - 1),
+        ),
         ("scheduler.max_waiting_requests", scheduler.max_waiting_requests, 1, 10**6),
         ("scheduler.long_share", scheduler.long_share, 0.01, 1),
         ("scheduler.max_yield", scheduler.max_yield, 0, 0.95),

@@ -20,12 +20,13 @@ from pathlib import Path
 import msgspec
 
 from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.exchange_cost import with_exchange
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, pack_tokens
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
-_FORMAT = 2
+_FORMAT = 3
 _GUESSED_FLOPS = 1e11  # without calibration; corrected online
 _CHUNKS = (16, 32, 64, 128, 256, 512)
 _SLOPE_CHUNKS = (32, 256)  # measured on a long cache as well
@@ -95,6 +96,8 @@ async def profile_of(cluster: Cluster) -> Profile:
     packed = [_encode(steps)] * config.parallel.spp
     seconds = [row[::2] for row in await cluster.measure(packed, repeats=3)]
     profile = Profile(stages=tuple(fit(dict(zip(measured, row, strict=True)), context) for row in seconds))
+    if config.parallel.kvp > 1:
+        profile = await with_exchange(profile, cluster)
     _log.info("calibrated in %.1f s", time.monotonic() - began)
     if config.predictor.cache:
         _write(path, msgspec.json.encode(profile))
@@ -171,6 +174,7 @@ def _cache_path(cluster: Cluster) -> Path:
         cluster.device,
         cluster.dtype,
         cluster.layers,
+        config.parallel.kvp,
         config.actors,
         config.kv_cache,
         machine,

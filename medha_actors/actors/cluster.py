@@ -197,6 +197,7 @@ class Cluster:
                 pages.append(int(budget // page_bytes))
         if min(pages) < 1:
             raise ConfigError(f"kv_cache: the budget holds no page of {self.config.kv_cache.page_tokens} tokens")
+        refuse_impossible(self.config, min(pages))
         return min(pages)
 
     def _free_share(self, place: Place, places: list[list[Place]], stage: int) -> float:
@@ -217,6 +218,25 @@ class Cluster:
         ]
         async with asyncio.timeout(self.config.actors.start_timeout_s):
             return [list(await asyncio.gather(*row)) for row in calls]
+
+
+def refuse_impossible(config: MedhaConfig, pages: int) -> None:
+    """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit the caches."""
+    parallel, page = config.parallel, config.kv_cache.page_tokens
+    room, cutoff, longest = (
+        pages * page,
+        parallel.max_tokens_per_kvp_group,
+        config.model_loading_config.max_model_len_tokens,
+    )
+    holds = f"the cache of a group holds {room} tokens ({pages} pages of {page})"
+    if parallel.kvp > 1 and cutoff is not None and cutoff > room:
+        raise ConfigError(f"parallel.max_tokens_per_kvp_group is {cutoff}, but {holds}: raise kv_cache.budget_bytes")
+    first = 0 if parallel.kvp == 1 else (parallel.kvp - 1) * min(cutoff or room, room)
+    if longest is not None and longest > first + room:
+        raise ConfigError(
+            f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request has at most "
+            f"{first + room} of them in {parallel.kvp} group(s): raise kv_cache.budget_bytes or parallel.kvp"
+        )
 
 
 def assign_cores(places: list[list[Place]], config: MedhaConfig) -> list[list[tuple[int, ...]]]:

@@ -14,6 +14,8 @@ import msgspec
 
 from medha_actors.core.request import Piece, RequestState
 
+PAYS_FROM_TOKENS = 8192  # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
+
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler schedules on: `stages` pipeline stages by `groups` KV groups."""
@@ -22,7 +24,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     groups: int
     pages_per_group: int
     page_tokens: int
-    max_tokens_per_kvp_group: int | None
+    max_tokens_per_kvp_group: int | None  # None: equal pieces of the longest sequence, but not below PAYS_FROM_TOKENS
     max_model_len_tokens: int
 
 
@@ -33,7 +35,8 @@ class KvPlan:
         self.grid = grid
         self.page_tokens = grid.page_tokens
         room = grid.pages_per_group * grid.page_tokens  # tokens
-        self.cutoff = room if grid.groups == 1 else min(grid.max_tokens_per_kvp_group or room, room)
+        equal = max(PAYS_FROM_TOKENS, -(-grid.max_model_len_tokens // grid.groups))
+        self.cutoff = room if grid.groups == 1 else min(grid.max_tokens_per_kvp_group or equal, room)
         self.capacity_tokens = (grid.groups - 1) * self.cutoff + room  # of one request that has all to itself
         self._free = [list(range(grid.pages_per_group - 1, -1, -1)) for _ in range(grid.groups)]
         self._promised = [0] * grid.groups

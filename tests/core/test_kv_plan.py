@@ -5,7 +5,7 @@ from core_world import World, config_of, grid_of, request_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medha_actors.core.kv_plan import KvPlan
+from medha_actors.core.kv_plan import Grid, KvPlan
 
 
 def test_a_lone_request_can_have_everything():
@@ -93,3 +93,13 @@ def test_a_prefill_waits_for_the_pages_of_its_whole_prompt():
     assert {span.request_id for span in world.batches[-1].groups[0].spans} == {"a"}
     world.drain()
     assert world.scheduler.stats().evictions_total == 0
+
+
+@pytest.mark.parametrize(
+    ("longest", "pages", "cutoff"),
+    [(32_768, 1000, 16_384), (12_000, 1000, 8192), (32_768, 100, 6400), (100_001, 1000, 50_001)],
+)
+def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pages, cutoff):
+    grid = Grid(stages=1, groups=2, pages_per_group=pages, page_tokens=64, max_tokens_per_kvp_group=None,
+                max_model_len_tokens=longest)  # fmt: skip
+    assert KvPlan(grid).cutoff == cutoff

@@ -1,0 +1,69 @@
+"""What merging partial attention costs between the KV groups of a grid, measured on its own links (paper, 3.3)."""
+
+from __future__ import annotations
+
+import asyncio
+from statistics import median
+
+import msgspec
+
+from medha_actors.actors.cluster import Cluster
+from medha_actors.core.predictor import Profile
+from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, StepResult, pack_tokens
+
+_ROWS = 64
+_STEPS = 12
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(StepResult).decode
+
+
+async def with_exchange(profile: Profile, cluster: Cluster) -> Profile:
+    """The profile with each stage's exchange cost, from steps whose rows all groups share; leaves the grid unlinked."""
+    await cluster.link()
+    rows = min(_ROWS, (cluster.pages - 1) * cluster.config.kv_cache.page_tokens)
+    one = await asyncio.to_thread(_seconds, cluster, 1)
+    many = await asyncio.to_thread(_seconds, cluster, rows) if rows > 1 else one
+    await cluster.revive()  # hangs up
+    others = cluster.config.parallel.kvp - 1
+    stages = []
+    for stage, single, chunk in zip(profile.stages, one, many, strict=True):
+        row_s = max(0.0, chunk - single) / max(1, (rows - 1) * others)
+        fixed_s = max(0.0, single - row_s * others)
+        stages.append(msgspec.structs.replace(stage, exchange_s=row_s, exchange_step_s=fixed_s))
+    return Profile(tuple(stages))
+
+
+def _seconds(cluster: Cluster, rows: int) -> list[float]:
+    """Per stage, the median seconds of the exchange in a step of `rows` shared rows.
+
+    Of the groups the quickest counts: what the others report contains their waiting for it.
+    """
+    found: list[list[float]] = []
+    for number in range(_STEPS + 1):
+        for group, link in enumerate(cluster.first):
+            link.send(_encode(_message(cluster, f"exchange-{rows}-{number}", group, rows)))
+        results = [_decode(link.recv()[0]) for link in cluster.last]
+        if cluster.first is not cluster.last:
+            for link in cluster.first:
+                link.recv()  # its credit
+        found.append([min(each) for each in zip(*(r.exchange_seconds for r in results), strict=True)])
+    return [median(stage) for stage in zip(*found[1:], strict=True)]
+
+
+def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
+    """One span of `rows` rows over one page in each group; the last group takes its keys and values."""
+    groups, page = cluster.config.parallel.kvp, cluster.config.kv_cache.page_tokens
+    writes, start = group == groups - 1, groups * page
+    span = Span(
+        request_id=name,
+        start=start,
+        stop=start + rows,
+        token_ids=pack_tokens(i % cluster.spec.vocabulary for i in range(rows)),
+        piece_start=group * page,
+        piece_tokens=page,
+        new_pages=tuple(range(1 + (-(-rows // page) if writes else 0))),
+        writes=writes,
+        sample=False,
+        groups=tuple(range(groups)),
+    )
+    return StepMessage(0, (span,), (Sequence(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,))
