@@ -69,8 +69,10 @@ async def test_the_figures_are_those_of_the_requests():
     assert value(families, "medha_prompt_tokens") == 24_500
     assert value(families, "medha_generation_tokens") == 24
     assert value(families, "medha_request_success", finished_reason="length") == 6
-    assert value(families, "medha_time_to_first_token_seconds", "medha_time_to_first_token_seconds_count") == 6
-    assert value(families, "medha_inter_token_latency_seconds", "medha_inter_token_latency_seconds_count") == 18
+    for name, each in (("time_to_first_token", 1), ("inter_token_latency", 3), ("e2e_request_latency", 1)):
+        name = f"medha_{name}_seconds"
+        counts = {s.labels["class"]: s.value for s in families[name].samples if s.name == f"{name}_count"}
+        assert counts == {"short": 5 * each, "long": each, "medium": 0, "huge": 0}
     assert value(families, "medha_prefill_chunk_tokens", "medha_prefill_chunk_tokens_sum") == 24_500
     assert value(families, "medha_num_preemptions") == controller.scheduler.stats().preemptions_total > 0
     assert value(families, "medha_kv_cache_pages", state="used") == 0

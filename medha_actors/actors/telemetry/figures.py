@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
@@ -22,13 +23,14 @@ from medha_actors.core.record import BatchRecord
 from medha_actors.core.stats import Stats
 from medha_actors.messages import Batch, StepResult
 
-CLASSES = ((1024, "short"), (8192, "medium"), (65_536, "long"))  # of prompts, by tokens; beyond: "huge"
+CLASSES = ("short", "medium", "long", "huge")  # of prompts
+_CLASS_BEGINS = (1024, 8192, 65_536)  # at so many tokens
 _RECENT = 1024
 
 
 def length_class(tokens: int) -> str:
     """The class of a prompt in labels and on the page."""
-    return next((name for limit, name in CLASSES if tokens < limit), "huge")
+    return CLASSES[bisect_right(_CLASS_BEGINS, tokens)]
 
 
 class Figures:
@@ -39,10 +41,10 @@ class Figures:
         self.ttft_s, self.tbt_s = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
         self._histograms: dict[str, tuple[str, dict[Labels, Histogram]]] = {}
         new = self._new
-        self._ttft = new("medha_time_to_first_token_seconds", LONG_S, "Arrival to first token")
-        self._tbt = new("medha_inter_token_latency_seconds", TOKEN_S, "From one output token to the next")
+        self._ttft = self._by_class("medha_time_to_first_token_seconds", LONG_S, "Arrival to first token")
+        self._tbt = self._by_class("medha_inter_token_latency_seconds", TOKEN_S, "From one output token to the next")
         self._tpot = new("medha_request_time_per_output_token_seconds", TOKEN_S, "Mean of a request after its first")
-        self._e2e = new("medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end")
+        self._e2e = self._by_class("medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end")
         self._queued = new("medha_request_queue_time_seconds", LONG_S, "Arrival to first chunk")
         self._prefill = new("medha_request_prefill_time_seconds", LONG_S, "First chunk to prompt computed")
         self._iteration = new("medha_iteration_tokens_total", TOKENS, "Tokens of a batch")
@@ -68,6 +70,15 @@ class Figures:
         histogram = Histogram.of(bounds)
         self._histograms[name] = text, {(): histogram}
         return histogram
+
+    def _by_class(self, name: str, bounds: tuple[float, ...], text: str) -> dict[str, Histogram]:
+        """One for each class of prompt length: among many short requests, what a few long ones see would not show."""
+        histograms = {size: Histogram.of(bounds) for size in CLASSES}
+        self._histograms[name] = (
+            f"{text}, by class of prompt length",
+            {(("class", size),): histogram for size, histogram in histograms.items()},
+        )
+        return histograms
 
     # ---------------------------------------------------------------- what happens
 
@@ -107,20 +118,21 @@ class Figures:
 
     def token(self, timeline: Timeline, before: float | None, at: float) -> None:
         """A token; `before`: the instant of the one before it."""
+        size = length_class(timeline.prompt_tokens)
         if before is None:
             ttft_s = at - timeline.arrived_at
-            self._ttft.observe(ttft_s)
+            self._ttft[size].observe(ttft_s)
             self.ttft_s.append(ttft_s)
         else:
-            self._tbt.observe(at - before)
+            self._tbt[size].observe(at - before)
             self.tbt_s.append(at - before)
 
     def ended(self, timeline: Timeline) -> None:
         """A request is over."""
-        reason = timeline.reason or "error"
+        reason, size = timeline.reason or "error", length_class(timeline.prompt_tokens)
         _count(self._endings, finished_reason=reason)
         if timeline.finished_at is not None:
-            self._e2e.observe(timeline.finished_at - timeline.arrived_at)
+            self._e2e[size].observe(timeline.finished_at - timeline.arrived_at)
         if timeline.scheduled_at is not None:
             self._queued.observe(timeline.scheduled_at - timeline.arrived_at)
             if timeline.prefilled_at is not None:
@@ -130,7 +142,6 @@ class Figures:
             self._tpot.observe(tpot_s)
         if reason != "abort":
             missed = timeline.missed()
-            size = length_class(timeline.prompt_tokens)
             for objective in ("ttft", "tpot"):
                 if objective == "ttft" or tpot_s is not None:
                     met = "false" if objective in missed else "true"
@@ -148,14 +159,15 @@ class Figures:
         for name, (text, series) in self._histograms.items():
             families.append(Family(name, "histogram", text, histograms=series))
         label = (("gen_ai_operation_name", "text_completion"), ("gen_ai_request_model", model))
-        for stem, histogram in (
-            ("request_duration", self._e2e),
-            ("time_to_first_token", self._ttft),
-            ("time_per_output_token", self._tpot),
+        for stem, source in (
+            ("request_duration", "medha_e2e_request_latency_seconds"),
+            ("time_to_first_token", "medha_time_to_first_token_seconds"),
+            ("time_per_output_token", "medha_request_time_per_output_token_seconds"),
         ):
+            series = {label + own: histogram for own, histogram in self._histograms[source][1].items()}
             text = f"OpenTelemetry's gen_ai.server.{stem.replace('request_duration', 'request.duration')}"
             name = f"gen_ai_server_{stem}_seconds"
-            families.append(Family(name, "histogram", text, histograms={label: histogram}))
+            families.append(Family(name, "histogram", text, histograms=series))
         return families
 
     def _gauges(self, stats: Stats) -> list[Family]:
