@@ -9,13 +9,15 @@ import pytest
 import yaml
 from local import LocalController
 from prometheus_client.parser import text_string_to_metric_families
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from deployments.metrics import ReplicaFigures, page
+from medha_actors.actors.telemetry.export import exporter_of
 from medha_actors.actors.telemetry.histogram import Family
-from medha_actors.config import TelemetryConfig
+from medha_actors.config import TelemetryConfig, TracingConfig
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
-HOST_PATHS = {"/tmp/ray"}  # Ray makes it
+HOST_PATHS = {"/tmp"}
 
 
 def read(name: str):
@@ -50,10 +52,25 @@ def test_what_is_mounted_is_what_is_configured():
     serve = yaml.safe_load((FOLDER.parents[1] / "serve_config.yaml").read_text())
     assert medha["static_configs"][0]["targets"] == [f"127.0.0.1:{serve['http_options']['port']}"]
     assert medha["metrics_path"] == "/metrics"
-    assert Path(ray["file_sd_configs"][0]["files"][0]).parent == Path("/tmp/ray")
+    (ports,) = ray["file_sd_configs"][0]["files"]
+    assert ports == f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
     (provider,) = read("grafana/provisioning/dashboards/medha.yaml")["providers"]
     home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home == f"{provider['options']['path']}/medha.json"
+
+
+def test_everything_is_published_on_this_host_only_and_found_there(monkeypatch):
+    services = read("compose.yaml")["services"]
+    published = {tuple(port.split(":")) for port in services["jaeger"]["ports"]}
+    assert published == {("127.0.0.1", port, port) for port in ("4317", "4318", "16686")}
+    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert {services[name]["network_mode"] for name in ("prometheus", "grafana")} == {"host"}
+    urls = {source["url"] for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]}
+    assert urls == {"http://127.0.0.1:9090", "http://127.0.0.1:16686"}
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    exporters = {name: exporter_of(TracingConfig(exporter=name))._endpoint for name in ("otlp_grpc", "otlp_http")}
+    assert exporters == {"otlp_grpc": "localhost:4317", "otlp_http": "http://localhost:4318/v1/traces"}
 
 
 def test_data_sources_are_those_of_the_panels():
@@ -97,6 +114,13 @@ async def samples() -> dict[str, set[str]]:
 UNSEEN = {"medha_request_rejected_total": {"status"}}  # labels of a family without a sample yet
 
 
+async def test_every_metric_of_the_docs_exists(samples):
+    text = (FOLDER.parents[1] / "docs" / "tracing.md").read_text()
+    named = set(re.findall(r"`(medha_(?!actors)\w+)", text))
+    assert len(named) > 10
+    assert named <= set(samples)
+
+
 async def test_every_metric_and_label_of_the_dashboard_exists(samples):
     assert TelemetryConfig().enabled
     expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
@@ -122,3 +146,5 @@ def test_the_dashboard_shows_every_figure_that_explains_a_late_request():
         "kv_cache_pages", "control_plane_seconds_total",
     ):  # fmt: skip
         assert f"medha_{name}" in text
+    for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
+        assert f"sum by (le, class) (rate(medha_{name}_seconds_bucket" in text
