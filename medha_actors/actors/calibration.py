@@ -111,13 +111,13 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
         for c in _SLOPE_CHUNKS
         if Case(1, c, context_tokens, False) in seconds
     }
-    pair_s, prefill_kv_s = _line(slopes)
     decode_kv_s = _middle(
         (seconds[Case(r, 1, context_tokens, False)] - seconds[Case(r, 1, _SHORT_TOKENS, False)])
         / (r * (context_tokens - _SHORT_TOKENS))
         for r in _SLOPE_DECODES
         if Case(r, 1, context_tokens, False) in seconds
     )
+    pair_s, prefill_kv_s = _line(slopes, decode_kv_s)
     decodes = {
         c.rows: s - c.rows * _SHORT_TOKENS * decode_kv_s
         for c, s in seconds.items()
@@ -142,13 +142,17 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
     )
 
 
-def _line(slopes: dict[int, float]) -> tuple[float, float]:
-    """Per-pair and per-cached-token seconds from seconds per cached token at one or two chunk sizes."""
+def _line(slopes: dict[int, float], most: float) -> tuple[float, float]:
+    """Per-pair and per-cached-token seconds from seconds per cached token at one or two chunk sizes.
+
+    `most`: what a decode takes for a cached token; a chunk reads the same bytes, so more than that is a disturbance.
+    """
     if len(slopes) < 2:
         return (max(0.0, next(iter(slopes.values()))) / next(iter(slopes)), 0.0) if slopes else (0.0, 0.0)
     (small, low), (large, high) = sorted(slopes.items())
     pair_s = max(0.0, (high - low) / (large - small))
-    return pair_s, max(0.0, low - pair_s * small)
+    read_s = max(0.0, low - pair_s * small)
+    return (pair_s, read_s) if read_s <= most else (max(0.0, high - most) / large, most)
 
 
 def _middle(values: Iterable[float]) -> float:
