@@ -62,7 +62,10 @@ class ParallelConfig(_Section, frozen=True):
 
     spp: int = 2
     kvp: int = 1
-    max_tokens_per_kvp_group: int | None = None  # a request's piece in one group; None: max length / kvp, at least 8192
+    # A request's piece in one group; the next group is taken when it is full, and the last one takes the rest. None:
+    # the longest sequence / kvp, so that its pieces are equal, but at least 8192, below which a second group costs a
+    # decode more than it saves (docs/benchmarks.md); in whole pages, and at most all pages of a group.
+    max_tokens_per_kvp_group: int | None = None
 
 
 class ActorConfig(_Section, frozen=True):

@@ -18,17 +18,16 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from medha_actors.actors.capacity import pages_of
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
 from medha_actors.actors.stage import Place, StageActor, StagePlan
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError, EngineError
-from medha_actors.model.spec import ModelSpec, kv_bytes_per_token, split_layers
+from medha_actors.model.spec import ModelSpec, split_layers
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
 _ANSWER_S = 10.0  # a living actor answers in this time
-_CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
-_CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
 
 
 class Cluster:
@@ -54,7 +53,7 @@ class Cluster:
         self.actors = [[self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)]
         places = await self._all("locate", lambda s, k: (self.device,))
         self._cores = assign_cores(places, self.config)
-        self.pages = self._pages(places)
+        self.pages = pages_of(self.config, self.spec, self.layers, self._dtype, places)
         resident = await self._all("load", lambda s, k: (_encode(self._plan(s, k, self._cores[s][k])),))
         _log.info(
             "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, loaded in %.1f s",
@@ -183,33 +182,6 @@ class Cluster:
             dtype=self.dtype,
         )
 
-    def _pages(self, places: list[list[Place]]) -> int:
-        """Pages per group: what the tightest actor can hold."""
-        pages = []
-        for stage, row in enumerate(places):
-            page_bytes = self.config.kv_cache.page_tokens * kv_bytes_per_token(
-                self.spec, self.layers[stage], self._dtype
-            )
-            for place in row:
-                budget = self.config.kv_cache.budget_bytes
-                if budget is None:
-                    budget = self._free_share(place, places, stage)
-                pages.append(int(budget // page_bytes))
-        if min(pages) < 1:
-            raise ConfigError(f"kv_cache: the budget holds no page of {self.config.kv_cache.page_tokens} tokens")
-        refuse_impossible(self.config, min(pages))
-        return min(pages)
-
-    def _free_share(self, place: Place, places: list[list[Place]], stage: int) -> float:
-        if place.gpu is None:
-            beside = sum(other.node_id == place.node_id for row in places for other in row)
-            return place.free_bytes * _CPU_KV_SHARE / beside
-        share = place.free_bytes * min(1.0, self.config.actors.num_gpus)
-        first, last = self.layers[stage]
-        tables = 2 * self.spec.vocabulary * self.spec.hidden  # embedding and head, where the stage has them
-        weights = ((last - first) * self.spec.layer_parameters + tables) * self._dtype.itemsize
-        return max(0.0, (share - weights) * _CUDA_KV_SHARE)
-
     async def _all(self, method: str, arguments: Any) -> Any:
         """Call one method on every actor at once; results in the shape of the grid."""
         calls = [
@@ -218,25 +190,6 @@ class Cluster:
         ]
         async with asyncio.timeout(self.config.actors.start_timeout_s):
             return [list(await asyncio.gather(*row)) for row in calls]
-
-
-def refuse_impossible(config: MedhaConfig, pages: int) -> None:
-    """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit the caches."""
-    parallel, page = config.parallel, config.kv_cache.page_tokens
-    room, cutoff, longest = (
-        pages * page,
-        parallel.max_tokens_per_kvp_group,
-        config.model_loading_config.max_model_len_tokens,
-    )
-    holds = f"the cache of a group holds {room} tokens ({pages} pages of {page})"
-    if parallel.kvp > 1 and cutoff is not None and cutoff > room:
-        raise ConfigError(f"parallel.max_tokens_per_kvp_group is {cutoff}, but {holds}: raise kv_cache.budget_bytes")
-    first = 0 if parallel.kvp == 1 else (parallel.kvp - 1) * min(cutoff or room, room)
-    if longest is not None and longest > first + room:
-        raise ConfigError(
-            f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request has at most "
-            f"{first + room} of them in {parallel.kvp} group(s): raise kv_cache.budget_bytes or parallel.kvp"
-        )
 
 
 def assign_cores(places: list[list[Place]], config: MedhaConfig) -> list[list[tuple[int, ...]]]:

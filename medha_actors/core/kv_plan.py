@@ -24,8 +24,19 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     groups: int
     pages_per_group: int
     page_tokens: int
-    max_tokens_per_kvp_group: int | None  # None: equal pieces of the longest sequence, but not below PAYS_FROM_TOKENS
+    max_tokens_per_kvp_group: int | None  # None: default_cutoff
     max_model_len_tokens: int
+
+
+def default_cutoff(grid: Grid) -> int:
+    """Equal pieces of the longest sequence in whole pages, but not below what pays; KvPlan bounds it by the pages.
+
+    A decode waits for its largest piece, and the last takes what the others leave: with less, the longest sequence
+    would be slower; with more, so would those that then stay on fewer groups. It refuses nothing: if the groups can
+    hold the longest sequence at all, so can these pieces.
+    """
+    tokens = max(PAYS_FROM_TOKENS, -(-grid.max_model_len_tokens // grid.groups))
+    return -(-tokens // grid.page_tokens) * grid.page_tokens
 
 
 class KvPlan:
@@ -35,8 +46,7 @@ class KvPlan:
         self.grid = grid
         self.page_tokens = grid.page_tokens
         room = grid.pages_per_group * grid.page_tokens  # tokens
-        equal = max(PAYS_FROM_TOKENS, -(-grid.max_model_len_tokens // grid.groups))
-        self.cutoff = room if grid.groups == 1 else min(grid.max_tokens_per_kvp_group or equal, room)
+        self.cutoff = room if grid.groups == 1 else min(grid.max_tokens_per_kvp_group or default_cutoff(grid), room)
         self.capacity_tokens = (grid.groups - 1) * self.cutoff + room  # of one request that has all to itself
         self._free = [list(range(grid.pages_per_group - 1, -1, -1)) for _ in range(grid.groups)]
         self._promised = [0] * grid.groups

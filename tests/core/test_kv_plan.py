@@ -5,7 +5,7 @@ from core_world import World, config_of, grid_of, request_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.kv_plan import PAYS_FROM_TOKENS, Grid, KvPlan
 
 
 def test_a_lone_request_can_have_everything():
@@ -97,9 +97,23 @@ def test_a_prefill_waits_for_the_pages_of_its_whole_prompt():
 
 @pytest.mark.parametrize(
     ("longest", "pages", "cutoff"),
-    [(32_768, 1000, 16_384), (12_000, 1000, 8192), (32_768, 100, 6400), (100_001, 1000, 50_001)],
+    [(32_768, 1000, 16_384), (12_000, 1000, 8192), (32_768, 100, 6400), (100_001, 1000, 50_048)],
 )
 def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pages, cutoff):
     grid = Grid(stages=1, groups=2, pages_per_group=pages, page_tokens=64, max_tokens_per_kvp_group=None,
                 max_model_len_tokens=longest)  # fmt: skip
     assert KvPlan(grid).cutoff == cutoff
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(1, 600), st.integers(1, 300), st.integers(1, 400_000))
+def test_the_default_cutoff_refuses_nothing_that_memory_could_hold(groups, pages, page, longest):
+    plan = KvPlan(grid_of(groups=groups, pages=pages, page=page, length=longest))
+    room = pages * page
+    assert plan.capacity_tokens >= min(longest, groups * room)
+    assert plan.cutoff <= room
+    if groups > 1:
+        assert plan.cutoff % page == 0
+        assert plan.cutoff >= min(PAYS_FROM_TOKENS, room)
+    lone = plan.place(min(longest, groups * room), range(groups), [0] * groups)
+    assert lone is not None

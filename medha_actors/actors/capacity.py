@@ -1,0 +1,77 @@
+"""How many pages of KV cache each group gets, and whether what was asked for can be held by them at all."""
+
+from __future__ import annotations
+
+import torch
+
+from medha_actors.actors.stage import Place
+from medha_actors.config import MedhaConfig
+from medha_actors.errors import ConfigError
+from medha_actors.model.spec import ModelSpec, kv_bytes_per_token
+
+_CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
+_CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
+
+
+def pages_of(
+    config: MedhaConfig, spec: ModelSpec, layers: list[tuple[int, int]], dtype: torch.dtype, places: list[list[Place]]
+) -> int:
+    """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration needs more."""
+    page_tokens, pages = config.kv_cache.page_tokens, []
+    token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
+    for stage, row in enumerate(places):
+        for place in row:
+            budget = config.kv_cache.budget_bytes
+            if budget is None:
+                budget = _free_share(config, spec, layers[stage], dtype, place, places)
+            pages.append(int(budget // (page_tokens * token_bytes[stage])))
+    refuse_impossible(config, min(pages), max(token_bytes))
+    return min(pages)
+
+
+def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None:
+    """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit `pages` in each group.
+
+    `token_bytes`: of the stage with the most layers. A cutoff that is derived (see KvPlan) always fits.
+    """
+    groups, cutoff = config.parallel.kvp, config.parallel.max_tokens_per_kvp_group
+    longest, page_tokens = config.model_loading_config.max_model_len_tokens, config.kv_cache.page_tokens
+    room = pages * page_tokens
+
+    def needs(tokens: int) -> str:
+        page_bytes = page_tokens * token_bytes
+        return f"it takes kv_cache.budget_bytes of {-(-tokens // page_tokens) * page_bytes} or more"
+
+    holds = (
+        f"the cache of a group holds {room} tokens ({pages} pages of {page_tokens} tokens, {token_bytes} bytes a token "
+        "in the largest stage)"
+    )
+    if pages < 1:
+        raise ConfigError(f"kv_cache: {holds}; {needs(1)}")
+    if groups > 1 and cutoff is not None and cutoff > room:
+        raise ConfigError(f"parallel.max_tokens_per_kvp_group is {cutoff}, but {holds}; {needs(cutoff)}")
+    most = (groups - 1) * (cutoff or room) + room if groups > 1 else room
+    if longest is not None and longest > most:
+        last = longest - (groups - 1) * cutoff if groups > 1 and cutoff else -(-longest // groups)
+        raise ConfigError(
+            f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request at most {most} of them "
+            f"in {groups} group(s); {needs(last)}, or a larger parallel.kvp"
+        )
+
+
+def _free_share(
+    config: MedhaConfig,
+    spec: ModelSpec,
+    layers: tuple[int, int],
+    dtype: torch.dtype,
+    place: Place,
+    places: list[list[Place]],
+) -> float:
+    """The default budget in bytes of one actor, which holds these layers: a share of what is free where it runs."""
+    if place.gpu is None:
+        beside = sum(other.node_id == place.node_id for row in places for other in row)
+        return place.free_bytes * _CPU_KV_SHARE / beside
+    share = place.free_bytes * min(1.0, config.actors.num_gpus)
+    tables = 2 * spec.vocabulary * spec.hidden  # embedding and head, where the stage has them
+    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * dtype.itemsize
+    return max(0.0, (share - weights) * _CUDA_KV_SHARE)

@@ -1,0 +1,84 @@
+"""Pages of each group, and configurations that memory cannot hold, refused with the numbers."""
+
+import pytest
+import torch
+
+from medha_actors.actors.capacity import pages_of, refuse_impossible
+from medha_actors.actors.stage import Place
+from medha_actors.bench.session import engine
+from medha_actors.config import load
+from medha_actors.errors import ConfigError
+from medha_actors.model.spec import kv_bytes_per_token, load_spec
+
+TOKEN_BYTES = 1000
+
+
+def config_of(cutoff=None, longest=None, kvp=2, budget=2**21):
+    return load(
+        {
+            "model_loading_config": {"model_source": "random", "dtype": "float32", "max_model_len_tokens": longest},
+            "parallel": {"spp": 1, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
+            "kv_cache": {"budget_bytes": budget, "page_tokens": 64},
+        }
+    )
+
+
+def test_a_piece_larger_than_a_group_is_refused():
+    refuse_impossible(config_of(cutoff=640), 10, TOKEN_BYTES)
+    with pytest.raises(ConfigError, match=r"max_tokens_per_kvp_group is 641, .* 640 tokens \(10 pages of 64 tokens, "
+                       r"1000 bytes a token .*budget_bytes of 704000 or more"):  # fmt: skip
+        refuse_impossible(config_of(cutoff=641), 10, TOKEN_BYTES)
+    refuse_impossible(config_of(cutoff=641, kvp=1), 10, TOKEN_BYTES)  # one group has no pieces
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "kvp", "most", "pages_needed"), [(None, 1, 640, 11), (None, 3, 1920, 11), (64, 3, 768, 11)]
+)
+def test_a_context_longer_than_the_pieces_is_refused(cutoff, kvp, most, pages_needed):
+    refuse_impossible(config_of(cutoff, most, kvp), 10, TOKEN_BYTES)
+    too_long = config_of(cutoff, most + 1, kvp)
+    with pytest.raises(ConfigError) as caught:
+        refuse_impossible(too_long, 10, TOKEN_BYTES)
+    for number in (f"is {most + 1},", f"at most {most} of them in {kvp} ", f"of {pages_needed * 64 * TOKEN_BYTES} or"):
+        assert number in str(caught.value)
+    refuse_impossible(too_long, pages_needed, TOKEN_BYTES)  # what the message asks for is enough
+
+
+def test_a_budget_without_a_page_is_refused():
+    with pytest.raises(ConfigError, match=r"0 pages of 64 .*budget_bytes of 64000 or more"):
+        refuse_impossible(config_of(), 0, TOKEN_BYTES)
+
+
+def test_more_running_requests_than_a_batch_has_rows_is_refused():
+    with pytest.raises(ConfigError, match=r"max_running_requests is 4096, allowed is 1 to 4095"):
+        load({"scheduler": {"max_running_requests": 4096, "max_batch_tokens": 4096}})
+
+
+def test_the_stage_with_the_most_layers_decides():
+    config, here = config_of(), Place("node", (0,), 2**30, None)
+    spec = load_spec(config.model_loading_config)
+    token_bytes = kv_bytes_per_token(spec, (0, 3), torch.float32)
+    pages = pages_of(config, spec, [(0, 3), (3, 4)], torch.float32, [[here], [here]])
+    assert pages == 2**21 // (64 * token_bytes)
+
+
+def test_without_a_budget_actors_share_the_free_memory_of_their_node():
+    config = config_of(budget=None)
+    spec = load_spec(config.model_loading_config)
+    rows = [[Place(node, (0,), 2**26, None) for node in ("a", "a")], [Place("b", (0,), 2**26, None)]]
+    page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), torch.float32)
+    assert pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, rows) == 2**26 // 4 // 2 // page_bytes
+
+
+async def test_a_start_that_cannot_fit_ends_with_the_numbers(cluster):
+    args = {
+        "model_loading_config": {"model_source": "random", "dtype": "float32", "max_model_len_tokens": 100_000},
+        "parallel": {"spp": 1, "kvp": 2},
+        "actors": {"num_cpus": 0.5},
+        "kv_cache": {"budget_bytes": 2**21},
+    }
+    with pytest.raises(
+        Exception, match=r"max_model_len_tokens is 100000, .* at most 4096 of them .*_bytes of 51249152"
+    ):
+        async with engine(args):
+            pass
