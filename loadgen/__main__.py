@@ -15,6 +15,7 @@ from loadgen import capacity as rates
 from loadgen import cli
 from loadgen.compare import read_runs, tables, warnings, write_comparison
 from loadgen.errors import EXIT_INTERRUPTED, LoadgenError
+from loadgen.experiment.command import run_experiment
 from loadgen.options import Options
 from loadgen.run import run
 from loadgen.selftest import selftest
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of the user's making are one line on standard error."""
     arguments = cli.parser().parse_args(argv)
     commands = {"run": _run, "capacity": _capacity, "compare": _compare, "selftest": _selftest}
+    commands |= {"experiment": _experiment}
     commands |= twin_commands.COMMANDS
     try:
         return commands[arguments.command](arguments)
@@ -72,6 +74,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _selftest(arguments: argparse.Namespace) -> int:
     print(json.dumps(selftest(cli.load_of(arguments)), indent=2))
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    rows, file = run_experiment(cli.experiment_of(arguments), _say)
+    print(f"{as_text(rows)}\n\nresults: {file}")
     return 0
 
 

@@ -11,6 +11,8 @@ import msgspec
 
 from loadgen.capacity import Search
 from loadgen.errors import LoadgenError
+from loadgen.experiment.cells import KINDS
+from loadgen.experiment.command import Experiment
 from loadgen.options import Options
 from loadgen.selftest import Load
 from loadgen.traces import FORMATS
@@ -51,8 +53,29 @@ def parser() -> argparse.ArgumentParser:
     selftest.add_argument("--request-rate", dest="rate", type=float, help="requests/s (2000)")
     selftest.add_argument("--tokens-per-s", type=float, help="(20000)")
     selftest.add_argument("--duration", dest="seconds", type=float, help="seconds (5)")
+    _experiment_flags(_command(commands, "experiment", "the paper's experiments on this machine, with real servers"))
     twin_commands.add_to(commands)
     return top
+
+
+def _experiment_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("kind", choices=tuple(KINDS), help="convoy: policies; chunks: fixed chunk sizes and budgets")
+    command.add_argument("--serve-config", metavar="FILE", help="what the variants change (serve_config.yaml)")
+    command.add_argument("--result-dir", help="goes on there if it exists (results/experiment)")
+    command.add_argument("--variants", nargs="+", metavar="NAME", help="some only")
+    command.add_argument("--long-fractions", nargs="+", type=float, metavar="SHARE", help="of long requests (0.05)")
+    command.add_argument("--loads", nargs="+", type=float, metavar="SHARE", help="of the capacity (0.75)")
+    command.add_argument("--capacity", type=float, help="requests/s (measured first)")
+    command.add_argument("--repeats", type=int, help="rounds of the alternation (1)")
+    command.add_argument("--num-prompts", type=int, help="requests of a cell (150)")
+    for name, text in (("input", "lognormal:100:0.8:8:512"), ("long-input", "6000:7500"), ("output", "16:64")):
+        command.add_argument(f"--{name}-len", help=f"({text})")
+    command.add_argument("--seed", type=int, help="(1)")
+
+
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
+    """What to measure."""
+    return _struct(arguments, Experiment)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:

@@ -1,0 +1,47 @@
+"""What is measured: every variant of the server under every load, in an order in which drift hits all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+CONVOY: dict[str, dict[str, Any]] = {
+    "lars": {"policy": "lars"},
+    "fcfs": {"policy": "fcfs"},
+    "fcfs_chunked": {"policy": "fcfs_chunked"},
+    "edf": {"policy": "edf"},
+    "lrs": {"policy": "lrs"},
+    "lars-no-sharing": {"policy": "lars", "space_sharing": False},
+    "spf": {"policy": "spf", "batch_budget_s": 0.04, "long_share": 0.5},
+}
+CHUNKS: dict[str, dict[str, Any]] = {
+    **{f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size} for size in (32, 128, 512, 2048)},
+    **{f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s} for s in (0.03, 0.06, 0.1, 0.2)},
+}
+KINDS = {"convoy": CONVOY, "chunks": CHUNKS}
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One run: a variant of the server, the share of long requests, the load as a share of the capacity."""
+
+    variant: str
+    long_fraction: float
+    load: float
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """Of the results directory."""
+        return f"{self.variant}-long{100 * self.long_fraction:g}-load{100 * self.load:g}-r{self.repeat}"
+
+
+def rounds(
+    variants: Sequence[str], long_fractions: Sequence[float], loads: Sequence[float], repeats: int
+) -> Iterator[tuple[str, list[Cell]]]:
+    """(variant, its cells in a repeat): one server each; every repeat begins with another variant."""
+    for repeat in range(repeats):
+        shift = repeat % len(variants)
+        for variant in (*variants[shift:], *variants[:shift]):
+            yield variant, [Cell(variant, share, load, repeat) for share in long_fractions for load in loads]
