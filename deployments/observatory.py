@@ -89,7 +89,7 @@ class Observatory:
     async def observe(self, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Run one request and keep its record."""
         header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
-        parent = self.tracing.serve_span() or parse(header.decode("latin-1"))
+        parent = self.tracing.parent(parse(header.decode("latin-1")))
         record = Record(scope["method"], route, parent, begin(parent, self.config.telemetry.tracing.sample_ratio))
 
         async def watched(message: Message) -> None:

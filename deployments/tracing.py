@@ -47,6 +47,15 @@ class Tracing:
 
             self.export = SpanExport(config.tracing)
 
+    def parent(self, header: TraceParent | None) -> TraceParent | None:
+        """What our span is a child of: Ray Serve's span around this request, or the caller's.
+
+        A proxy that does not trace hands the caller's context on to nobody but us: Serve's replica then begins a trace
+        of its own, and the caller's is the one to go on with.
+        """
+        serve = self.serve_span()
+        return serve if serve and (header is None or header.trace_id == serve.trace_id) else header
+
     def serve_span(self) -> TraceParent | None:
         """Ray Serve's span around this request, if its tracing is on."""
         serve = sys.modules.get("ray.serve._private.tracing_utils")

@@ -44,20 +44,25 @@ class Case(msgspec.Struct, frozen=True):
     sample: bool
 
 
-def cases(context_tokens: int, max_tokens: int) -> list[Case]:
-    """What is measured; nothing that does not fit into `max_tokens` of KV cache."""
+def cases(context_tokens: int, pages: int, page_tokens: int) -> list[Case]:
+    """What is measured: what fits into the KV cache, and with a long context only if there is room for one."""
     wanted = [Case(1, c, 0, False) for c in _CHUNKS]
-    wanted += [Case(1, c, context_tokens, False) for c in _SLOPE_CHUNKS]
     wanted += [Case(r, 1, _SHORT_TOKENS, sample) for r in _DECODES for sample in (False, True)]
-    wanted += [Case(r, 1, context_tokens, False) for r in _SLOPE_DECODES]
-    return [case for case in wanted if case.rows * (case.cached + case.tokens) <= max_tokens]
+    if context_tokens > _SHORT_TOKENS:
+        wanted += [Case(1, c, context_tokens, False) for c in _SLOPE_CHUNKS]
+        wanted += [Case(r, 1, context_tokens, False) for r in _SLOPE_DECODES]
+    return [case for case in wanted if case.rows * _pages_each(case, page_tokens) <= pages]
+
+
+def _pages_each(case: Case, page_tokens: int) -> int:
+    return -(-(case.cached + case.tokens) // page_tokens)
 
 
 def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
     """The case as a message; its sequences use the pool's first pages and are closed by the next step."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
     names = [f"calibration-{number}-{row}" for row in range(case.rows)]
-    pages_each = -(-(case.cached + case.tokens) // page_tokens)
+    pages_each = _pages_each(case, page_tokens)
     spans = tuple(
         Span(
             request_id=name,
@@ -87,7 +92,7 @@ async def profile_of(cluster: Cluster) -> Profile:
     page_tokens = config.kv_cache.page_tokens
     context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
     await cluster.fill(-(-max(_SLOPE_DECODES) * (context + page_tokens) // page_tokens))
-    measured = cases(context, cluster.pages * page_tokens)
+    measured = cases(context, cluster.pages, page_tokens)
     steps = []
     for number, case in enumerate(measured):
         message = step(case, page_tokens, cluster.spec.vocabulary, number)
@@ -106,16 +111,14 @@ async def profile_of(cluster: Cluster) -> Profile:
 
 def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
     """One stage's coefficients from its measured cases; every one is at least zero, the tables never fall."""
+    far = {c: s for c, s in seconds.items() if c.cached == context_tokens > _SHORT_TOKENS}
     slopes = {
-        c: (seconds[Case(1, c, context_tokens, False)] - seconds[Case(1, c, 0, False)]) / context_tokens
-        for c in _SLOPE_CHUNKS
-        if Case(1, c, context_tokens, False) in seconds
+        c.tokens: (s - seconds[Case(1, c.tokens, 0, False)]) / context_tokens for c, s in far.items() if c.tokens > 1
     }
     decode_kv_s = _middle(
-        (seconds[Case(r, 1, context_tokens, False)] - seconds[Case(r, 1, _SHORT_TOKENS, False)])
-        / (r * (context_tokens - _SHORT_TOKENS))
-        for r in _SLOPE_DECODES
-        if Case(r, 1, context_tokens, False) in seconds
+        (s - seconds[Case(c.rows, 1, _SHORT_TOKENS, False)]) / (c.rows * (context_tokens - _SHORT_TOKENS))
+        for c, s in far.items()
+        if c.tokens == 1
     )
     pair_s, prefill_kv_s = _line(slopes, decode_kv_s)
     decodes = {

@@ -68,7 +68,7 @@ class Cluster:
 
     async def revive(self, everything: bool = False) -> set[int]:
         """Replace the actors that are dead (or all); returns the groups whose KV caches are lost. Then: `link`."""
-        self._hang_up()
+        self.hang_up()
         if everything:
             await self.stop()
             await self.start()
@@ -121,7 +121,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """Kill the actors and give the resources back; never raises for what is gone already."""
-        self._hang_up()
+        self.hang_up()
         for actor in (actor for row in self.actors for actor in row):
             ray.kill(actor)
         self.actors = []
@@ -129,7 +129,8 @@ class Cluster:
             remove_placement_group(self._group)
             self._group = None
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Close the links to the stages, which stop serving and close theirs."""
         for link in {id(link): link for link in (*self.first, *self.last)}.values():
             link.close()
         self.first, self.last = [], []

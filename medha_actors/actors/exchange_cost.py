@@ -19,17 +19,24 @@ _decode = msgspec.msgpack.Decoder(StepResult).decode
 
 async def with_exchange(profile: Profile, cluster: Cluster) -> Profile:
     """The profile with each stage's exchange cost, from steps whose rows all groups share; leaves the grid unlinked."""
-    await cluster.link()
     rows = min(_ROWS, (cluster.pages - 1) * cluster.config.kv_cache.page_tokens)
-    one = await asyncio.to_thread(_seconds, cluster, 1)
-    many = await asyncio.to_thread(_seconds, cluster, rows) if rows > 1 else one
-    await cluster.revive()  # hangs up
-    others = cluster.config.parallel.kvp - 1
-    stages = []
+    if rows < 2:
+        return profile  # no room for a chunk behind a page
+    await cluster.link()
+    try:
+        one = await asyncio.to_thread(_seconds, cluster, 1)
+        many = await asyncio.to_thread(_seconds, cluster, rows)
+    finally:
+        cluster.hang_up()
+    return fit_exchange(profile, one, many, rows, cluster.config.parallel.kvp)
+
+
+def fit_exchange(profile: Profile, one: list[float], many: list[float], rows: int, groups: int) -> Profile:
+    """The profile with what is fixed and what each merged row adds, from seconds per stage of 1 and of `rows` rows."""
+    others, stages = groups - 1, []
     for stage, single, chunk in zip(profile.stages, one, many, strict=True):
-        row_s = max(0.0, chunk - single) / max(1, (rows - 1) * others)
-        fixed_s = max(0.0, single - row_s * others)
-        stages.append(msgspec.structs.replace(stage, exchange_s=row_s, exchange_step_s=fixed_s))
+        row_s = min(max(0.0, chunk - single) / ((rows - 1) * others), single / others)
+        stages.append(msgspec.structs.replace(stage, exchange_s=row_s, exchange_step_s=single - row_s * others))
     return Profile(tuple(stages))
 
 

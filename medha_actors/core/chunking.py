@@ -51,7 +51,7 @@ class PrefillTable:
     """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit LONE_BUDGETS times `budget_s`.
 
     `cutoff` and `groups`: where the KV cache is split over groups (paper, 3.3), a chunk late in a long context costs
-    what its longest piece costs.
+    what its longest piece costs, and the merging of all.
     """
 
     def __init__(
@@ -106,4 +106,5 @@ class PrefillTable:
         if rows <= 0:
             return 0.0
         piece = max(min(start, self._cutoff), start - (self._groups - 1) * self._cutoff)
-        return self._model.base(Load().with_prefill(rows, piece))
+        touched = min(self._groups, start // self._cutoff + 1)
+        return self._model.base(Load().with_prefill(rows, piece, groups=touched))

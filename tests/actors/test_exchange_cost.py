@@ -2,10 +2,12 @@
 
 import pytest
 
-from medha_actors.actors.calibration import profile_of
+from medha_actors.actors.calibration import cases, fit, profile_of, step
 from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.exchange_cost import fit_exchange
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.config import load
+from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile
 from medha_actors.model.spec import load_spec
 
 
@@ -51,3 +53,27 @@ async def test_a_calibrated_grid_serves_afterwards(cluster):
         async with engine(args) as handle:
             found.append((await generate(handle, prompt_of(150), greedy(8))).tokens)
     assert found[0] == found[1]
+
+
+def test_what_is_fixed_is_told_from_what_each_row_adds():
+    stage = StageProfile(rows=((1, 1e-3),))
+    profile = fit_exchange(Profile((stage, stage)), [2.1e-3, 3e-3], [14.7e-3, 1e-3], rows=64, groups=3)
+    assert profile.stages[0].exchange_s == pytest.approx(1e-4)
+    assert profile.stages[0].exchange_step_s == pytest.approx(1.9e-3)
+    assert profile.stages[1].exchange_s == 0, "noise makes nothing negative"
+    assert profile.stages[1].exchange_step_s == 3e-3
+    model = ExecutionModel(Profile(profile.stages[:1]))
+    for rows, seconds in ((1, 2.1e-3), (64, 14.7e-3)):
+        shared, alone = (Load().with_prefill(rows, 100, groups=groups) for groups in (3, 1))
+        assert model.base(shared) - model.base(alone) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 40])
+def test_nothing_is_measured_beyond_the_cache(pages):
+    for page in (16, 64):
+        context = min(4096, (pages - 1) * page // 2)
+        measured = cases(context, pages, page)
+        assert measured
+        for number, case in enumerate(measured):
+            assert max(n for span in step(case, page, 512, number).spans for n in span.new_pages) < pages
+        ExecutionModel(Profile((fit(dict.fromkeys(measured, 1e-3), context),)))  # a profile, whatever is missing

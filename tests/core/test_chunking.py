@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medha_actors.core.chunking import UNIT, PrefillTable, largest_chunk, pipeline_share
-from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.core.simulator import Simulation
 
 
@@ -86,3 +86,12 @@ def test_groups_share_the_cost_of_a_long_context():
     alone, shared = table_of(model), table_of(model, cutoff=25_000, groups=4)
     assert shared.seconds(0, 20_000) == pytest.approx(alone.seconds(0, 20_000))
     assert shared.seconds(90_000, 100_000) < 0.4 * alone.seconds(90_000, 100_000)
+
+
+def test_the_table_counts_the_merging_of_pieces():
+    """Where three groups hold a piece, a row is merged with two others."""
+    stage = StageProfile(rows=((1, 1e-4),), exchange_s=1e-5, exchange_step_s=3e-3)
+    table = table_of(ExecutionModel(Profile((stage,))), cutoff=4096, groups=3, max_chunk=256)
+    for done, merges in ((0, 0), (4096, 1), (8192, 2), (20_480, 2)):
+        exchange_s = 3e-3 * (merges > 0) + 256 * merges * 1e-5
+        assert table.seconds(done, done + 256) == pytest.approx(256e-4 + exchange_s, rel=1e-6)

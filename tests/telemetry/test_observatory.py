@@ -13,6 +13,7 @@ from stories import TRACE, accepted
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import toy_text
+from medha_actors.actors.telemetry.traceparent import TraceParent
 from medha_actors.config import MedhaConfig, ModelLoadingConfig, TelemetryConfig, TracingConfig
 from medha_actors.errors import UnavailableError
 from medha_actors.messages import FinishedEvent, Rejected, TokenEvent
@@ -112,6 +113,23 @@ async def test_the_trace_context_goes_in_and_comes_out(make):
     assert span != SPAN
     fresh = await world.complete()
     assert fresh.headers["x-medha-trace-id"] not in (TRACE, "0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("serve", "caller", "trace"),
+    [
+        (TraceParent(7, 1, True), None, 7),  # Serve traces, the caller does not
+        (TraceParent(9, 1, True), TraceParent(9, 2, True), 9),  # the caller, then Serve's proxy, then us
+        (TraceParent(7, 1, True), TraceParent(9, 2, True), 9),  # a proxy that does not trace: Serve knows no caller
+        (None, TraceParent(9, 2, True), 9),
+    ],
+)
+async def test_a_caller_who_traces_is_never_lost(make, monkeypatch, serve, caller, trace):
+    world = make()
+    monkeypatch.setattr(world.observatory.tracing, "serve_span", lambda: serve)
+    answer = await world.complete({"traceparent": str(caller)} if caller else None)
+    assert int(answer.headers["x-medha-trace-id"], 16) == trace
+    assert world.observatory.tracing.parent(caller) == (serve if serve and serve.trace_id == trace else caller)
 
 
 @pytest.mark.parametrize("stream", [False, True])
