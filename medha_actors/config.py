@@ -12,7 +12,7 @@ import msgspec
 
 from medha_actors.errors import ConfigError
 
-Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf"]
+Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 

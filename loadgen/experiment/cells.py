@@ -14,7 +14,9 @@ CONVOY: dict[str, dict[str, Any]] = {
     "edf": {"policy": "edf"},
     "lrs": {"policy": "lrs"},
     "lars-no-sharing": {"policy": "lars", "space_sharing": False},
-    "spf": {"policy": "spf", "batch_budget_s": 0.04, "long_share": 0.5},
+    "spf": {"policy": "spf"},
+    "lars-quick": {"policy": "lars", "batch_budget_s": 0.04, "long_share": 0.5},
+    "spf-quick": {"policy": "spf", "batch_budget_s": 0.04, "long_share": 0.5},
 }
 CHUNKS: dict[str, dict[str, Any]] = {
     **{f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size} for size in (32, 128, 512, 2048)},

@@ -36,6 +36,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lars": ("lars", {}),
     "hrrn": ("hrrn", {}),
     "spf": ("spf", {}),
+    "relegation": ("relegation", {}),
     "lars, long_share 0.25": ("lars", {"long_share": 0.25}),
     "spf, long_share 0.25": ("spf", {"long_share": 0.25}),
 }

@@ -6,6 +6,8 @@
     lars                 instant = deadline - remaining     width = total work  length-aware relative slack (paper, 4.1)
     hrrn                 instant = arrival                  width = total work  highest waiting time per work
     spf                  instant = arrival + 20 total work  width = 1           shortest prefill first, aged
+    relegation           as lars, but a long prefill that cannot meet its deadline any more goes behind all others until
+                         it is late by PATIENCE times its total work: what is lost already delays nobody else
 
 With equal widths the order never changes while nothing happens, so requests are kept sorted in lanes of equal priority
 and width, and a decision only compares the heads of the lanes: its cost does not grow with the queue. To keep the
@@ -26,17 +28,21 @@ from medha_actors.core.request import RequestState
 
 LANES_PER_OCTAVE = 8
 AGEING = 20.0  # spf: a request goes before all that come later than so many times its total work after it
+PATIENCE = 8.0  # relegation: of a prefill's total work, how late it may become before it gets its place back
+RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
 Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width
 
 
 class Order(NamedTuple):
-    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`: space sharing."""
+    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`: space sharing;
+    `relegates`: the hopeless go last."""
 
     instant: Callable[[RequestState], float]
     width: Callable[[RequestState], float]
     preemptive: bool = True
     shares: bool = False
+    relegates: bool = False
 
 
 def _arrival(state: RequestState) -> float:
@@ -73,6 +79,7 @@ ORDERS: dict[Policy, Order] = {
     "lars": Order(_latest_start, _rounded_work, shares=True),
     "hrrn": Order(_arrival, _rounded_work, shares=True),
     "spf": Order(_aged, _one, shares=True),
+    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True),
 }
 
 
@@ -131,27 +138,29 @@ class PrefillQueue:
         """Requests in the policy's order at `now`; the queue must not change meanwhile."""
         heads = []
         for (priority, width), lane in self._lanes.items():
-            instant, serial, _ = lane.entries[0]
-            heads.append((priority, (instant - now) / width, serial, 0, width, lane.entries))
+            for relegated, start, stop in self._stretches(lane.entries, width, now):
+                instant, serial, _ = lane.entries[start]
+                heads.append((priority, relegated, (instant - now) / width, serial, start, stop, width, lane.entries))
         heapq.heapify(heads)
         while heads:
-            priority, _, _, index, width, entries = heads[0]
+            priority, relegated, _, _, index, stop, width, entries = heads[0]
             yield entries[index][2]
             index += 1
-            if index == len(entries):
+            if index == stop:
                 heapq.heappop(heads)
                 continue
             instant, serial, _ = entries[index]
-            heapq.heapreplace(heads, (priority, (instant - now) / width, serial, index, width, entries))
+            rank = (instant - now) / width
+            heapq.heapreplace(heads, (priority, relegated, rank, serial, index, stop, width, entries))
 
-    def key(self, state: RequestState, now: float) -> tuple[float, float, int]:
+    def key(self, state: RequestState, now: float) -> tuple[float, bool, float, int]:
         """The sort key of one request at `now`."""
         (priority, width), instant = self._place(state)
-        return priority, (instant - now) / width, state.serial
+        return priority, self._relegated(width, instant, now), (instant - now) / width, state.serial
 
     def work_ahead_s(self, state: RequestState, now: float) -> float:
         """Remaining prefill work of the requests that go before `state`: its share of each lane, by count."""
-        priority, rank, _ = self.key(state, now)
+        priority, _, rank, _ = self.key(state, now)
         ahead = 0.0
         for (other, width), lane in self._lanes.items():
             if other <= priority:
@@ -164,6 +173,18 @@ class PrefillQueue:
     def work_s(self) -> float:
         """Remaining prefill work of all."""
         return sum(lane.work_s for lane in self._lanes.values())
+
+    def _relegated(self, width: float, instant: float, now: float) -> bool:
+        return self.order.relegates and width > RELEGATED_S and now - PATIENCE * width <= instant < now
+
+    def _stretches(self, entries: list[Entry], width: float, now: float) -> list[tuple[bool, int, int]]:
+        """A lane in up to three parts: (relegated, start, stop), from the latest entries to those with time left."""
+        if not self.order.relegates or width <= RELEGATED_S:
+            return [(False, 0, len(entries))]
+        given_back = bisect_left(entries, (now - PATIENCE * width,))
+        hopeless = bisect_left(entries, (now,))
+        parts = [(False, 0, given_back), (True, given_back, hopeless), (False, hopeless, len(entries))]
+        return [part for part in parts if part[1] < part[2]]
 
     def _place(self, state: RequestState) -> tuple[LaneKey, float]:
         if not self.order.preemptive and state.pieces:  # what has begun runs to its end

@@ -87,6 +87,25 @@ def test_lars_starves_nobody():
     assert shorts_ttft[len(shorts) // 2] < 1.0
 
 
+def test_relegation_gives_up_a_lost_deadline_to_keep_one_that_can_be_kept():
+    def longs(policy):
+        requests = [request_of("lost", 10_000, 1, ttft_s=5.0), request_of("kept", 5_000, 1, at=6.0, ttft_s=6.0)]
+        logs = simulate(policy, requests)
+        return logs["lost"].ttft_s, logs["kept"].ttft_s
+
+    assert longs("lars")[1] > 8  # it waits for what is late anyway
+    lost, kept = longs("relegation")
+    assert kept < 6.0
+    assert lost == pytest.approx(15.0, abs=0.2)
+
+
+def test_nobody_is_relegated_for_ever():
+    """Without its place back, the late one would wait for all the others, which come as fast as they can be served."""
+    steady = [request_of(f"L{i}", 2_000, 1, at=2.0 * i, ttft_s=60.0) for i in range(20)]
+    logs = simulate("relegation", [request_of("lost", 2_000, 1, at=0.5, ttft_s=0.5), *steady])
+    assert logs["lost"].ttft_s < 8 * 2 + 4
+
+
 def test_fcfs_does_not_interrupt_a_prefill_nor_let_decodes_ride():
     requests = [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1), request_of("S", 50, 1, at=0.2)]
     logs = simulate("fcfs", requests)
@@ -153,6 +172,6 @@ def test_lars_keys_are_relative_slack_up_to_the_rounding_of_work(rows, now):
     queue = PrefillQueue("lars")
     for serial, row in enumerate(rows):
         state = state_of(serial, *row)
-        _, key, _ = queue.key(state, now)
+        _, _, key, _ = queue.key(state, now)
         rho = state.relative_slack(now)
         assert key == pytest.approx(rho, rel=2 ** (0.5 / LANES_PER_OCTAVE) - 1 + 1e-9)

@@ -26,7 +26,7 @@ def test_a_seed_decides_everything():
     assert times(play(noisy, convoy())) != times(play(other, convoy()))
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf"])
+@pytest.mark.parametrize("policy", ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"])
 @pytest.mark.parametrize("kvp", [1, 2])
 def test_every_token_is_computed_once(policy, kvp, monkeypatch):
     """Rows computed by the groups that write: the prompt and every generated token but the last, of each request."""
