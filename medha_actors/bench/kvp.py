@@ -18,38 +18,49 @@ import msgspec
 from medha_actors.actors.cluster import Cluster
 from medha_actors.bench.session import start_ray
 from medha_actors.config import load
-from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, pack_tokens
+from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, StepResult, pack_tokens
 from medha_actors.model.spec import load_spec
 
 CONTEXTS = (2048, 8192, 32_768, 131_072)
 LAYOUTS = {"K=1, 1 core": (1, 1, "auto"), "K=2, 1 core each": (2, 1, "auto"), "K=1, 2 threads (torch)": (1, 2, "sdpa")}
+_TORCH_MOST = 32_768  # tokens of context: beyond, torch alone would take most of an hour
 _PAGE_TOKENS = 64
 _STEPS = 24
 _CHUNK = 64
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(StepResult).decode
 
 
 async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    """Rows: context, layout, median milliseconds of a decode step and of a chunk of 64, ratios to K = 1 on one core."""
+    """Rows: context, layout, median milliseconds of a decode step and of a chunk of 64, ratios to K = 1 on one core.
+
+    The exchange: microseconds a layer of a decode step in the group that waits least, so without waiting for the other.
+    """
     start_ray()
     found: dict[tuple[int, str, str], list[float]] = {}
+    swaps: dict[tuple[int, str], list[float]] = {}
     async with AsyncExitStack() as stack:
         grids = {name: await stack.enter_async_context(_grid(*layout, dtype)) for name, layout in LAYOUTS.items()}
         for context in CONTEXTS:
             for repeat in range(repeats):
                 for name, grid in grids.items():
+                    if context > _TORCH_MOST and LAYOUTS[name][1] > 1:
+                        continue
                     for what, rows, steps in (("decode", 1, _STEPS), ("chunk", _CHUNK, 2)):
-                        seconds = await asyncio.to_thread(_steps, grid, f"{what}-{repeat}", context, rows, steps)
+                        step = f"{what}-{repeat}"
+                        seconds, swap = await asyncio.to_thread(_steps, grid, step, context, rows, steps)
                         found.setdefault((context, name, what), []).append(seconds)
+                        if what == "decode":
+                            swaps.setdefault((context, name), []).append(1e6 * swap / grid.spec.layers)
     return [
         {
             "context": context,
             "layout": name,
             **{f"{what}_ms": 1e3 * median(found[context, name, what]) for what in ("decode", "chunk")},
             **{f"{what}_ratio": _ratio(found, context, name, what) for what in ("decode", "chunk")},
+            "exchange_us_per_layer": median(swaps[context, name]),
         }
-        for context in CONTEXTS
-        for name in LAYOUTS
+        for context, name in swaps
     ]
 
 
@@ -87,23 +98,23 @@ def _bytes_per_token(dtype: str) -> int:
     return 2 * spec.layers * spec.kv_heads * spec.head_dim * (2 if dtype == "bfloat16" else 4)
 
 
-def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> float:
-    """Median seconds of a step of `rows` new tokens at `context`, the cache in equal pieces over the groups."""
+def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> tuple[float, float]:
+    """Median seconds of a step of `rows` new tokens at `context`, the cache in equal pieces, and of its exchange."""
     groups = tuple(range(len(grid.first)))
     piece = context // len(groups)
-    seconds = []
+    seconds, swaps = [], []
     for step in range(steps):
         start = context + step * rows
         began = time.perf_counter()
         for group, link in enumerate(grid.first):
             link.send(_encode(_message(name, groups, group, piece, start, rows, step)))
-        for link in grid.last:
-            link.recv()
+        answers = [link.recv()[0] for link in grid.last]
         seconds.append(time.perf_counter() - began)
+        swaps.append(min(sum(_decode(answer).exchange_seconds) for answer in answers))
     for link in grid.first:
         link.send(_encode(StepMessage(-1, (), (), (name,))))
         link.recv()
-    return median(seconds[1:])
+    return median(seconds[1:]), median(swaps[1:])
 
 
 def _message(
