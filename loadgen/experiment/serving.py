@@ -67,6 +67,7 @@ async def serving(config: Mapping[str, Any], folder: Path) -> AsyncIterator[str]
         yield url_of(config)
     finally:
         await _end(process)
+        await _silent(url_of(config))
 
 
 def _files(config: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -99,6 +100,14 @@ async def _answers(url: str) -> bool:
             async with session.get(f"{url}/health") as answer:
                 return answer.status == 200
     return False
+
+
+async def _silent(url: str) -> None:
+    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next server wants its port."""
+    for _ in range(int(_STOP_S / 0.5)):
+        if not await _answers(url):
+            return
+        await asyncio.sleep(0.5)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
