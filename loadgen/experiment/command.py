@@ -17,7 +17,7 @@ import msgspec
 from loadgen.compare import read_runs, write_comparison
 from loadgen.errors import EXIT_INTERRUPTED, LoadgenError
 from loadgen.experiment.cells import KINDS, Cell, rounds
-from loadgen.experiment.serving import read_config, serving, varied
+from loadgen.experiment.serving import metrics_of, read_config, serving, varied
 from loadgen.experiment.table import Results, draw_frontier, table
 from loadgen.options import Options
 from loadgen.run import run
@@ -114,7 +114,10 @@ async def _measure(asked: Experiment, cell: Cell, url: str, capacity: float, fol
         "label": cell.name,
         "policy": cell.variant,
     }
+    before = await metrics_of(url)
     await _run(asked.options(url, directory, cell.long_fraction, **more), directory, say)
+    (directory / "server_before.txt").write_text(before)  # for `fidelity --metrics`
+    (directory / "server_after.txt").write_text(await metrics_of(url))
 
 
 async def _run(options: Options, directory: Path, say: Say) -> None:

@@ -102,8 +102,18 @@ async def _answers(url: str) -> bool:
     return False
 
 
+async def metrics_of(url: str) -> str:
+    """The server's /metrics page; raises LoadgenError."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/metrics") as answer:
+            return await answer.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise LoadgenError(f"{url}/metrics: {error or type(error).__name__}") from None
+
+
 async def _silent(url: str) -> None:
-    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next server wants its port."""
+    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next one wants its port."""
     for _ in range(int(_STOP_S / 0.5)):
         if not await _answers(url):
             return

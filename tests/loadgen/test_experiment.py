@@ -118,6 +118,8 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     assert all(row[-1] == "100%" for row in body)
     assert "-" not in body[0][1:]
     assert "lars" in file.read_text()
+    (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")  # for `fidelity --metrics`
+    assert "medha_predictor_scale" in counted.read_text()
 
     def nothing(*_):
         raise AssertionError("all cells are there already")
