@@ -41,14 +41,20 @@ async def measure_isolated(lengths: Sequence[int], ask: Callable[[PlannedRequest
             request = PlannedRequest(index=index, prompt_tokens=length, output_tokens=1, kind="isolated")
             record = await ask(request)
             index += 1
-            if not record.completed or record.sent_at is None or not len(record.token_times):
-                reason = record.error or "no token came"
-                raise LoadgenError(f"measuring the idle server at {length} prompt tokens: {reason}")
-            best = min(best, record.token_times[0] - record.sent_at)
+            best = min(best, _ttft(record, length))
             if best > _REPEAT_UNTIL_S:
                 break
         points.append((length, best))
     return monotone(points)
+
+
+def _ttft(record: RequestRecord, length: int) -> float:
+    """Of an answer of one token, which may have no text of its own: then its end tells when it came."""
+    first = record.token_times[0] if len(record.token_times) else record.ended_at
+    if not record.completed or record.sent_at is None or first is None or not record.generated_tokens:
+        reason = record.error or "no token came"
+        raise LoadgenError(f"measuring the idle server at {length} prompt tokens: {reason}")
+    return first - record.sent_at
 
 
 def monotone(points: Points) -> Points:

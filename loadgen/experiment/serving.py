@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 
 from loadgen.errors import LoadgenError
 
@@ -121,7 +122,22 @@ async def _silent(url: str) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ctrl-C for all of it, and what does not listen is killed."""
+    """Ctrl-C for all of it, and what does not listen is killed: a proxy may outlive its parents and keep its ports."""
+    family = _family(process.pid)
+    await _interrupt(process)
+    for left in (await asyncio.to_thread(psutil.wait_procs, family, 5.0))[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+async def _interrupt(process: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 
-UNIT = 16  # chunks are multiples of this, unless they end a prefill
+UNIT = 8  # chunks are multiples of this, unless they end a prefill
 LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 4

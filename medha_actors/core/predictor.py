@@ -26,6 +26,7 @@ from medha_actors.messages import StepMessage
 
 WINDOW = 31  # batches in the moving ratio of actual to predicted time
 ERRORS = 512  # batches in the error statistics
+LARGEST_MARGIN = 1.5
 
 
 class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +155,7 @@ class ExecutionModel:
         self._kinds = [kinds.index(stage) for stage in profile.stages]  # the profile of each stage, in _unique
         self._ratios: dict[bool, deque[float]] = {False: deque(maxlen=WINDOW), True: deque(maxlen=WINDOW)}
         self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
+        self.margin = 1.0  # how much longer than predicted one batch with prefill in ten takes
         self._errors: deque[float] = deque(maxlen=ERRORS)
 
     @classmethod
@@ -196,6 +198,9 @@ class ExecutionModel:
         ratios = self._ratios[prefill]
         ratios.append(min(100.0, max(0.01, actual_s / base_s)))
         self.scales[prefill] = median(ratios)
+        if prefill:
+            slow = sorted(ratios)[len(ratios) * 9 // 10]
+            self.margin = min(LARGEST_MARGIN, max(1.0, slow / self.scales[True]))
 
     def errors(self) -> tuple[float | None, float | None]:
         """P50 and P90 of the relative error of recent predictions; None: nothing observed yet."""

@@ -127,7 +127,7 @@ def test_prefill_moves_on_even_when_decodes_fill_the_budget():
     world = decoding_world(2, model=model)
     world.add(request_of("a", 100, 1, world.now))
     world.launch()
-    assert world.batches[-1].prefill_tokens == 16
+    assert world.batches[-1].prefill_tokens == world.config.scheduler.min_chunk_tokens
     assert world.batches[-1].decode_tokens == 2
 
 

@@ -76,7 +76,7 @@ def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
     """Each chunk has a cost of its own; a budget of 100 ms (150 for a lone request) holds fewer tokens when slow."""
     model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
     table = table_of(model)
-    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 96 * 0.136, rel=0.01)
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 104 * 0.144, rel=0.01)
     model.scales[True] = 2.0
     assert table.seconds(0, 16_000) == pytest.approx(16_000 / 32 * 2 * 0.072, rel=0.01)
 

@@ -84,6 +84,18 @@ def test_the_correction_follows_the_machine_and_ignores_outliers():
     assert 0 < p50 <= p90
 
 
+def test_the_margin_covers_nine_batches_in_ten_of_those_with_prefill():
+    model = ExecutionModel.analytic()
+    assert model.margin == 1.0
+    for step in range(200):
+        model.observe(1.0, 1.0, 1.2 if step % 5 == 0 else 1.0, prefill=True)
+        model.observe(1.0, 1.0, 9.0 if step % 5 == 0 else 1.0, prefill=False)
+    assert (model.scales[True], model.margin) == (pytest.approx(1.0), pytest.approx(1.2))
+    for step in range(200):
+        model.observe(1.0, 1.0, 50.0 if step % 5 == 0 else 1.0, prefill=True)
+    assert model.margin == 1.5
+
+
 def test_prefill_beside_decodes_never_makes_them_quicker():
     model = ExecutionModel.analytic(token_s=1e-3)
     model.scales = {True: 0.5, False: 2.0}

@@ -71,6 +71,15 @@ async def test_the_least_of_three_counts_for_short_prompts_and_one_for_long_ones
     assert asked == [10, 10, 10, 1000]
 
 
+async def test_a_token_without_text_came_when_the_answer_ended():
+    async def ask(request):
+        record = made(sent=1.0, tokens=())
+        record.usage_completion_tokens, record.ended_at = 1, 1.25
+        return record
+
+    assert await measure_isolated([10], ask) == [(10, pytest.approx(0.25))]
+
+
 async def test_an_idle_server_that_refuses():
     async def ask(request):
         return failed()
