@@ -34,7 +34,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}
     measured: Profile | None = None  # a server's own calibration instead of the cost model
-    noise: float = 0.0  # relative standard deviation of a batch's time
+    noise: float = 0.0  # relative standard deviation of the time of a batch in a stage
     seed: int = 0
 
     @property

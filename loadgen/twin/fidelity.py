@@ -4,13 +4,13 @@ The twin gets the record's arrivals and lengths, nothing of its latencies. What 
 client to the scheduler and back, and how much slower the machine runs while clients and servers share its cores than
 it did during calibration. Both come from elsewhere than the load's latencies: from the record's measurements of the
 idle server (isolated_ttft.json), TTFT = path + scale * (TTFT on the idle twin), by least squares of relative errors;
-and, where /metrics was saved after the run, from the server's own correction of its predictions for prefill and decode.
+and, where /metrics was saved before and after the run, from the server itself: its correction of its predictions for
+prefill and decode, the spread of batch times around them, and the seconds that its stages worked in all.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,18 +20,26 @@ import numpy as np
 from loadgen.compare import LoadedRun, read_run
 from loadgen.errors import LoadgenError
 from loadgen.health import examine
-from loadgen.isolated import Points, read_points
+from loadgen.isolated import read_points
 from loadgen.metrics import RequestMetrics, load_of, measure_all, values_of
 from loadgen.records import PlannedRequest
 from loadgen.results import Terms, claim_directory, write_results
 from loadgen.run import Say
 from loadgen.tables import Table, as_text
+from loadgen.twin.correction import (
+    Correction,
+    as_busy,
+    batches_and_tokens,
+    busy_s,
+    correction_of,
+    own_correction,
+    replay,
+)
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
 from loadgen.twin.options import read_profile
-from loadgen.twin.replay import play, run_of
-from loadgen.twin.scale import SlowedModel
+from loadgen.twin.replay import run_of
 from medha_actors.config import MedhaConfig, load
 
 TOLERANCE = 0.10
@@ -50,14 +58,6 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     result_dir: str | None = None
 
 
-class Correction(msgspec.Struct, frozen=True):
-    """Seconds on the way, and how much slower than its calibration the server was."""
-
-    path_s: float = 0.0
-    prefill: float = 1.0
-    decode: float = 1.0
-
-
 def fidelity(options: Replay, say: Say) -> int:
     """The whole command; 0 if every figure lies within 10%, else 1."""
     record = read_run(Path(options.directory))
@@ -68,13 +68,10 @@ def fidelity(options: Replay, say: Say) -> int:
     if not options.raw and points_file.exists():
         correction = correction_of(deployment, read_points(points_file))
     if not options.raw and options.metrics:
-        correction = own_correction(options.metrics[1], correction)
-    say(
-        f"{len(requests)} requests; path {1000 * correction.path_s:.1f} ms; against its calibration the server took "
-        f"{correction.prefill:.2f} times as long for prefill, {correction.decode:.2f} for decode"
-    )
-    reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
-    played = play(deployment, requests, record=True, reality=reality)
+        correction = own_correction(options.metrics, correction)
+        correction = as_busy(busy_s(options.metrics), deployment, requests, correction)
+    say(f"{len(requests)} requests; {correction}")
+    played = replay(deployment, requests, correction)
     for entry in played.records:  # in the record, the way in and the way out both come before a token
         entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
         entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
@@ -158,38 +155,6 @@ def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     return found
 
 
-def correction_of(deployment: Deployment, points: Points) -> Correction:
-    """Path and scale from the idle server: two numbers from several prompt lengths."""
-    lengths = [length for length, _ in points]
-    twin = np.array([_idle_s(deployment, length) for length in lengths])
-    real = np.array([seconds for _, seconds in points])
-    if len(points) < 3:
-        scale = float(np.median(real / twin))
-        return Correction(0.0, scale, scale)
-    weights = 1 / real
-    terms = np.stack([np.ones_like(twin), twin], axis=1) * weights[:, None]
-    (path_s, scale), *_ = np.linalg.lstsq(terms, np.ones_like(real), rcond=None)
-    if path_s < 0:
-        path_s, scale = 0.0, (twin * weights).sum() / ((twin * weights) ** 2).sum()
-    return Correction(float(path_s), float(scale), float(scale))
-
-
-def own_correction(metrics: str, correction: Correction) -> Correction:
-    """The server's own online correction at the end of the run, from its /metrics; the path stays."""
-    text, found = _read(metrics), dict[str, float]()
-    for kind in ("prefill", "decode"):
-        match = re.search(rf'^medha_predictor_scale\{{[^}}]*kind="{kind}"[^}}]*\}}\s+(\S+)', text, re.MULTILINE)
-        if match is None:
-            raise LoadgenError(f"--metrics: {metrics} has no medha_predictor_scale of {kind}")
-        found[kind] = float(match[1])
-    return Correction(correction.path_s, **found)
-
-
-def _idle_s(deployment: Deployment, length: int) -> float:
-    lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
-    return float(play(deployment, [lone]).records[0].token_times[0])
-
-
 def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> tuple[list[list[str]], bool]:
     """P50 and P90 of TTFT and TBT, all and by class."""
     rows, within = [], True
@@ -220,26 +185,8 @@ def batches_table(metrics: Sequence[str], stamps: Sequence[tuple[float, int, int
         shown |= {"batches with prefill": len(chunks)} | percents
     if not metrics:
         return ["", "twin"], [[title, f"{value:,.0f}"] for title, value in shown.items()]
-    before, after = (_iterations(name) for name in metrics)
+    before, after = (batches_and_tokens(name) for name in metrics)
     count = after[0] - before[0]
     real = {"batches": count, "tokens in a batch, mean": (after[1] - before[1]) / max(count, 1)}
     rows = [[title, f"{real[title]:,.1f}" if title in real else "-", f"{value:,.1f}"] for title, value in shown.items()]
     return ["", "real", "twin"], rows
-
-
-def _read(name: str) -> str:
-    try:
-        return Path(name).read_text()
-    except OSError as error:
-        raise LoadgenError(f"--metrics: cannot read {name}: {error.strerror}") from None
-
-
-def _iterations(name: str) -> tuple[float, float]:
-    """Batches and tokens so far, of a /metrics page."""
-    text, found = _read(name), []
-    for part in ("count", "sum"):
-        values = re.findall(rf"^medha_iteration_tokens_total_{part}\S*\s+(\S+)", text, re.MULTILINE)
-        if not values:
-            raise LoadgenError(f"--metrics: {name} has no medha_iteration_tokens_total_{part}")
-        found.append(sum(float(value) for value in values))
-    return found[0], found[1]

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 
-UNIT = 8  # chunks are multiples of this, unless they end a prefill
+UNIT = 16  # chunks are multiples of this, unless they end a prefill
+FINE = 4  # below two units, a batch's first chunk is one of this: late in a long context few tokens fill a budget
 LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 4
@@ -20,18 +21,22 @@ STRIDE = 1.03  # context growth per stride
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 
-def largest_chunk(cap: int, fits: Callable[[int], bool]) -> int:
-    """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if not even UNIT fits."""
+def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> int:
+    """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if none does.
+
+    `fine`: of FINE, if that is less than two units.
+    """
     if cap <= 0 or fits(cap):
         return max(0, cap)
-    low, high = 0, -(-cap // UNIT)  # in units: low fits, high does not
+    step = FINE if fine and (cap <= 2 * UNIT or not fits(2 * UNIT)) else UNIT
+    low, high = 0, -(-min(cap, 2 * UNIT) // FINE) if step == FINE else -(-cap // UNIT)  # in steps; low fits, high not
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(middle * UNIT):
+        if fits(middle * step):
             low = middle
         else:
             high = middle
-    return low * UNIT
+    return low * step
 
 
 def pipeline_share(tokens: int, stages: int, cap: int) -> int:
@@ -81,7 +86,7 @@ class PrefillTable:
     def _grow(self) -> None:
         start = self._ends[-1]
         budget_s = self._budget_s * LONE_BUDGETS / self._scale
-        chunk = max(UNIT, largest_chunk(self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s))
+        chunk = max(FINE, largest_chunk(self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s, fine=True))
         step = chunk if len(self._ends) <= EXACT_CHUNKS else max(chunk, int(start * (STRIDE - 1)))
         seconds = self._chunk_s(chunk, start + (step - chunk) // 2) * step / chunk
         self._ends.append(start + step)

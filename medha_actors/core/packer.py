@@ -167,7 +167,11 @@ class Packer:
             return max(0, min(cap, config.fixed_chunk_tokens - used))
         if only:
             cap = min(cap, pipeline_share(state.goal, self._grid.stages, max(1, cap)))
-        tokens = largest_chunk(cap, lambda c: self._seconds(self._trial(touched, state.goal, start, c)) <= limit_s)
+
+        def fits(tokens: int) -> bool:
+            return self._seconds(self._trial(touched, state.goal, start, tokens)) <= limit_s
+
+        tokens = largest_chunk(cap, fits, fine=not self.prefills)  # no crumbs beside others
         return tokens if tokens or self.prefills else max(0, min(cap, config.min_chunk_tokens))
 
     def _top_up(self, index: int, limit_s: float) -> None:

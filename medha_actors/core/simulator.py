@@ -68,10 +68,10 @@ class SimulationResult:
 class Simulation:
     """One run. `reality`: the model that times are taken from (None: the scheduler's own, uncorrected).
 
-    `noise`: relative standard deviation of a batch's time; `hop_s`, `hop_row_s`: from one stage to the next, fixed
-    and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most batches on
-    their way (None: what the scheduler says); `record`: keep a stamp of every batch; `follow`: called
-    with each request that ended, returns the one that its client sends next (a closed loop), or None.
+    `noise`: relative standard deviation of the time of a batch in a stage; `hop_s`, `hop_row_s`: from one stage to the
+    next, fixed and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most
+    batches on their way (None: what the scheduler says); `record`: keep a stamp of every batch; `follow`: called with
+    each request that ended, returns the one that its client sends next (a closed loop), or None.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class Simulation:
             by_group = [seconds] + [self._reality.stage_seconds(load) for load in loads[1:]]
             seconds = tuple(map(max, *by_group))
         if self._noise:
-            factor = max(0.1, self._random.gauss(1.0, self._noise))
-            seconds = tuple([factor * duration for duration in seconds])
+            draw = self._random.gauss
+            seconds = tuple([max(0.1, draw(1.0, self._noise)) * duration for duration in seconds])
         hop_s = self._hop_s + self._hop_row_s * max(load.rows for load in loads) if self._hop_row_s else self._hop_s
         at, free_at, busy_s = self.now, self._free_at, self._busy_s
         for stage, duration in enumerate(seconds):

@@ -5,16 +5,16 @@ from core_world import config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.chunking import UNIT, PrefillTable, largest_chunk, pipeline_share
+from medha_actors.core.chunking import FINE, UNIT, PrefillTable, largest_chunk, pipeline_share
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.core.simulator import Simulation
 
 
-@given(st.integers(0, 3000), st.integers(-1, 3000))
-def test_the_largest_chunk_that_fits(cap, limit):
-    chunk = largest_chunk(cap, lambda tokens: tokens <= limit)
-    best = cap if cap <= limit else max(0, min(cap, limit)) // UNIT * UNIT
-    assert chunk == best
+@given(st.integers(0, 3000), st.integers(-1, 3000), st.booleans())
+def test_the_largest_chunk_that_fits(cap, limit, fine):
+    chunk = largest_chunk(cap, lambda tokens: tokens <= limit, fine)
+    unit = FINE if fine and limit < 2 * UNIT else UNIT
+    assert chunk == (cap if cap <= limit else max(0, min(cap, limit)) // unit * unit)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 16), st.integers(1, 4096))
@@ -76,7 +76,7 @@ def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
     """Each chunk has a cost of its own; a budget of 100 ms (150 for a lone request) holds fewer tokens when slow."""
     model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
     table = table_of(model)
-    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 104 * 0.144, rel=0.01)
+    assert table.seconds(0, 16_000) == pytest.approx(16_000 / 96 * 0.136, rel=0.01)
     model.scales[True] = 2.0
     assert table.seconds(0, 16_000) == pytest.approx(16_000 / 32 * 2 * 0.072, rel=0.01)
 

@@ -8,12 +8,15 @@ import pytest
 from twin_world import convoy, deployment_of
 
 from loadgen.__main__ import main
+from loadgen.compare import read_run
 from loadgen.isolated import predict
+from loadgen.twin import fidelity
 from loadgen.twin import reproduce as table
+from loadgen.twin.correction import Correction, correction_of, replay
 from loadgen.twin.cost import profile_of
 from loadgen.twin.experiments import scaling
 from loadgen.twin.experiments.common import Row
-from loadgen.twin.fidelity import Correction, correction_of
+from loadgen.twin.fidelity import Replay, requests_of
 from loadgen.twin.planner import fewest
 from loadgen.twin.replay import idle_points
 from loadgen.twin.serve_config import arguments
@@ -72,16 +75,28 @@ def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
 
 
 def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
+    """Whatever its last correction was, the seconds that the stages worked say how fast the server was."""
     assert simulate(tmp_path / "record") == 0
-    page = 'medha_predictor_scale{{kind="prefill"}} 1.0\nmedha_predictor_scale{{kind="decode"}} 1.0\n'
+    record = read_run(tmp_path / "record")
+    deployment, requests = fidelity.deployment_of(Replay(directory="", profile=profile), record), requests_of(record)
+    played = replay(deployment, requests, Correction())
+    worked_s = sum(played.busy) * (played.duration_s - requests[0].at)
+    page = 'medha_predictor_scale{{kind="prefill"}} {2}\nmedha_predictor_scale{{kind="decode"}} {2}\n'
     page += "medha_iteration_tokens_total_count {0}\nmedha_iteration_tokens_total_sum {1}\n"
-    for name, numbers in (("before", (10, 100)), ("after", (110, 1100))):
-        (tmp_path / name).write_text(page.format(*numbers))
-    command = ["fidelity", str(tmp_path / "record"), "--profile", profile]
-    assert main([*command, "--metrics", str(tmp_path / "before"), str(tmp_path / "after")]) == 0
-    assert "100.0" in capsys.readouterr().out
-    (tmp_path / "after").write_text("nothing")
-    assert main([*command, "--metrics", str(tmp_path / "before"), str(tmp_path / "after")]) == 2
+    page += 'medha_stage_busy_seconds_total{{stage="0"}} {3}\nmedha_stage_busy_seconds_total{{stage="1"}} {3}\n'
+    page += "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
+    command = ["fidelity", str(tmp_path / "record"), "--profile", profile, "--metrics"]
+    before, after = tmp_path / "before", tmp_path / "after"
+    for scale in (1.0, 1.25):
+        before.write_text(page.format(10, 100, 1.0, 5.0, 0.0))
+        after.write_text(page.format(110, 1100, scale, 5.0 + worked_s / 2, 0.1))
+        assert main([*command, str(before), str(after)]) == 0
+        out, err = capsys.readouterr()
+        assert "100.0" in out
+        assert "1.00 times" in err
+        assert "within 0%" in err
+    after.write_text("nothing")
+    assert main([*command, str(before), str(after)]) == 2
 
 
 def test_path_and_speed_are_told_apart():

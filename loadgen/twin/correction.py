@@ -1,0 +1,117 @@
+"""What a server's calibration cannot know: the way to it, and how fast it really was beside clients and other work."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from loadgen.errors import LoadgenError
+from loadgen.isolated import Points
+from loadgen.records import PlannedRequest
+from loadgen.twin.deployment import Deployment
+from loadgen.twin.replay import Played, play
+from loadgen.twin.scale import SlowedModel
+
+
+class Correction(msgspec.Struct, frozen=True):
+    """Seconds on the way; how much slower than its calibration the server was, and by how much that varies."""
+
+    path_s: float = 0.0
+    prefill: float = 1.0
+    decode: float = 1.0
+    noise: float = 0.0
+
+    def slower(self, factor: float) -> Correction:
+        """All work slower by a factor."""
+        return msgspec.structs.replace(self, prefill=self.prefill * factor, decode=self.decode * factor)
+
+    def __str__(self) -> str:
+        return (
+            f"path {1000 * self.path_s:.1f} ms; against its calibration the server took {self.prefill:.2f} times as "
+            f"long for prefill, {self.decode:.2f} for decode, within {self.noise:.0%}"
+        )
+
+
+def correction_of(deployment: Deployment, points: Points) -> Correction:
+    """Path and scale from the idle server: two numbers from several prompt lengths."""
+    lengths = [length for length, _ in points]
+    twin = np.array([_idle_s(deployment, length) for length in lengths])
+    real = np.array([seconds for _, seconds in points])
+    if len(points) < 3:
+        scale = float(np.median(real / twin))
+        return Correction(0.0, scale, scale)
+    weights = 1 / real
+    terms = np.stack([np.ones_like(twin), twin], axis=1) * weights[:, None]
+    (path_s, scale), *_ = np.linalg.lstsq(terms, np.ones_like(real), rcond=None)
+    if path_s < 0:
+        path_s, scale = 0.0, (twin * weights).sum() / ((twin * weights) ** 2).sum()
+    return Correction(float(path_s), float(scale), float(scale))
+
+
+def replay(deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction) -> Played:
+    """The twin's run on a machine that is so much slower."""
+    reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
+    return play(deployment, requests, record=True, reality=reality, noise=correction.noise)
+
+
+def as_busy(
+    seconds: float, deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction
+) -> Correction:
+    """Slowed until the twin's stages work as many seconds as the server's did; twice: slow stages get other chunks."""
+    for _ in range(2):
+        played = replay(deployment, requests, correction)
+        span_s = played.duration_s - (requests[0].at or 0.0)
+        correction = correction.slower(seconds / (sum(played.busy) * span_s))
+    return correction
+
+
+def busy_s(metrics: Sequence[str]) -> float:
+    """Seconds that all stages worked between two /metrics pages."""
+    before, after = (_total(name, "medha_stage_busy_seconds_total") for name in metrics)
+    return after - before
+
+
+def own_correction(metrics: Sequence[str], correction: Correction) -> Correction:
+    """The server's own online correction at the end of the run, and its mean error, from /metrics; the path stays."""
+    text, found = _read(metrics[1]), dict[str, float]()
+    for kind in ("prefill", "decode"):
+        match = re.search(rf'^medha_predictor_scale\{{[^}}]*kind="{kind}"[^}}]*\}}\s+(\S+)', text, re.MULTILINE)
+        if match is None:
+            raise LoadgenError(f"--metrics: {metrics[1]} has no medha_predictor_scale of {kind}")
+        found[kind] = float(match[1])
+    errors, batches = (
+        _total(metrics[1], name) - _total(metrics[0], name)
+        for name in ("medha_predictor_error_ratio_sum", "medha_predictor_error_ratio_count")
+    )
+    noise = errors / max(batches, 1) * math.sqrt(math.pi / 2)  # of a normal distribution, from its mean absolute value
+    return Correction(correction.path_s, **found, noise=noise)
+
+
+def _idle_s(deployment: Deployment, length: int) -> float:
+    lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
+    return float(play(deployment, [lone]).records[0].token_times[0])
+
+
+def batches_and_tokens(name: str) -> tuple[float, float]:
+    """Batches and tokens so far, of a /metrics page."""
+    return _total(name, "medha_iteration_tokens_total_count"), _total(name, "medha_iteration_tokens_total_sum")
+
+
+def _total(name: str, metric: str) -> float:
+    """The sum of a metric's series on a /metrics page."""
+    values = re.findall(rf"^{metric}\S*\s+(\S+)", _read(name), re.MULTILINE)
+    if not values:
+        raise LoadgenError(f"--metrics: {name} has no {metric}")
+    return sum(float(value) for value in values)
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except OSError as error:
+        raise LoadgenError(f"--metrics: cannot read {name}: {error.strerror}") from None
