@@ -112,12 +112,13 @@ async def _measure(asked: Experiment, cell: Cell, url: str, capacity: float, fol
         "request_rate": capacity * cell.load,
         "isolated_ttft": str(folder / "reference"),
         "label": cell.name,
-        "policy": cell.variant,
+        "policy": KINDS[asked.kind][cell.variant]["policy"],
     }
     before = await metrics_of(url)
     await _run(asked.options(url, directory, cell.long_fraction, **more), directory, say)
-    (directory / "server_before.txt").write_text(before)  # for `fidelity --metrics`
+    (directory / "server_before.txt").write_text(before)  # these three for `fidelity`
     (directory / "server_after.txt").write_text(await metrics_of(url))
+    shutil.copy(folder / "servers" / cell.variant / "serve_config.json", directory)
 
 
 async def _run(options: Options, directory: Path, say: Say) -> None:

@@ -53,10 +53,15 @@ def correction_of(deployment: Deployment, points: Points) -> Correction:
     return Correction(float(path_s), float(scale), float(scale))
 
 
-def replay(deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction) -> Played:
-    """The twin's run on a machine that is so much slower."""
+def replay(deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction, seed: int = 0) -> Played:
+    """The twin's run on a machine that is so much slower; a client sees each token after the way to it."""
     reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
-    return play(deployment, requests, record=True, reality=reality, noise=correction.noise)
+    seeded = msgspec.structs.replace(deployment, seed=seed)
+    played = play(seeded, requests, record=True, reality=reality, noise=correction.noise)
+    for entry in played.records:  # in the record, the way in and the way out both come before a token
+        entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
+        entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
+    return played
 
 
 def as_busy(

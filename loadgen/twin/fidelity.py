@@ -43,6 +43,7 @@ from loadgen.twin.replay import run_of
 from medha_actors.config import MedhaConfig, load
 
 TOLERANCE = 0.10
+REPLAYS = 5  # with noise: seeds whose requests are taken together
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,18 +68,17 @@ def fidelity(options: Replay, say: Say) -> int:
     points_file = Path(options.directory) / "isolated_ttft.json"
     if not options.raw and points_file.exists():
         correction = correction_of(deployment, read_points(points_file))
-    if not options.raw and options.metrics:
-        correction = own_correction(options.metrics, correction)
-        correction = as_busy(busy_s(options.metrics), deployment, requests, correction)
+    metrics = options.metrics or metrics_beside(options.directory)
+    if not options.raw and metrics:
+        correction = own_correction(metrics, correction)
+        correction = as_busy(busy_s(metrics), deployment, requests, correction)
     say(f"{len(requests)} requests; {correction}")
-    played = replay(deployment, requests, correction)
-    for entry in played.records:  # in the record, the way in and the way out both come before a token
-        entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
-        entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
-    run = run_of(deployment, played, [], {"replayed": options.directory}, "twin")
-    rows, within = compare(record.requests, measure_all(run, Terms().objectives))
+    replays = [replay(deployment, requests, correction, seed) for seed in range(REPLAYS if correction.noise else 1)]
+    runs = [run_of(deployment, played, [], {"replayed": options.directory}, "twin") for played in replays]
+    run = runs[0]
+    rows, within = compare(record.requests, [m for each in runs for m in measure_all(each, Terms().objectives)])
     print(as_text((["", "real", "twin", "twin / real", ""], rows)))
-    print(f"\n{as_text(batches_table(options.metrics, played.stamps))}")
+    print(f"\n{as_text(batches_table(metrics, replays[0].stamps))}")
     print("\nevery figure within 10%" if within else "\nnot every figure is within 10%")
     if options.result_dir is not None:
         directory = Path(options.result_dir)
@@ -91,7 +91,9 @@ def fidelity(options: Replay, say: Say) -> int:
 
 def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
     """The server's configuration and calibration; raises LoadgenError."""
-    config = _config(options.serve_config)
+    beside = Path(options.directory) / "serve_config.json"  # an experiment leaves it there
+    path = options.serve_config or (str(beside) if beside.exists() else None)
+    config = _config(path)
     profile = read_profile(options.profile)
     if len(profile.stages) != config.parallel.spp:
         raise LoadgenError(
@@ -99,8 +101,11 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
         )
     scheduler = config.scheduler
     policy = record.result.get("policy")
-    if policy is not None and options.serve_config is None:
-        scheduler = msgspec.convert(msgspec.to_builtins(scheduler) | {"policy": policy}, type(scheduler))
+    if policy is not None and path is None:
+        try:
+            scheduler = msgspec.convert(msgspec.to_builtins(scheduler) | {"policy": policy}, type(scheduler))
+        except msgspec.ValidationError:
+            raise LoadgenError(f"the record's policy {policy!r} is none of ours: name its --serve-config") from None
     longest = max(request.record.prompt_tokens + request.record.output_tokens for request in record.requests)
     objectives = msgspec.to_builtins(config.objectives)
     return Deployment(
@@ -115,6 +120,12 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
         scheduler=scheduler,
         measured=profile,
     )
+
+
+def metrics_beside(directory: str) -> tuple[str, ...]:
+    """The server's /metrics before and after the run, if an experiment kept them with its results."""
+    files = [Path(directory) / name for name in ("server_before.txt", "server_after.txt")]
+    return tuple(map(str, files)) if all(file.exists() for file in files) else ()
 
 
 def _config(path: str | None) -> MedhaConfig:

@@ -95,6 +95,10 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
         assert "100.0" in out
         assert "1.00 times" in err
         assert "within 0%" in err
+    before.rename(tmp_path / "record" / "server_before.txt")
+    after.rename(tmp_path / "record" / "server_after.txt")
+    assert main(command[:-1]) == 0
+    assert "100.0" in capsys.readouterr().out
     after.write_text("nothing")
     assert main([*command, str(before), str(after)]) == 2
 
