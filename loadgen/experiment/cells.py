@@ -17,6 +17,7 @@ CONVOY: dict[str, dict[str, Any]] = {
     "spf": {"policy": "spf"},
     "lars-quick": {"policy": "lars", "batch_budget_s": 0.04, "long_share": 0.5},
     "spf-quick": {"policy": "spf", "batch_budget_s": 0.04, "long_share": 0.5},
+    "spf-60ms": {"policy": "spf", "batch_budget_s": 0.06},
 }
 CHUNKS: dict[str, dict[str, Any]] = {
     **{f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size} for size in (32, 128, 512, 2048)},
