@@ -85,7 +85,7 @@ class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
-    batch_budget_s: float | None = None  # time one batch may take in one stage; None: default TPOT objective / stages
+    batch_budget_s: float | None = None  # time one batch may take in one stage; None: default TPOT objective / (stages + 1)
     fixed_chunk_tokens: int | None = None  # chunked prefill with a constant size, for comparison
     min_chunk_tokens: int = 8  # a chunk this small is run even if it does not fit, so that prefill always moves on
     max_chunk_tokens: int = 2048
@@ -101,8 +101,8 @@ class ObjectivesConfig(_Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
     ttft_multiplier: float = 1.5  # deadline = max(multiplier * predicted isolated prefill time, floor)
-    ttft_floor_s: float = 0.1  # the paper's engine takes 0.5, which holds short requests back for nothing
-    tpot_s: float = 0.2
+    ttft_floor_s: float = 0.05  # the paper's engine takes 0.5, which holds short requests back for nothing
+    tpot_s: float = 0.15
     min_ttft_s: float = 0.05
     min_tpot_s: float = 0.01
     default_timeout_s: float | None = None

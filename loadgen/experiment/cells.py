@@ -9,19 +9,16 @@ import msgspec
 
 CONVOY: dict[str, dict[str, Any]] = {
     "lars": {"policy": "lars"},
-    "fcfs": {"policy": "fcfs"},
+    "fcfs": {"policy": "fcfs", "batch_budget_s": 0.2},  # nobody's tokens wait for its chunks: they may be large
     "fcfs_chunked": {"policy": "fcfs_chunked"},
     "edf": {"policy": "edf"},
     "lrs": {"policy": "lrs"},
     "lars-no-sharing": {"policy": "lars", "space_sharing": False},
     "spf": {"policy": "spf"},
-    "lars-quick": {"policy": "lars", "batch_budget_s": 0.04, "long_share": 0.5},
-    "spf-quick": {"policy": "spf", "batch_budget_s": 0.04, "long_share": 0.5},
-    "spf-60ms": {"policy": "spf", "batch_budget_s": 0.06},
 }
 CHUNKS: dict[str, dict[str, Any]] = {
     **{f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size} for size in (32, 128, 512, 2048)},
-    **{f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s} for s in (0.03, 0.06, 0.1, 0.2)},
+    **{f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s} for s in (0.025, 0.05, 0.1, 0.2)},
 }
 KINDS = {"convoy": CONVOY, "chunks": CHUNKS}
 

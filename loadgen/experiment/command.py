@@ -38,7 +38,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[float, ...] = (0.75,)
     repeats: int = 1
     num_prompts: int = 150
-    capacity: float | None = None  # requests/s at long_fractions[0]; None: measured first, in a closed loop
+    capacity: float | None = None  # requests/s; None: measured first for each long fraction, in a closed loop
     long_input_len: str = "6000:7500"
     input_len: str = "lognormal:100:0.8:8:512"
     output_len: str = "16:64"
@@ -78,7 +78,7 @@ async def experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
     if min(asked.loads) <= 0 or asked.repeats < 1:
         raise LoadgenError("--loads must be above 0 and --repeats at least 1")
     first = next(iter(variants))
-    capacity = await _reference(asked, varied(config, variants[first]), folder, say)
+    capacities = await _references(asked, varied(config, variants[first]), folder, say)
     found: dict[str, list[dict[str, Any]]] = {}
     for variant, cells in rounds(list(variants), asked.long_fractions, asked.loads, asked.repeats):
         missing = [cell for cell in cells if not _done(folder / "cells" / cell.name)]
@@ -86,31 +86,46 @@ async def experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
             say(f"{variant}: {len(missing)} cells")
             async with serving(varied(config, variants[variant]), folder / "servers" / variant) as url:
                 for cell in missing:
-                    await _measure(asked, cell, url, capacity, folder, say)
+                    await _measure(asked, cell, url, capacities[cell.long_fraction], folder, say)
         for cell in cells:
             row = f"{cell.variant}, {100 * cell.long_fraction:g}% long, load {cell.load:g}"
             found.setdefault(row, []).append(_result(folder / "cells" / cell.name))
     return _write(asked, found, folder)
 
 
-async def _reference(asked: Experiment, config: dict[str, Any], folder: Path, say: Say) -> float:
-    """Requests/s of the first variant in a closed loop, and its latencies when idle: what the rest is measured by."""
-    directory = folder / "reference"
-    if not _done(directory):
+async def _references(asked: Experiment, config: dict[str, Any], folder: Path, say: Say) -> dict[float, float]:
+    """Requests/s of the first variant in a closed loop, by long fraction: what the loads are shares of.
+
+    With the most long ones its latencies when idle are measured too: what times to first token are normalised by.
+    """
+    fractions = sorted(set(asked.long_fractions), reverse=True)
+    if asked.capacity is not None:
+        fractions = fractions[:1]
+    places = {fraction: folder / _reference_of(fraction) for fraction in fractions}
+    if missing := {fraction: place for fraction, place in places.items() if not _done(place)}:
         say("measuring the idle server and the capacity")
         async with serving(config, folder / "servers" / "reference") as url:
-            more = {"max_concurrency": 24, "isolated_ttft": "measure", "label": "reference"}
-            await _run(asked.options(url, directory, asked.long_fractions[0], **more), directory, say)
-    capacity = asked.capacity or _result(directory)["request_throughput"]
-    say(f"capacity: {capacity:.3g} requests/s")
-    return float(capacity)
+            for fraction, place in missing.items():
+                isolated = "measure" if fraction == fractions[0] else str(places[fractions[0]])
+                more = {"max_concurrency": 24, "isolated_ttft": isolated, "label": place.name}
+                await _run(asked.options(url, place, fraction, **more), place, say)
+    if asked.capacity is not None:
+        return dict.fromkeys(asked.long_fractions, asked.capacity)
+    found = {fraction: float(_result(place)["request_throughput"]) for fraction, place in places.items()}
+    for fraction, capacity in found.items():
+        say(f"capacity with {100 * fraction:g}% long: {capacity:.3g} requests/s")
+    return found
+
+
+def _reference_of(fraction: float) -> str:
+    return f"reference-long{100 * fraction:g}"
 
 
 async def _measure(asked: Experiment, cell: Cell, url: str, capacity: float, folder: Path, say: Say) -> None:
     directory = folder / "cells" / cell.name
     more = {
         "request_rate": capacity * cell.load,
-        "isolated_ttft": str(folder / "reference"),
+        "isolated_ttft": str(folder / _reference_of(max(asked.long_fractions))),
         "label": cell.name,
         "policy": KINDS[asked.kind][cell.variant]["policy"],
     }

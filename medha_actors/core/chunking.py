@@ -21,6 +21,11 @@ STRIDE = 1.03  # context growth per stride
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 
+def batch_budget(tpot_s: float, stages: int) -> float:
+    """Seconds one batch may take in one stage: a token passes all, and first waits for a batch that has just left."""
+    return tpot_s / (stages + 1)
+
+
 def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> int:
     """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if none does.
 

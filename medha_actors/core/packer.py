@@ -18,6 +18,7 @@ from medha_actors.core.predictor import ExecutionModel, Load
 from medha_actors.core.request import Piece, RequestState
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
+COURTESY = 1.25  # a batch that brings somebody's first token is made at most so much longer for a long prefill's sake
 PATIENCE, TRIAL = 64, 8  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 
 
@@ -133,8 +134,17 @@ class Packer:
         return 0
 
     def _limit(self, limit_s: float) -> float:
-        """What a batch with a long prefill may take: whoever comes meanwhile waits for its end, in every stage."""
-        return limit_s if self._alone else limit_s * self._config.long_share
+        """What a long prefill may fill a batch up to.
+
+        Whoever comes meanwhile waits for the batch's end, in every stage; and whoever's prefill ends in it, for their
+        first token. Beside those it rides along where that is nearly free (paper, 4.2), and no further.
+        """
+        if self._alone:
+            return limit_s
+        limit_s *= self._config.long_share
+        if any(stop == state.goal and not state.output for state, stop in self.prefills):
+            limit_s = min(limit_s, COURTESY * self._model.scales[True] * max(self._seconds_in))
+        return limit_s
 
     def _place(self, state: RequestState) -> bool:
         """Give a request pieces to try: on the groups with the least to do in this batch, then with the most room."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from medha_actors.config import MedhaConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.assembly import Flight, Flown, assemble
-from medha_actors.core.chunking import DRIFT, PrefillTable
+from medha_actors.core.chunking import DRIFT, PrefillTable, batch_budget
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests, preempted
 from medha_actors.core.packer import Packer
@@ -44,7 +44,7 @@ class Scheduler:
 
     def __init__(self, config: MedhaConfig, grid: Grid, model: ExecutionModel) -> None:
         self.config, self.grid, self.model = config, grid, model
-        self.budget_s = config.scheduler.batch_budget_s or config.objectives.tpot_s / grid.stages
+        self.budget_s = config.scheduler.batch_budget_s or batch_budget(config.objectives.tpot_s, grid.stages)
         self.table = PrefillTable(
             model,
             stages=grid.stages,
@@ -175,7 +175,7 @@ class Scheduler:
 
     def _budget(self) -> float:
         """Seconds one batch may take in one stage: less if a decoding request has a tighter objective."""
-        return min(self.budget_s, self.live.tightest_tpot() / self.grid.stages)
+        return min(self.budget_s, batch_budget(self.live.tightest_tpot(), self.grid.stages))
 
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""

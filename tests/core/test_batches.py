@@ -32,7 +32,7 @@ def test_a_prompt_that_is_alone_is_cut_to_fill_the_pipeline():
 
 def test_a_lone_request_may_use_larger_chunks_than_beside_others():
     model = ExecutionModel.analytic(token_s=1e-3)
-    world = world_of(tpot_s=0.1, model=model)
+    world = world_of(tpot_s=0.2, model=model)
     world.add(request_of("long", 4000, 1, world.now))
     world.launch()
     assert world.batches[-1].prefill_tokens == 144
@@ -66,7 +66,7 @@ def test_a_decode_waits_for_its_own_token():
 
 def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
     model = ExecutionModel.analytic(token_s=1e-3)
-    world = world_of(tpot_s=0.1, model=model)
+    world = world_of(tpot_s=0.2, model=model)
     world.add(request_of("long", 4000, 1, world.now, ttft_s=20.0))
     world.launch()
     world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))  # later in the order than the long one
@@ -81,7 +81,7 @@ def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
 
 def test_without_slack_or_without_sharing_the_long_one_keeps_the_budget():
     for more, ttft_s in (({"space_sharing": False}, 20.0), ({}, 1.0)):
-        world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), **more)
+        world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), **more)
         world.add(request_of("long", 4000, 1, world.now, ttft_s=ttft_s))
         world.launch()
         world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))
@@ -90,7 +90,7 @@ def test_without_slack_or_without_sharing_the_long_one_keeps_the_budget():
 
 
 def test_two_long_prefills_do_not_share_a_batch():
-    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), max_chunk_tokens=32)
+    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), max_chunk_tokens=32)
     for name in ("a", "b"):
         world.add(request_of(name, 3000, 1, world.now, ttft_s=20.0))
     for _ in range(20):
@@ -109,7 +109,7 @@ def test_a_batch_has_a_most_of_tokens():
 
 
 def test_fcfs_lets_nobody_ride_with_an_unfinished_prefill_nor_overtake_it():
-    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32)
+    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32)
     world.add(request_of("a", 200, 1, world.now))
     world.add(request_of("b", 20, 1, world.now))
     world.launch()
@@ -132,9 +132,9 @@ def test_prefill_moves_on_even_when_decodes_fill_the_budget():
 
 
 def test_a_tighter_client_objective_makes_batches_shorter():
-    world = world_of(tpot_s=0.2)
+    world = world_of(tpot_s=0.4)
     eager = request_of("eager", 4, 500, world.now)
-    world.add(msgspec.structs.replace(eager, objectives=Objectives(tpot_s=0.05)))
+    world.add(msgspec.structs.replace(eager, objectives=Objectives(tpot_s=0.1)))
     while not world.tokens["eager"]:
         world.launch() or world.land()
     world.add(request_of("a", 1000, 1, world.now))
@@ -151,7 +151,7 @@ def test_fixed_chunks():
 
 
 def test_a_preemption_is_counted_when_another_takes_the_turn():
-    world = world_of(tpot_s=0.1, model=ExecutionModel.analytic(token_s=1e-3), space_sharing=False)
+    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), space_sharing=False)
     world.add(request_of("long", 4000, 1, world.now, ttft_s=100.0))
     world.launch()
     world.add(request_of("short", 300, 1, world.now, ttft_s=0.5))
@@ -194,3 +194,15 @@ def test_the_end_of_generation():
         "edge": ("stop", 2),
         "model": ("length", 10),
     }
+
+
+def test_a_long_prefill_does_not_hold_up_a_first_token_in_its_batch():
+    world = world_of(tpot_s=0.4, model=ExecutionModel.analytic(token_s=1e-3))
+    world.add(request_of("long", 4000, 1, world.now, ttft_s=100.0))
+    world.launch()
+    world.land()
+    world.add(request_of("short", 60, 1, world.now))
+    world.launch()
+    rows = {span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])}
+    assert rows["short"] == 60
+    assert rows.get("long", 0) <= 15

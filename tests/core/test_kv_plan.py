@@ -74,7 +74,7 @@ def test_short_requests_are_spread_over_the_groups():
 
 
 def test_a_short_request_does_not_wait_for_a_long_one_on_another_group():
-    world = World(config_of(tpot_s=0.05), grid_of(groups=2, pages=2000))
+    world = World(config_of(tpot_s=0.1), grid_of(groups=2, pages=2000))
     world.add(request_of("long", 3000, 1, world.now))
     world.launch()
     world.add(request_of("short", 30, 1, world.now))
@@ -87,7 +87,7 @@ def test_a_short_request_does_not_wait_for_a_long_one_on_another_group():
 
 def test_a_prefill_waits_for_the_pages_of_its_whole_prompt():
     world = World(config_of(), grid_of(pages=20))
-    world.add(request_of("a", 60, 8, world.now))
+    world.add(request_of("a", 60, 8, world.now, ttft_s=0.06))
     world.add(request_of("b", 40, 8, world.now))
     world.launch()
     assert {span.request_id for span in world.batches[-1].groups[0].spans} == {"a"}

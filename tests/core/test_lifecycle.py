@@ -73,7 +73,7 @@ def test_acceptance_tells_deadline_and_prediction():
     assert first.deadline_at == pytest.approx(world.now + 3.0, rel=0.01)
     assert first.predicted_ttft_s == pytest.approx(2.0, rel=0.01)
     short = world.add(request_of("b", 10, 1, world.now))
-    assert short.ttft_objective_s == pytest.approx(0.1)  # the floor
+    assert short.ttft_objective_s == pytest.approx(0.05)  # the floor
     asked = world.add(request_of("c", 10, 1, world.now, ttft_s=0.001))
     assert asked.ttft_objective_s == pytest.approx(0.05)  # the server's bound
     second = world.add(request_of("d", 2000, 1, world.now))

@@ -12,7 +12,7 @@ from medha_actors.core.simulator import Simulation
 from medha_actors.messages import Accepted
 
 
-def simulate(requests, stages=1, groups=1, model=None, tpot_s=0.1, cutoff=None, policy="lars", scheduler=None, **more):
+def simulate(requests, stages=1, groups=1, model=None, tpot_s=0.2, cutoff=None, policy="lars", scheduler=None, **more):
     grid = grid_of(stages, groups, pages=20_000, page=16, cutoff=cutoff, length=200_000)
     model = model or ExecutionModel.analytic(stages, token_s=1e-3)
     return Simulation(config_of(policy, tpot_s=tpot_s, **(scheduler or {})), grid, model, **more).run(requests)
@@ -56,7 +56,7 @@ def test_a_queue_with_constant_service_times():
     for index in range(20_000):
         at += rng.expovariate(6.0)
         requests.append(request_of(f"r{index}", 100, 1, at=at))
-    result = simulate(requests, policy="fcfs", tpot_s=0.1, scheduler={"max_batch_tokens": 100, "max_chunk_tokens": 100})
+    result = simulate(requests, policy="fcfs", tpot_s=0.2, scheduler={"max_batch_tokens": 100, "max_chunk_tokens": 100})
     waits = [log.ttft_s - 0.1 for log in result.requests.values()]
     assert sum(waits) / len(waits) == pytest.approx(0.1 * 0.6 / (2 * 0.4), rel=0.06)
     assert result.busy[0] == pytest.approx(0.6, rel=0.03)
@@ -76,7 +76,7 @@ def test_a_seed_decides_everything():
 def test_the_scheduler_learns_that_reality_is_slower():
     reality = ExecutionModel.analytic(token_s=2e-3)
     grid = grid_of(pages=20_000, page=16, length=200_000)
-    simulation = Simulation(config_of(tpot_s=0.1), grid, ExecutionModel.analytic(token_s=1e-3), reality=reality)
+    simulation = Simulation(config_of(tpot_s=0.2), grid, ExecutionModel.analytic(token_s=1e-3), reality=reality)
     requests = [request_of(f"r{index}", 2000, 20, at=index * 3.0) for index in range(30)]
     simulation.run(requests)
     stats = simulation.scheduler.stats()

@@ -106,7 +106,7 @@ def test_a_long_prefill_that_leaves_room_lets_short_ones_through_sooner():
     load = [request(8000, 1, 0.0, 0, "long"), *shorts]
 
     def median(share):
-        records = play(by_hand("spf", tpot_s=0.2, scheduler={"long_share": share}), load).records[1:]
+        records = play(by_hand("spf", tpot_s=0.4, scheduler={"long_share": share}), load).records[1:]
         return sorted(record.token_times[0] - record.sent_at for record in records)[10]
 
     assert median(0.25) < 0.7 * median(1.0)
