@@ -1,5 +1,6 @@
 """Spans: the tree, real receivers over gRPC and HTTP, and backends that are down, slow or wrong."""
 
+import http.server
 import logging
 import socket
 import threading
@@ -82,6 +83,8 @@ def test_the_tree_of_a_convoy(long):
 def test_several_choices_have_a_span_each(long):
     spans = build(edges([long, long]), [long, long], Resource.create({}))
     assert [span.name for span in spans if span.name.startswith("choice")] == ["choice[0]", "choice[1]"]
+    assert spans[0].attributes["medha.ttft_objective_s"] == 1.0, "what was promised to both is on the root"
+    assert "medha.ttft_s" not in spans[0].attributes
     assert len([span for span in spans if span.name == "decode"]) == 2
 
 
@@ -134,6 +137,42 @@ def test_a_backend_that_is_down_costs_one_log_line(long, caplog):
     assert "serving goes on" in caplog.text
 
 
+class NotOtlp(http.server.BaseHTTPRequestHandler):
+    """A web server that knows nothing of traces."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_error(404)
+
+    def log_message(self, *_):
+        return
+
+
+@pytest.mark.parametrize(
+    ("exporter", "endpoint"),
+    [
+        ("otlp_http", "http://127.0.0.1:{port}"),
+        ("otlp_grpc", "http://127.0.0.1:{port}"),
+        ("otlp_http", "https://127.0.0.1:{port}"),
+        ("otlp_http", "http://no.such.host.invalid:4318"),
+        ("otlp_http", "nonsense"),
+        ("otlp_grpc", "nonsense"),
+    ],
+)
+def test_a_backend_that_is_wrong_costs_one_log_line(exporter, endpoint, long, caplog):
+    with http.server.HTTPServer(("127.0.0.1", 0), NotOtlp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = TracingConfig(exporter=exporter, endpoint=endpoint.format(port=server.server_port), timeout_s=0.2)
+        export = SpanExport(config)
+        with caplog.at_level(logging.WARNING):
+            for i in range(1, 40):
+                export.offer(edges([long], i), [long])
+            export.close(timeout_s=30)
+        server.shutdown()
+    assert export.spans() == (0, 39 * len(build(edges([long]), [long], Resource.create({}))))
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["traces are lost"]
+
+
 class Scripted(SpanExporter):
     """Answers as it is told."""
 
@@ -164,9 +203,44 @@ def test_a_backend_that_never_answers_delays_nobody_and_memory_is_bounded(long):
     assert entered.wait(10)
     assert per_offer_s < 0.005
     assert export._waiting.qsize() <= 1024
-    assert export.lost_requests + export._waiting.qsize() > 0
+    assert export.spans()[1] + export._waiting.qsize() > 0
     stuck.set()
     export.close(timeout_s=30)
+
+
+class Slow(SpanExporter):
+    """Takes a batch whenever it is let."""
+
+    def __init__(self) -> None:
+        self.spans: list = []
+        self.let = threading.Semaphore(0)
+
+    def export(self, spans):
+        self.let.acquire(timeout=30)
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+
+def test_a_backend_that_is_too_slow_costs_one_log_line_and_whole_traces(long, caplog):
+    slow, traces, each = Slow(), 300, len(build(edges([long]), [long], Resource.create({})))
+    export = SpanExport(TracingConfig(exporter="otlp_http", queue_spans=2048), slow)
+    backend = export.backend
+    with caplog.at_level(logging.WARNING):
+        for i in range(1, traces + 1):
+            export.offer(edges([long], i), [long])
+            if i % 100 == 0:
+                slow.let.release()  # it does take some, but not nearly enough
+        while backend._taken + backend._dropped < traces * each:
+            time.sleep(0.01)
+        assert [record.message.split(" (")[0] for record in caplog.records] == ["traces are lost"]
+        assert "too slow" in caplog.text
+        slow.let.release(100)
+        export.close(timeout_s=30)
+    assert export.spans() == (len(slow.spans), traces * each - len(slow.spans))
+    roots = [span for span in slow.spans if span.name.startswith("POST")]
+    assert len(slow.spans) == each * len(roots), "a trace is sent whole or not at all"
+    assert "arrive again" in caplog.records[-1].message
+    assert len(caplog.records) == 2
 
 
 def test_a_backend_that_comes_back_says_so(long, caplog):

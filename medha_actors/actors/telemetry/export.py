@@ -1,7 +1,7 @@
 """SpanExport: a thread that turns ended requests into spans and hands them to OpenTelemetry's batch processor.
 
-Nothing here can delay a request: `offer` never blocks, both queues are bounded, and what does not fit is dropped and
-counted. A backend that is down, slow or wrong shows as one log line when it begins and one when it is over.
+Nothing here can delay a request: `offer` never blocks, both queues are bounded, and what does not fit is dropped (whole
+traces) and counted. A backend that is down, slow or wrong shows as one log line when it begins and one when it is over.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _log = logging.getLogger("medha.tracing")
 _REQUESTS_QUEUED = 1024
 _BATCH_SPANS = 512
 _DELAY_MS = 1000
+_ENDPOINTS = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}
 _MODULES = {
     "otlp_grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
     "otlp_http": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -40,7 +41,7 @@ class SpanExport:
     def __init__(self, config: TracingConfig, exporter: SpanExporter | None = None) -> None:
         """`exporter`: instead of the configured one."""
         self.backend = Backend(exporter or exporter_of(config), config)
-        self.lost_requests = 0
+        self._lost_requests = 0
         self._resource = Resource.create({"service.name": config.service_name})
         self._processor = BatchSpanProcessor(
             self.backend,
@@ -57,7 +58,11 @@ class SpanExport:
         try:
             self._waiting.put_nowait((edges, timelines))
         except queue.Full:
-            self.lost_requests += 1
+            self._lost_requests += 1
+
+    def spans(self) -> tuple[int, int]:
+        """Spans sent and lost so far; a request whose spans were not even made counts as one."""
+        return self.backend.sent_spans, self.backend.lost_spans + self._lost_requests
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is left; for the end of a replica and for tests."""
@@ -69,8 +74,10 @@ class SpanExport:
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
             try:
-                for span in build(*item, self._resource):
-                    self._processor.on_end(span)
+                spans = build(*item, self._resource)
+                if self.backend.take(len(spans)):
+                    for span in spans:
+                        self._processor.on_end(span)
             except Exception:
                 _log.exception("a trace could not be made")
 
@@ -80,10 +87,26 @@ class Backend(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, config: TracingConfig) -> None:
         self._exporter, self._where = exporter, f"{config.exporter} to {config.endpoint or 'the default endpoint'}"
+        self._room = config.queue_spans
         self.reachable = True
-        self.sent_spans = self.lost_spans = 0
+        self.sent_spans = 0
+        # Each is written by one thread alone: that which makes spans, or that which sends them.
+        self._taken = self._dropped = self._done = self._failed = 0
         for noisy in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+    @property
+    def lost_spans(self) -> int:
+        return self._dropped + self._failed
+
+    def take(self, count: int) -> bool:
+        """Whether the queue has room for so many spans more; if not, they are lost."""
+        if self._taken - self._done + count > self._room:
+            self._dropped += count
+            self._lose("the backend is too slow")
+            return False
+        self._taken += count
+        return True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Called in the batch processor's thread."""
@@ -92,16 +115,21 @@ class Backend(SpanExporter):
             result = self._exporter.export(spans)
         except Exception as error:
             result, reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
-        if result is SpanExportResult.SUCCESS:
-            self.sent_spans += len(spans)
-        else:
-            self.lost_spans += len(spans)
-        if self.reachable and result is not SpanExportResult.SUCCESS:
-            _log.warning("traces are lost (%s): %s; serving goes on", self._where, reason)
-        elif not self.reachable and result is SpanExportResult.SUCCESS:
+        self._done += len(spans)
+        if result is not SpanExportResult.SUCCESS:
+            self._failed += len(spans)
+            self._lose(reason)
+            return result
+        self.sent_spans += len(spans)
+        if not self.reachable and self._taken - self._done <= self._room // 2:  # one that is too slow is not back yet
+            self.reachable = True
             _log.warning("traces arrive again (%s) after %d lost spans", self._where, self.lost_spans)
-        self.reachable = result is SpanExportResult.SUCCESS
         return result
+
+    def _lose(self, reason: str) -> None:
+        if self.reachable:
+            self.reachable = False
+            _log.warning("traces are lost (%s): %s; serving goes on", self._where, reason)
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -118,7 +146,7 @@ def exporter_of(config: TracingConfig) -> SpanExporter:
         raise ConfigError(f"args: telemetry.tracing.exporter is {config.exporter}: {error}") from None
     options: dict[str, Any] = {"timeout": config.timeout_s, "headers": config.headers or None}
     endpoint = config.endpoint
-    if endpoint is None and "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+    if endpoint is None and not _ENDPOINTS & os.environ.keys():
         endpoint = "http://localhost:4317" if config.exporter == "otlp_grpc" else "http://localhost:4318"
     if endpoint is not None:
         if config.exporter == "otlp_http":

@@ -131,7 +131,13 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
     if missed or all(timeline.reason in ("stop", "length") for timeline in timelines):
         facts["slo_met"] = not missed
     facts["medha.objectives_missed"] = missed
-    return facts | (_choice_facts(timelines[0]) if len(timelines) == 1 else {})
+    if len(timelines) == 1:
+        return facts | _choice_facts(timelines[0])
+    # Each choice has its own figures; what was promised to all of them belongs here as well.
+    for name in ("ttft_objective_s", "tpot_objective_s"):
+        if len(promised := {getattr(timeline, name) for timeline in timelines}) == 1:
+            facts[f"medha.{name}"] = promised.pop()
+    return facts
 
 
 def _choice_facts(timeline: Timeline) -> dict[str, Any]:
