@@ -108,6 +108,10 @@ class Observatory:
             record.ended_at = time.time()
             self._ended(record)
 
+    async def close(self) -> None:
+        """The replica ends."""
+        await self.tracing.close()
+
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
         engine_up = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 from starlette.applications import Starlette
@@ -71,7 +72,14 @@ class Server:
                 *(self.observatory.routes() if self.observatory else []),
             ],
             exception_handlers={404: _no_route, 405: _no_method},
+            lifespan=self._life,
         )
+
+    @contextlib.asynccontextmanager
+    async def _life(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        if self.observatory is not None:
+            await self.observatory.close()
 
     def _generating(self, path: str, admit: Admit) -> Route:
         app: ASGIApp = _Generating(self, admit)

@@ -10,7 +10,9 @@ Ray Serve's own spans (`tracing_config` in serve_config.yaml) join the same trac
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _encode = msgspec.msgpack.Encoder().encode
 _decode_timelines = msgspec.msgpack.Decoder(list[Timeline]).decode
 _DELAY_S = 1.0
+_CLOSE_S = 2.0
 
 
 class Tracing:
@@ -48,13 +51,18 @@ class Tracing:
             self.export = SpanExport(config.tracing)
 
     def parent(self, header: TraceParent | None) -> TraceParent | None:
-        """What our span is a child of: Ray Serve's span around this request, or the caller's.
+        """What our span is a child of: Ray Serve's span around this request, else the caller's.
 
         A proxy that does not trace hands the caller's context on to nobody but us: Serve's replica then begins a trace
-        of its own, and the caller's is the one to go on with.
+        of its own, which is moved below the caller's span.
         """
         serve = self.serve_span()
-        return serve if serve and (header is None or header.trace_id == serve.trace_id) else header
+        if serve is None or header is None or serve.trace_id == header.trace_id:
+            return serve or header
+        if _serve_spans is None:  # they go elsewhere, out of our reach
+            return header
+        _serve_spans.move(serve.trace_id, header)
+        return header._replace(span_id=serve.span_id) if header.sampled else header
 
     def serve_span(self) -> TraceParent | None:
         """Ray Serve's span around this request, if its tracing is on."""
@@ -78,7 +86,24 @@ class Tracing:
 
     def spans(self) -> tuple[int, int]:
         """Spans sent and lost so far."""
-        return (self.export.backend.sent_spans, self.export.backend.lost_spans) if self.export is not None else (0, 0)
+        counts: tuple[int, int] = self.export.spans() if self.export is not None else (0, 0)
+        return counts
+
+    async def close(self) -> None:
+        """Send what is left, at the end of a replica; no longer than a few seconds, whatever the backend does."""
+        if self.export is not None:
+            self._flush()
+            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+        if self.export is not None or _serve_spans is not None:
+            closing = threading.Thread(target=self._send_rest, daemon=True)
+            closing.start()
+            await asyncio.to_thread(closing.join, _CLOSE_S)
+
+    def _send_rest(self) -> None:
+        if self.export is not None:
+            self.export.close()
+        if _serve_spans is not None:
+            _serve_spans.force_flush()
 
     def _flush(self) -> None:
         if self._timer is not None:
@@ -133,11 +158,18 @@ def _ids(record: Record) -> list[str]:
     return [choice.request.id for choice in record.job.choices] if record.job is not None else []
 
 
+_serve_spans: Any = None  # the processor of Serve's spans in this process, if they are sent by ours
+
+
 def serve_span_processors() -> list[Any]:
     """For Ray Serve's `tracing_config.exporter_import_path`: its spans to $OTEL_EXPORTER_OTLP_ENDPOINT (HTTP)."""
+    global _serve_spans
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from medha_actors.actors.telemetry.export import Backend, exporter_of
+    from medha_actors.actors.telemetry.moving import Moving
 
+    os.environ.setdefault("OTEL_SERVICE_NAME", "ray-serve")  # Serve names none: backends would show "unknown_service"
     config = TracingConfig(exporter="otlp_http")
-    return [BatchSpanProcessor(Backend(exporter_of(config), config))]
+    _serve_spans = Moving(BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000))
+    return [_serve_spans]

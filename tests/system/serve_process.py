@@ -24,8 +24,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, **args) -> Iterator[tuple[str, int]]:
-    """A running server with these `args`; yields its base URL and its process."""
+def serving(folder: Path, tracing_config: dict | None = None, **args) -> Iterator[tuple[str, int]]:
+    """A running server with these `args` (and Serve's own tracing); yields its base URL and its process."""
     port = free_port()
     config = {
         "proxy_location": "HeadOnly",
@@ -34,6 +34,8 @@ def serving(folder: Path, **args) -> Iterator[tuple[str, int]]:
             {"name": "medha", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
         ],
     }
+    if tracing_config is not None:
+        config["tracing_config"] = tracing_config
     path = folder / "serve_config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
     log = (folder / "serve.log").open("w+")

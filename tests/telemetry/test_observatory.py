@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import threading
+import time
 
 import httpx
 import msgspec
@@ -28,18 +30,18 @@ class Export:
 
     def __init__(self) -> None:
         self.offered: list = []
+        self.closed = False
         self.changed = asyncio.Event()
 
     def offer(self, edges, timelines) -> None:
         self.offered.append((edges, timelines))
         self.changed.set()
 
-    @property
-    def backend(self):
-        class Counts:
-            sent_spans, lost_spans = 7, 1
+    def spans(self) -> tuple[int, int]:
+        return 7, 1
 
-        return Counts
+    def close(self) -> None:
+        self.closed = True
 
 
 class World:
@@ -189,6 +191,26 @@ async def test_a_lost_engine_leaves_the_servers_own_span(make, monkeypatch):
     ((edges, timelines),) = await world.traced()
     assert edges.status == 200
     assert timelines == []
+
+
+async def test_what_is_left_is_sent_at_the_end(make, monkeypatch):
+    world = make(tracing=exporting(monkeypatch))
+    await world.complete()
+    app = world.server.asgi()
+    async with app.router.lifespan_context(app):
+        assert world.export.offered == []
+    assert len(world.export.offered) == 1
+    assert world.export.closed
+
+
+async def test_a_backend_that_does_not_answer_delays_the_end_little(make, monkeypatch):
+    world, stuck = make(tracing=exporting(monkeypatch)), threading.Event()
+    monkeypatch.setattr("deployments.tracing._CLOSE_S", 0.1)
+    world.export.close = lambda: stuck.wait(30)
+    began = time.perf_counter()
+    await world.observatory.close()
+    assert time.perf_counter() - began < 5
+    stuck.set()
 
 
 async def test_metrics_over_http(make):
