@@ -124,7 +124,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden states.
 
-    Spans with several groups come first, in the same order in every group.
+    Spans with several groups come first, those of the same groups together, in the same order in every group.
     """
 
     batch_id: int

@@ -84,7 +84,9 @@ def assemble(batch_id: int, picks: Sequence[Pick], closing: list[list[str]]) -> 
         if not own:
             messages.append(None)
             continue
-        own.sort(key=lambda span: not span.groups)  # shared spans first; stable, so in one order everywhere
+        # Shared spans first, and those of the same groups together: the groups that merge a run of rows then agree on
+        # it, whatever else each has in the batch. Stable, so in one order everywhere.
+        own.sort(key=lambda span: (not span.groups, span.groups))
         messages.append(StepMessage(batch_id, tuple(own), tuple(opened[group]), tuple(closing[group])))
         closing[group] = []
     return tuple(messages)

@@ -28,8 +28,8 @@ class Replica:
         opened = [sequence.request_id for sequence in message.opened]
         assert len(opened) == len(set(opened))
         assert not set(opened) & set(self.tables)
-        shared = [bool(span.groups) for span in message.spans]
-        assert shared == sorted(shared, reverse=True), "spans of several groups come first"
+        runs = [(not span.groups, span.groups) for span in message.spans]
+        assert runs == sorted(runs), "spans of several groups come first, and in the same order of runs everywhere"
         for span in message.spans:
             if span.request_id in opened and span.request_id not in self.tables:
                 self.tables[span.request_id] = (span.piece_start, [])

@@ -139,6 +139,9 @@ class World:
                 spans.setdefault(span.request_id, []).append((group, span))
         for name, parts in spans.items():
             self.check_span(name, parts)
+        for shared in {span.groups for parts in spans.values() for _, span in parts if span.groups}:
+            orders = [[s.request_id for s in batch.groups[group].spans if s.groups == shared] for group in shared]
+            assert orders.count(orders[0]) == len(orders), "groups that merge partials agree on whose rows are where"
         for parts in spans.values():
             for group, span in parts:
                 if span.writes:

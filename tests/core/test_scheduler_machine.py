@@ -1,16 +1,20 @@
 """Whatever happens in whatever order: counts, pages and tokens stay right, and every request finishes."""
 
+from typing import get_args
+
 from core_world import World, config_of, grid_of, request_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from medha_actors.config import Policy
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, restarts and timeouts between the steps of a small grid with little KV."""
 
     @initialize(
-        policy=st.sampled_from(["fcfs", "fcfs_chunked", "edf", "lrs", "lars"]),
+        policy=st.sampled_from(get_args(Policy)),
         stages=st.integers(1, 3),
         groups=st.integers(1, 3),
         pages=st.integers(12, 40),
