@@ -49,6 +49,12 @@ def test_a_budget_without_a_page_is_refused():
         refuse_impossible(config_of(), 0, TOKEN_BYTES)
 
 
+@pytest.mark.parametrize("cutoff", [0, -5])
+def test_a_cutoff_that_is_not_positive_is_refused(cutoff):
+    with pytest.raises(ConfigError, match=rf"args: parallel.max_tokens_per_kvp_group is {cutoff}, allowed is 1 to"):
+        config_of(cutoff=cutoff)
+
+
 def test_more_running_requests_than_a_batch_has_rows_is_refused():
     with pytest.raises(ConfigError, match=r"max_running_requests is 4096, allowed is 1 to 4095"):
         load({"scheduler": {"max_running_requests": 4096, "max_batch_tokens": 4096}})

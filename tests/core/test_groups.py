@@ -53,7 +53,7 @@ def test_groups_serve_short_traffic_like_replicas():
 
     alone_s = makespan_s(1)
     for groups in (2, 4):
-        assert alone_s / makespan_s(groups) > 0.9 * groups
+        assert alone_s / makespan_s(groups) > 0.8 * groups  # some is lost at the end, and in moving step by step
 
 
 @pytest.mark.parametrize("stages", [1, 2])

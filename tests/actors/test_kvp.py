@@ -1,0 +1,178 @@
+"""KV groups of real actors: the tokens and log-probabilities of transformers, and of whom a death costs what."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from medha_actors.bench.session import engine, prompt_of
+from medha_actors.messages import (
+    Accepted,
+    FinishedEvent,
+    ProgressEvent,
+    PromptLogprobsEvent,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    pack_tokens,
+)
+from tests.processes import stage_pids
+
+pytestmark = pytest.mark.usefixtures("cluster")
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        max_position_embeddings=4096,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model, str(folder)
+
+
+def arguments(folder, spp, kvp, cutoff, chunk=2048):
+    return {
+        "model_loading_config": {"model_source": folder, "dtype": "float32"},
+        "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
+        "actors": {"num_cpus": 0.5},
+        "scheduler": {"max_chunk_tokens": chunk, "batch_budget_s": 0.004},
+        "kv_cache": {"budget_bytes": 2**21, "page_tokens": 64},
+        "predictor": {"calibrate": False},
+    }
+
+
+class Followed:
+    """One request, its events as they come; `moments`: when each token came."""
+
+    def __init__(self, prompt, output):
+        sampling = SamplingParams(max_tokens=output, temperature=0.0, logprobs=2, prompt_logprobs=1)
+        self.prompt = prompt_of(prompt, salt=prompt)
+        self.request = Request(
+            id=f"followed-{next(_names)}",
+            prompt_token_ids=pack_tokens(self.prompt),
+            sampling=sampling,
+            arrived_at=time.time(),
+        )
+        self.drawn, self.moments, self.scored, self.prefilled, self.finished = [], [], {}, 0, None
+
+    async def follow(self, handle, happened=lambda: None):
+        events = handle.events(self.request.id)
+        assert isinstance(await handle.submit(self.request), Accepted)
+        async for event in events:
+            if isinstance(event, TokenEvent):
+                assert event.index == len(self.drawn), "a token lost or doubled"
+                self.drawn.append(event)
+                self.moments.append(time.monotonic())
+            elif isinstance(event, PromptLogprobsEvent):
+                self.scored.update(enumerate(event.entries, event.start + 1))
+            elif isinstance(event, ProgressEvent):
+                self.prefilled = event.prefilled_tokens
+            elif isinstance(event, FinishedEvent):
+                self.finished = event
+            happened()
+
+    @torch.inference_mode()
+    def check(self, model):
+        """Greedy tokens equal, log-probabilities within 1e-3, each position of the prompt scored once."""
+        assert self.finished.reason == "length"
+        tokens = [token.token_id for token in self.drawn]
+        expected = model(torch.tensor([self.prompt + tokens])).logits[0].log_softmax(-1)
+        after = expected[len(self.prompt) - 1 : -1]
+        assert tokens == after.argmax(-1).tolist()
+        for token, row in zip(self.drawn, after, strict=True):
+            for token_id, logprob in ((token.token_id, token.logprob), *token.top_logprobs):
+                assert abs(logprob - row[token_id]) < 1e-3
+        assert sorted(self.scored) == list(range(1, len(self.prompt)))
+        for position, (logprob, _) in self.scored.items():
+            assert abs(logprob - expected[position - 1, self.prompt[position]]) < 1e-3
+
+
+# The cutoffs: at an edge of pages and chunks, inside both, at a chunk's edge, and such that most is in the last piece.
+@pytest.mark.parametrize(
+    ("spp", "kvp", "cutoff", "chunk"), [(1, 2, 64, 32), (2, 2, 37, 2048), (1, 3, 48, 24), (2, 3, 5, 16)]
+)
+async def test_every_grid_gives_the_log_probabilities_of_transformers(spp, kvp, cutoff, chunk, model):
+    """With several long requests at once, on different groups, while others grow from one group to the next."""
+    lengths = ((150, 20), (cutoff - 1, 30), (cutoff, 25), (cutoff + 1, 40), (70, 30), (66, 40), (80, 30), (3, 9))
+    requests = [Followed(prompt, output) for prompt, output in lengths]
+    async with engine(arguments(model[1], spp, kvp, cutoff, chunk)) as handle:
+        await asyncio.wait_for(asyncio.gather(*[request.follow(handle) for request in requests]), 120)
+        assert (await handle.stats())["kv_usage"] == 0
+    for request in requests:
+        request.check(model[0])
+
+
+async def test_a_death_costs_only_those_with_a_piece_there(model):
+    """Two stages by two groups, one long request on both groups and four short ones; one actor dies, then another."""
+    others = set(stage_pids(os.getpid()))
+    async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
+        cells = sorted(set(stage_pids(os.getpid())) - others)
+        assert len(cells) == 4
+        for victim, prefilled in ((cells[1], 0), (cells[2], 400)):  # while all decode; during the long prefill
+            long, shorts = Followed(700, 100), [Followed(10 + number, 300) for number in range(4)]
+            killed_at = []
+
+            def kill(victim=victim, prefilled=prefilled, long=long, shorts=shorts, killed_at=killed_at):
+                ready = min(len(short.drawn) for short in shorts) >= 5
+                ready &= long.prefilled >= prefilled if prefilled else len(long.drawn) >= 5
+                if ready and not killed_at:
+                    assert not prefilled or not long.drawn
+                    killed_at.append(time.monotonic())
+                    os.kill(victim, signal.SIGKILL)
+
+            followed = [request.follow(handle, kill) for request in (*shorts, long)]
+            await asyncio.wait_for(asyncio.gather(*followed), 200)
+            assert killed_at
+            for request in (long, *shorts):
+                request.check(model[0])
+            assert long.finished.recomputed_tokens > 64
+            assert {short.finished.recomputed_tokens > 0 for short in shorts} == {False, True}
+            gaps = [max(b - a for a, b in itertools.pairwise(short.moments)) for short in shorts]
+            print(f"the pause of each short request: {', '.join(f'{gap:.1f} s' for gap in gaps)}")
+
+
+async def test_a_group_that_dies_twice_ends_only_the_requests_that_were_in_it(model):
+    others = set(stage_pids(os.getpid()))
+    async with engine(arguments(model[1], 1, 2, 512)) as handle:
+        shorts = [Followed(20, 500), Followed(30, 500)]  # one on each group
+        cells = set(stage_pids(os.getpid())) - others
+        victims, due = [], [5]  # actors of one group killed so far; when the next one is, in tokens of both
+
+        def kill():
+            if len(victims) < 2 and min(len(short.drawn) for short in shorts) >= due[-1]:
+                born = set(stage_pids(os.getpid())) - others - cells
+                victims.append(born.pop() if victims else min(cells))
+                due.append(max(len(short.drawn) for short in shorts) + 5)
+                os.kill(victims[-1], signal.SIGKILL)
+
+        await asyncio.wait_for(asyncio.gather(*[short.follow(handle, kill) for short in shorts]), 120)
+        assert len(victims) == 2
+        ended, spared = sorted(shorts, key=lambda short: short.finished.reason)
+        assert ended.finished.reason == "error"
+        assert "died repeatedly" in ended.finished.message
+        assert spared.finished.recomputed_tokens == 0
+        spared.check(model[0])
+
+
+async def test_more_groups_than_the_cluster_has_cores_are_refused(model):
+    args = arguments(model[1], 2, 5, 64)
+    args["actors"] = {"num_cpus": 1}
+    with pytest.raises(Exception, match="parallel: 2 stages x 5 groups need 10 CPU, the cluster has 8"):
+        async with engine(args):
+            pass
