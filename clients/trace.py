@@ -95,6 +95,22 @@ def runs(chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> list[dict[
     return joined
 
 
+def turns(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gaps that one request after another took in alternation, as one for each of them, where there are too many."""
+    if len(gaps) <= LINES // 2:
+        return gaps
+    joined: list[dict[str, Any]] = []
+    for gap in gaps:
+        last = joined[-1] if joined else None
+        if last is None or (last["kind"], last["by"]) != (gap["kind"], gap["by"]):
+            joined.append(dict(gap))
+            continue
+        for name in ("count", "gap_s"):
+            last[name] += gap[name]
+        last["until_at"] = gap["until_at"]
+    return joined
+
+
 def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     """(start, end, what) of everything that took time."""
     chunks, last = timeline["chunks"], timeline["last_token_at"] or timeline["arrived_at"]
@@ -104,14 +120,15 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
         (timeline["arrived_at"], timeline["queued_at"], "ingress: body, tokenizer, hand-over"),
         (timeline["queued_at"], first, "queue"),
     ]
-    for chunk in runs(chunks, timeline["gaps"]):
+    gaps = turns(timeline["gaps"])
+    for chunk in runs(chunks, gaps):
         last_index = chunk["index"] + chunk["count"] - 1
         name = f"chunk {chunk['index']}" if chunk["count"] == 1 else f"chunks {chunk['index']}..{last_index}"
         took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
         text = f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted {_time(chunk['predicted_s'])}"
         text += f", {took}, slack {_time(chunk['slack_before_s'])}"
         rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
-    for gap in timeline["gaps"]:
+    for gap in gaps:
         times = f" ({gap['count']} times, waited {_time(gap['gap_s'])})" if gap["count"] > 1 else ""
         rows.append((gap["from_at"], gap["until_at"] or end, f"{gap['kind']} by {gap['by'] or '-'}{times}"))
     if timeline["first_token_at"] is not None:

@@ -86,7 +86,8 @@ class Backend(SpanExporter):
     """The OTLP exporter, with two log lines instead of one for each failure."""
 
     def __init__(self, exporter: SpanExporter, config: TracingConfig) -> None:
-        self._exporter, self._where = exporter, f"{config.exporter} to {config.endpoint or 'the default endpoint'}"
+        set_for_all = next((os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ), "localhost")
+        self._exporter, self._where = exporter, f"{config.exporter} to {config.endpoint or set_for_all}"
         self._room = config.queue_spans
         self.reachable = True
         self.sent_spans = 0
