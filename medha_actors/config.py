@@ -85,7 +85,7 @@ class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
-    batch_budget_s: float | None = None  # time one batch may take in one stage; None: default TPOT objective / (stages + 1)
+    batch_budget_s: float | None = None  # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
     fixed_chunk_tokens: int | None = None  # chunked prefill with a constant size, for comparison
     min_chunk_tokens: int = 8  # a chunk this small is run even if it does not fit, so that prefill always moves on
     max_chunk_tokens: int = 2048

@@ -82,19 +82,20 @@ def busy_s(metrics: Sequence[str]) -> float:
 
 
 def own_correction(metrics: Sequence[str], correction: Correction) -> Correction:
-    """The server's own online correction at the end of the run, and its mean error, from /metrics; the path stays."""
-    text, found = _read(metrics[1]), dict[str, float]()
+    """How much longer batches took than calibrated, by kind, and their mean error, from /metrics; the path stays."""
+    factors = {}
     for kind in ("prefill", "decode"):
-        match = re.search(rf'^medha_predictor_scale\{{[^}}]*kind="{kind}"[^}}]*\}}\s+(\S+)', text, re.MULTILINE)
-        if match is None:
-            raise LoadgenError(f"--metrics: {metrics[1]} has no medha_predictor_scale of {kind}")
-        found[kind] = float(match[1])
+        actual_s, calibrated_s = (
+            _total(metrics[1], name, kind) - _total(metrics[0], name, kind)
+            for name in ("medha_batch_work_seconds_total", "medha_batch_calibrated_seconds_total")
+        )
+        factors[kind] = actual_s / calibrated_s if calibrated_s > 0 else 1.0
     errors, batches = (
         _total(metrics[1], name) - _total(metrics[0], name)
         for name in ("medha_predictor_error_ratio_sum", "medha_predictor_error_ratio_count")
     )
     noise = errors / max(batches, 1) * math.sqrt(math.pi / 2)  # of a normal distribution, from its mean absolute value
-    return Correction(correction.path_s, **found, noise=noise)
+    return Correction(correction.path_s, **factors, noise=noise)
 
 
 def _idle_s(deployment: Deployment, length: int) -> float:
@@ -107,11 +108,19 @@ def batches_and_tokens(name: str) -> tuple[float, float]:
     return _total(name, "medha_iteration_tokens_total_count"), _total(name, "medha_iteration_tokens_total_sum")
 
 
-def _total(name: str, metric: str) -> float:
-    """The sum of a metric's series on a /metrics page."""
-    values = re.findall(rf"^{metric}\S*\s+(\S+)", _read(name), re.MULTILINE)
+def chunks_and_tokens(name: str, most: int) -> tuple[float, float, float]:
+    """Prefill chunks so far, their tokens, and how many had `most` tokens or fewer, of a /metrics page."""
+    small = re.search(rf'^medha_prefill_chunk_tokens_bucket\{{[^}}]*le="{most}"\}}\s+(\S+)', _read(name), re.MULTILINE)
+    count, tokens = (_total(name, f"medha_prefill_chunk_tokens_{part}") for part in ("count", "sum"))
+    return count, tokens, float(small[1]) if small else 0.0
+
+
+def _total(name: str, metric: str, kind: str | None = None) -> float:
+    """The sum of a metric's series on a /metrics page, or of those of a kind."""
+    label = "" if kind is None else rf'\{{[^}}]*kind="{kind}"'
+    values = re.findall(rf"^{metric}{label}\S*\s+(\S+)", _read(name), re.MULTILINE)
     if not values:
-        raise LoadgenError(f"--metrics: {name} has no {metric}")
+        raise LoadgenError(f"--metrics: {name} has no {metric}" + (f" of {kind}" if kind else ""))
     return sum(float(value) for value in values)
 
 

@@ -31,6 +31,7 @@ from loadgen.twin.correction import (
     as_busy,
     batches_and_tokens,
     busy_s,
+    chunks_and_tokens,
     correction_of,
     own_correction,
     replay,
@@ -41,8 +42,10 @@ from loadgen.twin.models import model_of
 from loadgen.twin.options import read_profile
 from loadgen.twin.replay import run_of
 from medha_actors.config import MedhaConfig, load
+from medha_actors.core.simulator import Stamp
 
 TOLERANCE = 0.10
+SMALL_CHUNK = 16  # tokens
 REPLAYS = 5  # with noise: seeds whose requests are taken together
 
 
@@ -94,7 +97,7 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
     beside = Path(options.directory) / "serve_config.json"  # an experiment leaves it there
     path = options.serve_config or (str(beside) if beside.exists() else None)
     config = _config(path)
-    profile = read_profile(options.profile)
+    profile = read_profile(options.profile, config.parallel.spp)
     if len(profile.stages) != config.parallel.spp:
         raise LoadgenError(
             f"the profile has {len(profile.stages)} stages, the server {config.parallel.spp}: name it with --profile"
@@ -185,19 +188,22 @@ def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> t
     return rows, within
 
 
-def batches_table(metrics: Sequence[str], stamps: Sequence[tuple[float, int, int, float]]) -> Table:
-    """Number and size of the batches; beside the server's own, if its /metrics before and after the run were kept."""
-    table = np.array(stamps, dtype=float).reshape(-1, 4)
-    tokens, chunks = table[:, 1] + table[:, 2], table[table[:, 1] > 0, 1]
-    twin = {"batches": len(table), "tokens in a batch, mean": tokens.mean() if len(table) else 0.0}
-    shown = dict(twin)
-    if len(chunks):
-        percents = {f"prefill tokens of a batch with prefill, P{p}": np.percentile(chunks, p) for p in (50, 90)}
-        shown |= {"batches with prefill": len(chunks)} | percents
-    if not metrics:
-        return ["", "twin"], [[title, f"{value:,.0f}"] for title, value in shown.items()]
-    before, after = (batches_and_tokens(name) for name in metrics)
-    count = after[0] - before[0]
-    real = {"batches": count, "tokens in a batch, mean": (after[1] - before[1]) / max(count, 1)}
-    rows = [[title, f"{real[title]:,.1f}" if title in real else "-", f"{value:,.1f}"] for title, value in shown.items()]
-    return ["", "real", "twin"], rows
+def batches_table(metrics: Sequence[str], stamps: Sequence[Stamp]) -> Table:
+    """Number and size of batches and chunks; beside the server's own, if its /metrics before and after were kept."""
+    chunks = [size for stamp in stamps for size in stamp[4]]
+    twin = (
+        *(len(stamps), sum(stamp[1] + stamp[2] for stamp in stamps)),
+        *(len(chunks), sum(chunks), sum(size <= SMALL_CHUNK for size in chunks)),
+    )
+    columns = {"twin": twin}
+    if metrics:
+        before, after = ((*batches_and_tokens(name), *chunks_and_tokens(name, SMALL_CHUNK)) for name in metrics)
+        columns = {"real": tuple(b - a for a, b in zip(before, after, strict=True))} | columns
+    rows = [["batches"], ["tokens in a batch, mean"], ["prefill chunks"], ["tokens in a chunk, mean"]]
+    rows.append([f"chunks of at most {SMALL_CHUNK} tokens"])
+    for batches, tokens, count, prefilled, small in columns.values():
+        means = f"{tokens / max(batches, 1):,.1f}", f"{prefilled / max(count, 1):,.1f}"
+        cells = f"{batches:,.0f}", means[0], f"{count:,.0f}", means[1], f"{100 * small / max(count, 1):.0f}%"
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+    return ["", *columns], rows

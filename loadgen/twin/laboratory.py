@@ -76,7 +76,7 @@ def scenario_of(name: str, count: int) -> tuple[Deployment, list[PlannedRequest]
     if name == "convoy":
         mix = PRESETS["convoy"]
         requests = with_arrivals(synthetic(mix, count, 0), arrival_times(1.0, 0))
-        grid: dict[str, Any] = {"model": model_of("smollm2-135m"), "device": hardware_of("cpu-2core"), "tpot_s": 0.2}
+        grid: dict[str, Any] = {"model": model_of("smollm2-135m"), "device": hardware_of("cpu-2core"), "tpot_s": 0.15}
     else:
         options = TraceOptions(limit=count, long_threshold=16_384 if name == "mooncake" else 2048)
         trace = read_trace(trace_path(f"sample:{name}"), options)

@@ -70,15 +70,19 @@ def scheduler_of(policy: str, more: dict[str, Any]) -> SchedulerConfig:
         raise LoadgenError(f"--policy or --scheduler: {error}") from None
 
 
-def read_profile(name: str) -> Profile:
-    """A calibration of the server: a file, or `auto` for the newest in its cache."""
+def read_profile(name: str, stages: int | None = None) -> Profile:
+    """A calibration of the server: a file, or `auto` for the newest in its cache (of so many stages)."""
     path = Path(name)
     if name == "auto":
         cache = Path.home() / ".cache" / "medha" / "profiles"
-        found = sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime)
-        if not found:
-            raise LoadgenError(f"--profile auto: no calibration below {cache}; start the server once")
-        path = found[-1]
+        for file in sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+            if stages is None or len(_profile(file).stages) == stages:
+                return _profile(file)
+        raise LoadgenError(f"--profile auto: no calibration below {cache} that fits; start the server once")
+    return _profile(path)
+
+
+def _profile(path: Path) -> Profile:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Profile)
     except OSError as error:

@@ -29,6 +29,7 @@ class Flight:
     batch: Batch
     spans: list[Flown]
     base_s: float  # predicted without the online correction
+    calibrated_s: float  # the same, of all stages together
 
 
 def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:

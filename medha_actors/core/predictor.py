@@ -153,10 +153,13 @@ class ExecutionModel:
         self._unique = list(by_profile.values())
         kinds = list(by_profile)
         self._kinds = [kinds.index(stage) for stage in profile.stages]  # the profile of each stage, in _unique
+        self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
         self._ratios: dict[bool, deque[float]] = {False: deque(maxlen=WINDOW), True: deque(maxlen=WINDOW)}
         self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
         self.margin = 1.0  # how much longer than predicted one batch with prefill in ten takes
         self._errors: deque[float] = deque(maxlen=ERRORS)
+        self.calibrated_s = {False: 0.0, True: 0.0}  # what all stages were to work on the batches so far, uncorrected
+        self.worked_s = {False: 0.0, True: 0.0}  # and did
 
     @classmethod
     def analytic(
@@ -190,6 +193,10 @@ class ExecutionModel:
         seconds = [stage.seconds(load) for stage in self._unique]
         return tuple([seconds[kind] for kind in self._kinds])
 
+    def work(self, load: Load) -> float:
+        """Uncorrected seconds of all stages together."""
+        return sum([count * stage.seconds(load) for count, stage in self._counted])
+
     def observe(self, base_s: float, predicted_s: float, actual_s: float, prefill: bool) -> None:
         """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull it)."""
         if base_s <= 0 or actual_s <= 0:
@@ -201,6 +208,11 @@ class ExecutionModel:
         if prefill:
             slow = sorted(ratios)[len(ratios) * 9 // 10]
             self.margin = min(LARGEST_MARGIN, max(1.0, slow / self.scales[True]))
+
+    def account(self, calibrated_s: float, worked_s: float, prefill: bool) -> None:
+        """All stages together worked so long on a batch."""
+        self.calibrated_s[prefill] += calibrated_s
+        self.worked_s[prefill] += worked_s
 
     def errors(self) -> tuple[float | None, float | None]:
         """P50 and P90 of the relative error of recent predictions; None: nothing observed yet."""

@@ -114,7 +114,8 @@ class Scheduler:
     def next_batch(self, now: float) -> Batch | None:
         """The next batch for stage 0; None: nothing can run before a batch in flight returns or a request arrives."""
         live = self.live
-        packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, self._budget())
+        budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
+        packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, budget_s)
         if live.queue.order.preemptive:
             self._add_decodes(packer, now)
         if len(live.queue):
@@ -133,7 +134,9 @@ class Scheduler:
             raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
         flight = self._flights.popleft()
         actual_s = max((seconds for result in results for seconds in result.stage_seconds), default=0.0)
-        self.model.observe(flight.base_s, flight.batch.predicted_s, actual_s, flight.batch.prefill_tokens > 0)
+        prefill = flight.batch.prefill_tokens > 0
+        self.model.observe(flight.base_s, flight.batch.predicted_s, actual_s, prefill)
+        self.model.account(flight.calibrated_s, sum([sum(result.stage_seconds) for result in results]), prefill)
         drawn = {token.request_id: token for result in results for token in result.tokens}
         scored = {entry.request_id: entry for result in results for entry in result.prompt_logprobs}
         events: list[Event] = []
@@ -151,8 +154,7 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""
-        live, usage = self.live, self.live.kv.usage()
-        p50, p90 = self.model.errors()
+        live, usage, (p50, p90) = self.live, self.live.kv.usage(), self.model.errors()
         return Stats(
             running=len(live.decoding),
             prefilling=len(live.queue.started),
@@ -171,11 +173,9 @@ class Scheduler:
             predictor_error_p90=p90,
             predictor_scale_prefill=self.model.scales[True],
             predictor_scale_decode=self.model.scales[False],
+            worked_s=(self.model.worked_s[True], self.model.worked_s[False]),
+            calibrated_s=(self.model.calibrated_s[True], self.model.calibrated_s[False]),
         )
-
-    def _budget(self) -> float:
-        """Seconds one batch may take in one stage: less if a decoding request has a tighter objective."""
-        return min(self.budget_s, batch_budget(self.live.tightest_tpot(), self.grid.stages))
 
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
@@ -199,15 +199,15 @@ class Scheduler:
             decode_tokens=len(packer.decodes),
         )
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
-        self._flights.append(Flight(batch, spans, packer.base_s()))
+        calibrated_s = sum([self.model.work(load) for load in packer.loads if load.rows])
+        self._flights.append(Flight(batch, spans, packer.base_s(), calibrated_s))
         slacks = tuple([Slack(state.id, state.slack(now), state.total_work_s) for state, _ in packer.prefills])
         for state, stop in picks:
             if state.timeline.scheduled_at is None:
                 state.timeline.scheduled_at = now
             self.live.dispatched(state, stop)
         taken: list[tuple[str, str]] = []
-        if packer.prefills:
-            picked = [pick.state for pick in packer.prefills]
+        if picked := [pick.state for pick in packer.prefills]:
             taken = preempted(self._turn, picked)
             self._preemptions += len(taken)
             self._turn = [state for state in picked if state.prefilling]

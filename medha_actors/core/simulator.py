@@ -29,7 +29,8 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
-Stamp = tuple[float, int, int, float]  # launched at, prefill tokens, decode tokens, seconds in the slowest stage
+# of a batch: launched at, prefill tokens, decode tokens, seconds in the slowest stage, sizes of its prefill chunks
+Stamp = tuple[float, int, int, float, tuple[int, ...]]
 
 
 @dataclass(slots=True)
@@ -161,7 +162,8 @@ class Simulation:
         self._flights.append((at + self._control_s, batch, seconds))
         self._batches += 1
         if self._stamps is not None:
-            self._stamps.append((self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds)))
+            sizes = chunk_sizes(batch)
+            self._stamps.append((self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds), sizes))
         return True
 
     def _land(self) -> None:
@@ -177,6 +179,12 @@ class Simulation:
                 log.finished = event
                 if self._follow is not None and (request := self._follow(log, self.now)) is not None:
                     self._expect(request)
+
+
+def chunk_sizes(batch: Batch) -> tuple[int, ...]:
+    """Tokens of each prefill chunk of a batch; what several groups share counts once."""
+    spans = [span for message in batch.groups if message is not None for span in message.spans if span.writes]
+    return tuple([span.stop - span.start for span in spans if span.index == 0 or span.stop - span.start > 1])
 
 
 def token_of(request_id: str, index: int) -> int:

@@ -83,6 +83,8 @@ def test_the_scheduler_learns_that_reality_is_slower():
     assert stats.predictor_scale_prefill == pytest.approx(2.0)
     assert stats.predictor_scale_decode == pytest.approx(2.0)
     assert stats.predictor_error_p50 < 0.01
+    assert stats.worked_s == pytest.approx([2 * seconds for seconds in stats.calibrated_s])
+    assert min(stats.worked_s) > 0
 
 
 @pytest.mark.parametrize("waiting", [0, 200])

@@ -119,7 +119,7 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     assert "-" not in body[0][1:]
     assert "lars" in file.read_text()
     (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")  # for `fidelity --metrics`
-    assert "medha_predictor_scale" in counted.read_text()
+    assert "medha_batch_calibrated_seconds_total" in counted.read_text()
     assert read_config(counted.parent / "serve_config.json")["applications"][0]["args"]["scheduler"]["policy"] == "lars"
 
     def nothing(*_):

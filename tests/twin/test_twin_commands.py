@@ -1,6 +1,7 @@
 """The twin's commands, as a user runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -75,30 +76,34 @@ def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
 
 
 def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
-    """Whatever its last correction was, the seconds that the stages worked say how fast the server was."""
+    """However long batches took, the seconds that the stages worked say how fast the server was."""
     assert simulate(tmp_path / "record") == 0
     record = read_run(tmp_path / "record")
     deployment, requests = fidelity.deployment_of(Replay(directory="", profile=profile), record), requests_of(record)
     played = replay(deployment, requests, Correction())
     worked_s = sum(played.busy) * (played.duration_s - requests[0].at)
-    page = 'medha_predictor_scale{{kind="prefill"}} {2}\nmedha_predictor_scale{{kind="decode"}} {2}\n'
+    page = 'medha_batch_work_seconds_total{{kind="prefill"}} {2}\nmedha_batch_work_seconds_total{{kind="decode"}} {2}\n'
+    page += 'medha_batch_calibrated_seconds_total{{kind="prefill"}} {5}\n'
+    page += 'medha_batch_calibrated_seconds_total{{kind="decode"}} {5}\n'
+    page += 'medha_prefill_chunk_tokens_bucket{{le="16"}} {0}\n'
+    page += "medha_prefill_chunk_tokens_count {0}\nmedha_prefill_chunk_tokens_sum {1}\n"
     page += "medha_iteration_tokens_total_count {0}\nmedha_iteration_tokens_total_sum {1}\n"
     page += 'medha_stage_busy_seconds_total{{stage="0"}} {3}\nmedha_stage_busy_seconds_total{{stage="1"}} {3}\n'
     page += "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
     command = ["fidelity", str(tmp_path / "record"), "--profile", profile, "--metrics"]
     before, after = tmp_path / "before", tmp_path / "after"
     for scale in (1.0, 1.25):
-        before.write_text(page.format(10, 100, 1.0, 5.0, 0.0))
-        after.write_text(page.format(110, 1100, scale, 5.0 + worked_s / 2, 0.1))
+        before.write_text(page.format(10, 100, 0.0, 5.0, 0.0, 0.0))
+        after.write_text(page.format(110, 1100, scale, 5.0 + worked_s / 2, 0.1, 1.0))
         assert main([*command, str(before), str(after)]) == 0
         out, err = capsys.readouterr()
-        assert "100.0" in out
+        assert re.search(r"batches +100 ", out)
         assert "1.00 times" in err
         assert "within 0%" in err
     before.rename(tmp_path / "record" / "server_before.txt")
     after.rename(tmp_path / "record" / "server_after.txt")
     assert main(command[:-1]) == 0
-    assert "100.0" in capsys.readouterr().out
+    assert re.search(r"batches +100 ", capsys.readouterr().out)
     after.write_text("nothing")
     assert main([*command, str(before), str(after)]) == 2
 

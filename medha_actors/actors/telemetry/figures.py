@@ -202,6 +202,10 @@ class Figures:
             }
             return Family(name, "counter", text, series)
 
+        def kinds(name: str, text: str, seconds: tuple[float, float]) -> Family:
+            series: dict[Labels, float] = {(("kind", "prefill"),): seconds[0], (("kind", "decode"),): seconds[1]}
+            return Family(name, "counter", text, series)
+
         return [
             _counter("medha_num_preemptions_total", "A prefill's turn was taken by another", stats.preemptions_total),
             _counter(
@@ -217,6 +221,8 @@ class Figures:
             _counter("medha_steps_total", "Batches that came back", self.steps),
             _counter("medha_pipeline_rebuilds_total", "Times the pipeline was lost", self.rebuilds),
             _counter("medha_control_plane_seconds_total", "Time the controller's loop worked on steps", self.control_s),
+            kinds("medha_batch_work_seconds_total", "What all stages worked on batches", stats.worked_s),
+            kinds("medha_batch_calibrated_seconds_total", "The same by the calibration at start", stats.calibrated_s),
             grid("medha_stage_busy_seconds_total", "Work of a stage actor", self._busy_s),
             grid("medha_pipeline_bubble_seconds_total", "Idle time while requests were live", self._bubble_s),
             grid("medha_kvp_exchange_seconds_total", "Exchange of partial attention", self._exchange_s),
