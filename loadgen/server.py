@@ -85,7 +85,7 @@ class Server:
             raise _NotReadyError(f"no server answers at {self.address.url} ({reason}); is it running?") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _NotReadyError(f"no HTTP server answers at {self.address.url} ({_name(error)})") from None
-        if status in (502, 503):
+        if status in (502, 503) or (status == 404 and self.options.ready_check_timeout_sec > 0):  # Serve's, at first
             raise _NotReadyError(f"{url}: HTTP {status}: the server is not ready")
         if status in (401, 403):
             raise LoadgenError(f"{url}: HTTP {status}: set OPENAI_API_KEY or --header authorization='Bearer KEY'")

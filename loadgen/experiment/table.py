@@ -59,11 +59,12 @@ def draw_frontier(rows: Results, path: Path) -> bool:
         for row, results in rows.items():
             tbt, ttft = middle(results, "all", "itl", "p99"), middle(results, "long", "ttft", "median")
             if row.startswith(family) and tbt is not None and ttft is not None:
-                points.append((float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split("-long")[0]))
+                points.append((float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split(",")[0]))
         points.sort()
         axes.plot([p[1] for p in points], [p[2] for p in points], "o-", color=figures.CYCLE[index], label=family)
         for _, x, y, name in points:
             axes.annotate(name.split("-", 1)[1], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    axes.margins(x=0.15)
     axes.set(xscale="log", xlabel="time between tokens, P99, ms", ylabel="time to first token of long prompts, P50, s")
     axes.legend(frameon=False)
     figure.tight_layout()

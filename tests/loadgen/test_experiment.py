@@ -55,7 +55,7 @@ def test_the_table_has_medians_of_the_repeats_and_says_what_is_missing():
 
 def test_the_frontier_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = {f"{name}-long5-load75-r0": [canned(1000 / (i + 1), 10 * (i + 1))] for i, name in enumerate(CHUNKS)}
+    rows = {f"{name}, 5% long, load 0.75": [canned(1000 / (i + 1), 10 * (i + 1))] for i, name in enumerate(CHUNKS)}
     assert draw_frontier(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
