@@ -70,5 +70,6 @@ def table_of(rows: list[Row]) -> Table:
         sign = ">= " if row.at_least else "< " if row.at_most else ""
         theirs = f"{sign}{low:g}" + (f" to {high:g}" if high != low else "") + row.unit
         verdict = "agrees" if row.agrees else "differs"
-        lines.append([row.what, theirs, f"{row.ours:.3g}{row.unit}", f"{row.ratio:.2f}", verdict])
+        ours = f"{row.ours:,.0f}" if row.ours >= 1000 else f"{row.ours:.3g}"
+        lines.append([row.what, theirs, f"{ours}{row.unit}", f"{row.ratio:.2f}", verdict])
     return header, lines
