@@ -126,9 +126,11 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
         assert len(cells) == 4
         for victim, prefilled in ((cells[1], 0), (cells[2], 400)):  # while all decode; during the long prefill
             long, shorts = Followed(700, 100), [Followed(10 + number, 300) for number in range(4)]
-            killed_at = []
+            killed_at, spread = [], asyncio.Event()
 
-            def kill(victim=victim, prefilled=prefilled, long=long, shorts=shorts, killed_at=killed_at):
+            def kill(victim=victim, prefilled=prefilled, long=long, shorts=shorts, killed_at=killed_at, spread=spread):
+                if all(short.drawn for short in shorts):
+                    spread.set()
                 ready = min(len(short.drawn) for short in shorts) >= 5
                 ready &= long.prefilled >= prefilled if prefilled else len(long.drawn) >= 5
                 if ready and not killed_at:
@@ -136,8 +138,12 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
                     killed_at.append(time.monotonic())
                     os.kill(victim, signal.SIGKILL)
 
-            followed = [request.follow(handle, kill) for request in (*shorts, long)]
-            await asyncio.wait_for(asyncio.gather(*followed), 200)
+            async def then_long(long=long, kill=kill, spread=spread, handle=handle):
+                await spread.wait()  # before it fills one group's cache, or the short ones would all go to the other
+                await long.follow(handle, kill)
+
+            followed = [short.follow(handle, kill) for short in shorts]
+            await asyncio.wait_for(asyncio.gather(*followed, then_long()), 200)
             assert killed_at
             for request in (long, *shorts):
                 request.check(model[0])
