@@ -9,7 +9,7 @@ import msgspec
 
 CONVOY: dict[str, dict[str, Any]] = {
     "lars": {"policy": "lars"},
-    "fcfs": {"policy": "fcfs", "batch_budget_s": 0.2},  # nobody's tokens wait for its chunks: they may be large
+    "fcfs": {"policy": "fcfs", "batch_budget_s": 0.2},  # chunks may be large while nobody decodes
     "fcfs_chunked": {"policy": "fcfs_chunked"},
     "edf": {"policy": "edf"},
     "lrs": {"policy": "lrs"},

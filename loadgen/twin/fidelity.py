@@ -191,11 +191,8 @@ def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> t
 def batches_table(metrics: Sequence[str], stamps: Sequence[Stamp]) -> Table:
     """Number and size of batches and chunks; beside the server's own, if its /metrics before and after were kept."""
     chunks = [size for stamp in stamps for size in stamp[4]]
-    twin = (
-        *(len(stamps), sum(stamp[1] + stamp[2] for stamp in stamps)),
-        *(len(chunks), sum(chunks), sum(size <= SMALL_CHUNK for size in chunks)),
-    )
-    columns = {"twin": twin}
+    in_batches, few = sum(stamp[1] + stamp[2] for stamp in stamps), sum(size <= SMALL_CHUNK for size in chunks)
+    columns: dict[str, tuple[float, ...]] = {"twin": (len(stamps), in_batches, len(chunks), sum(chunks), few)}
     if metrics:
         before, after = ((*batches_and_tokens(name), *chunks_and_tokens(name, SMALL_CHUNK)) for name in metrics)
         columns = {"real": tuple(b - a for a, b in zip(before, after, strict=True))} | columns

@@ -52,7 +52,7 @@ def deployment_of(options: TwinOptions, longest: int) -> Deployment:
         max_tokens_per_kvp_group=options.max_tokens_per_kvp_group,
         tpot_s=options.tpot_ms / 1000,
         scheduler=scheduler_of(options.policy, options.scheduler),
-        measured=None if options.profile is None else read_profile(options.profile),
+        measured=None if options.profile is None else read_profile(options.profile, options.spp),
         noise=options.noise,
         seed=options.seed,
     )
@@ -76,8 +76,9 @@ def read_profile(name: str, stages: int | None = None) -> Profile:
     if name == "auto":
         cache = Path.home() / ".cache" / "medha" / "profiles"
         for file in sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
-            if stages is None or len(_profile(file).stages) == stages:
-                return _profile(file)
+            profile = _profile(file)
+            if stages is None or len(profile.stages) == stages:
+                return profile
         raise LoadgenError(f"--profile auto: no calibration below {cache} that fits; start the server once")
     return _profile(path)
 

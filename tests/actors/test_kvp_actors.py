@@ -8,7 +8,6 @@ import time
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.bench.session import engine, prompt_of
 from medha_actors.messages import (
@@ -22,6 +21,7 @@ from medha_actors.messages import (
     pack_tokens,
 )
 from tests.processes import stage_pids
+from tests.tiny_llama import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("cluster")
 _names = itertools.count()
@@ -30,20 +30,7 @@ _names = itertools.count()
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    return model, str(folder)
+    return tiny_llama(folder, vocabulary=256, length=4096, seed=5), str(folder)
 
 
 def arguments(folder, spp, kvp, cutoff, chunk=2048):

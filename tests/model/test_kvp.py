@@ -5,27 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from stage_driver import GREEDY, Driver
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
+from tests.tiny_llama import tiny_llama
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=160,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        max_position_embeddings=512,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
+    model = tiny_llama(folder, vocabulary=160, length=512, seed=3)
     return model, ModelLoadingConfig(model_source=str(folder))
 
 
