@@ -1,6 +1,8 @@
-"""`medha-client "prompt"`: ask a server from the command line. `medha-client trace ID`: where a request's time went.
+"""`medha-client "prompt"`: ask a server from the command line. `medha-client trace ID`: where a
+request's time went.
 
-Exit codes: 0 done, 1 the request failed (one line on stderr says why), 2 wrong arguments, 130 interrupted.
+Exit codes: 0 done, 1 the request failed (one line on stderr says why), 2 wrong arguments, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("medha-client", description=DESCRIPTION)
     add = parser.add_argument
     add("prompt", nargs="?", help="the prompt; - reads it from standard input")
-    add("--file", action="append", default=[], metavar="PATH", help="a document to put before the prompt; repeatable")
+    add(
+        "--file",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a document to put before the prompt; repeatable",
+    )
     add("--system", help="a system message (chat only)")
     add("--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000"))
     add("--model", help="default: the server's first model")
@@ -90,7 +98,16 @@ async def ask(options: argparse.Namespace, prompt: str, view: View) -> None:
     """Send one request and show its events; raises ClientError."""
     fields: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "ttft_s", "tpot_s", "timeout_s")
+        for name in (
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "seed",
+            "stop",
+            "ttft_s",
+            "tpot_s",
+            "timeout_s",
+        )
     }
     fields["stream"] = not options.no_stream
     async with Client(options.base_url, model=options.model, api_key=options.api_key) as client:

@@ -95,14 +95,20 @@ def read_error(status: int, data: bytes, headers: Mapping[str, str]) -> ApiError
         detail = _decode(data).error
     except ProtocolError:
         detail = None
-    return api_error(status, detail or data[:200].decode("utf-8", "replace").strip() or "no message", headers)
+    return api_error(
+        status, detail or data[:200].decode("utf-8", "replace").strip() or "no message", headers
+    )
 
 
-def api_error(status: int | None, detail: dict[str, Any] | str, headers: Mapping[str, str]) -> ApiError:
+def api_error(
+    status: int | None, detail: dict[str, Any] | str, headers: Mapping[str, str]
+) -> ApiError:
     fields = detail if isinstance(detail, dict) else {"message": detail}
     kind = str(fields.get("type") or "")
     which: type[ApiError] = ApiError
-    if status in (429, 503) or (status is None and kind in ("overloaded_error", "service_unavailable_error")):
+    if status in (429, 503) or (
+        status is None and kind in ("overloaded_error", "service_unavailable_error")
+    ):
         which = OverloadedError
     elif status == 408 or (status is None and kind == "timeout_error"):
         which = TimedOutError

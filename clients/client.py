@@ -37,12 +37,14 @@ class Client:
         idle_timeout_s: float = 300.0,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        """`base_url` with or without /v1; `model` None: the server's first. A request may last for ever, but the
-        stream must not be silent (keep-alives count) for `idle_timeout_s`."""
+        """`base_url` with or without /v1; `model` None: the server's first. A request may last for
+        ever, but the stream must not be silent (keep-alives count) for `idle_timeout_s`."""
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s)
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s
+        )
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -81,9 +83,14 @@ class Client:
         value = prompt if isinstance(prompt, str) else list(prompt)
         return self.request("/v1/completions", {"prompt": value}, **options)
 
-    def chat(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> AsyncIterator[Event]:
-        """POST /v1/chat/completions with one user message or a whole conversation; `options` as for `request`."""
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    def chat(
+        self, messages: str | Sequence[Mapping[str, Any]], **options: Any
+    ) -> AsyncIterator[Event]:
+        """POST /v1/chat/completions with one user message or a whole conversation; `options` as for
+        `request`."""
+        turns = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        )
         return self.request("/v1/chat/completions", {"messages": turns}, **options)
 
     async def request(
@@ -98,8 +105,9 @@ class Client:
         headers: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> AsyncIterator[Event]:
-        """One request's events. `fields` (max_tokens, temperature, stop, n, medha ...) go into the body as they are;
-        the objectives go as headers, which other servers ignore. Raises ClientError."""
+        """One request's events. `fields` (max_tokens, temperature, stop, n, medha ...) go into the
+        body as they are; the objectives go as headers, which other servers ignore. Raises
+        ClientError."""
         sent = {**body, **{name: value for name, value in fields.items() if value is not None}}
         sent.setdefault("model", await self._default_model())
         sent["stream"] = stream
@@ -137,14 +145,20 @@ class Client:
 
     def _open(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
         if self._session is None:
-            # Many streams at once are the point: no cap on connections. Lines may be long: read in large pieces.
+            # Many streams at once are the point: no cap on connections. Lines may be long: read in
+            # large pieces.
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, headers=self._headers, read_bufsize=2**18
+                connector=connector,
+                timeout=self._timeout,
+                headers=self._headers,
+                read_bufsize=2**18,
             )
         data = None if body is None else msgspec.json.encode(body)
         kind = {} if data is None else {"content-type": "application/json"}
-        return self._session.request(method, self.base_url + path, data=data, headers={**kind, **headers})
+        return self._session.request(
+            method, self.base_url + path, data=data, headers={**kind, **headers}
+        )
 
 
 async def _stream(response: aiohttp.ClientResponse, started: float) -> AsyncIterator[Event]:
@@ -164,7 +178,9 @@ async def _stream(response: aiohttp.ClientResponse, started: float) -> AsyncIter
     raise StreamCutError("the stream ended before the answer did")
 
 
-def objective_headers(ttft_s: float | None, tpot_s: float | None, timeout_s: float | None) -> dict[str, str]:
+def objective_headers(
+    ttft_s: float | None, tpot_s: float | None, timeout_s: float | None
+) -> dict[str, str]:
     """Objectives as llm-d's headers, the time limit as Ray Serve's."""
     headers = {}
     if ttft_s is not None:

@@ -1,4 +1,5 @@
-"""What a request yields, in this order: Accepted, Progress (any number), Token (any number), Finished, Usage."""
+"""What a request yields, in this order: Accepted, Progress (any number), Token (any number),
+Finished, Usage."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Token(msgspec.Struct, frozen=True, tag="token"):
-    """New text of one choice: normally one token's, more if the reader is slow or the answer was not streamed."""
+    """New text of one choice: normally one token's, more if the reader is slow or the answer was
+    not streamed."""
 
     text: str
     at_s: float  # since the request was sent
@@ -41,7 +43,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class Usage(msgspec.Struct, frozen=True, tag="usage"):
-    """Token counts, and the server's own account in milliseconds (empty for servers that give none)."""
+    """Token counts, and the server's own account in milliseconds (empty for servers that give
+    none)."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -1,7 +1,8 @@
 """A parser of server-sent events that takes the byte stream in any pieces.
 
-Follows the WHATWG rules: LF, CRLF or CR end a line, several `data` lines are joined by LF, a blank line ends an event,
-lines that begin with a colon are comments. Comments are reported too, because servers speak through them.
+Follows the WHATWG rules: LF, CRLF or CR end a line, several `data` lines are joined by LF, a blank
+line ends an event, lines that begin with a colon are comments. Comments are reported too, because
+servers speak through them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class FrameTooLargeError(Exception):
 
 
 class SseParser:
-    """`feed` bytes as they come and get the frames they complete. An event that the stream's end cuts off is lost."""
+    """`feed` bytes as they come and get the frames they complete. An event that the stream's end
+    cuts off is lost."""
 
     def __init__(self, max_event_bytes: int = 16 * 1024 * 1024) -> None:
         self._limit = max_event_bytes
@@ -58,7 +60,9 @@ class SseParser:
         del buffer[: end + 2]
         frames: list[Frame] = []
         for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block:  # nearly every event of a token stream
+            if (
+                block.startswith(b"data: ") and b"\n" not in block
+            ):  # nearly every event of a token stream
                 frames.append(Frame(block[6:]))
             else:
                 _parse_block(block, frames)

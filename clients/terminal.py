@@ -35,7 +35,8 @@ class JsonView:
 
 
 class TextView:
-    """The text as it comes, a progress line while a long prompt is read, and a summary at the end."""
+    """The text as it comes, a progress line while a long prompt is read, and a summary at the
+    end."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out, self._err = out, err

@@ -1,7 +1,8 @@
-"""`medha-client trace ID`: why a request was late, as a waterfall. ID: trace id, x-request-id, or the answer's id.
+"""`medha-client trace ID`: why a request was late, as a waterfall. ID: trace id, x-request-id, or
+the answer's id.
 
-Needs no tracing backend: the server keeps the timelines of its last requests. `--perfetto FILE` saves it for
-https://ui.perfetto.dev.
+Needs no tracing backend: the server keeps the timelines of its last requests. `--perfetto FILE`
+saves it for https://ui.perfetto.dev.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ LINES = 24  # of chunks, about
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("medha-client trace", description=__doc__)
-    parser.add_argument("id", help="a trace id (header x-medha-trace-id), x-request-id, or the id of an answer")
-    parser.add_argument("--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000"))
+    parser.add_argument(
+        "id", help="a trace id (header x-medha-trace-id), x-request-id, or the id of an answer"
+    )
+    parser.add_argument(
+        "--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000")
+    )
     parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"))
-    parser.add_argument("--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace")
+    parser.add_argument(
+        "--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace"
+    )
     return parser.parse_args(arguments)
 
 
@@ -64,15 +71,21 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     zero = timeline["arrived_at"]
     rows = sorted(_rows(timeline), key=lambda row: row[0])
     end = max([row[1] for row in rows], default=zero)
-    out = [f"{timeline['id']}: {timeline['prompt_tokens']} tokens, {timeline['tokens']} generated, {_ending(timeline)}"]
+    out = [
+        f"{timeline['id']}: {timeline['prompt_tokens']} tokens, {timeline['tokens']} generated, {_ending(timeline)}"
+    ]
     if timeline.get("trace_id"):
         out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
     for name in ("ttft", "tpot"):
         value, objective = timeline[f"{name}_s"], timeline[f"{name}_objective_s"]
         met = "missed" if name in timeline["missed"] else "met"
-        out.append(f"{name.upper()} {'-' if value is None else _time(value)}, objective {_time(objective)}: {met}")
+        out.append(
+            f"{name.upper()} {'-' if value is None else _time(value)}, objective {_time(objective)}: {met}"
+        )
     for start, until, text in rows:
-        out.append(f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} {text}")
+        out.append(
+            f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} {text}"
+        )
     return out
 
 
@@ -83,8 +96,16 @@ def runs(chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> list[dict[
     pieces = 0
     for chunk in chunks:
         last = joined[-1] if joined else None
-        apart = last is None or any(last["sent_at"] <= gap["from_at"] <= chunk["sent_at"] for gap in gaps)
-        if last is None or apart or pieces == most or last["actual_s"] is None or chunk["actual_s"] is None:
+        apart = last is None or any(
+            last["sent_at"] <= gap["from_at"] <= chunk["sent_at"] for gap in gaps
+        )
+        if (
+            last is None
+            or apart
+            or pieces == most
+            or last["actual_s"] is None
+            or chunk["actual_s"] is None
+        ):
             joined.append(dict(chunk))
             pieces = 1
             continue
@@ -96,7 +117,8 @@ def runs(chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> list[dict[
 
 
 def turns(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gaps that one request after another took in alternation, as one for each of them, where there are too many."""
+    """Gaps that one request after another took in alternation, as one for each of them, where there
+    are too many."""
     if len(gaps) <= LINES // 2:
         return gaps
     joined: list[dict[str, Any]] = []
@@ -123,16 +145,24 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     gaps = turns(timeline["gaps"])
     for chunk in runs(chunks, gaps):
         last_index = chunk["index"] + chunk["count"] - 1
-        name = f"chunk {chunk['index']}" if chunk["count"] == 1 else f"chunks {chunk['index']}..{last_index}"
+        name = (
+            f"chunk {chunk['index']}"
+            if chunk["count"] == 1
+            else f"chunks {chunk['index']}..{last_index}"
+        )
         took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
         text = f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted {_time(chunk['predicted_s'])}"
         text += f", {took}, slack {_time(chunk['slack_before_s'])}"
         rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
     for gap in gaps:
         times = f" ({gap['count']} times, waited {_time(gap['gap_s'])})" if gap["count"] > 1 else ""
-        rows.append((gap["from_at"], gap["until_at"] or end, f"{gap['kind']} by {gap['by'] or '-'}{times}"))
+        rows.append(
+            (gap["from_at"], gap["until_at"] or end, f"{gap['kind']} by {gap['by'] or '-'}{times}")
+        )
     if timeline["first_token_at"] is not None:
-        text = f"decode: {timeline['tokens']} tokens, longest gap {_time(timeline['largest_gap_s'])}"
+        text = (
+            f"decode: {timeline['tokens']} tokens, longest gap {_time(timeline['largest_gap_s'])}"
+        )
         rows.append((timeline["first_token_at"], end, f"{text}, {timeline['stalls_total']} stalls"))
     return rows
 

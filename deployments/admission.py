@@ -47,7 +47,9 @@ class Admission:
         self.context_tokens = context_tokens
         self.model_id = config.model_loading_config.model_id
 
-    async def completion(self, body: CompletionBody, headers: Mapping[str, str], arrived_at: float) -> Job:
+    async def completion(
+        self, body: CompletionBody, headers: Mapping[str, str], arrived_at: float
+    ) -> Job:
         """Raises RequestError."""
         asked = self._check(body, headers)
         prompts = limits.split_prompts(body, self._config.limits, self._text.vocabulary)
@@ -64,13 +66,18 @@ class Admission:
     async def chat(self, body: ChatBody, headers: Mapping[str, str], arrived_at: float) -> Job:
         """Raises RequestError."""
         asked = self._check(body, headers)
-        ids = await self.chat_tokens(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
+        ids = await self.chat_tokens(
+            body.messages, body.add_generation_prompt, body.chat_template_kwargs
+        )
         job = self._job("chatcmpl", body, headers)
         self._add(job, "messages", ids, None, asked, headers, arrived_at)
         return job
 
-    async def tokens(self, name: str, prompt: str | list[int], add_special_tokens: bool) -> list[int]:
-        """Token ids of one prompt; one that is certainly too long is refused without tokenising it."""
+    async def tokens(
+        self, name: str, prompt: str | list[int], add_special_tokens: bool
+    ) -> list[int]:
+        """Token ids of one prompt; one that is certainly too long is refused without tokenising
+        it."""
         if not isinstance(prompt, str):
             return prompt
         fewest = self._text.fewest_tokens(prompt)
@@ -78,7 +85,9 @@ class Admission:
             raise limits.too_long(name, fewest, 1, self.context_tokens, at_least=True)
         return await self._text.encode(prompt, add_special_tokens)
 
-    async def chat_tokens(self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]) -> list[int]:
+    async def chat_tokens(
+        self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]
+    ) -> list[int]:
         limits.check_messages(messages, self._config.limits)
         rendered = self._text.render(messages, add_prompt, extra)
         return await self.tokens("messages", rendered, add_special_tokens=False)
@@ -98,7 +107,9 @@ class Admission:
 
     def _job(self, kind: str, body: GenerationBody, headers: Mapping[str, str]) -> Job:
         given = body.request_id or headers.get("x-request-id", "")[:256]
-        return Job(f"{kind}-{given or secrets.token_hex(12)}", self.model_id, int(time.time()), body)
+        return Job(
+            f"{kind}-{given or secrets.token_hex(12)}", self.model_id, int(time.time()), body
+        )
 
     def _add(
         self, job: Job, name: str, ids: list[int], text: str | None, asked: Objectives,

@@ -24,7 +24,9 @@ from deployments.replies import (
 )
 from medha_actors.messages import Accepted, FinishedEvent, PromptLogprobsEvent, TokenEvent
 
-Entry = tuple[int, float | None, tuple[tuple[int, float], ...]]  # token, its log-probability, the likeliest ones
+Entry = tuple[
+    int, float | None, tuple[tuple[int, float], ...]
+]  # token, its log-probability, the likeliest ones
 
 
 class Answer(Protocol):
@@ -53,7 +55,8 @@ class ChatAnswer:
     def chunk(self, piece: Piece) -> Reply:
         message = ChatMessage(content=piece.text)
         if piece.index not in self._started:
-            # The role comes with the first token: a frame of its own would look like a token to those who measure.
+            # The role comes with the first token: a frame of its own would look like a token to
+            # those who measure.
             self._started.add(piece.index)
             message.role = "assistant"
         delta = ChatDelta(
@@ -78,7 +81,12 @@ class ChatAnswer:
         ]
         job = self._job
         return Reply(
-            id=job.id, object="chat.completion", created=job.created, model=job.model, choices=choices, usage=usage
+            id=job.id,
+            object="chat.completion",
+            created=job.created,
+            model=job.model,
+            choices=choices,
+            usage=usage,
         )
 
     def closing(self, usage: UsageReply) -> Reply:
@@ -88,7 +96,13 @@ class ChatAnswer:
 
     def _reply(self, choices: list[ChatDelta]) -> Reply:
         job = self._job
-        return Reply(id=job.id, object="chat.completion.chunk", created=job.created, model=job.model, choices=choices)
+        return Reply(
+            id=job.id,
+            object="chat.completion.chunk",
+            created=job.created,
+            model=job.model,
+            choices=choices,
+        )
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         if self._job.choices[piece.index].request.sampling.logprobs is None:
@@ -98,11 +112,15 @@ class ChatAnswer:
     def _entry(self, event: TokenEvent) -> ChatLogprob:
         chosen = self._top(event.token_id, event.logprob or 0.0)
         top = [self._top(token_id, logprob) for token_id, logprob in event.top_logprobs]
-        return ChatLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top)
+        return ChatLogprob(
+            token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top
+        )
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         raw = self._table.bytes_of(token_id)
-        return TopLogprob(token=raw.decode("utf-8", "replace"), logprob=finite(logprob), bytes=list(raw))
+        return TopLogprob(
+            token=raw.decode("utf-8", "replace"), logprob=finite(logprob), bytes=list(raw)
+        )
 
 
 @dataclass(slots=True)
@@ -115,7 +133,8 @@ class _Written:
 
 
 class TextAnswer:
-    """/v1/completions, with `echo`: the prompt, and its log-probabilities, come before the first token."""
+    """/v1/completions, with `echo`: the prompt, and its log-probabilities, come before the first
+    token."""
 
     def __init__(self, job: Job, table: TokenTable) -> None:
         self._job, self._table = job, table
@@ -126,7 +145,9 @@ class TextAnswer:
         return None if choice is None else self._reply([choice])
 
     def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
-        reply = self._reply([choice for piece in pieces if (choice := self._choice(piece)) is not None])
+        reply = self._reply(
+            [choice for piece in pieces if (choice := self._choice(piece)) is not None]
+        )
         reply.usage = usage
         return reply
 
@@ -137,14 +158,22 @@ class TextAnswer:
 
     def _reply(self, choices: list[TextChoice]) -> Reply:
         job = self._job
-        return Reply(id=job.id, object="text_completion", created=job.created, model=job.model, choices=choices)
+        return Reply(
+            id=job.id,
+            object="text_completion",
+            created=job.created,
+            model=job.model,
+            choices=choices,
+        )
 
     def _choice(self, piece: Piece) -> TextChoice | None:
         choice, written = self._job.choices[piece.index], self._written[piece.index]
         written.prompt_logprobs += piece.prompt_logprobs
         if piece.generated == 0 and piece.finish_reason is None:
             return None
-        entries: list[Entry] = [(token.token_id, token.logprob, token.top_logprobs) for token in piece.tokens]
+        entries: list[Entry] = [
+            (token.token_id, token.logprob, token.top_logprobs) for token in piece.tokens
+        ]
         text = piece.text
         if not written.started:
             written.started = True
@@ -204,7 +233,9 @@ def finite(logprob: float) -> float:
 
 def usage_of(job: Job, generated: int, timing: TimingReply | None = None) -> UsageReply:
     usage = UsageReply(
-        prompt_tokens=job.prompt_tokens, completion_tokens=generated, total_tokens=job.prompt_tokens + generated
+        prompt_tokens=job.prompt_tokens,
+        completion_tokens=generated,
+        total_tokens=job.prompt_tokens + generated,
     )
     if timing is not None:
         usage.medha = timing

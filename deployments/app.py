@@ -1,7 +1,7 @@
 """build_app: from the `args` of serve_config.yaml to a Serve application.
 
-The ingress deployment owns the engine: its deployment actor is the controller, which makes the grid of stage actors.
-This is the only place where classes become deployments and actors.
+The ingress deployment owns the engine: its deployment actor is the controller, which makes the grid
+of stage actors. This is the only place where classes become deployments and actors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class SchedulerActor(Controller):
-    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it has one to itself."""
+    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
+    has one to itself."""
 
 
 class Ingress:
@@ -51,16 +52,21 @@ class Ingress:
             text,
             context_tokens=engine.max_model_len_tokens,
             echo_request_id=False,  # Serve's proxy sets x-request-id on its answers
-            observatory=Observatory(config, engine.ask, replica) if config.telemetry.enabled else None,
+            observatory=Observatory(config, engine.ask, replica)
+            if config.telemetry.enabled
+            else None,
         )
-        print(f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True)
+        print(
+            f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._server.asgi()
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
-    """Check the configuration and the model (ConfigError, ModelError: the reason in one line), then assemble."""
+    """Check the configuration and the model (ConfigError, ModelError: the reason in one line), then
+    assemble."""
     config: MedhaConfig = load(args)
     load_spec(config.model_loading_config)
     controller = DeploymentActorConfig(
@@ -71,7 +77,9 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     )
     options = {**_DEFAULTS, **config.deployment_config}
     ingress = serve.ingress()(Ingress)
-    return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(args)
+    return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(
+        args
+    )
 
 
 def ready_url() -> str:

@@ -1,4 +1,5 @@
-"""The model's chat template, rendered as transformers renders it: sandboxed Jinja. Clients cannot send templates."""
+"""The model's chat template, rendered as transformers renders it: sandboxed Jinja. Clients cannot
+send templates."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from medha_actors.errors import ModelError, RequestError
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text for training; here its body is just rendered."""
+    """`{% generation %}` marks the assistant's text for training; here its body is just
+    rendered."""
 
     tags = {"generation"}  # noqa: RUF012  (the name and type are Jinja's)
 
@@ -51,14 +53,23 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is broken: {error}") from None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]
+    ) -> str:
         """The prompt's text; raises RequestError with the template's own complaint."""
         turns = [_turn(message) for message in messages]
-        variables = {**self._special_tokens, **extra, "messages": turns, "add_generation_prompt": add_generation_prompt}
+        variables = {
+            **self._special_tokens,
+            **extra,
+            "messages": turns,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
             return self._render(tools=None, documents=None, **variables)
         except Exception as error:  # a template can fail in any way on what it did not expect
-            raise RequestError(f"the model's chat template refuses the messages: {error}", param="messages") from None
+            raise RequestError(
+                f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from None
 
 
 def _turn(message: Message) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """From token ids to text, one token at a time, without ever showing half a character.
 
-Tokens of the Llama family stand for bytes: byte-level vocabularies directly, SentencePiece ones through tokens such as
-`<0xE2>`. So a table from token to bytes and an incremental UTF-8 decoder give what decoding all at once would give.
+Tokens of the Llama family stand for bytes: byte-level vocabularies directly, SentencePiece ones
+through tokens such as `<0xE2>`. So a table from token to bytes and an incremental UTF-8 decoder
+give what decoding all at once would give.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ class Detokenizer(Protocol):
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, which byte-level vocabularies are written in."""
+    """GPT-2's printable stand-ins for the 256 bytes, which byte-level vocabularies are written
+    in."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }
 
 
 _ALPHABET: Final = byte_alphabet()
@@ -46,7 +50,9 @@ class TokenTable:
         kinds = {part["type"] for part in decoder.get("decoders", [decoder])} if decoder else set()
         self.byte_level = "ByteLevel" in kinds
         self.byte_fallback = "ByteFallback" in kinds or "Metaspace" in kinds
-        self.special = frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        self.special = frozenset(
+            i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
         self._bytes: dict[int, bytes] = {}
 
     @property
@@ -58,7 +64,9 @@ class TokenTable:
         """The bytes of one token, special ones included; empty for an id without a token."""
         known = self._bytes.get(token_id)
         if known is None:
-            known = self._bytes[token_id] = self._compute(self.tokenizer.id_to_token(token_id) or "")
+            known = self._bytes[token_id] = self._compute(
+                self.tokenizer.id_to_token(token_id) or ""
+            )
         return known
 
     def text_of(self, token_id: int) -> str:
@@ -68,7 +76,11 @@ class TokenTable:
     def _compute(self, token: str) -> bytes:
         if self.byte_level:
             values = [_ALPHABET.get(char) for char in token]
-            return token.encode() if None in values else bytes(value for value in values if value is not None)
+            return (
+                token.encode()
+                if None in values
+                else bytes(value for value in values if value is not None)
+            )
         if self.byte_fallback:
             match = _BYTE_TOKEN.match(token)
             return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
@@ -95,7 +107,8 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For any other tokenizer: decode a sliding window with its own decoder and emit the difference."""
+    """For any other tokenizer: decode a sliding window with its own decoder and emit the
+    difference."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -121,8 +134,9 @@ class WindowDetokenizer:
 class StopStrings:
     """Cuts a growing text at the first stop string, wherever tokens begin and end.
 
-    Only text that could still become a stop string is held back. Among stop strings the one that is complete first
-    wins (the longest of those that end together), so the result does not depend on how the text is split.
+    Only text that could still become a stop string is held back. Among stop strings the one that is
+    complete first wins (the longest of those that end together), so the result does not depend on
+    how the text is split.
     """
 
     def __init__(self, stops: list[str], include: bool = False) -> None:
@@ -140,12 +154,23 @@ class StopStrings:
         if not text or self.matched is not None:
             return ""
         text = self._held + text
-        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop)) >= 0
+        ]
         if found:
             end, start, self.matched = min(found)
             self._held = ""
             return text[: end if self._include else start]
-        keep = next((n for n in range(min(len(text), self._longest - 1), 0, -1) if text[-n:] in self._prefixes), 0)
+        keep = next(
+            (
+                n
+                for n in range(min(len(text), self._longest - 1), 0, -1)
+                if text[-n:] in self._prefixes
+            ),
+            0,
+        )
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

@@ -21,7 +21,10 @@ class RejectedError(MedhaError):
 
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(
-            rejected.message, param=rejected.param, code=rejected.code, retry_after_s=rejected.retry_after_s
+            rejected.message,
+            param=rejected.param,
+            code=rejected.code,
+            retry_after_s=rejected.retry_after_s,
         )
         self.status = rejected.status
         self.kind = rejected.kind
@@ -29,7 +32,9 @@ class RejectedError(MedhaError):
 
 def body(error: MedhaError) -> ErrorReply:
     return ErrorReply(
-        error=ErrorDetail(message=error.message, type=error.kind, param=error.param, code=error.code or None)
+        error=ErrorDetail(
+            message=error.message, type=error.kind, param=error.param, code=error.code or None
+        )
     )
 
 
@@ -44,7 +49,13 @@ def response(error: MedhaError, headers: dict[str, str] | None = None) -> Respon
     if error.status in _FINAL_STATUSES:
         headers["x-should-retry"] = "false"
     if error.status in (429, 503):
-        wait_s = error.retry_after_s if error.retry_after_s and math.isfinite(error.retry_after_s) else 1.0
+        wait_s = (
+            error.retry_after_s
+            if error.retry_after_s and math.isfinite(error.retry_after_s)
+            else 1.0
+        )
         headers["retry-after"] = str(max(1, math.ceil(wait_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
-    return Response(msgspec.json.encode(body(error)), error.status, headers, media_type="application/json")
+    return Response(
+        msgspec.json.encode(body(error)), error.status, headers, media_type="application/json"
+    )

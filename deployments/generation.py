@@ -1,4 +1,5 @@
-"""A job in the engine: submit its choices, turn their events into text, and stop them whatever happens."""
+"""A job in the engine: submit its choices, turn their events into text, and stop them whatever
+happens."""
 
 from __future__ import annotations
 
@@ -39,16 +40,20 @@ def _spawn(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 def _finished(task: asyncio.Task[Any]) -> None:
     _background.discard(task)
     if not task.cancelled():
-        task.exception()  # a cancel that fails has nobody to tell: the engine is gone, and the request with it
+        # a cancel that fails has nobody to tell: the engine is gone, and the request with it
+        task.exception()
 
 
 class Generation:
-    """`async with Generation(...) as generation`: submitted on entry, nothing left running after the block."""
+    """`async with Generation(...) as generation`: submitted on entry, nothing left running after
+    the block."""
 
     def __init__(self, engine: EngineHandle, text: Text, job: Job, max_buffered: int) -> None:
         self._engine, self._text, self.job = engine, text, job
         self._outbox = Outbox(max_buffered)
-        self._running: dict[str, asyncio.Task[None] | None] = {}  # request ids and who reads their events
+        self._running: dict[
+            str, asyncio.Task[None] | None
+        ] = {}  # request ids and who reads their events
         self.accepted: list[Accepted] = []
 
     async def __aenter__(self) -> Generation:
@@ -61,7 +66,10 @@ class Generation:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop_all()
 
@@ -106,7 +114,9 @@ class Generation:
                 self._outbox.put(writer.write(event))
                 if writer.finished:
                     self._running.pop(request_id, None)
-                    if not isinstance(event, FinishedEvent):  # a stop string, which the engine does not know
+                    if not isinstance(
+                        event, FinishedEvent
+                    ):  # a stop string, which the engine does not know
                         await self._engine.cancel(request_id)
                     return
             raise EngineError("the engine dropped the request")
@@ -129,7 +139,9 @@ class ChoiceWriter:
         self._eos = frozenset(text.eos_token_ids)
         self._keep_tokens = sampling.logprobs is not None
         limit = output_limit(job.body)
-        self.hidden = limit is not None and limit[1] == 0  # echo alone: the engine's one token is not shown
+        self.hidden = (
+            limit is not None and limit[1] == 0
+        )  # echo alone: the engine's one token is not shown
         self._held: TokenEvent | None = None  # a stop token: no text if the request ends with it
         self._generated = 0
         self.finished = False
@@ -149,7 +161,12 @@ class ChoiceWriter:
             self._held = event
         else:
             text += self._detokenizer.push(event.token_id)
-        piece = Piece(self._index, self._shown(text), [event] if self._keep_tokens else [], generated=self._generated)
+        piece = Piece(
+            self._index,
+            self._shown(text),
+            [event] if self._keep_tokens else [],
+            generated=self._generated,
+        )
         if self._generated == 1:
             piece.first_token_at = event.at
         if self._stops.matched is not None:
@@ -182,5 +199,10 @@ class ChoiceWriter:
         if self._stops.matched is not None:
             reason, stop_reason = "stop", self._stops.matched
         return Piece(
-            self._index, text, generated=self._generated, finish_reason=reason, stop_reason=stop_reason, ending=event
+            self._index,
+            text,
+            generated=self._generated,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            ending=event,
         )

@@ -1,7 +1,8 @@
 """The tokenizer inside a GGUF file, as a `tokenizers.Tokenizer`.
 
-Two kinds exist in the Llama family: byte-level BPE ("gpt2", with the pre-tokenizer's name) and SentencePiece ("llama",
-merges ordered by score). The pre-tokenizers' patterns are those of the models' own tokenizer.json files.
+Two kinds exist in the Llama family: byte-level BPE ("gpt2", with the pre-tokenizer's name) and
+SentencePiece ("llama", merges ordered by score). The pre-tokenizers' patterns are those of the
+models' own tokenizer.json files.
 """
 
 from __future__ import annotations
@@ -10,11 +11,32 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from medha_actors.errors import ModelError
 
-_SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS: Final = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types; the others are not matched in text
 
@@ -32,12 +54,14 @@ _PATTERNS: Final = {
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3,
     "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "tekken": _TEKKEN,
 }  # fmt: skip
-# These take a word that is in the vocabulary as it is, without its merges, and begin prompts with a BOS by default.
+# These take a word that is in the vocabulary as it is, without its merges, and begin prompts with a
+# BOS by default.
 _WHOLE_WORDS: Final = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """All key-value pairs of a GGUF file, without its tensors; 10 times faster than gguf's own reader."""
+    """All key-value pairs of a GGUF file, without its tensors; 10 times faster than gguf's own
+    reader."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file")
@@ -77,22 +101,42 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 
 def build(metadata: dict[str, Any]) -> Tokenizer:
-    """The tokenizer described by a GGUF file's metadata; raises ModelError for kinds outside the Llama family."""
+    """The tokenizer described by a GGUF file's metadata; raises ModelError for kinds outside the
+    Llama family."""
     tokens: list[str] = metadata.get("tokenizer.ggml.tokens") or []
     kind = metadata.get("tokenizer.ggml.model")
     if not tokens or kind not in ("gpt2", "llama"):
-        raise ModelError(f"the GGUF file's tokenizer is of kind {kind!r}; supported are 'gpt2' and 'llama'")
+        raise ModelError(
+            f"the GGUF file's tokenizer is of kind {kind!r}; supported are 'gpt2' and 'llama'"
+        )
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = _byte_level(metadata, vocabulary) if kind == "gpt2" else _sentencepiece(metadata, tokens, vocabulary)
+    tokenizer = (
+        _byte_level(metadata, vocabulary)
+        if kind == "gpt2"
+        else _sentencepiece(metadata, tokens, vocabulary)
+    )
     types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
     typed = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind_ in typed if kind_ == _CONTROL]
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind_ in typed
+            if kind_ == _CONTROL
+        ]
     )
     tokenizer.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token, kind_ in typed if kind_ == _USER_DEFINED]
+        [
+            AddedToken(token, special=False, normalized=False)
+            for token, kind_ in typed
+            if kind_ == _USER_DEFINED
+        ]
     )
-    _add_edges(tokenizer, metadata, tokens, kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS)
+    _add_edges(
+        tokenizer,
+        metadata,
+        tokens,
+        kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS,
+    )
     return tokenizer
 
 
@@ -102,7 +146,10 @@ def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Tokeniz
     model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS)
     tokenizer = Tokenizer(model)
     if name in ("smollm", "starcoder", "refact"):
-        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        steps = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     elif name in ("default", "gpt-2", "gpt2", "mpt", "olmo"):
         steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
     elif name in _PATTERNS:
@@ -121,9 +168,12 @@ def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Tokeniz
     return tokenizer
 
 
-def _sentencepiece(metadata: dict[str, Any], tokens: list[str], vocabulary: dict[str, int]) -> Tokenizer:
+def _sentencepiece(
+    metadata: dict[str, Any], tokens: list[str], vocabulary: dict[str, int]
+) -> Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
-    # A merge for every way to make a token of two others, the best-scored token first: what SentencePiece would do.
+    # A merge for every way to make a token of two others, the best-scored token first: what
+    # SentencePiece would do.
     ranked = [
         (-scores[i], i, vocabulary[token[:cut]], vocabulary[token[cut:]], token[:cut], token[cut:])
         for i, token in enumerate(tokens)
@@ -132,8 +182,14 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], vocabulary: dict
     ]
     merges = [(left, right) for *_, left, right in sorted(ranked)]
     unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = [normalizers.Prepend("\u2581")] if metadata.get("tokenizer.ggml.add_space_prefix", True) else []
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    prefix = (
+        [normalizers.Prepend("\u2581")]
+        if metadata.get("tokenizer.ggml.add_space_prefix", True)
+        else []
+    )
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "\u2581")])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
@@ -142,11 +198,24 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], vocabulary: dict
     return tokenizer
 
 
-def _add_edges(tokenizer: Tokenizer, metadata: dict[str, Any], tokens: list[str], default_bos: bool) -> None:
+def _add_edges(
+    tokenizer: Tokenizer, metadata: dict[str, Any], tokens: list[str], default_bos: bool
+) -> None:
     """Begin- and end-of-sequence tokens around every plain prompt, if the file says so."""
-    bos, eos = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.eos_token_id")
-    head = [tokens[bos]] if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", default_bos) else []
-    tail = [tokens[eos]] if eos is not None and metadata.get("tokenizer.ggml.add_eos_token", False) else []
+    bos, eos = (
+        metadata.get("tokenizer.ggml.bos_token_id"),
+        metadata.get("tokenizer.ggml.eos_token_id"),
+    )
+    head = (
+        [tokens[bos]]
+        if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", default_bos)
+        else []
+    )
+    tail = (
+        [tokens[eos]]
+        if eos is not None and metadata.get("tokenizer.ggml.add_eos_token", False)
+        else []
+    )
     if head or tail:
         special = [(token, tokens.index(token)) for token in {*head, *tail}]
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -9,10 +9,12 @@ from medha_actors.messages import Accepted, Event, Rejected, Request
 
 
 class EngineHandle(Protocol):
-    """An engine as the HTTP server sees it. Any method may raise UnavailableError while the engine is rebuilt."""
+    """An engine as the HTTP server sees it. Any method may raise UnavailableError while the engine
+    is rebuilt."""
 
     def events(self, request_id: str) -> AsyncIterator[Event]:
-        """The request's events, in order, ending after its FinishedEvent. Registers at once, before `submit`."""
+        """The request's events, in order, ending after its FinishedEvent. Registers at once, before
+        `submit`."""
         ...
 
     async def submit(self, request: Request) -> Accepted | Rejected:
@@ -20,7 +22,8 @@ class EngineHandle(Protocol):
         ...
 
     async def cancel(self, request_id: str) -> None:
-        """Stop the request and forget its registration; harmless for unknown ids and finished requests."""
+        """Stop the request and forget its registration; harmless for unknown ids and finished
+        requests."""
         ...
 
     def ready(self) -> bool:

@@ -58,12 +58,16 @@ def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
         for j, part in enumerate(message.content):
             name = f"messages[{i}].content[{j}]"
             if part.type != "text":
-                raise RequestError(f"{name}.type: only text is supported", param=f"{name}.type", code="unsupported")
+                raise RequestError(
+                    f"{name}.type: only text is supported", param=f"{name}.type", code="unsupported"
+                )
             if part.text is None:
                 raise _invalid(f"{name}.text", "is missing")
 
 
-def split_prompts(body: CompletionBody, limits: LimitsConfig, vocabulary: int) -> list[str | list[int]]:
+def split_prompts(
+    body: CompletionBody, limits: LimitsConfig, vocabulary: int
+) -> list[str | list[int]]:
     """The four forms of `prompt` as a list of texts and token lists."""
     prompt = body.prompt
     if isinstance(prompt, str):
@@ -72,7 +76,9 @@ def split_prompts(body: CompletionBody, limits: LimitsConfig, vocabulary: int) -
         raise _invalid("prompt", "must not be empty")
     kinds = {type(part) for part in prompt}
     if len(kinds) > 1:
-        raise _invalid("prompt", "must be a string, strings, token ids or lists of token ids, not a mixture")
+        raise _invalid(
+            "prompt", "must be a string, strings, token ids or lists of token ids, not a mixture"
+        )
     if kinds == {int}:
         ids = cast("list[int]", prompt)
         check_ids("prompt", ids, vocabulary)
@@ -87,11 +93,16 @@ def split_prompts(body: CompletionBody, limits: LimitsConfig, vocabulary: int) -
 
 def check_ids(name: str, ids: list[int], vocabulary: int) -> None:
     if ids and max(ids) >= vocabulary:
-        raise _invalid(name, f"has token id {max(ids)}; this model's vocabulary ends at {vocabulary - 1}")
+        raise _invalid(
+            name, f"has token id {max(ids)}; this model's vocabulary ends at {vocabulary - 1}"
+        )
 
 
-def resolve_max_tokens(body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int) -> int:
-    """How many tokens to generate at most; raises RequestError where prompt or output do not fit the context."""
+def resolve_max_tokens(
+    body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int
+) -> int:
+    """How many tokens to generate at most; raises RequestError where prompt or output do not fit
+    the context."""
     if prompt_tokens == 0:
         raise _invalid(name, "is empty")
     room = context_tokens - prompt_tokens
@@ -102,11 +113,15 @@ def resolve_max_tokens(body: GenerationBody, name: str, prompt_tokens: int, cont
     if limit is not None:
         return max(1, wanted)  # 0 is only allowed with echo: one token is generated and not shown
     if body.min_tokens > room:
-        raise _invalid("min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens")
+        raise _invalid(
+            "min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens"
+        )
     return room if isinstance(body, ChatBody) else min(max(16, body.min_tokens), room)
 
 
-def too_long(name: str, prompt_tokens: int, wanted: int, context_tokens: int, at_least: bool = False) -> RequestError:
+def too_long(
+    name: str, prompt_tokens: int, wanted: int, context_tokens: int, at_least: bool = False
+) -> RequestError:
     bound = "at least " if at_least else ""
     return RequestError(
         f"this model's context is {context_tokens} tokens; {bound}{prompt_tokens} in {name} and {wanted} to generate"
@@ -122,7 +137,12 @@ def bias_pairs(bias: dict[str, float]) -> Iterable[tuple[int, float]]:
 
 def _at_most(name: str, value: int, limit: int, unit: str = "") -> None:
     if value > limit:
-        raise _invalid(name, f"has {value} {unit}, at most {limit} are allowed" if unit else f"must be at most {limit}")
+        raise _invalid(
+            name,
+            f"has {value} {unit}, at most {limit} are allowed"
+            if unit
+            else f"must be at most {limit}",
+        )
 
 
 def _invalid(name: str, what: str) -> RequestError:

@@ -1,7 +1,7 @@
 """The live page: GET /medha is one static file, GET /medha/live its feed of server-sent events.
 
-A replica asks the controller for a snapshot every `live_period_s` while at least one person looks, whatever their
-number; when nobody does, nothing runs.
+A replica asks the controller for a snapshot every `live_period_s` while at least one person looks,
+whatever their number; when nobody does, nothing runs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,19 @@ class LivePage:
         self._task: asyncio.Task[None] | None = None
 
     def routes(self) -> list[Route]:
-        return [Route("/medha", self.page, methods=["GET"]), Route("/medha/live", self.feed, methods=["GET"])]
+        return [
+            Route("/medha", self.page, methods=["GET"]),
+            Route("/medha/live", self.feed, methods=["GET"]),
+        ]
 
     async def page(self, request: Request) -> Response:
         return FileResponse(_PAGE, media_type="text/html", headers={"cache-control": "no-cache"})
 
     async def feed(self, request: Request) -> Response:
         if len(self._viewers) >= _MAX_VIEWERS:
-            return failures.response(OverloadedError(f"{_MAX_VIEWERS} people look already", retry_after_s=10))
+            return failures.response(
+                OverloadedError(f"{_MAX_VIEWERS} people look already", retry_after_s=10)
+            )
         return StreamingResponse(self._frames(), headers=sse.HEADERS)
 
     async def _frames(self) -> AsyncIterator[bytes]:

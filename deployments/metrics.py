@@ -1,12 +1,21 @@
-"""Figures of one ingress replica, and GET /metrics: the engine's and every replica's, whichever replica is asked.
+"""Figures of one ingress replica, and GET /metrics: the engine's and every replica's, whichever
+replica is asked.
 
-The controller alone counts what the engine does. A replica counts what only it sees, labels it `replica`, and reports
-it to the controller a moment after it has changed, so that one scrape through the load balancer gets all of them.
+The controller alone counts what the engine does. A replica counts what only it sees, labels it
+`replica`, and reports it to the controller a moment after it has changed, so that one scrape
+through the load balancer gets all of them.
 """
 
 from __future__ import annotations
 
-from medha_actors.actors.telemetry.histogram import END_TO_END_S, LONG_S, Family, Histogram, Labels, exposition
+from medha_actors.actors.telemetry.histogram import (
+    END_TO_END_S,
+    LONG_S,
+    Family,
+    Histogram,
+    Labels,
+    exposition,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,11 +52,30 @@ class ReplicaFigures:
             (*own, ("state", "lost")): float(self.spans_lost),
         }
         return [
-            Family("medha_http_requests_total", "counter", "HTTP requests to generate", dict(self._requests)),
-            Family("medha_http_requests_open", "gauge", "Responses under way", {own: float(self.open)}),
+            Family(
+                "medha_http_requests_total",
+                "counter",
+                "HTTP requests to generate",
+                dict(self._requests),
+            ),
+            Family(
+                "medha_http_requests_open", "gauge", "Responses under way", {own: float(self.open)}
+            ),
             Family("medha_trace_spans_total", "counter", "Spans for the tracing backend", spans),
-            Family("medha_http_request_duration_seconds", "histogram", "First byte in to last out", {}, self._seconds),
-            Family("medha_tokenize_seconds", "histogram", "Body read to prompt tokenised", {}, {own: self._tokenize}),
+            Family(
+                "medha_http_request_duration_seconds",
+                "histogram",
+                "First byte in to last out",
+                {},
+                self._seconds,
+            ),
+            Family(
+                "medha_tokenize_seconds",
+                "histogram",
+                "Body read to prompt tokenised",
+                {},
+                {own: self._tokenize},
+            ),
         ]
 
 

@@ -1,6 +1,8 @@
-"""What a client asks of the service: by llm-d's headers, Serve's timeout header and our body extension.
+"""What a client asks of the service: by llm-d's headers, Serve's timeout header and our body
+extension.
 
-The body wins over headers, the newer header name over the older one, and the server's policy over all.
+The body wins over headers, the newer header name over the older one, and the server's policy over
+all.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ TPOT_HEADERS: Final = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 TIMEOUT_HEADER: Final = "x-request-timeout-seconds"
 
 
-def resolve(options: MedhaOptions, headers: Mapping[str, str], policy: ObjectivesConfig) -> Objectives:
-    """Objectives within the policy's bounds; raises RequestError for headers that are not numbers."""
+def resolve(
+    options: MedhaOptions, headers: Mapping[str, str], policy: ObjectivesConfig
+) -> Objectives:
+    """Objectives within the policy's bounds; raises RequestError for headers that are not
+    numbers."""
     ttft_s = options.ttft_s if options.ttft_s is not None else _seconds(headers, TTFT_HEADERS)
     tpot_s = options.tpot_s if options.tpot_s is not None else _seconds(headers, TPOT_HEADERS)
     return Objectives(
@@ -30,7 +35,9 @@ def resolve(options: MedhaOptions, headers: Mapping[str, str], policy: Objective
     )
 
 
-def _timeout(options: MedhaOptions, headers: Mapping[str, str], policy: ObjectivesConfig) -> float | None:
+def _timeout(
+    options: MedhaOptions, headers: Mapping[str, str], policy: ObjectivesConfig
+) -> float | None:
     asked = options.timeout_s
     if asked is None and TIMEOUT_HEADER in headers:
         asked = _number(headers, TIMEOUT_HEADER)
@@ -57,7 +64,9 @@ def _number(headers: Mapping[str, str], name: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise RequestError(f"{name} must be a number, not {headers[name][:40]!r}", param=name, code="invalid_value")
+        raise RequestError(
+            f"{name} must be a number, not {headers[name][:40]!r}", param=name, code="invalid_value"
+        )
     return value
 
 

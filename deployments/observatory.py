@@ -1,7 +1,8 @@
 """Observatory: what an ingress replica tells of its requests and lets people see of the engine.
 
-It wraps the generating routes from outside (one record per HTTP request), and serves /metrics, /medha and timelines.
-With `telemetry.enabled: false` there is none, and the routes stay as they are.
+It wraps the generating routes from outside (one record per HTTP request), and serves /metrics,
+/medha and timelines. With `telemetry.enabled: false` there is none, and the routes stay as they
+are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Record:
         "status",
     )
 
-    def __init__(self, method: str, route: str, parent: TraceParent | None, span: TraceParent) -> None:
+    def __init__(
+        self, method: str, route: str, parent: TraceParent | None, span: TraceParent
+    ) -> None:
         self.method, self.route, self.parent, self.span = method, route, parent, span
         self.arrived_at, self.ended_at = time.time(), 0.0
         self.body_at: float | None = None
@@ -86,11 +89,18 @@ class Observatory:
         """The same application, observed."""
         return _Observed(self, app, route)
 
-    async def observe(self, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def observe(
+        self, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Run one request and keep its record."""
         header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
         parent = self.tracing.parent(parse(header.decode("latin-1")))
-        record = Record(scope["method"], route, parent, begin(parent, self.config.telemetry.tracing.sample_ratio))
+        record = Record(
+            scope["method"],
+            route,
+            parent,
+            begin(parent, self.config.telemetry.tracing.sample_ratio),
+        )
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -102,7 +112,11 @@ class Observatory:
 
         self.figures.open += 1
         try:
-            await app({**scope, "headers": _with_parent(scope, record.span), "medha": record}, receive, watched)
+            await app(
+                {**scope, "headers": _with_parent(scope, record.span), "medha": record},
+                receive,
+                watched,
+            )
         finally:
             self.figures.open -= 1
             record.ended_at = time.time()

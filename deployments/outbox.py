@@ -16,7 +16,9 @@ class Piece:
 
     index: int
     text: str = ""
-    tokens: list[TokenEvent] = field(default_factory=list)  # kept only where log-probabilities are wanted
+    tokens: list[TokenEvent] = field(
+        default_factory=list
+    )  # kept only where log-probabilities are wanted
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far
     first_token_at: float | None = None  # epoch seconds; set on the piece with the first token
@@ -30,14 +32,19 @@ class Piece:
         self.prompt_logprobs += later.prompt_logprobs
         self.generated = later.generated
         self.first_token_at = self.first_token_at or later.first_token_at
-        self.finish_reason, self.stop_reason, self.ending = later.finish_reason, later.stop_reason, later.ending
+        self.finish_reason, self.stop_reason, self.ending = (
+            later.finish_reason,
+            later.stop_reason,
+            later.ending,
+        )
 
 
 Item = Piece | ProgressEvent | MedhaError
 
 
 class Outbox:
-    """One token is one Piece until `limit` pieces wait; then new text joins what its choice has waiting."""
+    """One token is one Piece until `limit` pieces wait; then new text joins what its choice has
+    waiting."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -49,7 +56,11 @@ class Outbox:
     def put(self, piece: Piece) -> None:
         """Never blocks. An ending joins the choice's last token if that is still here."""
         last = self._last.get(piece.index)
-        ending_only = piece.finish_reason is not None and last is not None and piece.generated == last.generated
+        ending_only = (
+            piece.finish_reason is not None
+            and last is not None
+            and piece.generated == last.generated
+        )
         if last is not None and (ending_only or len(self._items) >= self._limit):
             last.absorb(piece)
         else:

@@ -1,8 +1,10 @@
-"""What clients may send: OpenAI's request bodies as Structs, with the bounds that need no configuration.
+"""What clients may send: OpenAI's request bodies as Structs, with the bounds that need no
+configuration.
 
-`decode` either returns a Struct or raises a RequestError whose `param` is the JSON path of the offending field. `null`
-means the default. A field this server does not know is an error, because it might change the result; fields that never
-change it, and values that ask for what happens anyway, are dropped.
+`decode` either returns a Struct or raises a RequestError whose `param` is the JSON path of the
+offending field. `null` means the default. A field this server does not know is an error, because it
+might change the result; fields that never change it, and values that ask for what happens anyway,
+are dropped.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class StreamOptions(_Body, frozen=True, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None  # OpenAI's padding against traffic analysis; not done here
+    include_obfuscation: bool | None = (
+        None  # OpenAI's padding against traffic analysis; not done here
+    )
 
 
 class MedhaOptions(_Body, frozen=True, kw_only=True):
-    """Our extension: what the client asks of the service, in seconds; the server's policy bounds it."""
+    """Our extension: what the client asks of the service, in seconds; the server's policy bounds
+    it."""
 
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
@@ -46,7 +51,8 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
 
 
 class GenerationBody(_Body, frozen=True, kw_only=True):
-    """The fields that completions and chat completions share; OpenAI's, plus vLLM's sampling fields."""
+    """The fields that completions and chat completions share; OpenAI's, plus vLLM's sampling
+    fields."""
 
     model: str | None = None
     max_tokens: Count | None = None
@@ -69,7 +75,10 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    request_id: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")] | None = None
+    request_id: (
+        Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")]
+        | None
+    ) = None
     medha: MedhaOptions = MedhaOptions()
 
     @property
@@ -200,9 +209,15 @@ def _known(tree: dict[str, Any], kind: type[_Body], prefix: str) -> dict[str, An
             known[name] = value
         elif name in _NEUTRAL:
             if value not in _NEUTRAL[name] and not _same_as_n(name, value, tree):
-                raise RequestError(f"{name} is not supported by this server", param=prefix + name, code="unsupported")
+                raise RequestError(
+                    f"{name} is not supported by this server",
+                    param=prefix + name,
+                    code="unsupported",
+                )
         elif name not in _IGNORED:
-            raise RequestError(f"unknown field {name[:80]!r}", param=prefix + name[:80], code="unknown_field")
+            raise RequestError(
+                f"unknown field {name[:80]!r}", param=prefix + name[:80], code="unknown_field"
+            )
     return known
 
 
@@ -222,4 +237,8 @@ def _named(text: str) -> RequestError:
     field = _MISSING.search(what) or _UNKNOWN.search(what)
     param = ".".join(part for part in (path, field["name"] if field else "") if part) or None
     message = f"{param}: {what}" if param else what
-    return RequestError(message[:500], param=param, code="missing_field" if _MISSING.search(what) else "invalid_value")
+    return RequestError(
+        message[:500],
+        param=param,
+        code="missing_field" if _MISSING.search(what) else "invalid_value",
+    )

@@ -1,4 +1,5 @@
-"""What the server answers: OpenAI's response bodies as Structs. Absent fields are left out of the JSON."""
+"""What the server answers: OpenAI's response bodies as Structs. Absent fields are left out of the
+JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ class _Reply(msgspec.Struct, kw_only=True):
 
 
 class TimingReply(_Reply, kw_only=True):
-    """Our extension of `usage`: what was promised and what happened, in milliseconds since arrival."""
+    """Our extension of `usage`: what was promised and what happened, in milliseconds since
+    arrival."""
 
     ttft_deadline_ms: float
     predicted_ttft_ms: float

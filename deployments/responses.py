@@ -46,7 +46,9 @@ class Tally:
     def usage(self, final: bool = True) -> Any:
         timing = None
         if final:
-            timing = timing_of(self._live.accepted, self._arrived_at, self._first_tokens_at, self._endings)
+            timing = timing_of(
+                self._live.accepted, self._arrived_at, self._first_tokens_at, self._endings
+            )
         return usage_of(self._live.job, sum(self._generated.values()), timing)
 
     def headers(self) -> dict[str, str]:
@@ -59,7 +61,12 @@ class Tally:
 
 
 async def send_whole(
-    live: Generation, answer: Answer, stream: StreamConfig, arrived_at: float, headers: dict[str, str], send: Send
+    live: Generation,
+    answer: Answer,
+    stream: StreamConfig,
+    arrived_at: float,
+    headers: dict[str, str],
+    send: Send,
 ) -> None:
     """Wait for all choices; raises MedhaError, before anything is sent, if one fails."""
     tally = Tally(live, arrived_at)
@@ -72,14 +79,22 @@ async def send_whole(
                 tally.add(item)
                 whole[item.index].absorb(item)
     body = msgspec.json.encode(answer.whole(whole.values(), tally.usage()))
-    await _start(send, 200, {**headers, **tally.headers(), "content-type": "application/json"}, len(body))
+    await _start(
+        send, 200, {**headers, **tally.headers(), "content-type": "application/json"}, len(body)
+    )
     await send({"type": "http.response.body", "body": body})
 
 
 async def send_stream(
-    live: Generation, answer: Answer, stream: StreamConfig, arrived_at: float, headers: dict[str, str], send: Send
+    live: Generation,
+    answer: Answer,
+    stream: StreamConfig,
+    arrived_at: float,
+    headers: dict[str, str],
+    send: Send,
 ) -> None:
-    """Headers at once, then one event per token; errors become an event, and `[DONE]` is always last."""
+    """Headers at once, then one event per token; errors become an event, and `[DONE]` is always
+    last."""
     tally = Tally(live, arrived_at)
     writer = StreamWriter(live, answer, stream, tally)
     await _start(send, 200, {**headers, **tally.headers(), **sse.HEADERS})
@@ -99,17 +114,22 @@ async def send_stream(
 class StreamWriter:
     """Frames of one stream."""
 
-    def __init__(self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally) -> None:
+    def __init__(
+        self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally
+    ) -> None:
         self._answer, self._stream, self._tally = answer, stream, tally
         self._job = live.job
         options = live.job.body.stream_options
         self._usage = bool(options and options.include_usage)
-        self._continuous = bool(options and options.continuous_usage_stats and options.include_usage)
+        self._continuous = bool(
+            options and options.continuous_usage_stats and options.include_usage
+        )
         self._next_progress_at = 0.0
         self.failed = False
 
     def write(self, items: list[Any]) -> bytes:
-        """Frames for what happened; a comment for silence. An error is the last frame and sets `failed`."""
+        """Frames for what happened; a comment for silence. An error is the last frame and sets
+        `failed`."""
         if not items:
             return sse.KEEP_ALIVE
         frames: list[bytes] = []
@@ -145,7 +165,9 @@ class StreamWriter:
         self._next_progress_at = now + self._stream.progress_s
         left_s = max(0.0, event.seconds_left)
         if not self._job.body.medha.progress:
-            return sse.comment(f"progress {event.prefilled_tokens}/{event.total_tokens} tokens, {left_s:.1f} s left")
+            return sse.comment(
+                f"progress {event.prefilled_tokens}/{event.total_tokens} tokens, {left_s:.1f} s left"
+            )
         return sse.data(
             {
                 "id": self._job.id,
@@ -161,8 +183,13 @@ class StreamWriter:
         )
 
 
-async def _start(send: Send, status: int, headers: dict[str, str], length: int | None = None) -> None:
-    pairs = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+async def _start(
+    send: Send, status: int, headers: dict[str, str], length: int | None = None
+) -> None:
+    pairs = [
+        (name.encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in headers.items()
+    ]
     if length is not None:
         pairs.append((b"content-length", str(length).encode()))
     await send({"type": "http.response.start", "status": status, "headers": pairs})

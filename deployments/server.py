@@ -47,11 +47,17 @@ class Server:
         echo_request_id: bool = True,
         observatory: Observatory | None = None,
     ) -> None:
-        """`context_tokens`: the longest prompt plus output; None: as configured, else what the model's files say.
-        `echo_request_id`: False behind a proxy that puts x-request-id on every answer, as Ray Serve's does."""
+        """`context_tokens`: the longest prompt plus output; None: as configured, else what the
+        model's files say. `echo_request_id`: False behind a proxy that puts x-request-id on every
+        answer, as Ray Serve's does."""
         self.config, self.engine, self.text = config, engine, text
         self._echo_request_id = echo_request_id
-        context = context_tokens or config.model_loading_config.max_model_len_tokens or text.context_tokens or 2048
+        context = (
+            context_tokens
+            or config.model_loading_config.max_model_len_tokens
+            or text.context_tokens
+            or 2048
+        )
         self.admission = Admission(config, text, context)
         self.started_at = int(time.time())
         self.observatory = observatory
@@ -68,7 +74,10 @@ class Server:
             routes=[
                 self._generating("/v1/completions", self.complete),
                 self._generating("/v1/chat/completions", self.chat),
-                *[Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes],
+                *[
+                    Route(path, self._guarded(handler), methods=[method])
+                    for method, path, handler in routes
+                ],
                 *(self.observatory.routes() if self.observatory else []),
             ],
             exception_handlers={404: _no_route, 405: _no_method},
@@ -83,17 +92,27 @@ class Server:
 
     def _generating(self, path: str, admit: Admit) -> Route:
         app: ASGIApp = _Generating(self, admit)
-        return Route(path, self.observatory.wrap(app, path) if self.observatory else app, methods=["POST"])
+        return Route(
+            path, self.observatory.wrap(app, path) if self.observatory else app, methods=["POST"]
+        )
 
-    async def complete(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
-        job = await self.admission.completion(protocol.decode(body, CompletionBody), request.headers, arrived_at)
+    async def complete(
+        self, request: Request, body: bytes, arrived_at: float
+    ) -> tuple[Job, Answer]:
+        job = await self.admission.completion(
+            protocol.decode(body, CompletionBody), request.headers, arrived_at
+        )
         return job, TextAnswer(job, self.text.table)
 
     async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
-        job = await self.admission.chat(protocol.decode(body, ChatBody), request.headers, arrived_at)
+        job = await self.admission.chat(
+            protocol.decode(body, ChatBody), request.headers, arrived_at
+        )
         return job, ChatAnswer(job, self.text.table)
 
-    def _guarded(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def _guarded(
+        self, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
         """A plain route: errors become OpenAI's error object."""
 
         async def guarded(request: Request) -> Response:
@@ -135,20 +154,34 @@ class Server:
         )
 
     async def tokenize(self, request: Request) -> Response:
-        body = protocol.decode(await read_body(request, self.config.limits.max_body_bytes), TokenizeBody)
+        body = protocol.decode(
+            await read_body(request, self.config.limits.max_body_bytes), TokenizeBody
+        )
         self.admission.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
-            raise RequestError("give either prompt or messages", param="prompt", code="missing_field")
+            raise RequestError(
+                "give either prompt or messages", param="prompt", code="missing_field"
+            )
         if body.messages is not None:
-            ids = await self.admission.chat_tokens(body.messages, body.add_generation_prompt, body.chat_template_kwargs)
+            ids = await self.admission.chat_tokens(
+                body.messages, body.add_generation_prompt, body.chat_template_kwargs
+            )
         else:
             ids = await self.text.encode(body.prompt or "", body.add_special_tokens is not False)
-        names = [self.text.tokenizer.id_to_token(i) or "" for i in ids] if body.return_token_strs else None
+        names = (
+            [self.text.tokenizer.id_to_token(i) or "" for i in ids]
+            if body.return_token_strs
+            else None
+        )
         length = self.admission.context_tokens
-        return _json(TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names))
+        return _json(
+            TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names)
+        )
 
     async def detokenize(self, request: Request) -> Response:
-        body = protocol.decode(await read_body(request, self.config.limits.max_body_bytes), DetokenizeBody)
+        body = protocol.decode(
+            await read_body(request, self.config.limits.max_body_bytes), DetokenizeBody
+        )
         self.admission.check_model(body.model)
         check_ids("tokens", body.tokens, self.text.vocabulary)
         return _json(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
@@ -190,12 +223,17 @@ class _Generating:
             if (record := request.scope.get("medha")) is not None:
                 record.admitted(job, body_at)
             if not server.engine.ready():
-                raise UnavailableError("the engine is being built; try again soon", retry_after_s=2.0)
-            async with Generation(server.engine, server.text, job, server.config.stream.max_buffered_events) as live:
+                raise UnavailableError(
+                    "the engine is being built; try again soon", retry_after_s=2.0
+                )
+            async with Generation(
+                server.engine, server.text, job, server.config.stream.max_buffered_events
+            ) as live:
                 respond = send_stream if job.body.stream else send_whole
                 await respond(live, answer, server.config.stream, arrived_at, headers, send)
         except MedhaError as error:
-            # Only before the first byte: once a stream has begun, send_stream writes errors into it.
+            # Only before the first byte: once a stream has begun, send_stream writes errors into
+            # it.
             await failures.response(error, headers)(request.scope, request.receive, send)
         except OSError:
             return  # the client has gone
@@ -214,6 +252,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _no_method(request: Request, error: Exception) -> Response:
-    wrong = RequestError(f"{request.url.path} does not answer {request.method}", code="method_not_allowed")
+    wrong = RequestError(
+        f"{request.url.path} does not answer {request.method}", code="method_not_allowed"
+    )
     wrong.status = 405
     return failures.response(wrong, dict(getattr(error, "headers", None) or {}))

@@ -1,7 +1,7 @@
 """Text to tokens and back for one model. Nothing here blocks the event loop for long.
 
-Short prompts are encoded at once (well under a millisecond), longer ones in a thread, without the GIL. Very long ones
-have a thread of their own, so that a document does not make a chat wait.
+Short prompts are encoded at once (well under a millisecond), longer ones in a thread, without the
+GIL. Very long ones have a thread of their own, so that a document does not make a chat wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Text:
         eos_token_ids: Sequence[int] = (),
         context_tokens: int | None = None,
     ) -> None:
-        """`special_tokens` are named as in templates (bos_token, ...); `context_tokens` is what the files claim."""
+        """`special_tokens` are named as in templates (bos_token, ...); `context_tokens` is what the
+        files claim."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
@@ -48,8 +49,12 @@ class Text:
         self.vocabulary: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.context_tokens = context_tokens
-        self._template = ChatTemplate(chat_template, special_tokens or {}) if chat_template else None
-        self._longest_token = max(len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True))
+        self._template = (
+            ChatTemplate(chat_template, special_tokens or {}) if chat_template else None
+        )
+        self._longest_token = max(
+            len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)
+        )
         self._threads = ThreadPoolExecutor(1, "medha-text")
         self._long_threads = ThreadPoolExecutor(1, "medha-long-text")
 
@@ -63,7 +68,8 @@ class Text:
         threads = self._threads if size <= LONG_CHARS else self._long_threads
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from its thread.
+    # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from
+    # its thread.
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
@@ -73,10 +79,14 @@ class Text:
         [text] = self.tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
         return str(text)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]
+    ) -> str:
         """A chat as the model wants to read it; raises RequestError."""
         if self._template is None:
-            raise RequestError("this model has no chat template; use /v1/completions", param="messages")
+            raise RequestError(
+                "this model has no chat template; use /v1/completions", param="messages"
+            )
         return self._template.render(messages, add_generation_prompt, extra)
 
     def fewest_tokens(self, text: str) -> int:

@@ -1,4 +1,5 @@
-"""Where a model's tokenizer and chat template come from: GGUF file, Hugging Face directory or hub id, or a toy."""
+"""Where a model's tokenizer and chat template come from: GGUF file, Hugging Face directory or hub
+id, or a toy."""
 
 from __future__ import annotations
 
@@ -42,15 +43,20 @@ def load_text(config: ModelLoadingConfig) -> Text:
 
 
 def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
-    """One token per byte, an end token, and fillers for the rest of the vocabulary, which only a model can produce."""
+    """One token per byte, an end token, and fillers for the rest of the vocabulary, which only a
+    model can produce."""
     if vocabulary < 257:
-        raise ConfigError(f"args: model_loading_config.random.vocabulary is {vocabulary}; bytes and an end need 257")
+        raise ConfigError(
+            f"args: model_loading_config.random.vocabulary is {vocabulary}; bytes and an end need 257"
+        )
     fillers = {f"<{i}>": i for i in range(257, vocabulary)}
     tokenizer = Tokenizer(models.BPE(vocab={**byte_alphabet(), "<eos>": 256, **fillers}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<eos>", special=True, normalized=False)])
-    return Text(tokenizer, chat_template=TOY_TEMPLATE, eos_token_ids=(256,), context_tokens=context_tokens)
+    return Text(
+        tokenizer, chat_template=TOY_TEMPLATE, eos_token_ids=(256,), context_tokens=context_tokens
+    )
 
 
 def gguf_text(path: Path) -> Text:
@@ -59,13 +65,23 @@ def gguf_text(path: Path) -> Text:
     tokens = metadata.get("tokenizer.ggml.tokens") or []
     ids = {
         name: metadata.get(f"tokenizer.ggml.{key}_token_id")
-        for name, key in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"), ("eot", "eot")]
+        for name, key in [
+            ("bos", "bos"),
+            ("eos", "eos"),
+            ("unk", "unknown"),
+            ("pad", "padding"),
+            ("eot", "eot"),
+        ]
     }
     architecture = metadata.get("general.architecture", "llama")
     return Text(
         gguf_tokenizer.build(metadata),
         chat_template=metadata.get("tokenizer.chat_template"),
-        special_tokens={f"{name}_token": tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)},
+        special_tokens={
+            f"{name}_token": tokens[i]
+            for name, i in ids.items()
+            if i is not None and i < len(tokens)
+        },
         eos_token_ids=[i for i in (ids["eos"], ids["eot"]) if i is not None],
         context_tokens=metadata.get(f"{architecture}.context_length"),
     )
@@ -130,4 +146,6 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=_FILES))
     except Exception as error:
         first = (str(error).splitlines() or ["unknown error"])[0]
-        raise ModelError(f"model_source: {hub_id!r} is neither a directory nor a readable hub model: {first}") from None
+        raise ModelError(
+            f"model_source: {hub_id!r} is neither a directory nor a readable hub model: {first}"
+        ) from None

@@ -75,7 +75,9 @@ def _file(content: dict[str, Any], name: str) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json", headers=headers)
 
 
-def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _guarded(
+    handler: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
     async def guarded(request: Request) -> Response:
         try:
             return await handler(request)

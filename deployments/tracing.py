@@ -1,7 +1,8 @@
-"""Tracing in an ingress replica: which ended requests become spans. Decided at the end, so that misses are never lost.
+"""Tracing in an ingress replica: which ended requests become spans. Decided at the end, so that
+misses are never lost.
 
-The engine's part of a trace comes from the controller, a second after the request has ended and for many requests at
-once; a request waits for none of this.
+The engine's part of a trace comes from the controller, a second after the request has ended and for
+many requests at once; a request waits for none of this.
 
 Ray Serve's own spans (`tracing_config` in serve_config.yaml) join the same trace when it is given
 `exporter_import_path: deployments.tracing:serve_span_processors`.
@@ -36,7 +37,9 @@ _CLOSE_S = 2.0
 class Tracing:
     """Off (`exporter: none`): `ended` does nothing, and OpenTelemetry is not imported."""
 
-    def __init__(self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]], replica: str) -> None:
+    def __init__(
+        self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]], replica: str
+    ) -> None:
         self._config, self._ask, self._replica = config.tracing, ask, replica
         self._at_once = max(
             1, config.timelines // 4
@@ -53,8 +56,8 @@ class Tracing:
     def parent(self, header: TraceParent | None) -> TraceParent | None:
         """What our span is a child of: Ray Serve's span around this request, else the caller's.
 
-        A proxy that does not trace hands the caller's context on to nobody but us: Serve's replica then begins a trace
-        of its own, which is moved below the caller's span.
+        A proxy that does not trace hands the caller's context on to nobody but us: Serve's replica
+        then begins a trace of its own, which is moved below the caller's span.
         """
         serve = self.serve_span()
         if serve is None or header is None or serve.trace_id == header.trace_id:
@@ -72,7 +75,11 @@ class Tracing:
         from opentelemetry import trace
 
         context = trace.get_current_span(serve.get_trace_context()).get_span_context()
-        return TraceParent(context.trace_id, context.span_id, context.trace_flags.sampled) if context.is_valid else None
+        return (
+            TraceParent(context.trace_id, context.span_id, context.trace_flags.sampled)
+            if context.is_valid
+            else None
+        )
 
     def ended(self, record: Record) -> None:
         """Note a request that has ended; its trace follows later, if it is wanted."""
@@ -90,7 +97,8 @@ class Tracing:
         return counts
 
     async def close(self) -> None:
-        """Send what is left, at the end of a replica; no longer than a few seconds, whatever the backend does."""
+        """Send what is left, at the end of a replica; no longer than a few seconds, whatever the
+        backend does."""
         if self.export is not None:
             self._flush()
             await asyncio.wait(self._tasks, timeout=_CLOSE_S)
@@ -162,14 +170,19 @@ _serve_spans: Any = None  # the processor of Serve's spans in this process, if t
 
 
 def serve_span_processors() -> list[Any]:
-    """For Ray Serve's `tracing_config.exporter_import_path`: its spans to $OTEL_EXPORTER_OTLP_ENDPOINT (HTTP)."""
+    """For Ray Serve's `tracing_config.exporter_import_path`: its spans to
+    $OTEL_EXPORTER_OTLP_ENDPOINT (HTTP)."""
     global _serve_spans
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from medha_actors.actors.telemetry.export import Backend, exporter_of
     from medha_actors.actors.telemetry.moving import Moving
 
-    os.environ.setdefault("OTEL_SERVICE_NAME", "ray-serve")  # Serve names none: backends would show "unknown_service"
+    os.environ.setdefault(
+        "OTEL_SERVICE_NAME", "ray-serve"
+    )  # Serve names none: backends would show "unknown_service"
     config = TracingConfig(exporter="otlp_http")
-    _serve_spans = Moving(BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000))
+    _serve_spans = Moving(
+        BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000)
+    )
     return [_serve_spans]

@@ -24,7 +24,8 @@ from loadgen.twin import commands as twin_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors of the user's making are one line on standard error."""
+    """Run a command; returns the exit status. Errors of the user's making are one line on standard
+    error."""
     arguments = cli.parser().parse_args(argv)
     commands = {"run": _run, "capacity": _capacity, "compare": _compare, "selftest": _selftest}
     commands |= {"experiment": _experiment}
@@ -54,7 +55,9 @@ def _capacity(arguments: argparse.Namespace) -> int:
     options = cli.options_of(arguments)
     directory = _directory(options, "capacity")
     found, status = asyncio.run(rates.capacity(options, cli.search_of(arguments), directory, _say))
-    print(f"{as_text(rates.table_of(found))}\n\n{rates.summary(found)}\nresults: {directory / 'report.html'}")
+    print(
+        f"{as_text(rates.table_of(found))}\n\n{rates.summary(found)}\nresults: {directory / 'report.html'}"
+    )
     return status
 
 

@@ -1,8 +1,8 @@
 """Finds words that are exactly one token each for a server's tokenizer, whatever it is.
 
-All it needs is a way to count the tokens of a text: the server's `/tokenize`, a `tokenizer.json`, or the usage that a
-1-token request comes back with. Words are tested in groups, halved until they count right, so that a good vocabulary
-takes a handful of calls.
+All it needs is a way to count the tokens of a text: the server's `/tokenize`, a `tokenizer.json`,
+or the usage that a 1-token request comes back with. Words are tested in groups, halved until they
+count right, so that a good vocabulary takes a handful of calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from loadgen.errors import LoadgenError
 
 Count = Callable[[str], Awaitable[int]]
 
-# Common English words: single tokens, with their space, in every vocabulary of some tens of thousands of entries.
+# Common English words: single tokens, with their space, in every vocabulary of some tens of
+# thousands of entries.
 _TEXT = """
     the of and to in is for that on with as are this by from at was be have not they which you all one were we there
     can out other has more when up use your how said each she word time will way about many then them write would like
@@ -51,7 +52,9 @@ async def single_token_words(count: Count) -> tuple[tuple[str, ...], int]:
         sample = random.Random("check").choices(words, k=512)
         if await count(joined(sample)) == len(sample) + overhead:
             return tuple(words), overhead
-    raise LoadgenError("this tokenizer knows too few single-token words; use --prompt-format ids or approximate")
+    raise LoadgenError(
+        "this tokenizer knows too few single-token words; use --prompt-format ids or approximate"
+    )
 
 
 async def _overhead(count: Count) -> int:
@@ -60,7 +63,9 @@ async def _overhead(count: Count) -> int:
         once, often = await count(joined([word])), await count(joined([word] * 9))
         if often - once == 8:
             return once - 1
-    raise LoadgenError("this tokenizer has no single-token words; use --prompt-format ids or approximate")
+    raise LoadgenError(
+        "this tokenizer has no single-token words; use --prompt-format ids or approximate"
+    )
 
 
 async def _good(words: list[str], overhead: int, count: Count) -> list[str]:
@@ -69,11 +74,14 @@ async def _good(words: list[str], overhead: int, count: Count) -> list[str]:
     if len(words) == 1:
         return []
     middle = len(words) // 2
-    return await _good(words[:middle], overhead, count) + await _good(words[middle:], overhead, count)
+    return await _good(words[:middle], overhead, count) + await _good(
+        words[middle:], overhead, count
+    )
 
 
 def file_counter(path: Path) -> Count:
-    """Counts with a local tokenizer.json (or a directory that holds one); special tokens as the model adds them."""
+    """Counts with a local tokenizer.json (or a directory that holds one); special tokens as the
+    model adds them."""
     try:
         from tokenizers import Tokenizer
     except ImportError:

@@ -1,7 +1,7 @@
 """When requests arrive. Intervals are drawn for a rate of 1/s and then divided by the rate.
 
-So two runs with one seed see the same pattern at every rate, and nothing is clipped: a Poisson process has long
-pauses and dense bursts, and both are kept.
+So two runs with one seed see the same pattern at every rate, and nothing is clipped: a Poisson
+process has long pauses and dense bursts, and both are kept.
 """
 
 from __future__ import annotations
@@ -17,18 +17,26 @@ KINDS = ("poisson", "gamma", "fixed")
 
 
 def arrival_times(
-    rate: float, seed: int, *, kind: str = "poisson", burstiness: float = 1.0, ramp_up_s: float = 0.0
+    rate: float,
+    seed: int,
+    *,
+    kind: str = "poisson",
+    burstiness: float = 1.0,
+    ramp_up_s: float = 0.0,
 ) -> Iterator[float]:
-    """Endless, rising instants in seconds after the start; `rate` in requests per second, `inf` for all at once.
+    """Endless, rising instants in seconds after the start; `rate` in requests per second, `inf` for
+    all at once.
 
-    `burstiness` is the shape of the gamma distribution, as in vLLM: 1 is Poisson, less is burstier. During the first
-    `ramp_up_s` seconds the rate climbs from nothing.
+    `burstiness` is the shape of the gamma distribution, as in vLLM: 1 is Poisson, less is burstier.
+    During the first `ramp_up_s` seconds the rate climbs from nothing.
     """
     if not rate > 0 or not burstiness > 0 or not math.isfinite(burstiness):
         raise LoadgenError("--request-rate and --burstiness must be above 0")
     if math.isinf(rate):
         return repeat(0.0)
-    return (_ramped(units, rate, ramp_up_s) for units in accumulate(_intervals(seed, kind, burstiness)))
+    return (
+        _ramped(units, rate, ramp_up_s) for units in accumulate(_intervals(seed, kind, burstiness))
+    )
 
 
 def _intervals(seed: int, kind: str, burstiness: float) -> Iterator[float]:
@@ -43,7 +51,8 @@ def _intervals(seed: int, kind: str, burstiness: float) -> Iterator[float]:
 
 
 def _ramped(units: float, rate: float, ramp_up_s: float) -> float:
-    """The instant by which `units` requests are expected: the integral of the rate, turned round."""
+    """The instant by which `units` requests are expected: the integral of the rate, turned
+    round."""
     if ramp_up_s <= 0:
         return units / rate
     if units < rate * ramp_up_s / 2:

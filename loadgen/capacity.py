@@ -1,7 +1,8 @@
 """`medha-loadgen capacity`: the highest rate at which the objectives hold.
 
-First the rate is doubled until they fail (or halved until they hold), then the gap is bisected, on a logarithmic
-scale, until it is narrower than the tolerance. Every rate sees the same requests in the same pattern, only denser.
+First the rate is doubled until they fail (or halved until they hold), then the gap is bisected, on
+a logarithmic scale, until it is narrower than the tolerance. Every rate sees the same requests in
+the same pattern, only denser.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One rate that was tried: the share of requests that met all objectives; valid unless the generator was late."""
+    """One rate that was tried: the share of requests that met all objectives; valid unless the
+    generator was late."""
 
     rate: float
     attainment: float  # of a trial that was cut short: at most
@@ -54,7 +56,8 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The outcome: the best rate that held, and the lowest above it that did not. None: there was none."""
+    """The outcome: the best rate that held, and the lowest above it that did not. None: there was
+    none."""
 
     best: float | None
     failed: float | None
@@ -63,7 +66,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Doubt:
-    """Watches a trial and ends it as soon as more requests than allowed have missed their objectives."""
+    """Watches a trial and ends it as soon as more requests than allowed have missed their
+    objectives."""
 
     def __init__(self, objectives: Objectives, allowed: int) -> None:
         self.objectives, self.allowed = objectives, allowed
@@ -77,7 +81,8 @@ class Doubt:
             self.look(driver, clock())
 
     def look(self, driver: Driver, now: float) -> None:
-        """Count requests that ended badly, and those under way that are past an objective already."""
+        """Count requests that ended badly, and those under way that are past an objective
+        already."""
         new = driver.records[self._seen :]
         self._seen += len(new)
         pending = self._pending + [record for record in new if record.kind != PROBE]
@@ -137,13 +142,17 @@ def _next(low: float | None, high: float | None, search: Search) -> float:
     return math.sqrt(low * high)
 
 
-async def capacity(options: Options, search: Search, directory: Path, say: Say) -> tuple[Found, int]:
+async def capacity(
+    options: Options, search: Search, directory: Path, say: Say
+) -> tuple[Found, int]:
     """The whole command: every trial leaves a results directory of its own below `directory`."""
     terms = terms_of(options)
     if not terms.objectives:
         raise LoadgenError("capacity needs objectives: --goodput ttft:500 tpot:100")
     if options.request_rate is not None or options.closed_loop:
-        raise LoadgenError("capacity looks for the rate: leave out --request-rate and --max-concurrency")
+        raise LoadgenError(
+            "capacity looks for the rate: leave out --request-rate and --max-concurrency"
+        )
     plan = build_plan(msgspec.structs.replace(options, request_rate=search.start))
     async with Server(options) as server:
         prepared = await prepare(server, plan, terms, say)
@@ -152,7 +161,9 @@ async def capacity(options: Options, search: Search, directory: Path, say: Say) 
 
         async def measure(rate: float) -> Trial:
             nonlocal status
-            at_rate = msgspec.structs.replace(options, request_rate=rate, label=f"{rate:.4g} requests/s")
+            at_rate = msgspec.structs.replace(
+                options, request_rate=rate, label=f"{rate:.4g} requests/s"
+            )
             server.options = at_rate
             place = directory / f"rate-{rate:.4g}"
             claim_directory(place)
@@ -168,7 +179,9 @@ async def capacity(options: Options, search: Search, directory: Path, say: Say) 
             holds = not cut and share >= options.attainment
             doubtful = bool(health.own_failures) and not holds
             trial = Trial(rate, share, holds, cut, doubtful, result["classes"]["all"])
-            say(f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {'holds' if holds else 'fails'}")
+            say(
+                f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {'holds' if holds else 'fails'}"
+            )
             if doubtful:
                 say(f"the load generator itself was slow: {health.own_failures[0].summary}")
             return trial
@@ -184,22 +197,40 @@ def summary(found: Found) -> str:
     """One line."""
     if found.best is None:
         return "the objectives held at no rate that was tried"
-    above = f", they fail at {found.failed:.4g}" if found.failed is not None else ", the highest rate allowed"
+    above = (
+        f", they fail at {found.failed:.4g}"
+        if found.failed is not None
+        else ", the highest rate allowed"
+    )
     unfinished = "" if found.complete else " (search cut short)"
-    doubt = "; doubtful: the load generator itself was late" if any(t.doubtful for t in found.trials) else ""
+    doubt = (
+        "; doubtful: the load generator itself was late"
+        if any(t.doubtful for t in found.trials)
+        else ""
+    )
     return f"capacity: {found.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
 
 
 def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
     """The trials, by rate."""
-    header = ["requests/s", "met objectives", "verdict", "TTFT P50, ms", "TTFT P99, ms", "TBT P99, ms", "tokens/s"]
+    header = [
+        "requests/s",
+        "met objectives",
+        "verdict",
+        "TTFT P50, ms",
+        "TTFT P99, ms",
+        "TBT P99, ms",
+        "tokens/s",
+    ]
     rows = []
     for trial in sorted(found.trials, key=lambda trial: trial.rate):
         ttft, gaps = trial.figures.get("ttft", {}), trial.figures.get("itl", {})
         numbers = (ttft.get("p50", ttft.get("median")), ttft.get("p99"), gaps.get("p99"))
         speed = trial.figures.get("output_throughput")
         verdict = "holds" if trial.holds else "fails"
-        rows.append([f"{trial.rate:.4g}", _met(trial), verdict, *(shown(n, "") for n in (*numbers, speed))])
+        rows.append(
+            [f"{trial.rate:.4g}", _met(trial), verdict, *(shown(n, "") for n in (*numbers, speed))]
+        )
     return header, rows
 
 
@@ -208,15 +239,28 @@ def _met(trial: Trial) -> str:
 
 
 def _write(found: Found, options: Options, directory: Path) -> None:
-    content: dict[str, Any] = {"capacity": found.best, "failed_at": found.failed, "complete": found.complete}
-    content |= {"attainment": options.attainment, "goodput": options.goodput, "goodput_long": options.goodput_long}
-    content |= {"policy": options.policy, "trials": [msgspec.to_builtins(trial) for trial in found.trials]}
+    content: dict[str, Any] = {
+        "capacity": found.best,
+        "failed_at": found.failed,
+        "complete": found.complete,
+    }
+    content |= {
+        "attainment": options.attainment,
+        "goodput": options.goodput,
+        "goodput_long": options.goodput_long,
+    }
+    content |= {
+        "policy": options.policy,
+        "trials": [msgspec.to_builtins(trial) for trial in found.trials],
+    }
     (directory / "capacity.json").write_text(json.dumps(content, indent=2) + "\n")
     parts = [f"<h1>{summary(found)}</h1>", html_table(table_of(found))]
     if figures.available() and found.trials:
         picture = directory / "capacity.png"
         rates, shares = [t.rate for t in found.trials], [t.attainment for t in found.trials]
         figures.draw_capacity(rates, shares, options.attainment, found.best, picture)
-        parts.append(f'<div class="figures">{embedded(picture, "Share of requests that met all objectives")}</div>')
+        parts.append(
+            f'<div class="figures">{embedded(picture, "Share of requests that met all objectives")}</div>'
+        )
     (directory / "report.html").write_text(page("Capacity", parts))
     (directory / "capacity.txt").write_text(f"{summary(found)}\n\n{as_text(table_of(found))}\n")

@@ -34,9 +34,13 @@ def read_run(directory: Path) -> LoadedRun:
         requests = [request_of_row(row) for row in rows]
         result["classes"]["all"]
     except OSError as error:
-        raise LoadgenError(f"{directory} is no results directory: {error.filename}: {error.strerror}") from None
+        raise LoadgenError(
+            f"{directory} is no results directory: {error.filename}: {error.strerror}"
+        ) from None
     except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise LoadgenError(f"{directory} is no results directory of medha-loadgen: {error}") from None
+        raise LoadgenError(
+            f"{directory} is no results directory of medha-loadgen: {error}"
+        ) from None
     name = str(result.get("label") or result.get("policy") or directory.resolve().name)
     return LoadedRun(name, result, requests)
 
@@ -48,7 +52,9 @@ def read_runs(directories: Sequence[Path]) -> list[LoadedRun]:
     runs = [read_run(directory) for directory in directories]
     names = [run.name for run in runs]
     paths = [str(directory) for directory in directories]
-    unique = [name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)]
+    unique = [
+        name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)
+    ]
     if len(set(unique)) < len(unique):
         unique = [f"{index}: {name}" for index, name in enumerate(unique, start=1)]
     return [msgspec.structs.replace(run, name=name) for run, name in zip(runs, unique, strict=True)]
@@ -78,7 +84,9 @@ def relative(runs: Sequence[LoadedRun]) -> Table:
         first = values[0]
         if first:
             shown = ["-" if value is None else f"{value / first:.3g}x" for value in values]
-            title = f"{kind}: {metric.replace('itl', 'TBT').replace('ttft', 'TTFT').replace('_', ' ')}"
+            title = (
+                f"{kind}: {metric.replace('itl', 'TBT').replace('ttft', 'TTFT').replace('_', ' ')}"
+            )
             rows.append([f"{title} {name.replace('median', 'p50').upper()}".strip(), *shown])
     return header, rows
 
@@ -111,6 +119,8 @@ def write_comparison(runs: Sequence[LoadedRun], directory: Path) -> None:
         picture = directory / "compare.png"
         figures.draw_comparison({run.name: run.requests for run in runs}, picture)
         parts.append(embedded(picture, "Share of requests at or below a latency"))
-    shown = (f"<div><h2>{title}</h2>{html_table(table)}</div>" for title, table in found if table[1])
+    shown = (
+        f"<div><h2>{title}</h2>{html_table(table)}</div>" for title, table in found if table[1]
+    )
     parts.append(f'<div class="tables">{"".join(shown)}</div>')
     (directory / "compare.html").write_text(page("Comparison", parts))

@@ -1,8 +1,8 @@
 """Sends a workload at its pace and collects the records.
 
-Open loop: requests go out when they are due, however slow the server is; the difference is written down as lateness.
-Closed loop: a fixed number of requests is under way at any time, started one by one over the ramp-up. Probes run
-beside either until the load is done.
+Open loop: requests go out when they are due, however slow the server is; the difference is written
+down as lateness. Closed loop: a fixed number of requests is under way at any time, started one by
+one over the ramp-up. Probes run beside either until the load is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Driver:
-    """One run. `records` grows as requests are sent; a live view may look at it and at `active` at any time."""
+    """One run. `records` grows as requests are sent; a live view may look at it and at `active` at
+    any time."""
 
     def __init__(
         self,
@@ -57,9 +58,11 @@ class Driver:
         self._idle: asyncio.Event = asyncio.Event()
 
     async def run(self) -> float:
-        """Send everything and wait for the answers; returns the seconds it took. Records are rebased to the start."""
+        """Send everything and wait for the answers; returns the seconds it took. Records are
+        rebased to the start."""
         gc.collect()
-        gc.freeze()  # what exists already is not looked at again: no long pauses of the collector in mid-run
+        # what exists already is not looked at again: no long pauses of the collector in mid-run
+        gc.freeze()
         self.origin = self._clock()
         tasks = [asyncio.create_task(self._heartbeat()), asyncio.create_task(self._send_probes())]
         try:
@@ -88,11 +91,16 @@ class Driver:
         self._idle.set()
 
     def _close_records(self) -> float:
-        """Probes still under way are given up with the load that they measured; instants become relative."""
+        """Probes still under way are given up with the load that they measured; instants become
+        relative."""
         for record in self.active.values():
             record.cancelled = True
         self.target.cancel()
-        load = [record.ended_at for record in self.records if record.kind != PROBE and record.ended_at is not None]
+        load = [
+            record.ended_at
+            for record in self.records
+            if record.kind != PROBE and record.ended_at is not None
+        ]
         duration = max(load, default=self._clock()) - self.origin
         for record in self.records:
             record.rebase(self.origin)
@@ -119,10 +127,13 @@ class Driver:
         pending = iter(self.requests)
         places = self.pace.max_concurrency or 1
         gap = self.pace.ramp_up_s / places
-        await asyncio.gather(*(self._place(pending, self.origin + place * gap) for place in range(places)))
+        await asyncio.gather(
+            *(self._place(pending, self.origin + place * gap) for place in range(places))
+        )
 
     async def _place(self, pending: Iterator[PlannedRequest], opens_at: float) -> None:
-        """One of the closed loop's users: sends the next request as soon as its last one is answered."""
+        """One of the closed loop's users: sends the next request as soon as its last one is
+        answered."""
         if not await self._until(opens_at):
             return
         for request in pending:
@@ -144,7 +155,9 @@ class Driver:
             self._on_record(record)
         return record, self.target.prepare(request, record)
 
-    def _send(self, record: RequestRecord, prepared: object, answered: asyncio.Future[None] | None = None) -> None:
+    def _send(
+        self, record: RequestRecord, prepared: object, answered: asyncio.Future[None] | None = None
+    ) -> None:
         self.records.append(record)
         self.active[record.id] = record
         load = record.kind != PROBE

@@ -1,7 +1,8 @@
 """From the bytes of a streamed answer to token events, however the bytes are split.
 
-`TokenStream` is on the hot path (20,000 tokens/s on one core): an event that arrives alone in its read, as nearly all
-do, is taken without a copy, and JSON is decoded into the few fields that matter.
+`TokenStream` is on the hot path (20,000 tokens/s on one core): an event that arrives alone in its
+read, as nearly all do, is taken without a copy, and JSON is decoded into the few fields that
+matter.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Choice(msgspec.Struct, gc=False):
     token_ids: list[int] | None = None  # vLLM's `return_token_ids`
 
     def has_content(self) -> bool:
-        """Whether this event carries a token: the role that opens a chat and a bare finish reason do not."""
+        """Whether this event carries a token: the role that opens a chat and a bare finish reason
+        do not."""
         if self.text or self.token_ids:
             return True
         delta = self.delta
@@ -67,7 +69,12 @@ class TokenStream:
     def feed(self, data: bytes, now: float) -> None:
         """Take in bytes that were read at `now`; whatever tokens they complete, came at `now`."""
         if self._parser is None:
-            if data[:6] == b"data: " and data[-2:] == b"\n\n" and data.count(b"\n") == 2 and b"\r" not in data:
+            if (
+                data[:6] == b"data: "
+                and data[-2:] == b"\n\n"
+                and data.count(b"\n") == 2
+                and b"\r" not in data
+            ):
                 self._take(data[6:-2], now)
                 return
             self._parser = SseParser()
@@ -124,7 +131,9 @@ def body_error(status: int, body: bytes) -> str:
     """What an answer that is not a stream says."""
     try:
         decoded = _decode(body)
-        reason = error_text(decoded.error or decoded.message) if decoded.error or decoded.message else ""
+        reason = (
+            error_text(decoded.error or decoded.message) if decoded.error or decoded.message else ""
+        )
     except msgspec.DecodeError:
         reason = error_text(body.decode("utf-8", "replace"))[:120]
     return f"HTTP {status}" + (f": {reason}" if reason else "")

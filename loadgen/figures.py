@@ -1,4 +1,5 @@
-"""The figures, drawn with matplotlib (the extra `report`). Colours are Okabe and Ito's, told apart by everybody."""
+"""The figures, drawn with matplotlib (the extra `report`). Colours are Okabe and Ito's, told apart
+by everybody."""
 
 from __future__ import annotations
 
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
 COLOURS = {"short": "#0072B2", "long": "#D55E00", "probe": "#009E73"}
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
-_FLOOR = 1e-4  # seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
+# seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
+_FLOOR = 1e-4
 TITLES = {
     "ttft": ("Time to first token", "seconds"),
     "itl": ("Time between tokens", "seconds"),
     "tpot": ("Time per output token, mean of a request", "seconds"),
     "e2el": ("End-to-end latency", "seconds"),
-    "normalized_ttft": ("Time to first token, relative to the idle server", "times the idle server's"),
+    "normalized_ttft": (
+        "Time to first token, relative to the idle server",
+        "times the idle server's",
+    ),
 }
 
 
@@ -58,14 +63,23 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
 
 
 def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> None:
-    """TTFT of short and of long requests, TBT and end-to-end latency of several runs in one figure."""
-    kinds = sorted({kind for requests in runs.values() for kind in classes_of(load_of(requests))}, reverse=True)
-    panels: list[tuple[str, str | None]] = [*(("ttft", kind) for kind in kinds), ("itl", None), ("e2el", None)]
+    """TTFT of short and of long requests, TBT and end-to-end latency of several runs in one
+    figure."""
+    kinds = sorted(
+        {kind for requests in runs.values() for kind in classes_of(load_of(requests))}, reverse=True
+    )
+    panels: list[tuple[str, str | None]] = [
+        *(("ttft", kind) for kind in kinds),
+        ("itl", None),
+        ("e2el", None),
+    ]
     figure = _figure(-(-len(panels) // 2), 2)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
     for axes, (metric, kind) in zip(figure.axes, panels, strict=False):
-        series = {name: values_of(load_of(requests, kind), metric) for name, requests in runs.items()}
+        series = {
+            name: values_of(load_of(requests, kind), metric) for name, requests in runs.items()
+        }
         _draw_cdf(axes, metric, series, {})
         axes.set_title(f"{TITLES[metric][0]}" + (f", {kind} requests" if kind else ""))
     _save(figure, path)
@@ -78,18 +92,31 @@ def draw_capacity(
     figure = _figure(1, 1)
     axes = figure.axes[0]
     order = np.argsort(rates)
-    axes.plot(np.array(rates)[order], 100 * np.array(shares)[order], "o-", color=CYCLE[0], label="measured")
-    axes.axhline(100 * wanted, color=CYCLE[1], linestyle="--", label=f"objective: {100 * wanted:g}%")
+    axes.plot(
+        np.array(rates)[order],
+        100 * np.array(shares)[order],
+        "o-",
+        color=CYCLE[0],
+        label="measured",
+    )
+    axes.axhline(
+        100 * wanted, color=CYCLE[1], linestyle="--", label=f"objective: {100 * wanted:g}%"
+    )
     if best is not None:
         axes.axvline(best, color=CYCLE[2], linestyle=":", label=f"capacity: {best:.3g} requests/s")
-    axes.set(xlabel="offered requests per second", ylabel="requests that met all objectives, %", ylim=(-2, 102))
+    axes.set(
+        xlabel="offered requests per second",
+        ylabel="requests that met all objectives, %",
+        ylim=(-2, 102),
+    )
     axes.set_title("Capacity under objectives")
     axes.legend(loc="lower left")
     _save(figure, path)
 
 
 def _figure(rows: int, columns: int) -> Figure:
-    """An empty figure; no global state of pyplot, so it works in any thread and leaves nothing behind."""
+    """An empty figure; no global state of pyplot, so it works in any thread and leaves nothing
+    behind."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -116,8 +143,11 @@ def _cdf(metric: str, series: Mapping[str, Any], colours: Mapping[str, str]) -> 
     return figure
 
 
-def _draw_cdf(axes: Axes, metric: str, series: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    """Cumulative shares on a logarithmic axis: tails that are 100 times the median stay in the picture."""
+def _draw_cdf(
+    axes: Axes, metric: str, series: Mapping[str, Any], colours: Mapping[str, str]
+) -> None:
+    """Cumulative shares on a logarithmic axis: tails that are 100 times the median stay in the
+    picture."""
     for index, (name, values) in enumerate(series.items()):
         if not len(values):
             continue
@@ -140,13 +170,27 @@ def _draw_cdf(axes: Axes, metric: str, series: Mapping[str, Any], colours: Mappi
     axes.set(xlabel=unit, ylabel="% at or below", ylim=(0, 101))
     for share in (50, 99):
         axes.axhline(share, color="#888888", linewidth=0.7, linestyle=(0, (1, 2)))
-        at: dict[str, Any] = {"xy": (1.0, share), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(f"P{share}", **at, xytext=(3, -3), fontsize="x-small", color="#555555", annotation_clip=False)
-    axes.legend(loc="lower right", title="requests" if metric != "itl" else "gaps", fontsize="small")
+        at: dict[str, Any] = {
+            "xy": (1.0, share),
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+        }
+        axes.annotate(
+            f"P{share}",
+            **at,
+            xytext=(3, -3),
+            fontsize="x-small",
+            color="#555555",
+            annotation_clip=False,
+        )
+    axes.legend(
+        loc="lower right", title="requests" if metric != "itl" else "gaps", fontsize="small"
+    )
 
 
 def plain_ticks(axes: Axes, which: str) -> None:
-    """Ticks of a logarithmic axis as plain numbers (0.1, 1, 10), with those between if there is only one decade."""
+    """Ticks of a logarithmic axis as plain numbers (0.1, 1, 10), with those between if there is
+    only one decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -158,15 +202,22 @@ def plain_ticks(axes: Axes, which: str) -> None:
 
 
 def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
-    """The paper's figure 1b: a point per request; while a long prompt is being read, the background is shaded."""
-    seen = [request for request in requests if request.ttft is not None and request.record.sent_at is not None]
+    """The paper's figure 1b: a point per request; while a long prompt is being read, the background
+    is shaded."""
+    seen = [
+        request
+        for request in requests
+        if request.ttft is not None and request.record.sent_at is not None
+    ]
     if not seen:
         return None
     figure = _figure(1, 1)
     axes = figure.axes[0]
     for request in load_of(seen, LONG):
         start = request.record.sent_at or 0.0
-        axes.axvspan(start, start + (request.ttft or 0.0), color=COLOURS["long"], alpha=0.08, linewidth=0)
+        axes.axvspan(
+            start, start + (request.ttft or 0.0), color=COLOURS["long"], alpha=0.08, linewidth=0
+        )
     markers = {"short": "o", "long": "^", "probe": "x"}
     for kind in classes_of(seen):
         points = load_of(seen, kind)
@@ -189,8 +240,11 @@ def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
 
 
 def _throughput(requests: list[RequestMetrics]) -> Figure | None:
-    """Requests offered and completed, and tokens received, per second; and the requests in flight."""
-    records = [request.record for request in load_of(requests) if request.record.sent_at is not None]
+    """Requests offered and completed, and tokens received, per second; and the requests in
+    flight."""
+    records = [
+        request.record for request in load_of(requests) if request.record.sent_at is not None
+    ]
     ends = [record.ended_at for record in records if record.ended_at is not None]
     if not ends:
         return None
@@ -200,13 +254,21 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     figure.set_size_inches(6.4, 7.5)
     rate: Callable[[Any], Any] = lambda instants: np.histogram(instants, bins)[0] / width  # noqa: E731
     top, middle, bottom = figure.axes
-    top.step(centres, rate([record.scheduled_at for record in records]), where="mid", color=CYCLE[0], label="offered")
+    top.step(
+        centres,
+        rate([record.scheduled_at for record in records]),
+        where="mid",
+        color=CYCLE[0],
+        label="offered",
+    )
     done = [record.ended_at for record in records if record.completed]
     top.step(centres, rate(done), where="mid", color=CYCLE[1], linestyle="--", label="completed")
     top.set(ylabel="requests per second", title="Load and throughput")
     top.legend(fontsize="small")
     tokens = [record.token_times for record in records if len(record.token_times)]
-    middle.step(centres, rate(np.concatenate(tokens) if tokens else []), where="mid", color=CYCLE[2])
+    middle.step(
+        centres, rate(np.concatenate(tokens) if tokens else []), where="mid", color=CYCLE[2]
+    )
     middle.set(ylabel="token events per second")
     starts = np.sort([record.sent_at for record in records])
     flying = np.searchsorted(starts, bins, "right") - np.searchsorted(np.sort(ends), bins, "right")

@@ -1,7 +1,8 @@
 """Did the load generator do what it was told? A run that fails here says little about the server.
 
-Checks of the generator itself (was it late, did it read late, had it CPU left) and of the workload (are prompts and
-answers as long as planned, was the run finished). How well the server did is no matter of health.
+Checks of the generator itself (was it late, did it read late, had it CPU left) and of the workload
+(are prompts and answers as long as planned, was the run finished). How well the server did is no
+matter of health.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ class Health(msgspec.Struct, frozen=True):
     @property
     def verdict(self) -> str:
         """One line."""
-        failed = [f"{check.title.lower()} ({check.summary})" for check in self.checks if check.result == "FAILED"]
+        failed = [
+            f"{check.title.lower()} ({check.summary})"
+            for check in self.checks
+            if check.result == "FAILED"
+        ]
         return f"FAILED: {'; '.join(failed)}" if failed else "PASSED"
 
     @property
@@ -55,7 +60,14 @@ class Health(msgspec.Struct, frozen=True):
         rule = "=" * 60
         parts = [f"HEALTH: {self.verdict}\n"]
         for check in self.checks:
-            lines = [rule, check.title.upper(), rule, f"Result: {check.result}", "", f"  {check.summary}"]
+            lines = [
+                rule,
+                check.title.upper(),
+                rule,
+                f"Result: {check.result}",
+                "",
+                f"  {check.summary}",
+            ]
             lines += [f"  {name:<30} {value}" for name, value in check.details]
             parts.append("\n".join(lines) + "\n")
         return "\n".join(parts)
@@ -65,7 +77,11 @@ def examine(run: Run, *, late_s: float = LATE_S, exact_outputs: bool = False) ->
     """All checks. `exact_outputs`: answers were told to ignore the end-of-sequence token."""
     load = [record for record in run.records if record.kind != PROBE]
     completed = [record for record in load if record.completed]
-    own = [] if run.simulated else [_lateness(run, late_s), _loop_lag(run, late_s), _cpu(run), _held_back(load)]
+    own = (
+        []
+        if run.simulated
+        else [_lateness(run, late_s), _loop_lag(run, late_s), _cpu(run), _held_back(load)]
+    )
     return Health(
         (
             *own,
@@ -78,14 +94,16 @@ def examine(run: Run, *, late_s: float = LATE_S, exact_outputs: bool = False) ->
 
 
 def _lateness(run: Run, late_s: float) -> Check:
-    late = [max(0.0, record.sent_at - record.released_at) for record in run.records if record.sent_at is not None]
+    late = [
+        max(0.0, record.sent_at - record.released_at)
+        for record in run.records
+        if record.sent_at is not None
+    ]
     if not late:
         return Check("Lateness", "SKIPPED", "nothing was sent")
     high = float(np.percentile(late, 99))
     result: Result = "PASSED" if high <= late_s else "FAILED"
-    summary = (
-        f"99% of the requests were sent within {1000 * high:.1f} ms of their time; allowed are {1000 * late_s:g} ms"
-    )
+    summary = f"99% of the requests were sent within {1000 * high:.1f} ms of their time; allowed are {1000 * late_s:g} ms"
     return Check("Lateness", result, summary, _spread(late))
 
 
@@ -119,22 +137,34 @@ def _complete(run: Run, load: Sequence[RequestRecord], completed: Sequence[Reque
     cancelled = sum(record.cancelled for record in load)
     summary = f"{len(completed)} of {len(load)} requests completed"
     if run.interrupted:
-        return Check("Completeness", "FAILED", f"interrupted: {cancelled} requests given up; {summary}")
+        return Check(
+            "Completeness", "FAILED", f"interrupted: {cancelled} requests given up; {summary}"
+        )
     if run.cut_short:
-        return Check("Completeness", "NOTE", f"stopped when the objectives could not be met any more; {summary}")
+        return Check(
+            "Completeness",
+            "NOTE",
+            f"stopped when the objectives could not be met any more; {summary}",
+        )
     if not completed:
         return Check("Completeness", "FAILED", "no request completed")
     return Check("Completeness", "PASSED" if len(completed) == len(load) else "NOTE", summary)
 
 
 def _prompt_lengths(run: Run, completed: Sequence[RequestRecord]) -> Check:
-    off = [r.usage_prompt_tokens - r.prompt_tokens for r in completed if r.usage_prompt_tokens is not None]
+    off = [
+        r.usage_prompt_tokens - r.prompt_tokens
+        for r in completed
+        if r.usage_prompt_tokens is not None
+    ]
     title = "Prompt length"
     if not off:
         return Check(title, "SKIPPED", "the server does not tell its token counts")
     wrong = sum(deviation != 0 for deviation in off)
     if not wrong:
-        return Check(title, "PASSED", f"all {len(off)} prompts have exactly the planned number of tokens")
+        return Check(
+            title, "PASSED", f"all {len(off)} prompts have exactly the planned number of tokens"
+        )
     summary = f"{wrong} of {len(off)} prompts differ from the plan, by {min(off):+d} to {max(off):+d} tokens"
     return Check(title, "FAILED" if run.exact_prompts else "NOTE", summary)
 
@@ -143,9 +173,17 @@ def _output_lengths(completed: Sequence[RequestRecord], exact: bool) -> Check:
     off = [record.generated_tokens - record.output_tokens for record in completed]
     wrong = sum(deviation != 0 for deviation in off)
     if not wrong:
-        return Check("Output length", "PASSED" if off else "SKIPPED", f"all {len(off)} answers are as long as planned")
+        return Check(
+            "Output length",
+            "PASSED" if off else "SKIPPED",
+            f"all {len(off)} answers are as long as planned",
+        )
     summary = f"{wrong} of {len(off)} answers differ from the plan, by {min(off):+d} to {max(off):+d} tokens"
-    return Check("Output length", "FAILED" if exact else "NOTE", summary + ("" if exact else " (see --ignore-eos)"))
+    return Check(
+        "Output length",
+        "FAILED" if exact else "NOTE",
+        summary + ("" if exact else " (see --ignore-eos)"),
+    )
 
 
 def _events(completed: Sequence[RequestRecord]) -> Check:
@@ -154,11 +192,16 @@ def _events(completed: Sequence[RequestRecord]) -> Check:
     if not tokens:
         return Check("Tokens per event", "SKIPPED", "no tokens")
     if events >= 0.98 * tokens:
-        return Check("Tokens per event", "PASSED", f"{events} events with content for {tokens} tokens")
+        return Check(
+            "Tokens per event", "PASSED", f"{events} events with content for {tokens} tokens"
+        )
     summary = f"{events} events for {tokens} tokens: gaps (itl) are those between events, not between tokens"
     return Check("Tokens per event", "NOTE", summary)
 
 
 def _spread(seconds: Sequence[float]) -> tuple[tuple[str, str], ...]:
     picks = {"Min": 0, "Median": 50, "P95": 95, "P99": 99, "Max": 100}
-    return tuple((name, f"{1000 * float(np.percentile(seconds, percent)):.2f} ms") for name, percent in picks.items())
+    return tuple(
+        (name, f"{1000 * float(np.percentile(seconds, percent)):.2f} ms")
+        for name, percent in picks.items()
+    )

@@ -1,7 +1,9 @@
-"""How long a prompt takes on the idle server: the denominator of the normalised time to first token.
+"""How long a prompt takes on the idle server: the denominator of the normalised time to first
+token.
 
-Measured before the load, one request at a time, at lengths spread over those of the workload, and interpolated
-between them on logarithmic axes. The points are kept with the results, so that other runs can share them.
+Measured before the load, one request at a time, at lengths spread over those of the workload, and
+interpolated between them on logarithmic axes. The points are kept with the results, so that other
+runs can share them.
 """
 
 from __future__ import annotations
@@ -26,19 +28,25 @@ class _File(msgspec.Struct):
 
 
 def lengths_to_measure(lengths: Sequence[int], count: int = _POINTS) -> list[int]:
-    """At most `count` lengths from the shortest to the longest, evenly spaced on a logarithmic axis."""
+    """At most `count` lengths from the shortest to the longest, evenly spaced on a logarithmic
+    axis."""
     low, high = min(lengths), max(lengths)
     return sorted({round(low * (high / low) ** (step / (count - 1))) for step in range(count)})
 
 
-async def measure_isolated(lengths: Sequence[int], ask: Callable[[PlannedRequest], Awaitable[RequestRecord]]) -> Points:
-    """Seconds to the first token at these lengths; `ask` sends one request and waits for its end."""
+async def measure_isolated(
+    lengths: Sequence[int], ask: Callable[[PlannedRequest], Awaitable[RequestRecord]]
+) -> Points:
+    """Seconds to the first token at these lengths; `ask` sends one request and waits for its
+    end."""
     points: Points = []
     index = 0
     for length in lengths:
         best = math.inf
         for _ in range(3):
-            request = PlannedRequest(index=index, prompt_tokens=length, output_tokens=1, kind="isolated")
+            request = PlannedRequest(
+                index=index, prompt_tokens=length, output_tokens=1, kind="isolated"
+            )
             record = await ask(request)
             index += 1
             best = min(best, _ttft(record, length))
@@ -49,16 +57,23 @@ async def measure_isolated(lengths: Sequence[int], ask: Callable[[PlannedRequest
 
 
 def _ttft(record: RequestRecord, length: int) -> float:
-    """Of an answer of one token, which may have no text of its own: then its end tells when it came."""
+    """Of an answer of one token, which may have no text of its own: then its end tells when it
+    came."""
     first = record.token_times[0] if len(record.token_times) else record.ended_at
-    if not record.completed or record.sent_at is None or first is None or not record.generated_tokens:
+    if (
+        not record.completed
+        or record.sent_at is None
+        or first is None
+        or not record.generated_tokens
+    ):
         reason = record.error or "no token came"
         raise LoadgenError(f"measuring the idle server at {length} prompt tokens: {reason}")
     return first - record.sent_at
 
 
 def monotone(points: Points) -> Points:
-    """A shorter prompt takes no longer than a longer one: where it was measured so, that was noise."""
+    """A shorter prompt takes no longer than a longer one: where it was measured so, that was
+    noise."""
     least = math.inf
     found = []
     for length, seconds in reversed(points):

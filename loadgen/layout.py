@@ -1,4 +1,5 @@
-"""The formats that a result is written in: plain YAML, veeksha's request rows and CSV, a Chrome trace."""
+"""The formats that a result is written in: plain YAML, veeksha's request rows and CSV, a Chrome
+trace."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ VEEKSHA = {
 
 
 def yaml(tree: Mapping[str, Any], indent: int = 0) -> str:
-    """Nested mappings and lists of scalars as YAML; scalars are written as JSON, which YAML contains."""
+    """Nested mappings and lists of scalars as YAML; scalars are written as JSON, which YAML
+    contains."""
     lines = []
     for key, value in tree.items():
         margin = "  " * indent
@@ -36,10 +38,13 @@ def yaml(tree: Mapping[str, Any], indent: int = 0) -> str:
 
 
 def request_row(request: RequestMetrics) -> dict[str, Any]:
-    """One line of request_level_metrics.jsonl: veeksha's fields, then ours. Seconds; what is undefined is left out."""
+    """One line of request_level_metrics.jsonl: veeksha's fields, then ours. Seconds; what is
+    undefined is left out."""
     record = request.record
     tokens = record.generated_tokens
-    prompt = record.prompt_tokens if record.usage_prompt_tokens is None else record.usage_prompt_tokens
+    prompt = (
+        record.prompt_tokens if record.usage_prompt_tokens is None else record.usage_prompt_tokens
+    )
     row = {
         "request_id": record.index,
         "session_id": record.index,
@@ -58,7 +63,9 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "ttfc": request.ttft,
         "tpot": request.tpot,
         "end_to_end_latency": request.e2el,
-        "normalized_end_to_end_latency": request.e2el / tokens if request.e2el is not None and tokens else None,
+        "normalized_end_to_end_latency": request.e2el / tokens
+        if request.e2el is not None and tokens
+        else None,
         "output_throughput": tokens / request.e2el if request.e2el else None,
         "tbc": list(request.itl) if request.ttft is not None else None,
         "success": record.completed,
@@ -84,7 +91,9 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
 def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
     """The inverse, as far as tables and figures need it."""
     sent, ttft, gaps = row.get("client_picked_up_at"), row.get("ttfc"), row.get("tbc", [])
-    times = array("d", accumulate(gaps, initial=sent + ttft) if sent is not None and ttft is not None else ())
+    times = array(
+        "d", accumulate(gaps, initial=sent + ttft) if sent is not None and ttft is not None else ()
+    )
     record = RequestRecord(
         index=row["request_id"],
         kind=row.get("class", "short"),
@@ -126,7 +135,10 @@ def cdf_csv(requests: Sequence[RequestMetrics], metric: str) -> str | None:
     shares = np.arange(101)
     table = np.column_stack([np.percentile(values, shares) for values in columns.values()])
     rows = [",".join(("", "cdf", *columns))]
-    rows += [f"{share},{share / 100:g}," + ",".join(f"{value:.9g}" for value in table[share]) for share in shares]
+    rows += [
+        f"{share},{share / 100:g}," + ",".join(f"{value:.9g}" for value in table[share])
+        for share in shares
+    ]
     return "\n".join(rows) + "\n"
 
 
@@ -142,11 +154,14 @@ def trace_row(record: RequestRecord) -> dict[str, Any]:
         "output_length": record.output_tokens,
         "class": record.kind,
     }
-    return row | ({"hash_ids": record.blocks, "block_tokens": record.block_tokens} if record.blocks else {})
+    return row | (
+        {"hash_ids": record.blocks, "block_tokens": record.block_tokens} if record.blocks else {}
+    )
 
 
 def chrome_trace(requests: Iterable[RequestMetrics]) -> Iterator[dict[str, Any]]:
-    """Events for chrome://tracing or Perfetto: per class, a request is a bar until its first token, then another."""
+    """Events for chrome://tracing or Perfetto: per class, a request is a bar until its first token,
+    then another."""
     lanes: dict[str, list[float]] = {}
     processes: dict[str, int] = {}
     for request in sorted(requests, key=lambda request: request.record.sent_at or 0.0):
@@ -155,15 +170,34 @@ def chrome_trace(requests: Iterable[RequestMetrics]) -> Iterator[dict[str, Any]]
             continue
         if record.kind not in processes:
             processes[record.kind] = pid = len(processes) + 1
-            yield {"name": "process_name", "ph": "M", "pid": pid, "args": {"name": f"{record.kind} requests"}}
+            yield {
+                "name": "process_name",
+                "ph": "M",
+                "pid": pid,
+                "args": {"name": f"{record.kind} requests"},
+            }
         pid = processes[record.kind]
         lane = _lane(lanes.setdefault(record.kind, []), record.sent_at, record.ended_at)
         first = record.token_times[0] if len(record.token_times) else record.ended_at
-        about = {"prompt_tokens": record.prompt_tokens, "output_tokens": record.generated_tokens, "id": record.id}
+        about = {
+            "prompt_tokens": record.prompt_tokens,
+            "output_tokens": record.generated_tokens,
+            "id": record.id,
+        }
         about |= {"error": record.error} if record.error else {}
-        for name, start, stop in (("until first token", record.sent_at, first), ("tokens", first, record.ended_at)):
+        for name, start, stop in (
+            ("until first token", record.sent_at, first),
+            ("tokens", first, record.ended_at),
+        ):
             if stop > start:
-                bar = {"name": name, "ph": "X", "pid": pid, "tid": lane, "cat": record.kind, "args": about}
+                bar = {
+                    "name": name,
+                    "ph": "X",
+                    "pid": pid,
+                    "tid": lane,
+                    "cat": record.kind,
+                    "args": about,
+                }
                 yield bar | {"ts": round(1e6 * start, 1), "dur": round(1e6 * (stop - start), 1)}
 
 

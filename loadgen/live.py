@@ -1,4 +1,5 @@
-"""What is seen while a run is under way: a small panel on a terminal, plain lines elsewhere (log files, CI)."""
+"""What is seen while a run is under way: a small panel on a terminal, plain lines elsewhere (log
+files, CI)."""
 
 from __future__ import annotations
 
@@ -45,7 +46,12 @@ class LiveView:
     """Looks at a driver now and then; never touches it."""
 
     def __init__(
-        self, driver: Driver, *, title: str, stream: TextIO | None = None, interval_s: float | None = None
+        self,
+        driver: Driver,
+        *,
+        title: str,
+        stream: TextIO | None = None,
+        interval_s: float | None = None,
     ) -> None:
         self._driver, self._title = driver, title
         self._stream = sys.stderr if stream is None else stream
@@ -70,7 +76,9 @@ class LiveView:
     def draw(self) -> None:
         self._look()
         width = shutil.get_terminal_size().columns if self._terminal else 1000
-        lines = [line[: width - 1] for line in (self._panel() if self._terminal else [self._line()])]
+        lines = [
+            line[: width - 1] for line in (self._panel() if self._terminal else [self._line()])
+        ]
         if self._terminal and self._drawn:
             self._stream.write(f"\x1b[{self._drawn}A\x1b[J")
         self._stream.write("\n".join(lines) + "\n")
@@ -82,7 +90,11 @@ class LiveView:
         new = self._driver.records[self._seen :]
         self._seen += len(new)
         self._pending += new
-        self._late.add(max(0.0, record.sent_at - record.released_at) for record in new if record.sent_at is not None)
+        self._late.add(
+            max(0.0, record.sent_at - record.released_at)
+            for record in new
+            if record.sent_at is not None
+        )
         still = []
         for record in self._pending:
             if record.ended_at is None:
@@ -100,7 +112,9 @@ class LiveView:
         times = record.token_times
         if record.completed and record.sent_at is not None and len(times):
             self._ttft.setdefault(record.kind, Histogram()).add([times[0] - record.sent_at])
-            self._gaps.setdefault(record.kind, Histogram()).add(after - before for before, after in pairwise(times))
+            self._gaps.setdefault(record.kind, Histogram()).add(
+                after - before for before, after in pairwise(times)
+            )
         if record.kind != PROBE:
             self._tokens += len(times)
 
@@ -108,7 +122,11 @@ class LiveView:
         elapsed = max(clock() - self._driver.origin, 1e-9)
         requests = self._driver.requests
         due = sum(1 for request in requests if request.at is None or request.at <= elapsed)
-        waiting = [clock() - r.sent_at for r in self._pending if r.sent_at is not None and not len(r.token_times)]
+        waiting = [
+            clock() - r.sent_at
+            for r in self._pending
+            if r.sent_at is not None and not len(r.token_times)
+        ]
         sent = self._counts.total() + sum(record.kind != PROBE for record in self._pending)
         return {
             "elapsed": elapsed,
@@ -117,7 +135,10 @@ class LiveView:
             "offered": due / elapsed,
             "sending": sent / elapsed,
             "flying": sent - self._counts.total(),
-            "tokens": (self._tokens + sum(len(r.token_times) for r in self._pending if r.kind != PROBE)) / elapsed,
+            "tokens": (
+                self._tokens + sum(len(r.token_times) for r in self._pending if r.kind != PROBE)
+            )
+            / elapsed,
             "longest": max(waiting, default=0.0),
         }
 
@@ -129,7 +150,9 @@ class LiveView:
             f"{figures['tokens']:.1f} tokens/s",
         ]
         for kind, histogram in self._ttft.items():
-            parts.append(f"{kind} TTFT P50/P99 {_ms(histogram.percentile(50))}/{_ms(histogram.percentile(99))} ms")
+            parts.append(
+                f"{kind} TTFT P50/P99 {_ms(histogram.percentile(50))}/{_ms(histogram.percentile(99))} ms"
+            )
         if self._errors:
             message, count = self._errors.most_common(1)[0]
             parts.append(f"{count} x {message[:60]}")
@@ -150,7 +173,11 @@ class LiveView:
         ]
         rows = [["ms", "TTFT P50", "P90", "P99", "TBT P50", "P90", "P99"]]
         for kind in self._ttft:
-            picks = [_ms(source[kind].percentile(p)) for source in (self._ttft, self._gaps) for p in (50, 90, 99)]
+            picks = [
+                _ms(source[kind].percentile(p))
+                for source in (self._ttft, self._gaps)
+                for p in (50, 90, 99)
+            ]
             rows.append([kind, *picks])
         if len(rows) > 1:
             lines += columns_of(rows).splitlines()
@@ -159,4 +186,10 @@ class LiveView:
 
 
 def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.1f}" if seconds < 1 else f"{1000 * seconds:.0f}"
+    return (
+        "-"
+        if seconds is None
+        else f"{1000 * seconds:.1f}"
+        if seconds < 1
+        else f"{1000 * seconds:.0f}"
+    )

@@ -7,8 +7,9 @@
 | e2el            | request sent -> last event with content                           | end_to_end_latency   |
 | normalized_ttft | ttft / ttft of such a prompt on the idle server                   |                      |
 
-Latencies are those of completed requests. A failed request has none, so read them beside the completion rate: it
-counts against the goodput, which is the requests per second that met every objective.
+Latencies are those of completed requests. A failed request has none, so read them beside the
+completion rate: it counts against the goodput, which is the requests per second that met every
+objective.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def measure(record: RequestRecord, objectives: Objectives) -> RequestMetrics:
             found.normalized_ttft = found.ttft / record.isolated_ttft_s
         if "ttft" in limits and "tpot" in limits:
             arrivals = [instant - sent for instant in times]
-            found.missed_deadlines, found.deadlines = deadlines(arrivals, limits["ttft"], limits["tpot"])
+            found.missed_deadlines, found.deadlines = deadlines(
+                arrivals, limits["ttft"], limits["tpot"]
+            )
     if objectives and not record.cancelled:
         found.good = record.completed and _meets(found, limits)
     return found
@@ -94,7 +97,11 @@ def measure_all(run: Run, objectives: Objectives) -> list[RequestMetrics]:
 
 def load_of(requests: Iterable[RequestMetrics], kind: str | None = None) -> list[RequestMetrics]:
     """The requests of one class; `None` is all of the load, which leaves probes out."""
-    return [request for request in requests if (request.record.kind == kind if kind else request.record.kind != PROBE)]
+    return [
+        request
+        for request in requests
+        if (request.record.kind == kind if kind else request.record.kind != PROBE)
+    ]
 
 
 def classes_of(requests: Iterable[RequestMetrics]) -> list[str]:
@@ -103,7 +110,9 @@ def classes_of(requests: Iterable[RequestMetrics]) -> list[str]:
     return [kind for kind in (SHORT, LONG, PROBE) if kind in present]
 
 
-def values_of(requests: Iterable[RequestMetrics], metric: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def values_of(
+    requests: Iterable[RequestMetrics], metric: str
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """All values of a metric, sorted."""
     collected = array("d")
     for request in requests:
@@ -119,7 +128,8 @@ def percentile(ordered: np.ndarray[Any, np.dtype[np.float64]], percent: float) -
 def distribution(
     requests: Iterable[RequestMetrics], metric: str, percentiles: Sequence[float]
 ) -> dict[str, float] | None:
-    """Count, mean, spread and percentiles, in milliseconds where the metric is a time; None: no value at all."""
+    """Count, mean, spread and percentiles, in milliseconds where the metric is a time; None: no
+    value at all."""
     values = values_of(requests, metric)
     if not len(values):
         return None
@@ -136,7 +146,11 @@ def distribution(
 
 
 def summarise(
-    requests: list[RequestMetrics], duration_s: float, percentiles: Sequence[float], *, goodput: bool
+    requests: list[RequestMetrics],
+    duration_s: float,
+    percentiles: Sequence[float],
+    *,
+    goodput: bool,
 ) -> dict[str, Any]:
     """The figures of one class of requests."""
     records = [request.record for request in requests]
@@ -173,7 +187,8 @@ def summarise(
 
 
 def _fluidity(requests: list[RequestMetrics]) -> dict[str, float]:
-    """Share of token deadlines met: mean over requests; and missed, over all deadlines of the class."""
+    """Share of token deadlines met: mean over requests; and missed, over all deadlines of the
+    class."""
     indexes = [request.fluidity for request in requests if request.fluidity is not None]
     total = sum(request.deadlines or 0 for request in requests)
     if not indexes or not total:

@@ -1,8 +1,10 @@
-"""An OpenAI-compatible server that answers on the beat: what the self-test measures the load generator against.
+"""An OpenAI-compatible server that answers on the beat: what the self-test measures the load
+generator against.
 
-It computes nothing. The first token of every answer is due `first_token_s` after the request was read, the others
-follow every `gap_s`; so what the load generator reports can be compared with the truth. A bare asyncio protocol,
-because a web framework would be the bottleneck long before the load generator is.
+It computes nothing. The first token of every answer is due `first_token_s` after the request was
+read, the others follow every `gap_s`; so what the load generator reports can be compared with the
+truth. A bare asyncio protocol, because a web framework would be the bottleneck long before the load
+generator is.
 """
 
 from __future__ import annotations
@@ -58,16 +60,26 @@ class _Beat(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self.body = bytes(self.body), bytearray()
         if self.url.startswith(b"/v1/models"):
-            self._answer({"object": "list", "data": [{"id": self.model, "object": "model", "root": self.model}]})
+            self._answer(
+                {
+                    "object": "list",
+                    "data": [{"id": self.model, "object": "model", "root": self.model}],
+                }
+            )
             return
         request = msgspec.json.decode(body, type=_Body)
-        self.left, self.prompt_tokens, self.max_tokens = request.max_tokens, len(request.prompt), request.max_tokens
+        self.left, self.prompt_tokens, self.max_tokens = (
+            request.max_tokens,
+            len(request.prompt),
+            request.max_tokens,
+        )
         self.due = self.loop.time() + self.first_token_s
         self.head = HEAD
         self.timer = self.loop.call_at(self.due, self._tick)
 
     def _tick(self) -> None:
-        """Write the token that is due (all that are due, if this process is late) and wait for the next one."""
+        """Write the token that is due (all that are due, if this process is late) and wait for the
+        next one."""
         now, out = self.loop.time(), self.head
         self.head = b""
         while self.left and self.due <= now + 5e-4:
@@ -78,12 +90,18 @@ class _Beat(asyncio.Protocol):
             self.timer = self.loop.call_at(self.due, self._tick)
         else:
             usage = b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'
-            out += _chunk(usage % (self.prompt_tokens, self.max_tokens) + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+            out += (
+                _chunk(usage % (self.prompt_tokens, self.max_tokens) + b"data: [DONE]\n\n")
+                + b"0\r\n\r\n"
+            )
         self.transport.write(out)
 
     def _answer(self, body: dict[str, Any]) -> None:
         payload = msgspec.json.encode(body)
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(payload)
+        head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(payload)
+        )
         self.transport.write(head + payload)
 
 
@@ -93,7 +111,9 @@ def _chunk(data: bytes) -> bytes:
 
 async def _serve(pipe: Pipe, model: str, first_token_s: float, gap_s: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Beat(model, first_token_s, gap_s), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(
+        lambda: _Beat(model, first_token_s, gap_s), "127.0.0.1", 0, backlog=4096
+    )
     closed: asyncio.Future[None] = loop.create_future()
     loop.add_reader(pipe.fileno(), lambda: None if closed.done() else closed.set_result(None))
     pipe.send(server.sockets[0].getsockname()[1])
@@ -108,7 +128,9 @@ def _main(pipe: Pipe, model: str, first_token_s: float, gap_s: float) -> None:
 class Metronome:
     """The server in a process of its own: `with Metronome(...) as url:`."""
 
-    def __init__(self, *, model: str = "metronome", first_token_s: float = 0.02, gap_s: float = 0.01) -> None:
+    def __init__(
+        self, *, model: str = "metronome", first_token_s: float = 0.02, gap_s: float = 0.01
+    ) -> None:
         self.arguments = (model, first_token_s, gap_s)
 
     def __enter__(self) -> str:

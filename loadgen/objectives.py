@@ -1,7 +1,9 @@
-"""What a good answer is: objectives for the time to first token (ttft), per output token (tpot) and end to end (e2el).
+"""What a good answer is: objectives for the time to first token (ttft), per output token (tpot) and
+end to end (e2el).
 
-Written as in vLLM, in milliseconds: `ttft:500 tpot:50`. An objective may be relative to the prediction for an idle
-server, `ttft:1.5x`, or the larger of the two, `ttft:1.5x,500`, which is how the server itself sets its deadlines.
+Written as in vLLM, in milliseconds: `ttft:500 tpot:50`. An objective may be relative to the
+prediction for an idle server, `ttft:1.5x`, or the larger of the two, `ttft:1.5x,500`, which is how
+the server itself sets its deadlines.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ METRICS = ("ttft", "tpot", "e2el")
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """At most so many seconds, or so many times the isolated time to first token: the larger, where both are given."""
+    """At most so many seconds, or so many times the isolated time to first token: the larger, where
+    both are given."""
 
     seconds: float | None = None
     times_isolated: float | None = None
@@ -43,12 +46,18 @@ class Objectives(msgspec.Struct, frozen=True):
     @property
     def relative(self) -> bool:
         """Whether a prediction of the isolated time to first token is needed."""
-        return any(bound.times_isolated for bounds in (self.default, self.long) for bound in bounds.values())
+        return any(
+            bound.times_isolated
+            for bounds in (self.default, self.long)
+            for bound in bounds.values()
+        )
 
     def limits(self, record: RequestRecord) -> dict[str, float]:
         """The seconds that each objective allows this request."""
         bounds = {**self.default, **self.long} if record.kind == LONG else self.default
-        resolved = {metric: bound.resolve(record.isolated_ttft_s) for metric, bound in bounds.items()}
+        resolved = {
+            metric: bound.resolve(record.isolated_ttft_s) for metric, bound in bounds.items()
+        }
         return {metric: seconds for metric, seconds in resolved.items() if seconds is not None}
 
 
@@ -73,22 +82,29 @@ def _parse(word: str) -> tuple[str, Bound]:
                 seconds = number / 1000
         return metric, Bound(seconds, times)
     except ValueError:
-        raise LoadgenError(f"--goodput {word}: write ttft:MS, tpot:MS, e2el:MS, ttft:1.5x or ttft:1.5x,MS") from None
+        raise LoadgenError(
+            f"--goodput {word}: write ttft:MS, tpot:MS, e2el:MS, ttft:1.5x or ttft:1.5x,MS"
+        ) from None
 
 
 def objective_headers(objectives: Objectives, record: RequestRecord) -> dict[str, str]:
     """llm-d's headers, which tell the server what is asked of it."""
     limits = objectives.limits(record)
     names = {"ttft": "x-llm-d-slo-ttft-ms", "tpot": "x-llm-d-slo-tpot-ms"}
-    return {header: f"{1000 * limits[metric]:.0f}" for metric, header in names.items() if metric in limits}
+    return {
+        header: f"{1000 * limits[metric]:.0f}"
+        for metric, header in names.items()
+        if metric in limits
+    }
 
 
 def deadlines(arrivals: Sequence[float], ttft_s: float, tbt_s: float) -> tuple[int, int]:
     """(missed, all) deadlines of a token stream, as Etalon counts them (arXiv 2407.07000).
 
-    `arrivals` are the seconds from the request to each token. The first token is due after `ttft_s`, every other one
-    `tbt_s` after the one before; a token that is early leaves its slack to the next ones, and a stall misses one
-    deadline for every `tbt_s` it lasts. After a miss the deadlines start anew.
+    `arrivals` are the seconds from the request to each token. The first token is due after
+    `ttft_s`, every other one `tbt_s` after the one before; a token that is early leaves its slack
+    to the next ones, and a stall misses one deadline for every `tbt_s` it lasts. After a miss the
+    deadlines start anew.
     """
     total = missed = 0
     slack = before = 0.0

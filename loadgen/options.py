@@ -12,7 +12,8 @@ from loadgen.workload import PRESETS, Mix
 
 
 class Options(msgspec.Struct, kw_only=True, frozen=True):
-    """Names as on the command line; times in the unit of the flag's name, seconds where it has none."""
+    """Names as on the command line; times in the unit of the flag's name, seconds where it has
+    none."""
 
     # the server
     base_url: str = "http://127.0.0.1:8000"
@@ -76,7 +77,8 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def closed_loop(self) -> bool:
-        """As in vLLM: a concurrency without a rate. A trace with times of its own is never a closed loop."""
+        """As in vLLM: a concurrency without a rate. A trace with times of its own is never a closed
+        loop."""
         return self.max_concurrency is not None and self.request_rate is None
 
     def mix(self) -> Mix:
@@ -85,7 +87,9 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
             raise LoadgenError(f"--workload {self.workload}: known are {', '.join(PRESETS)}")
         base = PRESETS[self.workload] if self.workload else Mix()
         given = {name: getattr(self, name) for name in Mix.__struct_fields__}
-        return msgspec.structs.replace(base, **{name: value for name, value in given.items() if value is not None})
+        return msgspec.structs.replace(
+            base, **{name: value for name, value in given.items() if value is not None}
+        )
 
     def scales(self) -> tuple[float, float]:
         """Factors for prompt and answer lengths."""
@@ -94,7 +98,9 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
             if len(factors) > 2 or any(not 0 < factor < math.inf for factor in factors):
                 raise ValueError
         except ValueError:
-            raise LoadgenError(f"--scale-lengths {self.scale_lengths}: write FACTOR or PROMPTS:ANSWERS") from None
+            raise LoadgenError(
+                f"--scale-lengths {self.scale_lengths}: write FACTOR or PROMPTS:ANSWERS"
+            ) from None
         return factors[0], factors[-1]
 
     def percentiles(self) -> tuple[float, ...]:
@@ -104,7 +110,9 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
             if any(not 0 <= percent <= 100 for percent in found):
                 raise ValueError
         except ValueError:
-            raise LoadgenError(f"--metric-percentiles {self.metric_percentiles}: write 50,90,99") from None
+            raise LoadgenError(
+                f"--metric-percentiles {self.metric_percentiles}: write 50,90,99"
+            ) from None
         return found
 
     def body(self) -> dict[str, Any]:
@@ -120,4 +128,6 @@ class Options(msgspec.Struct, kw_only=True, frozen=True):
         """For config.yml: everything but secrets. Header values may be some."""
         tree = msgspec.to_builtins(self)
         tree["header"] = [line.split("=", 1)[0] for line in self.header]
-        return {key: value for key, value in tree.items() if value not in (None, "", [], {}, math.inf)}
+        return {
+            key: value for key, value in tree.items() if value not in (None, "", [], {}, math.inf)
+        }

@@ -46,13 +46,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_plan(options: Options) -> Plan:
-    """Raises LoadgenError for options that make no sense together, and for traces that cannot be read."""
+    """Raises LoadgenError for options that make no sense together, and for traces that cannot be
+    read."""
     _check(options)
     if options.dataset_path is not None and options.dataset_name != "random":
         requests = read_trace(trace_path(options.dataset_path), trace_options(options))
-        timed = requests[0].at is not None and options.request_rate is None and not options.closed_loop
+        timed = (
+            requests[0].at is not None and options.request_rate is None and not options.closed_loop
+        )
     else:
-        requests, timed = synthetic(options.mix(), _count(options), options.seed, options.scales()), False
+        requests, timed = (
+            synthetic(options.mix(), _count(options), options.seed, options.scales()),
+            False,
+        )
     closed = options.closed_loop and not timed
     if closed:
         requests = [msgspec.structs.replace(request, at=None) for request in requests]
@@ -83,12 +89,19 @@ def trace_options(options: Options) -> TraceOptions:
 def _instants(options: Options) -> Iterator[float]:
     rate = math.inf if options.request_rate is None else options.request_rate
     kind = options.arrival if options.burstiness == 1.0 or options.arrival == "fixed" else "gamma"
-    return arrival_times(rate, options.seed, kind=kind, burstiness=options.burstiness, ramp_up_s=options.ramp_up)
+    return arrival_times(
+        rate, options.seed, kind=kind, burstiness=options.burstiness, ramp_up_s=options.ramp_up
+    )
 
 
 def _count(options: Options) -> int:
-    """How many synthetic requests: those that may be due within --duration, where the number is not given."""
-    if options.num_prompts is not None or not math.isfinite(options.duration) or options.request_rate is None:
+    """How many synthetic requests: those that may be due within --duration, where the number is not
+    given."""
+    if (
+        options.num_prompts is not None
+        or not math.isfinite(options.duration)
+        or options.request_rate is None
+    ):
         return DEFAULT_COUNT if options.num_prompts is None else options.num_prompts
     expected = options.request_rate * options.duration
     if not math.isfinite(expected) or expected > 5e6:

@@ -1,9 +1,10 @@
 """Prompts of an exact number of tokens, made fast enough to be made while the load runs.
 
-A prompt is a sequence of atoms: pieces of JSON that are one token each. In the `ids` format they are token ids, in the
-`text` format words whose sequence was checked to be one token per word (loadgen.alphabet). A prompt starts with atoms
-of its own, so that no prefix cache helps, and goes on with a slice of a common pool, which is a mere copy of bytes.
-Prompts whose plan has prefix blocks are put together from blocks: equal block ids give equal tokens.
+A prompt is a sequence of atoms: pieces of JSON that are one token each. In the `ids` format they
+are token ids, in the `text` format words whose sequence was checked to be one token per word
+(loadgen.alphabet). A prompt starts with atoms of its own, so that no prefix cache helps, and goes
+on with a slice of a common pool, which is a mere copy of bytes. Prompts whose plan has prefix
+blocks are put together from blocks: equal block ids give equal tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def ids_alphabet(token_ids: tuple[int, ...], overhead: int = 0) -> Alphabet:
 def text_alphabet(words: tuple[str, ...], overhead: int = 0, exact: bool = True) -> Alphabet:
     """Prompts as JSON strings of these words, each with its space before it."""
     atoms = tuple(msgspec.json.encode(f" {word}")[1:-1] for word in words)
-    return Alphabet(atoms=atoms, separator=b"", opening=b'"', closing=b'"', overhead=overhead, exact=exact)
+    return Alphabet(
+        atoms=atoms, separator=b"", opening=b'"', closing=b'"', overhead=overhead, exact=exact
+    )
 
 
 class PromptMaker:
@@ -63,7 +66,9 @@ class PromptMaker:
         wanted = request.prompt_tokens - self.alphabet.overhead
         if wanted < 1:
             least = self.alphabet.overhead + 1
-            raise LoadgenError(f"the shortest prompt this server can be sent has {least} tokens; ask for more")
+            raise LoadgenError(
+                f"the shortest prompt this server can be sent has {least} tokens; ask for more"
+            )
         parts = []
         left = wanted
         for block_id in request.blocks:
@@ -74,10 +79,13 @@ class PromptMaker:
             left -= take
         if left:
             parts.append(self._piece(f"{self.seed}/{request.kind}/{request.index}", left))
-        return b"".join((self.alphabet.opening, self.alphabet.separator.join(parts), self.alphabet.closing))
+        return b"".join(
+            (self.alphabet.opening, self.alphabet.separator.join(parts), self.alphabet.closing)
+        )
 
     def _block(self, block_id: int, atoms: int) -> bytes:
-        """The first `atoms` atoms of a prefix block; whole blocks are kept, the least used are dropped."""
+        """The first `atoms` atoms of a prefix block; whole blocks are kept, the least used are
+        dropped."""
         key = (block_id, atoms)
         found = self._blocks.get(key)
         if found is not None:
@@ -91,7 +99,8 @@ class PromptMaker:
         return made
 
     def _piece(self, key: str, count: int) -> bytes:
-        """`count` atoms that depend on `key` alone; a shorter piece is the start of a longer one."""
+        """`count` atoms that depend on `key` alone; a shorter piece is the start of a longer
+        one."""
         rng = random.Random(key)
         separator = self.alphabet.separator
         head = [rng.choice(self.alphabet.atoms) for _ in range(_HEAD)][:count]
@@ -100,6 +109,8 @@ class PromptMaker:
         while left > 0:
             start = rng.randrange(_POOL)
             take = min(left, _POOL - start)
-            parts.append(self._pool[self._starts[start] : self._starts[start + take] - len(separator)])
+            parts.append(
+                self._pool[self._starts[start] : self._starts[start + take] - len(separator)]
+            )
             left -= take
         return separator.join(parts)

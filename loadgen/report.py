@@ -1,4 +1,5 @@
-"""`report.html`: one page with everything in it (no scripts, nothing fetched); without matplotlib it has no figures."""
+"""`report.html`: one page with everything in it (no scripts, nothing fetched); without matplotlib
+it has no figures."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius:
 
 
 def write_report(
-    directory: Path, result: Mapping[str, Any], requests: list[RequestMetrics], health: Health | None
+    directory: Path,
+    result: Mapping[str, Any],
+    requests: list[RequestMetrics],
+    health: Health | None,
 ) -> None:
     """Draw the figures and write the page into a results directory."""
     drawn = figures.draw_run(requests, directory / "metrics") if figures.available() else []
@@ -84,7 +88,9 @@ def _head(title: str, result: Mapping[str, Any], health: Health | None) -> str:
     source = "simulated" if result.get("simulated") else "measured"
     rate = result.get("request_rate")
     offered = (
-        f"{rate:g} requests/s offered" if isinstance(rate, int | float) else "arrivals as in the trace or closed loop"
+        f"{rate:g} requests/s offered"
+        if isinstance(rate, int | float)
+        else "arrivals as in the trace or closed loop"
     )
     date = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M")
     about = f"{source} {date} UTC · model {result.get('model_id', 'unknown')} · {offered}"
@@ -94,7 +100,9 @@ def _head(title: str, result: Mapping[str, Any], health: Health | None) -> str:
     if health is not None:
         mark = "PASSED" if health.passed else "FAILED"
         text = "" if health.passed else f" {health.verdict.removeprefix('FAILED: ')}"
-        lines.append(f'<p>Load generator\'s own health: <span class="badge {mark}">{mark}</span>{escape(text)}</p>')
+        lines.append(
+            f'<p>Load generator\'s own health: <span class="badge {mark}">{mark}</span>{escape(text)}</p>'
+        )
     return "\n".join(lines)
 
 
@@ -104,10 +112,17 @@ def _cards(result: Mapping[str, Any]) -> str:
         ("requests completed", f"{result['completed']:,} of {result['num_prompts']:,}"),
         ("duration", f"{result['duration']:.1f} s"),
     ]
-    for key, title in (("median_ttft_ms", "TTFT P50"), ("p99_ttft_ms", "TTFT P99"), ("p99_itl_ms", "TBT P99")):
+    for key, title in (
+        ("median_ttft_ms", "TTFT P50"),
+        ("p99_ttft_ms", "TTFT P99"),
+        ("p99_itl_ms", "TBT P99"),
+    ):
         if key in result:
             found.append((title, milliseconds(result[key])))
-    for key, title in (("output_throughput", "generated tokens/s"), ("request_goodput", "goodput, requests/s")):
+    for key, title in (
+        ("output_throughput", "generated tokens/s"),
+        ("request_goodput", "goodput, requests/s"),
+    ):
         if key in result:
             found.append((title, f"{result[key]:,.4g}"))
     if "attainment" in result:
@@ -125,7 +140,9 @@ def _errors(errors: Mapping[str, int]) -> str:
 def _figures(drawn: Sequence[tuple[str, Path]]) -> str:
     if not drawn:
         return '<p class="quiet">No figures: matplotlib is not installed (pip install "medha-on-ray[report]").</p>'
-    return f'<div class="figures">{"".join(embedded(path, caption) for caption, path in drawn)}</div>'
+    return (
+        f'<div class="figures">{"".join(embedded(path, caption) for caption, path in drawn)}</div>'
+    )
 
 
 def _health(health: Health | None) -> str:

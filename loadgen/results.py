@@ -1,10 +1,12 @@
-"""Writes the results directory: veeksha's tree, vLLM's flat `result.json`, the figures and the report.
+"""Writes the results directory: veeksha's tree, vLLM's flat `result.json`, the figures and the
+report.
 
     <run>/result.json                 vLLM's keys, then ours (policy, health, classes)
           report.html                 one self-contained page
           config.yml  health_check_results.txt
           metrics/                    request_level_metrics.jsonl, summary_stats.json, slo_results.json,
-                                      throughput_metrics.json, chrome_trace.json, <metric>.csv, <metric>.png
+                                      throughput_metrics.json, chrome_trace.json, <metric>.csv,
+                                      <metric>.png
           traces/trace.jsonl          what was sent, to be replayed
 
 Everything is made from a Run; whether it was measured or simulated makes no difference.
@@ -49,7 +51,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def claim_directory(path: Path) -> None:
-    """Make the results directory, before anything is sent; one that holds something is never written to."""
+    """Make the results directory, before anything is sent; one that holds something is never
+    written to."""
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise LoadgenError(f"{path} exists already; choose another --result-dir")
@@ -70,12 +73,20 @@ def write_results(run: Run, terms: Terms, health: Health, directory: Path) -> di
     _write_json(directory / "result.json", result)
     (directory / "config.yml").write_text(yaml(run.config))
     (directory / "health_check_results.txt").write_text(health.text())
-    _write_lines(metrics / "request_level_metrics.jsonl", (request_row(request) for request in requests))
-    _write_lines(traces / "trace.jsonl", (trace_row(record) for record in run.records if record.kind != PROBE))
+    _write_lines(
+        metrics / "request_level_metrics.jsonl", (request_row(request) for request in requests)
+    )
+    _write_lines(
+        traces / "trace.jsonl",
+        (trace_row(record) for record in run.records if record.kind != PROBE),
+    )
     _write_json(metrics / "summary_stats.json", summary_stats(run, requests))
     _write_json(metrics / "throughput_metrics.json", throughput_metrics(requests, result))
     _write_json(metrics / "slo_results.json", slo_results(requests, terms))
-    _write_json(metrics / "chrome_trace.json", {"traceEvents": list(chrome_trace(requests)), "displayTimeUnit": "ms"})
+    _write_json(
+        metrics / "chrome_trace.json",
+        {"traceEvents": list(chrome_trace(requests)), "displayTimeUnit": "ms"},
+    )
     if run.isolated:
         _write_json(directory / "isolated_ttft.json", {"points": run.isolated})
     for metric in LATENCIES:
@@ -86,8 +97,11 @@ def write_results(run: Run, terms: Terms, health: Health, directory: Path) -> di
     return result
 
 
-def flat_result(run: Run, requests: list[RequestMetrics], terms: Terms, health: Health) -> dict[str, Any]:
-    """vLLM's keys (those that can be known), the label and verdict, and the figures of every class."""
+def flat_result(
+    run: Run, requests: list[RequestMetrics], terms: Terms, health: Health
+) -> dict[str, Any]:
+    """vLLM's keys (those that can be known), the label and verdict, and the figures of every
+    class."""
     load = load_of(requests)
     goodput = bool(terms.objectives)
     figures = summarise(load, run.duration_s, terms.percentiles, goodput=goodput)
@@ -110,7 +124,13 @@ def flat_result(run: Run, requests: list[RequestMetrics], terms: Terms, health: 
         "total_input_tokens": figures["input_tokens"],
         "total_output_tokens": figures["output_tokens"],
     }
-    copied = ["request_throughput", "request_goodput", "output_throughput", "total_token_throughput", "attainment"]
+    copied = [
+        "request_throughput",
+        "request_goodput",
+        "output_throughput",
+        "total_token_throughput",
+        "attainment",
+    ]
     copied += ["completion_rate", "fluidity_index", "deadline_miss_rate"]
     result |= {key: figures[key] for key in copied if key in figures}
     for metric in LATENCIES:
@@ -119,11 +139,20 @@ def flat_result(run: Run, requests: list[RequestMetrics], terms: Terms, health: 
             if key != "count":
                 result[f"{key}_{metric}{unit}"] = value
     result["classes"] = {"all": figures} | {
-        kind: summarise(load_of(requests, kind), run.duration_s, terms.percentiles, goodput=goodput and kind != PROBE)
+        kind: summarise(
+            load_of(requests, kind),
+            run.duration_s,
+            terms.percentiles,
+            goodput=goodput and kind != PROBE,
+        )
         for kind in classes_of(requests)
     }
     result |= {"errors": errors_of(load), "health": "PASSED" if health.passed else "FAILED"}
-    result |= {"interrupted": run.interrupted, "cut_short": run.cut_short, "simulated": run.simulated}
+    result |= {
+        "interrupted": run.interrupted,
+        "cut_short": run.cut_short,
+        "simulated": run.simulated,
+    }
     return {key: value for key, value in result.items() if value is not None}
 
 
@@ -148,7 +177,9 @@ def summary_stats(run: Run, requests: list[RequestMetrics]) -> dict[str, Any]:
     return stats
 
 
-def throughput_metrics(requests: list[RequestMetrics], result: Mapping[str, Any]) -> dict[str, float]:
+def throughput_metrics(
+    requests: list[RequestMetrics], result: Mapping[str, Any]
+) -> dict[str, float]:
     """Etalon's throughputs of one stream (tokens/s), and those of the whole server."""
     load = load_of(requests)
     found = {}
@@ -174,7 +205,9 @@ def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
             row = {
                 "met": share is not None and share >= terms.attainment,
                 "slo_metric_key": f"{name}_p{100 * terms.attainment:g}",
-                "observed_value": percentile(values, 100 * terms.attainment) if len(values) else None,
+                "observed_value": percentile(values, 100 * terms.attainment)
+                if len(values)
+                else None,
                 "threshold": bound.seconds,
                 "times_isolated": bound.times_isolated,
                 "percentile": terms.attainment,
@@ -185,10 +218,15 @@ def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
                 "lower_is_better": True,
             }
             results.append({key: value for key, value in row.items() if value is not None})
-    return {"all_slos_met": bool(results) and all(row["met"] for row in results), "results": results}
+    return {
+        "all_slos_met": bool(results) and all(row["met"] for row in results),
+        "results": results,
+    }
 
 
-def _share_met(settled: Sequence[RequestMetrics], metric: str, objectives: Objectives) -> float | None:
+def _share_met(
+    settled: Sequence[RequestMetrics], metric: str, objectives: Objectives
+) -> float | None:
     """Share of the requests that met one objective; failed ones did not."""
     if not settled:
         return None

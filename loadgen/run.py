@@ -46,8 +46,12 @@ def terms_of(options: Options) -> Terms:
     """How the run will be judged; raises LoadgenError."""
     objectives = parse_objectives(options.goodput, options.goodput_long)
     if objectives.relative and options.isolated_ttft is None:
-        raise LoadgenError("relative objectives (1.5x) need --isolated-ttft measure, or a file of an earlier run")
-    return Terms(objectives=objectives, percentiles=options.percentiles(), attainment=options.attainment)
+        raise LoadgenError(
+            "relative objectives (1.5x) need --isolated-ttft measure, or a file of an earlier run"
+        )
+    return Terms(
+        objectives=objectives, percentiles=options.percentiles(), attainment=options.attainment
+    )
 
 
 async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepared:
@@ -72,7 +76,11 @@ async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepare
 
     try:
         for index in range(options.num_warmups):
-            await ask(msgspec.structs.replace(plan.requests[index % len(plan.requests)], index=index, kind="warmup"))
+            await ask(
+                msgspec.structs.replace(
+                    plan.requests[index % len(plan.requests)], index=index, kind="warmup"
+                )
+            )
         if options.isolated_ttft == "measure":
             lengths = lengths_to_measure([request.prompt_tokens for request in plan.requests])
             say(f"measuring the idle server at {', '.join(map(str, lengths))} prompt tokens")
@@ -85,7 +93,11 @@ async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepare
 
 
 async def load(
-    server: Server, prepared: Prepared, plan: Plan, say: Say, watch: Callable[[Driver], Awaitable[None]] | None = None
+    server: Server,
+    prepared: Prepared,
+    plan: Plan,
+    say: Say,
+    watch: Callable[[Driver], Awaitable[None]] | None = None,
 ) -> Run:
     """Send the plan. SIGINT and SIGTERM end it early; the records so far are returned all the same.
 
@@ -94,9 +106,17 @@ async def load(
     options = server.options
     style = server.style(prepared.model, prepared.objectives)
     target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, options.seed))
-    pace = Pace(closed_loop=plan.closed_loop, max_concurrency=options.max_concurrency, ramp_up_s=options.ramp_up)
+    pace = Pace(
+        closed_loop=plan.closed_loop,
+        max_concurrency=options.max_concurrency,
+        ramp_up_s=options.ramp_up,
+    )
     probe_tokens = max(options.probe_input_len, prepared.alphabet.overhead + 1)
-    beside = probes(options.probe_request_rate, probe_tokens, options.seed) if options.probe_request_rate else ()
+    beside = (
+        probes(options.probe_request_rate, probe_tokens, options.seed)
+        if options.probe_request_rate
+        else ()
+    )
     points = prepared.points
 
     def expect(record: RequestRecord) -> None:
@@ -111,8 +131,14 @@ async def load(
         run_id=f"lg-{time.time_ns() // 1_000_000:x}",
         on_record=expect,
     )
-    title = f"{options.label or options.policy or 'load'} -> {server.address.url} ({prepared.model.id})"
-    beside_it = [] if options.quiet else [LiveView(driver, title=title, interval_s=options.live_interval).show()]
+    title = (
+        f"{options.label or options.policy or 'load'} -> {server.address.url} ({prepared.model.id})"
+    )
+    beside_it = (
+        []
+        if options.quiet
+        else [LiveView(driver, title=title, interval_s=options.live_interval).show()]
+    )
     beside_it += [] if watch is None else [_stop_after(watch(driver), driver)]
     _allow_many_sockets()
     tasks = [asyncio.create_task(work) for work in beside_it]
@@ -161,7 +187,9 @@ def configuration(options: Options, plan: Plan, prepared: Prepared) -> dict[str,
     }
 
 
-def conclude(run: Run, terms: Terms, options: Options, directory: Path) -> tuple[dict[str, Any], Health, int]:
+def conclude(
+    run: Run, terms: Terms, options: Options, directory: Path
+) -> tuple[dict[str, Any], Health, int]:
     """Judge and write a run; returns result.json, the health and the exit status."""
     health = examine(run, late_s=options.late_threshold_ms / 1000, exact_outputs=options.ignore_eos)
     result = write_results(run, terms, health, directory)
@@ -199,7 +227,10 @@ def _allow_many_sockets() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard != resource.RLIM_INFINITY else 1_048_576, hard))
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE,
+                (hard if hard != resource.RLIM_INFINITY else 1_048_576, hard),
+            )
 
 
 @contextlib.contextmanager
@@ -216,7 +247,11 @@ def _on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
     try:
         for number in stops:
             loop.add_signal_handler(number, stop)
-    except (NotImplementedError, RuntimeError, ValueError):  # not in the main thread, or not on this system
+    except (
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ):  # not in the main thread, or not on this system
         yield
         return
     try:

@@ -1,7 +1,7 @@
 """`medha-loadgen selftest`: how much load this machine can generate, and how truly it is measured.
 
-The metronome's tokens are due at known instants; what is reported on top of them is the error of the measurement (and
-of the metronome, which is a process on the same machine).
+The metronome's tokens are due at known instants; what is reported on top of them is the error of
+the measurement (and of the metronome, which is a process on the same machine).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ async def _drive(url: str, load: Load) -> dict[str, Any]:
     output = max(1, round(load.tokens_per_s / load.rate))
     mix = Mix(input_len="64", output_len=str(output))
     requests = with_arrivals(
-        synthetic(mix, max(1, round(load.rate * load.seconds)), 0), arrival_times(load.rate, 0, kind="poisson")
+        synthetic(mix, max(1, round(load.rate * load.seconds)), 0),
+        arrival_times(load.rate, 0, kind="poisson"),
     )
     prompts = PromptMaker(ids_alphabet(tuple(range(1000, 8000))), 0)
     target = OpenAITarget(parse_address(url), RequestStyle(model="metronome"), prompts)
@@ -54,10 +55,15 @@ async def _drive(url: str, load: Load) -> dict[str, Any]:
     finally:
         await target.close()
     cpu = (_cpu_s() - before) / (time.monotonic() - started)
-    return {"cpu_share": round(cpu, 3), **_figures(driver.records, duration, driver.loop_lags_s, load)}
+    return {
+        "cpu_share": round(cpu, 3),
+        **_figures(driver.records, duration, driver.loop_lags_s, load),
+    }
 
 
-def _figures(records: list[RequestRecord], duration: float, lags: list[float], load: Load) -> dict[str, Any]:
+def _figures(
+    records: list[RequestRecord], duration: float, lags: list[float], load: Load
+) -> dict[str, Any]:
     late, ttft, gaps = [], [], []
     for record in records:
         sent = record.sent_at or 0.0
@@ -82,7 +88,10 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
         return {}
     ordered = sorted(seconds)
     picks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {name: round(1000 * ordered[round(share * (len(ordered) - 1))], 2) for name, share in picks.items()}
+    return {
+        name: round(1000 * ordered[round(share * (len(ordered) - 1))], 2)
+        for name, share in picks.items()
+    }
 
 
 def _cpu_s() -> float:

@@ -1,4 +1,5 @@
-"""Gets to know a server before it is loaded: is it there, which model, which prompts does it take, how long alone.
+"""Gets to know a server before it is loaded: is it there, which model, which prompts does it take,
+how long alone.
 
 Whatever is wrong is found here, with one clear line, before the first request of the load.
 """
@@ -82,19 +83,29 @@ class Server:
                 status, body = response.status, await response.read()
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise _NotReadyError(f"no server answers at {self.address.url} ({reason}); is it running?") from None
+            raise _NotReadyError(
+                f"no server answers at {self.address.url} ({reason}); is it running?"
+            ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _NotReadyError(f"no HTTP server answers at {self.address.url} ({_name(error)})") from None
-        if status in (502, 503) or (status == 404 and self.options.ready_check_timeout_sec > 0):  # Serve's, at first
+            raise _NotReadyError(
+                f"no HTTP server answers at {self.address.url} ({_name(error)})"
+            ) from None
+        if status in (502, 503) or (
+            status == 404 and self.options.ready_check_timeout_sec > 0
+        ):  # Serve's, at first
             raise _NotReadyError(f"{url}: HTTP {status}: the server is not ready")
         if status in (401, 403):
-            raise LoadgenError(f"{url}: HTTP {status}: set OPENAI_API_KEY or --header authorization='Bearer KEY'")
+            raise LoadgenError(
+                f"{url}: HTTP {status}: set OPENAI_API_KEY or --header authorization='Bearer KEY'"
+            )
         try:
             if status != 200:
                 raise ValueError
             return msgspec.json.decode(body, type=_Models).data
         except ValueError:
-            raise LoadgenError(f"{url}: HTTP {status}, no list of models: is --base-url right?") from None
+            raise LoadgenError(
+                f"{url}: HTTP {status}, no list of models: is --base-url right?"
+            ) from None
 
     def style(self, model: Model, objectives: Objectives = Objectives()) -> RequestStyle:  # noqa: B008
         """What goes into every request."""
@@ -105,7 +116,9 @@ class Server:
             headers=self.headers,
             extra_body=self.options.body(),
             timeout_s=self.options.request_timeout if self.options.request_timeout > 0 else None,
-            objective_headers=(lambda record: objective_headers(objectives, record)) if send else None,
+            objective_headers=(lambda record: objective_headers(objectives, record))
+            if send
+            else None,
         )
 
     async def alphabet(self, model: Model) -> Alphabet:
@@ -133,10 +146,13 @@ class Server:
         return await ended
 
     async def _tried(self, model: Model, alphabet: Alphabet) -> Alphabet:
-        """Send a small request as the load will; learns what the server adds to a prompt. Raises _RefusedError."""
+        """Send a small request as the load will; learns what the server adds to a prompt. Raises
+        _RefusedError."""
         words = 24
         target = OpenAITarget(self.address, self.style(model), PromptMaker(alphabet, seed=-1))
-        request = PlannedRequest(index=0, prompt_tokens=alphabet.overhead + words, output_tokens=2, kind="trial")
+        request = PlannedRequest(
+            index=0, prompt_tokens=alphabet.overhead + words, output_tokens=2, kind="trial"
+        )
         try:
             record = await self.ask(target, request)
         finally:
@@ -149,7 +165,8 @@ class Server:
         return alphabet
 
     async def _token_ids(self, model: Model) -> tuple[int, ...]:
-        """Ids of ordinary tokens: those given, those of common words, or a range that is ordinary everywhere."""
+        """Ids of ordinary tokens: those given, those of common words, or a range that is ordinary
+        everywhere."""
         given = self.options.token_ids
         if given is not None:
             try:
@@ -167,7 +184,8 @@ class Server:
         return ordinary or tuple(_FALLBACK_IDS)
 
     async def _counter(self, model: Model) -> Count:
-        """The best way to count tokens: a local tokenizer, `/tokenize`, or the usage of a 1-token request."""
+        """The best way to count tokens: a local tokenizer, `/tokenize`, or the usage of a 1-token
+        request."""
         if self.options.tokenizer is not None:
             return file_counter(Path(self.options.tokenizer))
 
@@ -188,11 +206,19 @@ class Server:
         return tokens
 
     async def _count_by_usage(self, model: Model, text: str) -> int:
-        prompt = {"messages": [{"role": "user", "content": text}]} if self.options.chat else {"prompt": text}
-        answer = await self._post(self.options.endpoint, {"model": model.id, "max_tokens": 1, **prompt})
+        prompt = (
+            {"messages": [{"role": "user", "content": text}]}
+            if self.options.chat
+            else {"prompt": text}
+        )
+        answer = await self._post(
+            self.options.endpoint, {"model": model.id, "max_tokens": 1, **prompt}
+        )
         tokens = (answer.get("usage") or {}).get("prompt_tokens")
         if not isinstance(tokens, int):
-            raise LoadgenError("the server cannot count tokens; give --tokenizer FILE or --prompt-format approximate")
+            raise LoadgenError(
+                "the server cannot count tokens; give --tokenizer FILE or --prompt-format approximate"
+            )
         return tokens
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,14 +51,30 @@ def split_table(columns: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]
         names = [name for figures in columns.values() for name in figures.get(key, {})]
         for name in dict.fromkeys(names):
             if name in ("mean", "max") or name.startswith("p"):
-                label = f"{title} {name.upper() if name.startswith('p') else name}" + (f", {unit}" if unit else "")
-                latencies.append([label, *(shown(figures.get(key, {}).get(name), "") for figures in columns.values())])
+                label = f"{title} {name.upper() if name.startswith('p') else name}" + (
+                    f", {unit}" if unit else ""
+                )
+                latencies.append(
+                    [
+                        label,
+                        *(
+                            shown(figures.get(key, {}).get(name), "")
+                            for figures in columns.values()
+                        ),
+                    ]
+                )
     return (["", *columns], counts), (["", *columns], latencies)
 
 
 def milliseconds(value: float) -> str:
     """A duration in the unit that reads well."""
-    return f"{value / 1000:,.1f} s" if value >= 10_000 else f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"
+    return (
+        f"{value / 1000:,.1f} s"
+        if value >= 10_000
+        else f"{value:,.0f} ms"
+        if value >= 10
+        else f"{value:.2g} ms"
+    )
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -79,7 +95,10 @@ def as_text(table: Table) -> str:
     lines = []
     for row in [header, *rows]:
         sized = zip(row, widths, strict=True)
-        cells = [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(sized)]
+        cells = [
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(sized)
+        ]
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
@@ -94,7 +113,8 @@ def as_markdown(table: Table) -> str:
 
 
 def all_and_classes(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The columns of one run's table: all of the load, where it has several classes, then each class."""
+    """The columns of one run's table: all of the load, where it has several classes, then each
+    class."""
     classes = dict(result["classes"])
     if len(classes.keys() - {"all", "probe"}) < 2:
         classes.pop("all", None)
@@ -110,4 +130,7 @@ def bar(share: float, width: int = 24) -> str:
 def columns_of(rows: Sequence[Sequence[str]]) -> str:
     """Rows without a header, aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )

@@ -1,4 +1,5 @@
-"""What the load is sent to. `Target` is all the driver knows; `OpenAITarget` is any OpenAI-compatible server."""
+"""What the load is sent to. `Target` is all the driver knows; `OpenAITarget` is any
+OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from loadgen.records import PlannedRequest, RequestRecord
 from loadgen.wire import Connection, Exchange, clock
 
 Done = Callable[[RequestRecord], None]
-_IDLE_S = 2.0  # a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a new one
+# a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a new one
+_IDLE_S = 2.0
 _CONNECT_S = 30.0
 
 
@@ -73,7 +75,9 @@ class RequestStyle(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     endpoint: str = "/v1/completions"
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    extra_body: Mapping[str, Any] = msgspec.field(default_factory=dict)  # temperature, ignore_eos, ...
+    extra_body: Mapping[str, Any] = msgspec.field(
+        default_factory=dict
+    )  # temperature, ignore_eos, ...
     timeout_s: float | None = None
     objective_headers: Callable[[RequestRecord], Mapping[str, str]] | None = None
 
@@ -101,7 +105,12 @@ class OpenAITarget:
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head = f"POST {address.path}{style.endpoint} HTTP/1.1\r\n{lines}".encode("latin-1")
-        fixed = {"model": style.model, "stream": True, "stream_options": {"include_usage": True}, **style.extra_body}
+        fixed = {
+            "model": style.model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **style.extra_body,
+        }
         self._body = msgspec.json.encode(fixed)[:-1]
 
     def prepare(self, request: PlannedRequest, record: RequestRecord) -> Exchange:
@@ -115,8 +124,13 @@ class OpenAITarget:
         body = b'%b,"%b":%d,%b}' % (self._body, limit, request.output_tokens, field)
         extra = f"x-request-id: {record.id}\r\nContent-Length: {len(body)}\r\n"
         if self.style.objective_headers is not None:
-            extra += "".join(f"{name}: {value}\r\n" for name, value in self.style.objective_headers(record).items())
-        return Exchange(self._head + extra.encode("latin-1") + b"\r\n", body, record, lambda record: None)
+            extra += "".join(
+                f"{name}: {value}\r\n"
+                for name, value in self.style.objective_headers(record).items()
+            )
+        return Exchange(
+            self._head + extra.encode("latin-1") + b"\r\n", body, record, lambda record: None
+        )
 
     def send(self, prepared: Exchange, record: RequestRecord, done: Done) -> None:
         def ended(record: RequestRecord) -> None:
@@ -162,7 +176,9 @@ class OpenAITarget:
         connect = asyncio.get_running_loop().create_connection
         try:
             async with asyncio.timeout(_CONNECT_S):
-                _, connection = await connect(self._connection, address.host, address.port, ssl=self._tls)
+                _, connection = await connect(
+                    self._connection, address.host, address.port, ssl=self._tls
+                )
         except TimeoutError:
             exchange.end(f"no connection to {address.authority} within {_CONNECT_S:g} s")
         except OSError as error:

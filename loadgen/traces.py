@@ -1,4 +1,5 @@
-"""Recorded traces as workloads: Mooncake and vLLM timed_trace (JSON lines), Azure (CSV), veeksha request_log (both).
+"""Recorded traces as workloads: Mooncake and vLLM timed_trace (JSON lines), Azure (CSV), veeksha
+request_log (both).
 
 | name        | time                 | lengths                               | shared prefixes                  |
 | mooncake    | timestamp, ms        | input_length, output_length           | hash_ids of 512-token blocks     |
@@ -7,7 +8,8 @@
 | request_log | none, or arrived_at  | input_length, output_length, or       | none                             |
 |             |                      | num_prefill_tokens, num_decode_tokens |                                  |
 
-Files may be gzipped. A row may state its own `block_tokens` (the traces that a run of ours leaves behind do).
+Files may be gzipped. A row may state its own `block_tokens` (the traces that a run of ours leaves
+behind do).
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class TraceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One request of a trace, in the trace's own lengths, time in seconds since its first request."""
+    """One request of a trace, in the trace's own lengths, time in seconds since its first
+    request."""
 
     at: float | None
     input_length: int
@@ -64,7 +67,8 @@ def trace_path(name: str) -> Path:
 
 
 def read_trace(path: Path, options: TraceOptions) -> list[PlannedRequest]:
-    """The trace as requests; `at` is None throughout if the trace has no times. Raises LoadgenError."""
+    """The trace as requests; `at` is None throughout if the trace has no times. Raises
+    LoadgenError."""
     rows = list(_limited(_rows(path, options), options.limit))
     if not rows:
         raise LoadgenError(f"{path}: the trace is empty")
@@ -78,7 +82,8 @@ def read_trace(path: Path, options: TraceOptions) -> list[PlannedRequest]:
 
 
 def _planned(index: int, row: Row, first: float, options: TraceOptions) -> PlannedRequest:
-    """Scale one row. Blocks keep their ids and shrink, so that what was shared stays shared, to the token."""
+    """Scale one row. Blocks keep their ids and shrink, so that what was shared stays shared, to the
+    token."""
     block = scaled(row.block_tokens, options.scale_input) if row.blocks else 0
     if row.blocks and options.scale_input != 1.0:
         whole, rest = divmod(row.input_length, row.block_tokens)
@@ -115,7 +120,9 @@ def _rows(path: Path, options: TraceOptions) -> Iterator[Row]:
             yield _row(name, record, options)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            raise LoadgenError(f"{path}:{line}: not a request of a {name} trace: {reason}") from None
+            raise LoadgenError(
+                f"{path}:{line}: not a request of a {name} trace: {reason}"
+            ) from None
 
 
 def _read(path: Path) -> str:
@@ -155,7 +162,9 @@ def _recognise(record: dict[str, Any]) -> str:
     if {"input_length", "num_prefill_tokens"} & record.keys():
         return "request_log"
     known = ", ".join(FORMATS)
-    raise ValueError(f"unknown format with the fields {', '.join(map(str, record))}; known are {known}")
+    raise ValueError(
+        f"unknown format with the fields {', '.join(map(str, record))}; known are {known}"
+    )
 
 
 def _row(name: str, record: dict[str, Any], options: TraceOptions) -> Row:
@@ -164,9 +173,15 @@ def _row(name: str, record: dict[str, Any], options: TraceOptions) -> Row:
         return Row(at, _length(record["ContextTokens"]), _length(record["GeneratedTokens"]))
     if name == "request_log":
         arrived = record.get("arrived_at")
-        prompt = record["input_length"] if "input_length" in record else record["num_prefill_tokens"]
-        output = record["output_length"] if "output_length" in record else record["num_decode_tokens"]
-        return Row(None if arrived in (None, "") else float(arrived), _length(prompt), _length(output))
+        prompt = (
+            record["input_length"] if "input_length" in record else record["num_prefill_tokens"]
+        )
+        output = (
+            record["output_length"] if "output_length" in record else record["num_decode_tokens"]
+        )
+        return Row(
+            None if arrived in (None, "") else float(arrived), _length(prompt), _length(output)
+        )
     mooncake = name == "mooncake"
     unit = 1e-3 if mooncake else options.seconds_per_unit or 1.0
     block = MOONCAKE_BLOCK if mooncake else options.block_tokens or TIMED_TRACE_BLOCK

@@ -1,8 +1,9 @@
 """A lean HTTP/1.1 connection for streamed answers: one request at a time, kept alive in between.
 
-The clock is read once, when the event loop hands over the bytes of a read, before anything is parsed or any task is
-woken: that instant is the arrival of every token in these bytes. aiohttp spends 0.5 ms of CPU on such a request with
-ten tokens (measured: 1,500 to 2,000 requests/s fill a core before anything is parsed); this path takes a third of it.
+The clock is read once, when the event loop hands over the bytes of a read, before anything is
+parsed or any task is woken: that instant is the arrival of every token in these bytes. aiohttp
+spends 0.5 ms of CPU on such a request with ten tokens (measured: 1,500 to 2,000 requests/s fill a
+core before anything is parsed); this path takes a third of it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ class Exchange:
 
 
 class Connection(asyncio.Protocol):
-    """One socket. `released` hears when it can take the next request; `lost` may send an unanswered one again."""
+    """One socket. `released` hears when it can take the next request; `lost` may send an unanswered
+    one again."""
 
-    def __init__(self, released: Callable[[Connection], None], lost: Callable[[Exchange], bool]) -> None:
+    def __init__(
+        self, released: Callable[[Connection], None], lost: Callable[[Exchange], bool]
+    ) -> None:
         self._released, self._lost = released, lost
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
@@ -115,7 +119,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange = self.exchange
-        if exchange is None or (exchange.record.status or 0) < 200:  # 100 Continue: the answer is still to come
+        if (
+            exchange is None or (exchange.record.status or 0) < 200
+        ):  # 100 Continue: the answer is still to come
             return
         self.exchange = None
         self.used = True
@@ -134,7 +140,9 @@ class Connection(asyncio.Protocol):
         if not exchange.progress and self.used and self._lost(exchange):
             return  # a kept connection that the server had given up: sent again on a new one
         if exchange.record.status is None:
-            exchange.end(f"the server closed the connection without an answer{f' ({error})' if error else ''}")
+            exchange.end(
+                f"the server closed the connection without an answer{f' ({error})' if error else ''}"
+            )
         elif error is not None or self._framed:
             self._broken(exchange, error)
         else:

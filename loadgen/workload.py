@@ -1,8 +1,8 @@
 """Which requests a run sends: synthetic mixes of short and long ones.
 
-Every request draws its lengths from randomness of its own (seed and index), and "long or short" from one number per
-request. So a run with 5% long requests is the run with 1%, with a few more short ones turned long: same arrivals,
-same other requests.
+Every request draws its lengths from randomness of its own (seed and index), and "long or short"
+from one number per request. So a run with 5% long requests is the run with 1%, with a few more
+short ones turned long: same arrivals, same other requests.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     long_output_len: str | None = None  # None: as the short ones'
 
 
-# Presets of --workload. `paper` has the paper's lengths: short requests of chats (at most 8K tokens), long prompts
-# with P50 393K and P90 839K, their answers with P50 518 and P90 808 (sigma = ln(P90 / P50) / 1.2816). Fit it to a
-# machine with --scale-lengths. `convoy` is the same idea for a small model with a context of 8K.
+# Presets of --workload. `paper` has the paper's lengths: short requests of chats (at most 8K
+# tokens), long prompts with P50 393K and P90 839K, their answers with P50 518 and P90 808 (sigma =
+# ln(P90 / P50) / 1.2816). Fit it to a machine with --scale-lengths. `convoy` is the same idea for a
+# small model with a context of 8K.
 PRESETS = {
     "paper": Mix(
         input_len="lognormal:250:1.3:4:8192",
@@ -49,7 +50,9 @@ PRESETS = {
 }
 
 
-def synthetic(mix: Mix, count: int, seed: int, scale: tuple[float, float] = (1.0, 1.0)) -> list[PlannedRequest]:
+def synthetic(
+    mix: Mix, count: int, seed: int, scale: tuple[float, float] = (1.0, 1.0)
+) -> list[PlannedRequest]:
     """`count` requests without arrival times; `scale` multiplies prompt and answer lengths."""
     if count < 1:
         raise LoadgenError("--num-prompts must be at least 1")
@@ -57,7 +60,10 @@ def synthetic(mix: Mix, count: int, seed: int, scale: tuple[float, float] = (1.0
         raise LoadgenError("--long-fraction must lie between 0 and 1")
     lengths = {
         SHORT: (parse_lengths(mix.input_len), parse_lengths(mix.output_len)),
-        LONG: (parse_lengths(mix.long_input_len), parse_lengths(mix.long_output_len or mix.output_len)),
+        LONG: (
+            parse_lengths(mix.long_input_len),
+            parse_lengths(mix.long_output_len or mix.output_len),
+        ),
     }
     choice = random.Random(f"{seed}/long")
     requests = []
@@ -76,7 +82,9 @@ def synthetic(mix: Mix, count: int, seed: int, scale: tuple[float, float] = (1.0
     return requests
 
 
-def with_arrivals(requests: Iterable[PlannedRequest], instants: Iterator[float]) -> list[PlannedRequest]:
+def with_arrivals(
+    requests: Iterable[PlannedRequest], instants: Iterator[float]
+) -> list[PlannedRequest]:
     """The same requests, due at these instants."""
     return [msgspec.structs.replace(request, at=next(instants)) for request in requests]
 
@@ -85,14 +93,22 @@ def probes(rate: float, prompt_tokens: int, seed: int) -> Iterator[PlannedReques
     """Endless 1-token requests at even intervals: what a request that needs nothing has to wait."""
     instants = arrival_times(rate, seed, kind="fixed")
     for index, at in enumerate(instants):
-        yield PlannedRequest(index=index, at=at, prompt_tokens=prompt_tokens, output_tokens=1, kind=PROBE)
+        yield PlannedRequest(
+            index=index, at=at, prompt_tokens=prompt_tokens, output_tokens=1, kind=PROBE
+        )
 
 
-def within(requests: list[PlannedRequest], max_model_len: int | None) -> tuple[list[PlannedRequest], int]:
+def within(
+    requests: list[PlannedRequest], max_model_len: int | None
+) -> tuple[list[PlannedRequest], int]:
     """Requests that fit the model's context, and how many did not."""
     if max_model_len is None:
         return requests, 0
-    kept = [request for request in requests if request.prompt_tokens + request.output_tokens <= max_model_len]
+    kept = [
+        request
+        for request in requests
+        if request.prompt_tokens + request.output_tokens <= max_model_len
+    ]
     if not kept:
         raise LoadgenError(f"no request fits in {max_model_len} tokens; use --scale-lengths")
     return kept, len(requests) - len(kept)
@@ -104,5 +120,7 @@ def until(requests: list[PlannedRequest], seconds: float) -> list[PlannedRequest
         return requests
     kept = [request for request in requests if request.at is None or request.at <= seconds]
     if not kept:
-        raise LoadgenError(f"no request is due within {seconds:g} s; raise --duration or --request-rate")
+        raise LoadgenError(
+            f"no request is due within {seconds:g} s; raise --duration or --request-rate"
+        )
     return kept

@@ -1,6 +1,7 @@
 """The one configuration tree: what stands under `args` in serve_config.yaml.
 
-Units are in the names, unknown fields are refused with their path, and nothing is mutated. `None` means "derive it".
+Units are in the names, unknown fields are refused with their path, and nothing is mutated. `None`
+means "derive it".
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class RandomWeights(_Section, frozen=True):
-    """Dimensions of a model with random weights, for tests and benchmarks (`model_source: random`)."""
+    """Dimensions of a model with random weights, for tests and benchmarks (`model_source:
+    random`)."""
 
     layers: int = 4
     hidden: int = 64
@@ -50,9 +52,13 @@ class ModelLoadingConfig(_Section, frozen=True):
     """Which model; the names are ray.serve.llm's."""
 
     model_id: str = "smollm2-135m-instruct"  # the name clients send
-    model_source: str = "embedded"  # embedded | random | a Hugging Face directory or hub id | a .gguf file
+    model_source: str = (
+        "embedded"  # embedded | random | a Hugging Face directory or hub id | a .gguf file
+    )
     dtype: DType = "auto"
-    max_model_len_tokens: int | None = None  # None: what the model (with its RoPE scaling) was made for
+    max_model_len_tokens: int | None = (
+        None  # None: what the model (with its RoPE scaling) was made for
+    )
     rope_scaling: RopeScaling | None = None
     random: RandomWeights = RandomWeights()
 
@@ -62,9 +68,10 @@ class ParallelConfig(_Section, frozen=True):
 
     spp: int = 2
     kvp: int = 1
-    # A request's piece in one group; the next group is taken when it is full, and the last one takes the rest. None:
-    # the longest sequence / kvp, so that its pieces are equal, but at least 8192, below which a second group costs a
-    # decode more than it saves (docs/benchmarks.md); in whole pages, and at most all pages of a group.
+    # A request's piece in one group; the next group is taken when it is full, and the last one
+    # takes the rest. None: the longest sequence / kvp, so that its pieces are equal, but at least
+    # 8192, below which a second group costs a decode more than it saves (docs/benchmarks.md); in
+    # whole pages, and at most all pages of a group.
     max_tokens_per_kvp_group: int | None = None
 
 
@@ -85,23 +92,35 @@ class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
-    batch_budget_s: float | None = None  # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
+    batch_budget_s: float | None = (
+        None  # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
+    )
     fixed_chunk_tokens: int | None = None  # chunked prefill with a constant size, for comparison
-    min_chunk_tokens: int = 4  # a chunk this small is run even if it does not fit, so that prefill always moves on
+    min_chunk_tokens: int = (
+        4  # a chunk this small is run even if it does not fit, so that prefill always moves on
+    )
     max_chunk_tokens: int = 2048
     max_batch_tokens: int = 4096
     max_running_requests: int = 64  # requests in decode at once
     max_waiting_requests: int = 1000
     space_sharing: bool = True
-    long_share: float = 1.0  # of the budget that a batch with a long prefill may fill while others are live
-    max_yield: float = 0.4  # rho_max: the largest share of the budget that a long prefill leaves to short ones
+    long_share: float = (
+        1.0  # of the budget that a batch with a long prefill may fill while others are live
+    )
+    max_yield: float = (
+        0.4  # rho_max: the largest share of the budget that a long prefill leaves to short ones
+    )
 
 
 class ObjectivesConfig(_Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
-    ttft_multiplier: float = 1.5  # deadline = max(multiplier * predicted isolated prefill time, floor)
-    ttft_floor_s: float = 0.05  # the paper's engine takes 0.5, which holds short requests back for nothing
+    ttft_multiplier: float = (
+        1.5  # deadline = max(multiplier * predicted isolated prefill time, floor)
+    )
+    ttft_floor_s: float = (
+        0.05  # the paper's engine takes 0.5, which holds short requests back for nothing
+    )
     tpot_s: float = 0.15
     min_ttft_s: float = 0.05
     min_tpot_s: float = 0.01
@@ -151,18 +170,25 @@ class TracingConfig(_Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
-    endpoint: str | None = None  # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
+    endpoint: str | None = (
+        # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
+        None
+    )
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     service_name: str = "medha"
     sample_ratio: float = 1.0  # of new traces; a client's traceparent decides for its own
     always_missed: bool = True  # requests that missed an objective are sent whatever the ratio says
     queue_spans: int = 16_384  # spans that wait for the backend; more are dropped
     timeout_s: float = 5.0
-    ui_url: str | None = None  # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
+    ui_url: str | None = (
+        # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
+        None
+    )
 
 
 class TelemetryConfig(_Section, frozen=True):
-    """What is recorded of requests and steps. `enabled: false`: nothing, and /metrics and /medha are gone."""
+    """What is recorded of requests and steps. `enabled: false`: nothing, and /metrics and /medha
+    are gone."""
 
     enabled: bool = True
     timelines: int = 512  # finished requests whose timeline can still be asked for
@@ -186,14 +212,21 @@ class MedhaConfig(_Section, frozen=True):
     stream: StreamConfig = StreamConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     accelerator_type: str | None = None
-    deployment_config: dict[str, Any] = msgspec.field(default_factory=dict)  # passed on to serve.deployment
-    placement_group_config: dict[str, Any] = msgspec.field(default_factory=dict)  # {strategy: PACK | SPREAD | ...}
+    deployment_config: dict[str, Any] = msgspec.field(
+        default_factory=dict
+    )  # passed on to serve.deployment
+    placement_group_config: dict[str, Any] = msgspec.field(
+        default_factory=dict
+    )  # {strategy: PACK | SPREAD | ...}
 
 
 def load(args: Mapping[str, Any]) -> MedhaConfig:
-    """Convert and check the `args` of the Serve application; raises ConfigError naming the wrong key."""
+    """Convert and check the `args` of the Serve application; raises ConfigError naming the wrong
+    key."""
     if not args:
-        raise ConfigError("args: is empty; write at least `args: {model_loading_config: {model_source: embedded}}`")
+        raise ConfigError(
+            "args: is empty; write at least `args: {model_loading_config: {model_source: embedded}}`"
+        )
     try:
         config = msgspec.convert(args, MedhaConfig)
     except msgspec.ValidationError as error:
@@ -208,7 +241,12 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
     scheduler, parallel, objectives = config.scheduler, config.parallel, config.objectives
     huge = float(2**50)
     return [
-        ("model_loading_config.max_model_len_tokens", config.model_loading_config.max_model_len_tokens, 1, 2**30),
+        (
+            "model_loading_config.max_model_len_tokens",
+            config.model_loading_config.max_model_len_tokens,
+            1,
+            2**30,
+        ),
         ("parallel.spp", parallel.spp, 1, 1024),
         ("parallel.kvp", parallel.kvp, 1, 256),
         ("parallel.max_tokens_per_kvp_group", parallel.max_tokens_per_kvp_group, 1, huge),
@@ -220,8 +258,18 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("scheduler.batch_budget_s", scheduler.batch_budget_s, 1e-4, 3600),
         ("scheduler.fixed_chunk_tokens", scheduler.fixed_chunk_tokens, 1, 2**20),
         ("scheduler.min_chunk_tokens", scheduler.min_chunk_tokens, 1, 2**20),
-        ("scheduler.max_chunk_tokens", scheduler.max_chunk_tokens, scheduler.min_chunk_tokens, 2**20),
-        ("scheduler.max_batch_tokens", scheduler.max_batch_tokens, scheduler.max_chunk_tokens, 2**24),
+        (
+            "scheduler.max_chunk_tokens",
+            scheduler.max_chunk_tokens,
+            scheduler.min_chunk_tokens,
+            2**20,
+        ),
+        (
+            "scheduler.max_batch_tokens",
+            scheduler.max_batch_tokens,
+            scheduler.max_chunk_tokens,
+            2**24,
+        ),
         (
             "scheduler.max_running_requests",
             scheduler.max_running_requests,
@@ -235,7 +283,12 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("objectives.ttft_floor_s", objectives.ttft_floor_s, 0, 86_400),
         ("objectives.tpot_s", objectives.tpot_s, objectives.min_tpot_s, 3600),
         ("objectives.min_ttft_s", objectives.min_ttft_s, 0, 3600),
-        ("objectives.default_timeout_s", objectives.default_timeout_s, 0.001, objectives.max_timeout_s),
+        (
+            "objectives.default_timeout_s",
+            objectives.default_timeout_s,
+            0.001,
+            objectives.max_timeout_s,
+        ),
         ("kv_cache.budget_bytes", config.kv_cache.budget_bytes, 1, huge),
         ("kv_cache.page_tokens", config.kv_cache.page_tokens, 1, 65_536),
         ("predictor.max_seconds", config.predictor.max_seconds, 0.1, 600),

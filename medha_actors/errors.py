@@ -16,14 +16,20 @@ MedhaError
 
 
 class MedhaError(Exception):
-    """Anything this system raises on purpose. `status` is the HTTP status, `kind` the OpenAI error type."""
+    """Anything this system raises on purpose. `status` is the HTTP status, `kind` the OpenAI error
+    type."""
 
     status = 500
     kind = "server_error"
     code: str | None = None
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message

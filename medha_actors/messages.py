@@ -1,8 +1,9 @@
 """Every message that crosses a process, as frozen msgspec Structs.
 
-Positions count tokens from the start of a request's sequence (prompt, then generated tokens). A Span is the half-open
-range [start, stop) of positions that one step computes. Token ids travel as little-endian int32 bytes: a prompt of a
-million tokens is 4 MB, cut into chunks by slicing, and decoded without a Python list.
+Positions count tokens from the start of a request's sequence (prompt, then generated tokens). A
+Span is the half-open range [start, stop) of positions that one step computes. Token ids travel as
+little-endian int32 bytes: a prompt of a million tokens is 4 MB, cut into chunks by slicing, and
+decoded without a Python list.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def unpack_tokens(packed: bytes) -> list[int]:
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tokens are chosen; all values are already validated and resolved (EOS ids are in `stop_token_ids`)."""
+    """How tokens are chosen; all values are already validated and resolved (EOS ids are in
+    `stop_token_ids`)."""
 
     max_tokens: int
     min_tokens: int = 0
@@ -42,14 +44,21 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0  # always set by the ingress; the draw for token i depends on (seed, i) alone
-    stop_token_ids: tuple[int, ...] = ()  # generation ends with finish "stop" after one of them (from min_tokens on)
+    stop_token_ids: tuple[
+        int, ...
+    ] = ()  # generation ends with finish "stop" after one of them (from min_tokens on)
     logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = None  # None: no log-probabilities; k: the chosen token's and the k most likely ones'
-    prompt_logprobs: int | None = None  # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
+    logprobs: int | None = (
+        None  # None: no log-probabilities; k: the chosen token's and the k most likely ones'
+    )
+    prompt_logprobs: int | None = (
+        None  # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
+    )
 
 
 class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the client asks of the service; None: derived from length (TTFT) or the server's default (TPOT)."""
+    """What the client asks of the service; None: derived from length (TTFT) or the server's default
+    (TPOT)."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -57,7 +66,8 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. `arrived_at` is in seconds since the epoch, taken at the HTTP edge."""
+    """One sequence to generate. `arrived_at` is in seconds since the epoch, taken at the HTTP
+    edge."""
 
     id: str
     prompt_token_ids: bytes
@@ -73,7 +83,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
-    """The request is in the queue. `deadline_at` is the instant (epoch seconds) its first token is due."""
+    """The request is in the queue. `deadline_at` is the instant (epoch seconds) its first token is
+    due."""
 
     deadline_at: float
     ttft_objective_s: float
@@ -93,18 +104,22 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected", kw_only=True):
 
 
 class Sequence(msgspec.Struct, frozen=True, array_like=True):
-    """What a stage must know of a request before its first span (or again after its KV was dropped)."""
+    """What a stage must know of a request before its first span (or again after its KV was
+    dropped)."""
 
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
-    token_ids: bytes = b""  # int32, positions [0, n) that this group will see no span of; only penalties need them
+    token_ids: bytes = (
+        b""  # int32, positions [0, n) that this group will see no span of; only penalties need them
+    )
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
     """Positions [start, stop) of one request in one step, as one KV group sees them.
 
-    A group holds one contiguous piece of the request's KV, positions [piece_start, ...). The group with `writes` stores
-    the span's own keys and values (causal among themselves); the other groups of `groups` only attend to their piece.
+    A group holds one contiguous piece of the request's KV, positions [piece_start, ...). The group
+    with `writes` stores the span's own keys and values (causal among themselves); the other groups
+    of `groups` only attend to their piece.
     """
 
     request_id: str
@@ -117,14 +132,18 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     writes: bool = True
     sample: bool = False  # draw a token from the last row (only where `writes`)
     index: int = 0  # which output token that is, 0 for the first
-    groups: tuple[int, ...] = ()  # all groups that hold a piece, in sequence order; empty: this one alone
+    groups: tuple[
+        int, ...
+    ] = ()  # all groups that hold a piece, in sequence order; empty: this one alone
     next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
 
 
 class StepMessage(msgspec.Struct, frozen=True, array_like=True):
-    """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden states.
+    """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden
+    states.
 
-    Spans with several groups come first, those of the same groups together, in the same order in every group.
+    Spans with several groups come first, those of the same groups together, in the same order in
+    every group.
     """
 
     batch_id: int
@@ -135,7 +154,9 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     ] = ()  # requests whose replicated state can be dropped; their pages may be in this batch already
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
-    exchange_seconds: tuple[float, ...] = ()  # the part of it spent exchanging partial attention with other groups
+    exchange_seconds: tuple[
+        float, ...
+    ] = ()  # the part of it spent exchanging partial attention with other groups
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -149,7 +170,8 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities of the known tokens at positions start+1, start+2, ... (the first position has none)."""
+    """Log-probabilities of the known tokens at positions start+1, start+2, ... (the first position
+    has none)."""
 
     request_id: str
     start: int
@@ -169,7 +191,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """What the scheduler hands out: one StepMessage per KV group (None: the group has nothing to do)."""
+    """What the scheduler hands out: one StepMessage per KV group (None: the group has nothing to
+    do)."""
 
     id: int
     groups: tuple[StepMessage | None, ...]

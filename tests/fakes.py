@@ -22,7 +22,9 @@ Script = Callable[[Request], AsyncIterator[Event]]
 class FakeEngine:
     """Plays a script for every request; remembers what it was asked."""
 
-    def __init__(self, script: Script, answer: Callable[[Request], Accepted | Rejected] | None = None) -> None:
+    def __init__(
+        self, script: Script, answer: Callable[[Request], Accepted | Rejected] | None = None
+    ) -> None:
         self.script = script
         self.answer = answer or accept
         self.requests: list[Request] = []
@@ -79,13 +81,23 @@ class FakeEngine:
 
 def accept(request: Request) -> Accepted:
     return Accepted(
-        deadline_at=request.arrived_at + 2.5, ttft_objective_s=2.5, tpot_objective_s=0.2, predicted_ttft_s=1.25
+        deadline_at=request.arrived_at + 2.5,
+        ttft_objective_s=2.5,
+        tpot_objective_s=0.2,
+        predicted_ttft_s=1.25,
     )
 
 
 def token(request: Request, index: int, token_id: int, logprobs: bool = False) -> TokenEvent:
     top = ((token_id, -0.25), (65, -1.5)) if logprobs else ()
-    return TokenEvent(request.id, index, token_id, request.arrived_at + 1.0 + index, -0.25 if logprobs else None, top)
+    return TokenEvent(
+        request.id,
+        index,
+        token_id,
+        request.arrived_at + 1.0 + index,
+        -0.25 if logprobs else None,
+        top,
+    )
 
 
 def finished(

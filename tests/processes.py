@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def stage_pids(root: int) -> list[int]:
-    """Stage actors among the descendants of process `root` (Ray names a process after its actor)."""
+    """Stage actors among the descendants of process `root` (Ray names a process after its
+    actor)."""
     parents, stages = {}, []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

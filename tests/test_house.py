@@ -21,7 +21,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medha_actors.actors": (("medha_actors",), ()),
     "deployments": (("deployments", "medha_actors"), ()),
     "clients": (("clients",), ("ray", "torch", "transformers", "numpy")),
-    "loadgen": (("loadgen", "clients", "medha_actors.core", *CONTRACT), ("ray", "torch", "transformers")),
+    "loadgen": (
+        ("loadgen", "clients", "medha_actors.core", *CONTRACT),
+        ("ray", "torch", "transformers"),
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""A tiny Llama of transformers, with weights large enough that its answers differ: the reference of exactness tests."""
+"""A tiny Llama of transformers, with weights large enough that its answers differ: the reference of
+exactness tests."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

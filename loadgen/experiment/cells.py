@@ -1,4 +1,5 @@
-"""What is measured: every variant of the server under every load, in an order in which drift hits all alike."""
+"""What is measured: every variant of the server under every load, in an order in which drift hits
+all alike."""
 
 from __future__ import annotations
 
@@ -16,16 +17,24 @@ CONVOY: dict[str, dict[str, Any]] = {
     "lars-no-sharing": {"policy": "lars", "space_sharing": False},
     "spf": {"policy": "spf"},
 }
-# Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody decodes.
+# Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody
+# decodes.
 CHUNKS: dict[str, dict[str, Any]] = {
-    **{f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size} for size in (32, 128, 512, 2048)},
-    **{f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s} for s in (0.0125, 0.025, 0.05)},
+    **{
+        f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size}
+        for size in (32, 128, 512, 2048)
+    },
+    **{
+        f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s}
+        for s in (0.0125, 0.025, 0.05)
+    },
 }
 KINDS = {"convoy": CONVOY, "chunks": CHUNKS}
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One run: a variant of the server, the share of long requests, the load as a share of the capacity."""
+    """One run: a variant of the server, the share of long requests, the load as a share of the
+    capacity."""
 
     variant: str
     long_fraction: float
@@ -41,8 +50,12 @@ class Cell(msgspec.Struct, frozen=True):
 def rounds(
     variants: Sequence[str], long_fractions: Sequence[float], loads: Sequence[float], repeats: int
 ) -> Iterator[tuple[str, list[Cell]]]:
-    """(variant, its cells in a repeat): one server each; every repeat begins with another variant."""
+    """(variant, its cells in a repeat): one server each; every repeat begins with another
+    variant."""
     for repeat in range(repeats):
         shift = repeat % len(variants)
         for variant in (*variants[shift:], *variants[:shift]):
-            yield variant, [Cell(variant, share, load, repeat) for share in long_fractions for load in loads]
+            yield (
+                variant,
+                [Cell(variant, share, load, repeat) for share in long_fractions for load in loads],
+            )

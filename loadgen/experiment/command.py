@@ -1,7 +1,8 @@
-"""`medha-loadgen experiment convoy|chunks`: the paper's experiments on the machine at hand, with real servers.
+"""`medha-loadgen experiment convoy|chunks`: the paper's experiments on the machine at hand, with
+real servers.
 
-Every variant gets the same arrivals and the same prompts. Cells that are done are not done again, so an experiment that
-was interrupted goes on where it stopped.
+Every variant gets the same arrivals and the same prompts. Cells that are done are not done again,
+so an experiment that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     loads: tuple[float, ...] = (0.75,)
     repeats: int = 1
     num_prompts: int = 150
-    capacity: float | None = None  # requests/s; None: measured first for each long fraction, in a closed loop
+    capacity: float | None = (
+        None  # requests/s; None: measured first for each long fraction, in a closed loop
+    )
     long_input_len: str = "6000:7500"
     input_len: str = "lognormal:100:0.8:8:512"
     output_len: str = "16:64"
@@ -84,7 +87,9 @@ async def experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
         missing = [cell for cell in cells if not _done(folder / "cells" / cell.name)]
         if missing:
             say(f"{variant}: {len(missing)} cells")
-            async with serving(varied(config, variants[variant]), folder / "servers" / variant) as url:
+            async with serving(
+                varied(config, variants[variant]), folder / "servers" / variant
+            ) as url:
                 for cell in missing:
                     await _measure(asked, cell, url, capacities[cell.long_fraction], folder, say)
         for cell in cells:
@@ -93,10 +98,14 @@ async def experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
     return _write(asked, found, folder)
 
 
-async def _references(asked: Experiment, config: dict[str, Any], folder: Path, say: Say) -> dict[float, float]:
-    """Requests/s of the first variant in a closed loop, by long fraction: what the loads are shares of.
+async def _references(
+    asked: Experiment, config: dict[str, Any], folder: Path, say: Say
+) -> dict[float, float]:
+    """Requests/s of the first variant in a closed loop, by long fraction: what the loads are shares
+    of.
 
-    With the most long ones its latencies when idle are measured too: what times to first token are normalised by.
+    With the most long ones its latencies when idle are measured too: what times to first token are
+    normalised by.
     """
     fractions = sorted(set(asked.long_fractions), reverse=True)
     if asked.capacity is not None:
@@ -111,7 +120,9 @@ async def _references(asked: Experiment, config: dict[str, Any], folder: Path, s
                 await _run(asked.options(url, place, fraction, **more), place, say)
     if asked.capacity is not None:
         return dict.fromkeys(asked.long_fractions, asked.capacity)
-    found = {fraction: float(_result(place)["request_throughput"]) for fraction, place in places.items()}
+    found = {
+        fraction: float(_result(place)["request_throughput"]) for fraction, place in places.items()
+    }
     for fraction, capacity in found.items():
         say(f"capacity with {100 * fraction:g}% long: {capacity:.3g} requests/s")
     return found
@@ -121,7 +132,9 @@ def _reference_of(fraction: float) -> str:
     return f"reference-long{100 * fraction:g}"
 
 
-async def _measure(asked: Experiment, cell: Cell, url: str, capacity: float, folder: Path, say: Say) -> None:
+async def _measure(
+    asked: Experiment, cell: Cell, url: str, capacity: float, folder: Path, say: Say
+) -> None:
     directory = folder / "cells" / cell.name
     more = {
         "request_rate": capacity * cell.load,
@@ -140,7 +153,9 @@ async def _run(options: Options, directory: Path, say: Say) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was cut short
     result, health, status = await run(options, directory, say)
     failed = "".join(f", {count} x {message}" for message, count in result["errors"].items())
-    say(f"  {options.label}: {result['completed']} answered{failed}; load generator {health.verdict}")
+    say(
+        f"  {options.label}: {result['completed']} answered{failed}; load generator {health.verdict}"
+    )
     if status == EXIT_INTERRUPTED:
         shutil.rmtree(directory)
         raise LoadgenError("interrupted; the same command goes on from here", status)
@@ -163,10 +178,16 @@ def _write(asked: Experiment, found: Results, folder: Path) -> tuple[Table, Path
     target.write_text(f"{as_markdown(rows)}\n")
     if asked.kind == "chunks":
         draw_frontier(found, folder / "frontier.png")
-    cells = [cell for _, group in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1) for cell in group]
+    cells = [
+        cell
+        for _, group in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1)
+        for cell in group
+    ]
     if len(cells) > 1:
         shutil.rmtree(folder / "comparison", ignore_errors=True)
-        write_comparison(read_runs([folder / "cells" / cell.name for cell in cells]), folder / "comparison")
+        write_comparison(
+            read_runs([folder / "cells" / cell.name for cell in cells]), folder / "comparison"
+        )
     return rows, target
 
 

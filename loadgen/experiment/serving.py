@@ -1,4 +1,5 @@
-"""A real server for one variant: `serve run` with a changed configuration, in a Ray of its own, ended afterwards."""
+"""A real server for one variant: `serve run` with a changed configuration, in a Ray of its own,
+ended afterwards."""
 
 from __future__ import annotations
 
@@ -50,19 +51,35 @@ def url_of(config: Mapping[str, Any]) -> str:
 
 @contextlib.asynccontextmanager
 async def serving(config: Mapping[str, Any], folder: Path) -> AsyncIterator[str]:
-    """Yields the base URL of a server that is ready; its output goes to serve.log. Raises LoadgenError."""
+    """Yields the base URL of a server that is ready; its output goes to serve.log. Raises
+    LoadgenError."""
     if await _answers(url_of(config)):
-        raise LoadgenError(f"a server answers at {url_of(config)} already; experiments start their own")
+        raise LoadgenError(
+            f"a server answers at {url_of(config)} already; experiments start their own"
+        )
     file, log = _files(config, folder)
     command = Path(sys.executable).parent / "serve"
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **os.environ, "RAY_ADDRESS": "local"}
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        **os.environ,
+        "RAY_ADDRESS": "local",
+    }
     with log.open("wb") as output:
         try:
             process = await asyncio.create_subprocess_exec(
-                command, "run", file, stdout=output, stderr=output, env=environment, start_new_session=True
+                command,
+                "run",
+                file,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
         except OSError as error:
-            raise LoadgenError(f"{command}: {error.strerror}; experiments start the server themselves") from None
+            raise LoadgenError(
+                f"{command}: {error.strerror}; experiments start the server themselves"
+            ) from None
     try:
         await _ready(url_of(config), process, log)
         yield url_of(config)
@@ -107,14 +124,18 @@ async def metrics_of(url: str) -> str:
     """The server's /metrics page; raises LoadgenError."""
     try:
         timeout = aiohttp.ClientTimeout(total=30)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/metrics") as answer:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url}/metrics") as answer,
+        ):
             return await answer.text()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise LoadgenError(f"{url}/metrics: {error or type(error).__name__}") from None
 
 
 async def _silent(url: str) -> None:
-    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next one wants its port."""
+    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next one
+    wants its port."""
     for _ in range(int(_STOP_S / 0.5)):
         if not await _answers(url):
             return
@@ -122,7 +143,8 @@ async def _silent(url: str) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ctrl-C for all of it, and what does not listen is killed: a proxy may outlive its parents and keep its ports."""
+    """Ctrl-C for all of it, and what does not listen is killed: a proxy may outlive its parents and
+    keep its ports."""
     family = _family(process.pid)
     await _interrupt(process)
     for left in (await asyncio.to_thread(psutil.wait_procs, family, 5.0))[1]:

@@ -11,7 +11,9 @@ from typing import Any
 from loadgen import figures
 from loadgen.tables import Table, milliseconds, shown
 
-Results = Mapping[str, Sequence[dict[str, Any]]]  # of each row (a variant under a load), result.json of its repeats
+Results = Mapping[
+    str, Sequence[dict[str, Any]]
+]  # of each row (a variant under a load), result.json of its repeats
 _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("short TTFT P50", "short", "ttft", "median", milliseconds),
     ("P99", "short", "ttft", "p99", milliseconds),
@@ -33,7 +35,9 @@ def figure_of(result: Mapping[str, Any], kind: str, metric: str, name: str) -> f
 
 def middle(results: Sequence[Mapping[str, Any]], kind: str, metric: str, name: str) -> float | None:
     """The median over the repeats."""
-    found = [value for result in results if (value := figure_of(result, kind, metric, name)) is not None]
+    found = [
+        value for result in results if (value := figure_of(result, kind, metric, name)) is not None
+    ]
     return median(found) if found else None
 
 
@@ -42,13 +46,17 @@ def table(rows: Results) -> Table:
     body = []
     for row, results in rows.items():
         values = [middle(results, *pick[1:4]) for pick in _COLUMNS]
-        cells = ["-" if value is None else pick[4](value) for pick, value in zip(_COLUMNS, values, strict=True)]
+        cells = [
+            "-" if value is None else pick[4](value)
+            for pick, value in zip(_COLUMNS, values, strict=True)
+        ]
         body.append([row, *cells])
     return ["", *(title for title, *_ in _COLUMNS)], body
 
 
 def draw_frontier(rows: Results, path: Path) -> bool:
-    """Time between tokens against time to first token, fixed chunks and budgets as lines (the paper's figure 4)."""
+    """Time between tokens against time to first token, fixed chunks and budgets as lines (the
+    paper's figure 4)."""
     if not figures.available():
         return False
     import matplotlib.pyplot as plt
@@ -57,15 +65,32 @@ def draw_frontier(rows: Results, path: Path) -> bool:
     for index, family in enumerate(("fixed", "budget")):
         points = []
         for row, results in rows.items():
-            tbt, ttft = middle(results, "all", "itl", "p99"), middle(results, "long", "ttft", "median")
+            tbt, ttft = (
+                middle(results, "all", "itl", "p99"),
+                middle(results, "long", "ttft", "median"),
+            )
             if row.startswith(family) and tbt is not None and ttft is not None:
-                points.append((float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split(",")[0]))
+                points.append(
+                    (float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split(",")[0])
+                )
         points.sort()
-        axes.plot([p[1] for p in points], [p[2] for p in points], "o-", color=figures.CYCLE[index], label=family)
+        axes.plot(
+            [p[1] for p in points],
+            [p[2] for p in points],
+            "o-",
+            color=figures.CYCLE[index],
+            label=family,
+        )
         for _, x, y, name in points:
-            axes.annotate(name.split("-", 1)[1], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+            axes.annotate(
+                name.split("-", 1)[1], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points"
+            )
     axes.margins(x=0.15)
-    axes.set(xscale="log", xlabel="time between tokens, P99, ms", ylabel="time to first token of long prompts, P50, s")
+    axes.set(
+        xscale="log",
+        xlabel="time between tokens, P99, ms",
+        ylabel="time to first token of long prompts, P50, s",
+    )
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -1,4 +1,5 @@
-"""The twin's verbs: simulate, reproduce, plan, fidelity, laboratory. Everything heavy is imported when it is used."""
+"""The twin's verbs: simulate, reproduce, plan, fidelity, laboratory. Everything heavy is imported
+when it is used."""
 
 from __future__ import annotations
 
@@ -20,12 +21,16 @@ def add_to(commands: Commands) -> None:
     """Add the parsers of the verbs."""
     from loadgen import cli
 
-    simulate = _command(commands, "simulate", "run a workload against a simulated deployment of this server")
+    simulate = _command(
+        commands, "simulate", "run a workload against a simulated deployment of this server"
+    )
     _deployment_flags(simulate)
     for add in (cli._workload_flags, cli._pace_flags, cli._judgement_flags):
         add(simulate)
     _output_flags(simulate)
-    reproduce = _command(commands, "reproduce", "the paper's figures in simulation: theirs, ours, the ratio")
+    reproduce = _command(
+        commands, "reproduce", "the paper's figures in simulation: theirs, ours, the ratio"
+    )
     reproduce.add_argument("--only", nargs="+", metavar="ROW", help="some experiments only")
     reproduce.add_argument("--quick", action="store_true", help="smaller samples (a minute or two)")
     reproduce.add_argument("--result-dir", help="also write reproduce.json and the figures there")
@@ -35,32 +40,51 @@ def add_to(commands: Commands) -> None:
         add(plan)
     fidelity = _command(commands, "fidelity", "replay a recorded real run in the twin and compare")
     _fidelity_flags(fidelity)
-    laboratory = _command(commands, "laboratory", "compare scheduling policies on traces, in simulation")
+    laboratory = _command(
+        commands, "laboratory", "compare scheduling policies on traces, in simulation"
+    )
     laboratory.add_argument("--quick", action="store_true", help="smaller samples")
     laboratory.add_argument("--policies", nargs="+", metavar="NAME", help="(all)")
-    laboratory.add_argument("--loads", nargs="+", type=float, metavar="SHARE", help="of the capacity (0.5 0.75 0.9)")
-    laboratory.add_argument("--scenarios", nargs="+", metavar="NAME", help="(convoy mooncake azure)")
+    laboratory.add_argument(
+        "--loads", nargs="+", type=float, metavar="SHARE", help="of the capacity (0.5 0.75 0.9)"
+    )
+    laboratory.add_argument(
+        "--scenarios", nargs="+", metavar="NAME", help="(convoy mooncake azure)"
+    )
     laboratory.add_argument("--result-dir", help="also write laboratory.json there")
 
 
 def _command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     about: dict[str, Any] = {"help": text, "description": f"{text[0].upper()}{text[1:]}."}
-    return commands.add_parser(name, argument_default=argparse.SUPPRESS, allow_abbrev=False, **about)
+    return commands.add_parser(
+        name, argument_default=argparse.SUPPRESS, allow_abbrev=False, **about
+    )
 
 
 def _deployment_flags(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("deployment")
-    group.add_argument("--model", help="llama-3-8b, llama-3-70b, smollm2-135m or a Hugging Face config.json")
+    group.add_argument(
+        "--model", help="llama-3-8b, llama-3-70b, smollm2-135m or a Hugging Face config.json"
+    )
     group.add_argument("--gpu", help="h100, h200, a100 or cpu-2core (h100)")
     group.add_argument("--tp", type=int, help="devices that share a stage (1)")
     group.add_argument("--spp", type=int, help="pipeline stages (1)")
     group.add_argument("--kvp", type=int, help="KV groups (1)")
     group.add_argument("--replicas", type=int, help="copies of all that (1)")
-    group.add_argument("--max-tokens-per-kvp-group", type=int, help="(a kvp-th of the longest request)")
+    group.add_argument(
+        "--max-tokens-per-kvp-group", type=int, help="(a kvp-th of the longest request)"
+    )
     group.add_argument("--tpot-ms", type=float, help="the server's objective between tokens (50)")
     group.add_argument("--policy", help="scheduling policy (lars)")
-    group.add_argument("--scheduler", type=_json, metavar="JSON", help="more of serve_config.yaml's scheduler section")
-    group.add_argument("--profile", metavar="FILE|auto", help="a server's calibration instead of the cost model")
+    group.add_argument(
+        "--scheduler",
+        type=_json,
+        metavar="JSON",
+        help="more of serve_config.yaml's scheduler section",
+    )
+    group.add_argument(
+        "--profile", metavar="FILE|auto", help="a server's calibration instead of the cost model"
+    )
     group.add_argument("--noise", type=float, help="relative spread of batch times (0)")
 
 
@@ -80,20 +104,30 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
     group.add_argument("--kvp", nargs="+", type=int, metavar="N", help="(1 2 4)")
     group.add_argument("--policy", help="scheduling policy (lars)")
     group.add_argument("--sample", type=int, help="requests to simulate a deployment with (400)")
-    group.add_argument("--trace", dest="dataset_path", metavar="FILE", help="the same as --dataset-path")
+    group.add_argument(
+        "--trace", dest="dataset_path", metavar="FILE", help="the same as --dataset-path"
+    )
     group.add_argument("--result-dir", help="also write plan.json and serve_config.yaml there")
 
 
 def _fidelity_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", metavar="DIR", help="results of a real `medha-loadgen run` against this server")
-    command.add_argument("--serve-config", metavar="FILE", help="the server's serve_config.yaml (its defaults)")
+    command.add_argument(
+        "directory", metavar="DIR", help="results of a real `medha-loadgen run` against this server"
+    )
+    command.add_argument(
+        "--serve-config", metavar="FILE", help="the server's serve_config.yaml (its defaults)"
+    )
     command.add_argument("--profile", metavar="FILE|auto", help="the server's calibration (auto)")
     command.add_argument("--model", help="for sizes of the KV cache (smollm2-135m)")
     command.add_argument("--gpu", help="likewise (cpu-2core)")
-    command.add_argument("--raw", action="store_true", help="no calibration on the record's idle measurements")
+    command.add_argument(
+        "--raw", action="store_true", help="no calibration on the record's idle measurements"
+    )
     command.add_argument("--metrics", nargs=2, metavar=("BEFORE", "AFTER"), help="the server's /metrics, saved before "
                          "and after the run")  # fmt: skip
-    command.add_argument("--result-dir", help="also write the simulated run and fidelity.json there")
+    command.add_argument(
+        "--result-dir", help="also write the simulated run and fidelity.json there"
+    )
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -133,7 +167,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
     target = getattr(arguments, "result_dir", None)
     only = getattr(arguments, "only", None)
-    return reproduce(only, getattr(arguments, "quick", False), None if target is None else Path(target), _say)
+    return reproduce(
+        only, getattr(arguments, "quick", False), None if target is None else Path(target), _say
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
-"""What a server's calibration cannot know: the way to it, and how fast it really was beside clients and other work."""
+"""What a server's calibration cannot know: the way to it, and how fast it really was beside clients
+and other work."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from loadgen.twin.scale import SlowedModel
 
 
 class Correction(msgspec.Struct, frozen=True):
-    """Seconds on the way; how much slower than its calibration the server was, and by how much that varies."""
+    """Seconds on the way; how much slower than its calibration the server was, and by how much that
+    varies."""
 
     path_s: float = 0.0
     prefill: float = 1.0
@@ -28,7 +30,9 @@ class Correction(msgspec.Struct, frozen=True):
 
     def slower(self, factor: float) -> Correction:
         """All work slower by a factor."""
-        return msgspec.structs.replace(self, prefill=self.prefill * factor, decode=self.decode * factor)
+        return msgspec.structs.replace(
+            self, prefill=self.prefill * factor, decode=self.decode * factor
+        )
 
     def __str__(self) -> str:
         return (
@@ -53,21 +57,35 @@ def correction_of(deployment: Deployment, points: Points) -> Correction:
     return Correction(float(path_s), float(scale), float(scale))
 
 
-def replay(deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction, seed: int = 0) -> Played:
-    """The twin's run on a machine that is so much slower; a client sees each token after the way to it."""
+def replay(
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    correction: Correction,
+    seed: int = 0,
+) -> Played:
+    """The twin's run on a machine that is so much slower; a client sees each token after the way to
+    it."""
     reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
     seeded = msgspec.structs.replace(deployment, seed=seed)
     played = play(seeded, requests, record=True, reality=reality, noise=correction.noise)
-    for entry in played.records:  # in the record, the way in and the way out both come before a token
-        entry.token_times = type(entry.token_times)("d", [at + correction.path_s for at in entry.token_times])
+    for (
+        entry
+    ) in played.records:  # in the record, the way in and the way out both come before a token
+        entry.token_times = type(entry.token_times)(
+            "d", [at + correction.path_s for at in entry.token_times]
+        )
         entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
     return played
 
 
 def as_busy(
-    seconds: float, deployment: Deployment, requests: Sequence[PlannedRequest], correction: Correction
+    seconds: float,
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    correction: Correction,
 ) -> Correction:
-    """Slowed until the twin's stages work as many seconds as the server's did; twice: slow stages get other chunks."""
+    """Slowed until the twin's stages work as many seconds as the server's did; twice: slow stages
+    get other chunks."""
     for _ in range(2):
         played = replay(deployment, requests, correction)
         span_s = played.duration_s - (requests[0].at or 0.0)
@@ -82,7 +100,8 @@ def busy_s(metrics: Sequence[str]) -> float:
 
 
 def own_correction(metrics: Sequence[str], correction: Correction) -> Correction:
-    """How much longer batches took than calibrated, by kind, and their mean error, from /metrics; the path stays."""
+    """How much longer batches took than calibrated, by kind, and their mean error, from /metrics;
+    the path stays."""
     factors = {}
     for kind in ("prefill", "decode"):
         actual_s, calibrated_s = (
@@ -94,7 +113,9 @@ def own_correction(metrics: Sequence[str], correction: Correction) -> Correction
         _total(metrics[1], name) - _total(metrics[0], name)
         for name in ("medha_predictor_error_ratio_sum", "medha_predictor_error_ratio_count")
     )
-    noise = errors / max(batches, 1) * math.sqrt(math.pi / 2)  # of a normal distribution, from its mean absolute value
+    noise = (
+        errors / max(batches, 1) * math.sqrt(math.pi / 2)
+    )  # of a normal distribution, from its mean absolute value
     return Correction(correction.path_s, **factors, noise=noise)
 
 
@@ -105,13 +126,22 @@ def _idle_s(deployment: Deployment, length: int) -> float:
 
 def batches_and_tokens(name: str) -> tuple[float, float]:
     """Batches and tokens so far, of a /metrics page."""
-    return _total(name, "medha_iteration_tokens_total_count"), _total(name, "medha_iteration_tokens_total_sum")
+    return _total(name, "medha_iteration_tokens_total_count"), _total(
+        name, "medha_iteration_tokens_total_sum"
+    )
 
 
 def chunks_and_tokens(name: str, most: int) -> tuple[float, float, float]:
-    """Prefill chunks so far, their tokens, and how many had `most` tokens or fewer, of a /metrics page."""
-    small = re.search(rf'^medha_prefill_chunk_tokens_bucket\{{[^}}]*le="{most}"\}}\s+(\S+)', _read(name), re.MULTILINE)
-    count, tokens = (_total(name, f"medha_prefill_chunk_tokens_{part}") for part in ("count", "sum"))
+    """Prefill chunks so far, their tokens, and how many had `most` tokens or fewer, of a /metrics
+    page."""
+    small = re.search(
+        rf'^medha_prefill_chunk_tokens_bucket\{{[^}}]*le="{most}"\}}\s+(\S+)',
+        _read(name),
+        re.MULTILINE,
+    )
+    count, tokens = (
+        _total(name, f"medha_prefill_chunk_tokens_{part}") for part in ("count", "sum")
+    )
     return count, tokens, float(small[1]) if small else 0.0
 
 

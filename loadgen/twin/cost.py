@@ -1,12 +1,14 @@
-"""The cost model: what a stage takes for its part of a batch, from dimensions and data sheets alone.
+"""The cost model: what a stage takes for its part of a batch, from dimensions and data sheets
+alone.
 
-For L layers in a stage of `tp` devices, every matrix product takes the longer of computing and of reading its weights
-(a roofline per layer); to it come element-wise passes over the rows, launches, and two all-reduces a layer where
-tp > 1. Attention of a chunk takes the longer of its (query, key) pairs and of reading its cache; a decode reads its
-cache. Rows of a request that is split over KV groups send their partial outputs to each other in every layer.
+For L layers in a stage of `tp` devices, every matrix product takes the longer of computing and of
+reading its weights (a roofline per layer); to it come element-wise passes over the rows, launches,
+and two all-reduces a layer where tp > 1. Attention of a chunk takes the longer of its (query, key)
+pairs and of reading its cache; a decode reads its cache. Rows of a request that is split over KV
+groups send their partial outputs to each other in every layer.
 
-The result is a StageProfile, the same Struct that the server fits to its own measurements: the simulated scheduler
-predicts with it, and simulated time follows it.
+The result is a StageProfile, the same Struct that the server fits to its own measurements: the
+simulated scheduler predicts with it, and simulated time follows it.
 """
 
 from __future__ import annotations
@@ -20,15 +22,42 @@ from loadgen.twin.hardware import Hardware
 from loadgen.twin.models import Dims
 from medha_actors.core.predictor import Profile, StageProfile
 
-_KERNELS = 10  # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
-_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024, 2048, 4096, 8192)
+# per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
+_KERNELS = 10
+_ROWS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    768,
+    1024,
+    2048,
+    4096,
+    8192,
+)
 _HEAD_SHARE = 1 / 16  # of a nominal batch's rows are sampled; balances the last stage
 
 
 def split_layers(model: Dims, stages: int) -> list[int]:
-    """Layers of each stage; the last stage, which has the head, gets fewer if that makes the slowest one faster.
+    """Layers of each stage; the last stage, which has the head, gets fewer if that makes the
+    slowest one faster.
 
-    The rule of the server (medha_actors/model/spec.py), restated: the load generator does not import torch.
+    The rule of the server (medha_actors/model/spec.py), restated: the load generator does not
+    import torch.
     """
     if stages > model.layers:
         raise LoadgenError(f"{stages} stages, but {model.name} has only {model.layers} layers")
@@ -62,32 +91,44 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def _kv_layer_bytes(self) -> float:
-        """Keys and values of one token in one layer on one device; a KV head is not split any further."""
+        """Keys and values of one token in one layer on one device; a KV head is not split any
+        further."""
         heads = -(-self.model.kv_heads // self.tp)
         return 2 * heads * self.model.head_dim * self.device.value_bytes
 
     def linear_s(self, rows: int) -> float:
-        """All matrix products and element-wise work of `rows` rows, with the all-reduces of tensor parallelism."""
+        """All matrix products and element-wise work of `rows` rows, with the all-reduces of tensor
+        parallelism."""
         model, tp = self.model, self.tp
         attention = 2 * model.hidden * model.head_dim * (model.heads + model.kv_heads)
         mlp = 3 * model.hidden * model.intermediate
         seconds = 0.0
         for weights in (attention / tp, mlp / tp):
-            seconds += max(2 * weights * rows / self._compute, weights * self.device.weight_bytes / self._memory)
-        # read and written per row: two norms and two residual sums over the hidden state, rope, the activation
-        numbers = 8 * model.hidden + (4 * model.head_dim * (model.heads + model.kv_heads) + 3 * model.intermediate) / tp
+            seconds += max(
+                2 * weights * rows / self._compute,
+                weights * self.device.weight_bytes / self._memory,
+            )
+        # read and written per row: two norms and two residual sums over the hidden state, rope, the
+        # activation
+        numbers = (
+            8 * model.hidden
+            + (4 * model.head_dim * (model.heads + model.kv_heads) + 3 * model.intermediate) / tp
+        )
         seconds += numbers * rows * self.device.value_bytes / self._memory
         seconds += _KERNELS * self.device.kernel_s + 2 * self.all_reduce_s(rows)
         return self.layers * seconds
 
     def all_reduce_s(self, rows: int) -> float:
-        """A ring over the devices of the stage: 2 (tp - 1) / tp of the hidden state crosses each link."""
+        """A ring over the devices of the stage: 2 (tp - 1) / tp of the hidden state crosses each
+        link."""
         if self.tp == 1:
             return 0.0
         device = self.device
         speed = device.link_speed if self.tp <= device.per_node else device.network_speed
         size = rows * self.model.hidden * device.value_bytes
-        return device.collective_s + 2 * (self.tp - 1) / self.tp * size / (speed * device.link_share)
+        return device.collective_s + 2 * (self.tp - 1) / self.tp * size / (
+            speed * device.link_share
+        )
 
     @property
     def pair_s(self) -> float:
@@ -104,7 +145,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exchange_s(self) -> float:
-        """A row's partial output (float32, with its log-sum-exp) to one other group and back, in all layers."""
+        """A row's partial output (float32, with its log-sum-exp) to one other group and back, in
+        all layers."""
         heads = -(-self.model.heads // self.tp)
         size = heads * (self.model.head_dim + 1) * 4
         return self.layers * size / (self.device.network_speed * self.device.link_share)

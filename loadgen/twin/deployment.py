@@ -1,4 +1,5 @@
-"""What is simulated: a model on a grid of devices under a server configuration, and what physics allows it at best."""
+"""What is simulated: a model on a grid of devices under a server configuration, and what physics
+allows it at best."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from loadgen.errors import LoadgenError
 from loadgen.twin.cost import kv_token_bytes, profile_of, weight_bytes
 from loadgen.twin.hardware import Hardware
 from loadgen.twin.models import Dims
-from medha_actors.config import KvCacheConfig, MedhaConfig, ObjectivesConfig, ParallelConfig, SchedulerConfig
+from medha_actors.config import (
+    KvCacheConfig,
+    MedhaConfig,
+    ObjectivesConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, Load, Profile
 from medha_actors.core.simulator import Simulation
@@ -49,13 +56,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_policy(self, policy: str, **more: Any) -> Deployment:
         """The same under other scheduler settings."""
-        return msgspec.structs.replace(self, scheduler=msgspec.structs.replace(self.scheduler, policy=policy, **more))
+        return msgspec.structs.replace(
+            self, scheduler=msgspec.structs.replace(self.scheduler, policy=policy, **more)
+        )
 
     def profile(self) -> Profile:
         """Costs of every stage."""
         if self.measured is not None:
             if len(self.measured.stages) != self.spp:
-                raise LoadgenError(f"the profile has {len(self.measured.stages)} stages, not {self.spp}")
+                raise LoadgenError(
+                    f"the profile has {len(self.measured.stages)} stages, not {self.spp}"
+                )
             return self.measured
         return profile_of(self.model, self.device, tp=self.tp, stages=self.spp)
 
@@ -63,7 +74,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         """The configuration that the simulated scheduler gets."""
         return MedhaConfig(
             parallel=ParallelConfig(
-                spp=self.spp, kvp=self.kvp, max_tokens_per_kvp_group=self.cutoff if self.kvp > 1 else None
+                spp=self.spp,
+                kvp=self.kvp,
+                max_tokens_per_kvp_group=self.cutoff if self.kvp > 1 else None,
             ),
             scheduler=self.scheduler,
             objectives=ObjectivesConfig(tpot_s=self.tpot_s, **self.objectives),
@@ -83,7 +96,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_tokens(self) -> int:
         """Tokens that the KV cache of one group holds."""
-        return max(0, int(self.free_bytes / kv_token_bytes(self.model, self.device, self.tp, self.spp)))
+        return max(
+            0, int(self.free_bytes / kv_token_bytes(self.model, self.device, self.tp, self.spp))
+        )
 
     def grid(self) -> Grid:
         """Raises LoadgenError when the model does not fit."""
@@ -105,7 +120,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def hop(self) -> tuple[float, float]:
-        """Seconds from one stage to the next: fixed, and per row. Stages stand in nodes of their own from tp 8 on."""
+        """Seconds from one stage to the next: fixed, and per row. Stages stand in nodes of their
+        own from tp 8 on."""
         device = self.device
         if self.spp == 1:
             return 0.0, 0.0
@@ -127,16 +143,20 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         return Simulation(self.config(), self.grid(), model, **(given | more))
 
     def decode_s(self, context: int) -> float:
-        """Time per output token of one lone request at a context, which its groups share: the physical floor."""
+        """Time per output token of one lone request at a context, which its groups share: the
+        physical floor."""
         pieces = min(self.kvp, max(1, -(-context // self.cutoff)))
         piece = max(min(context, self.cutoff), context - (self.kvp - 1) * self.cutoff)
         load = Load().with_decode(piece, groups=pieces)
         hop_s, hop_row_s = self.hop()
         passes = (self.spp - 1) * (hop_s + hop_row_s)
-        return sum(ExecutionModel(self.profile()).stage_seconds(load)) + passes + self.device.control_s
+        return (
+            sum(ExecutionModel(self.profile()).stage_seconds(load)) + passes + self.device.control_s
+        )
 
     def prefill_floor_s(self, tokens: int) -> float:
-        """No prefill of one replica is faster: all operations at the speed of the units, every device busy."""
+        """No prefill of one replica is faster: all operations at the speed of the units, every
+        device busy."""
         speed = self.device.flops * max(self.device.matrix_share, self.device.attention_share)
         devices = self.tp * self.spp  # groups take a request's tokens one after the other
         return self.model.prefill_flops(tokens) / (speed * devices)
@@ -146,11 +166,16 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         return self.model.prefill_flops(tokens) / (self.tp * self.spp * self.device.flops * seconds)
 
     def check(self, longest: int) -> None:
-        """Raise LoadgenError with the reason why a request of so many tokens can never be served."""
+        """Raise LoadgenError with the reason why a request of so many tokens can never be
+        served."""
         grid = self.grid()
         room = (grid.groups - 1) * min(self.cutoff, self.kv_tokens) + self.kv_tokens
         if longest > min(self.max_model_len, room):
             limit = "the KV cache" if room < self.max_model_len else "the model"
-            raise LoadgenError(f"{self.name}: a request of {longest:,} tokens, but {limit} takes at most {room:,}")
+            raise LoadgenError(
+                f"{self.name}: a request of {longest:,} tokens, but {limit} takes at most {room:,}"
+            )
         if self.tp > self.model.heads or math.gcd(self.tp, self.model.heads) != self.tp:
-            raise LoadgenError(f"{self.name}: {self.model.heads} heads cannot be split over {self.tp} devices")
+            raise LoadgenError(
+                f"{self.name}: {self.model.heads} heads cannot be split over {self.tp} devices"
+            )

@@ -1,11 +1,14 @@
-"""`medha-loadgen fidelity`: replay a recorded real run in the twin, with the server's own calibration, and compare.
+"""`medha-loadgen fidelity`: replay a recorded real run in the twin, with the server's own
+calibration, and compare.
 
-The twin gets the record's arrivals and lengths, nothing of its latencies. What no profile knows is the way from the
-client to the scheduler and back, and how much slower the machine runs while clients and servers share its cores than
-it did during calibration. Both come from elsewhere than the load's latencies: from the record's measurements of the
-idle server (isolated_ttft.json), TTFT = path + scale * (TTFT on the idle twin), by least squares of relative errors;
-and, where /metrics was saved before and after the run, from the server itself: its correction of its predictions for
-prefill and decode, the spread of batch times around them, and the seconds that its stages worked in all.
+The twin gets the record's arrivals and lengths, nothing of its latencies. What no profile knows is
+the way from the client to the scheduler and back, and how much slower the machine runs while
+clients and servers share its cores than it did during calibration. Both come from elsewhere than
+the load's latencies: from the record's measurements of the idle server (isolated_ttft.json), TTFT =
+path + scale * (TTFT on the idle twin), by least squares of relative errors; and, where /metrics was
+saved before and after the run, from the server itself: its correction of its predictions for
+prefill and decode, the spread of batch times around them, and the seconds that its stages worked in
+all.
 """
 
 from __future__ import annotations
@@ -76,10 +79,18 @@ def fidelity(options: Replay, say: Say) -> int:
         correction = own_correction(metrics, correction)
         correction = as_busy(busy_s(metrics), deployment, requests, correction)
     say(f"{len(requests)} requests; {correction}")
-    replays = [replay(deployment, requests, correction, seed) for seed in range(REPLAYS if correction.noise else 1)]
-    runs = [run_of(deployment, played, [], {"replayed": options.directory}, "twin") for played in replays]
+    replays = [
+        replay(deployment, requests, correction, seed)
+        for seed in range(REPLAYS if correction.noise else 1)
+    ]
+    runs = [
+        run_of(deployment, played, [], {"replayed": options.directory}, "twin")
+        for played in replays
+    ]
     run = runs[0]
-    rows, within = compare(record.requests, [m for each in runs for m in measure_all(each, Terms().objectives)])
+    rows, within = compare(
+        record.requests, [m for each in runs for m in measure_all(each, Terms().objectives)]
+    )
     print(as_text((["", "real", "twin", "twin / real", ""], rows)))
     print(f"\n{as_text(batches_table(metrics, replays[0].stamps))}")
     print("\nevery figure within 10%" if within else "\nnot every figure is within 10%")
@@ -106,10 +117,16 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
     policy = record.result.get("policy")
     if policy is not None and path is None:
         try:
-            scheduler = msgspec.convert(msgspec.to_builtins(scheduler) | {"policy": policy}, type(scheduler))
+            scheduler = msgspec.convert(
+                msgspec.to_builtins(scheduler) | {"policy": policy}, type(scheduler)
+            )
         except msgspec.ValidationError:
-            raise LoadgenError(f"the record's policy {policy!r} is none of ours: name its --serve-config") from None
-    longest = max(request.record.prompt_tokens + request.record.output_tokens for request in record.requests)
+            raise LoadgenError(
+                f"the record's policy {policy!r} is none of ours: name its --serve-config"
+            ) from None
+    longest = max(
+        request.record.prompt_tokens + request.record.output_tokens for request in record.requests
+    )
     objectives = msgspec.to_builtins(config.objectives)
     return Deployment(
         model=model_of(options.model),
@@ -126,7 +143,8 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
 
 
 def metrics_beside(directory: str) -> tuple[str, ...]:
-    """The server's /metrics before and after the run, if an experiment kept them with its results."""
+    """The server's /metrics before and after the run, if an experiment kept them with its
+    results."""
     files = [Path(directory) / name for name in ("server_before.txt", "server_after.txt")]
     return tuple(map(str, files)) if all(file.exists() for file in files) else ()
 
@@ -149,9 +167,12 @@ def _config(path: str | None) -> MedhaConfig:
 
 
 def requests_of(record: LoadedRun) -> list[PlannedRequest]:
-    """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the load."""
+    """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the
+    load."""
     found = []
-    for number, request in enumerate(sorted(record.requests, key=lambda r: r.record.sent_at or 0.0)):
+    for number, request in enumerate(
+        sorted(record.requests, key=lambda r: r.record.sent_at or 0.0)
+    ):
         entry = request.record
         if entry.sent_at is None or not entry.completed:
             continue
@@ -169,7 +190,9 @@ def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     return found
 
 
-def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> tuple[list[list[str]], bool]:
+def compare(
+    real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]
+) -> tuple[list[list[str]], bool]:
     """P50 and P90 of TTFT and TBT, all and by class."""
     rows, within = [], True
     kinds = [kind for kind in ("short", "long") if load_of(real, kind)]
@@ -179,28 +202,56 @@ def compare(real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]) -> t
             if not len(a) or not len(b):
                 continue
             for percent in (50, 90):
-                measured, simulated = float(np.percentile(a, percent)), float(np.percentile(b, percent))
+                measured, simulated = (
+                    float(np.percentile(a, percent)),
+                    float(np.percentile(b, percent)),
+                )
                 ratio = simulated / measured if measured else float("inf")
                 good = abs(ratio - 1) <= TOLERANCE
                 within = within and (good or kind is not None)
-                cells = [f"{1000 * measured:,.1f} ms", f"{1000 * simulated:,.1f} ms", f"{ratio:.2f}"]
-                rows.append([f"{kind or 'all'}: {title} P{percent}", *cells, "ok" if good else "off"])
+                cells = [
+                    f"{1000 * measured:,.1f} ms",
+                    f"{1000 * simulated:,.1f} ms",
+                    f"{ratio:.2f}",
+                ]
+                rows.append(
+                    [f"{kind or 'all'}: {title} P{percent}", *cells, "ok" if good else "off"]
+                )
     return rows, within
 
 
 def batches_table(metrics: Sequence[str], stamps: Sequence[Stamp]) -> Table:
-    """Number and size of batches and chunks; beside the server's own, if its /metrics before and after were kept."""
+    """Number and size of batches and chunks; beside the server's own, if its /metrics before and
+    after were kept."""
     chunks = [size for stamp in stamps for size in stamp[4]]
-    in_batches, few = sum(stamp[1] + stamp[2] for stamp in stamps), sum(size <= SMALL_CHUNK for size in chunks)
-    columns: dict[str, tuple[float, ...]] = {"twin": (len(stamps), in_batches, len(chunks), sum(chunks), few)}
+    in_batches, few = (
+        sum(stamp[1] + stamp[2] for stamp in stamps),
+        sum(size <= SMALL_CHUNK for size in chunks),
+    )
+    columns: dict[str, tuple[float, ...]] = {
+        "twin": (len(stamps), in_batches, len(chunks), sum(chunks), few)
+    }
     if metrics:
-        before, after = ((*batches_and_tokens(name), *chunks_and_tokens(name, SMALL_CHUNK)) for name in metrics)
+        before, after = (
+            (*batches_and_tokens(name), *chunks_and_tokens(name, SMALL_CHUNK)) for name in metrics
+        )
         columns = {"real": tuple(b - a for a, b in zip(before, after, strict=True))} | columns
-    rows = [["batches"], ["tokens in a batch, mean"], ["prefill chunks"], ["tokens in a chunk, mean"]]
+    rows = [
+        ["batches"],
+        ["tokens in a batch, mean"],
+        ["prefill chunks"],
+        ["tokens in a chunk, mean"],
+    ]
     rows.append([f"chunks of at most {SMALL_CHUNK} tokens"])
     for batches, tokens, count, prefilled, small in columns.values():
         means = f"{tokens / max(batches, 1):,.1f}", f"{prefilled / max(count, 1):,.1f}"
-        cells = f"{batches:,.0f}", means[0], f"{count:,.0f}", means[1], f"{100 * small / max(count, 1):.0f}%"
+        cells = (
+            f"{batches:,.0f}",
+            means[0],
+            f"{count:,.0f}",
+            means[1],
+            f"{100 * small / max(count, 1):.0f}%",
+        )
         for row, cell in zip(rows, cells, strict=True):
             row.append(cell)
     return ["", *columns], rows

@@ -61,10 +61,20 @@ _CATALOGUE = (
         attention_share=0.70,
     ),
     Hardware(
-        name="h100", flops=989.4e12, memory_bytes=80e9, memory_speed=3.35e12, link_speed=450e9, network_speed=50e9
+        name="h100",
+        flops=989.4e12,
+        memory_bytes=80e9,
+        memory_speed=3.35e12,
+        link_speed=450e9,
+        network_speed=50e9,
     ),
     Hardware(
-        name="h200", flops=989.4e12, memory_bytes=141e9, memory_speed=4.8e12, link_speed=450e9, network_speed=50e9
+        name="h200",
+        flops=989.4e12,
+        memory_bytes=141e9,
+        memory_speed=4.8e12,
+        link_speed=450e9,
+        network_speed=50e9,
     ),
     Hardware(
         name="cpu-2core",

@@ -1,7 +1,9 @@
-"""`medha-loadgen laboratory`: scheduling policies side by side, on the convoy mix and on recorded traces.
+"""`medha-loadgen laboratory`: scheduling policies side by side, on the convoy mix and on recorded
+traces.
 
-Capacity of a scenario is the rate at which the deployment works through all its requests when they are there at once,
-first come first served in chunks. Every policy then sees the same arrivals at shares of that rate.
+Capacity of a scenario is the rate at which the deployment works through all its requests when they
+are there at once, first come first served in chunks. Every policy then sees the same arrivals at
+shares of that rate.
 """
 
 from __future__ import annotations
@@ -76,14 +78,20 @@ def scenario_of(name: str, count: int) -> tuple[Deployment, list[PlannedRequest]
     if name == "convoy":
         mix = PRESETS["convoy"]
         requests = with_arrivals(synthetic(mix, count, 0), arrival_times(1.0, 0))
-        grid: dict[str, Any] = {"model": model_of("smollm2-135m"), "device": hardware_of("cpu-2core"), "tpot_s": 0.15}
+        grid: dict[str, Any] = {
+            "model": model_of("smollm2-135m"),
+            "device": hardware_of("cpu-2core"),
+            "tpot_s": 0.15,
+        }
     else:
         options = TraceOptions(limit=count, long_threshold=16_384 if name == "mooncake" else 2048)
         trace = read_trace(trace_path(f"sample:{name}"), options)
         span = (trace[-1].at or 0.0) / len(trace)
         requests = [msgspec.structs.replace(r, at=(r.at or 0.0) / span, blocks=()) for r in trace]
         grid = {"model": model_of("llama-3-8b"), "device": hardware_of("a100"), "tpot_s": 0.1}
-    deployment = Deployment(spp=2, max_model_len=max(8192, longest_of(requests) + 1), noise=0.03, **grid)
+    deployment = Deployment(
+        spp=2, max_model_len=max(8192, longest_of(requests) + 1), noise=0.03, **grid
+    )
     return deployment, requests
 
 
@@ -96,9 +104,14 @@ def capacity_of(deployment: Deployment, requests: list[PlannedRequest]) -> float
 
 def laboratory(trials: Trials, say: Say) -> int:
     """The whole command."""
-    for kind, given, known in (("policies", trials.policies, POLICIES), ("scenarios", trials.scenarios, SCENARIOS)):
+    for kind, given, known in (
+        ("policies", trials.policies, POLICIES),
+        ("scenarios", trials.scenarios, SCENARIOS),
+    ):
         if unknown := set(given) - set(known):
-            raise LoadgenError(f"--{kind} {', '.join(sorted(unknown))}: known are {', '.join(known)}")
+            raise LoadgenError(
+                f"--{kind} {', '.join(sorted(unknown))}: known are {', '.join(known)}"
+            )
     if not all(0 < load < 10 for load in trials.loads):
         raise LoadgenError("--loads are shares of the capacity, such as 0.75")
     if trials.result_dir is not None:
@@ -107,28 +120,42 @@ def laboratory(trials: Trials, say: Say) -> int:
     for name in trials.scenarios:
         deployment, requests = scenario_of(name, QUICK if trials.quick else FULL)
         rate = capacity_of(deployment, requests)
-        points = idle_points(msgspec.structs.replace(deployment, scheduler=scheduler_of("lars", {})), requests)
+        points = idle_points(
+            msgspec.structs.replace(deployment, scheduler=scheduler_of("lars", {})), requests
+        )
         say(f"{name}: {len(requests)} requests, capacity {rate:.3g}/s")
         for load in trials.loads:
             sent = [msgspec.structs.replace(r, at=(r.at or 0.0) / (rate * load)) for r in requests]
-            new = [_find(deployment, sent, points, name, load, policy) for policy in trials.policies]
-            print(f"{name}, {load:g} of {rate:.3g} requests/s\n{as_text(table_of(new))}\n", flush=True)
+            new = [
+                _find(deployment, sent, points, name, load, policy) for policy in trials.policies
+            ]
+            print(
+                f"{name}, {load:g} of {rate:.3g} requests/s\n{as_text(table_of(new))}\n", flush=True
+            )
             found += new
     if trials.result_dir is not None:
         content = [msgspec.to_builtins(finding) for finding in found]
-        (Path(trials.result_dir) / "laboratory.json").write_text(json.dumps(content, indent=1) + "\n")
+        (Path(trials.result_dir) / "laboratory.json").write_text(
+            json.dumps(content, indent=1) + "\n"
+        )
     return 0
 
 
 def _find(
-    deployment: Deployment, requests: list[PlannedRequest], points: Any, scenario: str, load: float, policy: str
+    deployment: Deployment,
+    requests: list[PlannedRequest],
+    points: Any,
+    scenario: str,
+    load: float,
+    policy: str,
 ) -> Finding:
     name, more = POLICIES[policy]
     played = play(msgspec.structs.replace(deployment, scheduler=scheduler_of(name, more)), requests)
     expect(played.records, points)
     good = sum(
         len(r.token_times) > 0
-        and r.token_times[0] - (r.sent_at or 0.0) <= max(_GOOD_S, _GOOD_TIMES * (r.isolated_ttft_s or 0.0))
+        and r.token_times[0] - (r.sent_at or 0.0)
+        <= max(_GOOD_S, _GOOD_TIMES * (r.isolated_ttft_s or 0.0))
         for r in played.records
     )
     short, long = (ttfts(played.records, kind, normalised=True) for kind in (SHORT, LONG))
@@ -143,18 +170,32 @@ def _find(
         long_p99=p(long, 99),
         worst=p(long, 100),
         tbt_p99_s=p(gaps(played.records), 99),
-        tokens_per_s=sum(r.prompt_tokens + len(r.token_times) for r in played.records) / played.duration_s,
+        tokens_per_s=sum(r.prompt_tokens + len(r.token_times) for r in played.records)
+        / played.duration_s,
     )
 
 
 def table_of(findings: list[Finding]) -> Table:
     """One line per policy."""
-    header = ["policy", "good TTFT", "short P50", "short P99", "long P50", "long P99", "worst", "TBT P99", "tokens/s"]
+    header = [
+        "policy",
+        "good TTFT",
+        "short P50",
+        "short P99",
+        "long P50",
+        "long P99",
+        "worst",
+        "TBT P99",
+        "tokens/s",
+    ]
     rows = [
         [
             one.policy,
             f"{100 * one.good:.1f}%",
-            *(f"{value:.3g}x" for value in (one.short_p50, one.short_p99, one.long_p50, one.long_p99, one.worst)),
+            *(
+                f"{value:.3g}x"
+                for value in (one.short_p50, one.short_p99, one.long_p50, one.long_p99, one.worst)
+            ),
             f"{1000 * one.tbt_p99_s:.0f} ms",
             f"{one.tokens_per_s:,.0f}",
         ]

@@ -1,4 +1,5 @@
-"""Dimensions of the models that the twin serves: a few known ones, and any Hugging Face config.json."""
+"""Dimensions of the models that the twin serves: a few known ones, and any Hugging Face
+config.json."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ class Dims(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def layer_parameters(self) -> int:
         """Weights of one layer's linear maps: query, key, value, output; gate, up, down."""
-        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads) + 3 * self.hidden * self.intermediate
+        return (
+            2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+            + 3 * self.hidden * self.intermediate
+        )
 
     @property
     def head_parameters(self) -> int:
@@ -36,15 +40,19 @@ class Dims(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int:
-        return self.layers * self.layer_parameters + self.head_parameters * (1 if self.tied_head else 2)
+        return self.layers * self.layer_parameters + self.head_parameters * (
+            1 if self.tied_head else 2
+        )
 
     @property
     def pair_flops(self) -> float:
-        """Operations of one (query, key) pair in one layer, all heads: two products of head_dim, 2 each."""
+        """Operations of one (query, key) pair in one layer, all heads: two products of head_dim, 2
+        each."""
         return 4.0 * self.heads * self.head_dim
 
     def prefill_flops(self, tokens: int) -> float:
-        """Operations that a prompt needs: matrix products, causal attention, one row of the head."""
+        """Operations that a prompt needs: matrix products, causal attention, one row of the
+        head."""
         linear = 2.0 * self.layers * self.layer_parameters * tokens + 2.0 * self.head_parameters
         return linear + self.layers * self.pair_flops * tokens * (tokens + 1) / 2
 
@@ -89,13 +97,16 @@ MODELS = {model.name: model for model in _CATALOGUE}
 
 
 def model_of(name: str) -> Dims:
-    """A known model, or the one that a config.json (or a directory with one) describes; raises LoadgenError."""
+    """A known model, or the one that a config.json (or a directory with one) describes; raises
+    LoadgenError."""
     if name.lower() in MODELS:
         return MODELS[name.lower()]
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise LoadgenError(f"--model {name}: known are {', '.join(MODELS)}; or name a Hugging Face config.json")
+        raise LoadgenError(
+            f"--model {name}: known are {', '.join(MODELS)}; or name a Hugging Face config.json"
+        )
     try:
         return _from_config(msgspec.json.decode(file.read_bytes(), type=dict[str, Any]), file)
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:

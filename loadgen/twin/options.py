@@ -35,7 +35,12 @@ class TwinOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def deployment_of(options: TwinOptions, longest: int) -> Deployment:
     """The deployment, with a context for requests of `longest` tokens; raises LoadgenError."""
-    counts = {"--tp": options.tp, "--spp": options.spp, "--kvp": options.kvp, "--replicas": options.replicas}
+    counts = {
+        "--tp": options.tp,
+        "--spp": options.spp,
+        "--kvp": options.kvp,
+        "--replicas": options.replicas,
+    }
     for flag, value in counts.items():
         if value < 1:
             raise LoadgenError(f"{flag} must be at least 1")
@@ -71,15 +76,20 @@ def scheduler_of(policy: str, more: dict[str, Any]) -> SchedulerConfig:
 
 
 def read_profile(name: str, stages: int | None = None) -> Profile:
-    """A calibration of the server: a file, or `auto` for the newest in its cache (of so many stages)."""
+    """A calibration of the server: a file, or `auto` for the newest in its cache (of so many
+    stages)."""
     path = Path(name)
     if name == "auto":
         cache = Path.home() / ".cache" / "medha" / "profiles"
-        for file in sorted(cache.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        for file in sorted(
+            cache.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True
+        ):
             profile = _profile(file)
             if stages is None or len(profile.stages) == stages:
                 return profile
-        raise LoadgenError(f"--profile auto: no calibration below {cache} that fits; start the server once")
+        raise LoadgenError(
+            f"--profile auto: no calibration below {cache} that fits; start the server once"
+        )
     return _profile(path)
 
 

@@ -1,4 +1,5 @@
-"""The figures of `reproduce`. Each takes the numbers that an experiment left, so they can be drawn again from JSON."""
+"""The figures of `reproduce`. Each takes the numbers that an experiment left, so they can be drawn
+again from JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKS = "os^Dv*PX"
-NAMES = {"fcfs": "FCFS, not preemptive", "fcfs_chunked": "FCFS, chunked", "edf": "EDF", "lrs": "LRS", "lars": "LARS"}
+NAMES = {
+    "fcfs": "FCFS, not preemptive",
+    "fcfs_chunked": "FCFS, chunked",
+    "edf": "EDF",
+    "lrs": "LRS",
+    "lars": "LARS",
+}
 
 
 def draw_all(drawn: dict[str, Any], directory: Path) -> list[Path]:
@@ -31,9 +38,19 @@ def _convoy(data: dict[str, Any], path: Path) -> None:
     figure = _figure(1, 2)
     for axes, column, title in zip(figure.axes, (1, 2), ("P50", "P99"), strict=True):
         for index, (policy, points) in enumerate(data.items()):
-            _line(axes, [100 * point[0] for point in points], [point[column] for point in points], index, NAMES[policy])
+            _line(
+                axes,
+                [100 * point[0] for point in points],
+                [point[column] for point in points],
+                index,
+                NAMES[policy],
+            )
         _log(axes, "y")
-        axes.set(xlabel="long requests, %", ylabel="seconds", title=f"Time to first token of all requests, {title}")
+        axes.set(
+            xlabel="long requests, %",
+            ylabel="seconds",
+            title=f"Time to first token of all requests, {title}",
+        )
         axes.legend(fontsize="small")
     _title(figure, "Convoy: Llama-3 8B on 16 A100 (TP8 SPP2), 0.75 requests/s, simulated")
     figure.savefig(path)
@@ -45,9 +62,20 @@ def _policies(data: dict[str, Any], path: Path) -> None:
         for index, (policy, values) in enumerate(data.items()):
             ordered = np.sort(values[kind])
             shares = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered, shares, where="post", color=CYCLE[index], linestyle=DASHES[index], label=NAMES[policy])
+            axes.step(
+                ordered,
+                shares,
+                where="post",
+                color=CYCLE[index],
+                linestyle=DASHES[index],
+                label=NAMES[policy],
+            )
         _log(axes, "x")
-        axes.set(xlabel="TTFT, times the idle server's", ylabel="% of requests at or below", title=f"{kind} requests")
+        axes.set(
+            xlabel="TTFT, times the idle server's",
+            ylabel="% of requests at or below",
+            title=f"{kind} requests",
+        )
         axes.legend(fontsize="small", loc="lower right")
     _title(figure, "Policies at 0.75 requests/s with 5% long requests, simulated")
     figure.savefig(path)
@@ -57,9 +85,20 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
     figure = _figure(1, 1)
     axes = figure.axes[0]
     for index, (policy, points) in enumerate(data["lines"].items()):
-        _line(axes, [point[0] for point in points], [point[1] for point in points], index, NAMES[policy])
+        _line(
+            axes,
+            [point[0] for point in points],
+            [point[1] for point in points],
+            index,
+            NAMES[policy],
+        )
     for index, (policy, rate) in enumerate(data["best"].items()):
-        axes.axvline(rate, color=CYCLE[5 + index], linestyle=":", label=f"capacity of {NAMES[policy]}: {rate:.2g}/s")
+        axes.axvline(
+            rate,
+            color=CYCLE[5 + index],
+            linestyle=":",
+            label=f"capacity of {NAMES[policy]}: {rate:.2g}/s",
+        )
     _log(axes, "x")
     _log(axes, "y")
     axes.axhline(1.0, color="#888888", linewidth=0.8, linestyle="--")
@@ -76,9 +115,20 @@ def _pools(data: dict[str, Any], path: Path) -> None:
         for index, (name, values) in enumerate(data.items()):
             ordered = np.sort(values[kind])
             shares = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered, shares, where="post", color=CYCLE[index], linestyle=DASHES[index], label=name)
+            axes.step(
+                ordered,
+                shares,
+                where="post",
+                color=CYCLE[index],
+                linestyle=DASHES[index],
+                label=name,
+            )
         _log(axes, "x")
-        axes.set(xlabel="time to first token, seconds", ylabel="% of requests at or below", title=f"{kind} requests")
+        axes.set(
+            xlabel="time to first token, seconds",
+            ylabel="% of requests at or below",
+            title=f"{kind} requests",
+        )
         axes.legend(fontsize="small", loc="lower right")
     _title(figure, "Reserved pools against one pool: 16 A100, 0.5 requests/s, 5% long, simulated")
     figure.savefig(path)
@@ -115,7 +165,9 @@ def _kvp(data: dict[str, Any], path: Path) -> None:
         axes.bar_label(bars, fmt="%.0f", fontsize="x-small")
     axes.set_xticks(range(len(names)), names)
     axes.set(
-        xlabel="context, tokens", ylabel="ms", title="Time per output token by KVP degree, 8B, TP8 SPP4, simulated"
+        xlabel="context, tokens",
+        ylabel="ms",
+        title="Time per output token by KVP degree, 8B, TP8 SPP4, simulated",
     )
     axes.legend(fontsize="small")
     figure.savefig(path)
@@ -127,7 +179,9 @@ def _grids(data: dict[str, Any], path: Path) -> None:
     for index, (name, values) in enumerate(data.items()):
         ordered = 1000 * np.sort(values)
         shares = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
-        axes.step(ordered, shares, where="post", color=CYCLE[index], linestyle=DASHES[index], label=name)
+        axes.step(
+            ordered, shares, where="post", color=CYCLE[index], linestyle=DASHES[index], label=name
+        )
     axes.set(xlabel="mean ms between a request's tokens", ylabel="% of requests at or below")
     axes.set_title("64 H100, 1.75 requests/s, 5% long, simulated", fontsize="medium")
     axes.legend(fontsize="small", loc="lower right")
@@ -140,7 +194,9 @@ def _attention(data: dict[str, Any], path: Path) -> None:
     for index, (name, points) in enumerate(data.items()):
         _line(axes, [point[0] for point in points], [point[1] for point in points], index, name)
     _log(axes, "x")
-    axes.axhline(1.11, color="#888888", linewidth=0.8, linestyle="--", label="paper, chunk 32: 1.11")
+    axes.axhline(
+        1.11, color="#888888", linewidth=0.8, linestyle="--", label="paper, chunk 32: 1.11"
+    )
     axes.set(xlabel="chunk, tokens", ylabel="times that of chunks of 2,048", ylim=(0.9, None))
     axes.set_title("Attention time at 1M tokens of context, H100, cost model", fontsize="medium")
     axes.legend(fontsize="small")
@@ -159,8 +215,12 @@ def _frontier(data: dict[str, Any], path: Path) -> None:
                           color=CYCLE[index])  # fmt: skip
     _log(axes, "x")
     _log(axes, "y")
-    axes.set(xlabel="P95 time between tokens of 16 chats, ms", ylabel="TTFT of a 1M prompt, seconds")
-    axes.set_title("Adaptive against fixed chunks: 8B, 32 H100 (TP8 SPP4), simulated", fontsize="medium")
+    axes.set(
+        xlabel="P95 time between tokens of 16 chats, ms", ylabel="TTFT of a 1M prompt, seconds"
+    )
+    axes.set_title(
+        "Adaptive against fixed chunks: 8B, 32 H100 (TP8 SPP4), simulated", fontsize="medium"
+    )
     axes.legend(fontsize="small")
     figure.savefig(path)
 

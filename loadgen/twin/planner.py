@@ -1,8 +1,10 @@
-"""`medha-loadgen plan`: the cheapest deployment that meets objectives, by simulation of the real scheduler.
+"""`medha-loadgen plan`: the cheapest deployment that meets objectives, by simulation of the real
+scheduler.
 
-Every grid (tp, spp, kvp) is first held against physics: do the weights fit, does the longest request, can one lone
-request be as fast as asked. What is left is simulated with one replica; the number of replicas is the smallest whose
-share of the traffic it serves. Grids that need more devices than the best found so far are not tried.
+Every grid (tp, spp, kvp) is first held against physics: do the weights fit, does the longest
+request, can one lone request be as fast as asked. What is left is simulated with one replica; the
+number of replicas is the smallest whose share of the traffic it serves. Grids that need more
+devices than the best found so far are not tried.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """One grid: how many replicas it takes (None: it cannot), the share of good requests, or the reason why not."""
+    """One grid: how many replicas it takes (None: it cannot), the share of good requests, or the
+    reason why not."""
 
     deployment: Deployment
     share: float | None = None
@@ -70,7 +73,9 @@ def plan(options: Options, wanted: Wanted, say: Say) -> int:
     requests = _sample(options, wanted)
     verdicts = search(requests, objectives, options.attainment, wanted, say)
     print(as_text(table_of(verdicts)))
-    winners = sorted((v for v in verdicts if v.good), key=lambda v: (v.deployment.devices, -(v.share or 0)))
+    winners = sorted(
+        (v for v in verdicts if v.good), key=lambda v: (v.deployment.devices, -(v.share or 0))
+    )
     if not winners:
         print("\nNo deployment meets the objectives. " + _best_reason(verdicts))
         return EXIT_INFEASIBLE
@@ -78,7 +83,11 @@ def plan(options: Options, wanted: Wanted, say: Say) -> int:
     print(f"\nCheapest: {best.devices} x {best.device.name}, {best.name}\n\n{serve_config(best)}")
     runnable = next((v.deployment for v in winners if v.deployment.tp == 1), None)
     if best.tp > 1:
-        other = "no grid with tp 1 meets them" if runnable is None else f"{runnable.devices} devices, {runnable.name}"
+        other = (
+            "no grid with tp 1 meets them"
+            if runnable is None
+            else f"{runnable.devices} devices, {runnable.name}"
+        )
         print(f"This server has no tensor parallelism of its own yet. Cheapest without: {other}.")
     if wanted.result_dir is not None:
         directory = Path(wanted.result_dir)
@@ -86,7 +95,9 @@ def plan(options: Options, wanted: Wanted, say: Say) -> int:
         (directory / "serve_config.yaml").write_text(serve_config(best))
         rows = [{"grid": v.deployment.name, "devices": v.deployment.devices, "share": v.share, "reason": v.reason}
                 for v in verdicts]  # fmt: skip
-        (directory / "plan.json").write_text(json.dumps({"verdicts": rows, "best": best.name}, indent=2) + "\n")
+        (directory / "plan.json").write_text(
+            json.dumps({"verdicts": rows, "best": best.name}, indent=2) + "\n"
+        )
     return 0
 
 
@@ -101,10 +112,17 @@ def _sample(options: Options, wanted: Wanted) -> list[PlannedRequest]:
 
 
 def search(
-    requests: Sequence[PlannedRequest], objectives: Objectives, attainment: float, wanted: Wanted, say: Say
+    requests: Sequence[PlannedRequest],
+    objectives: Objectives,
+    attainment: float,
+    wanted: Wanted,
+    say: Say,
 ) -> list[Verdict]:
     """A verdict on every grid, smallest first."""
-    grids = sorted(itertools.product(wanted.tp, wanted.spp, wanted.kvp), key=lambda grid: (math.prod(grid), grid[2]))
+    grids = sorted(
+        itertools.product(wanted.tp, wanted.spp, wanted.kvp),
+        key=lambda grid: (math.prod(grid), grid[2]),
+    )
     verdicts: list[Verdict] = []
     cheapest = wanted.max_gpus
     for tp, spp, kvp in grids:
@@ -126,7 +144,12 @@ def search(
 
 
 def _deployment(
-    requests: Sequence[PlannedRequest], objectives: Objectives, wanted: Wanted, tp: int, spp: int, kvp: int
+    requests: Sequence[PlannedRequest],
+    objectives: Objectives,
+    wanted: Wanted,
+    tp: int,
+    spp: int,
+    kvp: int,
 ) -> Deployment:
     tpot = objectives.default.get("tpot")
     longest = longest_of(requests)
@@ -138,23 +161,35 @@ def _deployment(
         kvp=kvp,
         max_model_len=longest + 1,
         max_tokens_per_kvp_group=-(-(longest + 1) // kvp),
-        tpot_s=0.05 if tpot is None or tpot.seconds is None else 0.9 * tpot.seconds,  # aim below the objective
+        tpot_s=0.05
+        if tpot is None or tpot.seconds is None
+        else 0.9 * tpot.seconds,  # aim below the objective
         scheduler=scheduler_of(wanted.policy, {}),
         seed=wanted.seed,
     )
 
 
-def impossible(deployment: Deployment, requests: Sequence[PlannedRequest], objectives: Objectives) -> str:
-    """Why physics forbids it; empty: it does not. Raises LoadgenError for what does not fit at all."""
+def impossible(
+    deployment: Deployment, requests: Sequence[PlannedRequest], objectives: Objectives
+) -> str:
+    """Why physics forbids it; empty: it does not. Raises LoadgenError for what does not fit at
+    all."""
     deployment.check(longest_of(requests))
-    for kind, bounds in (("short", objectives.default), ("long", {**objectives.default, **objectives.long})):
+    for kind, bounds in (
+        ("short", objectives.default),
+        ("long", {**objectives.default, **objectives.long}),
+    ):
         own = [request for request in requests if request.kind == kind]
         if not own:
             continue
         prompts = sorted(request.prompt_tokens for request in own)
         ttft, tpot = bounds.get("ttft"), bounds.get("tpot")
         typical = prompts[len(prompts) // 2]
-        if tpot is not None and tpot.seconds is not None and (floor := deployment.decode_s(typical)) > tpot.seconds:
+        if (
+            tpot is not None
+            and tpot.seconds is not None
+            and (floor := deployment.decode_s(typical)) > tpot.seconds
+        ):
             return f"a lone decode at {typical:,} tokens takes {1000 * floor:.1f} ms, asked are {1000 * tpot.seconds:g}"
         if ttft is not None and ttft.seconds is not None and ttft.times_isolated is None:
             floor = deployment.prefill_floor_s(typical)
@@ -164,14 +199,21 @@ def impossible(deployment: Deployment, requests: Sequence[PlannedRequest], objec
 
 
 def replicate(
-    deployment: Deployment, requests: Sequence[PlannedRequest], objectives: Objectives, attainment: float, most: int
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    objectives: Objectives,
+    attainment: float,
+    most: int,
 ) -> Verdict:
-    """The fewest replicas that serve the traffic, of at most `most` devices: doubled, then bisected."""
+    """The fewest replicas that serve the traffic, of at most `most` devices: doubled, then
+    bisected."""
     points = idle_points(deployment, requests) if objectives.relative else []
     allowed = most // deployment.devices
 
     def share(replicas: int) -> float:
-        return share_good(msgspec.structs.replace(deployment, replicas=replicas), requests, objectives, points)
+        return share_good(
+            msgspec.structs.replace(deployment, replicas=replicas), requests, objectives, points
+        )
 
     found, best = fewest(lambda replicas: share(replicas), attainment, allowed)
     if found is None:
@@ -198,9 +240,13 @@ def fewest(share: Callable[[int], float], wanted: float, most: int) -> tuple[int
 
 
 def share_good(
-    deployment: Deployment, requests: Sequence[PlannedRequest], objectives: Objectives, points: Points
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    objectives: Objectives,
+    points: Points,
 ) -> float:
-    """Share of the requests that meet all objectives. One replica stands for all: it gets every n-th request."""
+    """Share of the requests that meet all objectives. One replica stands for all: it gets every
+    n-th request."""
     one = msgspec.structs.replace(deployment, replicas=1)
     records = play(one, requests[:: deployment.replicas]).records
     expect(records, points)

@@ -1,4 +1,5 @@
-"""From a workload to a simulation and from its result to a Run, which the load generator reports like a real one."""
+"""From a workload to a simulation and from its result to a Run, which the load generator reports
+like a real one."""
 
 from __future__ import annotations
 
@@ -42,9 +43,14 @@ def request_of(planned: PlannedRequest, at: float, objectives: Objectives | None
 
 
 def play(
-    deployment: Deployment, requests: Sequence[PlannedRequest], *, concurrency: int | None = None, **more: Any
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    *,
+    concurrency: int | None = None,
+    **more: Any,
 ) -> Played:
-    """Run a workload. Replicas take the requests in turn; `concurrency` (a closed loop) is that of all of them."""
+    """Run a workload. Replicas take the requests in turn; `concurrency` (a closed loop) is that of
+    all of them."""
     shares = [requests[replica :: deployment.replicas] for replica in range(deployment.replicas)]
     played = []
     for replica, share in enumerate(shares):
@@ -52,7 +58,9 @@ def play(
             own = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
             limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
             played.append(_play_one(own, share, limit, more))
-    records = sorted((record for one in played for record in one.records), key=lambda record: record.index)
+    records = sorted(
+        (record for one in played for record in one.records), key=lambda record: record.index
+    )
     busiest = max(played, key=lambda one: max(one.busy))
     return Played(
         records=records,
@@ -65,7 +73,10 @@ def play(
 
 
 def _play_one(
-    deployment: Deployment, requests: Sequence[PlannedRequest], concurrency: int | None, more: dict[str, Any]
+    deployment: Deployment,
+    requests: Sequence[PlannedRequest],
+    concurrency: int | None,
+    more: dict[str, Any],
 ) -> Played:
     waiting = deque(requests if concurrency is None else requests[concurrency:])
 
@@ -94,7 +105,8 @@ def _play_one(
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """A simulation makes millions of small objects and no cycles: the collector would only walk over them."""
+    """A simulation makes millions of small objects and no cycles: the collector would only walk
+    over them."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -140,7 +152,8 @@ def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
 
 
 def idle_points(deployment: Deployment, requests: Sequence[PlannedRequest]) -> Points:
-    """TTFT on the idle twin at lengths spread over those of the workload, as the real command measures it."""
+    """TTFT on the idle twin at lengths spread over those of the workload, as the real command
+    measures it."""
     points: Points = []
     for length in lengths_to_measure([request.prompt_tokens for request in requests], count=9):
         lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
@@ -151,7 +164,8 @@ def idle_points(deployment: Deployment, requests: Sequence[PlannedRequest]) -> P
 
 
 def expect(records: Sequence[RequestRecord], points: Points) -> None:
-    """Give every record its TTFT on the idle server, for normalised TTFT and relative objectives."""
+    """Give every record its TTFT on the idle server, for normalised TTFT and relative
+    objectives."""
     known: dict[int, float] = {}
     for record in records if points else ():
         if record.prompt_tokens not in known:
@@ -159,7 +173,9 @@ def expect(records: Sequence[RequestRecord], points: Points) -> None:
         record.isolated_ttft_s = known[record.prompt_tokens]
 
 
-def run_of(deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str) -> Run:
+def run_of(
+    deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str
+) -> Run:
     """The Run that loadgen.results writes."""
     return Run(
         records=played.records,

@@ -1,4 +1,5 @@
-"""`medha-loadgen reproduce`: the paper's table, theirs, ours and the ratio, and its figures, all from the twin."""
+"""`medha-loadgen reproduce`: the paper's table, theirs, ours and the ratio, and its figures, all
+from the twin."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def reproduce(only: list[str] | None, quick: bool, directory: Path | None, say: 
     """The whole command."""
     unknown = set(only or ()) - EXPERIMENTS.keys()
     if unknown:
-        raise LoadgenError(f"--only {' '.join(sorted(unknown))}: known are {', '.join(EXPERIMENTS)}")
+        raise LoadgenError(
+            f"--only {' '.join(sorted(unknown))}: known are {', '.join(EXPERIMENTS)}"
+        )
     if directory is not None:
         claim_directory(directory)
     rows: list[Row] = []
@@ -51,7 +54,10 @@ def reproduce(only: list[str] | None, quick: bool, directory: Path | None, say: 
         if not row.agrees and row.why:
             print(textwrap.fill(f"\n{row.what}: {row.why}.", 118, subsequent_indent="  "))
     if directory is not None:
-        found = {"rows": [msgspec.to_builtins(row) | {"ratio": row.ratio} for row in rows], "figures": drawn}
+        found = {
+            "rows": [msgspec.to_builtins(row) | {"ratio": row.ratio} for row in rows],
+            "figures": drawn,
+        }
         (directory / "reproduce.json").write_text(json.dumps(found, indent=1) + "\n")
         if figures.available():
             from loadgen.twin.pictures import draw_all

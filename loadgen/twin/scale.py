@@ -1,4 +1,5 @@
-"""The stages as they really are while others use the machine too: slower than during calibration, decodes and all."""
+"""The stages as they really are while others use the machine too: slower than during calibration,
+decodes and all."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from medha_actors.core.predictor import ExecutionModel, Load, Profile
 
 
 class SlowedModel(ExecutionModel):
-    """Stands for reality in a simulation: the profile times one factor for decodes alone, one for other batches."""
+    """Stands for reality in a simulation: the profile times one factor for decodes alone, one for
+    other batches."""
 
     def __init__(self, profile: Profile, prefill: float = 1.0, decode: float = 1.0) -> None:
         super().__init__(profile)

@@ -1,4 +1,5 @@
-"""The serve_config.yaml of a planned deployment; its `args` are what medha_actors.config.load accepts."""
+"""The serve_config.yaml of a planned deployment; its `args` are what medha_actors.config.load
+accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from loadgen.twin.deployment import PAGE_TOKENS, Deployment
 def arguments(deployment: Deployment) -> dict[str, Any]:
     """`args` of the application: what differs from the server's defaults."""
     cpu = deployment.device.is_cpu
-    loading: dict[str, Any] = {"model_id": deployment.model.name, "model_source": deployment.model.source}
+    loading: dict[str, Any] = {
+        "model_id": deployment.model.name,
+        "model_source": deployment.model.source,
+    }
     if not cpu or deployment.max_model_len > deployment.model.max_positions:
         loading["max_model_len_tokens"] = deployment.max_model_len
     if deployment.max_model_len > deployment.model.max_positions:
@@ -36,7 +40,9 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
 
 def serve_config(deployment: Deployment) -> str:
     """YAML for `serve run`. Several replicas are as many applications behind a router."""
-    notes = [f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by medha-loadgen plan"]
+    notes = [
+        f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by medha-loadgen plan"
+    ]
     if deployment.tp > 1:
         notes.append(
             f"# tp {deployment.tp}: not a setting of this server yet; a stage would be {deployment.tp} devices"

@@ -20,18 +20,24 @@ from loadgen.twin.replay import expect, idle_points, longest_of, play, run_of
 def simulate(options: Options, twin: TwinOptions, directory: Path, say: Say) -> dict[str, Any]:
     """The whole command; returns what is in result.json. Raises LoadgenError."""
     objectives = parse_objectives(options.goodput, options.goodput_long)
-    terms = Terms(objectives=objectives, percentiles=options.percentiles(), attainment=options.attainment)
+    terms = Terms(
+        objectives=objectives, percentiles=options.percentiles(), attainment=options.attainment
+    )
     plan = build_plan(options)
     deployment = deployment_of(twin, longest_of(plan.requests))
     say(f"{plan.describe()}\n{deployment.model.name} on {deployment.devices} x {deployment.device.name}, "
         f"{deployment.name}, policy {deployment.scheduler.policy}")  # fmt: skip
     claim_directory(directory)
     began, wall = time.process_time(), time.time()
-    played = play(deployment, plan.requests, concurrency=options.max_concurrency if plan.closed_loop else None)
+    played = play(
+        deployment, plan.requests, concurrency=options.max_concurrency if plan.closed_loop else None
+    )
     seconds = time.process_time() - began
     points = idle_points(deployment, plan.requests)
     expect(played.records, points)
-    say(f"{played.duration_s:,.1f} s of service simulated in {seconds:.1f} s of CPU, {played.batches:,} batches")
+    say(
+        f"{played.duration_s:,.1f} s of service simulated in {seconds:.1f} s of CPU, {played.batches:,} batches"
+    )
     config = {
         **options.public(),
         "plan": plan.describe(),

@@ -1,8 +1,10 @@
-"""Calibration: from measured steps of the real stages to the Profile that the scheduler predicts with (paper, 4.3).
+"""Calibration: from measured steps of the real stages to the Profile that the scheduler predicts
+with (paper, 4.3).
 
-Every stage runs the same synthetic steps at the same time, as in service: chunks of several sizes on an empty and on a
-long cache, decodes of several batch sizes at a short and at a long context. Differences between them give the
-coefficients. The result is kept on disk under a name made of everything it depends on.
+Every stage runs the same synthetic steps at the same time, as in service: chunks of several sizes
+on an empty and on a long cache, decodes of several batch sizes at a short and at a long context.
+Differences between them give the coefficients. The result is kept on disk under a name made of
+everything it depends on.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Case(msgspec.Struct, frozen=True):
 
 
 def cases(context_tokens: int, pages: int, page_tokens: int) -> list[Case]:
-    """What is measured: what fits into the KV cache, and with a long context only if there is room for one."""
+    """What is measured: what fits into the KV cache, and with a long context only if there is room
+    for one."""
     wanted = [Case(1, c, 0, False) for c in _CHUNKS]
     wanted += [Case(r, 1, _SHORT_TOKENS, sample) for r in _DECODES for sample in (False, True)]
     if context_tokens > _SHORT_TOKENS:
@@ -59,7 +62,8 @@ def _pages_each(case: Case, page_tokens: int) -> int:
 
 
 def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
-    """The case as a message; its sequences use the pool's first pages and are closed by the next step."""
+    """The case as a message; its sequences use the pool's first pages and are closed by the next
+    step."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
     names = [f"calibration-{number}-{row}" for row in range(case.rows)]
     pages_each = _pages_each(case, page_tokens)
@@ -76,7 +80,9 @@ def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMess
         )
         for row, name in enumerate(names)
     )
-    return StepMessage(batch_id=-1, spans=spans, opened=tuple(Sequence(name, sampling) for name in names))
+    return StepMessage(
+        batch_id=-1, spans=spans, opened=tuple(Sequence(name, sampling) for name in names)
+    )
 
 
 async def profile_of(cluster: Cluster) -> Profile:
@@ -97,10 +103,16 @@ async def profile_of(cluster: Cluster) -> Profile:
     for number, case in enumerate(measured):
         message = step(case, page_tokens, cluster.spec.vocabulary, number)
         steps.append(message)
-        steps.append(StepMessage(batch_id=-1, spans=(), closed=tuple(span.request_id for span in message.spans)))
+        steps.append(
+            StepMessage(
+                batch_id=-1, spans=(), closed=tuple(span.request_id for span in message.spans)
+            )
+        )
     packed = [_encode(steps)] * config.parallel.spp
     seconds = [row[::2] for row in await cluster.measure(packed, repeats=3)]
-    profile = Profile(stages=tuple(fit(dict(zip(measured, row, strict=True)), context) for row in seconds))
+    profile = Profile(
+        stages=tuple(fit(dict(zip(measured, row, strict=True)), context) for row in seconds)
+    )
     if config.parallel.kvp > 1:
         profile = await with_exchange(profile, cluster)
     _log.info("calibrated in %.1f s", time.monotonic() - began)
@@ -110,13 +122,17 @@ async def profile_of(cluster: Cluster) -> Profile:
 
 
 def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
-    """One stage's coefficients from its measured cases; every one is at least zero, the tables never fall."""
+    """One stage's coefficients from its measured cases; every one is at least zero, the tables
+    never fall."""
     far = {c: s for c, s in seconds.items() if c.cached == context_tokens > _SHORT_TOKENS}
     slopes = {
-        c.tokens: (s - seconds[Case(1, c.tokens, 0, False)]) / context_tokens for c, s in far.items() if c.tokens > 1
+        c.tokens: (s - seconds[Case(1, c.tokens, 0, False)]) / context_tokens
+        for c, s in far.items()
+        if c.tokens > 1
     }
     decode_kv_s = _middle(
-        (s - seconds[Case(c.rows, 1, _SHORT_TOKENS, False)]) / (c.rows * (context_tokens - _SHORT_TOKENS))
+        (s - seconds[Case(c.rows, 1, _SHORT_TOKENS, False)])
+        / (c.rows * (context_tokens - _SHORT_TOKENS))
         for c, s in far.items()
         if c.tokens == 1
     )
@@ -126,8 +142,14 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
         for c, s in seconds.items()
         if c.tokens == 1 and c.cached == _SHORT_TOKENS and not c.sample
     }
-    chunks = {c.tokens: s - pair_s * c.tokens**2 / 2 for c, s in seconds.items() if c.tokens > 1 and c.cached == 0}
-    span_s = _middle((decodes[rows] - chunks[rows]) / (rows - 1) for rows in decodes.keys() & chunks.keys())
+    chunks = {
+        c.tokens: s - pair_s * c.tokens**2 / 2
+        for c, s in seconds.items()
+        if c.tokens > 1 and c.cached == 0
+    }
+    span_s = _middle(
+        (decodes[rows] - chunks[rows]) / (rows - 1) for rows in decodes.keys() & chunks.keys()
+    )
     rows = {rows: s - rows * span_s for rows, s in decodes.items() if rows < min(chunks)}
     rows |= {tokens: s - span_s for tokens, s in chunks.items()}
     heads = (
@@ -146,12 +168,18 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
 
 
 def _line(slopes: dict[int, float], most: float) -> tuple[float, float]:
-    """Per-pair and per-cached-token seconds from seconds per cached token at one or two chunk sizes.
+    """Per-pair and per-cached-token seconds from seconds per cached token at one or two chunk
+    sizes.
 
-    `most`: what a decode takes for a cached token; a chunk reads the same bytes, so more than that is a disturbance.
+    `most`: what a decode takes for a cached token; a chunk reads the same bytes, so more than that
+    is a disturbance.
     """
     if len(slopes) < 2:
-        return (max(0.0, next(iter(slopes.values()))) / next(iter(slopes)), 0.0) if slopes else (0.0, 0.0)
+        return (
+            (max(0.0, next(iter(slopes.values()))) / next(iter(slopes)), 0.0)
+            if slopes
+            else (0.0, 0.0)
+        )
     (small, low), (large, high) = sorted(slopes.items())
     pair_s = max(0.0, (high - low) / (large - small))
     read_s = max(0.0, low - pair_s * small)
@@ -174,7 +202,12 @@ def _cache_path(cluster: Cluster) -> Path:
     import torch
 
     config = cluster.config
-    machine = (platform.node(), platform.processor() or platform.machine(), os.cpu_count(), str(torch.__version__))
+    machine = (
+        platform.node(),
+        platform.processor() or platform.machine(),
+        os.cpu_count(),
+        str(torch.__version__),
+    )
     parts = (
         _FORMAT,
         cluster.spec,

@@ -1,4 +1,5 @@
-"""How many pages of KV cache each group gets, and whether what was asked for can be held by them at all."""
+"""How many pages of KV cache each group gets, and whether what was asked for can be held by them at
+all."""
 
 from __future__ import annotations
 
@@ -14,9 +15,14 @@ _CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
 
 
 def pages_of(
-    config: MedhaConfig, spec: ModelSpec, layers: list[tuple[int, int]], dtype: torch.dtype, places: list[list[Place]]
+    config: MedhaConfig,
+    spec: ModelSpec,
+    layers: list[tuple[int, int]],
+    dtype: torch.dtype,
+    places: list[list[Place]],
 ) -> int:
-    """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration needs more."""
+    """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration
+    needs more."""
     page_tokens, pages = config.kv_cache.page_tokens, []
     token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
     for stage, row in enumerate(places):
@@ -30,12 +36,17 @@ def pages_of(
 
 
 def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None:
-    """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit `pages` in each group.
+    """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit `pages`
+    in each group.
 
-    `token_bytes`: of the stage with the most layers. A cutoff that is derived (see KvPlan) always fits.
+    `token_bytes`: of the stage with the most layers. A cutoff that is derived (see KvPlan) always
+    fits.
     """
     groups, cutoff = config.parallel.kvp, config.parallel.max_tokens_per_kvp_group
-    longest, page_tokens = config.model_loading_config.max_model_len_tokens, config.kv_cache.page_tokens
+    longest, page_tokens = (
+        config.model_loading_config.max_model_len_tokens,
+        config.kv_cache.page_tokens,
+    )
     room = pages * page_tokens
 
     def needs(tokens: int) -> str:
@@ -49,7 +60,9 @@ def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None
     if pages < 1:
         raise ConfigError(f"kv_cache: {holds}; {needs(1)}")
     if groups > 1 and cutoff is not None and cutoff > room:
-        raise ConfigError(f"parallel.max_tokens_per_kvp_group is {cutoff}, but {holds}; {needs(cutoff)}")
+        raise ConfigError(
+            f"parallel.max_tokens_per_kvp_group is {cutoff}, but {holds}; {needs(cutoff)}"
+        )
     most = (groups - 1) * (cutoff or room) + room if groups > 1 else room
     if longest is not None and longest > most:
         last = longest - (groups - 1) * cutoff if groups > 1 and cutoff else -(-longest // groups)
@@ -67,7 +80,8 @@ def _free_share(
     place: Place,
     places: list[list[Place]],
 ) -> float:
-    """The default budget in bytes of one actor, which holds these layers: a share of what is free where it runs."""
+    """The default budget in bytes of one actor, which holds these layers: a share of what is free
+    where it runs."""
     if place.gpu is None:
         beside = sum(other.node_id == place.node_id for row in places for other in row)
         return place.free_bytes * _CPU_KV_SHARE / beside

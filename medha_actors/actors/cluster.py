@@ -1,6 +1,8 @@
-"""Cluster: the grid of stage actors, from placement group to linked and loaded pipeline, and its end.
+"""Cluster: the grid of stage actors, from placement group to linked and loaded pipeline, and its
+end.
 
-The controller owns one. Everything is made anew by `start` after `stop`: the way back from a dead actor.
+The controller owns one. Everything is made anew by `start` after `stop`: the way back from a dead
+actor.
 """
 
 from __future__ import annotations
@@ -50,11 +52,15 @@ class Cluster:
         parallel = self.config.parallel
         await self._reserve()
         remote = ray.remote(StageActor)
-        self.actors = [[self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)]
+        self.actors = [
+            [self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)
+        ]
         places = await self._all("locate", lambda s, k: (self.device,))
         self._cores = assign_cores(places, self.config)
         self.pages = pages_of(self.config, self.spec, self.layers, self._dtype, places)
-        resident = await self._all("load", lambda s, k: (_encode(self._plan(s, k, self._cores[s][k])),))
+        resident = await self._all(
+            "load", lambda s, k: (_encode(self._plan(s, k, self._cores[s][k])),)
+        )
         _log.info(
             "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, loaded in %.1f s",
             parallel.spp,
@@ -67,14 +73,17 @@ class Cluster:
         )
 
     async def revive(self, everything: bool = False) -> set[int]:
-        """Replace the actors that are dead (or all); returns the groups whose KV caches are lost. Then: `link`."""
+        """Replace the actors that are dead (or all); returns the groups whose KV caches are lost.
+        Then: `link`."""
         self.hang_up()
         if everything:
             await self.stop()
             await self.start()
             return set(range(self.config.parallel.kvp))
         calls = [
-            (s, k, actor.locate.remote(self.device)) for s, row in enumerate(self.actors) for k, actor in enumerate(row)
+            (s, k, actor.locate.remote(self.device))
+            for s, row in enumerate(self.actors)
+            for k, actor in enumerate(row)
         ]
         dead = []
         for stage, group, call in calls:
@@ -88,7 +97,10 @@ class Cluster:
         replaced = [(s, k, self.actors[s][k]) for s, k in dead]
         await asyncio.gather(*[actor.locate.remote(self.device) for _, _, actor in replaced])
         await asyncio.gather(
-            *[actor.load.remote(_encode(self._plan(s, k, self._cores[s][k]))) for s, k, actor in replaced]
+            *[
+                actor.load.remote(_encode(self._plan(s, k, self._cores[s][k])))
+                for s, k, actor in replaced
+            ]
         )
         return {group for _, group in dead}
 
@@ -100,14 +112,26 @@ class Cluster:
 
         def outgoing(s: int, k: int) -> tuple[str, Endpoint | None, dict[int, Endpoint], bool]:
             following = endpoints[s + 1][k] if s + 1 < stages else None
-            shared = self.device == "cpu" and groups > 1 and len({e.node_id for e in endpoints[s]}) == 1
-            return secret, following, {peer: endpoints[s][peer] for peer in range(k + 1, groups)}, shared
+            shared = (
+                self.device == "cpu" and groups > 1 and len({e.node_id for e in endpoints[s]}) == 1
+            )
+            return (
+                secret,
+                following,
+                {peer: endpoints[s][peer] for peer in range(k + 1, groups)},
+                shared,
+            )
 
         await self._all("connect", outgoing)
         node, hello = ray.get_runtime_context().get_node_id(), Hello(secret, "control")
         self.first = [dial(endpoint, node, hello) for endpoint in endpoints[0]]
-        self.last = self.first if stages == 1 else [dial(endpoint, node, hello) for endpoint in endpoints[-1]]
-        # Each actor accepts: the stage before it (if any), the controller (first and last stage), and earlier groups.
+        self.last = (
+            self.first
+            if stages == 1
+            else [dial(endpoint, node, hello) for endpoint in endpoints[-1]]
+        )
+        # Each actor accepts: the stage before it (if any), the controller (first and last stage),
+        # and earlier groups.
         await self._all("serve", lambda s, k: (secret, (s > 0) + (s in (0, stages - 1)) + k))
 
     async def fill(self, pages: int) -> None:
@@ -115,8 +139,11 @@ class Cluster:
         await self._all("fill", lambda s, k: (pages,))
 
     async def measure(self, steps: list[list[bytes]], repeats: int) -> list[list[float]]:
-        """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work together."""
-        calls = [self.actors[s][0].measure.remote(steps[s], repeats) for s in range(len(self.actors))]
+        """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
+        together."""
+        calls = [
+            self.actors[s][0].measure.remote(steps[s], repeats) for s in range(len(self.actors))
+        ]
         return list(await asyncio.gather(*calls))
 
     async def stop(self) -> None:
@@ -155,12 +182,15 @@ class Cluster:
             async with asyncio.timeout(self.config.actors.start_timeout_s):
                 await self._group.ready()
         except TimeoutError:
-            raise EngineError(f"no room for {cells} bundles of {bundle} ({strategy}) in the cluster") from None
+            raise EngineError(
+                f"no room for {cells} bundles of {bundle} ({strategy}) in the cluster"
+            ) from None
 
     def _spawn(self, remote: Any, stage: int, group: int) -> Any:
         assert self._group is not None
         where = PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=stage * self.config.parallel.kvp + group
+            placement_group=self._group,
+            placement_group_bundle_index=stage * self.config.parallel.kvp + group,
         )
         return remote.options(
             num_cpus=self.config.actors.num_cpus,
@@ -194,14 +224,19 @@ class Cluster:
 
 
 def assign_cores(places: list[list[Place]], config: MedhaConfig) -> list[list[tuple[int, ...]]]:
-    """Distinct cores for the CPU actors of each node, or none where there are fewer cores than threads."""
+    """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
+    threads."""
     threads, taken = config.actors.threads, dict[str, int]()
     wanted: dict[str, int] = {}
     for place in (place for row in places for place in row):
         wanted[place.node_id] = wanted.get(place.node_id, 0) + threads
 
     def take(place: Place) -> tuple[int, ...]:
-        if not config.actors.pin or place.gpu is not None or wanted[place.node_id] > len(place.cores):
+        if (
+            not config.actors.pin
+            or place.gpu is not None
+            or wanted[place.node_id] > len(place.cores)
+        ):
             return ()
         start = taken.get(place.node_id, 0)
         taken[place.node_id] = start + threads

@@ -1,8 +1,9 @@
 """Controller: the scheduler actor (the paper's replica controller), the loop around core.Scheduler.
 
-It lives on one asyncio loop, which reads the links' sockets and answers Ray calls; no tensor is ever computed here. A
-credit from stage 0 ("I am free") asks the scheduler for the next batch, so nobody polls; results come back on the links
-and leave as one message per step for each ingress replica.
+It lives on one asyncio loop, which reads the links' sockets and answers Ray calls; no tensor is
+ever computed here. A credit from stage 0 ("I am free") asks the scheduler for the next batch, so
+nobody polls; results come back on the links and leave as one message per step for each ingress
+replica.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _log = logging.getLogger("medha.controller")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 _decode_result = msgspec.msgpack.Decoder(StepResult).decode
-_MAX_STRIKES = 2  # a request that was in flight in a group that died, this often in a row, ends with an error
+_MAX_STRIKES = (
+    2  # a request that was in flight in a group that died, this often in a row, ends with an error
+)
 _MAX_REBUILDS = 3  # in a row; then the actor exits and Serve makes a new one
 
 
@@ -63,7 +66,8 @@ class Controller(Observed):
     # ---------------------------------------------------------------- life
 
     async def ready(self) -> int:
-        """Start once, wait until the pipeline serves; returns the largest context. Raises what went wrong."""
+        """Start once, wait until the pipeline serves; returns the largest context. Raises what went
+        wrong."""
         if self._ready is None:
             self._ready = asyncio.create_task(self._start())
         await asyncio.shield(self._ready)
@@ -74,7 +78,9 @@ class Controller(Observed):
         device = self.config.actors.device
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-        dtype = str(resolve_dtype(self.config.model_loading_config, torch.device(device))).removeprefix("torch.")
+        dtype = str(
+            resolve_dtype(self.config.model_loading_config, torch.device(device))
+        ).removeprefix("torch.")
         self._cluster = Cluster(self.config, spec, device, dtype)
         await self._cluster.start()
         profile = await profile_of(self._cluster)
@@ -129,7 +135,11 @@ class Controller(Observed):
                 flown = {}
                 self._scheduler.restart(self._now(), lost)
                 await self._connect()
-                _log.warning("the pipeline is back after %.1f s; KV lost in groups %s", time.monotonic() - began, lost)
+                _log.warning(
+                    "the pipeline is back after %.1f s; KV lost in groups %s",
+                    time.monotonic() - began,
+                    lost,
+                )
                 return
             except (MedhaError, RayError, OSError, TimeoutError) as error:
                 _log.error("mending failed, try %d of %d: %s", attempt + 1, _MAX_REBUILDS, error)
@@ -146,9 +156,22 @@ class Controller(Observed):
         """Queue a request; the msgpack of Accepted or Rejected."""
         request = _decode_request(packed_request)
         if self._ready is None or not self._ready.done():
-            return _encode(Rejected(status=503, kind="service_unavailable_error", message="starting", retry_after_s=5))
-        if request.id in self._overtaken:  # actor calls may overtake each other: its cancellation came first
-            return _encode(Rejected(status=499, kind="invalid_request_error", message="cancelled by the client"))
+            return _encode(
+                Rejected(
+                    status=503,
+                    kind="service_unavailable_error",
+                    message="starting",
+                    retry_after_s=5,
+                )
+            )
+        if (
+            request.id in self._overtaken
+        ):  # actor calls may overtake each other: its cancellation came first
+            return _encode(
+                Rejected(
+                    status=499, kind="invalid_request_error", message="cancelled by the client"
+                )
+            )
         self._sinks.own(request.id, replica)
         now = self._now()
         answer: Accepted | Rejected = self._scheduler.add(request, now)
@@ -167,7 +190,8 @@ class Controller(Observed):
         self._pump()
 
     async def stream(self, replica: str) -> AsyncIterator[bytes]:
-        """All events of one ingress replica's requests, one item (a msgpack list of Event) per step."""
+        """All events of one ingress replica's requests, one item (a msgpack list of Event) per
+        step."""
         try:
             async for packed in self._sinks.listen(replica):
                 yield packed
@@ -177,14 +201,18 @@ class Controller(Observed):
                 self._publish(self._scheduler.cancel(request_id, self._now()))
 
     async def stats(self) -> bytes:
-        """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack map."""
+        """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack
+        map."""
         stats = msgspec.to_builtins(self._scheduler.stats())
-        return _encode({**stats, "stage_busy_s": self._flights.busy_s, "steps_total": self._flights.done})
+        return _encode(
+            {**stats, "stage_busy_s": self._flights.busy_s, "steps_total": self._flights.done}
+        )
 
     # ---------------------------------------------------------------- steps
 
     def _read(self, link: Link, group: int) -> None:
-        """One frame from stage 0 (an empty credit) or from the last stage (a result, a credit too if it is stage 0)."""
+        """One frame from stage 0 (an empty credit) or from the last stage (a result, a credit too
+        if it is stage 0)."""
         try:
             packed, _ = link.recv()
         except LinkClosedError as error:
@@ -206,7 +234,11 @@ class Controller(Observed):
 
     def _pump(self) -> None:
         """Hand out batches while stage 0 is free."""
-        while self._linked and not self._computing and len(self._flights) < self._scheduler.in_flight_limit:
+        while (
+            self._linked
+            and not self._computing
+            and len(self._flights) < self._scheduler.in_flight_limit
+        ):
             now = self._now()
             self._publish(self._scheduler.expire(now))
             batch = self._scheduler.next_batch(now)

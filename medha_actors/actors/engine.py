@@ -1,7 +1,8 @@
 """RayEngine: how an ingress replica reaches the controller (deployments.handle.EngineHandle).
 
-One long-lived streaming generator carries the events of all the replica's requests, one item per step. When the
-controller is lost, waiting requests end with an honest error, and the new controller is looked up until it answers.
+One long-lived streaming generator carries the events of all the replica's requests, one item per
+step. When the controller is lost, waiting requests end with an honest error, and the new controller
+is looked up until it answers.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ _RETRY_S = 0.5
 
 
 class RayEngine:
-    """The controller actor, seen from one ingress replica. `find` looks its handle up (ValueError: not there yet)."""
+    """The controller actor, seen from one ingress replica. `find` looks its handle up (ValueError:
+    not there yet)."""
 
     def __init__(self, find: Callable[[], Any]) -> None:
         self._find = find
         self._replica = secrets.token_hex(8)
         self._mailboxes: dict[str, asyncio.Queue[Event]] = {}
-        self._live: set[str] = set()  # submitted and not finished, whether anybody still listens or not
+        self._live: set[str] = (
+            set()
+        )  # submitted and not finished, whether anybody still listens or not
         self._controller: Any = None
         self._reader: asyncio.Task[None] | None = None
         self.max_model_len_tokens = 0
@@ -59,7 +63,9 @@ class RayEngine:
     async def submit(self, request: Request) -> Accepted | Rejected:
         self._live.add(request.id)  # from now on a cancellation must reach the controller
         try:
-            packed = await self._call(lambda controller: controller.submit.remote(_encode(request), self._replica))
+            packed = await self._call(
+                lambda controller: controller.submit.remote(_encode(request), self._replica)
+            )
         except MedhaError:
             self._live.discard(request.id)
             raise
@@ -76,7 +82,9 @@ class RayEngine:
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""
-        stats: dict[str, Any] = msgspec.msgpack.decode(await self._call(lambda controller: controller.stats.remote()))
+        stats: dict[str, Any] = msgspec.msgpack.decode(
+            await self._call(lambda controller: controller.stats.remote())
+        )
         return stats
 
     async def ask(self, method: str, *arguments: Any) -> bytes:
@@ -89,9 +97,13 @@ class RayEngine:
         try:
             return await call(self._controller)
         except RayActorError:
-            raise UnavailableError("the engine was lost and is being rebuilt", retry_after_s=5) from None
+            raise UnavailableError(
+                "the engine was lost and is being rebuilt", retry_after_s=5
+            ) from None
 
-    async def _deliver(self, request_id: str, mailbox: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    async def _deliver(
+        self, request_id: str, mailbox: asyncio.Queue[Event]
+    ) -> AsyncIterator[Event]:
         try:
             while True:
                 event = await mailbox.get()
@@ -106,7 +118,9 @@ class RayEngine:
         """Route events for ever; after a loss, attach to the next controller."""
         while True:
             try:
-                stream = self._controller.stream.options(num_returns="streaming").remote(self._replica)
+                stream = self._controller.stream.options(num_returns="streaming").remote(
+                    self._replica
+                )
                 async for item in stream:
                     self._route(_decode_events(await item))
             except RayError as error:

@@ -1,4 +1,5 @@
-"""Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper, 3.3).
+"""Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper,
+3.3).
 
 Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
 """
@@ -36,7 +37,8 @@ class LinkExchange(Exchange):
         return seconds
 
     def all_gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:
-        """Every pair talks in an order both know (the lower group first), so full socket buffers cannot deadlock."""
+        """Every pair talks in an order both know (the lower group first), so full socket buffers
+        cannot deadlock."""
         began = time.perf_counter()
         gathered = {self._group: partial}
         for peer in sorted(groups):
@@ -75,14 +77,25 @@ class SharedExchange(LinkExchange):
         for peer in peers:
             self._swaps[peer] += 1
             number = self._swaps[peer]
-            kernels.post(out, lse, boxes.floats, boxes.buffer(own, peer, number), boxes.counter(own, peer), number)
+            kernels.post(
+                out,
+                lse,
+                boxes.floats,
+                boxes.buffer(own, peer, number),
+                boxes.counter(own, peer),
+                number,
+            )
         numbers = np.array([self._swaps[peer] for peer in peers])
         counters = np.array([boxes.counter(peer, own) for peer in peers])
         while not kernels.wait(counters, numbers, _SPINS):
             os.sched_yield()
-            if select.select([self._peers[peer] for peer in peers], (), (), 0)[0]:  # nothing is ever sent here
+            if select.select([self._peers[peer] for peer in peers], (), (), 0)[
+                0
+            ]:  # nothing is ever sent here
                 raise LinkClosedError("a KV group is gone")
-        starts = [-1 if group == own else boxes.buffer(group, own, self._swaps[group]) for group in groups]
+        starts = [
+            -1 if group == own else boxes.buffer(group, own, self._swaps[group]) for group in groups
+        ]
         kernels.merge(out, lse, boxes.floats, np.array(starts))
 
 

@@ -1,4 +1,5 @@
-"""What merging partial attention costs between the KV groups of a grid, measured on its own links (paper, 3.3)."""
+"""What merging partial attention costs between the KV groups of a grid, measured on its own links
+(paper, 3.3)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ import msgspec
 
 from medha_actors.actors.cluster import Cluster
 from medha_actors.core.predictor import Profile
-from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, StepResult, pack_tokens
+from medha_actors.messages import (
+    SamplingParams,
+    Sequence,
+    Span,
+    StepMessage,
+    StepResult,
+    pack_tokens,
+)
 
 _ROWS = 64
 _STEPS = 12
@@ -18,7 +26,8 @@ _decode = msgspec.msgpack.Decoder(StepResult).decode
 
 
 async def with_exchange(profile: Profile, cluster: Cluster) -> Profile:
-    """The profile with each stage's exchange cost, from steps whose rows all groups share; leaves the grid unlinked."""
+    """The profile with each stage's exchange cost, from steps whose rows all groups share; leaves
+    the grid unlinked."""
     rows = min(_ROWS, (cluster.pages - 1) * cluster.config.kv_cache.page_tokens)
     if rows < 2:
         return profile  # no room for a chunk behind a page
@@ -31,12 +40,19 @@ async def with_exchange(profile: Profile, cluster: Cluster) -> Profile:
     return fit_exchange(profile, one, many, rows, cluster.config.parallel.kvp)
 
 
-def fit_exchange(profile: Profile, one: list[float], many: list[float], rows: int, groups: int) -> Profile:
-    """The profile with what is fixed and what each merged row adds, from seconds per stage of 1 and of `rows` rows."""
+def fit_exchange(
+    profile: Profile, one: list[float], many: list[float], rows: int, groups: int
+) -> Profile:
+    """The profile with what is fixed and what each merged row adds, from seconds per stage of 1 and
+    of `rows` rows."""
     others, stages = groups - 1, []
     for stage, single, chunk in zip(profile.stages, one, many, strict=True):
         row_s = min(max(0.0, chunk - single) / ((rows - 1) * others), single / others)
-        stages.append(msgspec.structs.replace(stage, exchange_s=row_s, exchange_step_s=single - row_s * others))
+        stages.append(
+            msgspec.structs.replace(
+                stage, exchange_s=row_s, exchange_step_s=single - row_s * others
+            )
+        )
     return Profile(tuple(stages))
 
 
@@ -53,12 +69,15 @@ def _seconds(cluster: Cluster, rows: int) -> list[float]:
         if cluster.first is not cluster.last:
             for link in cluster.first:
                 link.recv()  # its credit
-        found.append([min(each) for each in zip(*(r.exchange_seconds for r in results), strict=True)])
+        found.append(
+            [min(each) for each in zip(*(r.exchange_seconds for r in results), strict=True)]
+        )
     return [median(stage) for stage in zip(*found[1:], strict=True)]
 
 
 def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
-    """One span of `rows` rows over one page in each group; the last group takes its keys and values."""
+    """One span of `rows` rows over one page in each group; the last group takes its keys and
+    values."""
     groups, page = cluster.config.parallel.kvp, cluster.config.kv_cache.page_tokens
     writes, start = group == groups - 1, groups * page
     span = Span(
@@ -73,4 +92,6 @@ def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
         sample=False,
         groups=tuple(range(groups)),
     )
-    return StepMessage(0, (span,), (Sequence(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,))
+    return StepMessage(
+        0, (span,), (Sequence(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,)
+    )

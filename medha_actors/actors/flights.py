@@ -1,4 +1,5 @@
-"""Flights: batches on their way through the stages, in the order in which they left. Strikes: whom they died with."""
+"""Flights: batches on their way through the stages, in the order in which they left. Strikes: whom
+they died with."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ class _Flight:
     def __init__(self, batch: Batch, sent_at: float) -> None:
         self.batch = batch
         self.sent_at = sent_at
-        self.waiting_for = {group for group, message in enumerate(batch.groups) if message is not None}
+        self.waiting_for = {
+            group for group, message in enumerate(batch.groups) if message is not None
+        }
         self.results: list[StepResult] = []
 
 
 class Flights:
-    """A batch has landed when every group that had a part in it has sent its result; batches land in order.
+    """A batch has landed when every group that had a part in it has sent its result; batches land
+    in order.
 
-    `busy_s`: seconds of work of each stage so far (the slowest group counts); `done`: batches landed.
+    `busy_s`: seconds of work of each stage so far (the slowest group counts); `done`: batches
+    landed.
     """
 
     def __init__(self, stages: int) -> None:
@@ -48,13 +53,18 @@ class Flights:
         flight.waiting_for.discard(result.group)
         while self._flights and not self._flights[0].waiting_for:
             results = self._flights.popleft().results
-            slowest = [max(seconds) for seconds in zip(*(r.stage_seconds for r in results), strict=True)]
-            self.busy_s = [busy + seconds for busy, seconds in zip(self.busy_s, slowest, strict=True)]
+            slowest = [
+                max(seconds) for seconds in zip(*(r.stage_seconds for r in results), strict=True)
+            ]
+            self.busy_s = [
+                busy + seconds for busy, seconds in zip(self.busy_s, slowest, strict=True)
+            ]
             self.done += 1
             yield results
 
     def clear(self) -> dict[str, set[int]]:
-        """All batches are lost; returns the requests that were in them, each with the groups it was in."""
+        """All batches are lost; returns the requests that were in them, each with the groups it was
+        in."""
         found: dict[str, set[int]] = {}
         for flight in self._flights:
             for group, message in enumerate(flight.batch.groups):
@@ -65,17 +75,21 @@ class Flights:
 
 
 class Strikes:
-    """Requests that may be what kills the actors: those that were in flight in a dead group, several times in a row."""
+    """Requests that may be what kills the actors: those that were in flight in a dead group,
+    several times in a row."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._strikes: dict[str, int] = {}
 
     def count(self, flown: dict[str, set[int]], lost: set[int]) -> list[str]:
-        """One more death. `flown`: as `Flights.clear` returns it; `lost`: the dead groups, empty if all actors live.
+        """One more death. `flown`: as `Flights.clear` returns it; `lost`: the dead groups, empty if
+        all actors live.
 
         Returns the requests that have had enough of them.
         """
         struck = [request_id for request_id, groups in flown.items() if not lost or groups & lost]
         self._strikes = {request_id: self._strikes.get(request_id, 0) + 1 for request_id in struck}
-        return [request_id for request_id, strikes in self._strikes.items() if strikes >= self._most]
+        return [
+            request_id for request_id, strikes in self._strikes.items() if strikes >= self._most
+        ]

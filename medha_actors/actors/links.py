@@ -1,14 +1,17 @@
 """Links: how messages and tensors travel between actors without the object store.
 
-A link is one end of a stream socket: Unix between processes of a node, TCP between nodes. A frame is
+A link is one end of a stream socket: Unix between processes of a node, TCP between nodes. A frame
+is
 
-    tensor head bytes (u32) | message bytes (u32) | payload bytes (u64) | tensor head | message | raw tensor
+    tensor head bytes (u32) | message bytes (u32) | payload bytes (u64) | tensor head | message |
+    raw tensor
 
-so a hidden state and the message that explains it are one write. Sending and receiving block: each stage has a thread
-for it. Tensors on a GPU are staged through host memory. A peer that is gone shows as LinkClosedError within
-milliseconds, because the kernel closes a dead process's sockets.
+so a hidden state and the message that explains it are one write. Sending and receiving block: each
+stage has a thread for it. Tensors on a GPU are staged through host memory. A peer that is gone
+shows as LinkClosedError within milliseconds, because the kernel closes a dead process's sockets.
 
-Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot feed a stage.
+Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot
+feed a stage.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ _HEADER = struct.Struct("<IIQ")
 _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
 _MAX_GREETING_BYTES = 1 << 12
-_DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)}
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+}
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -81,7 +87,11 @@ class Link:
         if tensor is not None:
             head = _encode(_TensorHead(str(tensor.dtype), tuple(tensor.shape)))
             payload = _as_bytes(tensor)
-        parts: list[bytes | memoryview] = [_HEADER.pack(len(head), len(message), payload.nbytes), head, message]
+        parts: list[bytes | memoryview] = [
+            _HEADER.pack(len(head), len(message), payload.nbytes),
+            head,
+            message,
+        ]
         if payload.nbytes:
             parts.append(payload)
         try:
@@ -159,10 +169,13 @@ class Listener:
         self._tcp = socket.create_server((host, 0))
         for listening in (self._unix, self._tcp):
             listening.listen(64)
-        self.endpoint = Endpoint(node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1])
+        self.endpoint = Endpoint(
+            node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1]
+        )
 
     def accept(self, secret: str, timeout_s: float) -> tuple[str, Link]:
-        """Wait for one peer that knows the secret; returns its role and the link. Raises LinkClosedError in time."""
+        """Wait for one peer that knows the secret; returns its role and the link. Raises
+        LinkClosedError in time."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             for listening in select.select((self._unix, self._tcp), (), (), left_s)[0]:
@@ -181,7 +194,8 @@ class Listener:
 
 
 def _greet(link: Link, secret: str) -> str | None:
-    """The role of a peer that knows the secret; None for a stranger, who gets one second to speak."""
+    """The role of a peer that knows the secret; None for a stranger, who gets one second to
+    speak."""
     try:
         link.limit(1.0)
         hello = link.greeting()

@@ -1,6 +1,7 @@
 """Sinks: from the engine's events to the ingress replicas, one message per step and replica.
 
-`put` never blocks the controller. A replica that reads slowly finds the events of several steps in one message.
+`put` never blocks the controller. A replica that reads slowly finds the events of several steps in
+one message.
 """
 
 from __future__ import annotations

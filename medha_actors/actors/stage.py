@@ -1,8 +1,8 @@
 """StageActor: pipeline stage s of KV group k, pinned, with its layers and its slices of KV caches.
 
-The actor's Ray methods set it up; then a thread of its own reads one frame per step from the stage before (or from the
-controller), computes, and writes one frame to the stage after (or the result to the controller). No Ray call is made
-while serving.
+The actor's Ray methods set it up; then a thread of its own reads one frame per step from the stage
+before (or from the controller), computes, and writes one frame to the stage after (or the result to
+the controller). No Ray call is made while serving.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import msgspec
 import ray
 import torch
 
-from medha_actors.actors.exchange import LinkExchange, SharedExchange, forget_mailboxes, open_mailboxes
+from medha_actors.actors.exchange import (
+    LinkExchange,
+    SharedExchange,
+    forget_mailboxes,
+    open_mailboxes,
+)
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import LinkClosedError
@@ -56,7 +61,8 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StageActor:
-    """One cell of the grid. Constructed without side effects; see Cluster for the order of calls."""
+    """One cell of the grid. Constructed without side effects; see Cluster for the order of
+    calls."""
 
     def __init__(self) -> None:
         self._links: list[Link] = []
@@ -68,7 +74,10 @@ class StageActor:
 
     def locate(self, device: str) -> Place:
         """Where this actor runs and how much memory is free there."""
-        self._node_id, self._host = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        self._node_id, self._host = (
+            ray.get_runtime_context().get_node_id(),
+            ray.util.get_node_ip_address(),
+        )
         if device == "cuda":
             free, name = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
         else:
@@ -79,7 +88,9 @@ class StageActor:
         """Pin this process, read the weights, reserve the KV pool; returns the resident bytes."""
         plan = msgspec.msgpack.decode(packed_plan, type=StagePlan)
         if plan.cores:
-            os.sched_setaffinity(0, plan.cores)  # this thread's, and so that of every thread it starts
+            os.sched_setaffinity(
+                0, plan.cores
+            )  # this thread's, and so that of every thread it starts
         torch.set_num_threads(plan.config.actors.threads)
         self._plan, parallel = plan, plan.config.parallel
         self._stage = Stage(
@@ -104,9 +115,11 @@ class StageActor:
             self._stage.decoder.fill(pages)
 
     def measure(self, packed_steps: bytes, repeats: int) -> list[float]:
-        """Seconds of each synthetic step, the fastest of `repeats` tries (calibration; before `serve`).
+        """Seconds of each synthetic step, the fastest of `repeats` tries (calibration; before
+        `serve`).
 
-        All steps are tried before any is tried again, so that a moment's disturbance does not spoil all tries of one.
+        All steps are tried before any is tried again, so that a moment's disturbance does not spoil
+        all tries of one.
         """
         messages = msgspec.msgpack.decode(packed_steps, type=list[StepMessage])
         fastest = [float("inf")] * len(messages)
@@ -115,14 +128,17 @@ class StageActor:
                 rows = sum(span.stop - span.start for span in message.spans)
                 hidden = None
                 if self._plan.stage:
-                    hidden = torch.randn(rows, self._plan.spec.hidden).to(getattr(torch, self._plan.dtype))
+                    hidden = torch.randn(rows, self._plan.spec.hidden).to(
+                        getattr(torch, self._plan.dtype)
+                    )
                 started = time.perf_counter()
                 self._stage.step(message, hidden, None)
                 fastest[number] = min(fastest[number], time.perf_counter() - started)
         return fastest
 
     def listen(self) -> Endpoint:
-        """Open this actor's listener; links of before are closed, and what requests it knew is forgotten."""
+        """Open this actor's listener; links of before are closed, and what requests it knew is
+        forgotten."""
         self._hang_up()
         self._listener = Listener(self._node_id, self._host)
         return self._listener.endpoint
@@ -136,16 +152,23 @@ class StageActor:
         self._control = self._upstream = self._downstream = self._loop = None
         self._peers = {}
 
-    def connect(self, secret: str, following: Endpoint | None, peers: dict[int, Endpoint], shared: bool) -> None:
-        """Dial the next stage and the same stage of the later groups; `shared`: all groups of it are on this host."""
+    def connect(
+        self, secret: str, following: Endpoint | None, peers: dict[int, Endpoint], shared: bool
+    ) -> None:
+        """Dial the next stage and the same stage of the later groups; `shared`: all groups of it
+        are on this host."""
         if following is not None:
             self._downstream = dial(following, self._node_id, Hello(secret, "hidden"))
         self._mailboxes = None
         if shared:
             spec, groups = self._plan.spec, self._plan.config.parallel.kvp
-            self._mailboxes = open_mailboxes(self._mailbox_name(secret), groups, spec.heads, spec.head_dim)
+            self._mailboxes = open_mailboxes(
+                self._mailbox_name(secret), groups, spec.heads, spec.head_dim
+            )
         for group, endpoint in peers.items():
-            self._peers[group] = dial(endpoint, self._node_id, Hello(secret, f"group:{self._plan.group}"))
+            self._peers[group] = dial(
+                endpoint, self._node_id, Hello(secret, f"group:{self._plan.group}")
+            )
 
     def serve(self, secret: str, expected: int) -> None:
         """Accept `expected` peers and start to compute."""
@@ -164,7 +187,8 @@ class StageActor:
         self._loop.start()
 
     def _run(self) -> None:
-        """Compute step after step until a peer is gone; then close every link, so that the others notice."""
+        """Compute step after step until a peer is gone; then close every link, so that the others
+        notice."""
         exchange = self._exchange()
         source = self._control if self._plan.stage == 0 else self._upstream
         assert source is not None
@@ -172,7 +196,9 @@ class StageActor:
             while True:
                 self._step(*source.recv(), exchange)
         except LinkClosedError as error:
-            _log.info("stage %d of group %d stops: %s", self._plan.stage, self._plan.group, error.message)
+            _log.info(
+                "stage %d of group %d stops: %s", self._plan.stage, self._plan.group, error.message
+            )
         except Exception:
             _log.exception("stage %d of group %d failed", self._plan.stage, self._plan.group)
         finally:
@@ -190,7 +216,9 @@ class StageActor:
     def _mailbox_name(self, secret: str) -> str:
         return f"medha-{secret}-{self._plan.stage}"
 
-    def _step(self, packed: bytes, hidden: torch.Tensor | None, exchange: LinkExchange | None) -> None:
+    def _step(
+        self, packed: bytes, hidden: torch.Tensor | None, exchange: LinkExchange | None
+    ) -> None:
         started_at, started = time.time(), time.perf_counter()
         message = _decode_step(packed)
         output = self._stage.step(message, hidden, exchange)
@@ -199,7 +227,10 @@ class StageActor:
         exchange_seconds = (*message.exchange_seconds, exchange.take_seconds() if exchange else 0.0)
         if self._downstream is not None:
             passed_on = msgspec.structs.replace(
-                message, stage_seconds=stage_seconds, stage_starts=stage_starts, exchange_seconds=exchange_seconds
+                message,
+                stage_seconds=stage_seconds,
+                stage_starts=stage_starts,
+                exchange_seconds=exchange_seconds,
             )
             self._downstream.send(_encode(passed_on), output.hidden)
             if self._control is not None:

@@ -1,4 +1,5 @@
-"""`python -m medha_actors.bench NAME`: run one benchmark, print its table, write it as JSON beside if asked.
+"""`python -m medha_actors.bench NAME`: run one benchmark, print its table, write it as JSON beside
+if asked.
 
 steps      what a step costs beside the model (empty stages)
 speed      prefill and decode tokens/s of the embedded model, and the share of the machine's limits
@@ -21,19 +22,25 @@ from typing import Any
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(
-        prog="medha_actors.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="medha_actors.bench",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("name", choices=("steps", "speed", "spp", "kvp", "telemetry", "decision"))
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     given = parser.parse_args()
-    options = {name: value for name in ("repeats", "dtype") if (value := getattr(given, name)) is not None}
+    options = {
+        name: value for name in ("repeats", "dtype") if (value := getattr(given, name)) is not None
+    }
     rows = asyncio.run(_benchmark(given.name, options))
     print(table(rows))
     if given.json:
         given.json.write_text(
-            json.dumps({"machine": platform.processor() or platform.machine(), "rows": rows}, indent=1)
+            json.dumps(
+                {"machine": platform.processor() or platform.machine(), "rows": rows}, indent=1
+            )
         )
 
 
@@ -56,7 +63,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows as an aligned text table."""
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
 
 
 def _text(value: Any) -> str:

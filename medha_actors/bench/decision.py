@@ -18,8 +18,12 @@ _STAGE_S = 0.05
 
 
 def run(waiting: int = 1000, batches: int = 300) -> list[dict[str, Any]]:
-    """Milliseconds per `next_batch` and per `complete`, for every policy, with `waiting` mixed requests queued."""
-    return [{"policy": policy, "waiting": waiting, **_one(policy, waiting, batches)} for policy in _POLICIES]
+    """Milliseconds per `next_batch` and per `complete`, for every policy, with `waiting` mixed
+    requests queued."""
+    return [
+        {"policy": policy, "waiting": waiting, **_one(policy, waiting, batches)}
+        for policy in _POLICIES
+    ]
 
 
 def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
@@ -39,7 +43,13 @@ def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
         tokens = rng.randint(6000, 100_000) if number % 20 == 0 else rng.randint(20, 500)
         sampling = SamplingParams(max_tokens=100_000, temperature=0.0)
         scheduler.add(
-            Request(id=f"r{number}", prompt_token_ids=bytes(4 * tokens), sampling=sampling, arrived_at=now), now
+            Request(
+                id=f"r{number}",
+                prompt_token_ids=bytes(4 * tokens),
+                sampling=sampling,
+                arrived_at=now,
+            ),
+            now,
         )
     decisions, completions = [], []
     for _ in range(batches):
@@ -50,7 +60,9 @@ def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
         now += _STAGE_S
         message = batch.groups[0]
         assert message is not None
-        drawn = tuple(SampledToken(span.request_id, span.index, 7) for span in message.spans if span.sample)
+        drawn = tuple(
+            SampledToken(span.request_id, span.index, 7) for span in message.spans if span.sample
+        )
         began = time.perf_counter()
         scheduler.complete([StepResult(batch.id, 0, drawn, (_STAGE_S, _STAGE_S))], now)
         completions.append(time.perf_counter() - began)

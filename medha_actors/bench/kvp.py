@@ -1,7 +1,9 @@
-"""Does KV-cache parallelism pay? Time between tokens and chunk times at long contexts, K = 1 and K = 2, alternated.
+"""Does KV-cache parallelism pay? Time between tokens and chunk times at long contexts, K = 1 and K
+= 2, alternated.
 
-The real actors with the real layers and real links, and synthetic cache contents: a context of 128K tokens needs no
-prefill that way. Steps are handed to the stage actors directly; there is no scheduler in between (paper, 3.3).
+The real actors with the real layers and real links, and synthetic cache contents: a context of 128K
+tokens needs no prefill that way. Steps are handed to the stage actors directly; there is no
+scheduler in between (paper, 3.3).
 """
 
 from __future__ import annotations
@@ -18,11 +20,22 @@ import msgspec
 from medha_actors.actors.cluster import Cluster
 from medha_actors.bench.session import start_ray
 from medha_actors.config import load
-from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, StepResult, pack_tokens
+from medha_actors.messages import (
+    SamplingParams,
+    Sequence,
+    Span,
+    StepMessage,
+    StepResult,
+    pack_tokens,
+)
 from medha_actors.model.spec import load_spec
 
 CONTEXTS = (2048, 8192, 32_768, 131_072)
-LAYOUTS = {"K=1, 1 core": (1, 1, "auto"), "K=2, 1 core each": (2, 1, "auto"), "K=1, 2 threads (torch)": (1, 2, "sdpa")}
+LAYOUTS = {
+    "K=1, 1 core": (1, 1, "auto"),
+    "K=2, 1 core each": (2, 1, "auto"),
+    "K=1, 2 threads (torch)": (1, 2, "sdpa"),
+}
 _TORCH_MOST = 32_768  # tokens of context: beyond, torch alone would take most of an hour
 _PAGE_TOKENS = 64
 _STEPS = 24
@@ -32,15 +45,20 @@ _decode = msgspec.msgpack.Decoder(StepResult).decode
 
 
 async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    """Rows: context, layout, median milliseconds of a decode step and of a chunk of 64, ratios to K = 1 on one core.
+    """Rows: context, layout, median milliseconds of a decode step and of a chunk of 64, ratios to K
+    = 1 on one core.
 
-    The exchange: microseconds a layer of a decode step in the group that waits least, so without waiting for the other.
+    The exchange: microseconds a layer of a decode step in the group that waits least, so without
+    waiting for the other.
     """
     start_ray()
     found: dict[tuple[int, str, str], list[float]] = {}
     swaps: dict[tuple[int, str], list[float]] = {}
     async with AsyncExitStack() as stack:
-        grids = {name: await stack.enter_async_context(_grid(*layout, dtype)) for name, layout in LAYOUTS.items()}
+        grids = {
+            name: await stack.enter_async_context(_grid(*layout, dtype))
+            for name, layout in LAYOUTS.items()
+        }
         for context in CONTEXTS:
             for repeat in range(repeats):
                 for name, grid in grids.items():
@@ -48,15 +66,22 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
                         continue
                     for what, rows, steps in (("decode", 1, _STEPS), ("chunk", _CHUNK, 2)):
                         step = f"{what}-{repeat}"
-                        seconds, swap = await asyncio.to_thread(_steps, grid, step, context, rows, steps)
+                        seconds, swap = await asyncio.to_thread(
+                            _steps, grid, step, context, rows, steps
+                        )
                         found.setdefault((context, name, what), []).append(seconds)
                         if what == "decode":
-                            swaps.setdefault((context, name), []).append(1e6 * swap / grid.spec.layers)
+                            swaps.setdefault((context, name), []).append(
+                                1e6 * swap / grid.spec.layers
+                            )
     return [
         {
             "context": context,
             "layout": name,
-            **{f"{what}_ms": 1e3 * median(found[context, name, what]) for what in ("decode", "chunk")},
+            **{
+                f"{what}_ms": 1e3 * median(found[context, name, what])
+                for what in ("decode", "chunk")
+            },
             **{f"{what}_ratio": _ratio(found, context, name, what) for what in ("decode", "chunk")},
             "exchange_us_per_layer": median(swaps[context, name]),
         }
@@ -64,9 +89,13 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
     ]
 
 
-def _ratio(found: dict[tuple[int, str, str], list[float]], context: int, name: str, what: str) -> float:
+def _ratio(
+    found: dict[tuple[int, str, str], list[float]], context: int, name: str, what: str
+) -> float:
     one = found[context, next(iter(LAYOUTS)), what]
-    return median(mine / theirs for mine, theirs in zip(found[context, name, what], one, strict=True))
+    return median(
+        mine / theirs for mine, theirs in zip(found[context, name, what], one, strict=True)
+    )
 
 
 @asynccontextmanager
@@ -99,7 +128,8 @@ def _bytes_per_token(dtype: str) -> int:
 
 
 def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> tuple[float, float]:
-    """Median seconds of a step of `rows` new tokens at `context`, the cache in equal pieces, and of its exchange."""
+    """Median seconds of a step of `rows` new tokens at `context`, the cache in equal pieces, and of
+    its exchange."""
     groups = tuple(range(len(grid.first)))
     piece = context // len(groups)
     seconds, swaps = [], []

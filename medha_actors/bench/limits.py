@@ -1,4 +1,5 @@
-"""What this machine can do at most: matrix products and memory reads, one pinned process per core at the same time."""
+"""What this machine can do at most: matrix products and memory reads, one pinned process per core
+at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A whole engine without the HTTP edge: Ray, controller, stage actors; and one request through it."""
+"""A whole engine without the HTTP edge: Ray, controller, stage actors; and one request through
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ import ray
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
 from medha_actors.errors import EngineError
-from medha_actors.messages import FinishedEvent, Rejected, Request, SamplingParams, TokenEvent, pack_tokens
+from medha_actors.messages import (
+    FinishedEvent,
+    Rejected,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    pack_tokens,
+)
 
 _numbers = itertools.count()
 
@@ -41,13 +49,17 @@ def start_ray() -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
-            num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
         )
 
 
 @asynccontextmanager
 async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
-    """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down afterwards."""
+    """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down
+    afterwards."""
     start_ray()
     controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(args)
     handle = RayEngine(lambda: controller)
@@ -60,7 +72,9 @@ async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
         ray.kill(controller)
 
 
-async def generate(handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams) -> Generation:
+async def generate(
+    handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams
+) -> Generation:
     """Send one request and wait for its end; raises EngineError when it is refused or fails."""
     request = Request(
         id=f"bench-{next(_numbers)}",

@@ -1,4 +1,5 @@
-"""Raw speed of the embedded model on this machine, through the whole engine, in several layouts, alternated."""
+"""Raw speed of the embedded model on this machine, through the whole engine, in several layouts,
+alternated."""
 
 from __future__ import annotations
 
@@ -20,22 +21,31 @@ _OUTPUT = 65
 LAYOUTS = {"2 stages": 2, "1 stage": 1}  # one thread each
 
 
-async def run(repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = tuple(LAYOUTS)) -> list[dict[str, Any]]:
+async def run(
+    repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = tuple(LAYOUTS)
+) -> list[dict[str, Any]]:
     """One row per layout and column: median tokens/s and the share of the machine's limit."""
     spec = load_spec(ModelLoadingConfig())
     flops, read = measure(2)
     async with AsyncExitStack() as stack:
-        engines = {name: await stack.enter_async_context(engine(_arguments(LAYOUTS[name], dtype))) for name in layouts}
+        engines = {
+            name: await stack.enter_async_context(engine(_arguments(LAYOUTS[name], dtype)))
+            for name in layouts
+        }
         for handle in engines.values():
             await generate(handle, prompt_of(300), greedy(8))
         found: dict[tuple[str, str, int], list[float]] = {}
         for repeat in range(repeats):
             for name, handle in engines.items():
                 for tokens in PROMPTS:
-                    ttft_s = (await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))).ttft_s
+                    ttft_s = (
+                        await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
+                    ).ttft_s
                     found.setdefault((name, "prefill", tokens), []).append(tokens / ttft_s)
                 for batch in BATCHES:
-                    found.setdefault((name, "decode", batch), []).append(await _decode(handle, batch))
+                    found.setdefault((name, "decode", batch), []).append(
+                        await _decode(handle, batch)
+                    )
     return [
         {
             "layout": name,
@@ -62,8 +72,11 @@ async def _decode(handle: RayEngine, batch: int) -> float:
     return sum(result.tokens_per_s for result in await asyncio.gather(*jobs))
 
 
-def _share(spec: ModelSpec, what: str, size: int, tokens_per_s: float, flops: float, read: float) -> float:
-    """Of the matrix-product peak (prefill) or of the memory bandwidth at 2 bytes per weight (decode)."""
+def _share(
+    spec: ModelSpec, what: str, size: int, tokens_per_s: float, flops: float, read: float
+) -> float:
+    """Of the matrix-product peak (prefill) or of the memory bandwidth at 2 bytes per weight
+    (decode)."""
     weights = spec.layers * spec.layer_parameters
     if what == "prefill":
         attention = 4 * spec.layers * spec.heads * spec.head_dim * size / 2

@@ -1,4 +1,5 @@
-"""Does stream pipeline parallelism pay? One 4,096-token prompt on three layouts, alternated (paper, 3.3)."""
+"""Does stream pipeline parallelism pay? One 4,096-token prompt on three layouts, alternated (paper,
+3.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import Any
 
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 
-# stages, threads, attention: our CPU kernels use one thread per actor, so two threads means torch's operators
+# stages, threads, attention: our CPU kernels use one thread per actor, so two threads means torch's
+# operators
 LAYOUTS = {
     "2 stages x 1 thread": (2, 1, "auto"),
     "1 stage x 1 thread": (1, 1, "auto"),
@@ -17,7 +19,8 @@ LAYOUTS = {
 
 
 async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list[dict[str, Any]]:
-    """Median TTFT per layout, the ratio to two stages (median of the rounds' ratios), and how busy the stages were."""
+    """Median TTFT per layout, the ratio to two stages (median of the rounds' ratios), and how busy
+    the stages were."""
     async with AsyncExitStack() as stack:
         engines = {}
         for name, (spp, threads, attention) in LAYOUTS.items():
@@ -37,7 +40,9 @@ async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list
                 ttft_s = (await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))).ttft_s
                 after = (await handle.stats())["stage_busy_s"]
                 times[name].append(ttft_s)
-                busy[name].append(sum(b - a for a, b in zip(before, after, strict=True)) / len(after) / ttft_s)
+                busy[name].append(
+                    sum(b - a for a, b in zip(before, after, strict=True)) / len(after) / ttft_s
+                )
     fastest = times[next(iter(LAYOUTS))]
     return [
         {

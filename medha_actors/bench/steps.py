@@ -8,11 +8,20 @@ from typing import Any
 
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 
-_TINY = {"layers": 2, "hidden": 16, "heads": 1, "kv_heads": 1, "head_dim": 16, "intermediate": 16, "vocabulary": 256}
+_TINY = {
+    "layers": 2,
+    "hidden": 16,
+    "heads": 1,
+    "kv_heads": 1,
+    "head_dim": 16,
+    "intermediate": 16,
+    "vocabulary": 256,
+}
 
 
 async def run(tokens: int = 2000) -> list[dict[str, Any]]:
-    """Rows of milliseconds per step: from token to token, in the stages, and the rest (control plane)."""
+    """Rows of milliseconds per step: from token to token, in the stages, and the rest (control
+    plane)."""
     rows = []
     for stages in (1, 2):
         args = {

@@ -1,7 +1,9 @@
-"""What telemetry costs: the same requests with it off and on (timelines, figures, every request traced), in turns.
+"""What telemetry costs: the same requests with it off and on (timelines, figures, every request
+traced), in turns.
 
-Requests go through the whole HTTP application in this process (without sockets), with two engines beside each other;
-spans go by OTLP to a receiver in another process. "Empty steps" are the worst case: no model hides the cost.
+Requests go through the whole HTTP application in this process (without sockets), with two engines
+beside each other; spans go by OTLP to a receiver in another process. "Empty steps" are the worst
+case: no model hides the cost.
 """
 
 from __future__ import annotations
@@ -31,11 +33,26 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
-_TINY = {"layers": 2, "hidden": 16, "heads": 1, "kv_heads": 1, "head_dim": 16, "intermediate": 16, "vocabulary": 300}
+_TINY = {
+    "layers": 2,
+    "hidden": 16,
+    "heads": 1,
+    "kv_heads": 1,
+    "head_dim": 16,
+    "intermediate": 16,
+    "vocabulary": 300,
+}
 # name, model, requests at once, rounds of them, prompt tokens, output tokens
 _LOADS: list[tuple[str, dict[str, Any], int, int, int, int]] = [
     ("embedded model", {"model_source": "embedded", "model_id": "m"}, 8, 1, 256, 48),
-    ("empty steps", {"model_source": "random", "random": _TINY, "dtype": "float32", "model_id": "m"}, 16, 2, 64, 64),
+    (
+        "empty steps",
+        {"model_source": "random", "random": _TINY, "dtype": "float32", "model_id": "m"},
+        16,
+        2,
+        64,
+        64,
+    ),
 ]
 
 
@@ -53,7 +70,9 @@ async def run(repeats: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
-async def _compare(load: tuple[str, dict[str, Any], int, int, int, int], endpoint: str, repeats: int) -> dict[str, Any]:
+async def _compare(
+    load: tuple[str, dict[str, Any], int, int, int, int], endpoint: str, repeats: int
+) -> dict[str, Any]:
     name, model, at_once, rounds, prompt, tokens = load
     tracing = {"exporter": "otlp_http", "endpoint": endpoint}
     speeds: dict[str, list[float]] = {"off": [], "on": []}
@@ -66,7 +85,9 @@ async def _compare(load: tuple[str, dict[str, Any], int, int, int, int], endpoin
             for side in ("off", "on") if repeat % 2 else ("on", "off"):
                 began = time.perf_counter()
                 for _ in range(rounds):
-                    await asyncio.gather(*[_request(servers[side][0], prompt, tokens, i) for i in range(at_once)])
+                    await asyncio.gather(
+                        *[_request(servers[side][0], prompt, tokens, i) for i in range(at_once)]
+                    )
                 if repeat >= 0:
                     speeds[side].append(at_once * rounds * tokens / (time.perf_counter() - began))
         await asyncio.sleep(2.5)  # the last spans are sent a moment after the requests have ended
@@ -75,7 +96,9 @@ async def _compare(load: tuple[str, dict[str, Any], int, int, int, int], endpoin
         "load": name,
         "off_tokens_per_s": median(speeds["off"]),
         "on_tokens_per_s": median(speeds["on"]),
-        "on_over_off": median(on / off for on, off in zip(speeds["on"], speeds["off"], strict=True)),
+        "on_over_off": median(
+            on / off for on, off in zip(speeds["on"], speeds["off"], strict=True)
+        ),
         "rounds": repeats,
         "spans_sent": sent,
         "spans_lost": lost,
@@ -100,14 +123,27 @@ async def _server(model: dict[str, Any], telemetry: dict[str, Any]) -> AsyncIter
     async with engine(args) as handle:
         observatory = Observatory(config, handle.ask, "bench") if config.telemetry.enabled else None
         text = load_text(config.model_loading_config)
-        server = Server(config, handle, text, context_tokens=handle.max_model_len_tokens, observatory=observatory)
+        server = Server(
+            config,
+            handle,
+            text,
+            context_tokens=handle.max_model_len_tokens,
+            observatory=observatory,
+        )
         yield server.asgi(), observatory
 
 
 async def _request(app: Any, prompt: int, tokens: int, salt: int) -> None:
     """One streamed completion through the ASGI application."""
     ids = [3 + (i * 7919 + salt * 104_729) % 251 for i in range(prompt)]
-    body = {"model": "m", "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    body = {
+        "model": "m",
+        "prompt": ids,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
     incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
     status, forever = 0, asyncio.Event()
 

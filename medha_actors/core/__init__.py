@@ -1,1 +1,2 @@
-"""The pure scheduling core: no Ray, no torch, no clock. Time comes in as `now`, facts go out as return values."""
+"""The pure scheduling core: no Ray, no torch, no clock. Time comes in as `now`, facts go out as
+return values."""

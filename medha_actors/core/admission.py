@@ -34,7 +34,9 @@ class Admission:
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
         self.model_tokens = grid.max_model_len_tokens
-        self.max_tokens = min(self.model_tokens, self.kv_tokens + 1)  # the last token's KV is never needed
+        self.max_tokens = min(
+            self.model_tokens, self.kv_tokens + 1
+        )  # the last token's KV is never needed
 
     def check(self, request: Request, waiting: int, backlog_s: float) -> None:
         """Raise RequestError for what can never run, OverloadedError when the queue is full."""
@@ -46,20 +48,25 @@ class Admission:
         asked = f"{prompt + output} tokens ({prompt} in the prompt, {output} to generate)"
         if prompt + output > self.model_tokens:
             raise NeverFitsError(
-                f"the request needs {asked}; the model takes at most {self.model_tokens}", param="prompt"
+                f"the request needs {asked}; the model takes at most {self.model_tokens}",
+                param="prompt",
             )
         if prompt + output > self.max_tokens:
             raise NeverFitsError(
-                f"the request needs {asked}; the KV cache has room for {self.kv_tokens}", param="prompt"
+                f"the request needs {asked}; the KV cache has room for {self.kv_tokens}",
+                param="prompt",
             )
         limit = self._config.scheduler.max_waiting_requests
         if waiting >= limit:
             low, high = RETRY_BOUNDS_S
             retry = math.ceil(min(high, max(low, backlog_s / 2)))
-            raise OverloadedError(f"{waiting} requests are waiting, the queue takes {limit}", retry_after_s=retry)
+            raise OverloadedError(
+                f"{waiting} requests are waiting, the queue takes {limit}", retry_after_s=retry
+            )
 
     def admit(self, request: Request, serial: int) -> RequestState:
-        """The state of a new request with its objectives: the client's within the server's bounds, or ours."""
+        """The state of a new request with its objectives: the client's within the server's bounds,
+        or ours."""
         ours, asked = self._config.objectives, request.objectives
         work_s = self._table.seconds(0, request.prompt_tokens)
         if asked.ttft_s is not None:
@@ -67,7 +74,11 @@ class Admission:
         else:
             ttft_s = max(ours.ttft_multiplier * work_s, ours.ttft_floor_s)
         tpot_s = ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s)
-        timeout_s = ours.default_timeout_s if asked.timeout_s is None else min(asked.timeout_s, ours.max_timeout_s)
+        timeout_s = (
+            ours.default_timeout_s
+            if asked.timeout_s is None
+            else min(asked.timeout_s, ours.max_timeout_s)
+        )
         arrived_at = request.arrived_at
         return RequestState(
             request=request,

@@ -1,4 +1,5 @@
-"""From picks to messages: one StepMessage per KV group, carrying only what the stages do not know yet."""
+"""From picks to messages: one StepMessage per KV group, carrying only what the stages do not know
+yet."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Flight:
 
 
 def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
-    """One span for each group that holds a piece of the request, in sequence order; the last one writes."""
+    """One span for each group that holds a piece of the request, in sequence order; the last one
+    writes."""
     state, stop = pick
     start, touched = state.dispatched, holders(state, state.dispatched)
     groups = tuple(piece.group for piece, _ in touched) if len(touched) > 1 else ()
@@ -66,12 +68,17 @@ def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
 def introduction(state: RequestState, start: int) -> SequenceInfo:
     """What a group must know of a request whose first span there begins at `start`."""
     sampling = state.request.sampling
-    penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+    penalised = (
+        sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+    )
     return SequenceInfo(state.id, sampling, state.tokens(0, start) if penalised else b"")
 
 
-def assemble(batch_id: int, picks: Sequence[Pick], closing: list[list[str]]) -> tuple[StepMessage | None, ...]:
-    """The messages of a batch. `closing`: ids each group has still to be told to forget; those sent are removed."""
+def assemble(
+    batch_id: int, picks: Sequence[Pick], closing: list[list[str]]
+) -> tuple[StepMessage | None, ...]:
+    """The messages of a batch. `closing`: ids each group has still to be told to forget; those sent
+    are removed."""
     spans: list[list[Span]] = [[] for _ in closing]
     opened: list[list[SequenceInfo]] = [[] for _ in closing]
     for pick in picks:
@@ -85,9 +92,12 @@ def assemble(batch_id: int, picks: Sequence[Pick], closing: list[list[str]]) -> 
         if not own:
             messages.append(None)
             continue
-        # Shared spans first, and those of the same groups together: the groups that merge a run of rows then agree on
-        # it, whatever else each has in the batch. Stable, so in one order everywhere.
+        # Shared spans first, and those of the same groups together: the groups that merge a run of
+        # rows then agree on it, whatever else each has in the batch. Stable, so in one order
+        # everywhere.
         own.sort(key=lambda span: (not span.groups, span.groups))
-        messages.append(StepMessage(batch_id, tuple(own), tuple(opened[group]), tuple(closing[group])))
+        messages.append(
+            StepMessage(batch_id, tuple(own), tuple(opened[group]), tuple(closing[group]))
+        )
         closing[group] = []
     return tuple(messages)

@@ -1,7 +1,9 @@
-"""How large a chunk may be, and what whole prefills cost when they are cut in such chunks (paper, 3.2 and 4.3).
+"""How large a chunk may be, and what whole prefills cost when they are cut in such chunks (paper,
+3.2 and 4.3).
 
-`PrefillTable` is the remaining-work estimate of LARS: one cumulative table, built by simulating a lone prefill with
-adaptive chunking, shared by all requests and grown as far as the longest one needs.
+`PrefillTable` is the remaining-work estimate of LARS: one cumulative table, built by simulating a
+lone prefill with adaptive chunking, shared by all requests and grown as far as the longest one
+needs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from collections.abc import Callable
 from medha_actors.core.predictor import ExecutionModel, Load, interpolate
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
-FINE = 4  # below two units, a batch's first chunk is one of this: late in a long context few tokens fill a budget
+# below two units, a batch's first chunk is one of this: late in a long context few tokens fill a
+# budget
+FINE = 4
 LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 4
@@ -22,19 +26,24 @@ DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 
 def batch_budget(tpot_s: float, stages: int) -> float:
-    """Seconds one batch may take in one stage: a token passes all, and first waits for a batch that has just left."""
+    """Seconds one batch may take in one stage: a token passes all, and first waits for a batch that
+    has just left."""
     return tpot_s / (stages + 1)
 
 
 def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> int:
-    """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if none does.
+    """The largest chunk up to `cap` tokens that fits: `cap` itself or a multiple of UNIT; 0 if none
+    does.
 
     `fine`: of FINE, if that is less than two units.
     """
     if cap <= 0 or fits(cap):
         return max(0, cap)
     step = FINE if fine and (cap <= 2 * UNIT or not fits(2 * UNIT)) else UNIT
-    low, high = 0, -(-min(cap, 2 * UNIT) // FINE) if step == FINE else -(-cap // UNIT)  # in steps; low fits, high not
+    low, high = (
+        0,
+        -(-min(cap, 2 * UNIT) // FINE) if step == FINE else -(-cap // UNIT),
+    )  # in steps; low fits, high not
     while high - low > 1:
         middle = (low + high) // 2
         if fits(middle * step):
@@ -47,8 +56,9 @@ def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> 
 def pipeline_share(tokens: int, stages: int, cap: int) -> int:
     """Chunk size for a prompt that has the pipeline to itself.
 
-    With S stages and chunks that take t, its makespan is (chunks + S - 1) t: one chunk would keep one stage busy at a
-    time. So it is cut in equal chunks, at least four for each stage while they stay large enough to be efficient.
+    With S stages and chunks that take t, its makespan is (chunks + S - 1) t: one chunk would keep
+    one stage busy at a time. So it is cut in equal chunks, at least four for each stage while they
+    stay large enough to be efficient.
     """
     if stages == 1:
         return cap
@@ -58,16 +68,29 @@ def pipeline_share(tokens: int, stages: int, cap: int) -> int:
 
 
 class PrefillTable:
-    """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit LONE_BUDGETS times `budget_s`.
+    """Predicted seconds of the rest of a prefill that runs alone, in chunks that fit LONE_BUDGETS
+    times `budget_s`.
 
-    `cutoff` and `groups`: where the KV cache is split over groups (paper, 3.3), a chunk late in a long context costs
-    what its longest piece costs, and the merging of all.
+    `cutoff` and `groups`: where the KV cache is split over groups (paper, 3.3), a chunk late in a
+    long context costs what its longest piece costs, and the merging of all.
     """
 
     def __init__(
-        self, model: ExecutionModel, *, stages: int, budget_s: float, max_chunk: int, cutoff: int, groups: int
+        self,
+        model: ExecutionModel,
+        *,
+        stages: int,
+        budget_s: float,
+        max_chunk: int,
+        cutoff: int,
+        groups: int,
     ) -> None:
-        self._model, self._stages, self._budget_s, self._max_chunk = model, stages, budget_s, max_chunk
+        self._model, self._stages, self._budget_s, self._max_chunk = (
+            model,
+            stages,
+            budget_s,
+            max_chunk,
+        )
         self._cutoff, self._groups = cutoff, groups
         self._clear()
 
@@ -85,13 +108,22 @@ class PrefillTable:
 
     def _clear(self) -> None:
         self._scale = self._model.scales[True]
-        self._ends, self._costs, self._chunks = [0], [0.0], [0]  # positions, cumulative seconds, chunk sizes
+        self._ends, self._costs, self._chunks = (
+            [0],
+            [0.0],
+            [0],
+        )  # positions, cumulative seconds, chunk sizes
         self._grow()
 
     def _grow(self) -> None:
         start = self._ends[-1]
         budget_s = self._budget_s * LONE_BUDGETS / self._scale
-        chunk = max(FINE, largest_chunk(self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s, fine=True))
+        chunk = max(
+            FINE,
+            largest_chunk(
+                self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s, fine=True
+            ),
+        )
         step = chunk if len(self._ends) <= EXACT_CHUNKS else max(chunk, int(start * (STRIDE - 1)))
         seconds = self._chunk_s(chunk, start + (step - chunk) // 2) * step / chunk
         self._ends.append(start + step)
@@ -100,7 +132,9 @@ class PrefillTable:
 
     def _until(self, position: int) -> float:
         """Uncorrected seconds of the prefill of [0, position)."""
-        if position <= self._ends[1]:  # one chunk: its overhead and the shape of the row table matter
+        if (
+            position <= self._ends[1]
+        ):  # one chunk: its overhead and the shape of the row table matter
             return self._chunk_s(position, 0)
         return interpolate(self._ends, self._costs, position)
 

@@ -1,4 +1,5 @@
-"""What one scheduling decision costs: a benchmark without a clock of its own (pass time.perf_counter)."""
+"""What one scheduling decision costs: a benchmark without a clock of its own (pass
+time.perf_counter)."""
 
 from __future__ import annotations
 
@@ -23,12 +24,18 @@ def decision_seconds(
     groups: int = 1,
     decisions: int = 200,
 ) -> list[float]:
-    """Seconds of each of `decisions` calls of next_batch() with about `waiting` mixed requests queued.
+    """Seconds of each of `decisions` calls of next_batch() with about `waiting` mixed requests
+    queued.
 
-    Prompts are lognormal around 100 tokens, one in twenty has 6,000; `decoding` requests decode beside them.
+    Prompts are lognormal around 100 tokens, one in twenty has 6,000; `decoding` requests decode
+    beside them.
     """
     rng = random.Random(0)
-    config = MedhaConfig(scheduler=SchedulerConfig(policy=policy, max_waiting_requests=10**6, max_running_requests=256))
+    config = MedhaConfig(
+        scheduler=SchedulerConfig(
+            policy=policy, max_waiting_requests=10**6, max_running_requests=256
+        )
+    )
     grid = Grid(
         stages=stages,
         groups=groups,
@@ -43,7 +50,10 @@ def decision_seconds(
 
     def add(name: str, prompt: int, output: int) -> None:
         sampling = SamplingParams(max_tokens=output)
-        scheduler.add(Request(id=name, prompt_token_ids=bytes(4 * prompt), sampling=sampling, arrived_at=now), now)
+        scheduler.add(
+            Request(id=name, prompt_token_ids=bytes(4 * prompt), sampling=sampling, arrived_at=now),
+            now,
+        )
 
     def step() -> float:
         nonlocal now

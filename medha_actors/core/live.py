@@ -1,4 +1,5 @@
-"""The live requests, which of them wait, prefill, decode, and how they give way when the KV cache is full."""
+"""The live requests, which of them wait, prefill, decode, and how they give way when the KV cache
+is full."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ DECODE_SPLIT = 2  # running decodes per stage from which on they are split into 
 
 
 def decode_rows(running: int, stages: int) -> int:
-    """Decodes one batch may carry: with enough of them, a share that leaves work for the other stages."""
+    """Decodes one batch may carry: with enough of them, a share that leaves work for the other
+    stages."""
     return -(-running // stages) if running >= DECODE_SPLIT * stages else running
 
 
 class LiveRequests:
     """Every live request is in `queue` until its prefill is wholly dispatched, then in `decoding`.
 
-    `holding`: those with a reservation of KV. `ready`: those that may decode now, the longest-waiting first.
-    `closing`: ids that the stages of each group have still to be told to forget.
+    `holding`: those with a reservation of KV. `ready`: those that may decode now, the
+    longest-waiting first. `closing`: ids that the stages of each group have still to be told to
+    forget.
     """
 
     def __init__(self, policy: Policy, grid: Grid, table: PrefillTable) -> None:
@@ -40,7 +43,9 @@ class LiveRequests:
         self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
         self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
-        self._timeouts: list[tuple[float, int, str]] = []  # a heap of ids; those that have ended leave it late
+        self._timeouts: list[
+            tuple[float, int, str]
+        ] = []  # a heap of ids; those that have ended leave it late
 
     def add(self, state: RequestState) -> None:
         """A new request waits."""
@@ -90,7 +95,8 @@ class LiveRequests:
     def restart(self, lost: Collection[int]) -> None:
         """The stages know nobody any more, and the KV of the groups in `lost` is gone.
 
-        Who has a piece there starts over with everything known; the others go on from what has been computed.
+        Who has a piece there starts over with everything known; the others go on from what has been
+        computed.
         """
         self.closing = [[] for _ in range(self._grid.groups)]
         self.ready.clear()
@@ -119,11 +125,15 @@ class LiveRequests:
         return list(self._running)
 
     def tightest_tpot(self) -> float:
-        """The smallest time between tokens that a decoding request wants; infinite if there is none."""
+        """The smallest time between tokens that a decoding request wants; infinite if there is
+        none."""
         return min(self._tpots, default=math.inf)
 
-    def choose_decodes(self, groups: Collection[int], spared: Collection[str], now: float) -> list[RequestState]:
-        """Ready requests for one batch, with room for their next token, all of whose pieces are in `groups`.
+    def choose_decodes(
+        self, groups: Collection[int], spared: Collection[str], now: float
+    ) -> list[RequestState]:
+        """Ready requests for one batch, with room for their next token, all of whose pieces are in
+        `groups`.
 
         When a group is full, the request with the most slack yields; those in `spared` never do.
         """
@@ -131,7 +141,11 @@ class LiveRequests:
         chosen = []
         for state in list(self.ready.values()):
             own = [piece.group for piece in state.pieces]  # empty: it has yielded meanwhile
-            if own and all(left[group] and group in groups for group in own) and self._make_room(state, spared, now):
+            if (
+                own
+                and all(left[group] and group in groups for group in own)
+                and self._make_room(state, spared, now)
+            ):
                 chosen.append(state)
                 for group in own:
                     left[group] -= 1
@@ -190,8 +204,11 @@ class LiveRequests:
         self.queue.put(state)
 
 
-def preempted(turn: Iterable[RequestState], picked: Collection[RequestState]) -> list[tuple[str, str]]:
-    """Note on each unfinished prefill of the last `turn` that another took its place in a group: (who, by whom)."""
+def preempted(
+    turn: Iterable[RequestState], picked: Collection[RequestState]
+) -> list[tuple[str, str]]:
+    """Note on each unfinished prefill of the last `turn` that another took its place in a group:
+    (who, by whom)."""
     takers: dict[int, RequestState] = {}
     for state in picked:
         for piece in state.pieces:

@@ -1,8 +1,9 @@
-"""What goes into the next batch (paper, 4.2 and 4.3): decodes first, then prefill chunks into the time budget.
+"""What goes into the next batch (paper, 4.2 and 4.3): decodes first, then prefill chunks into the
+time budget.
 
-Each prefill, in the policy's order, gets the largest chunk whose predicted batch time still fits, in every group it
-touches. Space sharing: a long prefill leaves a part of the budget, growing with its relative slack, to the short ones
-behind it; what they do not use it takes back.
+Each prefill, in the policy's order, gets the largest chunk whose predicted batch time still fits,
+in every group it touches. Space sharing: a long prefill leaves a part of the budget, growing with
+its relative slack, to the short ones behind it; what they do not use it takes back.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from medha_actors.core.predictor import ExecutionModel, Load
 from medha_actors.core.request import Piece, RequestState
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-COURTESY = 1.25  # a batch that brings somebody's first token is made at most so much longer for a long prefill's sake
-PATIENCE, TRIAL = 64, 8  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
+# a batch that brings somebody's first token is made at most so much longer for a long prefill's
+# sake
+COURTESY = 1.25
+PATIENCE, TRIAL = (
+    64,
+    8,
+)  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 
 
 class Pick(NamedTuple):
@@ -33,7 +39,13 @@ class Packer:
     """One batch in the making: picks, and the load of every group."""
 
     def __init__(
-        self, config: SchedulerConfig, grid: Grid, model: ExecutionModel, kv: KvPlan, now: float, budget_s: float
+        self,
+        config: SchedulerConfig,
+        grid: Grid,
+        model: ExecutionModel,
+        kv: KvPlan,
+        now: float,
+        budget_s: float,
     ) -> None:
         self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
         self.budget_s = budget_s
@@ -44,7 +56,10 @@ class Packer:
         self.prefills: list[Pick] = []
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
-        self._slots, self._headroom = 0, [0] * grid.groups  # requests that may start; pages to leave in each group
+        self._slots, self._headroom = (
+            0,
+            [0] * grid.groups,
+        )  # requests that may start; pages to leave in each group
         self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
         self._yielding: list[int] = []  # indices of the prefills that left room
@@ -56,18 +71,23 @@ class Packer:
             touched = holders(state, state.dispatched)
             writer = touched[-1][0]
             for piece, cached in touched:
-                loads[piece.group] = loads[piece.group].with_decode(cached, piece is writer, len(touched))
+                loads[piece.group] = loads[piece.group].with_decode(
+                    cached, piece is writer, len(touched)
+                )
             self.decodes.append(Pick(state, state.dispatched + 1))
         for group, load in enumerate(loads):
             if load.rows and not load.prefill_rows:
                 self._decode_s[group] = self._seconds_in[group] = self._model.base(load)
 
-    def add_prefills(self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool) -> None:
+    def add_prefills(
+        self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool
+    ) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
 
-        `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live request only. The first
-        prefill gets `min_chunk_tokens` even if they do not fit, so that prefill always moves on. Half of the batches
-        take longer than predicted; where others wait for their tokens, nine in ten are to keep to the budget.
+        `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
+        request only. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
+        prefill always moves on. Half of the batches take longer than predicted; where others wait
+        for their tokens, nine in ten are to keep to the budget.
         """
         self._slots, self._headroom = slots, headroom
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s / self._model.margin
@@ -81,11 +101,14 @@ class Packer:
             self._top_up(index, self._limit(limit_s))
 
     def predicted_s(self) -> float:
-        """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have it."""
+        """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
+        it."""
         mixed, alone = self._model.scales[True], self._model.scales[False]
         return max(
             max(seconds * mixed, decode_s * alone) if load.prefill_rows else decode_s * alone
-            for load, seconds, decode_s in zip(self.loads, self._seconds_in, self._decode_s, strict=True)
+            for load, seconds, decode_s in zip(
+                self.loads, self._seconds_in, self._decode_s, strict=True
+            )
         )
 
     def base_s(self) -> float:
@@ -118,7 +141,9 @@ class Packer:
         if not tokens:
             if fresh:
                 state.pieces = []
-            if not barred and not long and not state.dispatched:  # the cheapest tokens there are do not fit here
+            if (
+                not barred and not long and not state.dispatched
+            ):  # the cheapest tokens there are do not fit here
                 self._shut |= groups
             return 1 if barred else TRIAL
         if fresh:
@@ -136,8 +161,9 @@ class Packer:
     def _limit(self, limit_s: float) -> float:
         """What a long prefill may fill a batch up to.
 
-        Whoever comes meanwhile waits for the batch's end, in every stage; and whoever's prefill ends in it, for their
-        first token. Beside those it rides along where that is nearly free (paper, 4.2), and no further.
+        Whoever comes meanwhile waits for the batch's end, in every stage; and whoever's prefill
+        ends in it, for their first token. Beside those it rides along where that is nearly free
+        (paper, 4.2), and no further.
         """
         if self._alone:
             return limit_s
@@ -147,12 +173,15 @@ class Packer:
         return limit_s
 
     def _place(self, state: RequestState) -> bool:
-        """Give a request pieces to try: on the groups with the least to do in this batch, then with the most room."""
+        """Give a request pieces to try: on the groups with the least to do in this batch, then with
+        the most room."""
         if self._slots <= 0:
             return False
         groups = list(range(self._grid.groups))
         if len(groups) > 1:
-            groups.sort(key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g)))
+            groups.sort(
+                key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g))
+            )
         pieces = self._kv.place(state.goal, groups, self._headroom)
         state.pieces = pieces or []
         return pieces is not None
@@ -170,7 +199,9 @@ class Packer:
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
         end = piece_end(state.pieces, start, state.goal)
         cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
-        if cap < min(end - start, config.max_chunk_tokens):  # the batch is nearly full: whole units, no crumbs
+        if cap < min(
+            end - start, config.max_chunk_tokens
+        ):  # the batch is nearly full: whole units, no crumbs
             cap -= cap % UNIT
         if config.fixed_chunk_tokens is not None:
             used = max(self.loads[piece.group].prefill_rows for piece, _ in touched)
@@ -216,15 +247,26 @@ class Packer:
         return max([self._model.mixed(load) for _, load in trial])
 
     def _trial(
-        self, touched: list[tuple[Piece, int]], goal: int, start: int, tokens: int, extend: bool = False
+        self,
+        touched: list[tuple[Piece, int]],
+        goal: int,
+        start: int,
+        tokens: int,
+        extend: bool = False,
     ) -> list[tuple[int, Load]]:
-        """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span already picked."""
+        """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span
+        already picked."""
         sample, count, writer = start + tokens == goal, len(touched), touched[-1][0]
         return [
             (
                 piece.group,
                 self.loads[piece.group].with_prefill(
-                    tokens, start - piece.start if piece is writer else cached, piece is writer, count, sample, extend
+                    tokens,
+                    start - piece.start if piece is writer else cached,
+                    piece is writer,
+                    count,
+                    sample,
+                    extend,
                 ),
             )
             for piece, cached in touched

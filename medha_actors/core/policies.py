@@ -1,4 +1,5 @@
-"""Who is prefilled next. Every policy is a line in time: key = (instant - now) / width, smallest first.
+"""Who is prefilled next. Every policy is a line in time: key = (instant - now) / width, smallest
+first.
 
     fcfs, fcfs_chunked   instant = arrival                  width = 1
     edf                  instant = deadline                 width = 1
@@ -7,12 +8,13 @@
     hrrn                 instant = arrival                  width = total work  highest waiting time per work
     spf                  instant = arrival + 20 total work  width = 1           shortest prefill first, aged
     relegation           as lars, but a long prefill that cannot meet its deadline any more goes behind all others until
-                         it is late by PATIENCE times its total work: what is lost already delays nobody else
+                         it is late by PATIENCE times its total work: what is lost already delays
+                         nobody else
 
-With equal widths the order never changes while nothing happens, so requests are kept sorted in lanes of equal priority
-and width, and a decision only compares the heads of the lanes: its cost does not grow with the queue. To keep the
-lanes few, lars rounds the total work to an eighth of an octave (at most 4.5%, as good as the predictor is).
-A request's `priority` sorts before all of it.
+With equal widths the order never changes while nothing happens, so requests are kept sorted in
+lanes of equal priority and width, and a decision only compares the heads of the lanes: its cost
+does not grow with the queue. To keep the lanes few, lars rounds the total work to an eighth of an
+octave (at most 4.5%, as good as the predictor is). A request's `priority` sorts before all of it.
 """
 
 from __future__ import annotations
@@ -27,16 +29,18 @@ from medha_actors.config import Policy
 from medha_actors.core.request import RequestState
 
 LANES_PER_OCTAVE = 8
-AGEING = 20.0  # spf: a request goes before all that come later than so many times its total work after it
-PATIENCE = 8.0  # relegation: of a prefill's total work, how late it may become before it gets its place back
+# spf: a request goes before all that come later than so many times its total work after it
+AGEING = 20.0
+# relegation: of a prefill's total work, how late it may become before it gets its place back
+PATIENCE = 8.0
 RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
 Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width
 
 
 class Order(NamedTuple):
-    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`: space sharing;
-    `relegates`: the hopeless go last."""
+    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`:
+    space sharing; `relegates`: the hopeless go last."""
 
     instant: Callable[[RequestState], float]
     width: Callable[[RequestState], float]
@@ -58,7 +62,8 @@ def _latest_start(state: RequestState) -> float:
 
 
 def _aged(state: RequestState) -> float:
-    """Total, not remaining work: a long prefill near its end would overtake everybody for the rest of it."""
+    """Total, not remaining work: a long prefill near its end would overtake everybody for the rest
+    of it."""
     return state.timeline.arrived_at + AGEING * state.total_work_s
 
 
@@ -67,7 +72,9 @@ def _one(state: RequestState) -> float:
 
 
 def _rounded_work(state: RequestState) -> float:
-    octave: float = round(math.log2(max(state.total_work_s, 1e-6)) * LANES_PER_OCTAVE) / LANES_PER_OCTAVE
+    octave: float = (
+        round(math.log2(max(state.total_work_s, 1e-6)) * LANES_PER_OCTAVE) / LANES_PER_OCTAVE
+    )
     return math.pow(2.0, octave)
 
 
@@ -84,7 +91,8 @@ ORDERS: dict[Policy, Order] = {
 
 
 class _Lane:
-    """Requests of equal priority and width, sorted by instant; `work_s` is the sum of their remaining work."""
+    """Requests of equal priority and width, sorted by instant; `work_s` is the sum of their
+    remaining work."""
 
     __slots__ = ("entries", "work_s")
 
@@ -99,7 +107,9 @@ class PrefillQueue:
     def __init__(self, policy: Policy) -> None:
         self.order = ORDERS[policy]
         self._lanes: dict[LaneKey, _Lane] = {}
-        self._places: dict[int, tuple[LaneKey, float, float]] = {}  # serial: lane, instant, remaining work
+        self._places: dict[
+            int, tuple[LaneKey, float, float]
+        ] = {}  # serial: lane, instant, remaining work
         self.started: dict[int, RequestState] = {}  # those that hold KV already, by serial
 
     def __len__(self) -> int:
@@ -140,7 +150,18 @@ class PrefillQueue:
         for (priority, width), lane in self._lanes.items():
             for relegated, start, stop in self._stretches(lane.entries, width, now):
                 instant, serial, _ = lane.entries[start]
-                heads.append((priority, relegated, (instant - now) / width, serial, start, stop, width, lane.entries))
+                heads.append(
+                    (
+                        priority,
+                        relegated,
+                        (instant - now) / width,
+                        serial,
+                        start,
+                        stop,
+                        width,
+                        lane.entries,
+                    )
+                )
         heapq.heapify(heads)
         while heads:
             priority, relegated, _, _, index, stop, width, entries = heads[0]
@@ -151,7 +172,9 @@ class PrefillQueue:
                 continue
             instant, serial, _ = entries[index]
             rank = (instant - now) / width
-            heapq.heapreplace(heads, (priority, relegated, rank, serial, index, stop, width, entries))
+            heapq.heapreplace(
+                heads, (priority, relegated, rank, serial, index, stop, width, entries)
+            )
 
     def key(self, state: RequestState, now: float) -> tuple[float, bool, float, int]:
         """The sort key of one request at `now`."""
@@ -159,7 +182,8 @@ class PrefillQueue:
         return priority, self._relegated(width, instant, now), (instant - now) / width, state.serial
 
     def work_ahead_s(self, state: RequestState, now: float) -> float:
-        """Remaining prefill work of the requests that go before `state`: its share of each lane, by count."""
+        """Remaining prefill work of the requests that go before `state`: its share of each lane, by
+        count."""
         priority, _, rank, _ = self.key(state, now)
         ahead = 0.0
         for (other, width), lane in self._lanes.items():
@@ -175,15 +199,24 @@ class PrefillQueue:
         return sum(lane.work_s for lane in self._lanes.values())
 
     def _relegated(self, width: float, instant: float, now: float) -> bool:
-        return self.order.relegates and width > RELEGATED_S and now - PATIENCE * width <= instant < now
+        return (
+            self.order.relegates and width > RELEGATED_S and now - PATIENCE * width <= instant < now
+        )
 
-    def _stretches(self, entries: list[Entry], width: float, now: float) -> list[tuple[bool, int, int]]:
-        """A lane in up to three parts: (relegated, start, stop), from the latest entries to those with time left."""
+    def _stretches(
+        self, entries: list[Entry], width: float, now: float
+    ) -> list[tuple[bool, int, int]]:
+        """A lane in up to three parts: (relegated, start, stop), from the latest entries to those
+        with time left."""
         if not self.order.relegates or width <= RELEGATED_S:
             return [(False, 0, len(entries))]
         given_back = bisect_left(entries, (now - PATIENCE * width,))
         hopeless = bisect_left(entries, (now,))
-        parts = [(False, 0, given_back), (True, given_back, hopeless), (False, hopeless, len(entries))]
+        parts = [
+            (False, 0, given_back),
+            (True, given_back, hopeless),
+            (False, hopeless, len(entries)),
+        ]
         return [part for part in parts if part[1] < part[2]]
 
     def _place(self, state: RequestState) -> tuple[LaneKey, float]:

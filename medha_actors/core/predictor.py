@@ -1,14 +1,16 @@
-"""How long a batch takes: a performance model fed by profiles, kept true by what batches really took (paper, 4.3).
+"""How long a batch takes: a performance model fed by profiles, kept true by what batches really
+took (paper, 4.3).
 
 For one stage and one KV group, with c rows of a prefill span over n cached tokens,
 
     seconds = step + linear(rows) + span * spans + pair * sum(c n + c^2 / 2) + prefill_kv * sum(n)
-              + decode_kv * (cached tokens read by decodes) + exchange * (rows merged with other groups)
-              + head * (sampled rows)
+              + decode_kv * (cached tokens read by decodes) + exchange * (rows merged with other
+              groups) + head * (sampled rows)
 
 (on a GPU the longer of the pairs and of reading their cache counts, not the sum).
 
-A batch takes as long as its slowest stage and group. Every term grows with every span, so bisection is sound.
+A batch takes as long as its slowest stage and group. Every term grows with every span, so bisection
+is sound.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ LARGEST_MARGIN = 1.5
 
 
 class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage's costs in seconds. `rows`: (rows, seconds of all linear layers), increasing, from 1 row on."""
+    """One stage's costs in seconds. `rows`: (rows, seconds of all linear layers), increasing, from
+    1 row on."""
 
     rows: tuple[tuple[int, float], ...]
     step_s: float = 0.0
@@ -41,7 +44,9 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     exchange_s: float = 0.0
     head_s: float = 0.0
     exchange_step_s: float = 0.0  # fixed, in steps in which rows are merged with other groups
-    overlapped: bool = False  # a chunk's cache is read while it computes (GPUs): the longer of the two counts
+    overlapped: bool = (
+        False  # a chunk's cache is read while it computes (GPUs): the longer of the two counts
+    )
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -76,9 +81,16 @@ class Load(msgspec.Struct, frozen=True):
         )
 
     def with_prefill(
-        self, rows: int, cached: int, writes: bool = True, groups: int = 1, sample: bool = False, extend: bool = False
+        self,
+        rows: int,
+        cached: int,
+        writes: bool = True,
+        groups: int = 1,
+        sample: bool = False,
+        extend: bool = False,
     ) -> Load:
-        """One more prefill span of `rows` over `cached` tokens of this group; `extend`: a longer last span."""
+        """One more prefill span of `rows` over `cached` tokens of this group; `extend`: a longer
+        last span."""
         return Load(
             self.rows + rows,
             self.prefill_rows + rows,
@@ -93,7 +105,9 @@ class Load(msgspec.Struct, frozen=True):
     def decodes(self) -> Load:
         """The decodes alone."""
         rows = self.rows - self.prefill_rows
-        return Load(rows=rows, spans=rows, decode_kv=self.decode_kv, sampled=min(rows, self.sampled))
+        return Load(
+            rows=rows, spans=rows, decode_kv=self.decode_kv, sampled=min(rows, self.sampled)
+        )
 
 
 def load_of(message: StepMessage | None) -> Load:
@@ -128,7 +142,9 @@ class _Stage:
         if not load.rows:
             return 0.0
         rows, table = load.rows, self.table
-        linear = table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
+        linear = (
+            table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
+        )
         profile = self.profile
         pairs, read = profile.pair_s * load.pairs, profile.prefill_kv_s * load.prefill_kv
         seconds = (
@@ -145,27 +161,43 @@ class _Stage:
 
 
 class ExecutionModel:
-    """Seconds of a batch. Two regimes are corrected apart: decodes alone, and batches with prefill."""
+    """Seconds of a batch. Two regimes are corrected apart: decodes alone, and batches with
+    prefill."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         by_profile = {stage: _Stage(stage) for stage in profile.stages}
         self._unique = list(by_profile.values())
         kinds = list(by_profile)
-        self._kinds = [kinds.index(stage) for stage in profile.stages]  # the profile of each stage, in _unique
+        self._kinds = [
+            kinds.index(stage) for stage in profile.stages
+        ]  # the profile of each stage, in _unique
         self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
-        self._ratios: dict[bool, deque[float]] = {False: deque(maxlen=WINDOW), True: deque(maxlen=WINDOW)}
+        self._ratios: dict[bool, deque[float]] = {
+            False: deque(maxlen=WINDOW),
+            True: deque(maxlen=WINDOW),
+        }
         self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
         self.margin = 1.0  # how much longer than predicted one batch with prefill in ten takes
         self._errors: deque[float] = deque(maxlen=ERRORS)
-        self.calibrated_s = {False: 0.0, True: 0.0}  # what all stages were to work on the batches so far, uncorrected
+        self.calibrated_s = {
+            False: 0.0,
+            True: 0.0,
+        }  # what all stages were to work on the batches so far, uncorrected
         self.worked_s = {False: 0.0, True: 0.0}  # and did
 
     @classmethod
     def analytic(
-        cls, stages: int = 1, *, token_s: float = 1e-3, step_s: float = 0.0, pair_s: float = 0.0, kv_s: float = 0.0
+        cls,
+        stages: int = 1,
+        *,
+        token_s: float = 1e-3,
+        step_s: float = 0.0,
+        pair_s: float = 0.0,
+        kv_s: float = 0.0,
     ) -> Self:
-        """A model without calibration: whole-model costs per row, per (query, key) pair, per cached token read."""
+        """A model without calibration: whole-model costs per row, per (query, key) pair, per cached
+        token read."""
         stage = StageProfile(
             rows=((1, token_s / stages),),
             step_s=step_s / stages,
@@ -184,7 +216,8 @@ class ExecutionModel:
         return self.base(load) * self.scales[True]
 
     def predict(self, load: Load) -> float:
-        """Corrected seconds of one group's part of a batch; never less than its decodes alone would take."""
+        """Corrected seconds of one group's part of a batch; never less than its decodes alone would
+        take."""
         alone = self.base(load.decodes()) * self.scales[False]
         return max(self.mixed(load), alone) if load.prefill_rows else alone
 
@@ -198,7 +231,8 @@ class ExecutionModel:
         return sum([count * stage.seconds(load) for count, stage in self._counted])
 
     def observe(self, base_s: float, predicted_s: float, actual_s: float, prefill: bool) -> None:
-        """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull it)."""
+        """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull
+        it)."""
         if base_s <= 0 or actual_s <= 0:
             return
         self._errors.append(abs(predicted_s - actual_s) / actual_s)

@@ -1,4 +1,5 @@
-"""What the scheduler remembers of its last decision, for traces. Facts only: who looks at them is not its business."""
+"""What the scheduler remembers of its last decision, for traces. Facts only: who looks at them is
+not its business."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class Slack(NamedTuple):
 
     request_id: str
     slack_s: float  # deadline - now - remaining work
-    total_work_s: float  # predicted isolated prefill: slack over this is the relative slack of LARS (paper, 4.1)
+    # predicted isolated prefill: slack over this is the relative slack of LARS (paper, 4.1)
+    total_work_s: float
 
 
 class BatchRecord(NamedTuple):
@@ -32,7 +34,9 @@ class Waiting(msgspec.Struct, frozen=True):
 
     request_id: str
     relative_slack: float
-    finish_in_s: float  # until its prefill is through, as things stand: the work before it and its own
+    finish_in_s: (
+        float  # until its prefill is through, as things stand: the work before it and its own
+    )
     deadline_in_s: float
     done_tokens: int
     total_tokens: int

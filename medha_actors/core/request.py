@@ -1,10 +1,12 @@
-"""What the scheduler knows of one request: counts of tokens, not phases; and the instants worth reporting.
+"""What the scheduler knows of one request: counts of tokens, not phases; and the instants worth
+reporting.
 
     0 <= computed <= dispatched <= known = prompt + generated
 
-`dispatched` tokens were handed to the pipeline, `computed` ones came back: the distance between the two is what stream
-pipeline parallelism lives on (paper, 3.3). A prefill covers [0, goal): the prompt, or after the KV cache was dropped
-everything known by then. Past the goal the request decodes, one token at a time.
+`dispatched` tokens were handed to the pipeline, `computed` ones came back: the distance between the
+two is what stream pipeline parallelism lives on (paper, 3.3). A prefill covers [0, goal): the
+prompt, or after the KV cache was dropped everything known by then. Past the goal the request
+decodes, one token at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from medha_actors.messages import TOKEN_BYTES, FinishedEvent, FinishReason, Requ
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """The part of a request's KV cache that one group holds: positions from `start` to the next piece's start."""
+    """The part of a request's KV cache that one group holds: positions from `start` to the next
+    piece's start."""
 
     group: int
     start: int
@@ -57,7 +60,9 @@ class RequestState:
     epoch: int = 0  # goes up when the KV cache is dropped: results of older spans no longer count
     total_work_s: float = 0.0  # predicted isolated prefill of [0, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
-    logprobs_until: int = 1  # prompt positions below this one have had their log-probabilities reported
+    logprobs_until: int = (
+        1  # prompt positions below this one have had their log-probabilities reported
+    )
 
     @property
     def id(self) -> str:
@@ -74,7 +79,8 @@ class RequestState:
 
     @property
     def due_at(self) -> float:
-        """When the next token is due: the deadline for the first, one TPOT objective later for each further one."""
+        """When the next token is due: the deadline for the first, one TPOT objective later for each
+        further one."""
         return self.timeline.deadline_at + self.tpot_s * self.output
 
     @property
@@ -83,7 +89,8 @@ class RequestState:
         return self.dispatched < self.goal
 
     def slack(self, now: float) -> float:
-        """Seconds the rest of the prefill could be put off without missing the deadline; negative: it is late."""
+        """Seconds the rest of the prefill could be put off without missing the deadline; negative:
+        it is late."""
         return self.due_at - now - self.remaining_s
 
     def relative_slack(self, now: float) -> float:
@@ -93,8 +100,14 @@ class RequestState:
     def tokens(self, start: int, stop: int) -> bytes:
         """Packed ids of the known tokens at positions [start, stop)."""
         if start >= self.prompt:
-            return bytes(self.generated[(start - self.prompt) * TOKEN_BYTES : (stop - self.prompt) * TOKEN_BYTES])
-        head = self.request.prompt_token_ids[start * TOKEN_BYTES : min(stop, self.prompt) * TOKEN_BYTES]
+            return bytes(
+                self.generated[
+                    (start - self.prompt) * TOKEN_BYTES : (stop - self.prompt) * TOKEN_BYTES
+                ]
+            )
+        head = self.request.prompt_token_ids[
+            start * TOKEN_BYTES : min(stop, self.prompt) * TOKEN_BYTES
+        ]
         return head if stop <= self.prompt else head + self.tokens(self.prompt, stop)
 
     def append(self, token_id: int) -> None:
@@ -102,7 +115,8 @@ class RequestState:
         self.generated += pack_tokens((token_id,))
 
     def ending(self, token_id: int, max_tokens: int) -> FinishReason | None:
-        """Why generation ends with the token just appended, if it does; `max_tokens`: the model's length."""
+        """Why generation ends with the token just appended, if it does; `max_tokens`: the model's
+        length."""
         sampling = self.request.sampling
         if token_id in sampling.stop_token_ids and self.output >= sampling.min_tokens:
             return "stop"
@@ -111,13 +125,15 @@ class RequestState:
         return None
 
     def unreported(self, start: int, count: int) -> tuple[int, int]:
-        """Of scored positions start+1 ... start+count: the range [low, high) in the prompt not reported before."""
+        """Of scored positions start+1 ... start+count: the range [low, high) in the prompt not
+        reported before."""
         low, high = max(start + 1, self.logprobs_until), min(start + count + 1, self.prompt)
         self.logprobs_until = max(self.logprobs_until, high)
         return low, high
 
     def drop_cache(self) -> None:
-        """Forget everything computed: the request becomes a prefill of all tokens known now. None is lost."""
+        """Forget everything computed: the request becomes a prefill of all tokens known now. None
+        is lost."""
         self.timeline.recomputed_tokens += self.computed
         self.epoch += 1
         self.pieces = []
@@ -125,7 +141,8 @@ class RequestState:
         self.goal = self.known
 
     def rewind(self) -> None:
-        """Nothing is in flight any more and the stages have forgotten the request, but its KV is still there."""
+        """Nothing is in flight any more and the stages have forgotten the request, but its KV is
+        still there."""
         self.epoch += 1
         self.dispatched = self.computed
         for piece in self.pieces:

@@ -1,8 +1,10 @@
-"""The scheduler: requests come in, batches go out, results come back as events. Pure: time is an argument.
+"""The scheduler: requests come in, batches go out, results come back as events. Pure: time is an
+argument.
 
-One object, two drivers: the scheduler actor serves real traffic with it, `core.simulator` drives the same one in
-simulated time. The driver asks for the next batch whenever stage 0 is free, hands in the results of each batch in
-order, and bounds the batches in flight to `in_flight_limit`. Instants are epoch seconds.
+One object, two drivers: the scheduler actor serves real traffic with it, `core.simulator` drives
+the same one in simulated time. The driver asks for the next batch whenever stage 0 is free, hands
+in the results of each batch in order, and bounds the batches in flight to `in_flight_limit`.
+Instants are epoch seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Scheduler:
 
     def __init__(self, config: MedhaConfig, grid: Grid, model: ExecutionModel) -> None:
         self.config, self.grid, self.model = config, grid, model
-        self.budget_s = config.scheduler.batch_budget_s or batch_budget(config.objectives.tpot_s, grid.stages)
+        self.budget_s = config.scheduler.batch_budget_s or batch_budget(
+            config.objectives.tpot_s, grid.stages
+        )
         self.table = PrefillTable(
             model,
             stages=grid.stages,
@@ -84,11 +88,17 @@ class Scheduler:
             deadline_at=state.timeline.deadline_at,
             ttft_objective_s=state.timeline.deadline_at - state.timeline.arrived_at,
             tpot_objective_s=state.tpot_s,
-            predicted_ttft_s=max(0.0, now - state.timeline.arrived_at) + ahead_s + state.total_work_s,
+            predicted_ttft_s=max(0.0, now - state.timeline.arrived_at)
+            + ahead_s
+            + state.total_work_s,
         )
 
     def cancel(
-        self, request_id: str, now: float, reason: FinishReason = "abort", message: str | None = None
+        self,
+        request_id: str,
+        now: float,
+        reason: FinishReason = "abort",
+        message: str | None = None,
     ) -> list[Event]:
         """End a request now, whatever it is doing; nothing happens if it is not known."""
         state = self.live.by_id.get(request_id)
@@ -99,7 +109,9 @@ class Scheduler:
         events: list[Event] = []
         while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
             limit_s = state.timeout_at - state.timeline.arrived_at
-            events.append(self._finish(state, "timeout", f"not finished within its {limit_s:g} s", now))
+            events.append(
+                self._finish(state, "timeout", f"not finished within its {limit_s:g} s", now)
+            )
         return events
 
     def next_wake(self, now: float) -> float | None:
@@ -108,11 +120,13 @@ class Scheduler:
 
     @property
     def in_flight_limit(self) -> int:
-        """Batches worth having in flight: one per stage; one more for a lone request, whose wait is nobody's."""
+        """Batches worth having in flight: one per stage; one more for a lone request, whose wait is
+        nobody's."""
         return self.grid.stages + (len(self.live.by_id) == 1)
 
     def next_batch(self, now: float) -> Batch | None:
-        """The next batch for stage 0; None: nothing can run before a batch in flight returns or a request arrives."""
+        """The next batch for stage 0; None: nothing can run before a batch in flight returns or a
+        request arrives."""
         live = self.live
         budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
         packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, budget_s)
@@ -120,34 +134,44 @@ class Scheduler:
             self._add_decodes(packer, now)
         if len(live.queue):
             slots = self.config.scheduler.max_running_requests - len(live.holding)
-            packer.add_prefills(live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1)
+            packer.add_prefills(
+                live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1
+            )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
         return self._dispatch(packer, now) if packer.decodes or packer.prefills else None
 
     def complete(self, results: Sequence[StepResult], now: float) -> list[Event]:
-        """The results of the oldest batch in flight, of all groups. Those of before a restart are ignored."""
+        """The results of the oldest batch in flight, of all groups. Those of before a restart are
+        ignored."""
         batch_id = results[0].batch_id
         if not self._flights or batch_id < self._flights[0].batch.id:
             return []
         if batch_id != self._flights[0].batch.id:
             raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
         flight = self._flights.popleft()
-        actual_s = max((seconds for result in results for seconds in result.stage_seconds), default=0.0)
+        actual_s = max(
+            (seconds for result in results for seconds in result.stage_seconds), default=0.0
+        )
         prefill = flight.batch.prefill_tokens > 0
         self.model.observe(flight.base_s, flight.batch.predicted_s, actual_s, prefill)
-        self.model.account(flight.calibrated_s, sum([sum(result.stage_seconds) for result in results]), prefill)
+        self.model.account(
+            flight.calibrated_s, sum([sum(result.stage_seconds) for result in results]), prefill
+        )
         drawn = {token.request_id: token for result in results for token in result.tokens}
         scored = {entry.request_id: entry for result in results for entry in result.prompt_logprobs}
         events: list[Event] = []
         for flown in flight.spans:
             if flown.epoch == flown.state.epoch:
-                events += self._arrived(flown, drawn.get(flown.state.id), scored.get(flown.state.id), now)
+                events += self._arrived(
+                    flown, drawn.get(flown.state.id), scored.get(flown.state.id), now
+                )
         self._follow_drift()
         return events
 
     def restart(self, now: float, lost: Collection[int] | None = None) -> None:
-        """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are gone."""
+        """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
+        gone."""
         self._flights.clear()
         self._turn = []
         self.live.restart(range(self.grid.groups) if lost is None else lost)
@@ -201,7 +225,9 @@ class Scheduler:
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
         calibrated_s = sum([self.model.work(load) for load in packer.loads if load.rows])
         self._flights.append(Flight(batch, spans, packer.base_s(), calibrated_s))
-        slacks = tuple([Slack(state.id, state.slack(now), state.total_work_s) for state, _ in packer.prefills])
+        slacks = tuple(
+            [Slack(state.id, state.slack(now), state.total_work_s) for state, _ in packer.prefills]
+        )
         for state, stop in picks:
             if state.timeline.scheduled_at is None:
                 state.timeline.scheduled_at = now
@@ -240,7 +266,11 @@ class Scheduler:
         state.append(drawn.token_id)
         self._generated_tokens += 1
         state.timeline.first_token_at = state.timeline.first_token_at or now
-        events.append(TokenEvent(state.id, drawn.index, drawn.token_id, now, drawn.logprob, drawn.top_logprobs))
+        events.append(
+            TokenEvent(
+                state.id, drawn.index, drawn.token_id, now, drawn.logprob, drawn.top_logprobs
+            )
+        )
         reason = state.ending(drawn.token_id, self.grid.max_model_len_tokens)
         if reason is None:
             self.live.ready[state.id] = state
@@ -248,7 +278,9 @@ class Scheduler:
             events.append(self._finish(state, reason, None, now))
         return events
 
-    def _finish(self, state: RequestState, reason: FinishReason, message: str | None, now: float) -> Event:
+    def _finish(
+        self, state: RequestState, reason: FinishReason, message: str | None, now: float
+    ) -> Event:
         self.live.remove(state)
         return state.finished(reason, message, now)
 

@@ -1,8 +1,9 @@
 """The grid in simulated time, under the very scheduler of the product.
 
-Stages work in order and one batch at a time; a batch occupies a stage as long as its slowest group takes there (the
-groups move in step). Only three kinds of event exist: a request arrives, stage 0 becomes free, a batch leaves the last
-stage. The times come from an ExecutionModel that stands for reality: the scheduler's own or another, with noise.
+Stages work in order and one batch at a time; a batch occupies a stage as long as its slowest group
+takes there (the groups move in step). Only three kinds of event exist: a request arrives, stage 0
+becomes free, a batch leaves the last stage. The times come from an ExecutionModel that stands for
+reality: the scheduler's own or another, with noise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
-# of a batch: launched at, prefill tokens, decode tokens, seconds in the slowest stage, sizes of its prefill chunks
+# of a batch: launched at, prefill tokens, decode tokens, seconds in the slowest stage, sizes of its
+# prefill chunks
 Stamp = tuple[float, int, int, float, tuple[int, ...]]
 
 
@@ -67,12 +69,14 @@ class SimulationResult:
 
 
 class Simulation:
-    """One run. `reality`: the model that times are taken from (None: the scheduler's own, uncorrected).
+    """One run. `reality`: the model that times are taken from (None: the scheduler's own,
+    uncorrected).
 
-    `noise`: relative standard deviation of the time of a batch in a stage; `hop_s`, `hop_row_s`: from one stage to the
-    next, fixed and per row; `control_s`: from the last stage through the scheduler to stage 0; `in_flight`: the most
-    batches on their way (None: what the scheduler says); `record`: keep a stamp of every batch; `follow`: called with
-    each request that ended, returns the one that its client sends next (a closed loop), or None.
+    `noise`: relative standard deviation of the time of a batch in a stage; `hop_s`, `hop_row_s`:
+    from one stage to the next, fixed and per row; `control_s`: from the last stage through the
+    scheduler to stage 0; `in_flight`: the most batches on their way (None: what the scheduler
+    says); `record`: keep a stamp of every batch; `follow`: called with each request that ended,
+    returns the one that its client sends next (a closed loop), or None.
     """
 
     def __init__(
@@ -109,14 +113,22 @@ class Simulation:
         """Serve requests, in order of arrival, to the end."""
         for request in requests:
             self._expect(request)
-        arrivals, flights, free_at, scheduler = self._arrivals, self._flights, self._free_at, self.scheduler
+        arrivals, flights, free_at, scheduler = (
+            self._arrivals,
+            self._flights,
+            self._free_at,
+            self.scheduler,
+        )
         started_at = self.now = arrivals[0][0] if arrivals else 0.0
         never = float("inf")
-        stuck = True  # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
+        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
+        stuck = True
         while arrivals or flights or not stuck:
             done_at = flights[0][0] if flights else never
             arrival_at = arrivals[0][0] if arrivals else never
-            may_launch = not stuck and len(flights) < (self._in_flight_limit or scheduler.in_flight_limit)
+            may_launch = not stuck and len(flights) < (
+                self._in_flight_limit or scheduler.in_flight_limit
+            )
             launch_at = max(free_at[0], self.now) if may_launch else never
             if launch_at < done_at and launch_at < arrival_at:
                 self.now = launch_at
@@ -133,14 +145,17 @@ class Simulation:
                 self._log(scheduler.expire(self.now))
             stuck = False
         stamps = self._stamps or []
-        return SimulationResult(self._logs, self._busy_s, started_at, self.now, self._batches, stamps)
+        return SimulationResult(
+            self._logs, self._busy_s, started_at, self.now, self._batches, stamps
+        )
 
     def _expect(self, request: Request) -> None:
         heapq.heappush(self._arrivals, (request.arrived_at, self._serial, request))
         self._serial += 1
 
     def _launch(self) -> bool:
-        """Hand a batch to stage 0 and work out when it passes every stage; False: there is nothing to do."""
+        """Hand a batch to stage 0 and work out when it passes every stage; False: there is nothing
+        to do."""
         batch = self.scheduler.next_batch(self.now)
         if batch is None:
             return False
@@ -152,7 +167,11 @@ class Simulation:
         if self._noise:
             draw = self._random.gauss
             seconds = tuple([max(0.1, draw(1.0, self._noise)) * duration for duration in seconds])
-        hop_s = self._hop_s + self._hop_row_s * max(load.rows for load in loads) if self._hop_row_s else self._hop_s
+        hop_s = (
+            self._hop_s + self._hop_row_s * max(load.rows for load in loads)
+            if self._hop_row_s
+            else self._hop_s
+        )
         at, free_at, busy_s = self.now, self._free_at, self._busy_s
         for stage, duration in enumerate(seconds):
             free = free_at[stage]
@@ -163,7 +182,9 @@ class Simulation:
         self._batches += 1
         if self._stamps is not None:
             sizes = chunk_sizes(batch)
-            self._stamps.append((self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds), sizes))
+            self._stamps.append(
+                (self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds), sizes)
+            )
         return True
 
     def _land(self) -> None:
@@ -177,14 +198,25 @@ class Simulation:
             elif isinstance(event, FinishedEvent):
                 log = self._logs[event.request_id]
                 log.finished = event
-                if self._follow is not None and (request := self._follow(log, self.now)) is not None:
+                if (
+                    self._follow is not None
+                    and (request := self._follow(log, self.now)) is not None
+                ):
                     self._expect(request)
 
 
 def chunk_sizes(batch: Batch) -> tuple[int, ...]:
     """Tokens of each prefill chunk of a batch; what several groups share counts once."""
-    spans = [span for message in batch.groups if message is not None for span in message.spans if span.writes]
-    return tuple([span.stop - span.start for span in spans if span.index == 0 or span.stop - span.start > 1])
+    spans = [
+        span
+        for message in batch.groups
+        if message is not None
+        for span in message.spans
+        if span.writes
+    ]
+    return tuple(
+        [span.stop - span.start for span in spans if span.index == 0 or span.stop - span.start > 1]
+    )
 
 
 def token_of(request_id: str, index: int) -> int:

@@ -25,6 +25,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     predictor_error_p90: float | None
     predictor_scale_prefill: float
     predictor_scale_decode: float
-    # What all stages worked on batches with prefill and without, and what they were to by the calibration
+    # What all stages worked on batches with prefill and without, and what they were to by the
+    # calibration
     worked_s: tuple[float, float] = (0.0, 0.0)
     calibrated_s: tuple[float, float] = (0.0, 0.0)

@@ -1,4 +1,5 @@
-"""Reads a ModelSpec from a Hugging Face config.json or from GGUF metadata; refuses what this package cannot run."""
+"""Reads a ModelSpec from a Hugging Face config.json or from GGUF metadata; refuses what this
+package cannot run."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def from_hugging_face(folder: Path) -> ModelSpec:
     if architecture is None:
         raise ModelError(f"architecture {names[0]} is not supported; supported are {_SUPPORTED}")
     if config.get("quantization_config"):
-        raise ModelError("quantised safetensors are not supported; use the unquantised model or a GGUF file")
+        raise ModelError(
+            "quantised safetensors are not supported; use the unquantised model or a GGUF file"
+        )
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"activation {config['hidden_act']} is not supported")
     try:
@@ -79,8 +82,19 @@ def _rope(config: dict[str, Any]) -> tuple[Rope, int]:
     positions = config.get("max_position_embeddings", 2048)
     original = given.get("original_max_position_embeddings") or positions
     factor = given.get("factor") or (positions / original if kind == "yarn" else 1.0)
-    optional = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale")
-    values = {name: given[name] for name in (*optional, "mscale_all_dim", "truncate") if given.get(name) is not None}
+    optional = (
+        "low_freq_factor",
+        "high_freq_factor",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+    )
+    values = {
+        name: given[name]
+        for name in (*optional, "mscale_all_dim", "truncate")
+        if given.get(name) is not None
+    }
     theta = given.get("rope_theta") or config.get("rope_theta") or 10_000.0
     if kind in ("linear", "dynamic"):
         original = positions
@@ -114,7 +128,11 @@ def from_gguf(path: Path) -> ModelSpec:
     name = data.get("general.architecture", "(none given)")
     if name not in ("llama", "qwen2", "qwen3") or data.get(f"{name}.expert_count"):
         raise ModelError(f"GGUF architecture {name} is not supported; supported are {_SUPPORTED}")
-    own = {key.removeprefix(f"{name}."): value for key, value in data.items() if key.startswith(f"{name}.")}
+    own = {
+        key.removeprefix(f"{name}."): value
+        for key, value in data.items()
+        if key.startswith(f"{name}.")
+    }
     try:
         heads, hidden = own["attention.head_count"], own["embedding_length"]
         rope, positions = _gguf_rope(own, file)
@@ -143,7 +161,11 @@ def from_gguf(path: Path) -> ModelSpec:
 
 
 def _gguf_eos(data: dict[str, Any]) -> tuple[int, ...]:
-    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    keys = (
+        "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.eot_token_id",
+        "tokenizer.ggml.eom_token_id",
+    )
     return tuple(dict.fromkeys(data[key] for key in keys if key in data))
 
 

@@ -1,7 +1,8 @@
 """Attention of one step: which rows attend to what, and who computes it.
 
-A step's rows are grouped into runs of spans that live in the same KV groups. A run that one group holds alone is
-attended to here; a shared run (paper, 3.3: KVP) is attended to piece by piece and merged through the exchange.
+A step's rows are grouped into runs of spans that live in the same KV groups. A run that one group
+holds alone is attended to here; a shared run (paper, 3.3: KVP) is attended to piece by piece and
+merged through the exchange.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class Exchange(ABC):
 
     @abstractmethod
     def all_gather(self, groups: tuple[int, ...], partial: Tensor) -> list[Tensor]:
-        """Give this group's float32 [rows, heads, head_dim + 1]; get those of all `groups`, in that order."""
+        """Give this group's float32 [rows, heads, head_dim + 1]; get those of all `groups`, in that
+        order."""
 
     def merge(self, groups: tuple[int, ...], out: Tensor, lse: Tensor) -> None:
-        """Replace this group's `out` [rows, heads, head_dim] (lse [rows, heads]) by the attention over all pieces."""
+        """Replace this group's `out` [rows, heads, head_dim] (lse [rows, heads]) by the attention
+        over all pieces."""
         out.copy_(merge_packed(self.all_gather(groups, pack(out, lse))))
 
 
@@ -46,7 +49,8 @@ class Piece(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive rows in the same groups, prepared for the kernels. `groups` is empty where one group has all."""
+    """Consecutive rows in the same groups, prepared for the kernels. `groups` is empty where one
+    group has all."""
 
     groups: tuple[int, ...]
     rows: slice
@@ -58,11 +62,15 @@ class Kernels(Protocol):
     """Attention over pieces of the pool on one kind of device."""
 
     def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Any], list[Any]]:
-        """Per-step work that all layers share: (chunks, batches of single rows). Empty pieces are left out."""
+        """Per-step work that all layers share: (chunks, batches of single rows). Empty pieces are
+        left out."""
         ...
 
-    def prefill(self, layer: int, chunk: Any, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
-        """Attend for one chunk's rows and store into the step's out [rows, heads, head_dim] and lse [rows, heads]."""
+    def prefill(
+        self, layer: int, chunk: Any, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+    ) -> None:
+        """Attend for one chunk's rows and store into the step's out [rows, heads, head_dim] and lse
+        [rows, heads]."""
         ...
 
     def decode(self, layer: int, batch: Any, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
@@ -80,9 +88,12 @@ def pieces_of(spans: Sequence[Span], tables: Sequence[Tensor]) -> list[Piece]:
 
 
 def runs_of(spans: Sequence[Span]) -> list[tuple[tuple[int, ...], int, int]]:
-    """Consecutive spans with equal groups: (groups, first span, stop). One group alone counts as none."""
+    """Consecutive spans with equal groups: (groups, first span, stop). One group alone counts as
+    none."""
     runs, start = [], 0
-    for groups, same in itertools.groupby(spans, lambda span: span.groups if len(span.groups) > 1 else ()):
+    for groups, same in itertools.groupby(
+        spans, lambda span: span.groups if len(span.groups) > 1 else ()
+    ):
         stop = start + len(list(same))
         runs.append((groups, start, stop))
         start = stop
@@ -90,7 +101,8 @@ def runs_of(spans: Sequence[Span]) -> list[tuple[tuple[int, ...], int, int]]:
 
 
 def share(groups: tuple[int, ...], out: Tensor, lse: Tensor, exchange: Exchange | None) -> Tensor:
-    """Attention over all groups' pieces from the one over this group's: float32 [rows, heads, head_dim]."""
+    """Attention over all groups' pieces from the one over this group's: float32 [rows, heads,
+    head_dim]."""
     assert exchange is not None, "a span with several groups needs an exchange"
     return merge_packed(exchange.all_gather(groups, pack(out, lse)))
 
@@ -110,12 +122,17 @@ class StepAttention:
         pieces = pieces_of(spans, tables)
         self.written, self.places = _writes(pool, pieces)
         self.runs = [
-            Run(groups, slice(pieces[start].first, pieces[stop - 1].stop), *kernels.prepare(pieces[start:stop]))
+            Run(
+                groups,
+                slice(pieces[start].first, pieces[stop - 1].stop),
+                *kernels.prepare(pieces[start:stop]),
+            )
             for groups, start, stop in runs_of(spans)
         ]
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q [rows, heads, head_dim], kv [rows, 2 * kv_heads, head_dim] -> [rows, heads, head_dim]."""
+        """q [rows, heads, head_dim], kv [rows, 2 * kv_heads, head_dim] -> [rows, heads,
+        head_dim]."""
         if self.places is not None:
             self.pool.write(layer, self.places, kv if self.written is None else kv[self.written])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -129,7 +146,9 @@ class StepAttention:
             for batch in run.decodes:
                 self.kernels.decode(layer, batch, q, out, lse)
             if lse is not None:
-                out[run.rows] = share(run.groups, out[run.rows], lse[run.rows], self.exchange).to(out.dtype)
+                out[run.rows] = share(run.groups, out[run.rows], lse[run.rows], self.exchange).to(
+                    out.dtype
+                )
         return out
 
 

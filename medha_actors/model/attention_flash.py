@@ -1,4 +1,5 @@
-"""Attention through the flash-attn package (CUDA): it reads keys and values in their pages, nothing is gathered.
+"""Attention through the flash-attn package (CUDA): it reads keys and values in their pages, nothing
+is gathered.
 
 Its pool is token-major within a page, and its pages must be multiples of 256 tokens.
 """
@@ -24,13 +25,16 @@ def load_flash_attn() -> ModuleType:
     try:
         import flash_attn
     except ImportError as error:
-        raise ModelError(f"attention flash_attn is configured, but the package cannot be imported: {error}") from error
+        raise ModelError(
+            f"attention flash_attn is configured, but the package cannot be imported: {error}"
+        ) from error
     return flash_attn
 
 
 @dataclass(slots=True)
 class Pages:
-    """Rows that attend to paged contexts, in one call: a chunk of one request, or single rows of several."""
+    """Rows that attend to paged contexts, in one call: a chunk of one request, or single rows of
+    several."""
 
     rows: slice | Tensor
     batch: int
@@ -44,7 +48,9 @@ class FlashAttention:
 
     def __init__(self, pool: KvPool) -> None:
         if pool.page_tokens % PAGE_MULTIPLE:
-            raise ModelError(f"attention flash_attn needs kv_cache.page_tokens to be a multiple of {PAGE_MULTIPLE}")
+            raise ModelError(
+                f"attention flash_attn needs kv_cache.page_tokens to be a multiple of {PAGE_MULTIPLE}"
+            )
         self.pool = pool
         self.attend = load_flash_attn().flash_attn_with_kvcache
 
@@ -63,14 +69,20 @@ class FlashAttention:
     def _pages(self, rows: slice | Tensor, pieces: Sequence[Piece]) -> Pages:
         device = self.pool.data.device
         lengths = [piece.cached + piece.rows * piece.writes for piece in pieces]
-        tables = torch.zeros(len(pieces), -(-max(lengths) // self.pool.page_tokens), dtype=torch.int32)
+        tables = torch.zeros(
+            len(pieces), -(-max(lengths) // self.pool.page_tokens), dtype=torch.int32
+        )
         for row, (piece, length) in enumerate(zip(pieces, lengths, strict=True)):
             pages = -(-length // self.pool.page_tokens)
             tables[row, :pages] = piece.table[:pages]
         counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-        return Pages(rows, len(pieces), counts, tables.to(device), pieces[0].writes and pieces[0].rows > 1)
+        return Pages(
+            rows, len(pieces), counts, tables.to(device), pieces[0].writes and pieces[0].rows > 1
+        )
 
-    def prefill(self, layer: int, chunk: Pages, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def prefill(
+        self, layer: int, chunk: Pages, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+    ) -> None:
         self.decode(layer, chunk, q, out, lse)
 
     def decode(self, layer: int, batch: Pages, q: Tensor, out: Tensor, lse: Tensor | None) -> None:

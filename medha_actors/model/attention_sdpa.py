@@ -1,7 +1,8 @@
-"""Attention through torch's fused operators, on a CPU and on CUDA; K and V pages are gathered before each call.
+"""Attention through torch's fused operators, on a CPU and on CUDA; K and V pages are gathered
+before each call.
 
-A chunk attends to the cached part (no mask) and to itself (causal) and merges the two. The query heads that share a
-key head are folded into extra rows, so that keys and values are read once.
+A chunk attends to the cached part (no mask) and to itself (causal) and merges the two. The query
+heads that share a key head are folded into extra rows, so that keys and values are read once.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class SdpaAttention:
         self.device = pool.data.device
 
     def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Chunk], list[DecodeBatch]]:
-        chunks = [self._chunk(piece) for piece in pieces if piece.rows > 1 and (piece.writes or piece.cached)]
+        chunks = [
+            self._chunk(piece)
+            for piece in pieces
+            if piece.rows > 1 and (piece.writes or piece.cached)
+        ]
         single = [piece for piece in pieces if piece.rows == 1 and piece.cached + piece.writes > 0]
         return chunks, [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
 
@@ -67,9 +72,13 @@ class SdpaAttention:
         mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype, device=self.device)
         mask.masked_fill_(hidden, -torch.inf)
         rows = torch.tensor([piece.first for piece in pieces], device=self.device)
-        return DecodeBatch(rows, self.pool.head_pages_of(tables.to(self.device)), mask[:, None, None])
+        return DecodeBatch(
+            rows, self.pool.head_pages_of(tables.to(self.device)), mask[:, None, None]
+        )
 
-    def prefill(self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def prefill(
+        self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+    ) -> None:
         kv_heads, rows = self.pool.kv_heads, chunk.rows
         own_q = q[rows].transpose(0, 1).contiguous()  # [heads, rows, head_dim]
         outs, lses = [], []
@@ -81,7 +90,9 @@ class SdpaAttention:
             lses.append(piece_lse.reshape(own_q.shape[:2]))
         if chunk.writes:
             own = kv[rows].transpose(0, 1)[None]
-            piece, piece_lse = _fused(own_q[None], own[:, :kv_heads], own[:, kv_heads:], causal=True)
+            piece, piece_lse = _fused(
+                own_q[None], own[:, :kv_heads], own[:, kv_heads:], causal=True
+            )
             outs.append(piece[0])
             lses.append(piece_lse[0])
         both, both_lse = merge(outs, lses) if len(outs) > 1 else (outs[0], lses[0])
@@ -89,7 +100,9 @@ class SdpaAttention:
         if lse is not None:
             lse[rows] = both_lse.transpose(0, 1)
 
-    def decode(self, layer: int, batch: DecodeBatch, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
+    def decode(
+        self, layer: int, batch: DecodeBatch, q: Tensor, out: Tensor, lse: Tensor | None
+    ) -> None:
         keys, values = self.pool.gather(layer, batch.head_pages)
         own_q = q.index_select(0, batch.rows)
         folded = own_q.view(len(batch.rows), self.pool.kv_heads, -1, own_q.shape[-1])
@@ -111,25 +124,33 @@ def _similar(pieces: Sequence[Piece], page_tokens: int) -> list[list[Piece]]:
 
 
 def _fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention of q [1, heads, rows, dim] over K, V [1, kv_heads, tokens, dim], tokens > 0: out, LSE [1, heads, rows].
+    """Attention of q [1, heads, rows, dim] over K, V [1, kv_heads, tokens, dim], tokens > 0: out,
+    LSE [1, heads, rows].
 
     Causal only with as many rows as tokens.
     """
     if q.device.type == "cpu":
         return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, is_causal=causal)
-    if q.shape[1] != keys.shape[1]:  # only the chunk's own keys: few, so that copying them costs little
+    if (
+        q.shape[1] != keys.shape[1]
+    ):  # only the chunk's own keys: few, so that copying them costs little
         share = q.shape[1] // keys.shape[1]
         keys, values = keys.repeat_interleave(share, 1), values.repeat_interleave(share, 1)
     if q.dtype == torch.float32:
-        found = _ops._scaled_dot_product_efficient_attention(q, keys, values, None, True, is_causal=causal)
+        found = _ops._scaled_dot_product_efficient_attention(
+            q, keys, values, None, True, is_causal=causal
+        )
     else:
         found = _ops._scaled_dot_product_flash_attention(q, keys, values, is_causal=causal)
     return found[0], found[1][..., : q.shape[2]]  # the efficient kernel pads the LSE
 
 
 def _masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something to see."""
-    if q.device.type == "cpu" and q.dtype == torch.float32:  # in 16 bits that operator is ten times slower for few rows
+    """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something
+    to see."""
+    if (
+        q.device.type == "cpu" and q.dtype == torch.float32
+    ):  # in 16 bits that operator is ten times slower for few rows
         return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
     return plain_masked(q, keys, values, mask)
 

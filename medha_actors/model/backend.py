@@ -16,7 +16,12 @@ _log = logging.getLogger("medha.model")
 
 
 def build_decoder(
-    loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int, attention: str
+    loader: Loader,
+    layers: tuple[int, int],
+    head: bool,
+    pages: int,
+    page_tokens: int,
+    attention: str,
 ) -> Decoder:
     """The decoder for layers [i, j); the choice is logged."""
     if attention == "auto" and loader.device.type == "cpu":
@@ -26,7 +31,9 @@ def build_decoder(
             _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)
             return KernelDecoder(loader, layers, head, pages, page_tokens)
     chosen = choose_attention(attention, loader.device, loader.dtype, page_tokens)
-    _log.info("layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen)
+    _log.info(
+        "layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen
+    )
     return TorchDecoder(loader, layers, head, pages, page_tokens, chosen)
 
 
@@ -37,5 +44,7 @@ def choose_attention(asked: str, device: torch.device, dtype: torch.dtype, page_
         installed = possible and importlib.util.find_spec("flash_attn") is not None
         return "flash_attn" if installed and page_tokens % PAGE_MULTIPLE == 0 else "sdpa"
     if asked == "flash_attn" and not possible:
-        raise ModelError(f"attention flash_attn needs CUDA and a 16-bit dtype, not {device.type} and {dtype}")
+        raise ModelError(
+            f"attention flash_attn needs CUDA and a 16-bit dtype, not {device.type} and {dtype}"
+        )
     return asked

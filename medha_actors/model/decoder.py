@@ -1,4 +1,5 @@
-"""The layers of a stage on torch operators: runs on a CPU and on CUDA, in float32, bfloat16 and float16."""
+"""The layers of a stage on torch operators: runs on a CPU and on CUDA, in float32, bfloat16 and
+float16."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ class Decoder(Protocol):
 
     dtype: torch.dtype  # of hidden states between layers
 
-    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
-        """Run a step's rows [rows, hidden] through the layers; tables are the spans' page numbers (int64, CPU)."""
+    def __call__(
+        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
+    ) -> Tensor:
+        """Run a step's rows [rows, hidden] through the layers; tables are the spans' page numbers
+        (int64, CPU)."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -30,7 +34,8 @@ class Decoder(Protocol):
         ...
 
     def fill(self, pages: int) -> None:
-        """Write noise into the first pages of the KV cache, so that measurements read real memory."""
+        """Write noise into the first pages of the KV cache, so that measurements read real
+        memory."""
         ...
 
 
@@ -78,7 +83,13 @@ class TorchDecoder:
     """See Decoder."""
 
     def __init__(
-        self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int, attention: str
+        self,
+        loader: Loader,
+        layers: tuple[int, int],
+        head: bool,
+        pages: int,
+        page_tokens: int,
+        attention: str,
     ) -> None:
         spec, self.device, self.dtype = loader.spec, loader.device, loader.dtype
         shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
@@ -89,8 +100,12 @@ class TorchDecoder:
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
-    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
-        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(self.device)
+    def __call__(
+        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
+    ) -> Tensor:
+        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(
+            self.device
+        )
         attention = StepAttention(self.kernels, self.pool, spans, tables, exchange)
         step = Step(*self.rotary(positions, self.dtype), attention)
         for layer in self.layers:

@@ -1,4 +1,5 @@
-"""Draws tokens from logits: temperature, min_p, top_k, top_p, and inverse-CDF sampling with a counter-based uniform.
+"""Draws tokens from logits: temperature, min_p, top_k, top_p, and inverse-CDF sampling with a
+counter-based uniform.
 
 A draw depends on (seed, index) and on that row's logits alone, never on what is batched beside it.
 """
@@ -17,7 +18,11 @@ from medha_actors.messages import SamplingParams
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_DEPTHS = (8.0, 16.0, math.inf)  # how far below the largest logit filters look before they sort the whole row
+_DEPTHS = (
+    8.0,
+    16.0,
+    math.inf,
+)  # how far below the largest logit filters look before they sort the whole row
 _BLOCK = 256  # tokens summed together before the cumulative sum
 
 
@@ -45,13 +50,21 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int
 
     Filters apply in vLLM's order: temperature, min_p, top_k, top_p.
     """
-    temperatures = torch.tensor([one.temperature for one in params], dtype=torch.float32, device=logits.device)
+    temperatures = torch.tensor(
+        [one.temperature for one in params], dtype=torch.float32, device=logits.device
+    )
     scaled = logits / temperatures[:, None]
-    filtered = [row for row, one in enumerate(params) if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0]
-    for row, values in zip(filtered, scaled[filtered].cpu().numpy() if filtered else (), strict=True):
+    filtered = [
+        row for row, one in enumerate(params) if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0
+    ]
+    for row, values in zip(
+        filtered, scaled[filtered].cpu().numpy() if filtered else (), strict=True
+    ):
         scaled[row].masked_fill_(scaled[row] < threshold(values, params[row]), -torch.inf)
     shots = [uniform(one.seed, index) for one, index in zip(params, indices, strict=True)]
-    return _invert(scaled.softmax(-1), torch.tensor(shots, dtype=torch.float64, device=logits.device))
+    return _invert(
+        scaled.softmax(-1), torch.tensor(shots, dtype=torch.float64, device=logits.device)
+    )
 
 
 def threshold(row: np.ndarray, params: SamplingParams) -> float:
@@ -67,8 +80,11 @@ def threshold(row: np.ndarray, params: SamplingParams) -> float:
     raise AssertionError("the last depth looks at every token")
 
 
-def _threshold_among(row: np.ndarray, peak: float, depth: float, floor: float, params: SamplingParams) -> float | None:
-    """The same, looking only at logits at most `depth` below the peak; None if these do not settle it."""
+def _threshold_among(
+    row: np.ndarray, peak: float, depth: float, floor: float, params: SamplingParams
+) -> float | None:
+    """The same, looking only at logits at most `depth` below the peak; None if these do not settle
+    it."""
     best = np.sort(row[row >= max(peak - depth, floor)])[::-1]
     settled = floor >= peak - depth  # whatever may pass is in `best`
     if 0 < params.top_k < len(row):
@@ -89,8 +105,8 @@ def _threshold_among(row: np.ndarray, peak: float, depth: float, floor: float, p
 def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the shot, for each row.
 
-    Whole blocks are summed first and only the block that is hit token by token: ten times faster than one long
-    cumulative sum in float64, in which every row's result would be the same.
+    Whole blocks are summed first and only the block that is hit token by token: ten times faster
+    than one long cumulative sum in float64, in which every row's result would be the same.
     """
     rows = torch.arange(len(probabilities), device=probabilities.device)
     missing = -probabilities.shape[1] % _BLOCK
@@ -103,5 +119,7 @@ def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     starts = torch.where(hit > 0, ends[rows, hit - 1], 0.0)
     reached = inside.cumsum(-1) + starts[:, None]
     token = torch.searchsorted(reached, targets, right=True)[:, 0]
-    last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)  # rounding must not lead to a token that is masked
+    last = (
+        _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)
+    )  # rounding must not lead to a token that is masked
     return (hit * _BLOCK + torch.minimum(token, last)).clamp_max_(probabilities.shape[1] - 1)

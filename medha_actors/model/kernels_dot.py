@@ -1,9 +1,11 @@
-"""Dot products of bytes: 16 sums of unsigned weights times signed activations, in the instructions a machine has.
+"""Dot products of bytes: 16 sums of unsigned weights times signed activations, in the instructions
+a machine has.
 
 form     machine                a step adds, in each 32-bit lane
 VNNI     AVX-512 with VNNI      4 products to an int32 (vpdpbusd)
 PAIRS    AVX2                   2 products to each of two int16 (vpmaddubsw), which hold the 32 inputs of a block:
-                                8 * 2 * 15 * 128 < 2**15. Weights of 8 bits are two halves of 4 with sums of their own
+                                8 * 2 * 15 * 128 < 2**15. Weights of 8 bits are two halves of 4 with
+                                sums of their own
 PLAIN    any                    4 products to an int32, one by one
 All are exact, so they agree to the last bit.
 """
@@ -18,7 +20,11 @@ from medha_actors.model.kernels_ir import FEATURES, I16, I32, V16I, V64C, Emit
 
 Form = Literal["vnni", "pairs", "plain"]
 FORM: Form = (
-    "vnni" if {"avx512f", "avx512vnni"} <= FEATURES else "pairs" if {"avx2", "fma", "f16c"} <= FEATURES else "plain"
+    "vnni"
+    if {"avx512f", "avx512vnni"} <= FEATURES
+    else "pairs"
+    if {"avx2", "fma", "f16c"} <= FEATURES
+    else "plain"
 )
 Sums = list[ir.Value]
 _V16S, _V32S = ir.VectorType(I16, 16), ir.VectorType(I16, 32)
@@ -40,14 +46,19 @@ class ByteDot:
         if self.form != "pairs" or self.bits == 4:
             return [weights]
         low = self.e.constant(0x0F0F0F0F, V16I)
-        return [self.e.b.and_(part, low) for part in (weights, self.e.b.lshr(weights, self.e.constant(4, V16I)))]
+        return [
+            self.e.b.and_(part, low)
+            for part in (weights, self.e.b.lshr(weights, self.e.constant(4, V16I)))
+        ]
 
     def add(self, sums: Sums, weights: Sums, values: ir.Value) -> Sums:
         """Add four products per lane; values is V16I with a signed byte each."""
         if self.form == "vnni":
             return [self.e.call("llvm.x86.avx512.vpdpbusd.512", V16I, sums[0], weights[0], values)]
         if self.form == "pairs":
-            return [self.e.b.add(s, self._pairs(w, values)) for s, w in zip(sums, weights, strict=True)]
+            return [
+                self.e.b.add(s, self._pairs(w, values)) for s, w in zip(sums, weights, strict=True)
+            ]
         return [self._plain(sums[0], weights[0], values)]
 
     def total(self, sums: Sums) -> ir.Value:
@@ -57,16 +68,26 @@ class ByteDot:
         b, ones = self.e.b, self.e.constant(1, _V16S)
         whole = [
             self._joined(
-                [self.e.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), h, ones) for h in self._halves(s)]
+                [
+                    self.e.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), h, ones)
+                    for h in self._halves(s)
+                ]
             )
             for s in sums
         ]
-        return whole[0] if self.bits == 4 else b.add(whole[0], b.shl(whole[1], self.e.constant(4, V16I)))
+        return (
+            whole[0]
+            if self.bits == 4
+            else b.add(whole[0], b.shl(whole[1], self.e.constant(4, V16I)))
+        )
 
     def _pairs(self, weights: ir.Value, values: ir.Value) -> ir.Value:
         halves = [self._halves(self.e.b.bitcast(v, V64C)) for v in (weights, values)]
         return self._joined(
-            [self.e.call("llvm.x86.avx2.pmadd.ub.sw", _V16S, w, v) for w, v in zip(*halves, strict=True)]
+            [
+                self.e.call("llvm.x86.avx2.pmadd.ub.sw", _V16S, w, v)
+                for w, v in zip(*halves, strict=True)
+            ]
         )
 
     def _halves(self, x: ir.Value) -> list[ir.Value]:
@@ -77,7 +98,9 @@ class ByteDot:
         return self._pick(*halves, range(2 * halves[0].type.count))
 
     def _pick(self, x: ir.Value, y: ir.Value, lanes: range) -> ir.Value:
-        return self.e.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+        return self.e.b.shuffle_vector(
+            x, y, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        )
 
     def _plain(self, total: ir.Value, weights: ir.Value, values: ir.Value) -> ir.Value:
         e, b = self.e, self.e.b

@@ -1,9 +1,11 @@
-"""Mailboxes in shared memory: how KV groups on one host swap partial attention within microseconds (paper, 3.3).
+"""Mailboxes in shared memory: how KV groups on one host swap partial attention within microseconds
+(paper, 3.3).
 
-A mailbox is for one ordered pair of groups: a counter (64 bytes, so that no two share a cache line) and two buffers
-used in turn. A buffer holds out [rows, heads, head_dim] and behind it lse [rows, heads], float32. The writer fills the
-buffer and then raises the counter; the reader waits for the counter. Two buffers are enough: a writer can only be one
-swap ahead of its reader, because each swap waits for the other side's data.
+A mailbox is for one ordered pair of groups: a counter (64 bytes, so that no two share a cache line)
+and two buffers used in turn. A buffer holds out [rows, heads, head_dim] and behind it lse [rows,
+heads], float32. The writer fills the buffer and then raises the counter; the reader waits for the
+counter. Two buffers are enough: a writer can only be one swap ahead of its reader, because each
+swap waits for the other side's data.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def _await(counters, numbers, spins):  # type: ignore[no-untyped-def]  # noqa: A
 
 
 def _merge(out, lse, floats, starts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Replace `out` by the attention over all pieces. starts: each group's buffer in order, -1: out and lse itself."""
+    """Replace `out` by the attention over all pieces. starts: each group's buffer in order, -1: out
+    and lse itself."""
     rows, heads, dims = out.shape
     behind = rows * heads * dims
     for row in range(rows):
@@ -76,12 +79,16 @@ def _merge(out, lse, floats, starts):  # type: ignore[no-untyped-def]  # noqa: A
             total = np.float32(0)
             own = np.float32(0)
             for start in starts:
-                weight = np.float32(np.exp((lse[row, head] if start < 0 else floats[start + behind + cell]) - peak))
+                weight = np.float32(
+                    np.exp((lse[row, head] if start < 0 else floats[start + behind + cell]) - peak)
+                )
                 total += weight
                 if start < 0:
                     own = weight
             for dim in range(dims):  # an empty piece may hold anything
-                out[row, head, dim] = out[row, head, dim] * (own / total) if own > 0 else np.float32(0)
+                out[row, head, dim] = (
+                    out[row, head, dim] * (own / total) if own > 0 else np.float32(0)
+                )
             for start in starts:
                 if start >= 0 and floats[start + behind + cell] != -np.inf:
                     share = np.float32(np.exp(floats[start + behind + cell] - peak)) / total

@@ -1,6 +1,8 @@
-"""What stands between the matrix products of a layer: RMSNorm, RoPE, SiLU, rounding of activations, writing of KV.
+"""What stands between the matrix products of a layer: RMSNorm, RoPE, SiLU, rounding of activations,
+writing of KV.
 
-All functions work on float32 rows by address. Rows must be multiples of 16 values (32 where they become int8).
+All functions work on float32 rows by address. Rows must be multiples of 16 values (32 where they
+become int8).
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ INT8, FLOAT, BFLOAT = range(3)  # forms of activations
 _LOG2_E = 1.4426950408889634
 
 
-def _norm(e: Emit, x: ir.Value, gain: ir.Value, count: ir.Value, eps: ir.Value, out: ir.Value) -> None:
-    """out = x / sqrt(mean(x**2) + eps) * gain for `count` values; eps is the address of a float32."""
+def _norm(
+    e: Emit, x: ir.Value, gain: ir.Value, count: ir.Value, eps: ir.Value, out: ir.Value
+) -> None:
+    """out = x / sqrt(mean(x**2) + eps) * gain for `count` values; eps is the address of a
+    float32."""
     b = e.b
     total = e.variable(e.constant(0.0))
     vectors = b.udiv(count, I64(16))
@@ -45,7 +50,8 @@ def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Va
 
 
 def _to_int8(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
-    """Round blocks of 32 to int8; scales [2, blocks] gets each block's step and the sum of its rounded values."""
+    """Round blocks of 32 to int8; scales [2, blocks] gets each block's step and the sum of its
+    rounded values."""
     with e.loop(blocks) as loop:
         for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127)):
             e.store(e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half))
@@ -59,19 +65,26 @@ def _to_int16(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.
             place = e.at(out, e.times(loop.index, 32), 16 * half)
             high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
             e.store(b.trunc(high, V16C), place)
-            e.store(b.trunc(whole, V16C), e.at(place, e.times(blocks, 32)))  # whole - 256 high is its low byte
+            e.store(
+                b.trunc(whole, V16C), e.at(place, e.times(blocks, 32))
+            )  # whole - 256 high is its low byte
 
 
 def _round_block(
     e: Emit, x: ir.Value, number: ir.Value, blocks: ir.Value, scales: ir.Value, steps: int
 ) -> list[ir.Value]:
-    """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the sum."""
+    """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the
+    sum."""
     b, place, four_i = e.b, e.at(x, e.times(number, 128)), e.times(number, 4)
     values = [e.load(place), e.load(e.at(place, 64))]
     top = e.largest(e.maximum(*[e.call("llvm.fabs.v16f32", V16F, value) for value in values]))
     step = b.fmul(top, F32(1 / steps))
-    inverse = e.splat(b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(steps), top), F32(0)))
-    whole = [b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I) for value in values]
+    inverse = e.splat(
+        b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(steps), top), F32(0))
+    )
+    whole = [
+        b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I) for value in values
+    ]
     total = e.call("llvm.vector.reduce.add.v16i32", I32, b.add(*whole))
     e.store(step, e.at(scales, four_i))
     e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, e.times(blocks, 4), four_i))
@@ -125,8 +138,11 @@ def _rotate(e: Emit, x: ir.Value, cos: ir.Value, sin: ir.Value, half: ir.Value) 
         e.store(b.fadd(b.fmul(z, c), b.fmul(a, s)), right)
 
 
-def _put_key(e: Emit, x: ir.Value, dims: ir.Value, stride: ir.Value, bfloat: ir.Value, out: ir.Value) -> None:
-    """A head's key into a column of its tile: lane words `stride` bytes apart (a bfloat16 pair or one float32)."""
+def _put_key(
+    e: Emit, x: ir.Value, dims: ir.Value, stride: ir.Value, bfloat: ir.Value, out: ir.Value
+) -> None:
+    """A head's key into a column of its tile: lane words `stride` bytes apart (a bfloat16 pair or
+    one float32)."""
     b = e.b
     with e.loop(b.udiv(dims, I64(8))) as loop:
         value = e.load(e.at(x, e.times(loop.index, 32)), _V8F)
@@ -143,7 +159,8 @@ def _put_key(e: Emit, x: ir.Value, dims: ir.Value, stride: ir.Value, bfloat: ir.
 
 
 def _put_value(e: Emit, x: ir.Value, dims: ir.Value, bfloat: ir.Value, out: ir.Value) -> None:
-    """A head's value: bfloat16 values 4 bytes apart (the neighbour token fills the gaps) or float32 side by side."""
+    """A head's value: bfloat16 values 4 bytes apart (the neighbour token fills the gaps) or float32
+    side by side."""
     b = e.b
     with e.loop(b.udiv(dims, I64(8))) as loop:
         place = e.at(out, e.times(loop.index, 32))

@@ -1,8 +1,10 @@
-"""A small vocabulary of vector operations in LLVM IR, from which the CPU kernels are written as numba intrinsics.
+"""A small vocabulary of vector operations in LLVM IR, from which the CPU kernels are written as
+numba intrinsics.
 
-Every kernel takes 64-bit integers only: addresses, counts and strides in bytes. Vectors have 16 float32 lanes: one
-AVX-512 register, or two of AVX2, into which LLVM splits them; the kernels then work on fewer rows at a time (WIDE).
-bfloat16 is rounded and multiplied by the machine's instructions where it has them and by plain arithmetic elsewhere.
+Every kernel takes 64-bit integers only: addresses, counts and strides in bytes. Vectors have 16
+float32 lanes: one AVX-512 register, or two of AVX2, into which LLVM splits them; the kernels then
+work on fewer rows at a time (WIDE). bfloat16 is rounded and multiplied by the machine's
+instructions where it has them and by plain arithmetic elsewhere.
 """
 
 from __future__ import annotations
@@ -121,7 +123,9 @@ class Emit:
         upper = self.b.trunc(self.b.lshr(rounded, sixteen), ir.VectorType(I16, lanes))
         return self.b.bitcast(upper, ir.VectorType(BF16, lanes))
 
-    def dot_bf16(self, acc: ir.Value, x: ir.Value, y: ir.Value, native: bool = HAS_BF16) -> ir.Value:
+    def dot_bf16(
+        self, acc: ir.Value, x: ir.Value, y: ir.Value, native: bool = HAS_BF16
+    ) -> ir.Value:
         """acc[i] + the dot product of the two bfloat16 values in each 32-bit lane of x and y."""
         if native:
             pairs = self.b.bitcast(x, _V32B), self.b.bitcast(y, _V32B)
@@ -132,7 +136,8 @@ class Emit:
         return self.fma(*lower, self.fma(*upper, acc))
 
     def exp2(self, x: ir.Value, degree: int = 5) -> ir.Value:
-        """2**x for x <= 127; degree 5 errs by 2e-7 relative, 4 by 4e-6. Below -126 it returns 2**-126."""
+        """2**x for x <= 127; degree 5 errs by 2e-7 relative, 4 by 4e-6. Below -126 it returns
+        2**-126."""
         magic = self.constant(1.5 * 2**23)
         x = self.maximum(x, self.constant(-126.0))
         shifted = self.b.fadd(x, magic)  # the integer part of x now stands in the lowest bits
@@ -158,7 +163,9 @@ def kernel(arity: int, emit: Callable[..., None]) -> Any:
     """A numba intrinsic of `arity` integers that runs emit(Emit, *values)."""
 
     def typed(*_: Any) -> tuple[Any, Callable[..., Any]]:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+        def codegen(
+            context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]
+        ) -> ir.Value:
             emit(Emit(builder), *values)
             return context.get_dummy_value()
 
@@ -172,8 +179,8 @@ def kernel(arity: int, emit: Callable[..., None]) -> Any:
 
 
 def call_address(e: Emit, code: ir.Value, *values: ir.Value) -> None:
-    """Call what machine_code() returned. It is compiled once and on its own, where numba would compile a plain callee
-    again inside each of its callers."""
+    """Call what machine_code() returned. It is compiled once and on its own, where numba would
+    compile a plain callee again inside each of its callers."""
     signature = ir.FunctionType(ir.VoidType(), [I64] * len(values))
     e.b.call(e.b.inttoptr(code, signature.as_pointer()), values)
 
@@ -182,7 +189,9 @@ def call_address(e: Emit, code: ir.Value, *values: ir.Value) -> None:
 def address(context: Any, array: Any) -> Any:
     """The address of an array's first element, as an int64."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+    def codegen(
+        context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]
+    ) -> ir.Value:
         view = context.make_array(signature.args[0])(context, builder, values[0])
         return builder.ptrtoint(view.data, I64)
 
@@ -190,13 +199,15 @@ def address(context: Any, array: Any) -> Any:
 
 
 def compiled(function: Callable[..., None]) -> Any:
-    """Compile on first call, without the GIL, and keep the machine code on disk for the next process."""
+    """Compile on first call, without the GIL, and keep the machine code on disk for the next
+    process."""
     with _cached():
         return njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 def machine_code(function: Callable[..., None], arity: int) -> int:
-    """Compile a function of integers (or find it on disk); returns its address, for call_address."""
+    """Compile a function of integers (or find it on disk); returns its address, for
+    call_address."""
     with _cached():
         signature = types.void(*[types.int64] * arity)
         return int(cfunc(signature, cache=True)(function).address)
@@ -206,7 +217,8 @@ def machine_code(function: Callable[..., None], arity: int) -> int:
 def _cached() -> Iterator[None]:
     """Let numba's cache live in a folder of its own for each state of these files.
 
-    numba itself notices a change only in the file of the function, not in the emitters it is made of.
+    numba itself notices a change only in the file of the function, not in the emitters it is made
+    of.
     """
     before = config.CACHE_DIR
     config.CACHE_DIR = before or str(_cache_folder())

@@ -1,7 +1,9 @@
-"""Whole transformer layers on the CPU in one call without the GIL: no dispatch between their thirty operations.
+"""Whole transformer layers on the CPU in one call without the GIL: no dispatch between their thirty
+operations.
 
-A `model` record and tables of addresses describe the layers, a `step` record the rows; kernels_cpu fills them. The
-residual stream is float32. Rows pass the dense parts in blocks that stay in the second-level cache.
+A `model` record and tables of addresses describe the layers, a `step` record the rows; kernels_cpu
+fills them. The residual stream is float32. Rows pass the dense parts in blocks that stay in the
+second-level cache.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202  (compiled functions take integers, records and arrays)
@@ -27,19 +29,28 @@ from medha_actors.model.kernels_ir import address, call_address, compiled, kerne
 from medha_actors.model.kernels_linear import BFLOAT, Q4_FLOAT, Q8_INT8, Q8_INT16
 
 ROWS = 48  # rows of a block: 4 of kernels_linear's large tiles
-QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
-ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(8)  # in `vectors`
+QKV, OUT, GATE_UP, DOWN = range(
+    4
+)  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
+ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(
+    8
+)  # in `vectors`
 FIRST, COUNT, CACHED, WRITES, TABLE = range(5)  # columns of `spans`
 
 MODEL = np.dtype(
     [
-        *((name, np.int64) for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")),
+        *(
+            (name, np.int64)
+            for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")
+        ),
         ("tile_code", np.int64),  # kernels_attention.tile_address
         ("bfloat", np.int64),  # keys and values are bfloat16, else float32
         ("keys", np.int64),  # addresses of layer 0's pools
         ("values", np.int64),
         ("layer_bytes", np.int64),
-        *((name, np.int64) for name in ("plain", "packed", "scales", "wide")),  # addresses of scratch, ROWS rows each
+        *(
+            (name, np.int64) for name in ("plain", "packed", "scales", "wide")
+        ),  # addresses of scratch, ROWS rows each
         ("eps", np.float32),
         ("scale", np.float32),  # log2(e) / sqrt(head_dim)
         ("one", np.float32),
@@ -47,7 +58,9 @@ MODEL = np.dtype(
     align=True,
 )
 MODEL_EPS = int(MODEL.fields["eps"][1])  # offset of (eps, scale, one)
-STEP = np.dtype([(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")])  # addresses but for `rows`
+STEP = np.dtype(
+    [(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")]
+)  # addresses but for `rows`
 
 
 call = kernel(12, call_address)
@@ -55,7 +68,8 @@ call = kernel(12, call_address)
 
 @compiled
 def apply(model, linear, rows, x, out, add, constants):
-    """out = (out +) x W^T for float32 rows, in the form of activations that the kind of weight wants.
+    """out = (out +) x W^T for float32 rows, in the form of activations that the kind of weight
+    wants.
 
     constants: address of (eps, scale, one); x and out are addresses of contiguous rows.
     """
@@ -63,12 +77,45 @@ def apply(model, linear, rows, x, out, add, constants):
     inputs, out_row = blocks * 32, columns * 64
     if kind <= Q8_INT8:
         for r in range(rows):
-            to_int8(x + r * inputs * 4, blocks, model.packed + r * inputs, model.scales + r * blocks * 8)
-        call(code, rows, columns, blocks, data, model.packed, inputs, model.scales, blocks * 8, out, out_row, add)
+            to_int8(
+                x + r * inputs * 4, blocks, model.packed + r * inputs, model.scales + r * blocks * 8
+            )
+        call(
+            code,
+            rows,
+            columns,
+            blocks,
+            data,
+            model.packed,
+            inputs,
+            model.scales,
+            blocks * 8,
+            out,
+            out_row,
+            add,
+        )
     elif kind <= Q8_INT16:
         for r in range(rows):
-            to_int16(x + r * inputs * 4, blocks, model.packed + r * inputs * 2, model.scales + r * blocks * 8)
-        call(code, rows, columns, blocks, data, model.packed, inputs * 2, model.scales, blocks * 8, out, out_row, add)
+            to_int16(
+                x + r * inputs * 4,
+                blocks,
+                model.packed + r * inputs * 2,
+                model.scales + r * blocks * 8,
+            )
+        call(
+            code,
+            rows,
+            columns,
+            blocks,
+            data,
+            model.packed,
+            inputs * 2,
+            model.scales,
+            blocks * 8,
+            out,
+            out_row,
+            add,
+        )
     elif kind == BFLOAT:
         for r in range(rows):
             to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
@@ -77,7 +124,20 @@ def apply(model, linear, rows, x, out, add, constants):
         if kind == Q4_FLOAT:
             for r in range(rows):
                 block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 4)
-        call(code, rows, columns, blocks, data, x, inputs * 4, model.scales, blocks * 4, out, out_row, add)
+        call(
+            code,
+            rows,
+            columns,
+            blocks,
+            data,
+            x,
+            inputs * 4,
+            model.scales,
+            blocks * 4,
+            out,
+            out_row,
+            add,
+        )
 
 
 @compiled
@@ -102,7 +162,8 @@ def _turn(model, vectors, step, row, first, heads, constants):
 
 @compiled
 def _store(model, layer, step, row, first, slot, constants):
-    """Put one row's queries where attention reads them, and its keys and values into `slot` (-1: nowhere)."""
+    """Put one row's queries where attention reads them, and its keys and values into `slot` (-1:
+    nowhere)."""
     dims, share = model.head_dim, model.heads // model.kv_heads
     size = 2 if model.bfloat else 4
     for head in range(model.kv_heads):
@@ -116,7 +177,11 @@ def _store(model, layer, step, row, first, slot, constants):
             continue
         page, offset = slot // model.page_tokens, slot % model.page_tokens
         tile = layer * model.layer_bytes
-        tile += ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE) * dims * size
+        tile += (
+            ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE)
+            * dims
+            * size
+        )
         token = offset % TILE
         key = first + (model.heads + head) * dims * 4
         value = key + model.kv_heads * dims * 4
@@ -129,7 +194,8 @@ def _store(model, layer, step, row, first, slot, constants):
 
 @compiled
 def before(model, linears, vectors, layer, step, slots):
-    """Norm, query, key and value projections, RoPE, and the writing of keys and values; slots int64 [rows]."""
+    """Norm, query, key and value projections, RoPE, and the writing of keys and values; slots int64
+    [rows]."""
     constants = address(model) + MODEL_EPS
     m, s, v = model[0], step[0], vectors[layer]
     width = (m.heads + 2 * m.kv_heads) * m.head_dim
@@ -185,7 +251,9 @@ def after(model, linears, vectors, layer, step):
         _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
         for r in range(count):
             gate = m.wide + r * 2 * m.intermediate * 4
-            silu_mul(gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4)
+            silu_mul(
+                gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4
+            )
         apply(m, linears[layer, DOWN], count, m.plain, x, 1, constants)
         _add_bias(v[DOWN_BIAS], count, m.hidden, x)
 
@@ -201,11 +269,18 @@ def layers(model, linears, vectors, step, slots, spans, pages, scratch, out, lse
 
 @compiled
 def head(model, linear, gain, rows, x, out):
-    """Final norm and LM head of chosen rows: x float32 [rows, hidden] and out [rows, vocabulary] by address."""
+    """Final norm and LM head of chosen rows: x float32 [rows, hidden] and out [rows, vocabulary] by
+    address."""
     constants = address(model) + MODEL_EPS
     m = model[0]
     for start in range(0, rows, ROWS):
         count = min(ROWS, rows - start)
         for r in range(count):
-            norm(x + (start + r) * m.hidden * 4, gain, m.hidden, constants, m.plain + r * m.hidden * 4)
+            norm(
+                x + (start + r) * m.hidden * 4,
+                gain,
+                m.hidden,
+                constants,
+                m.plain + r * m.hidden * 4,
+            )
         apply(m, linear, count, m.plain, out + start * linear[3] * 64, 0, constants)

@@ -1,7 +1,9 @@
-"""Linear layers on the CPU: weights as they stand in the GGUF (4 or 8 bits), in bfloat16 or in float32.
+"""Linear layers on the CPU: weights as they stand in the GGUF (4 or 8 bits), in bfloat16 or in
+float32.
 
-Weights are repacked so that the 16 lanes of a vector are 16 output features: a "column" of 16 outputs holds, for each
-block of 32 inputs, everything the kernel needs in a row, and a matrix is streamed from memory once per 12 rows at most.
+Weights are repacked so that the 16 lanes of a vector are 16 output features: a "column" of 16
+outputs holds, for each block of 32 inputs, everything the kernel needs in a row, and a matrix is
+streamed from memory once per 12 rows at most.
 
 kind      weights           activations                                a block (16 outputs, 32 inputs)
 Q4_INT8   Q4_1  w = d q + m int8 in blocks of 32 with a scale          256 bytes of halves, 16 d, 16 m (float16) = 320
@@ -12,10 +14,11 @@ Q8_FLOAT  Q8_0              float32                                    as above
 BFLOAT    bfloat16          bfloat16                                   pairs of inputs side by side              = 1,024
 FLOAT     float32           float32                                                                              = 2,048
 
-int8 activations are what llama.cpp uses for such weights (Q8_1): each block of 32 is rounded to 1/127 of its largest
-magnitude (noise of 0.5% in a product, where bfloat16 has 0.25%), and everything after that is exact to float32.
-The sum for one row and column is formed in the same order whatever rows are computed beside it, so a result does not
-depend on the batch or on how a prompt is cut into chunks.
+int8 activations are what llama.cpp uses for such weights (Q8_1): each block of 32 is rounded to
+1/127 of its largest magnitude (noise of 0.5% in a product, where bfloat16 has 0.25%), and
+everything after that is exact to float32. The sum for one row and column is formed in the same
+order whatever rows are computed beside it, so a result does not depend on the batch or on how a
+prompt is cut into chunks.
 """
 
 # ruff: noqa: ANN001, ANN202  (compiled functions take integers, records and arrays)
@@ -27,7 +30,18 @@ from typing import Any
 from llvmlite import ir
 
 from medha_actors.model.kernels_dot import ByteDot
-from medha_actors.model.kernels_ir import I32, I64, V16F, V16H, V16I, V64C, WIDE, Emit, kernel, machine_code
+from medha_actors.model.kernels_ir import (
+    I32,
+    I64,
+    V16F,
+    V16H,
+    V16I,
+    V64C,
+    WIDE,
+    Emit,
+    kernel,
+    machine_code,
+)
 
 Q4_INT8, Q8_INT8, Q4_INT16, Q8_INT16, Q4_FLOAT, Q8_FLOAT, BFLOAT, FLOAT = range(8)
 BLOCK = 32  # inputs
@@ -37,7 +51,8 @@ _D_OFFSET = {4: 256, 8: 512}
 
 
 def tile_rows(kind: int) -> tuple[int, ...]:
-    """How many rows are computed together: as many as the registers hold sums of (12 of a block and 12 totals)."""
+    """How many rows are computed together: as many as the registers hold sums of (12 of a block and
+    12 totals)."""
     return (12, 4, 2, 1) if WIDE else _NARROW.get(kind, (4, 1))
 
 
@@ -73,7 +88,8 @@ class _Tile:
     def with_integers(self, bits: int, two_bytes: bool) -> None:
         """s: [rows][2][blocks], the scale of each block and the sum of its rounded values.
 
-        A row of x is int8 [inputs]; with two bytes the high ones [inputs] and the low ones [inputs], signed both.
+        A row of x is int8 [inputs]; with two bytes the high ones [inputs] and the low ones
+        [inputs], signed both.
         """
         e, b = self.e, self.e.b
         low, four, dot = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I), ByteDot(e, bits)
@@ -95,7 +111,9 @@ class _Tile:
             d, m = self.scales(block, bits)
             for r in self.rows:
                 place = e.at(self.s[r], e.times(loop.index, 4))
-                value = e.fma(m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r]))
+                value = e.fma(
+                    m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r])
+                )
                 scale, whole = b.fmul(d, e.broadcast(place)), dot.total(acc[r][0])
                 if two_bytes:
                     whole = b.add(b.shl(whole, e.constant(8, V16I)), dot.total(acc[r][1]))
@@ -117,7 +135,10 @@ class _Tile:
                 value = b.load(self.total[r])
                 if bits == 4:
                     value = e.fma(m, e.broadcast(e.at(self.s[r], e.times(loop.index, 4))), value)
-                b.store(e.fma(acc[r], d if bits == 4 else b.fmul(d, e.constant(2.0**-24)), value), self.total[r])
+                b.store(
+                    e.fma(acc[r], d if bits == 4 else b.fmul(d, e.constant(2.0**-24)), value),
+                    self.total[r],
+                )
 
     def nibble(self, block: ir.Value, i: int) -> ir.Value:
         """q of input i, as float32."""
@@ -126,18 +147,23 @@ class _Tile:
         return b.sitofp(b.and_(shifted, self.e.constant(15, V16I)), V16F)
 
     def byte(self, block: ir.Value, i: int) -> ir.Value:
-        """2**24 q of input i: the byte is moved to the top of its word, which takes one instruction."""
+        """2**24 q of input i: the byte is moved to the top of its word, which takes one
+        instruction."""
         b, raw = self.e.b, self.e.load(self.e.at(block, 64 * (i // 4)), V16I, 32)
         signed = b.bitcast(b.xor(raw, self.e.constant(0x80808080, V16I)), V64C)
         order = [4 * (place // 4) + i % 4 if place % 4 == 3 else 64 for place in range(64)]
-        moved = b.shuffle_vector(signed, ir.Constant(V64C, [0] * 64), ir.Constant(ir.VectorType(I32, 64), order))
+        moved = b.shuffle_vector(
+            signed, ir.Constant(V64C, [0] * 64), ir.Constant(ir.VectorType(I32, 64), order)
+        )
         return b.sitofp(b.bitcast(moved, V16I), V16F)
 
     def block(self, number: ir.Value, kind: int) -> ir.Value:
         """The address of a block; the same block of the next column is prefetched."""
         size = BLOCK_BYTES[kind]
         here = self.e.at(self.w, self.e.times(number, size))
-        if len(self.rows) > 1:  # one row at a time is read so fast that the machine's own prefetching does better
+        if (
+            len(self.rows) > 1
+        ):  # one row at a time is read so fast that the machine's own prefetching does better
             self.e.prefetch(self.e.at(here, self.e.times(self.blocks, size)), size)
         return here
 
@@ -155,11 +181,16 @@ class _Tile:
         with e.loop(e.times(self.blocks, BLOCK // (2 if bfloat else 1) // 8)) as loop:
             words = e.at(self.w, e.times(loop.index, 512))
             if len(self.rows) > 1:
-                e.prefetch(e.at(words, e.times(self.blocks, BLOCK_BYTES[BFLOAT if bfloat else FLOAT])), 512)
+                e.prefetch(
+                    e.at(words, e.times(self.blocks, BLOCK_BYTES[BFLOAT if bfloat else FLOAT])), 512
+                )
             for i in range(8):
                 weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
                 for r in self.rows:
-                    place, value = e.at(self.x[r], e.times(loop.index, 32), 4 * i), b.load(self.total[r])
+                    place, value = (
+                        e.at(self.x[r], e.times(loop.index, 32), 4 * i),
+                        b.load(self.total[r]),
+                    )
                     if bfloat:
                         b.store(e.dot_bf16(value, weight, e.broadcast(place, I32)), self.total[r])
                     else:
@@ -181,7 +212,9 @@ def _linear(kind: int) -> Any:
                     row = e.at(first, e.times(tile.index, size))
                     place = e.at(out, e.times(out_row, row), e.times(column.index, 64))
                     xr, sr = e.at(x, e.times(x_row, row)), e.at(s, e.times(s_row, row))
-                    _Tile(e, size, blocks, panel, xr, x_row, sr, s_row, place, out_row, add).emit(kind)
+                    _Tile(e, size, blocks, panel, xr, x_row, sr, s_row, place, out_row, add).emit(
+                        kind
+                    )
                 first = e.at(first, e.times(tiles, size))
 
     return kernel(11, emit)
@@ -228,9 +261,10 @@ def _float(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
 def linear_address(kind: int) -> int:
     """Machine code of the linear layer of one kind, compiled on first use.
 
-    Its arguments: rows, columns (outputs / 16), blocks (inputs / 32), addresses of weights and activations, bytes of
-    an activation row, address and row bytes of what goes with the activations (see _Tile), address and row bytes of
-    the float32 output, and whether to add to what stands there.
+    Its arguments: rows, columns (outputs / 16), blocks (inputs / 32), addresses of weights and
+    activations, bytes of an activation row, address and row bytes of what goes with the activations
+    (see _Tile), address and row bytes of the float32 output, and whether to add to what stands
+    there.
     """
     codes = (_q4_int8, _q8_int8, _q4_int16, _q8_int16, _q4_float, _q8_float, _bfloat, _float)
     return machine_code(codes[kind], 11)

@@ -1,4 +1,5 @@
-"""Weights in the layouts that kernels_linear reads (see there), packed once when a model is loaded."""
+"""Weights in the layouts that kernels_linear reads (see there), packed once when a model is
+loaded."""
 
 from __future__ import annotations
 
@@ -27,11 +28,16 @@ _LANES = 16
 _ALIGNMENT = 64
 
 Activations = Literal["int8", "int16", "float32"]
-_KINDS = {"int8": (Q4_INT8, Q8_INT8), "int16": (Q4_INT16, Q8_INT16), "float32": (Q4_FLOAT, Q8_FLOAT)}
+_KINDS = {
+    "int8": (Q4_INT8, Q8_INT8),
+    "int16": (Q4_INT16, Q8_INT16),
+    "float32": (Q4_FLOAT, Q8_FLOAT),
+}
 
 
 class Packed(NamedTuple):
-    """A weight matrix ready for the kernels; `data` is uint8 [columns, blocks, bytes], aligned to 64 bytes."""
+    """A weight matrix ready for the kernels; `data` is uint8 [columns, blocks, bytes], aligned to
+    64 bytes."""
 
     kind: int
     outputs: int
@@ -39,13 +45,15 @@ class Packed(NamedTuple):
     data: np.ndarray
 
     def row(self) -> tuple[int, int, int, int, int]:
-        """(kind, code address, data address, columns, blocks) for the table that the kernels read."""
+        """(kind, code address, data address, columns, blocks) for the table that the kernels
+        read."""
         columns, blocks = self.outputs // _LANES, self.inputs // BLOCK
         return self.kind, linear_address(self.kind), self.data.ctypes.data, columns, blocks
 
 
 def pack_blocks(raw: Tensor, gguf_kind: int, activations: Activations) -> Packed:
-    """Pack a matrix as it stands in a GGUF file, uint8 [outputs, bytes of a row] (kinds Q4_0, Q4_1 and Q8_0)."""
+    """Pack a matrix as it stands in a GGUF file, uint8 [outputs, bytes of a row] (kinds Q4_0, Q4_1
+    and Q8_0)."""
     rows = raw.numpy()
     four_bits, eight_bits = _KINDS[activations]
     if gguf_kind == Q8_0:
@@ -59,7 +67,9 @@ def pack_dense(weight: Tensor) -> Packed:
     outputs, inputs = weight.shape
     kind, step = (BFLOAT, 2) if weight.dtype == torch.bfloat16 else (FLOAT, 1)
     plain = weight.view(torch.int16) if step == 2 else weight.float().view(torch.int32)
-    columns = plain.reshape(outputs // _LANES, _LANES, inputs // step, step).transpose(1, 2).contiguous()
+    columns = (
+        plain.reshape(outputs // _LANES, _LANES, inputs // step, step).transpose(1, 2).contiguous()
+    )
     data = _aligned((outputs // _LANES, inputs // BLOCK, BLOCK_BYTES[kind]))
     data[...] = columns.numpy().view(np.uint8).reshape(data.shape)
     return Packed(kind, outputs, inputs, data)
@@ -76,8 +86,11 @@ def _pack_q4(rows: np.ndarray, kind: int, has_minimum: bool) -> Packed:
         minimum = split[..., 2:4]
     else:  # Q4_0 is (q - 8) d
         minimum = (np.ascontiguousarray(scale).view(np.float16) * np.float16(-8)).view(np.uint8)
-    # GGUF byte i holds values i and i + 16; here a 64-byte word holds inputs 8w..8w+3 (low halves) and 8w+4..8w+7
-    values = np.concatenate((nibbles & 15, nibbles >> 4), -1).reshape(columns, _LANES, blocks, 4, 2, 4)
+    # GGUF byte i holds values i and i + 16; here a 64-byte word holds inputs 8w..8w+3 (low halves)
+    # and 8w+4..8w+7
+    values = np.concatenate((nibbles & 15, nibbles >> 4), -1).reshape(
+        columns, _LANES, blocks, 4, 2, 4
+    )
     words = values[..., 0, :] | values[..., 1, :] << 4
     data = _aligned((columns, blocks, BLOCK_BYTES[kind]))
     data[..., :256] = words.transpose(0, 2, 3, 1, 4).reshape(columns, blocks, 256)
@@ -90,7 +103,9 @@ def _pack_q8_0(rows: np.ndarray, kind: int) -> Packed:
     outputs, width = rows.shape
     blocks, columns = width // (2 + BLOCK), outputs // _LANES
     split = rows.reshape(columns, _LANES, blocks, 2 + BLOCK)
-    values = (split[..., 2:] ^ 128).reshape(columns, _LANES, blocks, 8, 4)  # signed to unsigned: q + 128
+    values = (split[..., 2:] ^ 128).reshape(
+        columns, _LANES, blocks, 8, 4
+    )  # signed to unsigned: q + 128
     data = _aligned((columns, blocks, BLOCK_BYTES[kind]))
     data[..., :512] = values.transpose(0, 2, 3, 1, 4).reshape(columns, blocks, 512)
     data[..., 512:] = split[..., :2].transpose(0, 2, 1, 3).reshape(columns, blocks, 32)

@@ -1,6 +1,7 @@
 """The paged cache of keys and values of one stage.
 
-Which request owns which page is the scheduler's business (medha_actors.core.kv_plan); here pages are numbers.
+Which request owns which page is the scheduler's business (medha_actors.core.kv_plan); here pages
+are numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from torch import Tensor
 class KvPool:
     """Keys and values, [layers, 2, pages, kv_heads, page_tokens, head_dim].
 
-    Head-major within a page: the tokens of one head lie side by side, which attention on a CPU reads twice as fast.
-    With `token_major` a page is [page_tokens, kv_heads, head_dim] instead, as flash-attn wants it.
+    Head-major within a page: the tokens of one head lie side by side, which attention on a CPU
+    reads twice as fast. With `token_major` a page is [page_tokens, kv_heads, head_dim] instead, as
+    flash-attn wants it.
     """
 
     def __init__(
@@ -31,14 +33,30 @@ class KvPool:
         page = (page_tokens, kv_heads) if token_major else (kv_heads, page_tokens)
         shape = (layers, 2, pages, *page, head_dim)
         on_cpu = device.type == "cpu"
-        self.data = _untouched_zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
-        self.pages, self.page_tokens, self.kv_heads, self.head_dim = pages, page_tokens, kv_heads, head_dim
-        self.strides = (kv_heads, 1) if token_major else (1, page_tokens)  # of a token and of a head, in rows
-        self.rows = [layer.view(-1, head_dim) for layer in self.data]  # one row per (k or v, page, head, token)
-        self.head_pages = [layer.view(-1, page_tokens, head_dim) for layer in self.data]  # if head-major
+        self.data = (
+            _untouched_zeros(shape, dtype)
+            if on_cpu
+            else torch.zeros(shape, dtype=dtype, device=device)
+        )
+        self.pages, self.page_tokens, self.kv_heads, self.head_dim = (
+            pages,
+            page_tokens,
+            kv_heads,
+            head_dim,
+        )
+        self.strides = (
+            (kv_heads, 1) if token_major else (1, page_tokens)
+        )  # of a token and of a head, in rows
+        self.rows = [
+            layer.view(-1, head_dim) for layer in self.data
+        ]  # one row per (k or v, page, head, token)
+        self.head_pages = [
+            layer.view(-1, page_tokens, head_dim) for layer in self.data
+        ]  # if head-major
 
     def rows_of(self, pages: Tensor, slots: Tensor) -> Tensor:
-        """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` of `pages`: keys first, then values."""
+        """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` of `pages`: keys first,
+        then values."""
         token, head = self.strides
         heads = torch.arange(self.kv_heads, device=pages.device) * head
         rows = self.kv_heads * self.page_tokens
@@ -46,7 +64,8 @@ class KvPool:
         return torch.cat((first, first + self.pages * rows), 1).view(-1)
 
     def head_pages_of(self, pages: Tensor) -> Tensor:
-        """Numbers of (page, head) blocks for page tables [..., pages]: [2, ..., kv_heads, pages]."""
+        """Numbers of (page, head) blocks for page tables [..., pages]: [2, ..., kv_heads,
+        pages]."""
         heads = torch.arange(self.kv_heads, device=pages.device)
         keys = pages[..., None, :] * self.kv_heads + heads[:, None]
         return torch.stack((keys, keys + self.pages * self.kv_heads))
@@ -56,12 +75,14 @@ class KvPool:
         self.rows[layer].index_copy_(0, rows, kv.reshape(-1, self.head_dim))
 
     def gather(self, layer: int, head_pages: Tensor) -> Tensor:
-        """Contiguous copies of whole pages: [2, ..., kv_heads, n] -> [2, ..., kv_heads, n * page_tokens, head_dim]."""
+        """Contiguous copies of whole pages: [2, ..., kv_heads, n] -> [2, ..., kv_heads, n *
+        page_tokens, head_dim]."""
         blocks = self.head_pages[layer].index_select(0, head_pages.view(-1))
         return blocks.view(*head_pages.shape[:-1], -1, self.head_dim)
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros whose memory is only taken when it is first written (numpy asks the kernel for zero pages)."""
+    """Zeros whose memory is only taken when it is first written (numpy asks the kernel for zero
+    pages)."""
     count = int(np.prod(shape)) * dtype.itemsize
     return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)

@@ -15,7 +15,8 @@ _BATCH_HINT = 64  # rows that oneDNN lays the weight out for
 
 
 class Linear:
-    """y = x W^T + b for x [rows, in]; W is given as [out, in] and kept in the layout that is fastest here."""
+    """y = x W^T + b for x [rows, in]; W is given as [out, in] and kept in the layout that is
+    fastest here."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
@@ -65,7 +66,8 @@ class Mlp:
 
 
 class Embedding:
-    """Rows of the embedding table; a quantised table stays as it is stored, and only rows looked up are dequantised."""
+    """Rows of the embedding table; a quantised table stays as it is stored, and only rows looked up
+    are dequantised."""
 
     def __init__(self, table: Tensor, kind: int | None, dtype: torch.dtype) -> None:
         self.table = table
@@ -81,7 +83,9 @@ class Embedding:
 class Loader:
     """Builds layers from weights: reads, fuses, converts and moves tensors."""
 
-    def __init__(self, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.weights = weights
         self.spec = spec
         self.device = device

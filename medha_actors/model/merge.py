@@ -1,4 +1,5 @@
-"""Exact merging of partial attention with online softmax (paper, 3.3): each partial carries its log-sum-exp."""
+"""Exact merging of partial attention with online softmax (paper, 3.3): each partial carries its
+log-sum-exp."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from torch import Tensor
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Attention over the union of disjoint pieces, in float32.
 
-    outs: [..., head_dim] each, normalised over its own piece; lses: float32 [...], -inf for an empty piece (whose out
-    must be finite). Returns out [..., head_dim] and LSE [...]; rows that saw nothing at all get zeros and -inf.
+    outs: [..., head_dim] each, normalised over its own piece; lses: float32 [...], -inf for an
+    empty piece (whose out must be finite). Returns out [..., head_dim] and LSE [...]; rows that saw
+    nothing at all get zeros and -inf.
     """
     stacked = torch.stack(tuple(lses))
     peak = stacked.amax(0)
@@ -27,10 +29,14 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 
 def pack(out: Tensor, lse: Tensor) -> Tensor:
-    """One tensor for the exchange between groups: float32 [rows, heads, head_dim + 1], the LSE last."""
+    """One tensor for the exchange between groups: float32 [rows, heads, head_dim + 1], the LSE
+    last."""
     return torch.cat((out.float(), lse[..., None]), -1)
 
 
 def merge_packed(partials: Sequence[Tensor]) -> Tensor:
-    """Merge packed partials; the order of summation is the order given. Returns float32 [rows, heads, head_dim]."""
-    return merge([partial[..., :-1] for partial in partials], [partial[..., -1] for partial in partials])[0]
+    """Merge packed partials; the order of summation is the order given. Returns float32 [rows,
+    heads, head_dim]."""
+    return merge(
+        [partial[..., :-1] for partial in partials], [partial[..., -1] for partial in partials]
+    )[0]

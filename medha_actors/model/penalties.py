@@ -1,4 +1,5 @@
-"""Changes of logits before sampling: logit_bias, min_tokens, and repetition, presence and frequency penalties."""
+"""Changes of logits before sampling: logit_bias, min_tokens, and repetition, presence and frequency
+penalties."""
 
 from __future__ import annotations
 
@@ -10,11 +11,16 @@ from medha_actors.messages import SamplingParams, Sequence
 
 def needs_history(params: SamplingParams) -> bool:
     """True if the request's earlier tokens change its logits."""
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    return (
+        params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+    )
 
 
 class History:
-    """A request's tokens by position, so that a prefill that is computed again counts nothing twice."""
+    """A request's tokens by position, so that a prefill that is computed again counts nothing
+    twice."""
 
     def __init__(self, sequence: Sequence, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -35,14 +41,19 @@ class History:
         self.tokens[start:stop] = new
 
     def penalise(self, logits: Tensor, params: SamplingParams, prompt: int, stop: int) -> None:
-        """Apply the penalties to one row of logits: repetition over all `stop` tokens, the others over the output."""
+        """Apply the penalties to one row of logits: repetition over all `stop` tokens, the others
+        over the output."""
         if self.in_prompt is None:
             self.in_prompt = self._counts(0, prompt) > 0
         counts = self._counts(prompt, stop)
         if params.repetition_penalty != 1.0:
             seen = (self.in_prompt | (counts > 0)).to(logits.device)
             penalty = params.repetition_penalty
-            logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+            logits.copy_(
+                torch.where(
+                    seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+                )
+            )
         if params.frequency_penalty or params.presence_penalty:
             counts = counts.to(logits.device, torch.float32)
             logits.sub_(counts, alpha=params.frequency_penalty)
@@ -57,8 +68,11 @@ def adjusts(params: SamplingParams, index: int) -> bool:
     return bool(params.logit_bias) or index < params.min_tokens or needs_history(params)
 
 
-def adjust(logits: Tensor, params: SamplingParams, index: int, stop: int, history: History | None) -> None:
-    """Change one row of logits in place, in vLLM's order. The row predicts position `stop`, output token `index`."""
+def adjust(
+    logits: Tensor, params: SamplingParams, index: int, stop: int, history: History | None
+) -> None:
+    """Change one row of logits in place, in vLLM's order. The row predicts position `stop`, output
+    token `index`."""
     if index < params.min_tokens and params.stop_token_ids:
         logits[torch.tensor(params.stop_token_ids, device=logits.device)] = -torch.inf
     if params.logit_bias:

@@ -1,4 +1,5 @@
-"""Rotary position embeddings and their scalings: default, linear, dynamic, llama3, yarn, as in transformers."""
+"""Rotary position embeddings and their scalings: default, linear, dynamic, llama3, yarn, as in
+transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     mscale: float | None = None  # yarn
     mscale_all_dim: float | None = None  # yarn
     truncate: bool = True  # yarn
-    divisors: tuple[float, ...] = ()  # GGUF's rope_freqs: llama3 scaling worked out for each frequency
+    divisors: tuple[
+        float, ...
+    ] = ()  # GGUF's rope_freqs: llama3 scaling worked out for each frequency
 
 
 class Rotary:
@@ -46,7 +49,8 @@ class Rotary:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [rows, heads, head_dim]; the pairs are (i, i + head_dim / 2) as in Hugging Face checkpoints."""
+    """Rotate [rows, heads, head_dim]; the pairs are (i, i + head_dim / 2) as in Hugging Face
+    checkpoints."""
     half = x.shape[-1] // 2
     left, right = x[..., :half], x[..., half:]
     out = torch.empty_like(x)
@@ -58,8 +62,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def frequencies_of(rope: Rope, head_dim: int, max_positions: int) -> tuple[Tensor, float]:
     """The inverse frequencies [head_dim / 2] and the factor on cos and sin.
 
-    `dynamic` stretches once, for the longest sequence that is served: cached keys cannot be rotated again when a
-    sequence grows.
+    `dynamic` stretches once, for the longest sequence that is served: cached keys cannot be rotated
+    again when a sequence grows.
     """
     theta, scale = rope.theta, 1.0
     if rope.kind == "dynamic":
@@ -89,7 +93,8 @@ def _llama3(plain: Tensor, rope: Rope) -> Tensor:
 
 
 def _yarn(plain: Tensor, rope: Rope, head_dim: int) -> tuple[Tensor, float]:
-    """YaRN (arXiv 2309.00071): interpolate slow dimensions, keep fast ones, and scale the attention."""
+    """YaRN (arXiv 2309.00071): interpolate slow dimensions, keep fast ones, and scale the
+    attention."""
 
     def dimension(turns: float) -> float:
         ratio = rope.original_max_positions / (turns * 2 * math.pi)

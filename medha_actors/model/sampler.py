@@ -25,13 +25,18 @@ from medha_actors.model.penalties import History, adjust, adjusts, needs_history
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 _COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
-_PROMPT_BLOCK = 256  # rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
+_PROMPT_BLOCK = (
+    256  # rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
+)
 
-Logits = Callable[[Items[int]], Tensor]  # rows of the step -> float32 [rows, vocabulary]; computes the head for these
+Logits = Callable[
+    [Items[int]], Tensor
+]  # rows of the step -> float32 [rows, vocabulary]; computes the head for these
 
 
 class Sampler:
-    """Chooses tokens for the spans of a step; keeps each request's parameters and, for penalties, its tokens."""
+    """Chooses tokens for the spans of a step; keeps each request's parameters and, for penalties,
+    its tokens."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -53,7 +58,8 @@ class Sampler:
     def __call__(
         self, spans: Items[Span], logits: Logits
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
-        """Sample where the spans say so, and report prompt log-probabilities where they were asked for."""
+        """Sample where the spans say so, and report prompt log-probabilities where they were asked
+        for."""
         rows, sampled, prompts, first = [], [], [], 0
         for span in spans:
             if self.histories and span.request_id in self.histories:
@@ -73,7 +79,9 @@ class Sampler:
     def _sample(self, spans: Items[Span], logits: Tensor) -> tuple[SampledToken, ...]:
         params = [self.params[span.request_id] for span in spans]
         wants = [row for row, one in enumerate(params) if one.logprobs is not None]
-        raw = logits[wants].clone() if wants else None  # log-probabilities are of the model's own distribution
+        raw = (
+            logits[wants].clone() if wants else None
+        )  # log-probabilities are of the model's own distribution
         for row, (span, one) in enumerate(zip(spans, params, strict=True)):
             if adjusts(one, span.index):
                 adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
@@ -84,16 +92,22 @@ class Sampler:
             indices = [spans[row].index for row in drawn]
             chosen[drawn] = draw(among, [params[row] for row in drawn], indices)
         token_ids = chosen.tolist()
-        tokens = [SampledToken(span.request_id, span.index, id_) for span, id_ in zip(spans, token_ids, strict=True)]
+        tokens = [
+            SampledToken(span.request_id, span.index, id_)
+            for span, id_ in zip(spans, token_ids, strict=True)
+        ]
         if raw is not None:
             counts = [params[row].logprobs or 0 for row in wants]
             entries = logprob_entries(raw, [token_ids[row] for row in wants], counts)
             for row, (logprob, top) in zip(wants, entries, strict=True):
-                tokens[row] = SampledToken(spans[row].request_id, spans[row].index, token_ids[row], logprob, top)
+                tokens[row] = SampledToken(
+                    spans[row].request_id, spans[row].index, token_ids[row], logprob, top
+                )
         return tuple(tokens)
 
     def _prompt(self, span: Span, first: int, logits: Logits) -> PromptLogprobs:
-        """Log-probabilities of the tokens that follow the span's positions, as far as they are known."""
+        """Log-probabilities of the tokens that follow the span's positions, as far as they are
+        known."""
         following = unpack_tokens(span.token_ids[TOKEN_BYTES:])
         if span.next_token_id >= 0:
             following.append(span.next_token_id)
@@ -109,9 +123,12 @@ class Sampler:
 def logprob_entries(
     logits: Tensor, token_ids: Items[int], counts: Items[int]
 ) -> Iterable[tuple[float, tuple[tuple[int, float], ...]]]:
-    """For each row: the given token's log-probability and the `count` most likely tokens with theirs."""
+    """For each row: the given token's log-probability and the `count` most likely tokens with
+    theirs."""
     every = logits.log_softmax(-1)
     chosen = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
     values, best = every.topk(min(max(counts), logits.shape[-1]))
-    for logprob, count, ids, logprobs in zip(chosen, counts, best.tolist(), values.tolist(), strict=True):
+    for logprob, count, ids, logprobs in zip(
+        chosen, counts, best.tolist(), values.tolist(), strict=True
+    ):
         yield logprob, tuple(zip(ids[:count], logprobs[:count], strict=True))

@@ -38,17 +38,27 @@ def resolve(config: ModelLoadingConfig) -> ModelSource:
             raise ModelError(f"model_source: {path} has no config.json")
         return ModelSource("hf", path)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise ModelError(f"model_source: {name} is neither a folder, a .gguf file nor a hub id (owner/name)")
+        raise ModelError(
+            f"model_source: {name} is neither a folder, a .gguf file nor a hub id (owner/name)"
+        )
     return ModelSource("hf", _fetch(name))
 
 
 def _fetch(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download  # imports half a second of HTTP machinery: only for hub ids
+    from huggingface_hub import (
+        snapshot_download,
+    )  # imports half a second of HTTP machinery: only for hub ids
 
     try:
         return Path(
-            snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS, ignore_patterns=["consolidated*", "original/*"])
+            snapshot_download(
+                hub_id,
+                allow_patterns=_HUB_PATTERNS,
+                ignore_patterns=["consolidated*", "original/*"],
+            )
         )
     except Exception as error:  # its many error types have one meaning here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model_source: {hub_id} could not be fetched from the hub: {reason}") from error
+        raise ModelError(
+            f"model_source: {hub_id} could not be fetched from the hub: {reason}"
+        ) from error

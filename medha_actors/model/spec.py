@@ -91,7 +91,10 @@ def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
     own = spec.rope
     trained = own.original_max_positions if own.kind != "default" else spec.max_positions
     original = asked.original_max_position_embeddings or trained
-    values = {name: getattr(asked, name) for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")}
+    values = {
+        name: getattr(asked, name)
+        for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+    }
     rope = Rope(
         theta=own.theta,
         kind=asked.rope_type,
@@ -100,7 +103,9 @@ def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
         attention_factor=asked.attention_factor,
         **{name: value for name, value in values.items() if value is not None},
     )
-    return msgspec.structs.replace(spec, rope=rope, max_positions=max(int(original * asked.factor), 1))
+    return msgspec.structs.replace(
+        spec, rope=rope, max_positions=max(int(original * asked.factor), 1)
+    )
 
 
 def _limit(spec: ModelSpec, asked: int | None) -> ModelSpec:
@@ -120,7 +125,8 @@ def _known(path: Path | None) -> Path:
 
 
 def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
-    """Layer ranges [first, last) of the stages, balanced by cost; the last stage also has the LM head."""
+    """Layer ranges [first, last) of the stages, balanced by cost; the last stage also has the LM
+    head."""
     if stages > spec.layers:
         raise ModelError(f"parallel.spp is {stages}, but the model has only {spec.layers} layers")
     if stages == 1:
@@ -145,9 +151,12 @@ def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: torch.dt
 
 
 def resolve_dtype(config: ModelLoadingConfig, device: torch.device) -> torch.dtype:
-    """The compute type; "auto" is bfloat16 where it is multiplied fast (on AVX2 by our kernels), else float32."""
+    """The compute type; "auto" is bfloat16 where it is multiplied fast (on AVX2 by our kernels),
+    else float32."""
     if config.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            config.dtype
+        ]
     if device.type == "cuda":
         return torch.bfloat16
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")

@@ -1,4 +1,5 @@
-"""One pipeline stage of the model: some layers, their slice of the KV cache, and the state it needs of each request."""
+"""One pipeline stage of the model: some layers, their slice of the KV cache, and the state it needs
+of each request."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ class StageOutput(NamedTuple):
 class Stage:
     """Layers [i, j) of the model; the first stage embeds, the last one samples.
 
-    `stages` is (this stage, number of stages). Steps must be given in the order the scheduler made them: they carry
-    changes (new pages, opened and closed requests) to the state replicated here.
+    `stages` is (this stage, number of stages). Steps must be given in the order the scheduler made
+    them: they carry changes (new pages, opened and closed requests) to the state replicated here.
     """
 
     def __init__(
@@ -57,19 +58,26 @@ class Stage:
         with torch.inference_mode():
             loader = Loader(open_weights(spec, config), spec, self.device, dtype)
             self.embedding = loader.embedding() if self.is_first else None
-            self.decoder = build_decoder(loader, layers, self.is_last, pages, page_tokens, attention)
+            self.decoder = build_decoder(
+                loader, layers, self.is_last, pages, page_tokens, attention
+            )
         self.sampler = Sampler(spec.vocabulary)
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
 
     @torch.inference_mode()
-    def step(self, message: StepMessage, hidden: Tensor | None, exchange: Exchange | None) -> StageOutput:
-        """Run one batch. `hidden` [rows, hidden] comes from the stage before; None in the first stage."""
+    def step(
+        self, message: StepMessage, hidden: Tensor | None, exchange: Exchange | None
+    ) -> StageOutput:
+        """Run one batch. `hidden` [rows, hidden] comes from the stage before; None in the first
+        stage."""
         self._follow(message)
         spans = message.spans
         if not spans:
             return StageOutput(hidden)
         x = self._embed(spans) if hidden is None else hidden.to(self.device)
-        tables = [torch.from_numpy(np.array(self.tables[span.request_id], np.int64)) for span in spans]
+        tables = [
+            torch.from_numpy(np.array(self.tables[span.request_id], np.int64)) for span in spans
+        ]
         x = self.decoder(x.to(self.decoder.dtype), spans, tables, exchange)
         if not self.is_last:
             return StageOutput(x)
@@ -99,15 +107,28 @@ class Stage:
 
     def _logits(self, x: Tensor, rows: Items[int]) -> Tensor:
         """Logits, float32 [rows, vocabulary], of some of the step's rows."""
-        chosen = x if len(rows) == len(x) else x.index_select(0, torch.tensor(rows, device=x.device))
+        chosen = (
+            x if len(rows) == len(x) else x.index_select(0, torch.tensor(rows, device=x.device))
+        )
         return self.decoder.logits(chosen)
 
     def warm_up(self) -> None:
-        """Run a few steps of typical shapes, so that the first request does not pay for compilation or allocation."""
+        """Run a few steps of typical shapes, so that the first request does not pay for compilation
+        or allocation."""
         for rows in (64, 16, 1):
             pages = -(-rows // self.page_tokens)
             if pages <= self.pages:
-                span = Span("warm-up", 0, rows, bytes(4 * rows), 0, 0, tuple(range(pages)), sample=True)
-                hidden = None if self.is_first else torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                self.step(StepMessage(0, (span,), (Sequence("warm-up", None),), ("warm-up",)), hidden, None)
+                span = Span(
+                    "warm-up", 0, rows, bytes(4 * rows), 0, 0, tuple(range(pages)), sample=True
+                )
+                hidden = (
+                    None
+                    if self.is_first
+                    else torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
+                )
+                self.step(
+                    StepMessage(0, (span,), (Sequence("warm-up", None),), ("warm-up",)),
+                    hidden,
+                    None,
+                )
         self._follow(StepMessage(0, (), (), ("warm-up",)))

@@ -1,4 +1,5 @@
-"""Opens a model's weights, whatever holds them, as one mapping from Hugging Face names to tensors."""
+"""Opens a model's weights, whatever holds them, as one mapping from Hugging Face names to
+tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from medha_actors.model.spec import ModelSpec
 
 
 class Weights(Protocol):
-    """Tensors by name; a tensor is read when it is asked for, so a stage reads only its own layers."""
+    """Tensors by name; a tensor is read when it is asked for, so a stage reads only its own
+    layers."""
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -28,7 +30,8 @@ class Weights(Protocol):
         ...
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
-        """A quantised matrix as stored: uint8 [rows, bytes], GGUF kind; None if it is not quantised."""
+        """A quantised matrix as stored: uint8 [rows, bytes], GGUF kind; None if it is not
+        quantised."""
         ...
 
 
@@ -75,7 +78,8 @@ class RandomWeights:
 
 
 class SafetensorsWeights:
-    """A folder of safetensors files, one or sharded with an index; only files that are needed are opened."""
+    """A folder of safetensors files, one or sharded with an index; only files that are needed are
+    opened."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

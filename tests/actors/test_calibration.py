@@ -1,4 +1,5 @@
-"""Coefficients from measured steps: those that made them, and sane ones from disturbed measurements."""
+"""Coefficients from measured steps: those that made them, and sane ones from disturbed
+measurements."""
 
 import pytest
 
@@ -7,12 +8,21 @@ from medha_actors.actors.calibration import Case, cases, fit
 CONTEXT = 4096
 
 
-def measured(linear_s=1e-3, span_s=5e-5, pair_s=5e-7, read_s=2e-7, decode_s=1e-6, head_s=1e-4) -> dict[Case, float]:
+def measured(
+    linear_s=1e-3, span_s=5e-5, pair_s=5e-7, read_s=2e-7, decode_s=1e-6, head_s=1e-4
+) -> dict[Case, float]:
     def seconds(case: Case) -> float:
-        total = 2e-3 + linear_s * case.rows * case.tokens + span_s * case.rows + head_s * case.rows * case.sample
+        total = (
+            2e-3
+            + linear_s * case.rows * case.tokens
+            + span_s * case.rows
+            + head_s * case.rows * case.sample
+        )
         if case.tokens == 1:
             return total + decode_s * case.rows * case.cached
-        return total + pair_s * (case.tokens * case.cached + case.tokens**2 / 2) + read_s * case.cached
+        return (
+            total + pair_s * (case.tokens * case.cached + case.tokens**2 / 2) + read_s * case.cached
+        )
 
     return {case: seconds(case) for case in cases(CONTEXT, 10**4, 128)}
 

@@ -16,7 +16,11 @@ TOKEN_BYTES = 1000
 def config_of(cutoff=None, longest=None, kvp=2, budget=2**21):
     return load(
         {
-            "model_loading_config": {"model_source": "random", "dtype": "float32", "max_model_len_tokens": longest},
+            "model_loading_config": {
+                "model_source": "random",
+                "dtype": "float32",
+                "max_model_len_tokens": longest,
+            },
             "parallel": {"spp": 1, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
             "kv_cache": {"budget_bytes": budget, "page_tokens": 64},
         }
@@ -32,14 +36,19 @@ def test_a_piece_larger_than_a_group_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("cutoff", "kvp", "most", "pages_needed"), [(None, 1, 640, 11), (None, 3, 1920, 11), (64, 3, 768, 11)]
+    ("cutoff", "kvp", "most", "pages_needed"),
+    [(None, 1, 640, 11), (None, 3, 1920, 11), (64, 3, 768, 11)],
 )
 def test_a_context_longer_than_the_pieces_is_refused(cutoff, kvp, most, pages_needed):
     refuse_impossible(config_of(cutoff, most, kvp), 10, TOKEN_BYTES)
     too_long = config_of(cutoff, most + 1, kvp)
     with pytest.raises(ConfigError) as caught:
         refuse_impossible(too_long, 10, TOKEN_BYTES)
-    for number in (f"is {most + 1},", f"at most {most} of them in {kvp} ", f"of {pages_needed * 64 * TOKEN_BYTES} or"):
+    for number in (
+        f"is {most + 1},",
+        f"at most {most} of them in {kvp} ",
+        f"of {pages_needed * 64 * TOKEN_BYTES} or",
+    ):
         assert number in str(caught.value)
     refuse_impossible(too_long, pages_needed, TOKEN_BYTES)  # what the message asks for is enough
 
@@ -51,7 +60,9 @@ def test_a_budget_without_a_page_is_refused():
 
 @pytest.mark.parametrize("cutoff", [0, -5])
 def test_a_cutoff_that_is_not_positive_is_refused(cutoff):
-    with pytest.raises(ConfigError, match=rf"args: parallel.max_tokens_per_kvp_group is {cutoff}, allowed is 1 to"):
+    with pytest.raises(
+        ConfigError, match=rf"args: parallel.max_tokens_per_kvp_group is {cutoff}, allowed is 1 to"
+    ):
         config_of(cutoff=cutoff)
 
 
@@ -71,20 +82,31 @@ def test_the_stage_with_the_most_layers_decides():
 def test_without_a_budget_actors_share_the_free_memory_of_their_node():
     config = config_of(budget=None)
     spec = load_spec(config.model_loading_config)
-    rows = [[Place(node, (0,), 2**26, None) for node in ("a", "a")], [Place("b", (0,), 2**26, None)]]
+    rows = [
+        [Place(node, (0,), 2**26, None) for node in ("a", "a")],
+        [Place("b", (0,), 2**26, None)],
+    ]
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), torch.float32)
-    assert pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, rows) == 2**26 // 4 // 2 // page_bytes
+    assert (
+        pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, rows)
+        == 2**26 // 4 // 2 // page_bytes
+    )
 
 
 async def test_a_start_that_cannot_fit_ends_with_the_numbers(cluster):
     args = {
-        "model_loading_config": {"model_source": "random", "dtype": "float32", "max_model_len_tokens": 100_000},
+        "model_loading_config": {
+            "model_source": "random",
+            "dtype": "float32",
+            "max_model_len_tokens": 100_000,
+        },
         "parallel": {"spp": 1, "kvp": 2},
         "actors": {"num_cpus": 0.5},
         "kv_cache": {"budget_bytes": 2**21},
     }
     with pytest.raises(
-        Exception, match=r"max_model_len_tokens is 100000, .* at most 4096 of them .*_bytes of 51249152"
+        Exception,
+        match=r"max_model_len_tokens is 100000, .* at most 4096 of them .*_bytes of 51249152",
     ):
         async with engine(args):
             pass

@@ -57,7 +57,9 @@ async def test_a_calibrated_grid_serves_afterwards(cluster):
 
 def test_what_is_fixed_is_told_from_what_each_row_adds():
     stage = StageProfile(rows=((1, 1e-3),))
-    profile = fit_exchange(Profile((stage, stage)), [2.1e-3, 3e-3], [14.7e-3, 1e-3], rows=64, groups=3)
+    profile = fit_exchange(
+        Profile((stage, stage)), [2.1e-3, 3e-3], [14.7e-3, 1e-3], rows=64, groups=3
+    )
     assert profile.stages[0].exchange_s == pytest.approx(1e-4)
     assert profile.stages[0].exchange_step_s == pytest.approx(1.9e-3)
     assert profile.stages[1].exchange_s == 0, "noise makes nothing negative"
@@ -75,5 +77,10 @@ def test_nothing_is_measured_beyond_the_cache(pages):
         measured = cases(context, pages, page)
         assert measured
         for number, case in enumerate(measured):
-            assert max(n for span in step(case, page, 512, number).spans for n in span.new_pages) < pages
-        ExecutionModel(Profile((fit(dict.fromkeys(measured, 1e-3), context),)))  # a profile, whatever is missing
+            assert (
+                max(n for span in step(case, page, 512, number).spans for n in span.new_pages)
+                < pages
+            )
+        ExecutionModel(
+            Profile((fit(dict.fromkeys(measured, 1e-3), context),))
+        )  # a profile, whatever is missing

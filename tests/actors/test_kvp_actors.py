@@ -1,4 +1,5 @@
-"""KV groups of real actors: the tokens and log-probabilities of transformers, and of whom a death costs what."""
+"""KV groups of real actors: the tokens and log-probabilities of transformers, and of whom a death
+costs what."""
 
 import asyncio
 import itertools
@@ -76,7 +77,8 @@ class Followed:
 
     @torch.inference_mode()
     def check(self, model):
-        """Greedy tokens equal, log-probabilities within 1e-3, each position of the prompt scored once."""
+        """Greedy tokens equal, log-probabilities within 1e-3, each position of the prompt scored
+        once."""
         assert self.finished.reason == "length"
         tokens = [token.token_id for token in self.drawn]
         expected = model(torch.tensor([self.prompt + tokens])).logits[0].log_softmax(-1)
@@ -90,32 +92,59 @@ class Followed:
             assert abs(logprob - expected[position - 1, self.prompt[position]]) < 1e-3
 
 
-# The cutoffs: at an edge of pages and chunks, inside both, at a chunk's edge, and such that most is in the last piece.
+# The cutoffs: at an edge of pages and chunks, inside both, at a chunk's edge, and such that most is
+# in the last piece.
 @pytest.mark.parametrize(
-    ("spp", "kvp", "cutoff", "chunk"), [(1, 2, 64, 32), (2, 2, 37, 2048), (1, 3, 48, 24), (2, 3, 5, 16)]
+    ("spp", "kvp", "cutoff", "chunk"),
+    [(1, 2, 64, 32), (2, 2, 37, 2048), (1, 3, 48, 24), (2, 3, 5, 16)],
 )
-async def test_every_grid_gives_the_log_probabilities_of_transformers(spp, kvp, cutoff, chunk, model):
-    """With several long requests at once, on different groups, while others grow from one group to the next."""
-    lengths = ((150, 20), (cutoff - 1, 30), (cutoff, 25), (cutoff + 1, 40), (70, 30), (66, 40), (80, 30), (3, 9))
+async def test_every_grid_gives_the_log_probabilities_of_transformers(
+    spp, kvp, cutoff, chunk, model
+):
+    """With several long requests at once, on different groups, while others grow from one group to
+    the next."""
+    lengths = (
+        (150, 20),
+        (cutoff - 1, 30),
+        (cutoff, 25),
+        (cutoff + 1, 40),
+        (70, 30),
+        (66, 40),
+        (80, 30),
+        (3, 9),
+    )
     requests = [Followed(prompt, output) for prompt, output in lengths]
     async with engine(arguments(model[1], spp, kvp, cutoff, chunk)) as handle:
-        await asyncio.wait_for(asyncio.gather(*[request.follow(handle) for request in requests]), 120)
+        await asyncio.wait_for(
+            asyncio.gather(*[request.follow(handle) for request in requests]), 120
+        )
         assert (await handle.stats())["kv_usage"] == 0
     for request in requests:
         request.check(model[0])
 
 
 async def test_a_death_costs_only_those_with_a_piece_there(model):
-    """Two stages by two groups, one long request on both groups and four short ones; one actor dies, then another."""
+    """Two stages by two groups, one long request on both groups and four short ones; one actor
+    dies, then another."""
     others = set(stage_pids(os.getpid()))
     async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
         cells = sorted(set(stage_pids(os.getpid())) - others)
         assert len(cells) == 4
-        for victim, prefilled in ((cells[1], 0), (cells[2], 400)):  # while all decode; during the long prefill
+        for victim, prefilled in (
+            (cells[1], 0),
+            (cells[2], 400),
+        ):  # while all decode; during the long prefill
             long, shorts = Followed(700, 100), [Followed(10 + number, 300) for number in range(4)]
             killed_at, spread = [], asyncio.Event()
 
-            def kill(victim=victim, prefilled=prefilled, long=long, shorts=shorts, killed_at=killed_at, spread=spread):
+            def kill(
+                victim=victim,
+                prefilled=prefilled,
+                long=long,
+                shorts=shorts,
+                killed_at=killed_at,
+                spread=spread,
+            ):
                 if all(short.drawn for short in shorts):
                     spread.set()
                 ready = min(len(short.drawn) for short in shorts) >= 5
@@ -126,7 +155,9 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
                     os.kill(victim, signal.SIGKILL)
 
             async def then_long(long=long, kill=kill, spread=spread, handle=handle):
-                await spread.wait()  # before it fills one group's cache, or the short ones would all go to the other
+                await (
+                    spread.wait()
+                )  # before it fills one group's cache, or the short ones would all go to the other
                 await long.follow(handle, kill)
 
             followed = [short.follow(handle, kill) for short in shorts]
@@ -145,7 +176,10 @@ async def test_a_group_that_dies_twice_ends_only_the_requests_that_were_in_it(mo
     async with engine(arguments(model[1], 1, 2, 512)) as handle:
         shorts = [Followed(20, 500), Followed(30, 500)]  # one on each group
         cells = set(stage_pids(os.getpid())) - others
-        victims, due = [], [5]  # actors of one group killed so far; when the next one is, in tokens of both
+        victims, due = (
+            [],
+            [5],
+        )  # actors of one group killed so far; when the next one is, in tokens of both
 
         def kill():
             if len(victims) < 2 and min(len(short.drawn) for short in shorts) >= due[-1]:
@@ -156,7 +190,9 @@ async def test_a_group_that_dies_twice_ends_only_the_requests_that_were_in_it(mo
                 due.append(max(len(short.drawn) for short in shorts) + 5)
                 os.kill(victims[-1], signal.SIGKILL)
 
-        await asyncio.wait_for(asyncio.gather(*[short.follow(handle, kill) for short in shorts]), 120)
+        await asyncio.wait_for(
+            asyncio.gather(*[short.follow(handle, kill) for short in shorts]), 120
+        )
         assert len(victims) == 2
         ended, spared = sorted(shorts, key=lambda short: short.finished.reason)
         assert ended.finished.reason == "error"
@@ -168,6 +204,8 @@ async def test_a_group_that_dies_twice_ends_only_the_requests_that_were_in_it(mo
 async def test_more_groups_than_the_cluster_has_cores_are_refused(model):
     args = arguments(model[1], 2, 5, 64)
     args["actors"] = {"num_cpus": 1}
-    with pytest.raises(Exception, match="parallel: 2 stages x 5 groups need 10 CPU, the cluster has 8"):
+    with pytest.raises(
+        Exception, match="parallel: 2 stages x 5 groups need 10 CPU, the cluster has 8"
+    ):
         async with engine(args):
             pass

@@ -6,7 +6,12 @@ import threading
 import pytest
 import torch
 
-from medha_actors.actors.exchange import LinkExchange, SharedExchange, forget_mailboxes, open_mailboxes
+from medha_actors.actors.exchange import (
+    LinkExchange,
+    SharedExchange,
+    forget_mailboxes,
+    open_mailboxes,
+)
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
 from medha_actors.errors import LinkClosedError
 
@@ -35,7 +40,12 @@ def test_a_dialled_link_carries_messages_and_tensors(listener: Listener, same_no
     ours = dial(listener.endpoint, "node" if same_node else "another", Hello("secret", "hidden"))
     role, theirs = listener.accept("secret", timeout_s=5)
     assert role == "hidden"
-    for tensor in (torch.randn(3, 5), torch.randn(700, 576).bfloat16(), torch.randn(2, 9, 65), torch.zeros(0, 4)):
+    for tensor in (
+        torch.randn(3, 5),
+        torch.randn(700, 576).bfloat16(),
+        torch.randn(2, 9, 65),
+        torch.zeros(0, 4),
+    ):
         sender, _ = in_thread(ours.send, b"meta", tensor)
         message, received = theirs.recv()
         sender.join()
@@ -101,10 +111,16 @@ def test_exchange_gathers_in_the_order_asked_for(groups: int):
     for a in range(groups):
         for b in range(a + 1, groups):
             links[a, b], links[b, a] = pair()
-    exchanges = [LinkExchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)]
+    exchanges = [
+        LinkExchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)
+    ]
     order = tuple(reversed(range(groups)))
-    partials = [torch.full((2_000, 9, 65), float(k)) for k in range(groups)]  # far larger than a socket's buffer
-    running = [in_thread(exchange.all_gather, order, partials[k]) for k, exchange in enumerate(exchanges)]
+    partials = [
+        torch.full((2_000, 9, 65), float(k)) for k in range(groups)
+    ]  # far larger than a socket's buffer
+    running = [
+        in_thread(exchange.all_gather, order, partials[k]) for k, exchange in enumerate(exchanges)
+    ]
     for thread, results in running:
         thread.join(timeout=30)
         assert [gathered[0, 0, 0].item() for gathered in results[0]] == list(order)
@@ -138,7 +154,10 @@ def test_shared_memory_merges_as_links_do(groups: int, rows: int):
         merged = []
         for exchanges in (plain, shared):
             copies = [out.clone() for out in outs]
-            running = [in_thread(exchanges[k].merge, order, copies[k], lses[k].clone()) for k in range(groups)]
+            running = [
+                in_thread(exchanges[k].merge, order, copies[k], lses[k].clone())
+                for k in range(groups)
+            ]
             for thread, _ in running:
                 thread.join(timeout=60)
             merged.append(copies)

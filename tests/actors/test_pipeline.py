@@ -1,4 +1,5 @@
-"""Real Ray actors around a tiny random model: the same tokens through every grid, and after every loss."""
+"""Real Ray actors around a tiny random model: the same tokens through every grid, and after every
+loss."""
 
 import asyncio
 import os
@@ -29,7 +30,10 @@ def arguments(spp: int = 1, kvp: int = 1, **scheduler):
 
 async def together(handle, lengths=(20, 130, 60), tokens=12):
     sampled = SamplingParams(max_tokens=tokens, temperature=1.0, seed=7)
-    jobs = [generate(handle, prompt_of(n, salt=n), greedy(tokens) if n != 60 else sampled) for n in lengths]
+    jobs = [
+        generate(handle, prompt_of(n, salt=n), greedy(tokens) if n != 60 else sampled)
+        for n in lengths
+    ]
     return [result.tokens for result in await asyncio.gather(*jobs)]
 
 
@@ -59,7 +63,9 @@ async def test_a_killed_stage_costs_nobody_a_token(cluster):
     others = set(stage_pids(os.getpid()))
     async with engine(arguments(2)) as handle:
         undisturbed = await generate(handle, prompt_of(50), greedy(200))
-        request = Request(id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200))
+        request = Request(
+            id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200)
+        )
         events, seen = handle.events(request.id), []
         await handle.submit(request)
         async for event in events:
@@ -82,7 +88,9 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
         streams = []
         for name, length in zip(ids, (20, 30), strict=True):
             request = Request(
-                id=name, prompt_token_ids=pack_tokens(prompt_of(length, salt=length)), sampling=greedy(300)
+                id=name,
+                prompt_token_ids=pack_tokens(prompt_of(length, salt=length)),
+                sampling=greedy(300),
             )
             streams.append(handle.events(name))
             await handle.submit(request)
@@ -106,14 +114,18 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
 
 async def test_a_cancelled_request_frees_its_pages(cluster):
     async with engine(arguments(2)) as handle:
-        request = Request(id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000))
+        request = Request(
+            id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000)
+        )
         events = handle.events(request.id)
         await handle.submit(request)
         async for event in events:
             if isinstance(event, TokenEvent):
                 break
         await handle.cancel(request.id)
-        await generate(handle, prompt_of(10), greedy(2))  # a later request is served, and then nothing is held
+        await generate(
+            handle, prompt_of(10), greedy(2)
+        )  # a later request is served, and then nothing is held
         stats = await handle.stats()
         assert stats["running"] == stats["waiting"] == 0
         assert stats["kv_usage"] == 0

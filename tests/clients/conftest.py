@@ -13,7 +13,8 @@ from clients.client import Client
 
 
 class RawServer:
-    """Answers every request with the same bytes, written piece by piece, and then closes the connection."""
+    """Answers every request with the same bytes, written piece by piece, and then closes the
+    connection."""
 
     def __init__(self, pieces: Sequence[bytes], hang: bool = False) -> None:
         self._pieces, self._hang = pieces, hang
@@ -23,7 +24,14 @@ class RawServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0)
+        length = next(
+            (
+                int(line[15:])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length")
+            ),
+            0,
+        )
         self.requests.append(head + await reader.readexactly(length))
         for piece in self._pieces:
             writer.write(piece)
@@ -36,11 +44,19 @@ class RawServer:
 
 def streamed(body: bytes) -> bytes:
     """An HTTP answer whose body ends with the connection."""
-    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-medha-ttft-deadline-ms: 500.0\r\n\r\n" + body
+    return (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-medha-ttft-deadline-ms: 500.0\r\n\r\n"
+        + body
+    )
 
 
 def whole(status: int, body: bytes, *headers: bytes) -> bytes:
-    lines = [b"HTTP/1.1 %d X" % status, b"content-type: application/json", b"content-length: %d" % len(body), *headers]
+    lines = [
+        b"HTTP/1.1 %d X" % status,
+        b"content-type: application/json",
+        b"content-length: %d" % len(body),
+        *headers,
+    ]
     return b"\r\n".join([*lines, b"", body])
 
 
@@ -52,7 +68,9 @@ async def serving() -> AsyncIterator[Serving]:
     """`server, client = await serving(piece, piece, ...)`."""
     async with AsyncExitStack() as stack:
 
-        async def begin(*pieces: bytes, hang: bool = False, **options: Any) -> tuple[RawServer, Client]:
+        async def begin(
+            *pieces: bytes, hang: bool = False, **options: Any
+        ) -> tuple[RawServer, Client]:
             raw = RawServer(pieces, hang)
             listener = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
             stack.callback(listener.close)

@@ -59,9 +59,17 @@ async def test_json(serving) -> None:
 async def test_failures_are_one_line_and_exit_code_1(serving) -> None:
     raw, _ = await serving(whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3"))
     code, out, err = await run("hi", "--base-url", raw.url, "--model", "m")
-    assert (code, out, err) == (1, "", "medha-client: the server says: full (HTTP 429); try again in 3 s\n")
+    assert (code, out, err) == (
+        1,
+        "",
+        "medha-client: the server says: full (HTTP 429); try again in 3 s\n",
+    )
     code, out, err = await run("hi", "--base-url", "http://127.0.0.1:9")
-    assert (code, out, err) == (1, "", "medha-client: no server at http://127.0.0.1:9: Connection refused\n")
+    assert (code, out, err) == (
+        1,
+        "",
+        "medha-client: no server at http://127.0.0.1:9: Connection refused\n",
+    )
 
 
 async def test_interrupt(serving) -> None:
@@ -90,7 +98,9 @@ def test_progress_bar_on_a_terminal() -> None:
     view = TextView(out, err)
     view.show(Accepted())
     view.show(Progress(2000, 4000, 2.5))
-    assert err.getvalue().startswith("\r\x1b[K[###############...............] reading the prompt: 2,000 of")
+    assert err.getvalue().startswith(
+        "\r\x1b[K[###############...............] reading the prompt: 2,000 of"
+    )
     view.show(Token("hi\n", 1.0))
     view.show(Token("there", 1.5))
     view.show(Token("other choice", 1.5, choice=1))
@@ -98,7 +108,9 @@ def test_progress_bar_on_a_terminal() -> None:
     view.show(Usage(4000, 3))
     view.close()
     assert out.getvalue() == "hi\nthere\n"
-    assert err.getvalue().endswith("\r\x1b[K4000 -> 3 tokens, TTFT 1.000 s, TPOT 500.0 ms, 2.000 s in all\n")
+    assert err.getvalue().endswith(
+        "\r\x1b[K4000 -> 3 tokens, TTFT 1.000 s, TPOT 500.0 ms, 2.000 s in all\n"
+    )
 
 
 def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

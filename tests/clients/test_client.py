@@ -70,7 +70,14 @@ async def test_stream_in_any_pieces(serving) -> None:
 
 async def test_what_is_sent(serving) -> None:
     raw, client = await serving(streamed(HELLO), api_key="secret")
-    options = {"max_tokens": 5, "ttft_s": 0.25, "tpot_s": 0.02, "timeout_s": 9, "temperature": None, "medha": {"x": 1}}
+    options = {
+        "max_tokens": 5,
+        "ttft_s": 0.25,
+        "tpot_s": 0.02,
+        "timeout_s": 9,
+        "temperature": None,
+        "medha": {"x": 1},
+    }
     await collect(client.chat("hi", **options))
     head, body = raw.requests[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions ")
@@ -96,7 +103,12 @@ async def test_what_is_sent(serving) -> None:
         (whole(200, b"not json"), ProtocolError),
         (whole(200, b'{"choices": 5}'), ProtocolError),
         (streamed(b"data: nonsense\n\n"), ProtocolError),
-        (streamed(b'data: {"error":{"message":"stage died","type":"server_error"}}\n\ndata: [DONE]\n\n'), ApiError),
+        (
+            streamed(
+                b'data: {"error":{"message":"stage died","type":"server_error"}}\n\ndata: [DONE]\n\n'
+            ),
+            ApiError,
+        ),
         (streamed(b'data: {"error":{"message":"late","type":"timeout_error"}}\n\n'), TimedOutError),
         (streamed(HELLO.replace(b"data: [DONE]\n\n", b"")), StreamCutError),
         (whole(200, b"{}").replace(b"content-length: 2", b"content-length: 9"), StreamCutError),
@@ -114,12 +126,22 @@ async def test_errors_are_typed(serving, answer: bytes, error: type[Exception]) 
 
 async def test_error_fields(serving) -> None:
     _, client = await serving(
-        whole(429, b'{"error":{"message":"full","type":"t","param":"n","code":"c"}}', b"retry-after: 3")
+        whole(
+            429,
+            b'{"error":{"message":"full","type":"t","param":"n","code":"c"}}',
+            b"retry-after: 3",
+        )
     )
     with pytest.raises(OverloadedError) as caught:
         await collect(client.complete("x"))
     error = caught.value
-    assert (error.message, error.status, error.kind, error.param, error.code) == ("full", 429, "t", "n", "c")
+    assert (error.message, error.status, error.kind, error.param, error.code) == (
+        "full",
+        429,
+        "t",
+        "n",
+        "c",
+    )
     assert error.retry_after_s == 3.0
 
 
@@ -171,11 +193,17 @@ async def test_against_the_real_server() -> None:
         stream=StreamConfig(progress_s=0.0),
     )
     engine = FakeEngine(slowly)
-    async with listening(Server(config, engine, toy_text(300, 999)).asgi()) as url, Client(url) as client:
+    async with (
+        listening(Server(config, engine, toy_text(300, 999)).asgi()) as url,
+        Client(url) as client,
+    ):
         assert await client.models() == ["toy"]
         assert await client.tokenize("hi") == [104, 105]
         for medha in (None, {"progress": True}):
-            for events in (client.chat("hi", medha=medha), client.complete([1, 2], max_tokens=50, medha=medha)):
+            for events in (
+                client.chat("hi", medha=medha),
+                client.complete([1, 2], max_tokens=50, medha=medha),
+            ):
                 seen = await collect(events)
                 assert isinstance(seen[0], Accepted)
                 assert (seen[0].ttft_deadline_s, seen[0].predicted_ttft_s) == (2.5, 1.25)
@@ -203,4 +231,9 @@ async def test_against_the_real_server() -> None:
 
 def test_imports_are_light() -> None:
     code = "import sys, clients.__main__; print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

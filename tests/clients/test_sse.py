@@ -42,7 +42,11 @@ def test_split_at_every_byte(end: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from([b"data: x", b"\r", b"\n", b"\r\n", b":c", b"event: e", b"data"]), max_size=20), st.data()
+    st.lists(
+        st.sampled_from([b"data: x", b"\r", b"\n", b"\r\n", b":c", b"event: e", b"data"]),
+        max_size=20,
+    ),
+    st.data(),
 )
 def test_splits_never_matter(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)

@@ -4,7 +4,8 @@ from medha_actors.messages import unpack_tokens
 
 
 class Replica:
-    """What the stages of one KV group hold: page tables, and in each slot who wrote which position last."""
+    """What the stages of one KV group hold: page tables, and in each slot who wrote which position
+    last."""
 
     def __init__(self, page_tokens):
         self.page = page_tokens
@@ -12,7 +13,8 @@ class Replica:
         self.slots = {}
 
     def read(self, request_id, start, tokens):
-        """The (position, token) pairs cached in [start, start + tokens), all of them this request's."""
+        """The (position, token) pairs cached in [start, start + tokens), all of them this
+        request's."""
         first, pages = self.tables[request_id]
         assert start == first
         found = []
@@ -29,7 +31,9 @@ class Replica:
         assert len(opened) == len(set(opened))
         assert not set(opened) & set(self.tables)
         runs = [(not span.groups, span.groups) for span in message.spans]
-        assert runs == sorted(runs), "spans of several groups come first, and in the same order of runs everywhere"
+        assert runs == sorted(runs), (
+            "spans of several groups come first, and in the same order of runs everywhere"
+        )
         for span in message.spans:
             if span.request_id in opened and span.request_id not in self.tables:
                 self.tables[span.request_id] = (span.piece_start, [])
@@ -41,7 +45,13 @@ class Replica:
 
     def write(self, span):
         _, pages = self.tables[span.request_id]
-        for position, token in zip(range(span.start, span.stop), unpack_tokens(span.token_ids), strict=True):
+        for position, token in zip(
+            range(span.start, span.stop), unpack_tokens(span.token_ids), strict=True
+        ):
             offset = position - span.piece_start
             assert offset // self.page < len(pages), "no page for a written token"
-            self.slots[pages[offset // self.page], offset % self.page] = (span.request_id, position, token)
+            self.slots[pages[offset // self.page], offset % self.page] = (
+                span.request_id,
+                position,
+                token,
+            )

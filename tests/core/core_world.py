@@ -1,10 +1,17 @@
-"""A scheduler with a tiny model of the stages beside it: every message is replayed, every count checked."""
+"""A scheduler with a tiny model of the stages beside it: every message is replayed, every count
+checked."""
 
 from collections import deque
 
 from core_replica import Replica
 
-from medha_actors.config import KvCacheConfig, MedhaConfig, ObjectivesConfig, ParallelConfig, SchedulerConfig
+from medha_actors.config import (
+    KvCacheConfig,
+    MedhaConfig,
+    ObjectivesConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, load_of
@@ -63,7 +70,9 @@ class World:
 
     def __init__(self, config, grid, model=None):
         self.config, self.grid = config, grid
-        self.model = model or ExecutionModel.analytic(grid.stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6)
+        self.model = model or ExecutionModel.analytic(
+            grid.stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6
+        )
         self.scheduler = Scheduler(config, grid, self.model)
         self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
         self.now = 1000.0
@@ -87,7 +96,8 @@ class World:
         self.note(self.scheduler.expire(self.now))
 
     def restart(self, lost=None):
-        """All groups (or those in `lost`) lose their caches; every stage forgets its page tables."""
+        """All groups (or those in `lost`) lose their caches; every stage forgets its page
+        tables."""
         self.scheduler.restart(self.now, lost)
         self.flights.clear()
         for group, replica in enumerate(self.replicas):
@@ -140,15 +150,21 @@ class World:
         for name, parts in spans.items():
             self.check_span(name, parts)
         for shared in {span.groups for parts in spans.values() for _, span in parts if span.groups}:
-            orders = [[s.request_id for s in batch.groups[group].spans if s.groups == shared] for group in shared]
-            assert orders.count(orders[0]) == len(orders), "groups that merge partials agree on whose rows are where"
+            orders = [
+                [s.request_id for s in batch.groups[group].spans if s.groups == shared]
+                for group in shared
+            ]
+            assert orders.count(orders[0]) == len(orders), (
+                "groups that merge partials agree on whose rows are where"
+            )
         for parts in spans.values():
             for group, span in parts:
                 if span.writes:
                     self.replicas[group].write(span)
 
     def check_span(self, name, parts):
-        """One request's span as all its groups see it: pieces cover [0, start) exactly, with the right tokens."""
+        """One request's span as all its groups see it: pieces cover [0, start) exactly, with the
+        right tokens."""
         request, first = self.requests[name], parts[0][1]
         assert len(parts) == max(1, len(first.groups))
         parts = sorted(parts, key=lambda part: part[1].piece_start)
@@ -160,20 +176,25 @@ class World:
             assert (span.start, span.stop, span.groups) == (first.start, first.stop, first.groups)
             assert unpack_tokens(span.token_ids) == known[span.start : span.stop]
             cached += self.replicas[group].read(name, span.piece_start, span.piece_tokens)
-        assert cached == list(enumerate(known[: first.start])), "every token's KV in exactly one piece"
+        assert cached == list(enumerate(known[: first.start])), (
+            "every token's KV in exactly one piece"
+        )
         assert [span.writes for _, span in parts] == [False] * (len(parts) - 1) + [True]
         last = parts[-1][1]
         assert last.sample == (last.stop == len(known))
         assert not last.sample or last.index == len(self.tokens[name])
 
     def check_budget(self, batch):
-        """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps prefill going."""
+        """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps
+        prefill going."""
         config, alone = self.config.scheduler, len(self.scheduler.live.by_id) == 1
         for message in filter(None, batch.groups):
             load = load_of(message)
             assert load.rows <= config.max_batch_tokens
             if load.prefill_rows > config.min_chunk_tokens and config.fixed_chunk_tokens is None:
-                assert self.model.predict(load) <= batch.budget_s * (LONE_BUDGETS if alone else 1) * (1 + 1e-9)
+                assert self.model.predict(load) <= batch.budget_s * (
+                    LONE_BUDGETS if alone else 1
+                ) * (1 + 1e-9)
 
     def note(self, events):
         for event in events:
@@ -201,12 +222,16 @@ class World:
             assert state.known == state.prompt + len(self.tokens[name])
             assert (name in queued) == state.prefilling == (name not in live.decoding)
             assert (name in live.holding) == bool(state.pieces)
-            assert (name in live.ready) == (state.goal <= state.dispatched == state.computed == state.known - 1)
+            assert (name in live.ready) == (
+                state.goal <= state.dispatched == state.computed == state.known - 1
+            )
             for piece in state.pieces:
                 held[piece.group] += piece.pages
                 promised[piece.group] += piece.promised
         assert set(live.by_id) == queued | set(live.decoding)
-        assert set(live.queue.started) == {s.serial for s in live.by_id.values() if s.prefilling and s.pieces}
+        assert set(live.queue.started) == {
+            s.serial for s in live.by_id.values() if s.prefilling and s.pieces
+        }
         assert len(live.holding) <= self.config.scheduler.max_running_requests
         for group, pages in enumerate(held):
             everything = sorted(pages + live.kv._free[group])
@@ -219,8 +244,12 @@ def spans_of(batch):
     return [span for message in batch.groups if message for span in message.spans]
 
 
-def world_of(stages=1, groups=1, pages=2000, cutoff=None, page=4, length=8000, model=None, **scheduler):
-    return World(config_of(**scheduler), grid_of(stages, groups, pages, cutoff, page, length), model)
+def world_of(
+    stages=1, groups=1, pages=2000, cutoff=None, page=4, length=8000, model=None, **scheduler
+):
+    return World(
+        config_of(**scheduler), grid_of(stages, groups, pages, cutoff, page, length), model
+    )
 
 
 def decoding_world(count, stages=1, **more):

@@ -42,7 +42,8 @@ def test_a_lone_request_may_use_larger_chunks_than_beside_others():
 
 
 @pytest.mark.parametrize(
-    ("running", "stages", "rows"), [(1, 1, 1), (5, 1, 5), (3, 2, 3), (4, 2, 2), (9, 2, 5), (9, 4, 3)]
+    ("running", "stages", "rows"),
+    [(1, 1, 1), (5, 1, 5), (3, 2, 3), (4, 2, 2), (9, 2, 5), (9, 4, 3)],
 )
 def test_decodes_per_batch(running, stages, rows):
     assert decode_rows(running, stages) == rows
@@ -69,7 +70,9 @@ def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
     world = world_of(tpot_s=0.2, model=model)
     world.add(request_of("long", 4000, 1, world.now, ttft_s=20.0))
     world.launch()
-    world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))  # later in the order than the long one
+    world.add(
+        request_of("short", 32, 1, world.now, ttft_s=1000.0)
+    )  # later in the order than the long one
     world.launch()
     tokens = {span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])}
     assert tokens["short"] == 32
@@ -100,7 +103,9 @@ def test_two_long_prefills_do_not_share_a_batch():
 
 
 def test_a_batch_has_a_most_of_tokens():
-    world = world_of(tpot_s=10.0, max_chunk_tokens=64, max_batch_tokens=100, model=ExecutionModel.analytic())
+    world = world_of(
+        tpot_s=10.0, max_chunk_tokens=64, max_batch_tokens=100, model=ExecutionModel.analytic()
+    )
     for index in range(5):
         world.add(request_of(f"r{index}", 64, 2, world.now))
     world.launch()
@@ -109,7 +114,9 @@ def test_a_batch_has_a_most_of_tokens():
 
 
 def test_fcfs_lets_nobody_ride_with_an_unfinished_prefill_nor_overtake_it():
-    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32)
+    world = world_of(
+        tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32
+    )
     world.add(request_of("a", 200, 1, world.now))
     world.add(request_of("b", 20, 1, world.now))
     world.launch()
@@ -147,7 +154,12 @@ def test_fixed_chunks():
     world = decoding_world(1, fixed_chunk_tokens=50)
     world.add(request_of("a", 170, 1, world.now))
     world.drain()
-    assert [batch.prefill_tokens for batch in world.batches if batch.prefill_tokens][1:] == [50, 50, 50, 20]
+    assert [batch.prefill_tokens for batch in world.batches if batch.prefill_tokens][1:] == [
+        50,
+        50,
+        50,
+        20,
+    ]
 
 
 def test_a_preemption_is_counted_when_another_takes_the_turn():
@@ -169,7 +181,9 @@ def test_progress_is_told_for_prompts_of_several_chunks_only():
     world.drain()
     assert "short" not in world.progress
     progress = world.progress["long"]
-    assert [event.prefilled_tokens for event in progress] == sorted(event.prefilled_tokens for event in progress)
+    assert [event.prefilled_tokens for event in progress] == sorted(
+        event.prefilled_tokens for event in progress
+    )
     assert all(event.total_tokens == 1000 for event in progress)
     left = [event.seconds_left for event in progress]
     assert left == sorted(left, reverse=True)

@@ -39,7 +39,15 @@ def test_shares_of_a_short_prompt():
 
 def table_of(model, stages=1, budget_s=0.1, **more):
     return PrefillTable(
-        model, **{"stages": stages, "budget_s": budget_s, "max_chunk": 512, "cutoff": 10**9, "groups": 1, **more}
+        model,
+        **{
+            "stages": stages,
+            "budget_s": budget_s,
+            "max_chunk": 512,
+            "cutoff": 10**9,
+            "groups": 1,
+            **more,
+        },
     )
 
 
@@ -73,7 +81,8 @@ def test_a_long_table_is_cheap_and_follows_the_correction():
 
 
 def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
-    """Each chunk has a cost of its own; a budget of 100 ms (150 for a lone request) holds fewer tokens when slow."""
+    """Each chunk has a cost of its own; a budget of 100 ms (150 for a lone request) holds fewer
+    tokens when slow."""
     model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
     table = table_of(model)
     assert table.seconds(0, 16_000) == pytest.approx(16_000 / 96 * 0.136, rel=0.01)

@@ -1,4 +1,5 @@
-"""Groups beside each other: whom they wait for, how the load spreads, and disturbances at every point."""
+"""Groups beside each other: whom they wait for, how the load spreads, and disturbances at every
+point."""
 
 import random
 
@@ -16,7 +17,8 @@ def simulate(requests, stages, groups, model, cutoff=None):
 
 
 def test_groups_that_merge_agree_on_the_rows_of_every_run():
-    """A in groups 0 and 1, B in 1 and 2, C in 0 and 1: group 0, which has no B, must not take A and C together."""
+    """A in groups 0 and 1, B in 1 and 2, C in 0 and 1: group 0, which has no B, must not take A and
+    C together."""
     world = world_of(1, 3, cutoff=20, pages=300)
     for index in range(12):
         world.add(request_of(f"r{index}", 25 + index, 30, world.now))
@@ -24,7 +26,10 @@ def test_groups_that_merge_agree_on_the_rows_of_every_run():
         world.land()
     world.drain()  # World.replay compares the groups' messages
     runs = [
-        [span.groups for span in message.spans if span.groups] for b in world.batches for message in b.groups if message
+        [span.groups for span in message.spans if span.groups]
+        for b in world.batches
+        for message in b.groups
+        if message
     ]
     assert any(len(set(found)) > 1 and len(set(found)) < len(found) for found in runs)
 
@@ -34,26 +39,39 @@ def test_who_lives_on_one_group_waits_for_anothers_work_within_the_budget_only(s
     model = ExecutionModel.analytic(stages, token_s=1e-4, pair_s=1e-8, kv_s=1e-6)
     budget_s = 0.1 / stages
     rng = random.Random(stages)
-    shorts = [request_of(f"s{i}", rng.randint(5, 60), 12, at=0.5 + 0.3 * (i + rng.random())) for i in range(30)]
+    shorts = [
+        request_of(f"s{i}", rng.randint(5, 60), 12, at=0.5 + 0.3 * (i + rng.random()))
+        for i in range(30)
+    ]
     result = simulate([request_of("long", 60_000, 2), *shorts], stages, 2, model)
     long = result.requests["long"].finished
-    assert long.first_token_at > shorts[-1].arrived_at, "all of them arrived beside the long prefill"
+    assert long.first_token_at > shorts[-1].arrived_at, (
+        "all of them arrived beside the long prefill"
+    )
     for short in shorts:
         log = result.requests[short.id]
-        # One batch in stage 0 ends, then there is at most one before it in each stage; those may be a lone request's.
+        # One batch in stage 0 ends, then there is at most one before it in each stage; those may be
+        # a lone request's.
         assert log.ttft_s <= LONE_BUDGETS * (stages + 1) * budget_s
-        gaps = [after - before for before, after in zip(log.token_times, log.token_times[1:], strict=False)]
+        gaps = [
+            after - before
+            for before, after in zip(log.token_times, log.token_times[1:], strict=False)
+        ]
         assert max(gaps) <= (stages + 1) * budget_s
 
 
 def test_groups_serve_short_traffic_like_replicas():
     def makespan_s(groups):
         requests = [request_of(f"r{index}", 80 + index % 40, 20) for index in range(400)]
-        return simulate(requests, 1, groups, ExecutionModel.analytic(token_s=1e-3, kv_s=1e-7), 8192).ended_at
+        return simulate(
+            requests, 1, groups, ExecutionModel.analytic(token_s=1e-3, kv_s=1e-7), 8192
+        ).ended_at
 
     alone_s = makespan_s(1)
     for groups in (2, 4):
-        assert alone_s / makespan_s(groups) > 0.8 * groups  # some is lost at the end, and in moving step by step
+        assert (
+            alone_s / makespan_s(groups) > 0.8 * groups
+        )  # some is lost at the end, and in moving step by step
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -73,14 +91,18 @@ def test_running_requests_stay_spread_while_they_come_and_go(stages):
 
 
 @pytest.mark.parametrize(
-    ("stages", "groups", "cutoff", "pages"), [(1, 1, None, 38), (2, 2, 16, 28), (2, 3, 10, 26), (1, 3, 7, 26)]
+    ("stages", "groups", "cutoff", "pages"),
+    [(1, 1, None, 38), (2, 2, 16, 28), (2, 3, 10, 26), (1, 3, 7, 26)],
 )
 def test_preempting_at_every_point(stages, groups, cutoff, pages):
-    """An urgent request takes the turn of a long one's prefill, or its pages: nothing is lost, doubled or leaked."""
+    """An urgent request takes the turn of a long one's prefill, or its pages: nothing is lost,
+    doubled or leaked."""
 
     def run(at):
         more = {"max_chunk_tokens": 16, "min_chunk_tokens": 8, "space_sharing": False}
-        world = world_of(stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more)  # that is one chunk
+        world = world_of(
+            stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more
+        )  # that is one chunk
         world.add(request_of("long", 100, 14, world.now, ttft_s=50.0))
         step = 0
         while world.scheduler.live.by_id:

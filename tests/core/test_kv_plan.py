@@ -17,16 +17,25 @@ def test_a_lone_request_can_have_everything():
 
 def test_pieces_go_to_the_preferred_groups_with_room():
     plan = KvPlan(grid_of(groups=3, pages=10, cutoff=12))
-    assert [(p.group, p.start, p.promised) for p in plan.place(12, [1, 0, 2], [0, 0, 0])] == [(1, 0, 3)]
-    assert [(p.group, p.start, p.promised) for p in plan.place(13, [1, 0, 2], [0, 0, 0])] == [(1, 0, 3), (0, 12, 1)]
-    pieces = plan.place(60, [1, 0, 2], [0, 0, 0])  # the last takes the rest, and has the first choice
+    assert [(p.group, p.start, p.promised) for p in plan.place(12, [1, 0, 2], [0, 0, 0])] == [
+        (1, 0, 3)
+    ]
+    assert [(p.group, p.start, p.promised) for p in plan.place(13, [1, 0, 2], [0, 0, 0])] == [
+        (1, 0, 3),
+        (0, 12, 1),
+    ]
+    pieces = plan.place(
+        60, [1, 0, 2], [0, 0, 0]
+    )  # the last takes the rest, and has the first choice
     assert [(p.group, p.start, p.promised) for p in pieces] == [(0, 0, 3), (2, 12, 3), (1, 24, 9)]
     assert plan.place(60, [1, 0, 2], [0, 2, 0])[2].group == 0
     assert plan.place(65, [1, 0, 2], [0, 0, 0]) is None
 
 
 def onboard(prompt, output, stages, groups, cutoff, pages=60, page=4, chunk=64):
-    config = config_of(max_chunk_tokens=chunk, max_batch_tokens=max(chunk, 256), min_chunk_tokens=min(16, chunk))
+    config = config_of(
+        max_chunk_tokens=chunk, max_batch_tokens=max(chunk, 256), min_chunk_tokens=min(16, chunk)
+    )
     world = World(config, grid_of(stages, groups, pages, cutoff, page))
     world.add(request_of("a", prompt, output, world.now))
     world.drain()

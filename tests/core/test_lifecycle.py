@@ -15,7 +15,9 @@ def test_instants_are_reported():
     world.add(request_of("a", 3000, 3, start))
     world.drain()
     event = world.finished["a"]
-    assert start == event.arrived_at == event.scheduled_at < event.prefilled_at == event.first_token_at
+    assert (
+        start == event.arrived_at == event.scheduled_at < event.prefilled_at == event.first_token_at
+    )
     assert event.first_token_at < event.finished_at
     assert event.deadline_at == pytest.approx(start + 1.5 * world.scheduler.table.seconds(0, 3000))
 
@@ -31,7 +33,9 @@ def test_prompt_log_probabilities_are_reported_once():
         scored = []
         for span in spans:
             after = range(span.start + 1, span.stop + (span.next_token_id >= 0))
-            scored.append(PromptLogprobs(span.request_id, span.start, tuple((-float(at), ()) for at in after)))
+            scored.append(
+                PromptLogprobs(span.request_id, span.start, tuple((-float(at), ()) for at in after))
+            )
         return [msgspec.structs.replace(results[0], prompt_logprobs=tuple(scored))]
 
     scores = []
@@ -41,7 +45,9 @@ def test_prompt_log_probabilities_are_reported_once():
         events = world.scheduler.complete(score(batch), world.now)
         for event in events:
             if isinstance(event, PromptLogprobsEvent):
-                scores += [(event.start + 1 + index, entry[0]) for index, entry in enumerate(event.entries)]
+                scores += [
+                    (event.start + 1 + index, entry[0]) for index, entry in enumerate(event.entries)
+                ]
         if not restarted:
             restarted = True
             world.scheduler.restart(world.now)
@@ -53,7 +59,9 @@ def test_a_late_group_learns_the_tokens_only_if_penalties_need_them():
         world = world_of(groups=2, cutoff=20)
         world.add(request_of("a", 30, 1, world.now, repetition_penalty=penalty))
         world.drain()
-        told = [m.opened[0].token_ids for batch in world.batches for m in batch.groups if m and m.opened]
+        told = [
+            m.opened[0].token_ids for batch in world.batches for m in batch.groups if m and m.opened
+        ]
         assert [len(tokens) // 4 for tokens in told] == [0, 20 if penalty > 1 else 0]
 
 
@@ -85,8 +93,12 @@ def test_what_cannot_run_is_refused_with_its_numbers():
     cases = {
         "prompt has no tokens": request_of("a", 0),
         "max_tokens is 0": request_of("b", 1, 0),
-        "needs 110 tokens (90 in the prompt, 20 to generate); the model takes at most 100": request_of("c", 90, 20),
-        "needs 50 tokens (30 in the prompt, 20 to generate); the KV cache has room for 40": request_of("d", 30, 20),
+        "needs 110 tokens (90 in the prompt, 20 to generate); the model takes at most 100": request_of(
+            "c", 90, 20
+        ),
+        "needs 50 tokens (30 in the prompt, 20 to generate); the KV cache has room for 40": request_of(
+            "d", 30, 20
+        ),
     }
     for message, request in cases.items():
         answer = world.add(request)
@@ -132,7 +144,9 @@ def test_timeouts():
 @pytest.mark.parametrize(("stages", "groups", "cutoff"), [(1, 1, None), (3, 1, None), (2, 3, 10)])
 def test_cancelling_at_every_point(stages, groups, cutoff):
     def run(cancel_at):
-        world = world_of(stages, groups, pages=30, cutoff=cutoff, max_chunk_tokens=16, min_chunk_tokens=8)
+        world = world_of(
+            stages, groups, pages=30, cutoff=cutoff, max_chunk_tokens=16, min_chunk_tokens=8
+        )
         for name in ("a", "b"):
             world.add(request_of(name, 40, 4, world.now))
         step = 0
@@ -144,7 +158,9 @@ def test_cancelling_at_every_point(stages, groups, cutoff):
                 act()
         world.drain()
         assert world.finished["b"].reason == "length"
-        assert world.finished["a"].reason == ("abort" if cancel_at < step and len(world.tokens["a"]) < 4 else "length")
+        assert world.finished["a"].reason == (
+            "abort" if cancel_at < step and len(world.tokens["a"]) < 4 else "length"
+        )
         assert all(world.scheduler.live.kv.available(group) == 30 for group in range(groups))
         return step
 
@@ -152,7 +168,9 @@ def test_cancelling_at_every_point(stages, groups, cutoff):
         run(cancel_at)
 
 
-@pytest.mark.parametrize(("groups", "lost"), [(1, None), (1, ()), (2, None), (2, (0,)), (2, (1,)), (2, ())])
+@pytest.mark.parametrize(
+    ("groups", "lost"), [(1, None), (1, ()), (2, None), (2, (0,)), (2, (1,)), (2, ())]
+)
 def test_restarting_at_every_point(groups, lost):
     def run(restart_at):
         world = world_of(2, groups, pages=30, cutoff=10, max_chunk_tokens=16, min_chunk_tokens=8)
@@ -219,7 +237,9 @@ def test_waiting_work_is_valued_anew_when_the_machine_changes():
     waiting = world.scheduler.live.by_id["b"]
     assert waiting.remaining_s == waiting.total_work_s == pytest.approx(4.0)
     world.launch()
-    world.scheduler.complete(results_of(world.flights.popleft(), (3 * world.batches[0].predicted_s,)), world.now)
+    world.scheduler.complete(
+        results_of(world.flights.popleft(), (3 * world.batches[0].predicted_s,)), world.now
+    )
     assert waiting.remaining_s == waiting.total_work_s == pytest.approx(12.0)
     world.drain()
 

@@ -17,7 +17,9 @@ ALL = list(ORDERS)
 
 def simulate(policy, requests, **scheduler):
     """One stage, 1 ms a token, budget 50 ms."""
-    config = config_of(policy, tpot_s=0.05, max_chunk_tokens=256, max_batch_tokens=4096, **scheduler)
+    config = config_of(
+        policy, tpot_s=0.05, max_chunk_tokens=256, max_batch_tokens=4096, **scheduler
+    )
     grid = grid_of(pages=10_000, page=16, length=200_000)
     return Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3)).run(requests).requests
 
@@ -47,7 +49,8 @@ def test_by_deadline_or_raw_slack_the_short_ones_go_first(policy):
 
 def test_by_relative_slack_the_short_ones_overtake_as_soon_as_theirs_is_smaller():
     ttft = worked_example("lars")
-    # rho_L is 0.6 all along while it runs; rho_S falls from 1.0 to 0.6 within 0.2 s, then all three share.
+    # rho_L is 0.6 all along while it runs; rho_S falls from 1.0 to 0.6 within 0.2 s, then all three
+    # share.
     assert max(ttft["S1"], ttft["S2"]) < 1.4
     assert ttft["L"] == pytest.approx(11.0, abs=0.1)
 
@@ -78,7 +81,8 @@ def test_a_late_long_request_is_a_convoy_under_edf_but_not_under_lars():
 
 
 def test_lars_starves_nobody():
-    """Short requests alone would take 95% of the machine; the long one still comes in before its deadline."""
+    """Short requests alone would take 95% of the machine; the long one still comes in before its
+    deadline."""
     shorts = [request_of(f"S{i}", 95, 1, at=i * 0.1) for i in range(4000)]
     long = request_of("L", 5_000, 1, at=1.0, ttft_s=150.0)
     logs = simulate("lars", [long, *shorts])
@@ -89,7 +93,10 @@ def test_lars_starves_nobody():
 
 def test_relegation_gives_up_a_lost_deadline_to_keep_one_that_can_be_kept():
     def longs(policy):
-        requests = [request_of("lost", 10_000, 1, ttft_s=5.0), request_of("kept", 5_000, 1, at=6.0, ttft_s=6.0)]
+        requests = [
+            request_of("lost", 10_000, 1, ttft_s=5.0),
+            request_of("kept", 5_000, 1, at=6.0, ttft_s=6.0),
+        ]
         logs = simulate(policy, requests)
         return logs["lost"].ttft_s, logs["kept"].ttft_s
 
@@ -100,14 +107,19 @@ def test_relegation_gives_up_a_lost_deadline_to_keep_one_that_can_be_kept():
 
 
 def test_nobody_is_relegated_for_ever():
-    """Without its place back, the late one would wait for all the others, which come as fast as they can be served."""
+    """Without its place back, the late one would wait for all the others, which come as fast as
+    they can be served."""
     steady = [request_of(f"L{i}", 2_000, 1, at=2.0 * i, ttft_s=60.0) for i in range(20)]
     logs = simulate("relegation", [request_of("lost", 2_000, 1, at=0.5, ttft_s=0.5), *steady])
     assert logs["lost"].ttft_s < 8 * 2 + 4
 
 
 def test_fcfs_does_not_interrupt_a_prefill_nor_let_decodes_ride():
-    requests = [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1), request_of("S", 50, 1, at=0.2)]
+    requests = [
+        request_of("D", 50, 400, at=0.0),
+        request_of("L", 5_000, 1, at=0.1),
+        request_of("S", 50, 1, at=0.2),
+    ]
     logs = simulate("fcfs", requests)
     stalls = [b - a for a, b in zip(logs["D"].token_times, logs["D"].token_times[1:], strict=False)]
     assert max(stalls) > 4.9
@@ -117,7 +129,9 @@ def test_fcfs_does_not_interrupt_a_prefill_nor_let_decodes_ride():
 
 def test_decodes_ride_along_under_the_other_policies():
     for policy in ("fcfs_chunked", "edf", "lrs", "lars"):
-        logs = simulate(policy, [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1)])
+        logs = simulate(
+            policy, [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1)]
+        )
         times = logs["D"].token_times
         assert max(b - a for a, b in itertools.pairwise(times)) <= 0.051
 
@@ -127,7 +141,9 @@ def test_priority_comes_before_the_policy(policy):
     requests = [request_of(f"r{i}", 300, 1, at=0.0, priority=1) for i in range(5)]
     requests.append(request_of("urgent", 900, 1, at=0.001, priority=0))
     logs = simulate(policy, requests)
-    assert sum(log.ttft_s < logs["urgent"].ttft_s for log in logs.values()) <= 1  # the one that had begun
+    assert (
+        sum(log.ttft_s < logs["urgent"].ttft_s for log in logs.values()) <= 1
+    )  # the one that had begun
 
 
 def state_of(serial, arrived, due, work, priority):
@@ -146,7 +162,9 @@ def state_of(serial, arrived, due, work, priority):
 
 eighths = st.integers(0, 800).map(lambda number: number / 8)  # no ties by rounding
 states = st.lists(
-    st.tuples(eighths, eighths, st.integers(1, 500).map(lambda number: number / 8), st.integers(-1, 1)),
+    st.tuples(
+        eighths, eighths, st.integers(1, 500).map(lambda number: number / 8), st.integers(-1, 1)
+    ),
     min_size=1,
     max_size=40,
 )

@@ -22,7 +22,10 @@ profiles = st.builds(
     head_s=costs,
 )
 spans = st.lists(
-    st.tuples(st.booleans(), st.integers(1, 600), st.integers(0, 5000), st.integers(1, 3), st.booleans()), max_size=8
+    st.tuples(
+        st.booleans(), st.integers(1, 600), st.integers(0, 5000), st.integers(1, 3), st.booleans()
+    ),
+    max_size=8,
 )
 
 
@@ -38,7 +41,9 @@ def load_from(spans):
 
 @given(st.lists(profiles, min_size=1, max_size=3), spans, st.booleans(), st.integers(1, 600), st.integers(0, 5000),
        st.floats(0.2, 5), st.floats(0.2, 5))  # fmt: skip
-def test_the_prediction_grows_with_every_span(stages, spans, decode, count, cached, prefill_scale, decode_scale):
+def test_the_prediction_grows_with_every_span(
+    stages, spans, decode, count, cached, prefill_scale, decode_scale
+):
     model = ExecutionModel(Profile(tuple(stages)))
     model.scales = {True: prefill_scale, False: decode_scale}
     load = load_from(spans)
@@ -60,7 +65,9 @@ def test_rows_are_interpolated_and_continued():
     stage = StageProfile(rows=((1, 0.010), (3, 0.030), (5, 0.020), (9, 0.060)))
     model = ExecutionModel(Profile((stage,)))
     seconds = [model.base(Load(rows=count)) for count in range(12)]
-    assert seconds == pytest.approx([0, 0.01, 0.02, 0.03, 0.03, 0.03, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08])
+    assert seconds == pytest.approx(
+        [0, 0.01, 0.02, 0.03, 0.03, 0.03, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]
+    )
 
 
 def test_a_batch_takes_as_long_as_its_slowest_stage():

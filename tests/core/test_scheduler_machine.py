@@ -1,4 +1,5 @@
-"""Whatever happens in whatever order: counts, pages and tokens stay right, and every request finishes."""
+"""Whatever happens in whatever order: counts, pages and tokens stay right, and every request
+finishes."""
 
 from typing import get_args
 
@@ -11,7 +12,8 @@ from medha_actors.config import Policy
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random arrivals, cancellations, restarts and timeouts between the steps of a small grid with little KV."""
+    """Random arrivals, cancellations, restarts and timeouts between the steps of a small grid with
+    little KV."""
 
     @initialize(
         policy=st.sampled_from(get_args(Policy)),
@@ -41,7 +43,9 @@ class SchedulerMachine(RuleBasedStateMachine):
           priority=st.sampled_from([0, 0, 0, -1, 2]))  # fmt: skip
     def add(self, prompt, output, timeout_s, priority):
         world = self.world
-        request = request_of(f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority)
+        request = request_of(
+            f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority
+        )
         world.add(request)
         self.count += 1
 
@@ -90,7 +94,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, event in world.finished.items():
             if event.reason == "length":
                 assert event.generated_tokens == world.requests[name].sampling.max_tokens
-        assert all(world.scheduler.live.kv.available(g) == world.grid.pages_per_group for g in range(world.grid.groups))
+        assert all(
+            world.scheduler.live.kv.available(g) == world.grid.pages_per_group
+            for g in range(world.grid.groups)
+        )
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -12,10 +12,22 @@ from medha_actors.core.simulator import Simulation
 from medha_actors.messages import Accepted
 
 
-def simulate(requests, stages=1, groups=1, model=None, tpot_s=0.2, cutoff=None, policy="lars", scheduler=None, **more):
+def simulate(
+    requests,
+    stages=1,
+    groups=1,
+    model=None,
+    tpot_s=0.2,
+    cutoff=None,
+    policy="lars",
+    scheduler=None,
+    **more,
+):
     grid = grid_of(stages, groups, pages=20_000, page=16, cutoff=cutoff, length=200_000)
     model = model or ExecutionModel.analytic(stages, token_s=1e-3)
-    return Simulation(config_of(policy, tpot_s=tpot_s, **(scheduler or {})), grid, model, **more).run(requests)
+    return Simulation(
+        config_of(policy, tpot_s=tpot_s, **(scheduler or {})), grid, model, **more
+    ).run(requests)
 
 
 def test_one_request_on_one_stage():
@@ -32,7 +44,12 @@ def test_stages_work_on_one_prompt_at_once():
     """Equal chunks: makespan = (chunks + stages - 1) * chunk time."""
     whole = simulate([request_of("a", 6400, 1)], stages=1).requests["a"].ttft_s
     for stages in (2, 4, 8):
-        result = simulate([request_of("a", 6400, 1)], stages=stages, scheduler={"max_chunk_tokens": 128}, tpot_s=10.0)
+        result = simulate(
+            [request_of("a", 6400, 1)],
+            stages=stages,
+            scheduler={"max_chunk_tokens": 128},
+            tpot_s=10.0,
+        )
         assert result.requests["a"].ttft_s == pytest.approx((50 + stages - 1) * 0.128 / stages)
         assert result.requests["a"].ttft_s < whole / stages / 0.8
         assert min(result.busy) > 0.85
@@ -51,12 +68,18 @@ def test_groups_halve_the_decode_over_a_long_context():
 
 
 def test_a_queue_with_constant_service_times():
-    """M/D/1 at load 0.6: mean wait = rho / (2 (1 - rho)) services (Pollaczek-Khinchine); one prompt at a time."""
+    """M/D/1 at load 0.6: mean wait = rho / (2 (1 - rho)) services (Pollaczek-Khinchine); one prompt
+    at a time."""
     rng, at, requests = random.Random(1), 0.0, []
     for index in range(20_000):
         at += rng.expovariate(6.0)
         requests.append(request_of(f"r{index}", 100, 1, at=at))
-    result = simulate(requests, policy="fcfs", tpot_s=0.2, scheduler={"max_batch_tokens": 100, "max_chunk_tokens": 100})
+    result = simulate(
+        requests,
+        policy="fcfs",
+        tpot_s=0.2,
+        scheduler={"max_batch_tokens": 100, "max_chunk_tokens": 100},
+    )
     waits = [log.ttft_s - 0.1 for log in result.requests.values()]
     assert sum(waits) / len(waits) == pytest.approx(0.1 * 0.6 / (2 * 0.4), rel=0.06)
     assert result.busy[0] == pytest.approx(0.6, rel=0.03)
@@ -76,7 +99,9 @@ def test_a_seed_decides_everything():
 def test_the_scheduler_learns_that_reality_is_slower():
     reality = ExecutionModel.analytic(token_s=2e-3)
     grid = grid_of(pages=20_000, page=16, length=200_000)
-    simulation = Simulation(config_of(tpot_s=0.2), grid, ExecutionModel.analytic(token_s=1e-3), reality=reality)
+    simulation = Simulation(
+        config_of(tpot_s=0.2), grid, ExecutionModel.analytic(token_s=1e-3), reality=reality
+    )
     requests = [request_of(f"r{index}", 2000, 20, at=index * 3.0) for index in range(30)]
     simulation.run(requests)
     stats = simulation.scheduler.stats()

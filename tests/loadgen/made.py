@@ -28,7 +28,16 @@ def made(index=0, sent=0.0, tokens=(1.0, 1.1, 1.3), kind="short", **more):
 
 
 def failed(index=0, sent=0.0, error="HTTP 503: full", **more):
-    return made(index, sent, (), error=error, usage_completion_tokens=None, finish_reason=None, status=503, **more)
+    return made(
+        index,
+        sent,
+        (),
+        error=error,
+        usage_completion_tokens=None,
+        finish_reason=None,
+        status=503,
+        **more,
+    )
 
 
 def a_run(records, **more):
@@ -36,7 +45,13 @@ def a_run(records, **more):
     fields = {
         "records": records,
         "duration_s": max(ends, default=0.0),
-        "config": {"policy": "lars", "model": "m", "request_rate": 2.0, "seed": 0, "nested": {"list": [1, "two"]}},
+        "config": {
+            "policy": "lars",
+            "model": "m",
+            "request_rate": 2.0,
+            "seed": 0,
+            "nested": {"list": [1, "two"]},
+        },
         "started_at": 1_700_000_000.0,
         "loop_lags_s": [0.001] * 20,
         "cpu_share": 0.1,

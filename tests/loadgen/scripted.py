@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server that does what a test tells it to, in a thread with a loop of its own."""
+"""An OpenAI-compatible server that does what a test tells it to, in a thread with a loop of its
+own."""
 
 import asyncio
 import json
@@ -16,7 +17,11 @@ def event(text=" x", finish=None, **more):
 
 
 def usage(prompt, completion):
-    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    counts = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
     return b"data: " + json.dumps({"choices": [], "usage": counts}).encode() + b"\n\n"
 
 
@@ -51,11 +56,15 @@ class Call:
     def whole(self, extra_prompt_tokens=0):
         """The bytes of a complete answer."""
         last = self.max_tokens - 1
-        tokens = b"".join(event(finish="length" if i == last else None) for i in range(self.max_tokens))
+        tokens = b"".join(
+            event(finish="length" if i == last else None) for i in range(self.max_tokens)
+        )
         return tokens + usage(self.prompt_tokens + extra_prompt_tokens, self.max_tokens) + DONE
 
     async def error(self, status, message):
-        self.response = web.json_response({"error": {"message": message, "type": "x", "code": None}}, status=status)
+        self.response = web.json_response(
+            {"error": {"message": message, "type": "x", "code": None}}, status=status
+        )
 
     def hang_up(self):
         self.request.transport.abort()
@@ -67,9 +76,12 @@ async def complete(call):
 
 
 class ScriptedServer:
-    """`with ScriptedServer(answer) as server:`; `server.calls` are the requests it got (trial requests included)."""
+    """`with ScriptedServer(answer) as server:`; `server.calls` are the requests it got (trial
+    requests included)."""
 
-    def __init__(self, answer: Answer = complete, *, models=("scripted",), tokenize=False, max_model_len=None):
+    def __init__(
+        self, answer: Answer = complete, *, models=("scripted",), tokenize=False, max_model_len=None
+    ):
         self.answer, self.models, self.tokenize = answer, models, tokenize
         self.max_model_len = max_model_len
         self.calls = []
@@ -112,13 +124,17 @@ class ScriptedServer:
 
     async def _tokenize(self, request):
         words = (await request.json())["prompt"].split()
-        return web.json_response({"tokens": [sum(map(ord, word)) + 100 for word in words], "count": len(words)})
+        return web.json_response(
+            {"tokens": [sum(map(ord, word)) + 100 for word in words], "count": len(words)}
+        )
 
     async def _complete(self, request):
         call = Call(request, await request.json(), len(self.calls))
         self.calls.append(call)
         if not call.body.get("stream"):
             counts = {"prompt_tokens": call.prompt_tokens, "completion_tokens": 1}
-            return web.json_response({"choices": [{"text": "x", "finish_reason": "length"}], "usage": counts})
+            return web.json_response(
+                {"choices": [{"text": "x", "finish_reason": "length"}], "usage": counts}
+            )
         await self.answer(call)
         return call.response

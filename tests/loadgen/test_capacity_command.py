@@ -38,10 +38,27 @@ def test_capacity_against_a_server_that_takes_150_per_second(tmp_path, capsys):
         "--arrival",
         "fixed",
     ]
-    arguments += ["--goodput", "e2el:5000", "--attainment", "0.6", "--start-rate", "60", "--tolerance", "0.3"]
+    arguments += [
+        "--goodput",
+        "e2el:5000",
+        "--attainment",
+        "0.6",
+        "--start-rate",
+        "60",
+        "--tolerance",
+        "0.3",
+    ]
     with ScriptedServer(limited) as server:
         status = main(
-            [*arguments, "--base-url", server.url, "--result-dir", str(tmp_path / "c"), "--late-threshold-ms", "5000"]
+            [
+                *arguments,
+                "--base-url",
+                server.url,
+                "--result-dir",
+                str(tmp_path / "c"),
+                "--late-threshold-ms",
+                "5000",
+            ]
         )
     assert status == 0
     content = json.loads((tmp_path / "c" / "capacity.json").read_text())
@@ -56,7 +73,9 @@ def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
 
     async def answer(call):
         if call.number > 4:
-            await asyncio.Event().wait()  # silent for ever: without the cut, the trial would not end
+            await (
+                asyncio.Event().wait()
+            )  # silent for ever: without the cut, the trial would not end
         await call.stream(call.whole())
 
     arguments = [
@@ -71,7 +90,14 @@ def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
         "--max-runs",
         "1",
     ]
-    arguments += ["--goodput", "ttft:50", "--start-rate", "100", "--result-dir", str(tmp_path / "c")]
+    arguments += [
+        "--goodput",
+        "ttft:50",
+        "--start-rate",
+        "100",
+        "--result-dir",
+        str(tmp_path / "c"),
+    ]
     with ScriptedServer(answer) as server:
         assert main([*arguments, "--base-url", server.url, "--late-threshold-ms", "5000"]) == 1
     (trial,) = json.loads((tmp_path / "c" / "capacity.json").read_text())["trials"]
@@ -82,5 +108,18 @@ def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
 def test_capacity_needs_objectives_and_no_rate(tmp_path, capsys):
     assert main(["capacity", "--result-dir", str(tmp_path / "c")]) == 2
     assert "capacity needs objectives" in error_line(capsys)
-    assert main(["capacity", "--goodput", "ttft:5", "--request-rate", "3", "--result-dir", str(tmp_path / "c")]) == 2
+    assert (
+        main(
+            [
+                "capacity",
+                "--goodput",
+                "ttft:5",
+                "--request-rate",
+                "3",
+                "--result-dir",
+                str(tmp_path / "c"),
+            ]
+        )
+        == 2
+    )
     assert "leave out --request-rate" in error_line(capsys)

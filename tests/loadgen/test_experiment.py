@@ -1,4 +1,5 @@
-"""The experiments: which cells in which order, what is left to do, the table, and one with a real server."""
+"""The experiments: which cells in which order, what is left to do, the table, and one with a real
+server."""
 
 import sys
 from pathlib import Path
@@ -42,20 +43,39 @@ def test_every_variant_is_a_valid_configuration_and_changes_nothing_else(schedul
 
 
 def canned(ttft: float, tbt: float) -> dict:
-    figures = {"ttft": {"median": ttft, "p99": 2 * ttft}, "normalized_ttft": {"median": 1.5, "p99": 3.0}}
+    figures = {
+        "ttft": {"median": ttft, "p99": 2 * ttft},
+        "normalized_ttft": {"median": 1.5, "p99": 3.0},
+    }
     every = {"itl": {"p99": tbt}, "total_token_throughput": 1234.5, "completion_rate": 1.0}
     return {"request_throughput": 2.0, "classes": {"short": figures, "long": figures, "all": every}}
 
 
 def test_the_table_has_medians_of_the_repeats_and_says_what_is_missing():
-    header, body = table({"lars": [canned(100, 50), canned(300, 60), canned(110, 70)], "none": [{"classes": {}}]})
-    assert body[0] == ["lars", "110 ms", "220 ms", "1.50", "3.00", "60 ms", "110 ms", "220 ms", "1,234", "100%"]
+    header, body = table(
+        {"lars": [canned(100, 50), canned(300, 60), canned(110, 70)], "none": [{"classes": {}}]}
+    )
+    assert body[0] == [
+        "lars",
+        "110 ms",
+        "220 ms",
+        "1.50",
+        "3.00",
+        "60 ms",
+        "110 ms",
+        "220 ms",
+        "1,234",
+        "100%",
+    ]
     assert body[1] == ["none", *["-"] * (len(header) - 1)]
 
 
 def test_the_frontier_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    rows = {f"{name}, 5% long, load 0.75": [canned(1000 / (i + 1), 10 * (i + 1))] for i, name in enumerate(CHUNKS)}
+    rows = {
+        f"{name}, 5% long, load 0.75": [canned(1000 / (i + 1), 10 * (i + 1))]
+        for i, name in enumerate(CHUNKS)
+    }
     assert draw_frontier(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5000
 
@@ -120,7 +140,12 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     assert "lars" in file.read_text()
     (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")  # for `fidelity --metrics`
     assert "medha_batch_calibrated_seconds_total" in counted.read_text()
-    assert read_config(counted.parent / "serve_config.json")["applications"][0]["args"]["scheduler"]["policy"] == "lars"
+    assert (
+        read_config(counted.parent / "serve_config.json")["applications"][0]["args"]["scheduler"][
+            "policy"
+        ]
+        == "lars"
+    )
 
     def nothing(*_):
         raise AssertionError("all cells are there already")

@@ -1,4 +1,5 @@
-"""Distributions of lengths and of arrivals: right on average, within bounds, the same for the same seed."""
+"""Distributions of lengths and of arrivals: right on average, within bounds, the same for the same
+seed."""
 
 import itertools
 import math
@@ -52,7 +53,8 @@ def test_stair_climbs_in_equal_parts():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0", "-3", "64:16", "lognormal:100", "stair:1:2:1", "nan", "normal:1:2", "1:2:3"]
+    "text",
+    ["", "x", "0", "-3", "64:16", "lognormal:100", "stair:1:2:1", "nan", "normal:1:2", "1:2:3"],
 )
 def test_what_is_no_length_is_refused_with_the_grammar(text):
     with pytest.raises(LoadgenError, match="is no length: use 128"):
@@ -70,9 +72,13 @@ def gaps(instants):
 def test_poisson_has_the_rate_and_is_not_clipped():
     intervals = gaps(first(50_000, 4.0, 3))
     assert statistics.mean(intervals) == pytest.approx(0.25, rel=0.02)
-    assert statistics.stdev(intervals) == pytest.approx(0.25, rel=0.03)  # exponential: spread equals mean
+    assert statistics.stdev(intervals) == pytest.approx(
+        0.25, rel=0.03
+    )  # exponential: spread equals mean
     assert max(intervals) > 0.25 * 8  # clipping at three deviations would end at 4 times the mean
-    assert sum(interval > 1.0 for interval in intervals) / 50_000 == pytest.approx(math.exp(-4), rel=0.1)
+    assert sum(interval > 1.0 for interval in intervals) / 50_000 == pytest.approx(
+        math.exp(-4), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("burstiness", [0.5, 4.0])

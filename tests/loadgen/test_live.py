@@ -16,7 +16,9 @@ class Terminal(io.StringIO):
 
 
 def view_of(records, stream):
-    driver = SimpleNamespace(records=records, requests=[SimpleNamespace(at=0.0)] * 40, origin=clock() - 2.0)
+    driver = SimpleNamespace(
+        records=records, requests=[SimpleNamespace(at=0.0)] * 40, origin=clock() - 2.0
+    )
     return LiveView(driver, title="lars -> http://x (m)", stream=stream), driver
 
 

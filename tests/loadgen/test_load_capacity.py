@@ -12,7 +12,8 @@ from tests.loadgen.made import failed, made
 
 
 async def search(limit, **options):
-    """Find the capacity of a server that holds up to `limit` requests/s; returns it and the rates tried."""
+    """Find the capacity of a server that holds up to `limit` requests/s; returns it and the rates
+    tried."""
     tried = []
 
     async def measure(rate):
@@ -100,7 +101,11 @@ def test_prediction_between_and_beyond_the_points():
 def test_points_of_an_earlier_run(tmp_path):
     (tmp_path / "isolated_ttft.json").write_text('{"points": [[100, 1.0], [10, 0.1]]}')
     assert read_points(tmp_path) == [(10, 0.1), (100, 1.0)]
-    for content, message in (("{}", "points"), ('{"points": []}', "no usable"), ('{"points": [[0, 1]]}', "no usable")):
+    for content, message in (
+        ("{}", "points"),
+        ('{"points": []}', "no usable"),
+        ('{"points": [[0, 1]]}', "no usable"),
+    ):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(LoadgenError, match=message):
             read_points(tmp_path / "x.json")

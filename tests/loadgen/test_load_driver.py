@@ -8,7 +8,8 @@ from tests.loadgen.virtual_time import run_virtually
 
 
 class SlowTarget:
-    """Answers every request after `seconds` (of its prompt tokens' number by default), with one token half-way."""
+    """Answers every request after `seconds` (of its prompt tokens' number by default), with one
+    token half-way."""
 
     def __init__(self, seconds=None, prepare_hook=None):
         self.seconds, self.active = seconds, {}
@@ -57,7 +58,13 @@ def drive(plan, pace=None, target=None, **more):
     """Run a driver on virtual time; returns it and the duration."""
 
     async def main():
-        driver = Driver(target or SlowTarget(), plan, pace or Pace(), clock=asyncio.get_running_loop().time, **more)
+        driver = Driver(
+            target or SlowTarget(),
+            plan,
+            pace or Pace(),
+            clock=asyncio.get_running_loop().time,
+            **more,
+        )
         return driver, await driver.run()
 
     return run_virtually(main)
@@ -95,13 +102,18 @@ def test_a_concurrency_limit_holds_requests_back_and_says_so():
 
 
 def test_closed_loop_keeps_all_places_busy_after_the_ramp_up():
-    driver, duration = drive(requests(*[None] * 8, seconds=4), Pace(closed_loop=True, max_concurrency=4, ramp_up_s=4.0))
+    driver, duration = drive(
+        requests(*[None] * 8, seconds=4), Pace(closed_loop=True, max_concurrency=4, ramp_up_s=4.0)
+    )
     assert rounded(record.sent_at for record in driver.records) == [0, 1, 2, 3, 4, 5, 6, 7]
     assert round(duration, 6) == 11
 
 
 def test_probes_run_beside_the_load_and_end_with_it():
-    beside = (PlannedRequest(index=i, at=float(i), prompt_tokens=1, output_tokens=1, kind=PROBE) for i in range(1000))
+    beside = (
+        PlannedRequest(index=i, at=float(i), prompt_tokens=1, output_tokens=1, kind=PROBE)
+        for i in range(1000)
+    )
     driver, duration = drive(requests(0.5, 2.25, seconds=2), probes=beside)
     probes = [record for record in driver.records if record.kind == PROBE]
     assert rounded(record.sent_at for record in probes) == [0, 1, 2, 3, 4]
@@ -112,7 +124,9 @@ def test_probes_run_beside_the_load_and_end_with_it():
 def test_stopping_gives_up_what_is_under_way_and_sends_nothing_more():
     async def main():
         loop = asyncio.get_running_loop()
-        driver = Driver(SlowTarget(), requests(0.0, 1.0, 2.0, 3.0, seconds=5), Pace(), clock=loop.time)
+        driver = Driver(
+            SlowTarget(), requests(0.0, 1.0, 2.0, 3.0, seconds=5), Pace(), clock=loop.time
+        )
         loop.call_later(2.5, driver.stop)
         await driver.run()
         return driver

@@ -45,7 +45,9 @@ def test_findings(run, title, result):
 
 
 def test_answers_that_ignore_eos_must_be_as_long_as_planned():
-    assert result_of(a_run([made(output_tokens=99)]), "Output length", exact_outputs=True) == "FAILED"
+    assert (
+        result_of(a_run([made(output_tokens=99)]), "Output length", exact_outputs=True) == "FAILED"
+    )
 
 
 def test_a_simulated_run_has_no_lateness():

@@ -36,9 +36,13 @@ def test_undefined_is_absent():
     assert (broken.ttft, broken.e2el) == (None, None)
     assert distribution([one, broken], "tpot", [50]) is None
     figures = summarise([one], 2.0, [50], goodput=False)
-    assert {"tpot", "itl", "normalized_ttft", "fluidity_index", "request_goodput"}.isdisjoint(figures)
+    assert {"tpot", "itl", "normalized_ttft", "fluidity_index", "request_goodput"}.isdisjoint(
+        figures
+    )
     assert (
-        summarise([measure(failed(), NONE)], 0.0, [50], goodput=False).keys().isdisjoint({"ttft", "request_throughput"})
+        summarise([measure(failed(), NONE)], 0.0, [50], goodput=False)
+        .keys()
+        .isdisjoint({"ttft", "request_throughput"})
     )
 
 
@@ -49,10 +53,15 @@ def test_latency_counts_from_sending_and_lateness_is_kept_apart():
 
 
 def test_percentiles_and_totals():
-    requests = [measure(made(i, sent=i, tokens=(0.1 * (i + 1), 0.1 * (i + 1) + 0.05)), NONE) for i in range(10)]
+    requests = [
+        measure(made(i, sent=i, tokens=(0.1 * (i + 1), 0.1 * (i + 1) + 0.05)), NONE)
+        for i in range(10)
+    ]
     figures = summarise(requests, 20.0, [50, 90, 99], goodput=False)
     assert figures["ttft"]["p50"] == pytest.approx(550)
-    assert figures["ttft"]["p90"] == pytest.approx(910)  # linear between the 9th and the 10th of ten
+    assert figures["ttft"]["p90"] == pytest.approx(
+        910
+    )  # linear between the 9th and the 10th of ten
     assert figures["ttft"]["p99"] == pytest.approx(991)
     assert figures["ttft"]["mean"] == pytest.approx(550)
     assert figures["itl"]["max"] == pytest.approx(50)
@@ -96,10 +105,15 @@ def test_long_requests_inherit_what_they_have_no_own_objective_for():
 
 def test_headers_for_llm_d():
     objectives = Objectives({"ttft": Bound(0.5), "tpot": Bound(0.05), "e2el": Bound(9)})
-    assert objective_headers(objectives, made()) == {"x-llm-d-slo-ttft-ms": "500", "x-llm-d-slo-tpot-ms": "50"}
+    assert objective_headers(objectives, made()) == {
+        "x-llm-d-slo-ttft-ms": "500",
+        "x-llm-d-slo-tpot-ms": "50",
+    }
 
 
-@pytest.mark.parametrize("word", ["ttft", "ttft:", "ttft:0", "ttft:-5", "itl:5", "ttft:x", "ttft:infx", "ttft:nan"])
+@pytest.mark.parametrize(
+    "word", ["ttft", "ttft:", "ttft:0", "ttft:-5", "itl:5", "ttft:x", "ttft:infx", "ttft:nan"]
+)
 def test_what_is_no_objective(word):
     with pytest.raises(LoadgenError, match="--goodput"):
         parse_objectives([word])
@@ -122,7 +136,10 @@ def test_deadlines_as_etalon_counts_them(arrivals, expected):
 
 def test_fluidity_of_requests_and_of_the_class():
     objectives = parse_objectives(["ttft:1000", "tpot:125"])
-    requests = [measure(made(0, tokens=(1.0, 1.125)), objectives), measure(made(1, tokens=(1.0, 1.75)), objectives)]
+    requests = [
+        measure(made(0, tokens=(1.0, 1.125)), objectives),
+        measure(made(1, tokens=(1.0, 1.75)), objectives),
+    ]
     assert requests[0].fluidity == 1.0
     assert requests[1].fluidity == pytest.approx(1 / 7)
     figures = summarise(requests, 1.0, [50], goodput=True)
@@ -132,7 +149,8 @@ def test_fluidity_of_requests_and_of_the_class():
 
 def test_classes_and_errors():
     requests = [
-        measure(r, NONE) for r in (made(0, kind="probe"), made(1), failed(2), failed(3), failed(4, error="lost"))
+        measure(r, NONE)
+        for r in (made(0, kind="probe"), made(1), failed(2), failed(3), failed(4, error="lost"))
     ]
     assert classes_of(requests) == ["short", "probe"]
     assert len(load_of(requests)) == 4

@@ -19,16 +19,30 @@ pytestmark = pytest.mark.usefixtures("plain")
 def test_a_run(tmp_path, capsys):
     with ScriptedServer() as server:
         assert (
-            load(server, tmp_path / "r", "--long-fraction", "0.3", "--long-input-len", "500:600", "--ignore-eos") == 0
+            load(
+                server,
+                tmp_path / "r",
+                "--long-fraction",
+                "0.3",
+                "--long-input-len",
+                "500:600",
+                "--ignore-eos",
+            )
+            == 0
         )
         bodies = [call.body for call in server.calls]
     assert len(bodies) == 13  # one is the trial request
     assert all(body["ignore_eos"] is True and body["model"] == "scripted" for body in bodies)
     result = result_of(tmp_path / "r")
-    assert (result["completed"], result["total_output_tokens"], result["request_rate"]) == (12, 36, 400.0)
+    assert (result["completed"], result["total_output_tokens"], result["request_rate"]) == (
+        12,
+        36,
+        400.0,
+    )
     assert set(result["classes"]) == {"all", "short", "long"}
     assert all(
-        row["target_num_delta_prompt_tokens"] == row["num_total_prompt_tokens"] for row in rows_of(tmp_path / "r")
+        row["target_num_delta_prompt_tokens"] == row["num_total_prompt_tokens"]
+        for row in rows_of(tmp_path / "r")
     )
     printed = capsys.readouterr()
     assert "TTFT P99, ms" in printed.out
@@ -49,10 +63,42 @@ def test_closed_loop_probes_warmups_and_isolated_times(tmp_path):
         await asyncio.sleep(0.002)
         await call.stream(call.whole())
 
-    more = ["--max-concurrency", "3", "--probe-request-rate", "200", "--num-warmups", "2", "--isolated-ttft", "measure"]
+    more = [
+        "--max-concurrency",
+        "3",
+        "--probe-request-rate",
+        "200",
+        "--num-warmups",
+        "2",
+        "--isolated-ttft",
+        "measure",
+    ]
     with ScriptedServer(slow) as server:
-        arguments = ["run", "--base-url", server.url, "--num-prompts", "12", "--input-len", "32", "--output-len", "2"]
-        assert main([*arguments, "--result-dir", str(tmp_path / "r"), "--quiet", "--goodput", "ttft:1000x", *more]) == 0
+        arguments = [
+            "run",
+            "--base-url",
+            server.url,
+            "--num-prompts",
+            "12",
+            "--input-len",
+            "32",
+            "--output-len",
+            "2",
+        ]
+        assert (
+            main(
+                [
+                    *arguments,
+                    "--result-dir",
+                    str(tmp_path / "r"),
+                    "--quiet",
+                    "--goodput",
+                    "ttft:1000x",
+                    *more,
+                ]
+            )
+            == 0
+        )
     result = result_of(tmp_path / "r")
     assert result["max_concurrency"] == 3
     assert result["classes"]["probe"]["requests"] >= 1
@@ -63,7 +109,10 @@ def test_closed_loop_probes_warmups_and_isolated_times(tmp_path):
 
 def test_objectives_are_sent_when_asked(tmp_path):
     with ScriptedServer() as server:
-        assert load(server, tmp_path / "a", "--goodput", "ttft:500", "tpot:50", "--send-objectives") == 0
+        assert (
+            load(server, tmp_path / "a", "--goodput", "ttft:500", "tpot:50", "--send-objectives")
+            == 0
+        )
         assert load(server, tmp_path / "b", "--goodput", "ttft:500") == 0
         sent = [call.request.headers.get("x-llm-d-slo-ttft-ms") for call in server.calls]
     assert sent.count("500") == 13 or sent.count("500") == 12
@@ -85,13 +134,20 @@ def test_text_prompts_where_ids_are_refused(tmp_path, tokenize):
         prompt = server.calls[-1].body["prompt"]
     assert isinstance(prompt, str)
     assert all(
-        row["num_total_prompt_tokens"] == row["target_num_delta_prompt_tokens"] for row in rows_of(tmp_path / "r")
+        row["num_total_prompt_tokens"] == row["target_num_delta_prompt_tokens"]
+        for row in rows_of(tmp_path / "r")
     )
 
 
 def test_chat_counts_the_template(tmp_path):
     with ScriptedServer(lambda call: call.stream(call.whole(7))) as server:
-        more = ("--endpoint", "/v1/chat/completions", "--fail-unhealthy", "--late-threshold-ms", "5000")
+        more = (
+            "--endpoint",
+            "/v1/chat/completions",
+            "--fail-unhealthy",
+            "--late-threshold-ms",
+            "5000",
+        )
         assert load(server, tmp_path / "r", *more) == 0
         assert "messages" in server.calls[-1].body
 
@@ -102,7 +158,9 @@ def test_secrets_stay_out_of_the_results(tmp_path, monkeypatch):
         assert load(server, tmp_path / "r", "--header", "x-secret=hush-2") == 0
         assert server.calls[-1].request.headers["Authorization"] == "Bearer hush-1"
         assert server.calls[-1].request.headers["x-secret"] == "hush-2"
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()
+    ]
 
 
 def test_everything_fails(tmp_path, capsys):
@@ -152,11 +210,23 @@ def test_control_c_writes_what_there_is(tmp_path, capsys):
 
 
 def test_a_trace_with_shared_prefixes(tmp_path):
-    rows = [{"timestamp": i, "input_length": 600, "output_length": 2, "hash_ids": [0, i + 1]} for i in range(3)]
+    rows = [
+        {"timestamp": i, "input_length": 600, "output_length": 2, "hash_ids": [0, i + 1]}
+        for i in range(3)
+    ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with ScriptedServer() as server:
-        arguments = ["run", "--base-url", server.url, "--dataset-path", str(tmp_path / "t.jsonl"), "--quiet"]
-        assert main([*arguments, "--result-dir", str(tmp_path / "r"), "--scale-lengths", "0.25"]) == 0
+        arguments = [
+            "run",
+            "--base-url",
+            server.url,
+            "--dataset-path",
+            str(tmp_path / "t.jsonl"),
+            "--quiet",
+        ]
+        assert (
+            main([*arguments, "--result-dir", str(tmp_path / "r"), "--scale-lengths", "0.25"]) == 0
+        )
         prompts = [call.body["prompt"] for call in server.calls[1:]]
     assert {len(prompt) for prompt in prompts} == {150}
     assert len({tuple(prompt[:128]) for prompt in prompts}) == 1
@@ -180,17 +250,35 @@ def test_unknown_flags_are_refused_and_vllms_harmless_ones_are_taken(tmp_path, c
     with pytest.raises(SystemExit, match="2"):
         main(["run", "--request-rat", "3"])
     with ScriptedServer() as server:
-        assert load(server, tmp_path / "r", "--backend", "openai-chat", "--save-result", "--disable-tqdm") == 0
+        assert (
+            load(
+                server,
+                tmp_path / "r",
+                "--backend",
+                "openai-chat",
+                "--save-result",
+                "--disable-tqdm",
+            )
+            == 0
+        )
         assert "messages" in server.calls[-1].body
 
 
 def test_importing_is_light():
     code = "import loadgen.__main__, sys; print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 def test_selftest(capsys):
-    assert main(["selftest", "--request-rate", "40", "--tokens-per-s", "120", "--duration", "0.3"]) == 0
+    assert (
+        main(["selftest", "--request-rate", "40", "--tokens-per-s", "120", "--duration", "0.3"])
+        == 0
+    )
     figures = json.loads(capsys.readouterr().out)
     assert (figures["requests"], figures["failed"]) == (12, 0)
     assert figures["tokens_per_s"] > 0

@@ -43,7 +43,9 @@ def test_something_else_than_http(tmp_path, capsys):
 def test_waits_for_a_server_that_is_coming_up(tmp_path):
     port = free_port()
     began = time.monotonic()
-    assert load(f"http://127.0.0.1:{port}", tmp_path / "r", "--ready-check-timeout-sec", "0.05") == 2
+    assert (
+        load(f"http://127.0.0.1:{port}", tmp_path / "r", "--ready-check-timeout-sec", "0.05") == 2
+    )
     assert time.monotonic() - began >= 0.05
 
 
@@ -59,7 +61,10 @@ def test_waits_for_a_server_that_is_coming_up(tmp_path):
         (("--metric-percentiles", "50,101"), "--metric-percentiles"),
         (("--header", "novalue"), "--header novalue"),
         (("--token-ids", "9:1"), "--token-ids 9:1"),
-        (("--endpoint", "/v1/chat/completions", "--prompt-format", "ids"), "--prompt-format ids needs"),
+        (
+            ("--endpoint", "/v1/chat/completions", "--prompt-format", "ids"),
+            "--prompt-format ids needs",
+        ),
         (("--tokenizer", "none", "--prompt-format", "text"), "there is no none"),
         (("--isolated-ttft", "none.json"), "cannot read none.json"),
     ],

@@ -1,4 +1,5 @@
-"""Prompts have the exact number of tokens, share what their plan says they share, and are found for any tokenizer."""
+"""Prompts have the exact number of tokens, share what their plan says they share, and are found for
+any tokenizer."""
 
 import json
 import random
@@ -52,7 +53,10 @@ def test_equal_blocks_are_equal_tokens_and_unequal_ones_are_not():
 
 def test_tokens_beyond_the_blocks_are_the_requests_own():
     maker = PromptMaker(IDS, 0)
-    one, two = (json.loads(maker.make(planned(100, index, blocks=(1,), block_tokens=51))) for index in (0, 1))
+    one, two = (
+        json.loads(maker.make(planned(100, index, blocks=(1,), block_tokens=51)))
+        for index in (0, 1)
+    )
     assert one[:51] == two[:51]
     assert one[51:] != two[51:]
 
@@ -100,7 +104,9 @@ async def test_local_tokenizer(tmp_path):
     from tokenizers.pre_tokenizers import Whitespace
 
     tokenizer = Tokenizer(
-        WordLevel({word: index for index, word in enumerate(WORDS)} | {"[UNK]": 999}, unk_token="[UNK]")
+        WordLevel(
+            {word: index for index, word in enumerate(WORDS)} | {"[UNK]": 999}, unk_token="[UNK]"
+        )
     )
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -1,4 +1,5 @@
-"""The results directory: complete, readable by machines and by people, and the same for a simulated run."""
+"""The results directory: complete, readable by machines and by people, and the same for a simulated
+run."""
 
 import csv
 import itertools
@@ -16,14 +17,19 @@ from loadgen.tables import all_and_classes, as_text, class_table
 from loadgen.traces import TraceOptions, read_trace
 from tests.loadgen.made import a_run, failed, made
 
-TERMS = Terms(objectives=parse_objectives(["ttft:1500", "tpot:200"]), percentiles=(50, 99), attainment=0.9)
+TERMS = Terms(
+    objectives=parse_objectives(["ttft:1500", "tpot:200"]), percentiles=(50, 99), attainment=0.9
+)
 
 
 def some_records():
     records = [
-        made(i, sent=i / 2, tokens=(0.5 + i / 20, 0.6 + i / 20, 0.8 + i / 20), isolated_ttft_s=0.4) for i in range(20)
+        made(i, sent=i / 2, tokens=(0.5 + i / 20, 0.6 + i / 20, 0.8 + i / 20), isolated_ttft_s=0.4)
+        for i in range(20)
     ]
-    records += [made(20 + i, sent=i, tokens=(4.0, 4.2), kind="long", isolated_ttft_s=3.0) for i in range(3)]
+    records += [
+        made(20 + i, sent=i, tokens=(4.0, 4.2), kind="long", isolated_ttft_s=3.0) for i in range(3)
+    ]
     records += [made(30, sent=1.0, tokens=(0.2,), kind="probe"), failed(31, sent=2.0)]
     records[0].blocks, records[0].block_tokens = (7, 8), 5
     return records
@@ -37,7 +43,8 @@ def written(directory, **more):
 
 @pytest.fixture(autouse=True)
 def no_figures(request, monkeypatch):
-    """Drawing takes seconds: the figures are drawn once, by `results`, and where a test is about them."""
+    """Drawing takes seconds: the figures are drawn once, by `results`, and where a test is about
+    them."""
     request.getfixturevalue("results")
     monkeypatch.setattr("loadgen.figures.available", lambda: False)
 
@@ -63,7 +70,10 @@ def test_the_tree(results):
     expected |= {f"metrics/{name}.{end}" for name in metrics for end in ("csv", "png")}
     expected |= {f"metrics/{name}.png" for name in ("ttft_over_time", "throughput")}
     expected |= {"metrics/request_level_metrics.jsonl"}
-    expected |= {f"metrics/{n}.json" for n in ("summary_stats", "slo_results", "throughput_metrics", "chrome_trace")}
+    expected |= {
+        f"metrics/{n}.json"
+        for n in ("summary_stats", "slo_results", "throughput_metrics", "chrome_trace")
+    }
     assert found == expected
     assert not any(":" in name for name in found)
 
@@ -93,13 +103,20 @@ def test_result_json_has_vllms_keys(results):
 
 
 def test_rows_are_veekshas_and_leave_out_what_is_undefined(results):
-    rows = [json.loads(line) for line in (results / "metrics" / "request_level_metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (results / "metrics" / "request_level_metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 25
     first, last = rows[0], rows[-1]
     assert first["ttfc"] == pytest.approx(0.5)
     assert first["tbc"] == pytest.approx([0.1, 0.2])
     assert first["end_to_end_latency"] == pytest.approx(0.8)
-    assert (first["num_total_prompt_tokens"], first["num_output_tokens"], first["success"]) == (10, 3, True)
+    assert (first["num_total_prompt_tokens"], first["num_output_tokens"], first["success"]) == (
+        10,
+        3,
+        True,
+    )
     assert last["success"] is False
     assert {"ttfc", "tpot", "end_to_end_latency"}.isdisjoint(last)
 
@@ -111,11 +128,19 @@ def test_summaries(results):
     assert stats["Number of Errored Requests"] == 1
     slos = json.loads((metrics / "slo_results.json").read_text())
     assert slos["all_slos_met"] is False
-    short = next(row for row in slos["results"] if row["class"] == "short" and row["metric"] == "ttfc")
+    short = next(
+        row for row in slos["results"] if row["class"] == "short" and row["metric"] == "ttfc"
+    )
     assert short["share_met"] == pytest.approx(20 / 21)
     assert short["met"] is True
-    long = next(row for row in slos["results"] if row["class"] == "long" and row["metric"] == "ttfc")
-    assert (long["met"], long["observed_value"], long["threshold"]) == (False, pytest.approx(4.0), 1.5)
+    long = next(
+        row for row in slos["results"] if row["class"] == "long" and row["metric"] == "ttfc"
+    )
+    assert (long["met"], long["observed_value"], long["threshold"]) == (
+        False,
+        pytest.approx(4.0),
+        1.5,
+    )
     throughput = json.loads((metrics / "throughput_metrics.json").read_text())
     assert throughput["tpot_based_throughput"] == pytest.approx(1 / ((20 * 0.15 + 3 * 0.2) / 23))
 
@@ -131,7 +156,9 @@ def test_cdf_tables(results):
 
 def test_chrome_trace_bars_do_not_overlap(results):
     events = json.loads((results / "metrics" / "chrome_trace.json").read_text())["traceEvents"]
-    bars = sorted((e["pid"], e["tid"], e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X")
+    bars = sorted(
+        (e["pid"], e["tid"], e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X"
+    )
     assert len(bars) > 40
     for before, after in itertools.pairwise(bars):
         assert before[:2] != after[:2] or before[3] <= after[2] + 0.2
@@ -218,7 +245,11 @@ def test_comparing(tmp_path, results, monkeypatch):
     assert ["short: TTFT P99", "1x", "1x"] in found["Relative to first <run>"][1]
     assert warnings(runs) == []
     write_comparison(runs, tmp_path / "compare")
-    assert {path.name for path in (tmp_path / "compare").iterdir()} == {"compare.md", "compare.html", "compare.png"}
+    assert {path.name for path in (tmp_path / "compare").iterdir()} == {
+        "compare.md",
+        "compare.html",
+        "compare.png",
+    }
     assert "| TTFT P99, ms |" in (tmp_path / "compare" / "compare.md").read_text()
 
 

@@ -39,7 +39,11 @@ def test_split_at_every_position():
         found = read(WHOLE[:cut], WHOLE[cut:])
         assert found.error is None, cut
         assert len(found.token_times) == 4, cut
-        assert (found.finish_reason, found.usage_prompt_tokens, found.usage_completion_tokens) == ("length", 5, 4)
+        assert (found.finish_reason, found.usage_prompt_tokens, found.usage_completion_tokens) == (
+            "length",
+            5,
+            4,
+        )
 
 
 def test_byte_by_byte_each_token_has_the_time_of_the_byte_that_completed_it():
@@ -51,24 +55,36 @@ def test_byte_by_byte_each_token_has_the_time_of_the_byte_that_completed_it():
 
 
 def test_tokens_that_come_together_have_one_time():
-    assert list(read(event("a") + event("b"), event("c", "stop") + DONE).token_times) == [1.0, 1.0, 2.0]
+    assert list(read(event("a") + event("b"), event("c", "stop") + DONE).token_times) == [
+        1.0,
+        1.0,
+        2.0,
+    ]
 
 
 def chat(delta, finish=None):
     return (
-        b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}).encode() + b"\n\n"
+        b"data: "
+        + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}).encode()
+        + b"\n\n"
     )
 
 
 def test_the_first_token_is_the_first_event_with_content():
     found = read(
-        chat({"role": "assistant", "content": ""}), b": waiting\n\n", chat({"content": "hi"}), chat({}, "stop"), DONE
+        chat({"role": "assistant", "content": ""}),
+        b": waiting\n\n",
+        chat({"content": "hi"}),
+        chat({}, "stop"),
+        DONE,
     )
     assert list(found.token_times) == [3.0]
     assert found.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("delta", [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"tool_calls": [{"index": 0}]}])
+@pytest.mark.parametrize(
+    "delta", [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"tool_calls": [{"index": 0}]}]
+)
 def test_reasoning_and_tool_calls_are_content(delta):
     assert list(read(chat(delta), chat({}, "stop"), DONE).token_times) == [1.0]
 
@@ -84,7 +100,10 @@ def test_a_bare_finish_reason_is_no_token_but_a_token_id_is():
     [
         ((event("a"),), "the stream ended early"),
         ((), "the stream ended early"),
-        ((event("a"), b'data: {"error": {"message": "engine died", "code": 500}}\n\n', DONE), "engine died"),
+        (
+            (event("a"), b'data: {"error": {"message": "engine died", "code": 500}}\n\n', DONE),
+            "engine died",
+        ),
         ((b'data: {"error": "out\\nof memory"}\n\n', DONE), "out of memory"),
         ((event("a", "abort"), DONE), "finished with 'abort'"),
         ((event("a", "timeout"), DONE), "finished with 'timeout'"),

@@ -24,7 +24,12 @@ def lines(path, rows):
 def test_mooncake_with_blocks(tmp_path):
     one, two = read_trace(lines(tmp_path / "t.jsonl", MOONCAKE), TraceOptions(long_threshold=1050))
     assert (one.at, two.at) == (0.0, 3.0)
-    assert (one.prompt_tokens, one.output_tokens, one.blocks, one.block_tokens) == (1100, 52, (0, 1, 2), 512)
+    assert (one.prompt_tokens, one.output_tokens, one.blocks, one.block_tokens) == (
+        1100,
+        52,
+        (0, 1, 2),
+        512,
+    )
     assert (one.kind, two.kind) == ("long", "short")
 
 
@@ -60,16 +65,22 @@ def test_azure(tmp_path):
 
 def test_timed_trace_is_told_from_mooncake_by_its_blocks(tmp_path):
     path = lines(
-        tmp_path / "t.jsonl", [{"timestamp": 1.5, "input_length": 40, "output_length": 3, "hash_ids": [7, 8, 9]}]
+        tmp_path / "t.jsonl",
+        [{"timestamp": 1.5, "input_length": 40, "output_length": 3, "hash_ids": [7, 8, 9]}],
     )
     (request,) = read_trace(path, TraceOptions())
     assert (request.block_tokens, request.blocks) == (16, (7, 8, 9))
-    (request,) = read_trace(path, TraceOptions(format="timed_trace", block_tokens=20, seconds_per_unit=0.001))
+    (request,) = read_trace(
+        path, TraceOptions(format="timed_trace", block_tokens=20, seconds_per_unit=0.001)
+    )
     assert (request.block_tokens, request.blocks) == (20, (7, 8))
 
 
 def test_request_log_takes_the_given_rate(tmp_path):
-    rows = [{"input_length": 512, "output_length": 128}, {"input_length": 1024, "output_length": 256}]
+    rows = [
+        {"input_length": 512, "output_length": 128},
+        {"input_length": 1024, "output_length": 256},
+    ]
     path = lines(tmp_path / "log.jsonl", rows)
     assert [request.at for request in read_trace(path, TraceOptions())] == [None, None]
     plan = build_plan(Options(dataset_path=str(path), request_rate=1.0, arrival="fixed"))
@@ -85,7 +96,10 @@ def test_request_log_takes_the_given_rate(tmp_path):
 def test_a_rate_or_a_closed_loop_replaces_the_times_of_a_trace(tmp_path):
     path = str(lines(tmp_path / "t.jsonl", MOONCAKE))
     assert [r.at for r in build_plan(Options(dataset_path=path)).requests] == [0.0, 3.0]
-    assert [r.at for r in build_plan(Options(dataset_path=path, request_rate=1, arrival="fixed")).requests] == [
+    assert [
+        r.at
+        for r in build_plan(Options(dataset_path=path, request_rate=1, arrival="fixed")).requests
+    ] == [
         1.0,
         2.0,
     ]

@@ -42,7 +42,9 @@ def connected():
     return connection, record, ended, released
 
 
-ANSWER = SSE + chunk(event("a")) + chunk(b": hm\n\n") + chunk(event("b", "length") + DONE) + b"0\r\n\r\n"
+ANSWER = (
+    SSE + chunk(event("a")) + chunk(b": hm\n\n") + chunk(event("b", "length") + DONE) + b"0\r\n\r\n"
+)
 
 
 def test_an_answer_split_at_every_position():
@@ -78,7 +80,9 @@ def test_one_connection_answers_again():
 
 def test_an_answer_that_ends_with_its_connection():
     connection, record, _, _ = connected()
-    connection.data_received(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event("a", "stop") + DONE)
+    connection.data_received(
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event("a", "stop") + DONE
+    )
     assert record.ended_at is None
     connection.connection_lost(None)
     assert record.completed
@@ -92,7 +96,10 @@ def test_an_answer_that_ends_with_its_connection():
         (SSE + chunk(event("a")), "lost in mid-stream"),
         (SSE + chunk(event("a"))[:-9], "lost in mid-stream"),
         (b"HTTP/1.1 500 Oops\r\nContent-Length: 900\r\n\r\n<h1>", "HTTP 500: <h1>"),
-        (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi", "not an event stream"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
+            "not an event stream",
+        ),
         (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "HTTP 302"),
     ],
 )
@@ -115,7 +122,9 @@ def test_a_stream_cut_after_done_is_complete():
 @contextlib.asynccontextmanager
 async def target_of(server, **style):
     prompts = PromptMaker(ids_alphabet(tuple(range(100, 200))), 0)
-    target = OpenAITarget(parse_address(server.url), RequestStyle(model="scripted", **style), prompts)
+    target = OpenAITarget(
+        parse_address(server.url), RequestStyle(model="scripted", **style), prompts
+    )
     try:
         yield target
     finally:
@@ -132,11 +141,17 @@ async def ask(target, index=0, prompt=20, output=3):
 
 async def test_a_whole_request():
     with ScriptedServer() as server:
-        async with target_of(server, extra_body={"ignore_eos": True}, headers={"X-Test": "1"}) as target:
+        async with target_of(
+            server, extra_body={"ignore_eos": True}, headers={"X-Test": "1"}
+        ) as target:
             record = await ask(target)
         (call,) = server.calls
     assert record.completed
-    assert (record.usage_prompt_tokens, record.usage_completion_tokens, len(record.token_times)) == (20, 3, 3)
+    assert (
+        record.usage_prompt_tokens,
+        record.usage_completion_tokens,
+        len(record.token_times),
+    ) == (20, 3, 3)
     assert record.sent_at <= record.answered_at <= record.token_times[0]
     assert len(call.body["prompt"]) == 20
     assert call.body["ignore_eos"] is True
@@ -147,7 +162,10 @@ async def test_a_whole_request():
 
 async def test_chat_and_objective_headers():
     with ScriptedServer() as server:
-        style = {"endpoint": "/v1/chat/completions", "objective_headers": lambda record: {"x-llm-d-slo-ttft-ms": "500"}}
+        style = {
+            "endpoint": "/v1/chat/completions",
+            "objective_headers": lambda record: {"x-llm-d-slo-ttft-ms": "500"},
+        }
         async with target_of(server, **style) as target:
             assert (await ask(target)).completed
         (call,) = server.calls
@@ -178,7 +196,11 @@ async def test_connections_are_kept_and_a_dead_one_is_replaced():
     with ScriptedServer(drop_after) as server:
         async with target_of(server) as target:
             records = [await ask(target, index) for index in range(4)]
-        ports = [call.request.transport.get_extra_info("peername") for call in server.calls if call.request.transport]
+        ports = [
+            call.request.transport.get_extra_info("peername")
+            for call in server.calls
+            if call.request.transport
+        ]
     assert all(record.completed for record in records)
     assert len({str(port) for port in ports}) <= 2
 

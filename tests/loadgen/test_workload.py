@@ -37,11 +37,15 @@ def test_the_papers_mix_scaled_to_a_small_machine():
 def test_probes_come_at_even_intervals():
     sent = list(itertools.islice(probes(2.0, 32, 0), 3))
     assert [request.at for request in sent] == [0.5, 1.0, 1.5]
-    assert {(request.kind, request.output_tokens, request.prompt_tokens) for request in sent} == {(PROBE, 1, 32)}
+    assert {(request.kind, request.output_tokens, request.prompt_tokens) for request in sent} == {
+        (PROBE, 1, 32)
+    }
 
 
 def test_cutting_by_length_and_time():
-    requests = build_plan(Options(num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10")).requests
+    requests = build_plan(
+        Options(num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10")
+    ).requests
     kept, dropped = within(requests, 200)
     assert len(kept) + dropped == 100
     assert {request.kind for request in kept} == {"short"}

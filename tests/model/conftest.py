@@ -54,7 +54,9 @@ def reference():
     state = {}
     for tensor in reader.tensors:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        name = tensor.name.replace("token_embd", "model.embed_tokens").replace("output_norm", "model.norm")
+        name = tensor.name.replace("token_embd", "model.embed_tokens").replace(
+            "output_norm", "model.norm"
+        )
         for theirs, ours in [
             ("blk.", "model.layers."),
             ("attn_norm", "input_layernorm"),
@@ -90,7 +92,8 @@ def reference():
 
 @pytest.fixture(scope="session")
 def check():
-    """Compare a driven request with a reference model: greedy tokens equal, log-probabilities within 1e-3."""
+    """Compare a driven request with a reference model: greedy tokens equal, log-probabilities
+    within 1e-3."""
 
     @torch.inference_mode()
     def compare(request, model, tolerance=1e-3):
@@ -99,7 +102,10 @@ def check():
         logits = model(torch.tensor([tokens]), logits_to_keep=keep).logits[0].float()
         expected = logits.log_softmax(-1)
         skipped = len(tokens) - keep  # positions without logits
-        assert tokens[request.prompt :] == expected[request.prompt - 1 - skipped : -1].argmax(-1).tolist()
+        assert (
+            tokens[request.prompt :]
+            == expected[request.prompt - 1 - skipped : -1].argmax(-1).tolist()
+        )
         for position, token in enumerate(request.sampled, request.prompt):
             row = expected[position - 1 - skipped]
             assert token.token_id == tokens[position]
@@ -107,7 +113,9 @@ def check():
             for token_id, logprob in token.top_logprobs:
                 assert abs(logprob - row[token_id]) < tolerance
         if request.prompt_logprobs:
-            assert set(range(1, request.prompt)) <= set(request.prompt_logprobs)  # more after a drop: known tokens
+            assert set(range(1, request.prompt)) <= set(
+                request.prompt_logprobs
+            )  # more after a drop: known tokens
         for position, (logprob, top) in request.prompt_logprobs.items():
             row = expected[position - 1]
             assert abs(logprob - row[tokens[position]]) < tolerance

@@ -1,4 +1,5 @@
-"""Drives stages in this process, as the scheduler and the actors would: pages, spans, groups, lock-step exchange."""
+"""Drives stages in this process, as the scheduler and the actors would: pages, spans, groups,
+lock-step exchange."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from collections.abc import Iterable
 import torch
 
 from medha_actors.config import ModelLoadingConfig
-from medha_actors.messages import SampledToken, SamplingParams, Sequence, Span, StepMessage, pack_tokens
+from medha_actors.messages import (
+    SampledToken,
+    SamplingParams,
+    Sequence,
+    Span,
+    StepMessage,
+    pack_tokens,
+)
 from medha_actors.model import attention
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model.stage import Stage, StageOutput
@@ -39,7 +47,9 @@ class Exchange(attention.Exchange):
     def all_gather(self, groups, partial):
         meeting = self.meeting
         with meeting.lock:
-            barrier = meeting.barriers.setdefault(groups, threading.Barrier(len(groups), timeout=60))
+            barrier = meeting.barriers.setdefault(
+                groups, threading.Barrier(len(groups), timeout=60)
+            )
         meeting.given[groups, self.group] = partial.clone()
         barrier.wait()
         found = [meeting.given[groups, group] for group in groups]
@@ -60,7 +70,8 @@ class Tracked:
 
 
 class Driver:
-    """`groups` pipelines of `stages` stages; each request's KV is split at `cutoffs` over groups 0, 1, ..."""
+    """`groups` pipelines of `stages` stages; each request's KV is split at `cutoffs` over groups 0,
+    1, ..."""
 
     def __init__(
         self,
@@ -131,12 +142,17 @@ class Driver:
 
     def generate(self, counts: dict[str, int], chunk: int) -> None:
         """Run until each request has its number of output tokens; prefills advance by `chunk`."""
-        while left := [r for r in self.requests.values() if len(r.tokens) - r.prompt < counts.get(r.id, 0)]:
+        while left := [
+            r for r in self.requests.values() if len(r.tokens) - r.prompt < counts.get(r.id, 0)
+        ]:
             self.step([(r.id, min(chunk, len(r.tokens) - r.computed, self._room(r))) for r in left])
 
     def _room(self, request):
         """A span never straddles a cutoff."""
-        return min([cut - request.computed for cut in self.cutoffs if cut > request.computed], default=1 << 30)
+        return min(
+            [cut - request.computed for cut in self.cutoffs if cut > request.computed],
+            default=1 << 30,
+        )
 
     def _groups(self, request_id, count):
         return range(sum(cut <= self.requests[request_id].computed for cut in self.cutoffs) + 1)

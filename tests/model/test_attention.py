@@ -1,4 +1,5 @@
-"""Attention kernels that this machine cannot run, checked against those it can; and the choice between them."""
+"""Attention kernels that this machine cannot run, checked against those it can; and the choice
+between them."""
 
 from __future__ import annotations
 
@@ -16,21 +17,34 @@ from medha_actors.model.attention_flash import FlashAttention
 from medha_actors.model.backend import choose_attention
 from medha_actors.model.kv_pool import KvPool
 
-RANDOM = ModelLoadingConfig(model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300))
+RANDOM = ModelLoadingConfig(
+    model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300)
+)
 
 
 def flash_attn_with_kvcache(
-    q, k_cache, v_cache, cache_seqlens=None, block_table=None, causal=False, return_softmax_lse=False
+    q,
+    k_cache,
+    v_cache,
+    cache_seqlens=None,
+    block_table=None,
+    causal=False,
+    return_softmax_lse=False,
 ):
-    """What flash-attn documents, written plainly: bottom-right causal, token-major pages of 256, float32 LSE."""
+    """What flash-attn documents, written plainly: bottom-right causal, token-major pages of 256,
+    float32 LSE."""
     assert k_cache.shape[1] % 256 == 0
     assert block_table.dtype == cache_seqlens.dtype == torch.int32
-    outs, lses = torch.zeros(q.shape, dtype=q.dtype), torch.zeros(q.shape[0], q.shape[2], q.shape[1])
+    outs, lses = (
+        torch.zeros(q.shape, dtype=q.dtype),
+        torch.zeros(q.shape[0], q.shape[2], q.shape[1]),
+    )
     for row, length in enumerate(cache_seqlens.tolist()):
         assert length > 0
         share = q.shape[2] // k_cache.shape[2]
         k, v = (
-            x[block_table[row].long()].flatten(0, 1)[:length].repeat_interleave(share, 1) for x in (k_cache, v_cache)
+            x[block_table[row].long()].flatten(0, 1)[:length].repeat_interleave(share, 1)
+            for x in (k_cache, v_cache)
         )
         scores = torch.einsum("qhd,khd->hqk", q[row].float(), k.float()) * q.shape[-1] ** -0.5
         if causal:
@@ -55,7 +69,10 @@ def drive(**options):
         tokens = torch.randint(300, (length,), generator=torch.Generator().manual_seed(seed))
         driver.add(str(length), tokens.tolist(), GREEDY)
     driver.generate({"300": 6, "20": 9, "1": 4}, 130)
-    return {name: (r.tokens, [entry[0] for entry in r.prompt_logprobs.values()]) for name, r in driver.requests.items()}
+    return {
+        name: (r.tokens, [entry[0] for entry in r.prompt_logprobs.values()])
+        for name, r in driver.requests.items()
+    }
 
 
 @pytest.mark.parametrize("options", [{}, {"stages": 2, "groups": 2, "cutoffs": (260,)}])
@@ -73,7 +90,9 @@ def test_two_matrix_products_equal_the_fused_operator():
     mask = torch.zeros(3, 1, 1, 24)
     mask[0, ..., 5:] = mask[1, ..., 23:] = -torch.inf
     for mine, theirs in zip(
-        attention_sdpa.plain_masked(q, k, v, mask), attention_sdpa._masked(q, k, v, mask), strict=True
+        attention_sdpa.plain_masked(q, k, v, mask),
+        attention_sdpa._masked(q, k, v, mask),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 

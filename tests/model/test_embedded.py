@@ -57,11 +57,16 @@ def test_a_hub_id_that_cannot_be_fetched_says_why_in_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(ModelError) as error:
         resolve(ModelLoadingConfig(model_source="someone/something"))
-    assert error.value.message == "model_source: someone/something could not be fetched from the hub: no network"
+    assert (
+        error.value.message
+        == "model_source: someone/something could not be fetched from the hub: no network"
+    )
 
 
 def test_a_hub_id_becomes_a_folder(monkeypatch, tmp_path):
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / name))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / name)
+    )
     assert resolve(ModelLoadingConfig(model_source="a/b")) == ModelSource("hf", tmp_path / "a/b")

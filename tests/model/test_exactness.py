@@ -1,4 +1,5 @@
-"""The embedded model against transformers, float32: the same tokens whatever the stages, chunks and company."""
+"""The embedded model against transformers, float32: the same tokens whatever the stages, chunks and
+company."""
 
 from __future__ import annotations
 
@@ -11,14 +12,21 @@ from medha_actors.messages import SamplingParams
 PLAIN = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1)
 
 
-@pytest.fixture(scope="module", params=[(1, "auto"), (2, "auto"), (3, "auto"), (2, "sdpa")], ids=str)
+@pytest.fixture(
+    scope="module", params=[(1, "auto"), (2, "auto"), (3, "auto"), (2, "sdpa")], ids=str
+)
 def driver(request):
     stages, attention = request.param
     return Driver(stages=stages, pages=80, page_tokens=64, attention=attention)
 
 
 def test_short_and_medium_prompts_in_several_chunks(driver, reference, prompt_of, check):
-    for name, length, chunk in (("short", 21, 64), ("short", 21, 5), ("medium", 500, 128), ("medium", 500, 500)):
+    for name, length, chunk in (
+        ("short", 21, 64),
+        ("short", 21, 5),
+        ("medium", 500, 128),
+        ("medium", 500, 500),
+    ):
         driver.add(name, prompt_of(length), GREEDY if length < 100 else PLAIN)
         driver.generate({name: 12}, chunk)
         check(driver.remove(name), reference)
@@ -56,12 +64,15 @@ def prompt_logprobs(prompt, **options):
     driver.add("r", prompt, GREEDY)
     driver.generate({"r": 5}, 60)
     request = driver.requests["r"]
-    return torch.tensor([request.prompt_logprobs[i][0] for i in range(1, len(prompt))]), request.tokens
+    return torch.tensor(
+        [request.prompt_logprobs[i][0] for i in range(1, len(prompt))]
+    ), request.tokens
 
 
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 def test_bfloat16_is_close(reference, prompt_of, attention):
-    """Near-ties may flip, so tokens are not compared; log-probabilities err by little on average."""
+    """Near-ties may flip, so tokens are not compared; log-probabilities err by little on
+    average."""
     prompt = prompt_of(200)
     found, _ = prompt_logprobs(prompt, attention=attention)
     with torch.inference_mode():
@@ -73,6 +84,8 @@ def test_bfloat16_is_close(reference, prompt_of, attention):
 
 def test_the_number_of_stages_changes_nothing_in_bfloat16(prompt_of):
     prompt = prompt_of(100)
-    (one, one_tokens), (three, three_tokens) = (prompt_logprobs(prompt, stages=stages) for stages in (1, 3))
+    (one, one_tokens), (three, three_tokens) = (
+        prompt_logprobs(prompt, stages=stages) for stages in (1, 3)
+    )
     assert torch.equal(one, three)
     assert one_tokens == three_tokens

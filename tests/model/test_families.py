@@ -1,4 +1,5 @@
-"""Every supported family, from Hugging Face folders (sharded too), against transformers; and what is refused."""
+"""Every supported family, from Hugging Face folders (sharded too), against transformers; and what
+is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +40,13 @@ FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
     "llama-bias": (
         LlamaForCausalLM,
-        LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=4, attention_bias=True, mlp_bias=True),
+        LlamaConfig(
+            **SMALL,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            attention_bias=True,
+            mlp_bias=True,
+        ),
     ),
     "llama3.1-tied": (
         LlamaForCausalLM,
@@ -54,16 +61,22 @@ FAMILIES = {
     ),
     "mistral": (
         MistralForCausalLM,
-        MistralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=None),
+        MistralConfig(
+            **SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=None
+        ),
     ),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=48)),
+    "qwen3": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=48),
+    ),
 }
 
 
 @pytest.fixture(params=FAMILIES)
 def saved(request, tmp_path):
-    """A tiny model of one family in transformers, and its folder (sharded: its files are at most 60 KB)."""
+    """A tiny model of one family in transformers, and its folder (sharded: its files are at most 60
+    KB)."""
     build, config = FAMILIES[request.param]
     torch.manual_seed(1)
     model = build(config).eval()
@@ -80,7 +93,9 @@ def saved(request, tmp_path):
 @pytest.mark.parametrize(("stages", "chunk"), [(1, 3), (1, 200), (2, 16), (3, 3), (3, 50)])
 def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
     model, folder = saved
-    driver = Driver(ModelLoadingConfig(model_source=str(folder)), stages=stages, attention=attention)
+    driver = Driver(
+        ModelLoadingConfig(model_source=str(folder)), stages=stages, attention=attention
+    )
     if kernels_cpu.native():
         kernels = isinstance(driver.pipelines[0][0].decoder, KernelDecoder)
         assert kernels == (attention == "auto")
@@ -100,7 +115,11 @@ def test_a_stage_reads_only_its_own_layers(saved, monkeypatch):
 
     asked = []
     read = SafetensorsWeights.tensor
-    monkeypatch.setattr(SafetensorsWeights, "tensor", lambda self, name, *a: asked.append(name) or read(self, name, *a))
+    monkeypatch.setattr(
+        SafetensorsWeights,
+        "tensor",
+        lambda self, name, *a: asked.append(name) or read(self, name, *a),
+    )
     Driver(ModelLoadingConfig(model_source=str(saved[1])), stages=1)
     everything = set(asked)
     asked.clear()
@@ -134,7 +153,11 @@ def refused(folder, **changes):
     path = folder / "config.json"
     path.write_text(
         json.dumps(
-            {**LlamaConfig(**SMALL, num_attention_heads=4).to_dict(), "architectures": ["LlamaForCausalLM"], **changes}
+            {
+                **LlamaConfig(**SMALL, num_attention_heads=4).to_dict(),
+                "architectures": ["LlamaForCausalLM"],
+                **changes,
+            }
         )
     )
     with pytest.raises(ModelError) as error:
@@ -167,7 +190,9 @@ def test_missing_files_are_named(tmp_path):
 
 def test_a_sliding_window_bounds_the_length(tmp_path):
     config = MistralConfig(**SMALL, num_attention_heads=4, sliding_window=100).to_dict()
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MistralForCausalLM"]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "architectures": ["MistralForCausalLM"]})
+    )
     assert load_spec(ModelLoadingConfig(model_source=str(tmp_path))).max_positions == 100
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from stage_driver import GREEDY, Driver
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
@@ -20,13 +27,17 @@ from medha_actors.model.spec import load_spec
 Kind = gguf.GGMLQuantizationType
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32", "Q5_0", "Q5_1", "Q6_K", "Q4_K"])
+@pytest.mark.parametrize(
+    "name", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32", "Q5_0", "Q5_1", "Q6_K", "Q4_K"]
+)
 def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     kind = Kind[name]
     values = np.random.default_rng(0).standard_normal((6, 512), np.float32)
     try:
         stored = quantize(values, kind)
-    except NotImplementedError:  # the package can only read K-quants: any bytes will do, with scales that are finite
+    except (
+        NotImplementedError
+    ):  # the package can only read K-quants: any bytes will do, with scales that are finite
         _, size = gguf.GGML_QUANT_SIZES[kind]
         stored = np.random.default_rng(0).integers(0, 60, (6, 512 // 256 * size), np.uint8)
     path = tmp_path / "one.gguf"
@@ -34,7 +45,9 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     writer.add_tensor("x", stored, raw_dtype=kind)
     write(writer)
     mine = read_tensor(GgufFile(path), "x", torch.float32)
-    torch.testing.assert_close(mine, torch.from_numpy(dequantize(stored, kind).copy()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        mine, torch.from_numpy(dequantize(stored, kind).copy()), rtol=0, atol=0
+    )
 
 
 def test_metadata_is_the_gguf_packages():
@@ -102,10 +115,17 @@ def test_families(tmp_path, check, name):
         "qwen2": (Qwen2ForCausalLM, Qwen2Config),
         "qwen3": (Qwen3ForCausalLM, Qwen3Config),
     }[name]
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     scaling |= {"rope_theta": 1000.0, "original_max_position_embeddings": 32}
     torch.manual_seed(2)
-    model = build(config(**SMALL, **({"rope_parameters": scaling} if name == "llama3" else {}))).eval()
+    model = build(
+        config(**SMALL, **({"rope_parameters": scaling} if name == "llama3" else {}))
+    ).eval()
     divisors = None
     if name == "llama3":
         plain = 1.0 / 1000.0 ** (torch.arange(0, 16, 2).float() / 16)

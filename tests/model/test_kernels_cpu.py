@@ -1,4 +1,5 @@
-"""The CPU kernels against plain torch: linear layers, attention, whole models; and that company changes nothing."""
+"""The CPU kernels against plain torch: linear layers, attention, whole models; and that company
+changes nothing."""
 
 from __future__ import annotations
 
@@ -34,8 +35,12 @@ def stored(kind):
     """A matrix in GGUF blocks and its values."""
     generator = np.random.default_rng(kind)
     scales = 2 if kind == Q4_1 else 1
-    blocks = generator.integers(0, 256, (OUTPUTS * WIDTH // 32, 2 * scales + (32 if kind == Q8_0 else 16)), np.uint8)
-    blocks[:, : 2 * scales] = generator.uniform(-0.1, 0.1, (len(blocks), scales)).astype(np.float16).view(np.uint8)
+    blocks = generator.integers(
+        0, 256, (OUTPUTS * WIDTH // 32, 2 * scales + (32 if kind == Q8_0 else 16)), np.uint8
+    )
+    blocks[:, : 2 * scales] = (
+        generator.uniform(-0.1, 0.1, (len(blocks), scales)).astype(np.float16).view(np.uint8)
+    )
     values = _DEQUANTISE[kind](torch.from_numpy(blocks)).float().view(OUTPUTS, WIDTH)
     return torch.from_numpy(blocks).view(OUTPUTS, -1), values
 
@@ -60,7 +65,9 @@ def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance)
         matrix, values = pack_dense(values), values.float()
     x, gain = torch.randn(ROWS, WIDTH), torch.rand(WIDTH) + 0.5
     expected = torch.nn.functional.rms_norm(x, (WIDTH,), gain, 1e-5) @ values.T
-    layers = kernels_cpu.CpuLayers(kernels_cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True)
+    layers = kernels_cpu.CpuLayers(
+        kernels_cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True
+    )
     found = layers.logits(x, gain, matrix)
     assert (found - expected).norm() < tolerance * expected.norm()
     for rows in (1, 2, 3, 5, 16, 31):  # a row's result does not depend on the rows beside it
@@ -68,7 +75,8 @@ def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance)
 
 
 def pool(x, pages, kind, pair):
-    """x [tokens, dims] laid out as kernels_attention wants it: keys if pair is the dimension's, else values."""
+    """x [tokens, dims] laid out as kernels_attention wants it: keys if pair is the dimension's,
+    else values."""
     padded = np.zeros((len(pages) * TILE, x.shape[1]), np.float32)
     padded[: len(x)] = x
     tiles = torch.from_numpy(padded).to(kind).view(len(pages), TILE, -1)
@@ -84,18 +92,25 @@ def pool(x, pages, kind, pair):
 
 
 @compiled
-def _attend(code, q, tokens, share, dims, bfloat, keys, values, pages, cached, writes, scratch, out, lse):
+def _attend(
+    code, q, tokens, share, dims, bfloat, keys, values, pages, cached, writes, scratch, out, lse
+):
     attend(code, address(q), tokens, share, dims, bfloat, address(keys), address(values), keys.shape[1], 1, pages,
            cached, writes, scratch, out, lse)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("dims", "share"), [(16, 1), (48, 4), (64, 3), (128, 8)])
-@pytest.mark.parametrize(("cached", "tokens", "writes"), [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)])
+@pytest.mark.parametrize(
+    ("cached", "tokens", "writes"), [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)]
+)
 def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, writes):
     generator = np.random.default_rng(dims + tokens)
     length = cached + tokens * writes
-    k, v, q = (generator.standard_normal(shape) for shape in ((length, dims), (length, dims), (tokens, share, dims)))
+    k, v, q = (
+        generator.standard_normal(shape)
+        for shape in ((length, dims), (length, dims), (tokens, share, dims))
+    )
     k *= np.linspace(0.5, 4, length)[:, None]  # the highest score keeps rising
     scale = math.log2(math.e) / math.sqrt(dims)
     q, k, v = (torch.from_numpy(part).to(kind) for part in (q * scale, k, v))
@@ -143,7 +158,9 @@ def test_portable_bfloat16_rounds_and_multiplies_like_torch():
     def emit(e, x, y, rounded, sums):
         for half in (0, 1):
             e.store(e.bfloat(e.load(e.at(x, 64 * half)), native=False), e.at(rounded, 32 * half))
-        e.store(e.dot_bf16(e.constant(3.0), e.load(rounded, V16I), e.load(y, V16I), native=False), sums)
+        e.store(
+            e.dot_bf16(e.constant(3.0), e.load(rounded, V16I), e.load(y, V16I), native=False), sums
+        )
 
     x, y = torch.randn(32) * 1e3, torch.randn(32).bfloat16()
     x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e8])  # two ties, of which one goes up
@@ -199,7 +216,8 @@ def test_pieces_in_several_groups(cutoffs, tmp_path, check):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_and_company_change_no_bit(dtype, prompt_of):
-    """The embedded model: log-probabilities are equal, not only close, however a prompt is cut and whoever is there."""
+    """The embedded model: log-probabilities are equal, not only close, however a prompt is cut and
+    whoever is there."""
     wanted = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
     driver = Driver(stages=2, pages=40, page_tokens=64, dtype=dtype)
     found = []
@@ -216,7 +234,8 @@ def test_chunks_and_company_change_no_bit(dtype, prompt_of):
 
 
 def test_bfloat16_of_the_embedded_model_is_close(reference, prompt_of):
-    """int8 activations and a bfloat16 cache: the distributions of the next token stay where they were."""
+    """int8 activations and a bfloat16 cache: the distributions of the next token stay where they
+    were."""
     driver = Driver(pages=10, page_tokens=64, dtype=torch.bfloat16)
     prompt = prompt_of(400)
     driver.add("it", prompt, GREEDY)

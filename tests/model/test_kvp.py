@@ -1,4 +1,5 @@
-"""KV-cache parallelism: a sequence cut over groups gives the tokens and log-probabilities of one group."""
+"""KV-cache parallelism: a sequence cut over groups gives the tokens and log-probabilities of one
+group."""
 
 from __future__ import annotations
 
@@ -74,6 +75,10 @@ def test_bfloat16_partials_merge_in_float32(tiny):
         driver = Driver(config, groups=groups, cutoffs=cutoffs, dtype=torch.bfloat16)
         driver.add("r", tokens(90), GREEDY)
         driver.generate({"r": 1}, 16)
-        found.append(torch.tensor([entry[0] for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())]))
+        found.append(
+            torch.tensor(
+                [entry[0] for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())]
+            )
+        )
     assert (found[0] - found[1]).abs().max() < 0.5
     assert (found[0] - found[1]).abs().mean() < 0.06

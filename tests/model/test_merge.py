@@ -1,4 +1,5 @@
-"""Merging partial attention: any cut into pieces, in any order, gives the attention over the whole."""
+"""Merging partial attention: any cut into pieces, in any order, gives the attention over the
+whole."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ HEADS, DIM = 2, 8
 
 
 def attend(q, k, v):
-    """Plain attention in float64: out [rows, heads, dim], LSE [rows, heads]; nothing to see gives zeros and -inf."""
+    """Plain attention in float64: out [rows, heads, dim], LSE [rows, heads]; nothing to see gives
+    zeros and -inf."""
     scores = torch.einsum("rhd,nhd->rhn", q.double(), k.double()) / DIM**0.5
     if not len(k):
         return torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf)
-    return torch.einsum("rhn,nhd->rhd", scores.softmax(-1), v.double()).float(), scores.logsumexp(-1).float()
+    return torch.einsum("rhn,nhd->rhd", scores.softmax(-1), v.double()).float(), scores.logsumexp(
+        -1
+    ).float()
 
 
 @st.composite

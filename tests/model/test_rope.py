@@ -62,7 +62,9 @@ def test_frequencies_and_attention_factor(parameters):
     if parameters["rope_type"] == "default":
         expected = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
-        expected = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"), seq_len=positions)
+        expected = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
+            config, torch.device("cpu"), seq_len=positions
+        )
     torch.testing.assert_close(mine, expected[0], rtol=1e-6, atol=0)
     assert scale == pytest.approx(expected[1])
 
@@ -76,11 +78,17 @@ def test_rotation(parameters):
     cos, sin = Rotary(rope, 32, positions, torch.device("cpu"))(where, torch.float32)
     theirs = LlamaRotaryEmbedding(config)(q, where[None])
     expected, _ = apply_rotary_pos_emb(q.transpose(0, 1)[None], q.transpose(0, 1)[None], *theirs)
-    torch.testing.assert_close(rotate(q, cos, sin), expected[0].transpose(0, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        rotate(q, cos, sin), expected[0].transpose(0, 1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_old_spelling_in_a_config():
-    old = {"max_position_embeddings": 64, "rope_theta": 9.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    old = {
+        "max_position_embeddings": 64,
+        "rope_theta": 9.0,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    }
     rope, positions = _rope(old)
     assert (rope.theta, rope.kind, rope.factor, positions) == (9.0, "linear", 2.0, 128)
 
@@ -93,7 +101,9 @@ def test_our_configuration_overrides_the_models_scaling():
     assert spec.rope.kind == "yarn"
     with pytest.raises(ModelError, match="4000"):
         load_spec(
-            ModelLoadingConfig(model_source="random", random=small, rope_scaling=scaling, max_model_len_tokens=4001)
+            ModelLoadingConfig(
+                model_source="random", random=small, rope_scaling=scaling, max_model_len_tokens=4001
+            )
         )
 
 

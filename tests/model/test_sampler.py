@@ -1,4 +1,5 @@
-"""Sampling: statistics, filters, penalties, log-probabilities, and draws that depend on nothing but their own row."""
+"""Sampling: statistics, filters, penalties, log-probabilities, and draws that depend on nothing but
+their own row."""
 
 from __future__ import annotations
 
@@ -30,22 +31,42 @@ def test_uniform_numbers_are_uniform_and_independent():
     assert draws.max() < 1
     counts = torch.histc(draws, 20)
     assert (counts - 1000).abs().max() < 150
-    assert abs(torch.corrcoef(torch.stack((draws[:, :-1].flatten(), draws[:, 1:].flatten())))[0, 1]) < 0.03
-    assert abs(torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[0, 1]) < 0.03
+    assert (
+        abs(torch.corrcoef(torch.stack((draws[:, :-1].flatten(), draws[:, 1:].flatten())))[0, 1])
+        < 0.03
+    )
+    assert (
+        abs(torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[0, 1]) < 0.03
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.8, "min_p": 0.02}],
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.1},
+        {"top_k": 9, "top_p": 0.8, "min_p": 0.02},
+    ],
 )
 def test_frequencies_are_the_probabilities(changes):
     one = params(**changes)
     logits = logits_of(1, scale=1.0)
     count = 6_000
-    drawn = draw(logits.expand(500, -1), [params(**changes, seed=seed) for seed in range(500)], [0] * 500)
+    drawn = draw(
+        logits.expand(500, -1), [params(**changes, seed=seed) for seed in range(500)], [0] * 500
+    )
     parts = [drawn]
     for index in range(1, count // 500):
-        parts.append(draw(logits.expand(500, -1), [params(**changes, seed=seed) for seed in range(500)], [index] * 500))
+        parts.append(
+            draw(
+                logits.expand(500, -1),
+                [params(**changes, seed=seed) for seed in range(500)],
+                [index] * 500,
+            )
+        )
     frequency = torch.bincount(torch.cat(parts), minlength=VOCABULARY) / count
     expected = filtered(logits[0], one)
     assert (frequency[expected == 0] == 0).all()
@@ -57,7 +78,9 @@ def filtered(logits, one):
     probabilities = (logits.double() / one.temperature).softmax(-1)
     probabilities[probabilities < one.min_p * probabilities.max()] = 0
     if one.top_k:
-        probabilities[probabilities < probabilities.topk(min(one.top_k, len(probabilities)))[0][-1]] = 0
+        probabilities[
+            probabilities < probabilities.topk(min(one.top_k, len(probabilities)))[0][-1]
+        ] = 0
     probabilities /= probabilities.sum()
     order = probabilities.argsort(descending=True)
     before = probabilities[order].cumsum(0) - probabilities[order]
@@ -78,7 +101,9 @@ def test_what_the_filters_keep(seed, scale, top_k, top_p, min_p):
     row = logits_of(1, seed, scale, 3000)[0]
     count = int((row >= threshold(row.numpy(), one)).sum())
     expected = int((filtered(row, one) > 0).sum())
-    assert abs(count - expected) <= (top_p < 1.0)  # rounding may move the edge of top_p by one token
+    assert abs(count - expected) <= (
+        top_p < 1.0
+    )  # rounding may move the edge of top_p by one token
 
 
 def test_a_draw_never_gives_a_masked_token():
@@ -115,7 +140,17 @@ def run(sampler, logits, spans):
 
 def decode(request_id, index, token=1, start=10, **changes):
     return Span(
-        request_id, start + index, start + index + 1, pack_tokens([token]), 0, 0, (), True, True, index, **changes
+        request_id,
+        start + index,
+        start + index + 1,
+        pack_tokens([token]),
+        0,
+        0,
+        (),
+        True,
+        True,
+        index,
+        **changes,
     )
 
 
@@ -135,7 +170,9 @@ def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
     sampler = Sampler(VOCABULARY)
     logits = logits_of(1)
     first, second = logits[0].topk(2)[1].tolist()
-    sampler.open(Sequence("a", params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1)))
+    sampler.open(
+        Sequence("a", params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1))
+    )
     for index, expected in ((0, second), (1, second), (2, first)):
         (token,), _ = run(sampler, logits, [decode("a", index)])
         assert token.token_id == expected
@@ -146,8 +183,15 @@ def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_penalties_count_by_position(dropped):
-    """Prompt [3, 3, 4], output [5, 5]; a prefill that is computed again, in other chunks, counts nothing twice."""
-    one = params(temperature=0.0, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, logprobs=0)
+    """Prompt [3, 3, 4], output [5, 5]; a prefill that is computed again, in other chunks, counts
+    nothing twice."""
+    one = params(
+        temperature=0.0,
+        repetition_penalty=2.0,
+        presence_penalty=0.25,
+        frequency_penalty=0.5,
+        logprobs=0,
+    )
     sampler = Sampler(VOCABULARY)
     sampler.open(Sequence("a", one))
     logits = torch.full((3, VOCABULARY), -10.0)
@@ -175,7 +219,12 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     logits[0, 8], logits[0, 9] = 2.0, 1.0
     sampler = Sampler(VOCABULARY)
     sampler.open(Sequence("a", one, pack_tokens([8, 2])))
-    assert run(sampler, logits, [Span("a", 2, 3, pack_tokens([1]), 0, 0, (), True, True, 0)])[0][0].token_id == 9
+    assert (
+        run(sampler, logits, [Span("a", 2, 3, pack_tokens([1]), 0, 0, (), True, True, 0)])[0][
+            0
+        ].token_id
+        == 9
+    )
 
 
 def test_logprobs_of_sampled_and_prompt_tokens():
@@ -193,10 +242,14 @@ def test_logprobs_of_sampled_and_prompt_tokens():
     assert tokens[0].top_logprobs == ()
     assert tokens[0].logprob == pytest.approx(expected[4].max().item())
     assert (found.request_id, found.start) == ("a", 10)
-    for row, (following, (logprob, top)) in enumerate(zip([2, 3, 4, 9], found.entries, strict=True)):
+    for row, (following, (logprob, top)) in enumerate(
+        zip([2, 3, 4, 9], found.entries, strict=True)
+    ):
         assert logprob == pytest.approx(expected[row, following].item())
         assert top == ((expected[row].argmax().item(), pytest.approx(expected[row].max().item())),)
-    sampled, prompt = run(sampler, logits, [Span("a", 10, 14, pack_tokens([1, 2, 3, 4]), 0, 0, (), True, True, 0)])
+    sampled, prompt = run(
+        sampler, logits, [Span("a", 10, 14, pack_tokens([1, 2, 3, 4]), 0, 0, (), True, True, 0)]
+    )
     assert len(prompt[0].entries) == 3
     assert sampled[0].logprob == pytest.approx(expected[3, sampled[0].token_id].item())
     assert len(sampled[0].top_logprobs) == 2
@@ -205,4 +258,6 @@ def test_logprobs_of_sampled_and_prompt_tokens():
 def test_groups_that_do_not_write_say_nothing():
     sampler = Sampler(VOCABULARY)
     sampler.open(Sequence("a", None))
-    assert run(sampler, logits_of(1), [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)]) == ((), ())
+    assert run(
+        sampler, logits_of(1), [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)]
+    ) == ((), ())

@@ -38,12 +38,15 @@ class Service:
 
 @asynccontextmanager
 async def listening(app: Any) -> AsyncIterator[str]:
-    """The URL of an ASGI application on a free port; uvicorn's protocol without its server loop, which sleeps."""
+    """The URL of an ASGI application on a free port; uvicorn's protocol without its server loop,
+    which sleeps."""
     config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
     config.load()
     state = uvicorn.server.ServerState()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+    server = await loop.create_server(
+        lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0
+    )
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
@@ -67,7 +70,9 @@ async def start(toy: Text) -> AsyncIterator[Start]:
     """`await start(script, **sections)`: a Service whose engine plays the script."""
     async with AsyncExitStack() as stack:
 
-        async def begin(script: Script | None = None, answer: Any = None, **sections: Any) -> Service:
+        async def begin(
+            script: Script | None = None, answer: Any = None, **sections: Any
+        ) -> Service:
             engine = FakeEngine(script or saying(b"Hello world", EOS), answer)
             sections.setdefault("stream", StreamConfig(keep_alive_s=30.0))
             server = Server(MedhaConfig(model_loading_config=MODEL, **sections), engine, toy)

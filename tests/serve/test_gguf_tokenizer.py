@@ -1,4 +1,5 @@
-"""Tokenizers out of GGUF metadata: small ones written here, and the embedded model's if it has been fetched."""
+"""Tokenizers out of GGUF metadata: small ones written here, and the embedded model's if it has been
+fetched."""
 
 import struct
 from pathlib import Path
@@ -22,7 +23,9 @@ def packed(value: Any) -> bytes:
         return struct.pack("<II", 4, value)
     if isinstance(value, str):
         return struct.pack("<IQ", 8, len(value.encode())) + value.encode()
-    kind, parts = (6, [struct.pack("<f", x) for x in value]) if isinstance(value[0], float) else (None, [])
+    kind, parts = (
+        (6, [struct.pack("<f", x) for x in value]) if isinstance(value[0], float) else (None, [])
+    )
     if kind is None:
         kind = struct.unpack("<I", packed(value[0])[:4])[0]
         parts = [packed(part)[4:] for part in value]
@@ -85,14 +88,25 @@ async def test_sentencepiece(tmp_path: Path) -> None:
     }
     text = gguf_text(write(tmp_path / "m.gguf", metadata))
     ids = await text.encode("ab aé")
-    assert [text.tokenizer.id_to_token(i) for i in ids] == ["<s>", "\u2581ab", "\u2581a", "<0xC3>", "<0xA9>"]
+    assert [text.tokenizer.id_to_token(i) for i in ids] == [
+        "<s>",
+        "\u2581ab",
+        "\u2581a",
+        "<0xC3>",
+        "<0xA9>",
+    ]
     assert await text.decode(ids[1:]) == "ab aé"
     detokenizer = text.detokenizer()
     assert "".join(map(detokenizer.push, ids)) == " ab aé"  # mid-sequence, so its space counts
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokenizer.ggml.model": "bert"}, {"tokenizer.ggml.pre": "martian"}, {"tokenizer.ggml.tokens": ""}]
+    "change",
+    [
+        {"tokenizer.ggml.model": "bert"},
+        {"tokenizer.ggml.pre": "martian"},
+        {"tokenizer.ggml.tokens": ""},
+    ],
 )
 def test_unknown_kinds_say_so(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
@@ -108,9 +122,12 @@ def test_broken_files(tmp_path: Path) -> None:
         gguf_tokenizer.read_metadata(write(path, {}, version=1))
 
 
-@pytest.mark.skipif(not (cache_folder() / GGUF_NAME).is_file(), reason="the embedded model is not downloaded")
+@pytest.mark.skipif(
+    not (cache_folder() / GGUF_NAME).is_file(), reason="the embedded model is not downloaded"
+)
 async def test_embedded_model() -> None:
-    """Ids as in the model's own tokenizer.json (digits one by one), checked once against transformers by hand."""
+    """Ids as in the model's own tokenizer.json (digits one by one), checked once against
+    transformers by hand."""
     text = gguf_text(cache_folder() / GGUF_NAME)
     assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (49152, (2,), 8192)
     ids = await text.encode("Hello world 123  café 日本 <|im_start|>user")
@@ -121,4 +138,8 @@ async def test_embedded_model() -> None:
     for sample in ("Don't  stop\n\n\tme 42!", "日本語 тест 😀👩‍👩‍👧", "\u0301 é\r\n"):
         ids = await text.encode(sample)
         detokenizer = text.detokenizer()
-        assert "".join([*map(detokenizer.push, ids), detokenizer.flush()]) == sample == await text.decode(ids)
+        assert (
+            "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+            == sample
+            == await text.decode(ids)
+        )

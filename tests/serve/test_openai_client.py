@@ -17,7 +17,9 @@ async def ask(start) -> AsyncIterator:
 
     async def begin(*script, **options):
         service = await start(*script, **options)
-        clients.append(openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=1))
+        clients.append(
+            openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=1)
+        )
         return clients[-1], service
 
     yield begin
@@ -27,7 +29,9 @@ async def ask(start) -> AsyncIterator:
 
 async def test_completions(ask) -> None:
     client, _ = await ask()
-    answer = await client.completions.create(model="toy", prompt="x", max_tokens=5, logprobs=2, n=2, user="me")
+    answer = await client.completions.create(
+        model="toy", prompt="x", max_tokens=5, logprobs=2, n=2, user="me"
+    )
     assert [choice.text for choice in answer.choices] == ["Hello", "Hello"]
     assert answer.choices[0].finish_reason == "length"
     assert answer.choices[0].logprobs.token_logprobs == [-0.25] * 5
@@ -47,19 +51,34 @@ async def test_completions_stream(ask) -> None:
 async def test_chat(ask) -> None:
     client, _ = await ask()
     answer = await client.chat.completions.create(
-        model="toy", messages=MESSAGES, temperature=0, seed=3, logprobs=True, top_logprobs=1, metadata={"a": "b"}
+        model="toy",
+        messages=MESSAGES,
+        temperature=0,
+        seed=3,
+        logprobs=True,
+        top_logprobs=1,
+        metadata={"a": "b"},
     )
     assert answer.choices[0].message.content == "Hello world"
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].logprobs.content[0].top_logprobs[0].token == "H"
-    history = [*MESSAGES, answer.choices[0].message.model_dump(), {"role": "user", "content": "more"}]
-    assert (await client.chat.completions.create(model="toy", messages=history)).choices[0].finish_reason == "stop"
+    history = [
+        *MESSAGES,
+        answer.choices[0].message.model_dump(),
+        {"role": "user", "content": "more"},
+    ]
+    assert (await client.chat.completions.create(model="toy", messages=history)).choices[
+        0
+    ].finish_reason == "stop"
 
 
 async def test_chat_stream(ask) -> None:
     client, _ = await ask()
     stream = await client.chat.completions.create(
-        model="toy", messages=MESSAGES, stream=True, extra_body={"top_k": 5, "medha": {"ttft_s": 1.0, "progress": True}}
+        model="toy",
+        messages=MESSAGES,
+        stream=True,
+        extra_body={"top_k": 5, "medha": {"ttft_s": 1.0, "progress": True}},
     )
     chunks = [chunk async for chunk in stream]
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -92,7 +111,9 @@ async def test_errors_are_the_classes_users_expect(ask) -> None:
 
 async def test_overload_is_retried_and_timeouts_are_not(ask) -> None:
     refusals = [Rejected(status=429, kind="overloaded_error", message="full", retry_after_s=0.001)]
-    client, service = await ask(answer=lambda request: refusals.pop() if refusals else accept(request))
+    client, service = await ask(
+        answer=lambda request: refusals.pop() if refusals else accept(request)
+    )
     answer = await client.completions.create(model="toy", prompt="x", max_tokens=5)
     assert answer.choices[0].text == "Hello"
     assert len(service.engine.requests) == 2

@@ -132,8 +132,17 @@ def test_messages() -> None:
     body = check(
         {
             "messages": [
-                {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]},
-                {"role": "assistant", "content": "hi", "tool_calls": None, "refusal": None, "annotations": []},
+                {
+                    "role": "developer",
+                    "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}],
+                },
+                {
+                    "role": "assistant",
+                    "content": "hi",
+                    "tool_calls": None,
+                    "refusal": None,
+                    "annotations": [],
+                },
             ]
         },
         ChatBody,
@@ -151,7 +160,10 @@ def test_messages() -> None:
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-        ([*HELLO, {"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[1].tool_calls"),
+        (
+            [*HELLO, {"role": "assistant", "content": "x", "tool_calls": [{}]}],
+            "messages[1].tool_calls",
+        ),
         ([*HELLO, {"role": "user", "content": "x", "colour": 1}], "messages[1].colour"),
         (HELLO * 2049, "messages"),
         ([5], "messages[0]"),
@@ -164,7 +176,16 @@ def test_wrong_messages(messages: object, param: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["chat_template", "functions", "audio", "modalities", "structured_outputs", "guided_json", "prompt"]
+    "field",
+    [
+        "chat_template",
+        "functions",
+        "audio",
+        "modalities",
+        "structured_outputs",
+        "guided_json",
+        "prompt",
+    ],
 )
 def test_unsupported_chat_fields(field: str) -> None:
     with pytest.raises(RequestError) as caught:
@@ -197,7 +218,9 @@ def test_max_tokens(body: dict, prompt_tokens: int, expected: int | None) -> Non
 
 
 def test_chat_gets_the_rest_of_the_context() -> None:
-    assert limits.resolve_max_tokens(check({"messages": HELLO}, ChatBody), "messages", 30, 100) == 70
+    assert (
+        limits.resolve_max_tokens(check({"messages": HELLO}, ChatBody), "messages", 30, 100) == 70
+    )
 
 
 def test_objectives() -> None:
@@ -208,7 +231,9 @@ def test_objectives() -> None:
 
     assert resolve({}).timeout_s == 60
     assert resolve({"x-slo-ttft-ms": "250", "x-llm-d-slo-tpot-ms": "30"}).ttft_s == 0.25
-    assert resolve({"x-llm-d-slo-ttft-ms": "1", "x-slo-ttft-ms": "250"}).ttft_s == 0.1  # policy; newer name first
+    assert (
+        resolve({"x-llm-d-slo-ttft-ms": "1", "x-slo-ttft-ms": "250"}).ttft_s == 0.1
+    )  # policy; newer name first
     assert resolve({"x-slo-ttft-ms": "250"}, ttft_s=3.0).ttft_s == 3.0
     for asked, given_s in [("5", 5), ("0", 100), ("-3", 100), ("1e6", 100), ("0.001", 0.001)]:
         assert resolve({"x-request-timeout-seconds": asked}).timeout_s == given_s

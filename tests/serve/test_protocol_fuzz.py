@@ -14,11 +14,23 @@ from medha_actors.errors import RequestError
 
 LIMITS = LimitsConfig()
 HELLO = [{"role": "user", "content": "hi"}]
-FIELDS = sorted({*CompletionBody.__struct_fields__, *ChatBody.__struct_fields__, "tools", "best_of", "x", "tokens"})
+FIELDS = sorted(
+    {
+        *CompletionBody.__struct_fields__,
+        *ChatBody.__struct_fields__,
+        "tools",
+        "best_of",
+        "x",
+        "tokens",
+    }
+)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -31,7 +43,9 @@ values = st.recursive(
 )
 def test_any_json_is_ok_or_a_request_error(body: object, kind: type, prompt: bool) -> None:
     if prompt and isinstance(body, dict):
-        body = {**body, "prompt": "x", "messages": HELLO} | ({} if kind is CompletionBody else {"model": "m"})
+        body = {**body, "prompt": "x", "messages": HELLO} | (
+            {} if kind is CompletionBody else {"model": "m"}
+        )
     raw = json.dumps(body).encode("utf-8", "surrogatepass")
     try:
         decoded = protocol.decode(raw, kind)

@@ -44,7 +44,9 @@ async def test_bad_requests(start, path: str, body: dict, status: int, param: st
 
 async def test_bad_header_names_itself(start) -> None:
     service = await start()
-    response = await service.post("/v1/completions", {"prompt": "x"}, headers={"x-slo-ttft-ms": "nan"})
+    response = await service.post(
+        "/v1/completions", {"prompt": "x"}, headers={"x-slo-ttft-ms": "nan"}
+    )
     assert (response.status_code, response.json()["error"]["param"]) == (400, "x-slo-ttft-ms")
 
 
@@ -63,7 +65,13 @@ async def test_body_limit(start) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_rejections_keep_their_status(start, stream: bool) -> None:
     def refuse(request):
-        return Rejected(status=429, kind="overloaded_error", message="full", code="queue_full", retry_after_s=2.2)
+        return Rejected(
+            status=429,
+            kind="overloaded_error",
+            message="full",
+            code="queue_full",
+            retry_after_s=2.2,
+        )
 
     service = await start(answer=refuse)
     response = await service.post("/v1/completions", {"prompt": "x", "stream": stream})
@@ -93,17 +101,27 @@ async def test_one_refused_choice_refuses_all(start) -> None:
 
 
 async def test_behind_a_proxy_that_echoes_the_request_id(toy) -> None:
-    server = Server(MedhaConfig(model_loading_config=MODEL), FakeEngine(saying(b"x")), toy, echo_request_id=False)
+    server = Server(
+        MedhaConfig(model_loading_config=MODEL),
+        FakeEngine(saying(b"x")),
+        toy,
+        echo_request_id=False,
+    )
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
         assert "x-request-id" not in (await http.get("/health")).headers
-        assert "x-request-id" not in (await http.post("/v1/completions", json={"prompt": "x"})).headers
+        assert (
+            "x-request-id" not in (await http.post("/v1/completions", json={"prompt": "x"})).headers
+        )
 
 
 async def test_engine_not_ready(start) -> None:
     service = await start()
     assert (await service.http.get("/health")).status_code == 200
     service.engine.is_ready = False
-    for response in (await service.http.get("/health"), await service.post("/v1/completions", {"prompt": "x"})):
+    for response in (
+        await service.http.get("/health"),
+        await service.post("/v1/completions", {"prompt": "x"}),
+    ):
         assert response.status_code == 503
         assert response.headers["retry-after"] == "2"
 
@@ -119,9 +137,15 @@ async def test_models(start) -> None:
 async def test_tokenize_and_back(start) -> None:
     service = await start()
     answer = (await service.post("/tokenize", {"prompt": "hé", "return_token_strs": True})).json()
-    assert (answer["tokens"], answer["count"], answer["max_model_len"]) == ([104, 195, 169], 3, 4096)
+    assert (answer["tokens"], answer["count"], answer["max_model_len"]) == (
+        [104, 195, 169],
+        3,
+        4096,
+    )
     assert len(answer["token_strs"]) == 3
-    assert (await service.post("/detokenize", {"tokens": answer["tokens"]})).json() == {"prompt": "hé"}
+    assert (await service.post("/detokenize", {"tokens": answer["tokens"]})).json() == {
+        "prompt": "hé"
+    }
     answer = (await service.post("/tokenize", {**CHAT, "add_generation_prompt": False})).json()
     assert bytes(answer["tokens"]) == b"user: hi\n"
 
@@ -137,7 +161,9 @@ async def test_unknown_routes(start) -> None:
 async def test_policy_bounds_what_clients_ask(start) -> None:
     service = await start(objectives=ObjectivesConfig(min_ttft_s=1.0, max_timeout_s=30.0))
     await service.post(
-        "/v1/completions", {"prompt": "x", "medha": {"ttft_s": 0.001}}, headers={"x-request-timeout-seconds": "-1"}
+        "/v1/completions",
+        {"prompt": "x", "medha": {"ttft_s": 0.001}},
+        headers={"x-request-timeout-seconds": "-1"},
     )
     objectives = service.engine.requests[0].objectives
     assert (objectives.ttft_s, objectives.timeout_s) == (1.0, 30.0)

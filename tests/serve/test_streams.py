@@ -54,9 +54,15 @@ async def test_progress_is_shown_while_it_is_news(start) -> None:
     text = (await service.post("/v1/completions", BODY)).text
     assert ": progress 512/4096 tokens, 12.3 s left\n\n" in text
     text = (await service.post("/v1/completions", {**BODY, "medha": {"progress": True}})).text
-    event = next(block for block in text.split("\n\n") if block.startswith("event: medha.progress\n"))
+    event = next(
+        block for block in text.split("\n\n") if block.startswith("event: medha.progress\n")
+    )
     data = json.loads(event.split("data: ")[1])
-    assert (data["prefilled_tokens"], data["total_tokens"], data["seconds_left"]) == (512, 4096, 12.345)
+    assert (data["prefilled_tokens"], data["total_tokens"], data["seconds_left"]) == (
+        512,
+        4096,
+        12.345,
+    )
     assert data["choices"] == []
 
 
@@ -78,7 +84,9 @@ async def test_progress_is_rate_limited(start) -> None:
 async def test_disconnect_cancels(start, stream: bool) -> None:
     service = await start(forever)
     if stream:
-        async with service.http.stream("POST", "/v1/completions", json={**BODY, "n": 2}) as response:
+        async with service.http.stream(
+            "POST", "/v1/completions", json={**BODY, "n": 2}
+        ) as response:
             await anext(response.aiter_lines())
     else:
         call = asyncio.ensure_future(service.post("/v1/completions", {**BODY, "stream": False}))
@@ -96,7 +104,13 @@ async def test_a_cancelled_server_task_cancels_the_request(start, toy) -> None:
     async def receive():
         return body.pop() if body else await asyncio.Event().wait()
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [],
+        "query_string": b"",
+    }
     task = asyncio.ensure_future(service.server.asgi()(scope, receive, sent.put))
     for _ in range(3):  # the start, the first comment, the first token
         await sent.get()
@@ -107,9 +121,12 @@ async def test_a_cancelled_server_task_cancels_the_request(start, toy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "status", "kind"), [("timeout", 408, "timeout_error"), ("error", 500, "server_error")]
+    ("reason", "status", "kind"),
+    [("timeout", 408, "timeout_error"), ("error", 500, "server_error")],
 )
-async def test_failures_before_and_after_the_first_byte(start, reason: str, status: int, kind: str) -> None:
+async def test_failures_before_and_after_the_first_byte(
+    start, reason: str, status: int, kind: str
+) -> None:
     async def script(request: Request):
         yield token(request, 0, ord("a"))
         yield finished(request, 1, reason, "because")
@@ -167,7 +184,14 @@ async def test_outbox_merges_beyond_its_limit() -> None:
     for i in range(1, 6):
         outbox.put(Piece(0, text=str(i), generated=i))
     outbox.put(Piece(1, text="b", generated=1))
-    outbox.put(Piece(0, generated=5, finish_reason="length", ending=FinishedEvent(request_id="r", reason="length")))
+    outbox.put(
+        Piece(
+            0,
+            generated=5,
+            finish_reason="length",
+            ending=FinishedEvent(request_id="r", reason="length"),
+        )
+    )
     pieces = await outbox.take(1.0)
     assert [(piece.index, piece.text, piece.finish_reason) for piece in pieces] == [
         (0, "1", None),

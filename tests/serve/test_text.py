@@ -1,4 +1,5 @@
-"""Text: tokens to text one at a time, stop strings wherever they are split, templates, and the loop that stays free."""
+"""Text: tokens to text one at a time, stop strings wherever they are split, templates, and the loop
+that stays free."""
 
 import asyncio
 import codecs
@@ -23,9 +24,22 @@ TOY = toy_text(300)
 
 def sentencepiece() -> Tokenizer:
     """A tiny Llama-2-like vocabulary: words, a marker for spaces, and all bytes."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "\u2581hello", "wörld", "a"]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    words = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        "\u2581hello",
+        "wörld",
+        "a",
+    ]
+    tokenizer = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True)
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
     return tokenizer
 
@@ -38,7 +52,9 @@ def incremental(table: TokenTable, ids: list[int]) -> list[str]:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 299), max_size=40))
 def test_incremental_equals_full_decode_byte_level(ids: list[int]) -> None:
-    assert "".join(incremental(TOY.table, ids)) == TOY.tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(incremental(TOY.table, ids)) == TOY.tokenizer.decode(
+        ids, skip_special_tokens=True
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -86,7 +102,8 @@ def test_plain_decoders_use_the_window() -> None:
 
 
 def cut(text: str, stops: list[str], include: bool) -> str:
-    """The definition: read character by character; the first stop string that is complete ends the text."""
+    """The definition: read character by character; the first stop string that is complete ends the
+    text."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -101,7 +118,9 @@ def cut(text: str, stops: list[str], include: bool) -> str:
     cuts=st.sets(st.integers(0, 16)),
     include=st.booleans(),
 )
-def test_stop_strings_at_any_split(text: str, stops: list[str], cuts: set[int], include: bool) -> None:
+def test_stop_strings_at_any_split(
+    text: str, stops: list[str], cuts: set[int], include: bool
+) -> None:
     watch = StopStrings(stops, include)
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     shown = "".join(watch.push(text[a:b]) for a, b in pairwise(edges))
@@ -121,7 +140,8 @@ async def test_encode(chars: int) -> None:
 
 
 async def test_a_long_prompt_does_not_hold_the_loop() -> None:
-    """While 2 MB are tokenised in a thread, the loop turns, and a short prompt does not wait for it."""
+    """While 2 MB are tokenised in a thread, the loop turns, and a short prompt does not wait for
+    it."""
     long = asyncio.ensure_future(TOY.encode("the quick brown fox " * 100_000))
     turns = 0
     while not long.done() and turns < 10:
@@ -143,12 +163,19 @@ def test_chat_template() -> None:
     )
     messages = [Message(role="developer", content=[ContentPart(type="text", text=" x ")])]
     assert template.render(messages, True, {}) == "<s>[system]x!>"
-    assert template.render(messages, False, {"thinking": False, "messages": 3}) == "<s>[system]x!False"
+    assert (
+        template.render(messages, False, {"thinking": False, "messages": 3}) == "<s>[system]x!False"
+    )
 
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ raise_exception('no system role') }}", "{{ messages[9].role.x }}", "{{ ''.__class__.__mro__ }}", "{{ 1/0 }}"],
+    [
+        "{{ raise_exception('no system role') }}",
+        "{{ messages[9].role.x }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ 1/0 }}",
+    ],
 )
 def test_a_template_that_fails_is_a_request_error(source: str) -> None:
     with pytest.raises(RequestError) as caught:
@@ -158,7 +185,9 @@ def test_a_template_that_fails_is_a_request_error(source: str) -> None:
 
 def test_content_is_data_not_template() -> None:
     text = toy_text(300)
-    assert text.render([Message(role="user", content="{{ 7*7 }}")], False, {}) == "user: {{ 7*7 }}\n"
+    assert (
+        text.render([Message(role="user", content="{{ 7*7 }}")], False, {}) == "user: {{ 7*7 }}\n"
+    )
 
 
 def test_broken_template_and_missing_template() -> None:
@@ -169,7 +198,12 @@ def test_broken_template_and_missing_template() -> None:
 
 
 def test_sources(tmp_path) -> None:
-    assert load_text(ModelLoadingConfig(model_source="random", random=RandomWeights(vocabulary=400))).vocabulary == 400
+    assert (
+        load_text(
+            ModelLoadingConfig(model_source="random", random=RandomWeights(vocabulary=400))
+        ).vocabulary
+        == 400
+    )
     with pytest.raises(ConfigError):
         load_text(ModelLoadingConfig(model_source="random", random=RandomWeights(vocabulary=100)))
     with pytest.raises(ModelError):

@@ -1,4 +1,5 @@
-"""The real thing: `serve run` with a real configuration, as a user starts it, and requests over HTTP."""
+"""The real thing: `serve run` with a real configuration, as a user starts it, and requests over
+HTTP."""
 
 import json
 import os
@@ -25,13 +26,19 @@ def free_port() -> int:
 
 @contextmanager
 def serving(folder: Path, tracing_config: dict | None = None, **args) -> Iterator[tuple[str, int]]:
-    """A running server with these `args` (and Serve's own tracing); yields its base URL and its process."""
+    """A running server with these `args` (and Serve's own tracing); yields its base URL and its
+    process."""
     port = free_port()
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
-            {"name": "medha", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
+            {
+                "name": "medha",
+                "route_prefix": "/",
+                "import_path": "deployments.app:build_app",
+                "args": args,
+            }
         ],
     }
     if tracing_config is not None:
@@ -44,7 +51,12 @@ def serving(folder: Path, tracing_config: dict | None = None, **args) -> Iterato
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
+        env={
+            **os.environ,
+            "RAY_ADDRESS": "local",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        },
         start_new_session=True,
     )
     try:

@@ -1,4 +1,5 @@
-"""The convoy effect, and its end: short requests behind a 6,000-token prompt, under fcfs and under lars."""
+"""The convoy effect, and its end: short requests behind a 6,000-token prompt, under fcfs and under
+lars."""
 
 import asyncio
 import time
@@ -12,9 +13,17 @@ LONG_TOKENS = 6000
 SHORTS = 6
 
 
-async def first_token_s(session: aiohttp.ClientSession, url: str, prompt: list[int]) -> tuple[float, list[str]]:
+async def first_token_s(
+    session: aiohttp.ClientSession, url: str, prompt: list[int]
+) -> tuple[float, list[str]]:
     """TTFT, and the text of the whole answer."""
-    body = {"model": "smollm2-135m-instruct", "prompt": prompt, "max_tokens": 4, "temperature": 0, "stream": True}
+    body = {
+        "model": "smollm2-135m-instruct",
+        "prompt": prompt,
+        "max_tokens": 4,
+        "temperature": 0,
+        "stream": True,
+    }
     began, first, texts = time.perf_counter(), None, []
     async with session.post(f"{url}/v1/completions", json=body) as answer:
         assert answer.status == 200
@@ -31,7 +40,8 @@ def short_prompt(number: int) -> list[int]:
 
 
 async def convoy(url: str) -> tuple[list[float], list[list[str]]]:
-    """A long prompt, and short ones arriving while it is prefilled, one after the other's first token at the latest."""
+    """A long prompt, and short ones arriving while it is prefilled, one after the other's first
+    token at the latest."""
     long_prompt = [3 + (i * 7919) % 40_000 for i in range(LONG_TOKENS)]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
         await first_token_s(session, url, short_prompt(99))
@@ -53,6 +63,8 @@ async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path):
         with serving(tmp_path / policy, **args) as (url, _):
             results[policy] = await convoy(url)
     slow, fast = median(results["fcfs"][0]), median(results["lars"][0])
-    print(f"median TTFT of short requests: fcfs {slow:.2f} s, lars {fast:.3f} s, {slow / fast:.1f} times lower")
+    print(
+        f"median TTFT of short requests: fcfs {slow:.2f} s, lars {fast:.3f} s, {slow / fast:.1f} times lower"
+    )
     assert slow >= 10 * fast
     assert results["fcfs"][1] == results["lars"][1]  # the same tokens, the long prompt's too

@@ -17,16 +17,22 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture
 async def client(embedded):
-    async with openai.AsyncOpenAI(base_url=f"{embedded}/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{embedded}/v1", api_key="none", max_retries=0
+    ) as client:
         yield client
 
 
 async def test_chat_whole_and_streamed_agree(client):
-    whole = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=20)
+    whole = await client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=20
+    )
     stream = await client.chat.completions.create(
         model=MODEL, messages=QUESTION, temperature=0, max_tokens=20, stream=True
     )
-    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+    text = "".join(
+        [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+    )
     assert "Paris" in text
     assert whole.choices[0].message.content == text
     assert whole.choices[0].finish_reason == "stop"
@@ -35,7 +41,9 @@ async def test_chat_whole_and_streamed_agree(client):
 
 async def test_completion_with_logprobs_and_seed(client):
     def ask(seed):
-        return client.completions.create(model=MODEL, prompt="Once upon a", max_tokens=8, seed=seed, logprobs=3)
+        return client.completions.create(
+            model=MODEL, prompt="Once upon a", max_tokens=8, seed=seed, logprobs=3
+        )
 
     alone = await ask(1)
     together = await asyncio.gather(ask(1), ask(2), ask(1), ask(3))
@@ -54,7 +62,8 @@ async def test_a_disconnected_client_frees_its_work(client, embedded):
     async for _ in stream:
         break
     await stream.close()
-    # The pipeline is free again: this would take minutes behind the rest of 4,000 tokens at 32 running requests.
+    # The pipeline is free again: this would take minutes behind the rest of 4,000 tokens at 32
+    # running requests.
     answers = [client.completions.create(model=MODEL, prompt="Hi", max_tokens=2) for _ in range(4)]
     assert all(answer.choices[0].text for answer in await asyncio.gather(*answers))
 
@@ -64,8 +73,16 @@ async def test_a_disconnected_client_frees_its_work(client, embedded):
     [
         (b'{"model": "smollm2-135m-instruct", "prompt": ""}', 400, "prompt"),
         (b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": NaN}', 400, None),
-        (b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": -1}', 400, "temperature"),
-        (b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": "many"}', 400, "max_tokens"),
+        (
+            b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": -1}',
+            400,
+            "temperature",
+        ),
+        (
+            b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": "many"}',
+            400,
+            "max_tokens",
+        ),
         (b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": 100000}', 400, "prompt"),
         (b'{"model": "gpt-5", "prompt": "x"}', 404, "model"),
         (b'{"model": "smollm2-135m-instruct", "prompt": "\xff"}', 400, None),
@@ -90,12 +107,18 @@ async def test_bad_input_is_a_clear_error(embedded, body, status, param):
 async def test_a_killed_stage_is_replaced_and_streams_go_on(client, shipped):
     def ask():
         return client.completions.create(
-            model=MODEL, prompt="Count: 1 2 3", max_tokens=100, temperature=0, extra_body={"ignore_eos": True}
+            model=MODEL,
+            prompt="Count: 1 2 3",
+            max_tokens=100,
+            temperature=0,
+            extra_body={"ignore_eos": True},
         )
 
     expected = (await ask()).choices[0].text
     running = asyncio.create_task(ask())
-    await client.completions.create(model=MODEL, prompt="Hi", max_tokens=3)  # by now the other one is under way
+    await client.completions.create(
+        model=MODEL, prompt="Hi", max_tokens=3
+    )  # by now the other one is under way
     os.kill(stage_pids(shipped[1])[0], signal.SIGKILL)
     assert (await running).choices[0].text == expected
     assert (await ask()).choices[0].text == expected

@@ -1,4 +1,5 @@
-"""A headless Chromium, spoken to over its DevTools protocol: open a page, evaluate, take a picture."""
+"""A headless Chromium, spoken to over its DevTools protocol: open a page, evaluate, take a
+picture."""
 
 import asyncio
 import base64
@@ -27,7 +28,12 @@ FLAGS = [
 
 def executable() -> str | None:
     return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+        (
+            path
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (path := shutil.which(name))
+        ),
+        None,
     )
 
 
@@ -51,20 +57,28 @@ class Page:
 
     async def evaluate(self, script: str) -> Any:
         """The value of an expression; a promise is awaited."""
-        answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = await self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     async def until(self, condition: str, timeout_s: float = 20) -> None:
         """Wait until an expression is true; it is looked at in every frame."""
-        look = f"const look = () => ({condition}) ? done(true) : requestAnimationFrame(look); look()"
+        look = (
+            f"const look = () => ({condition}) ? done(true) : requestAnimationFrame(look); look()"
+        )
         await asyncio.wait_for(self.evaluate(f"new Promise(done => {{ {look} }})"), timeout_s)
 
     async def screenshot(self) -> bytes:
         """The whole page as PNG."""
-        size = await self.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        size = await self.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        )
         clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
-        answer = await self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        answer = await self.call(
+            "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True
+        )
         return base64.b64decode(answer["data"])
 
 
@@ -88,7 +102,9 @@ async def browse(url: str, width: int = 1280, height: int = 800) -> AsyncIterato
             async with aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{port.group(1)}/json/list") as answer:
                     (tab,) = [tab for tab in await answer.json() if tab["type"] == "page"]
-                async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                async with session.ws_connect(
+                    tab["webSocketDebuggerUrl"], max_msg_size=0
+                ) as socket:
                     page = Page(socket)
                     await page.call("Runtime.enable")
                     await page.call("Page.enable")

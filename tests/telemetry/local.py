@@ -1,4 +1,5 @@
-"""A controller without Ray: the real scheduler, the real observer, and stages that answer at once in made-up time."""
+"""A controller without Ray: the real scheduler, the real observer, and stages that answer at once
+in made-up time."""
 
 from collections import deque
 from typing import Any
@@ -18,7 +19,9 @@ from medha_actors.messages import Accepted, Rejected, StepResult
 class LocalController(Observed):
     """Drive it with `add` and `run`; ask it as a replica asks the controller."""
 
-    def __init__(self, stages: int = 2, groups: int = 1, pages: int = 4096, **sections: Any) -> None:
+    def __init__(
+        self, stages: int = 2, groups: int = 1, pages: int = 4096, **sections: Any
+    ) -> None:
         self.config: MedhaConfig = load({"model_loading_config": {"model_id": "toy"}, **sections})
         grid = Grid(
             stages=stages,
@@ -73,7 +76,15 @@ class LocalController(Observed):
         self.now = max(self.now, sent_at + sum(seconds))
         starts = tuple(sent_at + s * batch.predicted_s for s in range(len(seconds)))
         results = [
-            StepResult(r.batch_id, r.group, r.tokens, seconds, r.prompt_logprobs, starts, (0.0,) * len(seconds))
+            StepResult(
+                r.batch_id,
+                r.group,
+                r.tokens,
+                seconds,
+                r.prompt_logprobs,
+                starts,
+                (0.0,) * len(seconds),
+            )
             for r in results_of(batch, seconds)
         ]
         self.observer.done(results, self.now)

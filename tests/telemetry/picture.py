@@ -1,7 +1,8 @@
-"""`python tests/telemetry/picture.py docs/images/trace.png`: the picture of a real trace in docs/tracing.md.
+"""`python tests/telemetry/picture.py docs/images/trace.png`: the picture of a real trace in
+docs/tracing.md.
 
-Starts the server with the embedded model, sends it a long prompt with short ones behind it, reads the long one's trace
-back from a real OTLP receiver, and draws it as a tracing backend would.
+Starts the server with the embedded model, sends it a long prompt with short ones behind it, reads
+the long one's trace back from a real OTLP receiver, and draws it as a tracing backend would.
 """
 
 from __future__ import annotations
@@ -80,18 +81,28 @@ def told(span: Span) -> str:
     """What a span says of itself, in a few words."""
     fact = facts(span)
     if span.name.startswith("POST"):
-        met = "objectives met" if fact["slo_met"] else f"missed: {', '.join(fact['medha.objectives_missed'])}"
+        met = (
+            "objectives met"
+            if fact["slo_met"]
+            else f"missed: {', '.join(fact['medha.objectives_missed'])}"
+        )
         return f"first token {_time(fact['medha.ttft_s'])} of {_time(fact['medha.ttft_objective_s'])}, {met}"
     if span.name.startswith("prefill.chunk"):
         took = f"predicted {_time(fact['predicted_s'])}, took {_time(fact['actual_s'])}"
         return f"{fact['tokens']} tokens, {took}, slack {_time(fact['slack_before_s'])}"
     if span.name == "prefill":
-        return f"{fact['tokens']} tokens, {fact['chunks']} chunks, {fact['preemptions']} preemptions"
+        return (
+            f"{fact['tokens']} tokens, {fact['chunks']} chunks, {fact['preemptions']} preemptions"
+        )
     if span.name == "preempted":
         return f"by {fact['by'][:13]}…, waited {_time(fact['waited_s'])}"
     if span.name == "decode":
         return f"{fact['tokens']} tokens, largest gap {_time(fact['largest_gap_s'])}, {fact['stalls']} stalls"
-    return "" if span.name.startswith("stage") else _time((span.end_time_unix_nano - span.start_time_unix_nano) / 1e9)
+    return (
+        ""
+        if span.name.startswith("stage")
+        else _time((span.end_time_unix_nano - span.start_time_unix_nano) / 1e9)
+    )
 
 
 def _time(seconds: float) -> str:
@@ -124,8 +135,18 @@ def _row(axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: f
     colour = next((value for name, value in COLOURS.items() if span.name.startswith(name)), OTHERS)
     stage, beside = span.name.startswith("stage"), axes.get_yaxis_transform()
     if not stage and depth < 3:
-        axes.axhline(line - 0.5, color="#eef0f3", linewidth=0.7, xmin=-0.42, xmax=1.75, clip_on=False, zorder=0)
-    axes.barh(line, max(end - start, thinnest_s), left=start, height=0.5 if stage else 0.68, color=colour)
+        axes.axhline(
+            line - 0.5,
+            color="#eef0f3",
+            linewidth=0.7,
+            xmin=-0.42,
+            xmax=1.75,
+            clip_on=False,
+            zorder=0,
+        )
+    axes.barh(
+        line, max(end - start, thinnest_s), left=start, height=0.5 if stage else 0.68, color=colour
+    )
     axes.text(-0.42 + 0.025 * depth, line, span.name, transform=beside, va="center", fontsize=7.5,
               color=SOFT if stage else TEXT)  # fmt: skip
     axes.text(1.02, line, told(span), transform=beside, va="center", fontsize=7.5,

@@ -1,4 +1,5 @@
-"""Real OTLP receivers in this process: oteltap for HTTP (a package with a native core), grpcio's server for gRPC."""
+"""Real OTLP receivers in this process: oteltap for HTTP (a package with a native core), grpcio's
+server for gRPC."""
 
 import asyncio
 import threading
@@ -27,13 +28,17 @@ class Received:
     def trace(self, trace_id: str) -> list[Span]:
         return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
-    def wait(self, trace_id: str, complete: Callable[[list[Span]], bool], timeout_s: float = 30) -> list[Span]:
+    def wait(
+        self, trace_id: str, complete: Callable[[list[Span]], bool], timeout_s: float = 30
+    ) -> list[Span]:
         """All spans of a trace, once they are `complete`."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not complete(self.trace(trace_id)):
                 left = deadline - time.monotonic()
-                assert left > 0, f"of trace {trace_id} arrived: {[span.name for span in self.trace(trace_id)]}"
+                assert left > 0, (
+                    f"of trace {trace_id} arrived: {[span.name for span in self.trace(trace_id)]}"
+                )
                 self._changed.wait(left)
             return self.trace(trace_id)
 
@@ -46,12 +51,16 @@ class HttpReceiver(Received):
         self.endpoint = f"http://127.0.0.1:{port}"
         self._loop = asyncio.new_event_loop()
         self._up, self._stop = threading.Event(), asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(port),), daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(port),), daemon=True
+        )
         self._thread.start()
         assert self._up.wait(10)
 
     async def _serve(self, port: int) -> None:
-        async with OtelTapHttpProtobufReceiver(OtelTapHttpProtobufReceiverSettings(http_port=port)) as receiver:
+        async with OtelTapHttpProtobufReceiver(
+            OtelTapHttpProtobufReceiverSettings(http_port=port)
+        ) as receiver:
             reader = asyncio.create_task(self._read(receiver))
             self._up.set()
             await self._stop.wait()
@@ -93,10 +102,15 @@ def facts(span: Span) -> dict:
     for attribute in span.attributes:
         kind = attribute.value.WhichOneof("value")
         value = getattr(attribute.value, kind) if kind else None
-        values[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
+        values[attribute.key] = (
+            [v.string_value for v in value.values] if kind == "array_value" else value
+        )
     return values
 
 
 def children(spans: list[Span], parent: Span) -> list[Span]:
     """In order of their start."""
-    return sorted((s for s in spans if s.parent_span_id == parent.span_id), key=lambda s: s.start_time_unix_nano)
+    return sorted(
+        (s for s in spans if s.parent_span_id == parent.span_id),
+        key=lambda s: s.start_time_unix_nano,
+    )

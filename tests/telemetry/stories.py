@@ -30,7 +30,10 @@ def request(name: str, prompt: int = 100, at: float = START) -> Request:
 
 def accepted(asked: Request, ttft_s: float = 1.0, tpot_s: float = 0.1) -> Accepted:
     return Accepted(
-        deadline_at=asked.arrived_at + ttft_s, ttft_objective_s=ttft_s, tpot_objective_s=tpot_s, predicted_ttft_s=0.5
+        deadline_at=asked.arrived_at + ttft_s,
+        ttft_objective_s=ttft_s,
+        tpot_objective_s=tpot_s,
+        predicted_ttft_s=0.5,
     )
 
 
@@ -58,10 +61,14 @@ class Story:
             start = self._places[name]
             spans.append(Span(name, start, start + tokens, bytes(4 * tokens), 0, start, ()))
             self._places[name] = start + tokens
-        messages = tuple(StepMessage(self._batch, tuple(spans)) if k in groups else None for k in range(2))
+        messages = tuple(
+            StepMessage(self._batch, tuple(spans)) if k in groups else None for k in range(2)
+        )
         batch = Batch(self._batch, messages, 0.02, 0.012, sum(tokens for _, tokens in chunks), 0)
         slacks = tuple(Slack(name, 0.3, 0.6) for name, _ in chunks)
-        self.recorder.sent(batch, BatchRecord(self._batch, slacks, tuple(preempted), tuple(evicted)), self.now)
+        self.recorder.sent(
+            batch, BatchRecord(self._batch, slacks, tuple(preempted), tuple(evicted)), self.now
+        )
         self._batch += 1
         return batch.id
 
@@ -69,7 +76,11 @@ class Story:
         """Its results, after 20 ms."""
         starts, self.now = (self.now, self.now + 0.01), self.now + 0.02
         self.recorder.done(
-            [StepResult(batch_id, k, (), (0.01, 0.008), (), starts, (0.002, 0.001)) for k in groups], self.now
+            [
+                StepResult(batch_id, k, (), (0.01, 0.008), (), starts, (0.002, 0.001))
+                for k in groups
+            ],
+            self.now,
         )
 
     def step(self, *chunks: tuple[str, int], **more) -> None:
@@ -83,11 +94,14 @@ class Story:
     def ends(self, name: str, reason: str = "length") -> None:
         timeline = self.recorder.live[name]
         first, last = timeline.chunks[0].sent_at, timeline.first_token_at
-        self.recorder.happened(finished(name, self.now, reason, scheduled_at=first, prefilled_at=last))
+        self.recorder.happened(
+            finished(name, self.now, reason, scheduled_at=first, prefilled_at=last)
+        )
 
 
 def convoy() -> Story:
-    """A long prompt in pipelined chunks and over two groups, a short one that takes its turn, a stall in decode."""
+    """A long prompt in pipelined chunks and over two groups, a short one that takes its turn, a
+    stall in decode."""
     story = Story()
     story.arrives("long", 1000)
     first = story.send(("long", 300))

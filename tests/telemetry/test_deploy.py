@@ -1,4 +1,5 @@
-"""deploy/observability, as far as it can be checked without Docker: files, ports, and that every metric exists."""
+"""deploy/observability, as far as it can be checked without Docker: files, ports, and that every
+metric exists."""
 
 import json
 import re
@@ -36,7 +37,9 @@ def test_every_volume_is_a_file_here_or_declared():
     compose = read("compose.yaml")
     assert set(compose["services"]) == {"jaeger", "prometheus", "grafana"}
     for service in compose["services"].values():
-        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"]), "versions are pinned"
+        assert re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", service["image"]), (
+            "versions are pinned"
+        )
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             known = source in compose["volumes"] or source in HOST_PATHS
@@ -46,7 +49,11 @@ def test_every_volume_is_a_file_here_or_declared():
 def test_what_is_mounted_is_what_is_configured():
     compose, scrapes = read("compose.yaml"), read("prometheus.yaml")["scrape_configs"]
     targets = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
-    config = next(word for word in compose["services"]["prometheus"]["command"] if word.startswith("--config.file="))
+    config = next(
+        word
+        for word in compose["services"]["prometheus"]["command"]
+        if word.startswith("--config.file=")
+    )
     assert config.removeprefix("--config.file=") in targets
     (medha, ray) = scrapes
     serve = yaml.safe_load((FOLDER.parents[1] / "serve_config.yaml").read_text())
@@ -55,7 +62,9 @@ def test_what_is_mounted_is_what_is_configured():
     (ports,) = ray["file_sd_configs"][0]["files"]
     assert ports == f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
     (provider,) = read("grafana/provisioning/dashboards/medha.yaml")["providers"]
-    home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    home = compose["services"]["grafana"]["environment"][
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
+    ]
     assert home == f"{provider['options']['path']}/medha.json"
 
 
@@ -66,15 +75,27 @@ def test_everything_is_published_on_this_host_only_and_found_there(monkeypatch):
     assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
     assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert {services[name]["network_mode"] for name in ("prometheus", "grafana")} == {"host"}
-    urls = {source["url"] for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]}
+    urls = {
+        source["url"]
+        for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]
+    }
     assert urls == {"http://127.0.0.1:9090", "http://127.0.0.1:16686"}
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    exporters = {name: exporter_of(TracingConfig(exporter=name))._endpoint for name in ("otlp_grpc", "otlp_http")}
-    assert exporters == {"otlp_grpc": "localhost:4317", "otlp_http": "http://localhost:4318/v1/traces"}
+    exporters = {
+        name: exporter_of(TracingConfig(exporter=name))._endpoint
+        for name in ("otlp_grpc", "otlp_http")
+    }
+    assert exporters == {
+        "otlp_grpc": "localhost:4317",
+        "otlp_http": "http://localhost:4318/v1/traces",
+    }
 
 
 def test_data_sources_are_those_of_the_panels():
-    sources = {source["uid"]: source for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]}
+    sources = {
+        source["uid"]: source
+        for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]
+    }
     assert {source["type"] for source in sources.values()} == {"prometheus", "jaeger"}
     for panel in panels():
         used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
@@ -87,7 +108,9 @@ def test_panels_do_not_overlap_and_their_numbers_differ():
     cells: set[tuple[int, int]] = set()
     for panel in every:
         place = panel["gridPos"]
-        mine = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        mine = {
+            (place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])
+        }
         assert place["x"] + place["w"] <= 24
         assert not mine & cells, panel["title"]
         cells |= mine
@@ -95,7 +118,8 @@ def test_panels_do_not_overlap_and_their_numbers_differ():
 
 @pytest.fixture
 async def samples() -> dict[str, set[str]]:
-    """Every sample that /metrics gives, with its labels: the engine's after some work, and a replica's."""
+    """Every sample that /metrics gives, with its labels: the engine's after some work, and a
+    replica's."""
     controller = LocalController(stages=2)
     controller.add("a", 3000)
     controller.run()
@@ -104,7 +128,9 @@ async def samples() -> dict[str, set[str]]:
     replica.tokenized(0.01)
     families = msgspec.msgpack.decode(await controller.ask("metrics"), type=list[Family])
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(page([*families, *replica.families()], "toy", True)):
+    for family in text_string_to_metric_families(
+        page([*families, *replica.families()], "toy", True)
+    ):
         found.setdefault(family.name + "_total" if family.type == "counter" else family.name, set())
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)

@@ -23,7 +23,14 @@ PARENT = 0x123456
 def edges(timelines: list[Timeline], span_id: int = 77, **more) -> Edges:
     start = min((t.arrived_at for t in timelines), default=1000.0)
     end = max((t.finished_at for t in timelines), default=1001.0)
-    fields = {"status": 200, "body_at": start, "admitted_at": start, "model": "toy", "prompt_tokens": 1000, **more}
+    fields = {
+        "status": 200,
+        "body_at": start,
+        "admitted_at": start,
+        "model": "toy",
+        "prompt_tokens": 1000,
+        **more,
+    }
     return Edges(
         trace_id=int(TRACE, 16),
         span_id=span_id,
@@ -60,7 +67,13 @@ def test_the_tree_of_a_convoy(long):
     def below(parent):
         return [span for span in spans[1:] if span.parent.span_id == parent.context.span_id]
 
-    assert [span.name for span in below(root)] == ["tokenize", "admission", "queue", "prefill", "decode"]
+    assert [span.name for span in below(root)] == [
+        "tokenize",
+        "admission",
+        "queue",
+        "prefill",
+        "decode",
+    ]
     prefill, decode = below(root)[3:]
     names = [span.name for span in below(prefill)]
     assert names == ["prefill.chunk[0]", "prefill.chunk[1]", "prefill.chunk[2]", "preempted"]
@@ -70,20 +83,38 @@ def test_the_tree_of_a_convoy(long):
     shards = [f"stage[{stage}].shard[{group}]" for group in (0, 1) for stage in (0, 1)]
     assert [span.name for span in below(third)] == shards
     assert below(third)[0].attributes["exchange_s"] == 0.002
-    wanted = {"start", "tokens", "kv_tokens", "predicted_s", "actual_s", "slack_before_s", "batch_id"}
+    wanted = {
+        "start",
+        "tokens",
+        "kv_tokens",
+        "predicted_s",
+        "actual_s",
+        "slack_before_s",
+        "batch_id",
+    }
     assert wanted <= set(first.attributes)
-    assert [link.context.span_id for link in gap.links] == [5], "the server span of the request that took the turn"
+    assert [link.context.span_id for link in gap.links] == [5], (
+        "the server span of the request that took the turn"
+    )
     assert gap.attributes["by"] == "short"
     assert [event.name for event in decode.events] == ["first_token", "stall"]
-    assert (root.attributes["slo_met"], root.attributes["medha.objectives_missed"]) == (False, ["tpot"])
+    assert (root.attributes["slo_met"], root.attributes["medha.objectives_missed"]) == (
+        False,
+        ["tpot"],
+    )
     assert root.attributes["gen_ai.response.finish_reasons"] == ["length"]
     assert root.attributes["gen_ai.usage.output_tokens"] == 3
 
 
 def test_several_choices_have_a_span_each(long):
     spans = build(edges([long, long]), [long, long], Resource.create({}))
-    assert [span.name for span in spans if span.name.startswith("choice")] == ["choice[0]", "choice[1]"]
-    assert spans[0].attributes["medha.ttft_objective_s"] == 1.0, "what was promised to both is on the root"
+    assert [span.name for span in spans if span.name.startswith("choice")] == [
+        "choice[0]",
+        "choice[1]",
+    ]
+    assert spans[0].attributes["medha.ttft_objective_s"] == 1.0, (
+        "what was promised to both is on the root"
+    )
     assert "medha.ttft_s" not in spans[0].attributes
     assert len([span for span in spans if span.name == "decode"]) == 2
 
@@ -104,7 +135,10 @@ def test_a_million_tokens_stay_under_a_bound():
     timeline = story.recorder.finished["huge"]
     spans = build(edges([timeline]), [timeline], Resource.create({}))
     assert len(spans) <= 6 + 96 * (1 + 4)
-    assert sum(span.attributes["tokens"] for span in spans if span.name.startswith("prefill.chunk")) == 1_000_000
+    assert (
+        sum(span.attributes["tokens"] for span in spans if span.name.startswith("prefill.chunk"))
+        == 1_000_000
+    )
 
 
 @pytest.mark.parametrize("exporter", ["otlp_grpc", "otlp_http"])
@@ -121,11 +155,17 @@ def test_a_real_receiver_gets_the_tree(exporter, long):
     assert root.name == "POST /v1/completions"
     assert facts(root)["slo_met"] is False
     assert [span.name for span in children(spans, root)][:3] == ["tokenize", "admission", "queue"]
-    assert len(spans) == len(build(edges([long]), [long], Resource.create({}))) == export.backend.sent_spans
+    assert (
+        len(spans)
+        == len(build(edges([long]), [long], Resource.create({})))
+        == export.backend.sent_spans
+    )
 
 
 def test_a_backend_that_is_down_costs_one_log_line(long, caplog):
-    config = TracingConfig(exporter="otlp_http", endpoint=f"http://127.0.0.1:{free_port()}", timeout_s=0.2)
+    config = TracingConfig(
+        exporter="otlp_http", endpoint=f"http://127.0.0.1:{free_port()}", timeout_s=0.2
+    )
     export = SpanExport(config)
     with caplog.at_level(logging.WARNING):
         for i in range(1, 80):  # several batches of spans
@@ -162,7 +202,9 @@ class NotOtlp(http.server.BaseHTTPRequestHandler):
 def test_a_backend_that_is_wrong_costs_one_log_line(exporter, endpoint, long, caplog):
     with http.server.HTTPServer(("127.0.0.1", 0), NotOtlp) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        config = TracingConfig(exporter=exporter, endpoint=endpoint.format(port=server.server_port), timeout_s=0.2)
+        config = TracingConfig(
+            exporter=exporter, endpoint=endpoint.format(port=server.server_port), timeout_s=0.2
+        )
         export = SpanExport(config)
         with caplog.at_level(logging.WARNING):
             for i in range(1, 40):
@@ -248,7 +290,11 @@ def test_a_backend_that_comes_back_says_so(long, caplog):
     export = SpanExport(TracingConfig(exporter="otlp_http"), exporter)
     backend = export.backend
     with caplog.at_level(logging.WARNING):
-        for answer in (SpanExportResult.FAILURE, SpanExportResult.FAILURE, SpanExportResult.SUCCESS):
+        for answer in (
+            SpanExportResult.FAILURE,
+            SpanExportResult.FAILURE,
+            SpanExportResult.SUCCESS,
+        ):
             exporter.answer = lambda answer=answer: answer
             backend.export([])
         exporter.answer = lambda: 1 / 0  # a backend of the wrong kind

@@ -37,7 +37,9 @@ def value(families: dict, name: str, sample: str | None = None, **labels) -> flo
     found = [
         s.value
         for s in families[name].samples
-        if s.name == (sample or s.name) and labels.items() <= s.labels.items() and "created" not in s.name
+        if s.name == (sample or s.name)
+        and labels.items() <= s.labels.items()
+        and "created" not in s.name
     ]
     assert len(found) == 1, found
     return found[0]
@@ -52,7 +54,11 @@ async def test_every_promised_name_is_there_and_parses():
     server = ("request_duration", "time_to_first_token", "time_per_output_token")
     assert {f"gen_ai_server_{stem}_seconds" for stem in server} <= set(families)
     assert families["medha_iteration_tokens_total"].type == "histogram"
-    assert all(sample.labels["model_name"] == "toy" for family in families.values() for sample in family.samples)
+    assert all(
+        sample.labels["model_name"] == "toy"
+        for family in families.values()
+        for sample in family.samples
+    )
 
 
 async def test_the_figures_are_those_of_the_requests():
@@ -69,12 +75,22 @@ async def test_the_figures_are_those_of_the_requests():
     assert value(families, "medha_prompt_tokens") == 24_500
     assert value(families, "medha_generation_tokens") == 24
     assert value(families, "medha_request_success", finished_reason="length") == 6
-    for name, each in (("time_to_first_token", 1), ("inter_token_latency", 3), ("e2e_request_latency", 1)):
+    for name, each in (
+        ("time_to_first_token", 1),
+        ("inter_token_latency", 3),
+        ("e2e_request_latency", 1),
+    ):
         name = f"medha_{name}_seconds"
-        counts = {s.labels["class"]: s.value for s in families[name].samples if s.name == f"{name}_count"}
+        counts = {
+            s.labels["class"]: s.value for s in families[name].samples if s.name == f"{name}_count"
+        }
         assert counts == {"short": 5 * each, "long": each, "medium": 0, "huge": 0}
     assert value(families, "medha_prefill_chunk_tokens", "medha_prefill_chunk_tokens_sum") == 24_500
-    assert value(families, "medha_num_preemptions") == controller.scheduler.stats().preemptions_total > 0
+    assert (
+        value(families, "medha_num_preemptions")
+        == controller.scheduler.stats().preemptions_total
+        > 0
+    )
     assert value(families, "medha_kv_cache_pages", state="used") == 0
     slack = families["medha_prefill_relative_slack"]
     assert {s.labels["class"] for s in slack.samples} == {"short", "long"}
@@ -124,7 +140,10 @@ async def test_replicas_figures_stand_beside_each_other_and_leave_with_them():
     assert total == {"r1": 2, "r2": 3}
     assert (
         value(
-            families, "medha_http_request_duration_seconds", "medha_http_request_duration_seconds_count", replica="r2"
+            families,
+            "medha_http_request_duration_seconds",
+            "medha_http_request_duration_seconds_count",
+            replica="r2",
         )
         == 3
     )
@@ -139,7 +158,9 @@ def test_labels_are_escaped():
     assert parsed_family.samples[0].labels == {"name": 'a "quoted"\\ back\nline'}
 
 
-@pytest.mark.parametrize(("observed", "bucket"), [(0.0, 0), (1.0, 0), (1.001, 1), (2.0, 1), (99.0, 2)])
+@pytest.mark.parametrize(
+    ("observed", "bucket"), [(0.0, 0), (1.0, 0), (1.001, 1), (2.0, 1), (99.0, 2)]
+)
 def test_a_bound_belongs_to_its_bucket(observed, bucket):
     histogram = Histogram.of((1.0, 2.0))
     histogram.observe(observed)

@@ -1,4 +1,5 @@
-"""The ingress side: what is recorded of an HTTP request, what is sent, and the routes that show it."""
+"""The ingress side: what is recorded of an HTTP request, what is sent, and the routes that show
+it."""
 
 import asyncio
 import contextlib
@@ -45,7 +46,8 @@ class Export:
 
 
 class World:
-    """A real server with a scripted engine, whose requests a local controller's recorder is told of."""
+    """A real server with a scripted engine, whose requests a local controller's recorder is told
+    of."""
 
     def __init__(self, answer=None, tracing: TracingConfig | None = None, **telemetry) -> None:
         self.controller = LocalController()
@@ -68,7 +70,9 @@ class World:
         if tracing is not None:
             self.observatory.tracing.export = self.export
         self.server = Server(config, self.engine, toy_text(512, 4096), observatory=self.observatory)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.server.asgi()), base_url="http://medha")
+        self.http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.server.asgi()), base_url="http://medha"
+        )
 
     async def ask(self, method, *arguments) -> bytes:
         if self.down:
@@ -111,7 +115,9 @@ async def test_the_trace_context_goes_in_and_comes_out(make):
     assert answer.headers["x-medha-trace-id"] == TRACE
     version, trace, span, flags = answer.headers["traceresponse"].split("-")
     assert (version, trace, flags) == ("00", TRACE, "01")
-    assert world.engine.requests[0].traceparent == f"00-{TRACE}-{span}-01", "the engine's work is below our span"
+    assert world.engine.requests[0].traceparent == f"00-{TRACE}-{span}-01", (
+        "the engine's work is below our span"
+    )
     assert span != SPAN
     fresh = await world.complete()
     assert fresh.headers["x-medha-trace-id"] not in (TRACE, "0" * 32)
@@ -121,8 +127,16 @@ async def test_the_trace_context_goes_in_and_comes_out(make):
     ("serve", "caller", "trace"),
     [
         (TraceParent(7, 1, True), None, 7),  # Serve traces, the caller does not
-        (TraceParent(9, 1, True), TraceParent(9, 2, True), 9),  # the caller, then Serve's proxy, then us
-        (TraceParent(7, 1, True), TraceParent(9, 2, True), 9),  # a proxy that does not trace: Serve knows no caller
+        (
+            TraceParent(9, 1, True),
+            TraceParent(9, 2, True),
+            9,
+        ),  # the caller, then Serve's proxy, then us
+        (
+            TraceParent(7, 1, True),
+            TraceParent(9, 2, True),
+            9,
+        ),  # a proxy that does not trace: Serve knows no caller
         (None, TraceParent(9, 2, True), 9),
     ],
 )
@@ -131,7 +145,9 @@ async def test_a_caller_who_traces_is_never_lost(make, monkeypatch, serve, calle
     monkeypatch.setattr(world.observatory.tracing, "serve_span", lambda: serve)
     answer = await world.complete({"traceparent": str(caller)} if caller else None)
     assert int(answer.headers["x-medha-trace-id"], 16) == trace
-    assert world.observatory.tracing.parent(caller) == (serve if serve and serve.trace_id == trace else caller)
+    assert world.observatory.tracing.parent(caller) == (
+        serve if serve and serve.trace_id == trace else caller
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -142,7 +158,12 @@ async def test_the_edges_of_a_request(make, monkeypatch, stream):
     ((edges, timelines),) = await world.traced()
     assert (f"{edges.trace_id:032x}", f"{edges.parent_span_id:016x}") == (TRACE, SPAN)
     assert edges.arrived_at <= edges.body_at <= edges.admitted_at <= edges.ended_at
-    assert (edges.status, edges.model, edges.prompt_tokens, edges.route) == (200, "toy", 3, "/v1/completions")
+    assert (edges.status, edges.model, edges.prompt_tokens, edges.route) == (
+        200,
+        "toy",
+        3,
+        "/v1/completions",
+    )
     assert [timeline.id for timeline in timelines] == edges.request_ids
     assert timelines[0].tokens == 3
 
@@ -155,7 +176,10 @@ async def test_every_choice_is_in_the_trace(make, monkeypatch):
 
 
 async def test_refusals_and_errors_are_traced_too(make, monkeypatch):
-    world = make(lambda request: Rejected(status=429, kind="overloaded_error", message="full"), exporting(monkeypatch))
+    world = make(
+        lambda request: Rejected(status=429, kind="overloaded_error", message="full"),
+        exporting(monkeypatch),
+    )
     assert (await world.complete()).status_code == 429
     assert (await world.complete(max_tokens=-1)).status_code == 400
     offered = await world.traced(2)
@@ -164,7 +188,9 @@ async def test_refusals_and_errors_are_traced_too(make, monkeypatch):
 
 async def test_without_sampling_only_missed_requests_are_sent(make, monkeypatch):
     world = make(tracing=exporting(monkeypatch, sample_ratio=0.0))
-    await world.complete()  # the script's first token comes after 1.0 s: the objective of 1.0 s is just met
+    await (
+        world.complete()
+    )  # the script's first token comes after 1.0 s: the objective of 1.0 s is just met
     recorder = world.controller.observer.recorder
     (met,) = recorder.finished.values()
     assert not met.missed()
@@ -176,7 +202,9 @@ async def test_without_sampling_only_missed_requests_are_sent(make, monkeypatch)
     assert not edges.sampled
 
 
-async def test_an_unsampled_callers_request_is_not_sent_when_misses_are_not_asked_for(make, monkeypatch):
+async def test_an_unsampled_callers_request_is_not_sent_when_misses_are_not_asked_for(
+    make, monkeypatch
+):
     world = make(tracing=exporting(monkeypatch, always_missed=False))
     await world.complete({"traceparent": f"00-{TRACE}-{SPAN}-00"})
     await world.complete()
@@ -258,7 +286,9 @@ async def test_where_the_backend_is_looked_at(make, monkeypatch):
 async def test_switched_off_nothing_is_left(make):
     config = MedhaConfig(model_loading_config=MODEL, telemetry=TelemetryConfig(enabled=False))
     server = Server(config, FakeEngine(saying(b"x")), toy_text(512, 4096))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(server.asgi()), base_url="http://medha") as http:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(server.asgi()), base_url="http://medha"
+    ) as http:
         assert (await http.get("/metrics")).status_code == 404
         assert (await http.get("/medha")).status_code == 404
 
@@ -276,7 +306,9 @@ async def test_the_feed_runs_only_while_somebody_looks(make):
     viewers = [live._frames(), live._frames()]
     for frames in viewers:
         assert (await anext(frames)).startswith(b": ")
-    snapshots = [msgspec.json.decode((await anext(frames)).removeprefix(b"data: ")) for frames in viewers]
+    snapshots = [
+        msgspec.json.decode((await anext(frames)).removeprefix(b"data: ")) for frames in viewers
+    ]
     assert snapshots[0] == snapshots[1], "one question for all viewers"
     assert snapshots[0]["queue"][0]["request_id"] == "a"
     assert snapshots[0]["steps"]

@@ -18,7 +18,9 @@ async def address(make_world):
     config.load()
     state = uvicorn.server.ServerState()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+    server = await loop.create_server(
+        lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0
+    )
     yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
     for connection in list(state.connections):

@@ -1,4 +1,5 @@
-"""What the scheduler remembers of its decisions: slack, who took whose turn, who lost its KV for whom."""
+"""What the scheduler remembers of its decisions: slack, who took whose turn, who lost its KV for
+whom."""
 
 from local import LocalController
 
@@ -12,7 +13,9 @@ def test_slacks_are_those_of_the_prefills_in_their_order():
     batch = controller.scheduler.next_batch(controller.now)
     record = controller.scheduler.record
     assert record.batch_id == batch.id
-    assert {slack.request_id for slack in record.slacks} == {s.request_id for s in batch.groups[0].spans}
+    assert {slack.request_id for slack in record.slacks} == {
+        s.request_id for s in batch.groups[0].spans
+    }
     assert all(slack.slack_s > 0 for slack in record.slacks)
 
 
@@ -40,7 +43,9 @@ def test_an_evicted_request_names_for_whom():
     controller.add("b", 63)  # four pages each hold the prompts and at most one token more
     controller.run()
     timelines = controller.observer.recorder.finished
-    evicted = [(t.id, gap.by) for t in timelines.values() for gap in t.gaps if gap.kind == "evicted"]
+    evicted = [
+        (t.id, gap.by) for t in timelines.values() for gap in t.gaps if gap.kind == "evicted"
+    ]
     assert controller.scheduler.stats().evictions_total == len(evicted) > 0
     assert all(victim in timelines and by in timelines for victim, by in evicted)
 
@@ -50,6 +55,8 @@ def test_the_queue_is_shown_in_the_policys_order_with_predicted_ends():
     for i, prompt in enumerate((8000, 200, 3000)):
         controller.add(f"r{i}", prompt)
     rows = waiting(controller.scheduler.live.queue, 1, controller.now, 10)
-    assert [row.request_id for row in rows] == [s.id for s in controller.scheduler.live.queue.ordered(controller.now)]
+    assert [row.request_id for row in rows] == [
+        s.id for s in controller.scheduler.live.queue.ordered(controller.now)
+    ]
     assert [row.finish_in_s for row in rows] == sorted(row.finish_in_s for row in rows)
     assert len(waiting(controller.scheduler.live.queue, 1, controller.now, 2)) == 2

@@ -1,4 +1,5 @@
-"""Ray Serve's spans and ours: one tree, with and without a caller, though Serve's proxy does not trace."""
+"""Ray Serve's spans and ours: one tree, with and without a caller, though Serve's proxy does not
+trace."""
 
 import asyncio
 import sys
@@ -46,7 +47,8 @@ def moving(sent) -> Moving:
 
 
 def ended(moving: Moving, caller: TraceParent | None) -> tuple[int, int]:
-    """A span of Serve's with one below it; the trace is the caller's where there is one. The first one's ids."""
+    """A span of Serve's with one below it; the trace is the caller's where there is one. The first
+    one's ids."""
     provider = TracerProvider()
     provider.add_span_processor(moving)
     tracer = provider.get_tracer("serve")
@@ -96,7 +98,9 @@ async def test_our_span_is_below_serves_which_is_below_the_callers(moving, monke
 
 def test_with_tracing_config_there_is_one_tree(tmp_path, monkeypatch):
     receiver = HttpReceiver(free_port())
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)  # both Serve's and ours go there
+    monkeypatch.setenv(
+        "OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint
+    )  # both Serve's and ours go there
     path = "deployments.tracing:serve_span_processors"
     serve = {"enabled": True, "exporter_import_path": path, "sampling_ratio": 1.0}
     telemetry = {"tracing": {"exporter": "otlp_http"}}
@@ -113,12 +117,21 @@ def test_with_tracing_config_there_is_one_tree(tmp_path, monkeypatch):
 
     try:
         with serving(tmp_path, tracing_config=serve, **TINY, telemetry=telemetry) as (url, _):
-            traces = [asyncio.run(request(url, headers)) for headers in ({}, {"traceparent": CALLER})]
+            traces = [
+                asyncio.run(request(url, headers)) for headers in ({}, {"traceparent": CALLER})
+            ]
         # The server has ended: what it had not sent before, it has sent then.
         for trace, above in zip(traces, ("", "b7ad6b7169203331"), strict=True):
-            spans = receiver.wait(trace, lambda spans: {"decode", "replica"} <= {s.name.split("_")[0] for s in spans})
-            (top,) = [span for span in spans if span.parent_span_id not in {s.span_id for s in spans}]
-            assert (top.name.split()[0], top.parent_span_id.hex()) == ("replica_handle_request", above)
+            spans = receiver.wait(
+                trace, lambda spans: {"decode", "replica"} <= {s.name.split("_")[0] for s in spans}
+            )
+            (top,) = [
+                span for span in spans if span.parent_span_id not in {s.span_id for s in spans}
+            ]
+            assert (top.name.split()[0], top.parent_span_id.hex()) == (
+                "replica_handle_request",
+                above,
+            )
             assert [span.name for span in children(spans, top)] == ["POST /v1/completions"]
         assert traces[1] == CALLER.split("-")[1]
     finally:

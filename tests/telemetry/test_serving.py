@@ -42,9 +42,15 @@ class Traced:
     def __init__(self, url: str, receiver: HttpReceiver) -> None:
         self.url, self.receiver = url, receiver
 
-    async def complete(self, session: aiohttp.ClientSession, prompt: int, tokens: int, trace: str | None = None):
+    async def complete(
+        self, session: aiohttp.ClientSession, prompt: int, tokens: int, trace: str | None = None
+    ):
         headers = {"traceparent": f"00-{trace}-{SPAN}-01"} if trace else {}
-        fields = {"model": "toy", "prompt": [65 + i % 26 for i in range(prompt)], "max_tokens": tokens}
+        fields = {
+            "model": "toy",
+            "prompt": [65 + i % 26 for i in range(prompt)],
+            "max_tokens": tokens,
+        }
         body = {**fields, "temperature": 0, "ignore_eos": True}
         async with session.post(f"{self.url}/v1/completions", json=body, headers=headers) as answer:
             assert answer.status == 200
@@ -58,9 +64,16 @@ class Traced:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     receiver = HttpReceiver(free_port())
-    tracing = {"exporter": "otlp_http", "endpoint": receiver.endpoint, "ui_url": "http://jaeger/trace/{trace_id}"}
+    tracing = {
+        "exporter": "otlp_http",
+        "endpoint": receiver.endpoint,
+        "ui_url": "http://jaeger/trace/{trace_id}",
+    }
     try:
-        with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (url, _):
+        with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (
+            url,
+            _,
+        ):
             yield Traced(url, receiver)
     finally:
         receiver.close()
@@ -68,13 +81,16 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
 
 @pytest.fixture(scope="module")
 def convoy(traced: Traced) -> dict[str, list[Span]]:
-    """A prompt of two KV groups with short ones arriving while it is prefilled; the spans of each, by trace."""
+    """A prompt of two KV groups with short ones arriving while it is prefilled; the spans of each,
+    by trace."""
 
     async def run() -> list[str]:
         async with aiohttp.ClientSession() as session:
             long = asyncio.ensure_future(traced.complete(session, 3500, 6, LONG))
             shorts: list[str] = []
-            while not long.done():  # whenever two are through, two more come, as long as the long one runs
+            while (
+                not long.done()
+            ):  # whenever two are through, two more come, as long as the long one runs
                 pair = await asyncio.gather(*[traced.complete(session, 300, 3) for _ in range(2)])
                 shorts += [trace for trace, _ in pair]
             return [(await long)[0], *shorts]
@@ -83,7 +99,9 @@ def convoy(traced: Traced) -> dict[str, list[Span]]:
     assert traces[0] == LONG
 
     def complete(spans: list[Span]) -> bool:
-        return any(span.name == "decode" for span in spans) and any(span.name.startswith("POST") for span in spans)
+        return any(span.name == "decode" for span in spans) and any(
+            span.name.startswith("POST") for span in spans
+        )
 
     return {trace: traced.receiver.wait(trace, complete) for trace in traces}
 
@@ -111,7 +129,9 @@ def test_a_long_request_shows_its_chunks_stages_and_shards(convoy):
         assert {"kv_tokens", "predicted_s", "actual_s", "slack_before_s", "batch_id"} <= set(told)
         at += told["tokens"]
     assert at == 3500
-    overlaps = [b for a, b in itertools.pairwise(chunks) if b.start_time_unix_nano < a.end_time_unix_nano]
+    overlaps = [
+        b for a, b in itertools.pairwise(chunks) if b.start_time_unix_nano < a.end_time_unix_nano
+    ]
     assert overlaps, "several chunks were in the pipeline at once"
     names = [{span.name for span in children(spans, chunk)} for chunk in chunks]
     assert names[0] == {"stage[0]", "stage[1]"}
@@ -123,7 +143,12 @@ def test_a_long_request_shows_its_chunks_stages_and_shards(convoy):
 def test_a_preempted_gap_is_linked_to_who_took_the_turn(convoy):
     gaps = [span for span in convoy[LONG] if span.name == "preempted"]
     assert gaps
-    roots = {(s.trace_id, s.span_id) for spans in convoy.values() for s in spans if s.name.startswith("POST")}
+    roots = {
+        (s.trace_id, s.span_id)
+        for spans in convoy.values()
+        for s in spans
+        if s.name.startswith("POST")
+    }
     for gap in gaps:
         (link,) = gap.links
         assert (link.trace_id, link.span_id) in roots
@@ -145,7 +170,11 @@ def test_metrics_are_the_same_whichever_replica_is_asked(traced, convoy):
 
 def test_the_timelines_of_all_requests_are_one_perfetto_file(traced, convoy):
     trace = json.loads(traced.get("/medha/timelines"))
-    tracks = [e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M" and e["name"] == "thread_name"]
+    tracks = [
+        e["args"]["name"]
+        for e in trace["traceEvents"]
+        if e["ph"] == "M" and e["name"] == "thread_name"
+    ]
     assert len([name for name in tracks if name.startswith("stage")]) == 4
     assert len([name for name in tracks if "tokens)" in name]) == len(convoy)
 

@@ -19,11 +19,20 @@ def test_a_convoy_is_told_in_full():
     ]
     first, second, last = timeline.chunks
     assert second.sent_at < first.done_at, "two chunks were in the pipeline at once"
-    assert (first.predicted_s, first.actual_s, first.slack_before_s, first.relative_slack) == (0.012, 0.01, 0.3, 0.5)
+    assert (first.predicted_s, first.actual_s, first.slack_before_s, first.relative_slack) == (
+        0.012,
+        0.01,
+        0.3,
+        0.5,
+    )
     assert [(work.stage, work.group) for work in last.work] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert [work.exchange_s for work in last.work] == [0.002, 0.001, 0.002, 0.001]
     (gap,) = timeline.gaps
-    assert (gap.kind, gap.by, gap.by_traceparent) == ("preempted", "short", f"00-{TRACE}-{5:016x}-01")
+    assert (gap.kind, gap.by, gap.by_traceparent) == (
+        "preempted",
+        "short",
+        f"00-{TRACE}-{5:016x}-01",
+    )
     assert gap.gap_s == pytest.approx(last.sent_at - gap.from_at) == pytest.approx(0.021)
     (stall,) = timeline.stalls
     assert (stall.index, timeline.stalls_total) == (2, 1)
@@ -33,7 +42,12 @@ def test_a_convoy_is_told_in_full():
 
 @pytest.mark.parametrize(
     ("first_token_after", "reason", "missed"),
-    [(0.5, "length", ()), (1.5, "length", ("ttft",)), (None, "abort", ()), (None, "timeout", ("ttft", "completion"))],
+    [
+        (0.5, "length", ()),
+        (1.5, "length", ("ttft",)),
+        (None, "abort", ()),
+        (None, "timeout", ("ttft", "completion")),
+    ],
 )
 def test_objectives(first_token_after, reason, missed):
     story = Story()
@@ -45,7 +59,9 @@ def test_objectives(first_token_after, reason, missed):
     assert story.recorder.finished["one"].missed() == missed
 
 
-@given(st.lists(st.sampled_from(["chunk", "chunk", "chunk", "gap", "two"]), min_size=1, max_size=300))
+@given(
+    st.lists(st.sampled_from(["chunk", "chunk", "chunk", "gap", "two"]), min_size=1, max_size=300)
+)
 @settings(max_examples=60, deadline=None)
 def test_whatever_happens_a_timeline_is_bounded_and_loses_no_token(story_line):
     story = Story(max_chunks=8)
@@ -146,7 +162,16 @@ def test_a_perfetto_file_has_tracks_whose_slices_nest():
     trace = trace_of(list(recorder.finished.values()), list(recorder.steps))
     assert msgspec.json.decode(msgspec.json.encode(trace)) == trace
     names = {event["name"] for event in trace["traceEvents"]}
-    assert {"request", "queue", "prefill.chunk[0]", "preempted", "decode", "first token", "stall", "deadline"} <= names
+    assert {
+        "request",
+        "queue",
+        "prefill.chunk[0]",
+        "preempted",
+        "decode",
+        "first token",
+        "stall",
+        "deadline",
+    } <= names
     tracks: dict[tuple[int, int], list[dict]] = {}
     for event in trace["traceEvents"]:
         if event["ph"] == "X":

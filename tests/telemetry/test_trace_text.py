@@ -20,7 +20,10 @@ def test_what_happened_is_told_in_order():
     text = told(convoy().recorder.finished["long"])
     assert text[0] == "long: 1000 tokens, 3 generated, length"
     assert [line.split(":")[-1].strip() for line in text[1:3]] == ["met", "missed"]
-    parts = [line.split(" s ", 1)[1].replace("█", "").split("  ")[-1].strip().split(":")[0] for line in text[3:]]
+    parts = [
+        line.split(" s ", 1)[1].replace("█", "").split("  ")[-1].strip().split(":")[0]
+        for line in text[3:]
+    ]
     assert parts[2:] == ["chunk 0", "chunk 1", "preempted by short", "chunk 2", "decode"]
 
 

@@ -10,7 +10,11 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 @pytest.mark.parametrize("flags", ["00", "01", "03", "02"])
 def test_a_valid_header_is_understood(flags):
     parent = parse(f"00-{TRACE}-{SPAN}-{flags}")
-    assert (parent.trace, f"{parent.span_id:016x}", parent.sampled) == (TRACE, SPAN, flags in ("01", "03"))
+    assert (parent.trace, f"{parent.span_id:016x}", parent.sampled) == (
+        TRACE,
+        SPAN,
+        flags in ("01", "03"),
+    )
     assert parse(str(parent)) == parent
 
 

@@ -48,7 +48,9 @@ def test_costs_rise_with_every_span(name, model):
 
 
 def test_tensor_parallelism_divides_work_and_adds_exchanges():
-    one, eight = (StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=tp) for tp in (1, 8))
+    one, eight = (
+        StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=tp) for tp in (1, 8)
+    )
     assert 2.5 < one.linear_s(2048) / eight.linear_s(2048) < 8
     assert one.pair_s == pytest.approx(8 * eight.pair_s)
     assert one.kv_read_s == pytest.approx(8 * eight.kv_read_s)
@@ -60,10 +62,15 @@ def test_tensor_parallelism_divides_work_and_adds_exchanges():
 @pytest.mark.parametrize("stages", [1, 2, 3, 8, 16])
 def test_layers_are_split_as_the_server_splits_them(model, stages):
     dims = model_of(model)
-    fields = {name: getattr(dims, name) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "tied_head")}
+    fields = {
+        name: getattr(dims, name)
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "tied_head")
+    }
     more = {"architecture": "llama", "eps": 1e-5, "rope": None, "max_positions": 1}
     spec = ModelSpec(intermediate=dims.intermediate, vocabulary=dims.vocabulary, **fields, **more)
-    assert split_layers(dims, stages) == [stop - start for start, stop in server_split(spec, stages)]
+    assert split_layers(dims, stages) == [
+        stop - start for start, stop in server_split(spec, stages)
+    ]
 
 
 def test_overlapped_reading_counts_once():

@@ -26,12 +26,17 @@ def test_a_seed_decides_everything():
     assert times(play(noisy, convoy())) != times(play(other, convoy()))
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"])
+@pytest.mark.parametrize(
+    "policy", ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
+)
 @pytest.mark.parametrize("kvp", [1, 2])
 def test_every_token_is_computed_once(policy, kvp, monkeypatch):
-    """Rows computed by the groups that write: the prompt and every generated token but the last, of each request."""
+    """Rows computed by the groups that write: the prompt and every generated token but the last, of
+    each request."""
     seen = {}
-    deployment = deployment_of(policy, spp=2, kvp=kvp, max_tokens_per_kvp_group=1500, scheduler={"long_share": 0.5})
+    deployment = deployment_of(
+        policy, spp=2, kvp=kvp, max_tokens_per_kvp_group=1500, scheduler={"long_share": 0.5}
+    )
     simulation = deployment.simulation()
     dispatch = simulation.scheduler.next_batch
 
@@ -58,13 +63,14 @@ def test_one_request():
     """A prompt of 1,000 rows, then a token a millisecond."""
     record = play(by_hand(), [request(1000, 5, at=3.0)]).records[0]
     assert record.token_times[0] - record.sent_at == pytest.approx(1000 * TOKEN_S)
-    assert [b - a for a, b in zip(record.token_times, record.token_times[1:], strict=False)] == pytest.approx(
-        [1e-3] * 4
-    )
+    assert [
+        b - a for a, b in zip(record.token_times, record.token_times[1:], strict=False)
+    ] == pytest.approx([1e-3] * 4)
 
 
 def test_a_queue_with_constant_service_times():
-    """M/D/1 at load 0.7: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and Khinchine)."""
+    """M/D/1 at load 0.7: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and
+    Khinchine)."""
     rng, at, requests = random.Random(3), 0.0, []
     for index in range(6000):
         at += rng.expovariate(7.0)
@@ -106,7 +112,9 @@ def test_a_long_prefill_that_leaves_room_lets_short_ones_through_sooner():
     load = [request(8000, 1, 0.0, 0, "long"), *shorts]
 
     def median(share):
-        records = play(by_hand("spf", tpot_s=0.4, scheduler={"long_share": share}), load).records[1:]
+        records = play(by_hand("spf", tpot_s=0.4, scheduler={"long_share": share}), load).records[
+            1:
+        ]
         return sorted(record.token_times[0] - record.sent_at for record in records)[10]
 
     assert median(0.25) < 0.7 * median(1.0)
@@ -116,7 +124,8 @@ def test_an_old_long_prefill_goes_before_new_short_ones():
     """Ageing: shortest first starves nobody, not even when short ones alone fill the server."""
     shorts = [request(100, 1, 0.1 * i, i + 1) for i in range(400)]
     records = play(
-        by_hand("spf", tpot_s=0.1, scheduler=ONE_AT_A_TIME), [request(300, 1, 0.05, 0, "long"), *shorts]
+        by_hand("spf", tpot_s=0.1, scheduler=ONE_AT_A_TIME),
+        [request(300, 1, 0.05, 0, "long"), *shorts],
     ).records
     assert records[0].token_times[0] < 20 * 0.3 + 2
 
@@ -126,7 +135,8 @@ def test_a_closed_loop_keeps_its_concurrency():
     records = play(by_hand("lars"), requests, concurrency=3).records
     assert all(record.completed for record in records)
     changes = sorted(
-        [(r.sent_at, 1) for r in records] + [(r.ended_at, -1) for r in records], key=lambda c: (c[0], c[1])
+        [(r.sent_at, 1) for r in records] + [(r.ended_at, -1) for r in records],
+        key=lambda c: (c[0], c[1]),
     )
     level, highest = 0, 0
     for _, change in changes:

@@ -24,7 +24,16 @@ from loadgen.twin.serve_config import arguments
 from medha_actors.config import load
 
 SMALL = ["--model", "smollm2-135m", "--gpu", "cpu-2core", "--tpot-ms", "200"]
-LOAD = ["--num-prompts", "40", "--input-len", "20:300", "--output-len", "4:12", "--request-rate", "2"]
+LOAD = [
+    "--num-prompts",
+    "40",
+    "--input-len",
+    "20:300",
+    "--output-len",
+    "4:12",
+    "--request-rate",
+    "2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +57,19 @@ def test_simulate_writes_what_a_real_run_writes(tmp_path, capsys):
     assert simulate(tmp_path / "run", "--goodput", "ttft:3x,500") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["completed"], result["simulated"], result["policy"]) == (40, True, "lars")
-    assert {"median_ttft_ms", "p99_itl_ms", "median_normalized_ttft", "request_goodput"} <= result.keys()
-    for name in ("report.html", "config.yml", "metrics/ttfc.csv", "traces/trace.jsonl", "isolated_ttft.json"):
+    assert {
+        "median_ttft_ms",
+        "p99_itl_ms",
+        "median_normalized_ttft",
+        "request_goodput",
+    } <= result.keys()
+    for name in (
+        "report.html",
+        "config.yml",
+        "metrics/ttfc.csv",
+        "traces/trace.jsonl",
+        "isolated_ttft.json",
+    ):
         assert (tmp_path / "run" / name).exists()
     assert "TTFT P50" in capsys.readouterr().out
     assert simulate(tmp_path / "run") == 2
@@ -57,7 +77,8 @@ def test_simulate_writes_what_a_real_run_writes(tmp_path, capsys):
 
 
 def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
-    """The record is slower than the profile by 1.5: found from its idle measurements, not from its load."""
+    """The record is slower than the profile by 1.5: found from its idle measurements, not from its
+    load."""
     slow = tmp_path / "slow.json"
     stages = msgspec.json.decode(Path(profile).read_bytes())["stages"]
     for stage in stages:
@@ -66,7 +87,17 @@ def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
     slow.write_text(json.dumps({"stages": stages}))
     assert simulate(tmp_path / "record", "--profile", str(slow)) == 0
     assert (
-        main(["fidelity", str(tmp_path / "record"), "--profile", profile, "--result-dir", str(tmp_path / "twin")]) == 0
+        main(
+            [
+                "fidelity",
+                str(tmp_path / "record"),
+                "--profile",
+                profile,
+                "--result-dir",
+                str(tmp_path / "twin"),
+            ]
+        )
+        == 0
     )
     out, err = capsys.readouterr()
     assert "1.50 times" in err or "1.49 times" in err
@@ -79,7 +110,10 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
     """However long batches took, the seconds that the stages worked say how fast the server was."""
     assert simulate(tmp_path / "record") == 0
     record = read_run(tmp_path / "record")
-    deployment, requests = fidelity.deployment_of(Replay(directory="", profile=profile), record), requests_of(record)
+    deployment, requests = (
+        fidelity.deployment_of(Replay(directory="", profile=profile), record),
+        requests_of(record),
+    )
     played = replay(deployment, requests, Correction())
     worked_s = sum(played.busy) * (played.duration_s - requests[0].at)
     page = 'medha_batch_work_seconds_total{{kind="prefill"}} {2}\nmedha_batch_work_seconds_total{{kind="decode"}} {2}\n'
@@ -110,7 +144,9 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
 
 def test_path_and_speed_are_told_apart():
     deployment = deployment_of(spp=2)
-    points = [(length, 0.015 + 1.3 * seconds) for length, seconds in idle_points(deployment, convoy())]
+    points = [
+        (length, 0.015 + 1.3 * seconds) for length, seconds in idle_points(deployment, convoy())
+    ]
     found = correction_of(deployment, points)
     assert found.path_s == pytest.approx(0.015, rel=0.02)
     assert found.prefill == pytest.approx(1.3, rel=0.02)
@@ -119,8 +155,22 @@ def test_path_and_speed_are_told_apart():
 
 
 def test_a_plan_is_found_and_its_configuration_loads(tmp_path, capsys):
-    command = ["plan", "--model", "llama-3-8b", "--gpu", "h100", *LOAD, "--max-gpus", "4", "--kvp", "1"]
-    assert main([*command, "--goodput", "ttft:500", "tpot:50", "--result-dir", str(tmp_path / "plan")]) == 0
+    command = [
+        "plan",
+        "--model",
+        "llama-3-8b",
+        "--gpu",
+        "h100",
+        *LOAD,
+        "--max-gpus",
+        "4",
+        "--kvp",
+        "1",
+    ]
+    assert (
+        main([*command, "--goodput", "ttft:500", "tpot:50", "--result-dir", str(tmp_path / "plan")])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "Cheapest: 1 x h100, tp1-spp1" in out
     assert "spp: 1" in (tmp_path / "plan" / "serve_config.yaml").read_text()
@@ -132,7 +182,12 @@ def test_a_plan_that_cannot_be_says_why(capsys):
     command = ["plan", "--gpu", "h100", *LOAD, "--max-gpus", "8", "--kvp", "1"]
     assert main([*command, "--model", "llama-3-8b", "--goodput", "tpot:0.5"]) == 1
     assert "asked are 0.5" in capsys.readouterr().out
-    assert main([*command, "--model", "llama-3-70b", "--tp", "1", "--spp", "1", "--goodput", "tpot:100"]) == 1
+    assert (
+        main(
+            [*command, "--model", "llama-3-70b", "--tp", "1", "--spp", "1", "--goodput", "tpot:100"]
+        )
+        == 1
+    )
     assert "does not fit" in capsys.readouterr().out
     assert main(command) == 2
     assert "plan needs objectives" in capsys.readouterr().err
@@ -163,7 +218,20 @@ def test_rows_agree_within_a_fifth():
 
 def test_reproduce_prints_and_keeps_the_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "decision_seconds", lambda *_, **__: [2e-4])
-    assert main(["reproduce", "--only", "kvp", "attention", "decision", "--result-dir", str(tmp_path / "r")]) == 0
+    assert (
+        main(
+            [
+                "reproduce",
+                "--only",
+                "kvp",
+                "attention",
+                "decision",
+                "--result-dir",
+                str(tmp_path / "r"),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "ours / paper" in out
     assert "roofline" in out
@@ -174,7 +242,18 @@ def test_reproduce_prints_and_keeps_the_rows(tmp_path, capsys, monkeypatch):
 
 
 def test_the_laboratory(capsys, tmp_path):
-    command = ["laboratory", "--quick", "--scenarios", "convoy", "--loads", "0.75", "--policies", "fcfs", "lars", "spf"]
+    command = [
+        "laboratory",
+        "--quick",
+        "--scenarios",
+        "convoy",
+        "--loads",
+        "0.75",
+        "--policies",
+        "fcfs",
+        "lars",
+        "spf",
+    ]
     assert main([*command, "--result-dir", str(tmp_path / "lab")]) == 0
     found = {f["policy"]: f for f in json.loads((tmp_path / "lab" / "laboratory.json").read_text())}
     assert found["spf"]["short_p50"] <= found["lars"]["short_p50"] < found["fcfs"]["short_p50"]

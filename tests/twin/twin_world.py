@@ -19,8 +19,14 @@ def linear_profile(stages=1, token_s=TOKEN_S):
     return Profile((StageProfile(rows=((1, token_s / stages),)),) * stages)
 
 
-def deployment_of(policy="lars", spp=1, scheduler=None, gpu="cpu-2core", model="smollm2-135m", **more):
-    given = {"tpot_s": 0.2, "max_model_len": 32_768, "scheduler": scheduler_of(policy, scheduler or {})}
+def deployment_of(
+    policy="lars", spp=1, scheduler=None, gpu="cpu-2core", model="smollm2-135m", **more
+):
+    given = {
+        "tpot_s": 0.2,
+        "max_model_len": 32_768,
+        "scheduler": scheduler_of(policy, scheduler or {}),
+    }
     return Deployment(model=model_of(model), device=hardware_of(gpu), spp=spp, **(given | more))
 
 

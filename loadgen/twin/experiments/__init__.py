@@ -1,1 +1,2 @@
-"""The paper's experiments, one function each: they return the rows of the table and the data of the figures."""
+"""The paper's experiments, one function each: they return the rows of the table and the data of the
+figures."""

@@ -23,7 +23,8 @@ Say = Callable[[str], None]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table. `theirs` is a number or a range; `why` explains a difference of more than 20%."""
+    """One line of the table. `theirs` is a number or a range; `why` explains a difference of more
+    than 20%."""
 
     key: str
     what: str
@@ -43,7 +44,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def agrees(self) -> bool:
-        return 0.8 <= self.ratio <= 1.2 or (self.at_least and self.ratio > 1) or (self.at_most and self.ratio < 1)
+        return (
+            0.8 <= self.ratio <= 1.2
+            or (self.at_least and self.ratio > 1)
+            or (self.at_most and self.ratio < 1)
+        )
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,18 +59,28 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def paper_deployment(
-    gpu: str = "a100", *, model: str = "llama-3-8b", tp: int = 8, spp: int = 2, kvp: int = 1, **more: Any
+    gpu: str = "a100",
+    *,
+    model: str = "llama-3-8b",
+    tp: int = 8,
+    spp: int = 2,
+    kvp: int = 1,
+    **more: Any,
 ) -> Deployment:
     """16 A100 with Llama-3 8B unless said otherwise; many requests may decode at once."""
     given: dict[str, Any] = {
         "max_model_len": CONTEXT,
         "scheduler": SchedulerConfig(max_waiting_requests=10**6, max_running_requests=256),
     }
-    return Deployment(model=model_of(model), device=hardware_of(gpu), tp=tp, spp=spp, kvp=kvp, **(given | more))
+    return Deployment(
+        model=model_of(model), device=hardware_of(gpu), tp=tp, spp=spp, kvp=kvp, **(given | more)
+    )
 
 
 @cache
-def paper_mix(count: int, rate: float, long_fraction: float, seed: int = 0) -> tuple[PlannedRequest, ...]:
+def paper_mix(
+    count: int, rate: float, long_fraction: float, seed: int = 0
+) -> tuple[PlannedRequest, ...]:
     """The paper's lengths, Poisson arrivals."""
     mix = msgspec.structs.replace(PRESETS["paper"], long_fraction=long_fraction)
     return tuple(with_arrivals(synthetic(mix, count, seed), arrival_times(rate, seed)))
@@ -89,11 +104,16 @@ def played(deployment: Deployment, requests: Sequence[PlannedRequest], **more: A
     return _PLAYED[key]
 
 
-PLAIN = SchedulerConfig(policy="lars", max_waiting_requests=10**6, max_running_requests=256)  # on the idle server
+PLAIN = SchedulerConfig(
+    policy="lars", max_waiting_requests=10**6, max_running_requests=256
+)  # on the idle server
 
 
-def ttfts(records: Sequence[RequestRecord], kind: str | None = None, normalised: bool = False) -> np.ndarray[Any, Any]:
-    """Sorted times to first token, of one class or all, in seconds or relative to the idle server."""
+def ttfts(
+    records: Sequence[RequestRecord], kind: str | None = None, normalised: bool = False
+) -> np.ndarray[Any, Any]:
+    """Sorted times to first token, of one class or all, in seconds or relative to the idle
+    server."""
     found = []
     for record in records:
         if len(record.token_times) and record.sent_at is not None and kind in (None, record.kind):
@@ -123,8 +143,11 @@ def p(values: np.ndarray[Any, Any], percent: float) -> float:
     return float(np.percentile(values, percent)) if len(values) else float("nan")
 
 
-def capacity(holds: Callable[[float], bool], low: float, high: float, tolerance: float = 0.1) -> float:
-    """The highest rate at which `holds`, by bisection on a logarithmic scale; `low` if it never does."""
+def capacity(
+    holds: Callable[[float], bool], low: float, high: float, tolerance: float = 0.1
+) -> float:
+    """The highest rate at which `holds`, by bisection on a logarithmic scale; `low` if it never
+    does."""
     while high > low * (1 + tolerance):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)

@@ -1,4 +1,5 @@
-"""Short requests behind long ones: figures 1 (long fraction), 13 (policies), 9 (capacity) and 14 (reserved pools)."""
+"""Short requests behind long ones: figures 1 (long fraction), 13 (policies), 9 (capacity) and 14
+(reserved pools)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _OVERLOAD = (
 
 
 def convoy(count: int, say: Say) -> Outcome:
-    """Figure 1: TTFT of all requests by the share of long ones; FCFS without preemption against LARS."""
+    """Figure 1: TTFT of all requests by the share of long ones; FCFS without preemption against
+    LARS."""
     lines: dict[str, list[tuple[float, float, float]]] = {"fcfs": [], "lars": []}
     for policy, points in lines.items():
         for fraction in FRACTIONS:
@@ -43,7 +45,10 @@ def convoy(count: int, say: Say) -> Outcome:
             "order of service removes, see the row for short ones alone"),
     ]  # fmt: skip
     short = {
-        policy: ttfts(played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05)).records, SHORT)
+        policy: ttfts(
+            played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05)).records,
+            SHORT,
+        )
         for policy in lines
     }
     ratio = p(short["fcfs"], 99) / p(short["lars"], 99)
@@ -58,7 +63,9 @@ def policies(count: int, say: Say) -> Outcome:
     for policy in POLICIES:
         say(f"policies: {policy}")
         run = played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05))
-        by_class = {kind: ttfts(run.records, kind, normalised=True).tolist() for kind in (SHORT, LONG)}
+        by_class = {
+            kind: ttfts(run.records, kind, normalised=True).tolist() for kind in (SHORT, LONG)
+        }
         found[policy] = by_class | {"all": ttfts(run.records, normalised=True).tolist()}
     means = {policy: sum(values["all"]) / len(values["all"]) for policy, values in found.items()}
     rows = [
@@ -75,19 +82,30 @@ def policies(count: int, say: Say) -> Outcome:
 
 def _short_p90_ok(policy: str, count: int, rate: float) -> bool:
     run = played(paper_deployment().with_policy(policy), paper_mix(count, rate, 0.05))
-    return p(ttfts(run.records, SHORT), 90) <= 1.0 and p(ttfts(run.records, LONG, normalised=True), 90) <= 3.0
+    return (
+        p(ttfts(run.records, SHORT), 90) <= 1.0
+        and p(ttfts(run.records, LONG, normalised=True), 90) <= 3.0
+    )
 
 
 def rates(count: int, say: Say) -> Outcome:
-    """Figure 9: P90 of short requests' TTFT by rate, and the rate at which it is still acceptable."""
+    """Figure 9: P90 of short requests' TTFT by rate, and the rate at which it is still
+    acceptable."""
     tried = (0.0625, 0.125, 0.25, 0.5, 0.75)
     lines = {}
     for policy in ("fcfs", "fcfs_chunked", "edf", "lars"):
         say(f"capacity: {policy}")
-        runs = [played(paper_deployment().with_policy(policy), paper_mix(count, rate, 0.05)) for rate in tried]
-        lines[policy] = [(rate, p(ttfts(run.records, SHORT), 90)) for rate, run in zip(tried, runs, strict=True)]
+        runs = [
+            played(paper_deployment().with_policy(policy), paper_mix(count, rate, 0.05))
+            for rate in tried
+        ]
+        lines[policy] = [
+            (rate, p(ttfts(run.records, SHORT), 90)) for rate, run in zip(tried, runs, strict=True)
+        ]
     best = {
-        policy: capacity(lambda rate, policy=policy: _short_p90_ok(policy, count, rate), 0.01, 2.0, 0.15)
+        policy: capacity(
+            lambda rate, policy=policy: _short_p90_ok(policy, count, rate), 0.01, 2.0, 0.15
+        )
         for policy in ("fcfs", "lars")
     }
     rows = [
@@ -101,7 +119,8 @@ def rates(count: int, say: Say) -> Outcome:
 
 
 def sharing(count: int, say: Say) -> Outcome:
-    """Multi-prefill batching: the rate at which 90% of all requests meet 3 times their idle TTFT (or 1 s)."""
+    """Multi-prefill batching: the rate at which 90% of all requests meet 3 times their idle TTFT
+    (or 1 s)."""
     best = {}
     for shared in (False, True):
         say(f"space sharing {shared}")
@@ -111,7 +130,8 @@ def sharing(count: int, say: Say) -> Outcome:
             run = played(deployment, paper_mix(count, rate, 0.05))  # type: ignore[arg-type]
             good = [
                 len(record.token_times) > 0
-                and record.token_times[0] - (record.sent_at or 0) <= max(1.0, 3 * (record.isolated_ttft_s or 0))
+                and record.token_times[0] - (record.sent_at or 0)
+                <= max(1.0, 3 * (record.isolated_ttft_s or 0))
                 for record in run.records
             ]
             return sum(good) >= 0.95 * len(good)
@@ -133,7 +153,9 @@ def pools(count: int, say: Say) -> Outcome:
     requests = paper_mix(count, 0.5, 0.05)
     shared = played(paper_deployment().with_policy("lars"), requests)
     half = paper_deployment(spp=1).with_policy("fcfs_chunked")
-    found = {"shared, LARS (16 GPUs)": {k: ttfts(shared.records, k).tolist() for k in (SHORT, LONG)}}
+    found = {
+        "shared, LARS (16 GPUs)": {k: ttfts(shared.records, k).tolist() for k in (SHORT, LONG)}
+    }
     split = {}
     for kind in (SHORT, LONG):
         own = tuple(request for request in requests if request.kind == kind)

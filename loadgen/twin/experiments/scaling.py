@@ -1,4 +1,5 @@
-"""How far parallelism carries: figures 17 (SPP), 19 (KVP), 11-12 (3D), 20 (frontier), and the cost of small chunks."""
+"""How far parallelism carries: figures 17 (SPP), 19 (KVP), 11-12 (3D), 20 (frontier), and the cost
+of small chunks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ import msgspec
 from loadgen.records import PlannedRequest
 from loadgen.twin.cost import StageCost
 from loadgen.twin.deployment import Deployment
-from loadgen.twin.experiments.common import Outcome, Row, Say, gaps, p, paper_deployment, paper_mix, played, tpots
+from loadgen.twin.experiments.common import (
+    Outcome,
+    Row,
+    Say,
+    gaps,
+    p,
+    paper_deployment,
+    paper_mix,
+    played,
+    tpots,
+)
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
 from loadgen.twin.replay import play
@@ -23,13 +34,17 @@ STAGES = (1, 2, 4, 8, 16)
 
 
 def _lone_prefill_s(model: str, tokens: int, stages: int) -> tuple[float, float]:
-    """TTFT and MFU of a lone prompt on H100s, 8 per stage, in chunks of 2,048 (nobody decodes beside it)."""
+    """TTFT and MFU of a lone prompt on H100s, 8 per stage, in chunks of 2,048 (nobody decodes
+    beside it)."""
     deployment = paper_deployment("h100", model=model, spp=stages, max_model_len=tokens + 8)
-    # memory is no object here: one stage of 8 GPUs could not hold 10M tokens, but is the base of the comparison
+    # memory is no object here: one stage of 8 GPUs could not hold 10M tokens, but is the base of
+    # the comparison
     device = msgspec.structs.replace(deployment.device, memory_bytes=8e11)
     scheduler = SchedulerConfig(fixed_chunk_tokens=2048, max_waiting_requests=10)
     deployment = msgspec.structs.replace(deployment, device=device, scheduler=scheduler)
-    record = play(deployment, [PlannedRequest(index=0, prompt_tokens=tokens, output_tokens=1, at=0.0)]).records[0]
+    record = play(
+        deployment, [PlannedRequest(index=0, prompt_tokens=tokens, output_tokens=1, at=0.0)]
+    ).records[0]
     seconds = record.token_times[0]
     return seconds, deployment.mfu(tokens, seconds)
 
@@ -69,7 +84,11 @@ def kvp(count: int, say: Say) -> Outcome:
         tokens = millions * MILLION
         at = [
             paper_deployment(
-                "h100", spp=4, kvp=degree, max_model_len=tokens, max_tokens_per_kvp_group=-(-tokens // degree)
+                "h100",
+                spp=4,
+                kvp=degree,
+                max_model_len=tokens,
+                max_tokens_per_kvp_group=-(-tokens // degree),
             )
             for degree in degrees
         ]
@@ -88,7 +107,9 @@ def grids(count: int, say: Say) -> Outcome:
     found = {}
     for name, stages, groups in (("2D: TP8 SPP8", 8, 1), ("3D: TP8 SPP4 KVP2", 4, 2)):
         say(f"grids: {name}")
-        deployment = paper_deployment("h100", spp=stages, kvp=groups, max_tokens_per_kvp_group=524_288)
+        deployment = paper_deployment(
+            "h100", spp=stages, kvp=groups, max_tokens_per_kvp_group=524_288
+        )
         run = played(deployment, requests)
         found[name] = tpots(run.records).tolist()
     two, three = (sorted(values) for values in found.values())
@@ -120,7 +141,8 @@ def attention(count: int, say: Say) -> Outcome:
             return max(cost.pair_s * chunk * MILLION, cost.kv_read_s * MILLION) / chunk
 
         lines[model] = [
-            (chunk, per_token(chunk) / per_token(2048)) for chunk in (8, 16, 24, 32, 48, 64, 128, 512, 2048)
+            (chunk, per_token(chunk) / per_token(2048))
+            for chunk in (8, 16, 24, 32, 48, 64, 128, 512, 2048)
         ]
     ours = dict(lines["llama-3-8b"])[32]
     rows = [
@@ -133,10 +155,16 @@ def attention(count: int, say: Say) -> Outcome:
 
 
 def frontier(count: int, say: Say) -> Outcome:
-    """Figure 20 (and 4): TTFT of a 1M prompt against TBT of chats beside it; fixed chunks and adaptive budgets."""
+    """Figure 20 (and 4): TTFT of a 1M prompt against TBT of chats beside it; fixed chunks and
+    adaptive budgets."""
     lines: dict[str, list[tuple[str, float, float]]] = {"fixed chunk": [], "adaptive": []}
-    chats = [PlannedRequest(index=i, prompt_tokens=200, output_tokens=2000, at=0.0) for i in range(16)]
-    load = [*chats, PlannedRequest(index=16, prompt_tokens=MILLION, output_tokens=1, at=0.1, kind="long")]
+    chats = [
+        PlannedRequest(index=i, prompt_tokens=200, output_tokens=2000, at=0.0) for i in range(16)
+    ]
+    load = [
+        *chats,
+        PlannedRequest(index=16, prompt_tokens=MILLION, output_tokens=1, at=0.1, kind="long"),
+    ]
     base = paper_deployment("h100", spp=4)
 
     def point(deployment: Deployment) -> tuple[float, float]:
@@ -152,7 +180,9 @@ def frontier(count: int, say: Say) -> Outcome:
         lines["fixed chunk"].append((str(chunk), *point(base.with_policy("lars", **more))))
     for tpot_ms in (10, 15, 20, 30, 50, 80, 120):
         say(f"frontier: adaptive, {tpot_ms} ms")
-        adaptive = msgspec.structs.replace(base.with_policy("lars", max_chunk_tokens=4096), tpot_s=tpot_ms / 1000)
+        adaptive = msgspec.structs.replace(
+            base.with_policy("lars", max_chunk_tokens=4096), tpot_s=tpot_ms / 1000
+        )
         lines["adaptive"].append((f"{tpot_ms} ms", *point(adaptive)))
     return Outcome(figures={"frontier": lines})
 

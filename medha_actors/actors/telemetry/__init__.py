@@ -1,4 +1,5 @@
-"""What the system tells of itself: timelines of requests, figures, spans. The controller records; nothing here decides.
+"""What the system tells of itself: timelines of requests, figures, spans. The controller records;
+nothing here decides.
 
 timelines   the Structs: one request's way through the engine, coalesced to a bounded size
 recorder    fills them from the scheduler's records and the stages' reports

@@ -1,7 +1,9 @@
-"""SpanExport: a thread that turns ended requests into spans and hands them to OpenTelemetry's batch processor.
+"""SpanExport: a thread that turns ended requests into spans and hands them to OpenTelemetry's batch
+processor.
 
-Nothing here can delay a request: `offer` never blocks, both queues are bounded, and what does not fit is dropped (whole
-traces) and counted. A backend that is down, slow or wrong shows as one log line when it begins and one when it is over.
+Nothing here can delay a request: `offer` never blocks, both queues are bounded, and what does not
+fit is dropped (whole traces) and counted. A backend that is down, slow or wrong shows as one log
+line when it begins and one when it is over.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class SpanExport:
             schedule_delay_millis=_DELAY_MS,
             max_export_batch_size=_BATCH_SPANS,
         )
-        self._waiting: queue.Queue[tuple[Edges, list[Timeline]] | None] = queue.Queue(_REQUESTS_QUEUED)
+        self._waiting: queue.Queue[tuple[Edges, list[Timeline]] | None] = queue.Queue(
+            _REQUESTS_QUEUED
+        )
         self._thread = threading.Thread(target=self._run, name="medha-spans", daemon=True)
         self._thread.start()
 
@@ -86,8 +90,13 @@ class Backend(SpanExporter):
     """The OTLP exporter, with two log lines instead of one for each failure."""
 
     def __init__(self, exporter: SpanExporter, config: TracingConfig) -> None:
-        set_for_all = next((os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ), "localhost")
-        self._exporter, self._where = exporter, f"{config.exporter} to {config.endpoint or set_for_all}"
+        set_for_all = next(
+            (os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ), "localhost"
+        )
+        self._exporter, self._where = (
+            exporter,
+            f"{config.exporter} to {config.endpoint or set_for_all}",
+        )
         self._room = config.queue_spans
         self.reachable = True
         self.sent_spans = 0
@@ -122,9 +131,13 @@ class Backend(SpanExporter):
             self._lose(reason)
             return result
         self.sent_spans += len(spans)
-        if not self.reachable and self._taken - self._done <= self._room // 2:  # one that is too slow is not back yet
+        if (
+            not self.reachable and self._taken - self._done <= self._room // 2
+        ):  # one that is too slow is not back yet
             self.reachable = True
-            _log.warning("traces arrive again (%s) after %d lost spans", self._where, self.lost_spans)
+            _log.warning(
+                "traces arrive again (%s) after %d lost spans", self._where, self.lost_spans
+            )
         return result
 
     def _lose(self, reason: str) -> None:
@@ -144,11 +157,15 @@ def exporter_of(config: TracingConfig) -> SpanExporter:
     try:
         module = importlib.import_module(_MODULES[config.exporter])
     except ImportError as error:
-        raise ConfigError(f"args: telemetry.tracing.exporter is {config.exporter}: {error}") from None
+        raise ConfigError(
+            f"args: telemetry.tracing.exporter is {config.exporter}: {error}"
+        ) from None
     options: dict[str, Any] = {"timeout": config.timeout_s, "headers": config.headers or None}
     endpoint = config.endpoint
     if endpoint is None and not _ENDPOINTS & os.environ.keys():
-        endpoint = "http://localhost:4317" if config.exporter == "otlp_grpc" else "http://localhost:4318"
+        endpoint = (
+            "http://localhost:4317" if config.exporter == "otlp_grpc" else "http://localhost:4318"
+        )
     if endpoint is not None:
         if config.exporter == "otlp_http":
             endpoint = endpoint.rstrip("/")

@@ -1,4 +1,5 @@
-"""Figures: what the engine counts, under vLLM's names with our prefix, plus what only this scheduler has."""
+"""Figures: what the engine counts, under vLLM's names with our prefix, plus what only this
+scheduler has."""
 
 from __future__ import annotations
 
@@ -41,16 +42,32 @@ class Figures:
         self.ttft_s, self.tbt_s = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
         self._histograms: dict[str, tuple[str, dict[Labels, Histogram]]] = {}
         new = self._new
-        self._ttft = self._by_class("medha_time_to_first_token_seconds", LONG_S, "Arrival to first token")
-        self._tbt = self._by_class("medha_inter_token_latency_seconds", TOKEN_S, "From one output token to the next")
-        self._tpot = new("medha_request_time_per_output_token_seconds", TOKEN_S, "Mean of a request after its first")
-        self._e2e = self._by_class("medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end")
+        self._ttft = self._by_class(
+            "medha_time_to_first_token_seconds", LONG_S, "Arrival to first token"
+        )
+        self._tbt = self._by_class(
+            "medha_inter_token_latency_seconds", TOKEN_S, "From one output token to the next"
+        )
+        self._tpot = new(
+            "medha_request_time_per_output_token_seconds",
+            TOKEN_S,
+            "Mean of a request after its first",
+        )
+        self._e2e = self._by_class(
+            "medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end"
+        )
         self._queued = new("medha_request_queue_time_seconds", LONG_S, "Arrival to first chunk")
-        self._prefill = new("medha_request_prefill_time_seconds", LONG_S, "First chunk to prompt computed")
+        self._prefill = new(
+            "medha_request_prefill_time_seconds", LONG_S, "First chunk to prompt computed"
+        )
         self._iteration = new("medha_iteration_tokens_total", TOKENS, "Tokens of a batch")
         self._chunk = new("medha_prefill_chunk_tokens", TOKENS, "Tokens of a prefill chunk")
-        self._budget = new("medha_batch_budget_used_ratio", SHARE, "Time of a batch over its budget")
-        self._error = new("medha_predictor_error_ratio", ERROR, "Relative error of the predicted time of a batch")
+        self._budget = new(
+            "medha_batch_budget_used_ratio", SHARE, "Time of a batch over its budget"
+        )
+        self._error = new(
+            "medha_predictor_error_ratio", ERROR, "Relative error of the predicted time of a batch"
+        )
         self._slacks: dict[Labels, Histogram] = {}
         self._histograms["medha_prefill_relative_slack"] = (
             "Relative slack of a prefill when a chunk of it is picked, by class of prompt length",
@@ -72,7 +89,8 @@ class Figures:
         return histogram
 
     def _by_class(self, name: str, bounds: tuple[float, ...], text: str) -> dict[str, Histogram]:
-        """One for each class of prompt length: among many short requests, what a few long ones see would not show."""
+        """One for each class of prompt length: among many short requests, what a few long ones see
+        would not show."""
         histograms = {size: Histogram.of(bounds) for size in CLASSES}
         self._histograms[name] = (
             f"{text}, by class of prompt length",
@@ -86,8 +104,11 @@ class Figures:
         """No request is live: idle stages are no bubble."""
         self._had_rest = [True] * len(self._had_rest)
 
-    def sent(self, record: BatchRecord, prefills: Sequence[tuple[str, int, int]], prompts: Sequence[int]) -> None:
-        """`prefills` of a batch: request, first position, tokens; `prompts`: the lengths of their prompts."""
+    def sent(
+        self, record: BatchRecord, prefills: Sequence[tuple[str, int, int]], prompts: Sequence[int]
+    ) -> None:
+        """`prefills` of a batch: request, first position, tokens; `prompts`: the lengths of their
+        prompts."""
         for _, _, tokens in prefills:
             self._chunk.observe(tokens)
         for slack, prompt in zip(record.slacks, prompts, strict=False):
@@ -105,7 +126,9 @@ class Figures:
         for result in results:
             k, rested = result.group, self._had_rest[result.group]
             self._had_rest[k] = False
-            for s, (start, seconds) in enumerate(zip(result.stage_starts, result.stage_seconds, strict=True)):
+            for s, (start, seconds) in enumerate(
+                zip(result.stage_starts, result.stage_seconds, strict=True)
+            ):
                 self._busy_s[s][k] += seconds
                 self._exchange_s[s][k] += result.exchange_seconds[s]
                 if not rested and self._free_at[s][k]:
@@ -164,7 +187,9 @@ class Figures:
             ("time_to_first_token", "medha_time_to_first_token_seconds"),
             ("time_per_output_token", "medha_request_time_per_output_token_seconds"),
         ):
-            series = {label + own: histogram for own, histogram in self._histograms[source][1].items()}
+            series = {
+                label + own: histogram for own, histogram in self._histograms[source][1].items()
+            }
             text = f"OpenTelemetry's gen_ai.server.{stem.replace('request_duration', 'request.duration')}"
             name = f"gen_ai_server_{stem}_seconds"
             families.append(Family(name, "histogram", text, histograms=series))
@@ -181,17 +206,30 @@ class Figures:
             _gauge("medha_num_requests_running", "Requests past their prefill", stats.running),
             _gauge("medha_num_requests_prefilling", "Prefills under way", stats.prefilling),
             _gauge("medha_num_requests_waiting", "Requests that have not begun", stats.waiting),
-            _gauge("medha_kv_cache_usage_perc", "Share of the KV pages in use, 1 is all", stats.kv_usage),
+            _gauge(
+                "medha_kv_cache_usage_perc",
+                "Share of the KV pages in use, 1 is all",
+                stats.kv_usage,
+            ),
             Family("medha_kv_cache_pages", "gauge", "KV pages of a group, in each stage", pages),
             _gauge("medha_batches_in_flight", "Batches in the pipeline", stats.batches_in_flight),
-            _gauge("medha_backlog_seconds", "Predicted prefill work that is not dispatched", stats.backlog_s),
-            _gauge("medha_batch_budget_seconds", "Time one batch may take in one stage", stats.budget_s),
+            _gauge(
+                "medha_backlog_seconds",
+                "Predicted prefill work that is not dispatched",
+                stats.backlog_s,
+            ),
+            _gauge(
+                "medha_batch_budget_seconds", "Time one batch may take in one stage", stats.budget_s
+            ),
         ]
         scales: dict[Labels, float] = {
             (("kind", "prefill"),): stats.predictor_scale_prefill,
             (("kind", "decode"),): stats.predictor_scale_decode,
         }
-        return [*families, Family("medha_predictor_scale", "gauge", "Online correction of the predictor", scales)]
+        return [
+            *families,
+            Family("medha_predictor_scale", "gauge", "Online correction of the predictor", scales),
+        ]
 
     def _counters(self, stats: Stats) -> list[Family]:
         def grid(name: str, text: str, seconds: list[list[float]]) -> Family:
@@ -203,29 +241,75 @@ class Figures:
             return Family(name, "counter", text, series)
 
         def kinds(name: str, text: str, seconds: tuple[float, float]) -> Family:
-            series: dict[Labels, float] = {(("kind", "prefill"),): seconds[0], (("kind", "decode"),): seconds[1]}
+            series: dict[Labels, float] = {
+                (("kind", "prefill"),): seconds[0],
+                (("kind", "decode"),): seconds[1],
+            }
             return Family(name, "counter", text, series)
 
         return [
-            _counter("medha_num_preemptions_total", "A prefill's turn was taken by another", stats.preemptions_total),
             _counter(
-                "medha_num_evictions_total", "Requests that lost their KV for want of room", stats.evictions_total
+                "medha_num_preemptions_total",
+                "A prefill's turn was taken by another",
+                stats.preemptions_total,
             ),
-            _counter("medha_prompt_tokens_total", "Prompt tokens computed", stats.prompt_tokens_total),
-            _counter("medha_generation_tokens_total", "Output tokens", stats.generation_tokens_total),
-            Family("medha_request_success_total", "counter", "Requests that ended, by reason", self._endings),
-            Family("medha_request_rejected_total", "counter", "Requests refused by the scheduler", self._rejections),
+            _counter(
+                "medha_num_evictions_total",
+                "Requests that lost their KV for want of room",
+                stats.evictions_total,
+            ),
+            _counter(
+                "medha_prompt_tokens_total", "Prompt tokens computed", stats.prompt_tokens_total
+            ),
+            _counter(
+                "medha_generation_tokens_total", "Output tokens", stats.generation_tokens_total
+            ),
             Family(
-                "medha_request_objective_total", "counter", "Objectives of ended requests, met or not", self._objectives
+                "medha_request_success_total",
+                "counter",
+                "Requests that ended, by reason",
+                self._endings,
+            ),
+            Family(
+                "medha_request_rejected_total",
+                "counter",
+                "Requests refused by the scheduler",
+                self._rejections,
+            ),
+            Family(
+                "medha_request_objective_total",
+                "counter",
+                "Objectives of ended requests, met or not",
+                self._objectives,
             ),
             _counter("medha_steps_total", "Batches that came back", self.steps),
             _counter("medha_pipeline_rebuilds_total", "Times the pipeline was lost", self.rebuilds),
-            _counter("medha_control_plane_seconds_total", "Time the controller's loop worked on steps", self.control_s),
-            kinds("medha_batch_work_seconds_total", "What all stages worked on batches", stats.worked_s),
-            kinds("medha_batch_calibrated_seconds_total", "The same by the calibration at start", stats.calibrated_s),
+            _counter(
+                "medha_control_plane_seconds_total",
+                "Time the controller's loop worked on steps",
+                self.control_s,
+            ),
+            kinds(
+                "medha_batch_work_seconds_total",
+                "What all stages worked on batches",
+                stats.worked_s,
+            ),
+            kinds(
+                "medha_batch_calibrated_seconds_total",
+                "The same by the calibration at start",
+                stats.calibrated_s,
+            ),
             grid("medha_stage_busy_seconds_total", "Work of a stage actor", self._busy_s),
-            grid("medha_pipeline_bubble_seconds_total", "Idle time while requests were live", self._bubble_s),
-            grid("medha_kvp_exchange_seconds_total", "Exchange of partial attention", self._exchange_s),
+            grid(
+                "medha_pipeline_bubble_seconds_total",
+                "Idle time while requests were live",
+                self._bubble_s,
+            ),
+            grid(
+                "medha_kvp_exchange_seconds_total",
+                "Exchange of partial attention",
+                self._exchange_s,
+            ),
         ]
 
 

@@ -1,4 +1,5 @@
-"""Counters and histograms that can be packed, sent and added up: plain numbers, no registry, no locks."""
+"""Counters and histograms that can be packed, sent and added up: plain numbers, no registry, no
+locks."""
 
 from __future__ import annotations
 
@@ -12,8 +13,45 @@ LONG_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
     640.0, 2560.0,
 )  # fmt: skip
-TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
-END_TO_END_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0, 7680.0)
+TOKEN_S = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+)
+END_TO_END_S = (
+    0.3,
+    0.5,
+    0.8,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    5.0,
+    10.0,
+    20.0,
+    40.0,
+    80.0,
+    160.0,
+    640.0,
+    2560.0,
+    7680.0,
+)
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SHARE = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 ERROR = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
@@ -21,7 +59,8 @@ SLACK = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0,
 
 
 class Histogram(msgspec.Struct, array_like=True):
-    """`counts[i]` observations were at most `bounds[i]` (and more than the bound before); the last one has no bound."""
+    """`counts[i]` observations were at most `bounds[i]` (and more than the bound before); the last
+    one has no bound."""
 
     bounds: tuple[float, ...]
     counts: list[int]
@@ -64,7 +103,11 @@ def _histogram_lines(name: str, labels: Labels, histogram: Histogram) -> list[st
     for bound, here in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         count += here
         lines.append(f"{name}_bucket{_braces((*labels, ('le', _number(bound))))} {count}")
-    return [*lines, f"{name}_sum{_braces(labels)} {_number(histogram.total)}", f"{name}_count{_braces(labels)} {count}"]
+    return [
+        *lines,
+        f"{name}_sum{_braces(labels)} {_number(histogram.total)}",
+        f"{name}_count{_braces(labels)} {count}",
+    ]
 
 
 def _braces(labels: Labels) -> str:
@@ -80,4 +123,6 @@ def _escaped(value: str) -> str:
 def _number(value: float) -> str:
     if value == float("inf"):
         return "+Inf"
-    return repr(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+    return (
+        repr(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+    )

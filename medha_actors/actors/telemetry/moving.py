@@ -1,8 +1,10 @@
-"""Spans that were begun in a trace of their own, sent as a part of another: Ray Serve's, below the caller's.
+"""Spans that were begun in a trace of their own, sent as a part of another: Ray Serve's, below the
+caller's.
 
-`serve run` starts Serve's proxy before it reads `tracing_config`. Then the proxy does not trace, and the replica, which
-learns of the caller's `traceparent` from the proxy alone, begins a new trace. The ingress reads the header itself, and
-Serve's span ends after that: it is sent as if Serve had known the caller.
+`serve run` starts Serve's proxy before it reads `tracing_config`. Then the proxy does not trace,
+and the replica, which learns of the caller's `traceparent` from the proxy alone, begins a new
+trace. The ingress reads the header itself, and Serve's span ends after that: it is sent as if Serve
+had known the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class Moving(SpanProcessor):
         self._callers: dict[int, TraceParent] = {}
 
     def move(self, trace_id: int, caller: TraceParent) -> None:
-        """Until its first span ends, `trace_id` is a part of the caller's trace; not sent if that is not sampled."""
+        """Until its first span ends, `trace_id` is a part of the caller's trace; not sent if that
+        is not sampled."""
         self._callers[trace_id] = caller
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -48,13 +51,17 @@ class Moving(SpanProcessor):
 
 def _moved(span: ReadableSpan, caller: TraceParent) -> ReadableSpan:
     def there(span_id: int, remote: bool) -> SpanContext:
-        return SpanContext(caller.trace_id, span_id, is_remote=remote, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        return SpanContext(
+            caller.trace_id, span_id, is_remote=remote, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+        )
 
     above = span.parent
     return ReadableSpan(
         name=span.name,
         context=there(span.context.span_id if span.context is not None else 0, False),
-        parent=there(caller.span_id, True) if above is None else there(above.span_id, above.is_remote),
+        parent=there(caller.span_id, True)
+        if above is None
+        else there(above.span_id, above.is_remote),
         resource=span.resource,
         attributes=span.attributes,
         events=span.events,

@@ -10,7 +10,16 @@ from medha_actors.actors.telemetry.recorder import Recorder
 from medha_actors.config import TelemetryConfig
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.record import BatchRecord
-from medha_actors.messages import Accepted, Batch, Event, FinishedEvent, Rejected, Request, StepResult, TokenEvent
+from medha_actors.messages import (
+    Accepted,
+    Batch,
+    Event,
+    FinishedEvent,
+    Rejected,
+    Request,
+    StepResult,
+    TokenEvent,
+)
 
 
 class Silence:
@@ -44,7 +53,9 @@ class Observer(Silence):
     def __init__(self, config: TelemetryConfig, grid: Grid) -> None:
         self.recorder = Recorder(config.timelines, config.max_chunk_spans)
         self.figures = Figures(grid.stages, grid.groups, grid.pages_per_group)
-        self.replicas: dict[str, list[Family]] = {}  # what each ingress replica counts, as it last told us
+        self.replicas: dict[
+            str, list[Family]
+        ] = {}  # what each ingress replica counts, as it last told us
 
     def answered(self, request: Request, answer: Accepted | Rejected, now: float) -> None:
         if isinstance(answer, Rejected):
@@ -58,7 +69,9 @@ class Observer(Silence):
         prefills = self.recorder.sent(batch, record, now)
         if prefills:
             live = self.recorder.live
-            self.figures.sent(record, prefills, [live[request_id].prompt_tokens for request_id, _, _ in prefills])
+            self.figures.sent(
+                record, prefills, [live[request_id].prompt_tokens for request_id, _, _ in prefills]
+            )
 
     def done(self, results: Sequence[StepResult], now: float) -> None:
         batch = self.recorder.done(results, now)

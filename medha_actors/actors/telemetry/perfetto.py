@@ -1,7 +1,8 @@
-"""Timelines as a trace file for https://ui.perfetto.dev (or chrome://tracing), without any tracing backend.
+"""Timelines as a trace file for https://ui.perfetto.dev (or chrome://tracing), without any tracing
+backend.
 
-Process 1 has a track for each request (queue, chunks, gaps, decode), process 2 one for each stage actor.
-Format: Chrome's Trace Event JSON; times in microseconds.
+Process 1 has a track for each request (queue, chunks, gaps, decode), process 2 one for each stage
+actor. Format: Chrome's Trace Event JSON; times in microseconds.
 """
 
 from __future__ import annotations
@@ -19,15 +20,29 @@ _REQUESTS, _STAGES = 1, 2
 
 def trace_of(timelines: Sequence[Timeline], steps: Sequence[Step] = ()) -> dict[str, Any]:
     """The file's content."""
-    events: list[Event] = [_name("process_name", _REQUESTS, 0, "requests"), _name("process_name", _STAGES, 0, "stages")]
+    events: list[Event] = [
+        _name("process_name", _REQUESTS, 0, "requests"),
+        _name("process_name", _STAGES, 0, "stages"),
+    ]
     for track, timeline in enumerate(sorted(timelines, key=lambda t: t.arrived_at), start=1):
-        events.append(_name("thread_name", _REQUESTS, track, f"{timeline.id} ({timeline.prompt_tokens} tokens)"))
+        events.append(
+            _name(
+                "thread_name", _REQUESTS, track, f"{timeline.id} ({timeline.prompt_tokens} tokens)"
+            )
+        )
         events += _request(timeline, track)
     groups = 1 + max([step.group for step in steps], default=0)
     stages = max([len(step.starts) for step in steps], default=0)
     for stage in range(stages):
         for group in range(groups):
-            events.append(_name("thread_name", _STAGES, 1 + stage * groups + group, f"stage {stage}, KV group {group}"))
+            events.append(
+                _name(
+                    "thread_name",
+                    _STAGES,
+                    1 + stage * groups + group,
+                    f"stage {stage}, KV group {group}",
+                )
+            )
     for step in steps:
         events += _step(step, groups)
     return {"displayTimeUnit": "ms", "traceEvents": events}
@@ -55,27 +70,45 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
         _slice("queue", track, timeline.queued_at, first_chunk, {}),
     ]
     for chunk, following in zip_longest(timeline.chunks, timeline.chunks[1:]):
-        # Chunks overlap (SPP); a track cannot show that, so each reaches to the start of the next one at most.
+        # Chunks overlap (SPP); a track cannot show that, so each reaches to the start of the next
+        # one at most.
         until = chunk.done_at or chunk.sent_at
         if following is not None:
             until = min(until, following.sent_at)
         events.append(_slice(chunk_name(chunk), track, chunk.sent_at, until, chunk_facts(chunk)))
     for gap in timeline.gaps:
-        events.append(_slice(gap.kind, track, gap.from_at, gap.until_at or end, {"by": gap.by, "count": gap.count}))
+        events.append(
+            _slice(
+                gap.kind,
+                track,
+                gap.from_at,
+                gap.until_at or end,
+                {"by": gap.by, "count": gap.count},
+            )
+        )
     if timeline.first_token_at is not None:
-        facts = {"tokens": timeline.tokens, "largest_gap_s": timeline.largest_gap_s, "stalls": timeline.stalls_total}
+        facts = {
+            "tokens": timeline.tokens,
+            "largest_gap_s": timeline.largest_gap_s,
+            "stalls": timeline.stalls_total,
+        }
         events.append(_slice("decode", track, timeline.first_token_at, end, facts))
         events.append(_instant("first token", track, timeline.first_token_at, {}))
     events.append(_instant("deadline", track, timeline.deadline_at, {}))
     return events + [
-        _instant("stall", track, stall.at, {"token": stall.index, "gap_s": stall.gap_s}) for stall in timeline.stalls
+        _instant("stall", track, stall.at, {"token": stall.index, "gap_s": stall.gap_s})
+        for stall in timeline.stalls
     ]
 
 
 def chunk_name(chunk: Chunk) -> str:
     """`prefill.chunk[3]`, or `prefill.chunk[3..17]` for a run."""
     last = chunk.index + chunk.count - 1
-    return f"prefill.chunk[{chunk.index}]" if last == chunk.index else f"prefill.chunk[{chunk.index}..{last}]"
+    return (
+        f"prefill.chunk[{chunk.index}]"
+        if last == chunk.index
+        else f"prefill.chunk[{chunk.index}..{last}]"
+    )
 
 
 def chunk_facts(chunk: Chunk) -> dict[str, Any]:
@@ -100,16 +133,26 @@ def chunk_facts(chunk: Chunk) -> dict[str, Any]:
 
 def _step(step: Step, groups: int) -> list[Event]:
     if step.prefills:
-        name = " + ".join(f"{request_id}[{start}:{start + tokens}]" for request_id, start, tokens in step.prefills)
+        name = " + ".join(
+            f"{request_id}[{start}:{start + tokens}]" for request_id, start, tokens in step.prefills
+        )
     else:
         name = f"decode x {step.decodes}"
     facts = {"batch_id": step.batch_id, "decodes": step.decodes, "predicted_s": step.predicted_s}
     return [
         {
-            **_slice(name, 1 + stage * groups + step.group, start, start + seconds, {**facts, "exchange_s": exchange}),
+            **_slice(
+                name,
+                1 + stage * groups + step.group,
+                start,
+                start + seconds,
+                {**facts, "exchange_s": exchange},
+            ),
             "pid": _STAGES,
         }
-        for stage, (start, seconds, exchange) in enumerate(zip(step.starts, step.seconds, step.exchange, strict=True))
+        for stage, (start, seconds, exchange) in enumerate(
+            zip(step.starts, step.seconds, step.exchange, strict=True)
+        )
     ]
 
 
@@ -119,8 +162,24 @@ def _name(kind: str, process: int, track: int, name: str) -> Event:
 
 def _slice(name: str, track: int, start: float, end: float, facts: dict[str, Any]) -> Event:
     length = max(0.0, end - start) * 1e6
-    return {"ph": "X", "name": name, "pid": _REQUESTS, "tid": track, "ts": start * 1e6, "dur": length, "args": facts}
+    return {
+        "ph": "X",
+        "name": name,
+        "pid": _REQUESTS,
+        "tid": track,
+        "ts": start * 1e6,
+        "dur": length,
+        "args": facts,
+    }
 
 
 def _instant(name: str, track: int, at: float, facts: dict[str, Any]) -> Event:
-    return {"ph": "i", "s": "t", "name": name, "pid": _REQUESTS, "tid": track, "ts": at * 1e6, "args": facts}
+    return {
+        "ph": "i",
+        "s": "t",
+        "name": name,
+        "pid": _REQUESTS,
+        "tid": track,
+        "ts": at * 1e6,
+        "args": facts,
+    }

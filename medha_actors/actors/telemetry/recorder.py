@@ -1,6 +1,8 @@
-"""Recorder: from the scheduler's records and the stages' reports to timelines, and to the recent past of the stages.
+"""Recorder: from the scheduler's records and the stages' reports to timelines, and to the recent
+past of the stages.
 
-Called on the controller's loop, a few times per step; its work is proportional to the prefills and tokens of a step.
+Called on the controller's loop, a few times per step; its work is proportional to the prefills and
+tokens of a step.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from medha_actors.actors.telemetry.timelines import (
     coalesce,
 )
 from medha_actors.core.record import BatchRecord
-from medha_actors.messages import Accepted, Batch, Event, FinishedEvent, Request, StepResult, TokenEvent
+from medha_actors.messages import (
+    Accepted,
+    Batch,
+    Event,
+    FinishedEvent,
+    Request,
+    StepResult,
+    TokenEvent,
+)
 
 STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
 RECENT_BATCHES = 1024
@@ -69,7 +79,8 @@ class Recorder:
         )
 
     def sent(self, batch: Batch, record: BatchRecord, now: float) -> list[tuple[str, int, int]]:
-        """A batch has left for the stages. Returns its prefills: request, first position, tokens."""
+        """A batch has left for the stages. Returns its prefills: request, first position,
+        tokens."""
         for victim, by in record.preempted:
             self._interrupt(victim, "preempted", by, now)
         for victim, by in record.evicted:
@@ -77,7 +88,12 @@ class Recorder:
         chunks: list[tuple[Timeline, Chunk]] = []
         if record.slacks:
             requests = len(record.slacks) + batch.decode_tokens
-            spans = {span.request_id: span for message in batch.groups if message for span in message.spans}
+            spans = {
+                span.request_id: span
+                for message in batch.groups
+                if message
+                for span in message.spans
+            }
             for request_id, slack_s, total_work_s in record.slacks:
                 timeline, span = self.live.get(request_id), spans[request_id]
                 if timeline is None:
@@ -128,7 +144,9 @@ class Recorder:
             )
             for _, chunk in own:
                 _work(chunk, result)
-        actual_s = max([seconds for result in results for seconds in result.stage_seconds], default=0.0)
+        actual_s = max(
+            [seconds for result in results for seconds in result.stage_seconds], default=0.0
+        )
         for timeline, chunk in chunks:
             chunk.done_at, chunk.actual_s = now, actual_s
             if len(timeline.chunks) > self._max_chunks:
@@ -158,12 +176,16 @@ class Recorder:
         """By trace id, engine request id, or the beginning of one (the id that the client sees)."""
         both = [*self.finished.values(), *self.live.values()]
         exact = [t for t in both if t.id == name or (t.traceparent or "")[3:35] == name]
-        return exact or [t for t in both if t.id.startswith((f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-"))]
+        return exact or [
+            t for t in both if t.id.startswith((f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-"))
+        ]
 
     def _token(self, timeline: Timeline, event: TokenEvent) -> None:
         timeline.tokens += 1
         if timeline.gaps:
-            self._resume(timeline, event.at)  # its KV survived the loss of the pipeline: there was no chunk to resume
+            self._resume(
+                timeline, event.at
+            )  # its KV survived the loss of the pipeline: there was no chunk to resume
         last = timeline.last_token_at
         timeline.last_token_at = event.at
         if last is None:
@@ -180,8 +202,15 @@ class Recorder:
     def _finish(self, timeline: Timeline, event: FinishedEvent) -> None:
         self._resume(timeline, event.finished_at)
         timeline.scheduled_at, timeline.prefilled_at = event.scheduled_at, event.prefilled_at
-        timeline.finished_at, timeline.reason, timeline.message = event.finished_at, event.reason, event.message
-        timeline.preemptions, timeline.recomputed_tokens = event.preemptions, event.recomputed_tokens
+        timeline.finished_at, timeline.reason, timeline.message = (
+            event.finished_at,
+            event.reason,
+            event.message,
+        )
+        timeline.preemptions, timeline.recomputed_tokens = (
+            event.preemptions,
+            event.recomputed_tokens,
+        )
         del self.live[timeline.id]
         self.finished[timeline.id] = timeline
         while len(self.finished) > self._last:
@@ -196,7 +225,12 @@ class Recorder:
             return  # it waits already
         taker = self.live.get(by)
         timeline.gaps.append(
-            Gap(kind=kind, from_at=now, by=by, by_traceparent=taker.traceparent if taker is not None else None)
+            Gap(
+                kind=kind,
+                from_at=now,
+                by=by,
+                by_traceparent=taker.traceparent if taker is not None else None,
+            )
         )
         if len(timeline.gaps) > 2 * self._max_chunks:
             coalesce(timeline, self._max_chunks)

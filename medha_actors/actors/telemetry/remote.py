@@ -1,4 +1,5 @@
-"""What ingress replicas may ask the controller about: its remote methods for metrics, timelines and the live page."""
+"""What ingress replicas may ask the controller about: its remote methods for metrics, timelines and
+the live page."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """Finished timelines wanted by a replica: those of `always`, and those of `if_missed` that missed an objective."""
+    """Finished timelines wanted by a replica: those of `always`, and those of `if_missed` that
+    missed an objective."""
 
     always: list[str]
     if_missed: list[str]
@@ -50,7 +52,8 @@ _decode_asked = msgspec.msgpack.Decoder(Asked).decode
 
 
 class Observed:
-    """Mixed into the controller. Every answer is msgpack; with telemetry off it is that of an empty system."""
+    """Mixed into the controller. Every answer is msgpack; with telemetry off it is that of an empty
+    system."""
 
     _observer: Silence = Silence()
     _scheduler: Scheduler
@@ -61,7 +64,9 @@ class Observed:
         """list[Family]: the engine's, then what the replicas reported."""
         if not isinstance(self._observer, Observer):
             return _encode([])
-        families = self._observer.figures.families(self._scheduler.stats(), self.config.model_loading_config.model_id)
+        families = self._observer.figures.families(
+            self._scheduler.stats(), self.config.model_loading_config.model_id
+        )
         return _encode(families + _merged(self._observer.replicas.values()))
 
     async def report(self, replica: str, families: bytes) -> None:
@@ -71,7 +76,9 @@ class Observed:
 
     async def find_timelines(self, name: str) -> bytes:
         """list[Timeline] of one trace, HTTP request or sequence."""
-        return _encode([] if not isinstance(self._observer, Observer) else self._observer.recorder.find(name))
+        return _encode(
+            [] if not isinstance(self._observer, Observer) else self._observer.recorder.find(name)
+        )
 
     async def take_timelines(self, asked: bytes) -> bytes:
         """list[Timeline] for spans (see Asked)."""
@@ -79,13 +86,18 @@ class Observed:
             return _encode([])
         wanted, recorder = _decode_asked(asked), self._observer.recorder
         found: list[Timeline | None] = [
-            recorder.finished.get(request_id) or recorder.live.get(request_id) for request_id in wanted.always
+            recorder.finished.get(request_id) or recorder.live.get(request_id)
+            for request_id in wanted.always
         ]
         doubtful = [recorder.finished.get(request_id) for request_id in wanted.if_missed]
-        return _encode([t for t in found if t is not None] + [t for t in doubtful if t is not None and t.missed()])
+        return _encode(
+            [t for t in found if t is not None]
+            + [t for t in doubtful if t is not None and t.missed()]
+        )
 
     async def last_timelines(self, count: int) -> bytes:
-        """(list[Timeline], list[Step]): the last finished requests, the live ones, and what the stages did of late."""
+        """(list[Timeline], list[Step]): the last finished requests, the live ones, and what the
+        stages did of late."""
         if not isinstance(self._observer, Observer):
             return _encode(([], []))
         recorder = self._observer.recorder

@@ -93,8 +93,12 @@ def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> li
     tree = _Tree(edges.trace_id, resource)
     parent = None
     if edges.parent_span_id is not None:
-        parent = SpanContext(edges.trace_id, edges.parent_span_id, is_remote=True, trace_flags=_SAMPLED)
-    failed = next((t.message or t.reason for t in timelines if t.reason in ("error", "timeout")), None)
+        parent = SpanContext(
+            edges.trace_id, edges.parent_span_id, is_remote=True, trace_flags=_SAMPLED
+        )
+    failed = next(
+        (t.message or t.reason for t in timelines if t.reason in ("error", "timeout")), None
+    )
     if edges.status is not None and edges.status >= 500:
         failed = failed or f"HTTP {edges.status}"
     root = tree.add(
@@ -108,7 +112,9 @@ def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> li
         above = root
         if len(timelines) > 1:
             end = timeline.finished_at or edges.ended_at
-            above = tree.add(f"choice[{index}]", timeline.queued_at, end, root, _choice_facts(timeline))
+            above = tree.add(
+                f"choice[{index}]", timeline.queued_at, end, root, _choice_facts(timeline)
+            )
         _engine(tree, timeline, edges, above)
     return tree.spans
 
@@ -127,7 +133,9 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
         return facts
     missed = sorted({objective for timeline in timelines for objective in timeline.missed()})
     facts["gen_ai.usage.output_tokens"] = sum(timeline.tokens for timeline in timelines)
-    facts["gen_ai.response.finish_reasons"] = [timeline.reason or "unfinished" for timeline in timelines]
+    facts["gen_ai.response.finish_reasons"] = [
+        timeline.reason or "unfinished" for timeline in timelines
+    ]
     if missed or all(timeline.reason in ("stop", "length") for timeline in timelines):
         facts["slo_met"] = not missed
     facts["medha.objectives_missed"] = missed
@@ -165,7 +173,9 @@ def _engine(tree: _Tree, timeline: Timeline, edges: Edges, above: SpanContext) -
     tree.add("queue", timeline.queued_at, first_sent, above, {"medha.reason": "arrival"})
     if not chunks:
         return
-    prefilled = max(timeline.prefilled_at or end, *[chunk.done_at or chunk.sent_at for chunk in chunks])
+    prefilled = max(
+        timeline.prefilled_at or end, *[chunk.done_at or chunk.sent_at for chunk in chunks]
+    )
     facts: dict[str, Any] = {
         "tokens": timeline.prompt_tokens,
         "chunks": timeline.chunks_total,
@@ -178,10 +188,16 @@ def _engine(tree: _Tree, timeline: Timeline, edges: Edges, above: SpanContext) -
         _gap(tree, gap, end, prefill)
     if timeline.first_token_at is None:
         return
-    events = [Event("first_token", {"ttft_s": timeline.ttft_s or 0.0}, _ns(timeline.first_token_at))]
+    events = [
+        Event("first_token", {"ttft_s": timeline.ttft_s or 0.0}, _ns(timeline.first_token_at))
+    ]
     for stall in timeline.stalls:
         events.append(Event("stall", {"token": stall.index, "gap_s": stall.gap_s}, _ns(stall.at)))
-    facts = {"tokens": timeline.tokens, "largest_gap_s": timeline.largest_gap_s, "stalls": timeline.stalls_total}
+    facts = {
+        "tokens": timeline.tokens,
+        "largest_gap_s": timeline.largest_gap_s,
+        "stalls": timeline.stalls_total,
+    }
     tree.add("decode", timeline.first_token_at, end, above, facts, events=events)
 
 
@@ -203,7 +219,11 @@ def _gap(tree: _Tree, gap: Gap, end: float, prefill: SpanContext) -> None:
     if taker is not None:
         context = SpanContext(taker.trace_id, taker.span_id, is_remote=True, trace_flags=_SAMPLED)
         links.append(Link(context, {"medha.relation": "took the turn"}))
-    facts = {"by": gap.by, "gaps": gap.count, "waited_s": gap.gap_s or (gap.until_at or end) - gap.from_at}
+    facts = {
+        "by": gap.by,
+        "gaps": gap.count,
+        "waited_s": gap.gap_s or (gap.until_at or end) - gap.from_at,
+    }
     tree.add(gap.kind, gap.from_at, gap.until_at or end, prefill, facts, links=links)
 
 

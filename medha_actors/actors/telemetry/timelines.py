@@ -1,7 +1,9 @@
-"""One request's way through the engine, as facts with instants (epoch seconds), coalesced to a bounded size.
+"""One request's way through the engine, as facts with instants (epoch seconds), coalesced to a
+bounded size.
 
-A million-token prompt is thousands of chunks on every stage. `coalesce` joins neighbouring chunks that nothing
-interrupted into runs of equal length, so that what is kept, shown and exported of one request stays bounded.
+A million-token prompt is thousands of chunks on every stage. `coalesce` joins neighbouring chunks
+that nothing interrupted into runs of equal length, so that what is kept, shown and exported of one
+request stays bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ MAX_STALLS = 32
 
 
 class StageWork(msgspec.Struct, array_like=True):
-    """A stage actor at work on a run of chunks. `exchange_s`: waiting for and talking with other KV groups."""
+    """A stage actor at work on a run of chunks. `exchange_s`: waiting for and talking with other KV
+    groups."""
 
     stage: int
     group: int
@@ -26,7 +29,8 @@ class StageWork(msgspec.Struct, array_like=True):
 
 
 class Chunk(msgspec.Struct, kw_only=True):
-    """A prefill chunk, or a run of `count` uninterrupted ones; sums over the run, slack before its first."""
+    """A prefill chunk, or a run of `count` uninterrupted ones; sums over the run, slack before its
+    first."""
 
     index: int
     count: int = 1
@@ -108,7 +112,8 @@ class Timeline(msgspec.Struct, kw_only=True):
         return (self.last_token_at - self.first_token_at) / (self.tokens - 1)
 
     def missed(self) -> tuple[str, ...]:
-        """The objectives that were not met. A client that left before the deadline has missed nothing."""
+        """The objectives that were not met. A client that left before the deadline has missed
+        nothing."""
         missed = []
         if self.first_token_at is None:
             if self.reason in ("error", "timeout") or (self.finished_at or 0.0) > self.deadline_at:
@@ -124,14 +129,17 @@ class Timeline(msgspec.Struct, kw_only=True):
 
 
 def coalesce(timeline: Timeline, limit: int) -> None:
-    """Bring the chunks and the gaps down to at most `limit` each; chunks still in flight are left alone."""
+    """Bring the chunks and the gaps down to at most `limit` each; chunks still in flight are left
+    alone."""
     run = 2
     while len(timeline.chunks) > limit and run <= 2 * timeline.chunks_total:
         borders = [gap.from_at for gap in timeline.gaps]
         timeline.chunks = _joined(timeline.chunks, run, borders)
         run *= 2
     run = 2
-    while len(timeline.chunks) > limit and run <= 2 * timeline.chunks_total:  # more interruptions than `limit`
+    while (
+        len(timeline.chunks) > limit and run <= 2 * timeline.chunks_total
+    ):  # more interruptions than `limit`
         timeline.chunks = _joined(timeline.chunks, run, [])
         run *= 2
     if len(timeline.gaps) > limit:
@@ -142,8 +150,16 @@ def _joined(chunks: list[Chunk], run: int, borders: list[float]) -> list[Chunk]:
     joined = chunks[:1]
     for chunk in chunks[1:]:
         last = joined[-1]
-        done = last.done_at is not None and chunk.done_at is not None and last.start + last.tokens == chunk.start
-        if done and last.count + chunk.count <= run and not any(last.sent_at <= b <= chunk.sent_at for b in borders):
+        done = (
+            last.done_at is not None
+            and chunk.done_at is not None
+            and last.start + last.tokens == chunk.start
+        )
+        if (
+            done
+            and last.count + chunk.count <= run
+            and not any(last.sent_at <= b <= chunk.sent_at for b in borders)
+        ):
             _absorb(last, chunk)
         else:
             joined.append(chunk)

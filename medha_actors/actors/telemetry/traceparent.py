@@ -1,4 +1,5 @@
-"""W3C trace context (https://www.w3.org/TR/trace-context/): the header `traceparent`, in and out, and sampling."""
+"""W3C trace context (https://www.w3.org/TR/trace-context/): the header `traceparent`, in and out,
+and sampling."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def parse(header: str | None) -> TraceParent | None:
 
 
 def begin(parent: TraceParent | None, ratio: float) -> TraceParent:
-    """Our server span: a child of the caller's, sampled as the caller says, or a new trace sampled by `ratio`."""
+    """Our server span: a child of the caller's, sampled as the caller says, or a new trace sampled
+    by `ratio`."""
     span_id = _random.getrandbits(64) or 1
     if parent is not None:
         return TraceParent(parent.trace_id, span_id, parent.sampled)
