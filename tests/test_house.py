@@ -63,4 +63,4 @@ def test_imports_point_one_way(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_files_stay_small(path: Path):
-    assert len(path.read_text().splitlines()) <= 260
+    assert len(path.read_text().splitlines()) <= 350
