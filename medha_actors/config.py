@@ -133,6 +133,9 @@ class KvCacheConfig(_Section, frozen=True):
 
     budget_bytes: int | None = None  # per actor; None: a share of the memory that is free at start
     page_tokens: int = 64
+    # pages of equal beginnings are computed once: a request's cache_salt (by default its API key's)
+    # says whose it may use
+    prefix_cache: bool = True
 
 
 class PredictorConfig(_Section, frozen=True):

@@ -76,6 +76,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
     traceparent: str | None = None
+    cache_salt: str = ""  # the KV of requests with another salt is never used for this one
+    cache: bool = True  # False: uses nobody's KV, and leaves nothing for others to use
 
     @property
     def prompt_tokens(self) -> int:
@@ -90,6 +92,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted", kw_only=True):
     ttft_objective_s: float
     tpot_objective_s: float
     predicted_ttft_s: float
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache on arrival
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected", kw_only=True):
@@ -246,6 +249,7 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     deadline_at: float = 0.0
     preemptions: int = 0  # times another request took the turn of this one's prefill
     recomputed_tokens: int = 0  # tokens whose KV was dropped and computed again
+    cached_tokens: int = 0  # of the prompt, that came from the prefix cache
 
 
 Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent

@@ -6,7 +6,9 @@ import math
 
 from medha_actors.config import MedhaConfig
 from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import RequestState, Timeline
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
 from medha_actors.messages import Rejected, Request
@@ -29,8 +31,9 @@ def rejected(error: MedhaError) -> Rejected:
 class Admission:
     """Server policy: bounds, deadlines, timeouts."""
 
-    def __init__(self, config: MedhaConfig, grid: Grid, table: PrefillTable) -> None:
-        self._config, self._table = config, table
+    def __init__(self, config: MedhaConfig, grid: Grid, table: PrefillTable, hits: Hits) -> None:
+        self._config, self._table, self._hits = config, table, hits
+        self._page_tokens = grid.page_tokens
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
         self.model_tokens = grid.max_model_len_tokens
@@ -66,28 +69,33 @@ class Admission:
 
     def admit(self, request: Request, serial: int) -> RequestState:
         """The state of a new request with its objectives: the client's within the server's bounds,
-        or ours."""
+        or ours, which follow from the work that the cache does not save."""
         ours, asked = self._config.objectives, request.objectives
-        work_s = self._table.seconds(0, request.prompt_tokens)
+        state = RequestState(
+            request=request,
+            serial=serial,
+            timeline=Timeline(request.arrived_at, request.arrived_at),
+            tpot_s=ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s),
+            timeout_at=math.inf,
+            prompt=request.prompt_tokens,
+            goal=request.prompt_tokens,
+        )
+        if self._config.kv_cache.prefix_cache and request.cache:
+            root = root_key(self._config.model_loading_config.model_id, "", request.cache_salt)
+            state.keys = PageKeys(root, self._page_tokens, state.tokens)
+        self._hits.look(state)
+        work_s = self._table.seconds(state.hit, request.prompt_tokens)
+        state.total_work_s = state.remaining_s = work_s
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
             ttft_s = max(ours.ttft_multiplier * work_s, ours.ttft_floor_s)
-        tpot_s = ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s)
         timeout_s = (
             ours.default_timeout_s
             if asked.timeout_s is None
             else min(asked.timeout_s, ours.max_timeout_s)
         )
-        arrived_at = request.arrived_at
-        return RequestState(
-            request=request,
-            serial=serial,
-            timeline=Timeline(arrived_at, arrived_at + ttft_s),
-            tpot_s=tpot_s,
-            timeout_at=math.inf if timeout_s is None else arrived_at + timeout_s,
-            prompt=request.prompt_tokens,
-            goal=request.prompt_tokens,
-            total_work_s=work_s,
-            remaining_s=work_s,
-        )
+        state.timeline.deadline_at = request.arrived_at + ttft_s
+        if timeout_s is not None:
+            state.timeout_at = request.arrived_at + timeout_s
+        return state

@@ -5,14 +5,21 @@ when its piece there has reached the cutoff (progressive onboarding); when all g
 the last takes the rest. A prefill reserves the pages of all its pieces before it starts, so
 prefills never wait for each other's pages half done; decodes take pages as they grow. Pages given
 back may be used at once: every stage works through the batches in order.
+
+Full pages that have been computed are found again by what is in them (PageStore): a request that
+begins with the same tokens starts behind them, in the groups that have them. It computes at least
+its last known token itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from medha_actors.core.page_keys import PageKey, PageKeys
+from medha_actors.core.page_store import PageStore
 from medha_actors.core.request import Piece, RequestState
 
 # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
@@ -42,8 +49,26 @@ def default_cutoff(grid: Grid) -> int:
     return -(-tokens // grid.page_tokens) * grid.page_tokens
 
 
+class Run(NamedTuple):
+    """Computed pages of one group, side by side in a sequence, from position `start` on."""
+
+    group: int
+    start: int
+    pages: list[int]
+
+
+class Hit(NamedTuple):
+    """The first `tokens` of a sequence are computed already: these runs, one after the other."""
+
+    tokens: int
+    runs: tuple[Run, ...]
+
+
+NO_HIT = Hit(0, ())
+
+
 class KvPlan:
-    """Free and promised pages of every group."""
+    """Used and promised pages of every group, and what can be found in them."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -57,49 +82,70 @@ class KvPlan:
         self.capacity_tokens = (
             grid.groups - 1
         ) * self.cutoff + room  # of one request that has all to itself
-        self._free = [list(range(grid.pages_per_group - 1, -1, -1)) for _ in range(grid.groups)]
+        self.store = PageStore(grid.groups, grid.pages_per_group)
         self._promised = [0] * grid.groups
 
     def available(self, group: int) -> int:
-        """Pages of a group that are neither taken nor promised."""
-        return len(self._free[group]) - self._promised[group]
+        """Pages of a group that are neither used nor promised; some may have to be forgotten."""
+        return self.store.available(group) - self._promised[group]
 
     def usage(self) -> list[float]:
-        """Share of each group's pages that is taken or promised, 0 to 1."""
+        """Share of each group's pages that is used or promised, 0 to 1."""
         pages = max(1, self.grid.pages_per_group)
         return [1 - self.available(group) / pages for group in range(self.grid.groups)]
 
-    def place(
-        self, tokens: int, preferred: Sequence[int], headroom: Sequence[int]
-    ) -> list[Piece] | None:
-        """Pieces for a prefill of `tokens`, on the first groups of `preferred` with room; None: it
-        has to wait.
+    def cached(self) -> float:
+        """Share of all pages that can be found by what is in them, 0 to 1."""
+        pages = max(1, self.grid.groups * self.grid.pages_per_group)
+        return sum([self.store.cached(group) for group in range(self.grid.groups)]) / pages
 
-        `headroom`: pages to leave in each group for the decodes that grow there. Nothing is
-        reserved yet.
+    def hits(self, keys: PageKeys, limit: int) -> list[Hit]:
+        """What is computed of the first `limit` tokens of a sequence: the longest hit that begins
+        in each group, where there is one; the longest first."""
+        found = [self._hit(keys, limit // self.page_tokens, g) for g in range(self.grid.groups)]
+        return sorted([hit for hit in found if hit.tokens], key=lambda hit: -hit.tokens)
+
+    def place(
+        self, tokens: int, preferred: Sequence[int], headroom: Sequence[int], hit: Hit = NO_HIT
+    ) -> list[Piece] | None:
+        """Pieces for a prefill of `tokens`: those of the hit, the last of which grows up to the
+        cutoff, then on the first groups of `preferred` with room; None: it has to wait.
+
+        `preferred`: every group; `headroom`: pages to leave in each for the decodes that grow
+        there. Nothing is reserved yet.
         """
-        count = min(self.grid.groups, max(1, -(-tokens // self.cutoff)))
-        if count > len(preferred):
+        pieces, start = self._shared(tokens, hit)
+        for piece in pieces:
+            idle = [page for page in piece.pages if not self.store.users(piece.group, page)]
+            needed = len(idle) + piece.promised
+            if self.available(piece.group) - headroom[piece.group] < needed:
+                return None
+        if start >= tokens:
+            return pieces
+        held = {piece.group for piece in pieces}
+        left = [group for group in preferred if group not in held]
+        count = min(self.grid.groups - len(held), -(-(tokens - start) // self.cutoff))
+        if count > len(left):
             return None
-        sizes = [self.cutoff] * (count - 1) + [tokens - (count - 1) * self.cutoff]
-        pieces: list[Piece | None] = [None] * count
-        left = list(preferred)
-        for index in sorted(
-            range(count), key=lambda i: -sizes[i]
-        ):  # the largest has the least choice
+        sizes = [self.cutoff] * (count - 1) + [tokens - start - (count - 1) * self.cutoff]
+        fresh: dict[int, Piece] = {}
+        # the largest has the least choice
+        for index in sorted(range(count), key=lambda i: -sizes[i]):
             pages = self._pages(sizes[index])
             group = next((g for g in left if self.available(g) - headroom[g] >= pages), None)
             if group is None:
                 return None
             left.remove(group)
-            pieces[index] = Piece(group, index * self.cutoff, promised=pages)
-        return [piece for piece in pieces if piece is not None]
+            fresh[index] = Piece(group, start + index * self.cutoff, promised=pages)
+        return pieces + [fresh[index] for index in range(count)]
 
     def reserve(self, state: RequestState, pieces: list[Piece]) -> None:
-        """Promise the pages of placed pieces to a request."""
+        """Promise the pages of placed pieces to a request, and let it share those of its hit."""
         for piece in pieces:
+            self.store.share(piece.group, piece.pages)
             self._promised[piece.group] += piece.promised
         state.pieces = pieces
+        state.published = state.computed // self.page_tokens
 
     def take(self, state: RequestState, stop: int) -> None:
         """Turn promises into pages for the positions below `stop` (a prefill is dispatched up to
@@ -110,7 +156,7 @@ class KvPlan:
                     max(0, self._pages(stop - piece.start) - len(piece.pages)), piece.promised
                 )
                 for _ in range(missing):
-                    piece.pages.append(self._free[piece.group].pop())
+                    piece.pages.append(self.store.take(piece.group))
                 piece.promised -= missing
                 self._promised[piece.group] -= missing
 
@@ -122,21 +168,99 @@ class KvPlan:
             held = {piece.group for piece in state.pieces}
             group = max((g for g in range(self.grid.groups) if g not in held), key=self.available)
             if self.available(group) > 0:
-                state.pieces.append(Piece(group, position, pages=[self._free[group].pop()]))
+                state.pieces.append(Piece(group, position, pages=[self.store.take(group)]))
                 return None
         if position - last.start < len(last.pages) * self.page_tokens:
             return None
         if self.available(last.group) < 1:
             return last.group
-        last.pages.append(self._free[last.group].pop())
+        last.pages.append(self.store.take(last.group))
         return None
 
     def release(self, state: RequestState) -> None:
         """Give back everything a request holds."""
         for piece in state.pieces:
-            self._free[piece.group] += reversed(piece.pages)
+            self.store.give_back(piece.group, reversed(piece.pages))
             self._promised[piece.group] -= piece.promised
         state.pieces = []
+
+    def publish(self, state: RequestState) -> list[PageKey]:
+        """Let others find the pages of a request that are full and computed; returns the new keys.
+
+        Only those that begin at a multiple of the page size in the sequence: pages of a piece that
+        does not are never shared.
+        """
+        keys, full, new = state.keys, state.computed // self.page_tokens, list[PageKey]()
+        if keys is None:
+            return new
+        for index in range(state.published, full):
+            place = self._place_of(state, index)
+            if place is not None and self.store.publish(*place, keys[index]):
+                new.append(keys[index])
+        state.published = full
+        return new
+
+    def withdraw(self, state: RequestState) -> None:
+        """Let nobody find what this request has computed: something is wrong with it."""
+        for index in range(state.hit // self.page_tokens, state.published):
+            place = self._place_of(state, index)
+            if place is not None:
+                self.store.withdraw(*place)
+
+    def frees(self, state: RequestState, group: int) -> bool:
+        """Whether pages of a group would be available if this request gave back what it has."""
+        for piece in state.pieces:
+            if piece.group == group:
+                alone = any(self.store.users(group, page) == 1 for page in reversed(piece.pages))
+                return alone or piece.promised > 0
+        return False
+
+    def _hit(self, keys: PageKeys, limit: int, group: int) -> Hit:
+        """The pages of a sequence, up to `limit` of them, that can be used by a request whose first
+        piece is in `group`. It goes on in another group where a piece may end."""
+        runs: list[Run] = []
+        others = [other for other in range(self.grid.groups) if other != group]
+        run = Run(group, 0, [])
+        for index in range(limit):
+            key, position = keys[index], index * self.page_tokens
+            if others and position - run.start >= self.cutoff:
+                following = next((g for g in others if self.store.find(g, key) is not None), None)
+                if following is not None:
+                    others.remove(following)
+                    runs.append(run)
+                    run = Run(following, position, [])
+            page = self.store.find(run.group, key)
+            if page is None:
+                break
+            run.pages.append(page)
+        runs.append(run)
+        return Hit(sum([len(run.pages) for run in runs]) * self.page_tokens, tuple(runs))
+
+    def _shared(self, tokens: int, hit: Hit) -> tuple[list[Piece], int]:
+        """The pieces that a hit makes, and the first position that belongs to none of them."""
+        pieces = [Piece(run.group, run.start, pages=list(run.pages)) for run in hit.runs]
+        if not pieces:
+            return pieces, 0
+        last = pieces[-1]
+        end = tokens
+        if len(pieces) < self.grid.groups:
+            end = min(tokens, max(last.start + self.cutoff, hit.tokens))
+        last.promised = self._pages(end - last.start) - len(last.pages)
+        return pieces, end
+
+    def _place_of(self, state: RequestState, index: int) -> tuple[int, int] | None:
+        """Group and number of the page with the index-th page_tokens of a sequence; None: they do
+        not fill one page."""
+        position = index * self.page_tokens
+        number = len(state.pieces) - 1
+        while state.pieces[number].start > position:
+            number -= 1
+        piece = state.pieces[number]
+        end = position + self.page_tokens
+        split = number + 1 < len(state.pieces) and state.pieces[number + 1].start < end
+        if split or (position - piece.start) % self.page_tokens:
+            return None
+        return piece.group, piece.pages[(position - piece.start) // self.page_tokens]
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)

@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterable
 
 from medha_actors.config import Policy
 from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import RequestState
 
+REFRESHED = 32  # waiting requests whose hits are looked up again before one batch, at most
 DECODE_SPLIT = 2  # running decodes per stage from which on they are split into micro-batches
 
 
@@ -33,6 +35,7 @@ class LiveRequests:
     def __init__(self, policy: Policy, grid: Grid, table: PrefillTable) -> None:
         self._grid, self._table = grid, table
         self.kv = KvPlan(grid)
+        self.hits = Hits(self.kv, table)
         self.queue = PrefillQueue(policy)
         self.by_id: dict[str, RequestState] = {}
         self.holding: dict[str, RequestState] = {}
@@ -42,6 +45,7 @@ class LiveRequests:
         self._running = [0] * grid.groups  # decoding requests with a piece in each group
         self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
+        self.prefix_queries = self.prefix_hits = 0  # prompt tokens looked for and found at starts
         self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
         self._timeouts: list[
             tuple[float, int, str]
@@ -66,12 +70,13 @@ class LiveRequests:
 
     def dispatched(self, state: RequestState, stop: int) -> None:
         """The positions below `stop` are on their way."""
-        prefill = state.prefilling
+        start, prefill = state.dispatched, state.prefilling
         state.dispatched = stop
         self.ready.pop(state.id, None)
         if not prefill:
             return
-        self.holding[state.id] = state
+        if state.id not in self.holding:
+            self._begin(state, start)
         if state.prefilling:
             state.remaining_s = self._table.seconds(stop, state.goal)
             self.queue.put(state)
@@ -79,11 +84,27 @@ class LiveRequests:
             self.queue.remove(state)
             self._start_decoding(state)
 
-    def remove(self, state: RequestState) -> None:
-        """A request has ended."""
+    def computed(self, state: RequestState, stop: int) -> None:
+        """The positions below `stop` have come back."""
+        state.computed = stop
+        self.hits.published(self.kv.publish(state))
+        if stop < state.goal:
+            self.hits.lead(state)
+        else:
+            self.hits.cease(state)
+
+    def remove(self, state: RequestState, sound: bool = True) -> None:
+        """A request has ended. What it has computed can be found by others if it is `sound`."""
         self.by_id.pop(state.id, None)
         self.queue.remove(state)
+        if not sound:
+            self.kv.withdraw(state)
         self._let_go(state)
+
+    def refresh(self) -> None:
+        """Value waiting requests anew whose hits have changed."""
+        for state in self.hits.refresh(REFRESHED):
+            self._value(state)
 
     def evict(self, state: RequestState) -> None:
         """Drop a request's KV; it waits for the prefill of everything known of it."""
@@ -100,25 +121,32 @@ class LiveRequests:
         """
         self.closing = [[] for _ in range(self._grid.groups)]
         self.ready.clear()
+        dropped = list[RequestState]()
         for state in list(self.holding.values()):
             was_decoding = self._stop_decoding(state)
             if any(piece.group in lost for piece in state.pieces):
+                self.hits.cease(state)
                 self.kv.release(state)
                 self.holding.pop(state.id)
                 state.drop_cache()
-            else:
-                state.rewind()
+                dropped.append(state)
+                continue
+            state.rewind()
             if state.prefilling:
                 self._requeue(state)
                 continue
             if was_decoding:
                 self._start_decoding(state)
             self.ready[state.id] = state
+        for group in lost:
+            self.kv.store.forget(group)
+        for state in dropped:
+            self._requeue(state)
 
     def revalue(self) -> None:
         """Estimate all waiting work again: the predictor has changed its mind."""
         for state in list(self.queue.ordered(0.0)):
-            self._requeue(state)
+            self._value(state)
 
     def running(self) -> list[int]:
         """Decoding requests that hold a piece in each group."""
@@ -157,9 +185,13 @@ class LiveRequests:
             rivals = [
                 other
                 for other in self.holding.values()
-                if other.id not in spared and any(piece.group == group for piece in other.pieces)
+                if other.id not in spared and self.kv.frees(other, group)
             ]
-            victim = max(rivals, key=lambda other: (self._slack_after(other, now), other.serial))
+            victim = (
+                state
+                if not rivals
+                else max(rivals, key=lambda other: (self._slack_after(other, now), other.serial))
+            )
             self.evict(victim)
             self.evicted.append((victim.id, state.id))
             if victim is state:
@@ -191,6 +223,8 @@ class LiveRequests:
 
     def _let_go(self, state: RequestState) -> None:
         self._stop_decoding(state)
+        self.hits.leave(state)
+        self.hits.cease(state)
         for piece in state.pieces:
             if piece.opened:
                 self.closing[piece.group].append(state.id)
@@ -198,9 +232,26 @@ class LiveRequests:
         for place in (self.holding, self.ready):
             place.pop(state.id, None)
 
+    def _begin(self, state: RequestState, start: int) -> None:
+        """A request's first span is on its way, from behind what was found in the cache."""
+        self.holding[state.id] = state
+        if state.keys is not None and not state.epoch:
+            self.prefix_queries += state.prompt
+            self.prefix_hits += start
+        state.begin(start)
+        state.total_work_s = self._table.seconds(state.hit, state.goal)
+        self.hits.leave(state)
+        self.hits.lead(state)
+
     def _requeue(self, state: RequestState) -> None:
-        state.total_work_s = self._table.seconds(0, state.goal)
-        state.remaining_s = self._table.seconds(state.dispatched, state.goal)
+        if not state.pieces:
+            self.hits.look(state)
+        self._value(state)
+
+    def _value(self, state: RequestState) -> None:
+        """The seconds of a prefill that is not wholly dispatched; what is cached costs none."""
+        state.total_work_s = self._table.seconds(state.hit, state.goal)
+        state.remaining_s = self._table.seconds(max(state.hit, state.dispatched), state.goal)
         self.queue.put(state)
 
 

@@ -8,12 +8,20 @@ its relative slack, to the short ones behind it; what they do not use it takes b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, pipeline_share
-from medha_actors.core.kv_plan import Grid, KvPlan, holders, piece_end
+from medha_actors.core.chunking import (
+    LONE_BUDGETS,
+    UNIT,
+    PrefillTable,
+    largest_chunk,
+    pipeline_share,
+)
+from medha_actors.core.hits import Hits
+from medha_actors.core.kv_plan import NO_HIT, Grid, Hit, KvPlan, holders, piece_end
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel, Load
 from medha_actors.core.request import Piece, RequestState
@@ -26,6 +34,7 @@ PATIENCE, TRIAL = (
     64,
     8,
 )  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
+FOLLOWERS = 256  # and after so many that wait for the pages of others
 
 
 class Pick(NamedTuple):
@@ -46,14 +55,18 @@ class Packer:
         kv: KvPlan,
         now: float,
         budget_s: float,
+        table: PrefillTable,
+        hits: Hits,
     ) -> None:
         self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
+        self._table, self._hits = table, hits
         self.budget_s = budget_s
         self.loads = [Load()] * grid.groups
         self._decode_s = [0.0] * grid.groups  # uncorrected seconds of the decodes in each group
         self._seconds_in = [0.0] * grid.groups  # the same of all picks
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
+        self._begun_s = [0.0] * grid.groups  # what is left of the prefills begun in each group
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
         self._slots, self._headroom = (
@@ -80,23 +93,41 @@ class Packer:
                 self._decode_s[group] = self._seconds_in[group] = self._model.base(load)
 
     def add_prefills(
-        self, queue: PrefillQueue, *, slots: int, headroom: list[int], alone: bool
+        self,
+        queue: PrefillQueue,
+        *,
+        slots: int,
+        headroom: list[int],
+        alone: bool,
+        in_flight_s: float = 0.0,
     ) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
 
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
+        request only; `in_flight_s`: predicted seconds of the batches on their way. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
         prefill always moves on. Half of the batches take longer than predicted; where others wait
         for their tokens, nine in ten are to keep to the budget.
         """
         self._slots, self._headroom = slots, headroom
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s / self._model.margin
         self._alone = alone
+        for state in queue.started.values() if self._grid.groups > 1 else ():
+            for piece, _ in holders(state, state.dispatched):
+                self._begun_s[piece.group] += state.remaining_s
         patience = PATIENCE
+        followers = 0
+        offered = set[int]()
         for state in self._candidates(queue):
-            if patience <= 0 or len(self._shut) == self._grid.groups:
+            if patience <= 0 or followers > FOLLOWERS or len(self._shut) == self._grid.groups:
                 break
-            patience -= self._offer(state, queue, limit_s)
+            taker = state
+            leader = None if state.pieces else self._hits.leader_of(state, in_flight_s)
+            if leader is not None:  # it gets the turn of who waits for it
+                followers += 1
+                taker = leader
+            if taker.serial not in offered and taker.prefilling:
+                offered.add(taker.serial)
+                patience -= self._offer(taker, queue, limit_s)
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
 
@@ -140,7 +171,7 @@ class Packer:
         tokens = 0 if barred else self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:
             if fresh:
-                state.pieces = []
+                self._unplace(state)
             if (
                 not barred and not long and not state.dispatched
             ):  # the cheapest tokens there are do not fit here
@@ -173,8 +204,8 @@ class Packer:
         return limit_s
 
     def _place(self, state: RequestState) -> bool:
-        """Give a request pieces to try: on the groups with the least to do in this batch, then with
-        the most room."""
+        """Give a request pieces to try, behind a hit if that is the soonest: otherwise on the
+        groups with the least to do in this batch, then with the most room."""
         if self._slots <= 0:
             return False
         groups = list(range(self._grid.groups))
@@ -182,9 +213,35 @@ class Packer:
             groups.sort(
                 key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g))
             )
-        pieces = self._kv.place(state.goal, groups, self._headroom)
-        state.pieces = pieces or []
-        return pieces is not None
+        hits: list[Hit] = []
+        if state.keys is not None:
+            hits = self._kv.hits(state.keys, state.hit_limit)
+        best_s = math.inf
+        for hit in (*hits, NO_HIT):
+            pieces = self._kv.place(state.goal, groups, self._headroom, hit)
+            if pieces is None:
+                continue
+            seconds = self._soonest_s(state, pieces, hit.tokens)
+            if seconds < best_s:
+                best_s = seconds
+                state.pieces = pieces
+                state.dispatched = state.computed = hit.tokens
+            if len(groups) == 1:
+                break
+        return best_s < math.inf
+
+    def _unplace(self, state: RequestState) -> None:
+        state.pieces = []
+        state.dispatched = state.computed = 0
+
+    def _soonest_s(self, state: RequestState, pieces: list[Piece], start: int) -> float:
+        """Predicted seconds until a prefill placed like this is through, from `start` on: the work
+        of those that have begun in the same groups, and its own."""
+        own_s = self._table.seconds(start, state.goal)
+        if self._grid.groups == 1:
+            return own_s
+        groups = [piece.group for piece in pieces if piece.start <= start]
+        return own_s + max([self._begun_s[g] + self._seconds_in[g] for g in groups])
 
     def _share(self, state: RequestState) -> float:
         """The share of the budget a long prefill keeps (paper, 4.2)."""

@@ -7,12 +7,16 @@ reporting.
 two is what stream pipeline parallelism lives on (paper, 3.3). A prefill covers [0, goal): the
 prompt, or after the KV cache was dropped everything known by then. Past the goal the request
 decodes, one token at a time.
+
+A request that begins with tokens whose KV is cached starts with `dispatched = computed = hit`. Its
+work, and all that is derived from it, counts from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from medha_actors.core.page_keys import PageKeys
 from medha_actors.messages import TOKEN_BYTES, FinishedEvent, FinishReason, Request, pack_tokens
 
 
@@ -40,6 +44,7 @@ class Timeline:
     first_token_at: float | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, that were found in the cache when it first started
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +63,15 @@ class RequestState:
     computed: int = 0
     pieces: list[Piece] = field(default_factory=list)
     epoch: int = 0  # goes up when the KV cache is dropped: results of older spans no longer count
-    total_work_s: float = 0.0  # predicted isolated prefill of [0, goal)
+    total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
     logprobs_until: int = (
         1  # prompt positions below this one have had their log-probabilities reported
     )
+    keys: PageKeys | None = None  # of its pages; None: it neither finds nor leaves any
+    hit: int = 0  # tokens it started behind; while it waits, those it would find now
+    published: int = 0  # pages that others can find, as far as they can be found at all
+    dropped: int = 0  # tokens that were computed when its KV cache was dropped last
 
     @property
     def id(self) -> str:
@@ -87,6 +96,14 @@ class RequestState:
     def prefilling(self) -> bool:
         """Some of the prefill is not dispatched yet."""
         return self.dispatched < self.goal
+
+    @property
+    def hit_limit(self) -> int:
+        """Tokens that may come from the cache: not the last one known, whose row draws the next
+        token; and not those whose rows have log-probabilities to report."""
+        if self.request.sampling.prompt_logprobs is None or self.logprobs_until >= self.prompt:
+            return self.known - 1
+        return self.logprobs_until - 1
 
     def slack(self, now: float) -> float:
         """Seconds the rest of the prefill could be put off without missing the deadline; negative:
@@ -135,10 +152,19 @@ class RequestState:
         """Forget everything computed: the request becomes a prefill of all tokens known now. None
         is lost."""
         self.timeline.recomputed_tokens += self.computed
+        self.dropped = self.computed
         self.epoch += 1
         self.pieces = []
-        self.dispatched = self.computed = 0
+        self.dispatched = self.computed = self.published = self.hit = 0
         self.goal = self.known
+
+    def begin(self, start: int) -> None:
+        """The first span is on its way: what lies before `start` was found in the cache."""
+        self.hit = start
+        if not self.epoch:
+            self.timeline.cached_tokens = min(self.hit, self.prompt)
+        self.timeline.recomputed_tokens -= min(self.hit, self.dropped)
+        self.dropped = 0
 
     def rewind(self) -> None:
         """Nothing is in flight any more and the stages have forgotten the request, but its KV is
@@ -166,4 +192,5 @@ class RequestState:
             deadline_at=timeline.deadline_at,
             preemptions=timeline.preemptions,
             recomputed_tokens=timeline.recomputed_tokens,
+            cached_tokens=timeline.cached_tokens,
         )

@@ -58,7 +58,7 @@ class Scheduler:
             groups=grid.groups,
         )
         self.live = LiveRequests(config.scheduler.policy, grid, self.table)
-        self._admission = Admission(config, grid, self.table)
+        self._admission = Admission(config, grid, self.table, self.live.hits)
         self._flights: deque[Flight] = deque()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
         self._serials, self._batch_ids = itertools.count(), itertools.count()
@@ -82,7 +82,7 @@ class Scheduler:
             return rejected(error)
         state = self._admission.admit(request, next(self._serials))
         ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
-        ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
+        ahead_s += self._in_flight_s()
         self.live.add(state)
         return Accepted(
             deadline_at=state.timeline.deadline_at,
@@ -91,6 +91,7 @@ class Scheduler:
             predicted_ttft_s=max(0.0, now - state.timeline.arrived_at)
             + ahead_s
             + state.total_work_s,
+            cached_tokens=state.hit,
         )
 
     def cancel(
@@ -129,13 +130,27 @@ class Scheduler:
         request arrives."""
         live = self.live
         budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
-        packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, budget_s)
+        live.refresh()
+        packer = Packer(
+            self.config.scheduler,
+            self.grid,
+            self.model,
+            live.kv,
+            now,
+            budget_s,
+            self.table,
+            live.hits,
+        )
         if live.queue.order.preemptive:
             self._add_decodes(packer, now)
         if len(live.queue):
             slots = self.config.scheduler.max_running_requests - len(live.holding)
             packer.add_prefills(
-                live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1
+                live.queue,
+                slots=slots,
+                headroom=live.running(),
+                alone=len(live.by_id) == 1,
+                in_flight_s=self._in_flight_s(),
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
@@ -190,6 +205,9 @@ class Scheduler:
             budget_s=self.budget_s,
             preemptions_total=self._preemptions,
             evictions_total=live.evictions,
+            prefix_cache_queries_total=live.prefix_queries,
+            prefix_cache_hits_total=live.prefix_hits,
+            kv_cached=live.kv.cached(),
             batches_total=self._batches,
             prompt_tokens_total=self._prompt_tokens,
             generation_tokens_total=self._generated_tokens,
@@ -200,6 +218,10 @@ class Scheduler:
             worked_s=(self.model.worked_s[True], self.model.worked_s[False]),
             calibrated_s=(self.model.calibrated_s[True], self.model.calibrated_s[False]),
         )
+
+    def _in_flight_s(self) -> float:
+        """Predicted seconds of the batches on their way."""
+        return sum([flight.batch.predicted_s for flight in self._flights])
 
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
@@ -247,7 +269,7 @@ class Scheduler:
     ) -> list[Event]:
         """A span that still counts has been computed."""
         state, events = flown.state, list[Event]()
-        state.computed = flown.stop
+        self.live.computed(state, flown.stop)
         if state.timeline.prefilled_at is None and state.computed >= state.prompt:
             state.timeline.prefilled_at = now
             self._prompt_tokens += state.prompt
@@ -281,7 +303,7 @@ class Scheduler:
     def _finish(
         self, state: RequestState, reason: FinishReason, message: str | None, now: float
     ) -> Event:
-        self.live.remove(state)
+        self.live.remove(state, sound=reason != "error")
         return state.finished(reason, message, now)
 
     def _follow_drift(self) -> None:

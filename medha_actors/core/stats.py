@@ -18,6 +18,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float
     preemptions_total: int  # a prefill's turn was taken by another
     evictions_total: int  # a request's KV was dropped for want of room
+    prefix_cache_queries_total: int  # prompt tokens looked for in the prefix cache
+    prefix_cache_hits_total: int  # those of them that were found
+    kv_cached: float  # 0 to 1, pages that can be found by what is in them, used or not
     batches_total: int
     prompt_tokens_total: int
     generation_tokens_total: int

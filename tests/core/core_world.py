@@ -1,7 +1,8 @@
 """A scheduler with a tiny model of the stages beside it: every message is replayed, every count
 checked."""
 
-from collections import deque
+from collections import Counter, deque
+from zlib import crc32
 
 from core_replica import Replica
 
@@ -43,18 +44,33 @@ def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
     )
 
 
-def config_of(policy="lars", tpot_s=0.2, objectives=None, **scheduler):
+def config_of(policy="lars", tpot_s=0.2, objectives=None, prefix_cache=True, **scheduler):
     return MedhaConfig(
         parallel=ParallelConfig(),
         scheduler=SchedulerConfig(policy=policy, **scheduler),
         objectives=ObjectivesConfig(tpot_s=tpot_s, **(objectives or {})),
-        kv_cache=KvCacheConfig(page_tokens=PAGE),
+        kv_cache=KvCacheConfig(page_tokens=PAGE, prefix_cache=prefix_cache),
     )
 
 
-def request_of(name, prompt, output=4, at=0.0, ttft_s=None, timeout_s=None, priority=0, **sampling):
-    """Prompt tokens differ between requests, so a mixed-up cache is seen."""
-    ids = [(sum(name.encode()) * 131 + position) % 30_000 for position in range(prompt)]
+def request_of(
+    name,
+    prompt,
+    output=4,
+    at=0.0,
+    ttft_s=None,
+    timeout_s=None,
+    priority=0,
+    begins=(),
+    cache_salt="",
+    cache=True,
+    **sampling,
+):
+    """Prompt tokens differ between requests, so a mixed-up cache is seen; but for the first ones,
+    if given (`begins`)."""
+    own = crc32(name.encode()) % 2**30
+    ids = list(range(own, own + prompt))
+    ids[: len(begins)] = begins[:prompt]
     return Request(
         id=name,
         prompt_token_ids=pack_tokens(ids),
@@ -62,6 +78,8 @@ def request_of(name, prompt, output=4, at=0.0, ttft_s=None, timeout_s=None, prio
         objectives=Objectives(ttft_s=ttft_s, timeout_s=timeout_s),
         arrived_at=at,
         priority=priority,
+        cache_salt=cache_salt,
+        cache=cache,
     )
 
 
@@ -79,6 +97,7 @@ class World:
         self.flights = deque()
         self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
         self.batches = []
+        self.landed = set()  # batches whose results have come back
 
     def add(self, request):
         answer = self.scheduler.add(request, self.now)
@@ -99,9 +118,12 @@ class World:
         """All groups (or those in `lost`) lose their caches; every stage forgets its page
         tables."""
         self.scheduler.restart(self.now, lost)
+        in_flight = {batch.id for batch in self.flights}
         self.flights.clear()
         for group, replica in enumerate(self.replicas):
             replica.tables = {}
+            replica.seen = {}
+            replica.lose(in_flight)
             if lost is None or group in lost:
                 replica.slots = {}
         self.check()
@@ -126,6 +148,7 @@ class World:
         if not self.flights:
             return False
         batch = self.flights.popleft()
+        self.landed.add(batch.id)
         self.note(self.scheduler.complete(results_of(batch, (batch.predicted_s,)), self.now))
         return True
 
@@ -160,7 +183,11 @@ class World:
         for parts in spans.values():
             for group, span in parts:
                 if span.writes:
-                    self.replicas[group].write(span)
+                    self.replicas[group].write(span, batch.id)
+
+    def known(self, name):
+        """Prompt and generated tokens."""
+        return unpack_tokens(self.requests[name].prompt_token_ids) + self.tokens[name]
 
     def check_span(self, name, parts):
         """One request's span as all its groups see it: pieces cover [0, start) exactly, with the
@@ -170,12 +197,22 @@ class World:
         parts = sorted(parts, key=lambda part: part[1].piece_start)
         if first.groups:
             assert tuple(group for group, _ in parts) == first.groups
-        known = unpack_tokens(request.prompt_token_ids) + self.tokens[name]
+        known = self.known(name)
+
+        def readable(slot):
+            """Of others: what has come back, under the same salt, if both take part at all."""
+            writer = self.requests[slot.owner]
+            same = writer.cache_salt == request.cache_salt
+            return same and writer.cache and request.cache and slot.batch in self.landed
+
         cached = []
         for group, span in parts:
             assert (span.start, span.stop, span.groups) == (first.start, first.stop, first.groups)
             assert unpack_tokens(span.token_ids) == known[span.start : span.stop]
-            cached += self.replicas[group].read(name, span.piece_start, span.piece_tokens)
+            replica = self.replicas[group]
+            if request.sampling.repetition_penalty != 1:
+                assert replica.seen[name] == span.stop, "penalties need all tokens"
+            cached += replica.read(name, span.piece_start, span.piece_tokens, readable)
         assert cached == list(enumerate(known[: first.start])), (
             "every token's KV in exactly one piece"
         )
@@ -234,10 +271,20 @@ class World:
         }
         assert len(live.holding) <= self.config.scheduler.max_running_requests
         for group, pages in enumerate(held):
-            everything = sorted(pages + live.kv._free[group])
-            assert everything == list(range(self.grid.pages_per_group)), "pages leaked or doubled"
+            self.check_pages(group, Counter(pages))
             assert live.kv._promised[group] == promised[group]
             assert live.kv.available(group) >= 0
+
+    def check_pages(self, group, users):
+        """Every page is used by those who hold it, or idle with a key, or free: none is lost."""
+        pages = self.scheduler.live.kv.store._groups[group]
+        count = self.grid.pages_per_group
+        assert pages.users == [users[page] for page in range(count)]
+        resting = [*pages.free, *pages.idle, *pages.kept]
+        assert sorted([*users, *resting]) == list(range(count)), "pages leaked or doubled"
+        named = {page for page in range(count) if pages.key_of[page] is not None}
+        assert {pages.key_of[page]: page for page in named} == pages.page_of
+        assert {*pages.idle, *pages.kept} == named - set(users)
 
 
 def spans_of(batch):

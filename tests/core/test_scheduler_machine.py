@@ -12,8 +12,8 @@ from medha_actors.config import Policy
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random arrivals, cancellations, restarts and timeouts between the steps of a small grid with
-    little KV."""
+    """Random arrivals, of new and known beginnings, cancellations, restarts and timeouts between the
+    steps of a small grid with little KV."""
 
     @initialize(
         policy=st.sampled_from(get_args(Policy)),
@@ -25,8 +25,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunk=st.sampled_from([3, 16, 50]),
         tpot_s=st.sampled_from([0.01, 0.03, 0.3]),
         fixed=st.sampled_from([None, None, None, 10]),
+        prefix_cache=st.sampled_from([True, True, True, False]),
     )
-    def start(self, policy, stages, groups, pages, cutoff, running, chunk, tpot_s, fixed):
+    def start(
+        self, policy, stages, groups, pages, cutoff, running, chunk, tpot_s, fixed, prefix_cache
+    ):
         config = config_of(
             policy,
             tpot_s=tpot_s,
@@ -35,6 +38,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_chunk_tokens=chunk,
             max_batch_tokens=max(64, chunk),
             fixed_chunk_tokens=fixed,
+            prefix_cache=prefix_cache,
         )
         self.world = World(config, grid_of(stages, groups, pages, cutoff, length=120))
         self.count = 0
@@ -48,6 +52,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         world.add(request)
         self.count += 1
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data(), copies=st.integers(1, 3), kept=st.integers(1, 110), more=st.integers(0, 30),
+          output=st.integers(1, 20), salt=st.sampled_from(["", "", "", "x"]),
+          cache=st.sampled_from([True, True, True, False]), penalty=st.sampled_from([1.0, 1.0, 1.3]),
+          scored=st.sampled_from([None, None, None, 0]))  # fmt: skip
+    def add_with_a_known_beginning(
+        self, data, copies, kept, more, output, salt, cache, penalty, scored
+    ):
+        """As the next turn of a chat, or several of the same prompt."""
+        world = self.world
+        earlier = f"r{data.draw(st.integers(0, self.count - 1))}"
+        if earlier not in world.requests:
+            return
+        begins = world.known(earlier)[:kept]
+        for _ in range(copies):
+            request = request_of(
+                f"r{self.count}",
+                len(begins) + more,
+                output,
+                world.now,
+                begins=begins,
+                cache_salt=salt,
+                cache=cache,
+                repetition_penalty=penalty,
+                prompt_logprobs=scored,
+            )
+            world.add(request)
+            self.count += 1
 
     @rule(times=st.integers(1, 4))
     def launch(self, times):

@@ -1,0 +1,162 @@
+"""The pages of every KV group: who uses them, and what is in them.
+
+A page has a number of users. Those who share one have found it by its key and only ever read it; a
+page that is written to has one user and no key. A page with a key outlives its users: it is idle
+until somebody finds it again, or until its room is needed. Then the page that was used longest ago
+goes first, and of those given back together the deepest, so that what is left of a sequence is
+always its beginning. Idle pages that a waiting request has found go last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+
+from medha_actors.core.page_keys import PageKey
+
+
+class _Group:
+    """The pages of one group."""
+
+    __slots__ = ("free", "idle", "kept", "key_of", "page_of", "users")
+
+    def __init__(self, pages: int) -> None:
+        self.free = list(range(pages - 1, -1, -1))
+        self.users = [0] * pages
+        self.key_of: list[PageKey | None] = [None] * pages
+        self.page_of: dict[PageKey, int] = {}
+        self.idle: OrderedDict[int, None] = OrderedDict()  # longest unused first
+        self.kept: OrderedDict[int, None] = OrderedDict()  # the same, wanted by waiting requests
+
+    def rest(self, page: int, wanted: bool) -> None:
+        """Nobody uses this page any more."""
+        if self.key_of[page] is None:
+            self.free.append(page)
+        elif wanted:
+            self.kept[page] = None
+        else:
+            self.idle[page] = None
+
+    def wake(self, page: int) -> None:
+        """Somebody is about to use this page."""
+        self.idle.pop(page, None)
+        self.kept.pop(page, None)
+
+
+class PageStore:
+    """Pages by group and number, and by group and key."""
+
+    def __init__(self, groups: int, pages_per_group: int) -> None:
+        self._groups = [_Group(pages_per_group) for _ in range(groups)]
+        self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
+        self.lost: list[PageKey] = []  # wanted ones that went nevertheless; whoever reads clears it
+
+    def available(self, group: int) -> int:
+        """Pages that nobody uses."""
+        pages = self._groups[group]
+        return len(pages.free) + len(pages.idle) + len(pages.kept)
+
+    def kept(self, group: int) -> int:
+        """Those of them that waiting requests count on."""
+        return len(self._groups[group].kept)
+
+    def cached(self, group: int) -> int:
+        """Pages with a key, used or not."""
+        return len(self._groups[group].page_of)
+
+    def take(self, group: int) -> int:
+        """A page for one user to write to; there must be one available."""
+        pages = self._groups[group]
+        if pages.free:
+            page = pages.free.pop()
+        else:
+            page, _ = (pages.idle or pages.kept).popitem(last=False)
+            self._forget(pages, page)
+        pages.users[page] = 1
+        return page
+
+    def share(self, group: int, shared: Iterable[int]) -> None:
+        """One more user for each of these pages, all of which have a key."""
+        pages = self._groups[group]
+        for page in shared:
+            if not pages.users[page]:
+                pages.wake(page)
+            pages.users[page] += 1
+
+    def give_back(self, group: int, used: Iterable[int]) -> None:
+        """One user less for each of these pages. The deepest must come first."""
+        pages = self._groups[group]
+        for page in used:
+            pages.users[page] -= 1
+            if not pages.users[page]:
+                pages.rest(page, pages.key_of[page] in self._wanted)
+
+    def users(self, group: int, page: int) -> int:
+        """How many requests use a page."""
+        return self._groups[group].users[page]
+
+    def find(self, group: int, key: PageKey) -> int | None:
+        """The page with this key."""
+        return self._groups[group].page_of.get(key)
+
+    def publish(self, group: int, page: int, key: PageKey) -> bool:
+        """A used page is full and computed, and will not be written to again. False: the group has
+        another page with that key already, in use, and this one stays without."""
+        pages = self._groups[group]
+        other = pages.page_of.get(key)
+        if other is not None:
+            if pages.users[other]:
+                return False
+            pages.wake(other)
+            pages.key_of[other] = None
+            pages.free.append(other)
+        pages.page_of[key] = page
+        pages.key_of[page] = key
+        return True
+
+    def withdraw(self, group: int, page: int) -> None:
+        """Nobody shall find this page any more, which is in use."""
+        pages = self._groups[group]
+        key = pages.key_of[page]
+        if key is not None:
+            self._forget(pages, page)
+
+    def forget(self, group: int) -> None:
+        """The contents of a group are gone; nobody may be using its pages."""
+        pages = self._groups[group]
+        for page in (*pages.idle, *pages.kept):
+            self._forget(pages, page)
+            pages.free.append(page)
+        pages.idle.clear()
+        pages.kept.clear()
+
+    def want(self, keys: Collection[PageKey]) -> None:
+        """A waiting request has found these, the first of its tokens: they are the last to go."""
+        for key in reversed(tuple(keys)):  # the deepest is the first of them to go
+            self._wanted[key] = self._wanted.get(key, 0) + 1
+            for pages in self._groups:
+                page = pages.page_of.get(key)
+                if page is not None and not pages.users[page]:
+                    pages.wake(page)
+                    pages.kept[page] = None
+
+    def unwant(self, keys: Collection[PageKey]) -> None:
+        """The request waits no longer, or for others."""
+        for key in reversed(tuple(keys)):
+            self._wanted[key] -= 1
+            if self._wanted[key]:
+                continue
+            del self._wanted[key]
+            for pages in self._groups:
+                page = pages.page_of.get(key)
+                if page is not None and page in pages.kept:
+                    del pages.kept[page]
+                    pages.idle[page] = None
+
+    def _forget(self, pages: _Group, page: int) -> None:
+        key = pages.key_of[page]
+        assert key is not None
+        pages.key_of[page] = None
+        del pages.page_of[key]
+        if key in self._wanted:
+            self.lost.append(key)
