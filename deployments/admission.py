@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from deployments import limits, objectives
@@ -131,6 +132,8 @@ class Admission:
                 priority=body.priority,
                 arrived_at=arrived_at,
                 traceparent=headers.get("traceparent"),
+                cache_salt=cache_salt(body, headers),
+                cache=body.medha.cache,
             )
             job.choices.append(Choice(index, request, ids, text))
 
@@ -157,3 +160,13 @@ class Admission:
             logprobs=logprobs,
             prompt_logprobs=logprobs if isinstance(body, CompletionBody) and body.echo else None,
         )
+
+
+def cache_salt(body: GenerationBody, headers: Mapping[str, str]) -> str:
+    """Whose cached KV a request may use: the client's salt, or one for each API key. A salt of the
+    first kind never equals one of the second."""
+    if body.cache_salt is not None:
+        return f"salt:{body.cache_salt}"
+    key = headers.get("authorization", "")
+    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"key:{digest}" if key else ""

@@ -15,6 +15,7 @@ from deployments.replies import (
     ChatLogprob,
     ChatLogprobs,
     ChatMessage,
+    PromptTokensDetails,
     Reply,
     TextChoice,
     TextLogprobs,
@@ -231,11 +232,15 @@ def finite(logprob: float) -> float:
     return logprob if logprob > -9999.0 else -9999.0
 
 
-def usage_of(job: Job, generated: int, timing: TimingReply | None = None) -> UsageReply:
+def usage_of(
+    job: Job, generated: int, cached: int, timing: TimingReply | None = None
+) -> UsageReply:
+    """`cached`: prompt tokens that the prefix cache saved."""
     usage = UsageReply(
         prompt_tokens=job.prompt_tokens,
         completion_tokens=generated,
         total_tokens=job.prompt_tokens + generated,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
     )
     if timing is not None:
         usage.medha = timing

@@ -48,6 +48,7 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     tpot_s: Seconds | None = None
     timeout_s: Seconds | None = None
     progress: bool = False  # prefill progress as events `medha.progress` instead of comments
+    cache: bool = True  # False: the prompt is computed whole, and nothing of it is kept for others
 
 
 class GenerationBody(_Body, frozen=True, kw_only=True):
@@ -79,6 +80,9 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
         Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")]
         | None
     ) = None
+    # who may find the KV of whose prompts: those with the same salt (default: the same API key)
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = None
+    prompt_cache_key: ShortText | None = None  # a hint for routing; there is one place to route to
     medha: MedhaOptions = MedhaOptions()
 
     @property
@@ -140,8 +144,8 @@ class DetokenizeBody(_Body, frozen=True, kw_only=True):
 # Fields that never change what is generated.
 _IGNORED: Final = frozenset(
     {
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prediction", "verbosity", "cache_salt", "return_token_ids", "annotations", "refusal", "reasoning_content",
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
+        "prediction", "verbosity", "return_token_ids", "annotations", "refusal", "reasoning_content",
     }
 )  # fmt: skip
 # Fields we do not implement, with the values that ask for what happens anyway.

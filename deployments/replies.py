@@ -25,10 +25,15 @@ class TimingReply(_Reply, kw_only=True):
     ttft_met: bool | UnsetType = UNSET
 
 
+class PromptTokensDetails(_Reply, kw_only=True):
+    cached_tokens: int
+
+
 class UsageReply(_Reply, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     medha: TimingReply | UnsetType = UNSET
 
 

@@ -27,6 +27,8 @@ class Tally:
         self._live, self._arrived_at = live, arrived_at
         self._open = {choice.index for choice in live.job.choices}
         self._generated: dict[int, int] = {}
+        # of each choice's prompt: as found on arrival, then as it was
+        self._cached = [accepted.cached_tokens for accepted in live.accepted]
         self._first_tokens_at: list[float] = []
         self._endings: list[FinishedEvent] = []
 
@@ -42,6 +44,7 @@ class Tally:
             self._first_tokens_at.append(piece.first_token_at)
         if piece.ending is not None:
             self._endings.append(piece.ending)
+            self._cached[piece.index] = piece.ending.cached_tokens
 
     def usage(self, final: bool = True) -> Any:
         timing = None
@@ -49,7 +52,13 @@ class Tally:
             timing = timing_of(
                 self._live.accepted, self._arrived_at, self._first_tokens_at, self._endings
             )
-        return usage_of(self._live.job, sum(self._generated.values()), timing)
+        generated = sum(self._generated.values())
+        return usage_of(self._live.job, generated, self._cached_tokens(), timing)
+
+    def _cached_tokens(self) -> int:
+        """Each prompt counts once, as in prompt_tokens: its first choice may have computed what
+        the others found."""
+        return sum(self._cached[:: self._live.job.body.n])
 
     def headers(self) -> dict[str, str]:
         """What was promised on arrival."""

@@ -32,13 +32,14 @@ class Played(msgspec.Struct, kw_only=True):
 
 
 def request_of(planned: PlannedRequest, at: float, objectives: Objectives | None = None) -> Request:
-    """The request as the scheduler sees it; its tokens are zeros."""
+    """The request as the scheduler sees it; its tokens are zeros, and nobody else's."""
     return Request(
         id=f"{planned.kind}-{planned.index}",
         prompt_token_ids=bytes(4 * planned.prompt_tokens),
         sampling=SamplingParams(max_tokens=planned.output_tokens, temperature=0.0),
         objectives=objectives or Objectives(),
         arrived_at=at,
+        cache=False,
     )
 
 

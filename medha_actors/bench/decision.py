@@ -11,7 +11,13 @@ from medha_actors.config import MedhaConfig, Policy, SchedulerConfig
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
-from medha_actors.messages import Request, SampledToken, SamplingParams, StepResult
+from medha_actors.messages import (
+    Request,
+    SampledToken,
+    SamplingParams,
+    StepResult,
+    pack_tokens,
+)
 
 _POLICIES: tuple[Policy, ...] = ("fcfs", "fcfs_chunked", "edf", "lrs", "lars")
 _STAGE_S = 0.05
@@ -45,7 +51,7 @@ def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
         scheduler.add(
             Request(
                 id=f"r{number}",
-                prompt_token_ids=bytes(4 * tokens),
+                prompt_token_ids=pack_tokens((number,)) + bytes(4 * (tokens - 1)),
                 sampling=sampling,
                 arrived_at=now,
             ),

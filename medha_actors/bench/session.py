@@ -33,6 +33,7 @@ class Generation(msgspec.Struct):
 
     tokens: list[int]
     token_times_s: list[float]
+    cached_tokens: int = 0  # of the prompt
 
     @property
     def ttft_s(self) -> float:
@@ -73,14 +74,18 @@ async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
 
 
 async def generate(
-    handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams
+    handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams, cache: bool = False
 ) -> Generation:
-    """Send one request and wait for its end; raises EngineError when it is refused or fails."""
+    """Send one request and wait for its end; raises EngineError when it is refused or fails.
+
+    `cache`: whether it may use what earlier ones have computed, and leave its own.
+    """
     request = Request(
         id=f"bench-{next(_numbers)}",
         prompt_token_ids=pack_tokens(prompt),
         sampling=sampling,
         arrived_at=time.time(),
+        cache=cache,
     )
     events = handle.events(request.id)
     began = time.perf_counter()
@@ -92,8 +97,10 @@ async def generate(
         if isinstance(event, TokenEvent):
             result.tokens.append(event.token_id)
             result.token_times_s.append(time.perf_counter() - began)
-        elif isinstance(event, FinishedEvent) and event.reason not in ("stop", "length"):
-            raise EngineError(event.message or event.reason)
+        elif isinstance(event, FinishedEvent):
+            if event.reason not in ("stop", "length"):
+                raise EngineError(event.message or event.reason)
+            result.cached_tokens = event.cached_tokens
     return result
 
 

@@ -104,7 +104,11 @@ class PrefillTable:
             self._clear()
         while self._ends[-1] < total:
             self._grow()
-        return scale * (self._until(total) - self._until(done) + self._drain(left, total))
+        if left <= self._chunk_at(total):  # one chunk, whose overhead matters
+            seconds = self._chunk_s(left, done)
+        else:
+            seconds = self._until(total) - self._until(done)
+        return scale * (seconds + self._drain(left, total))
 
     def _clear(self) -> None:
         self._scale = self._model.scales[True]
@@ -142,9 +146,12 @@ class PrefillTable:
         """The last chunk still passes the other stages when the first has done all."""
         if self._stages == 1:
             return 0.0
-        cap = self._chunks[min(bisect_right(self._ends, total - 1), len(self._chunks) - 1)]
-        chunk = min(left, pipeline_share(total, self._stages, cap))
+        chunk = min(left, pipeline_share(total, self._stages, self._chunk_at(total)))
         return (self._stages - 1) * self._chunk_s(chunk, total - chunk)
+
+    def _chunk_at(self, total: int) -> int:
+        """Tokens of the chunk that position `total` ends, at most."""
+        return self._chunks[min(bisect_right(self._ends, total - 1), len(self._chunks) - 1)]
 
     def _chunk_s(self, rows: int, start: int) -> float:
         if rows <= 0:

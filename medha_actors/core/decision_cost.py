@@ -3,6 +3,7 @@ time.perf_counter)."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
-from medha_actors.messages import Request, SamplingParams
+from medha_actors.messages import Request, SamplingParams, pack_tokens
 
 
 def decision_seconds(
@@ -47,11 +48,14 @@ def decision_seconds(
     model = ExecutionModel.analytic(stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6)
     scheduler = Scheduler(config, grid, model)
     now = 0.0
+    numbers = itertools.count()
 
     def add(name: str, prompt: int, output: int) -> None:
         sampling = SamplingParams(max_tokens=output)
+        first = pack_tokens((next(numbers),))  # nobody begins like another
+        prompt_token_ids = first + bytes(len(first) * (prompt - 1))
         scheduler.add(
-            Request(id=name, prompt_token_ids=bytes(4 * prompt), sampling=sampling, arrived_at=now),
+            Request(id=name, prompt_token_ids=prompt_token_ids, sampling=sampling, arrived_at=now),
             now,
         )
 

@@ -7,6 +7,7 @@ evicted while it waits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from medha_actors.core.chunking import PrefillTable
@@ -21,6 +22,7 @@ class _Found(NamedTuple):
     """What a waiting request has found: these pages; and the page it would need next, if that could
     come from the cache."""
 
+    state: RequestState
     keys: list[PageKey]
     missing: PageKey | None
 
@@ -55,13 +57,17 @@ class Hits:
             self._missing.setdefault(missing, {})[state.serial] = state
         if keys:
             self._deepest.setdefault(keys[-1], {})[state.serial] = state
-        self._found[state.serial] = _Found(keys, missing)
+        self._found[state.serial] = _Found(state, keys, missing)
 
     def leave(self, state: RequestState) -> None:
         """A request waits no longer."""
         self._unregister(state)
         self._stale.pop(state.serial, None)
         self._common.pop(state.serial, None)
+
+    def finders(self) -> Iterator[RequestState]:
+        """Waiting requests that have found something, in order of arrival."""
+        return (found.state for found in self._found.values() if found.keys)
 
     def published(self, keys: list[PageKey]) -> None:
         """These pages can be found from now on."""

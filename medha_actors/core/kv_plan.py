@@ -139,6 +139,12 @@ class KvPlan:
             fresh[index] = Piece(group, start + index * self.cutoff, promised=pages)
         return pieces + [fresh[index] for index in range(count)]
 
+    def spoiled(self, piece: Piece) -> int:
+        """How many pages that waiting requests have found a placed piece would evict."""
+        idle = len([page for page in piece.pages if not self.store.users(piece.group, page)])
+        kept = max(0, self.store.kept(piece.group) - idle)
+        return max(0, piece.promised + idle + kept - self.available(piece.group))
+
     def reserve(self, state: RequestState, pieces: list[Piece]) -> None:
         """Promise the pages of placed pieces to a request, and let it share those of its hit."""
         for piece in pieces:

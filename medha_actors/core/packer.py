@@ -8,7 +8,6 @@ its relative slack, to the short ones behind it; what they do not use it takes b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,12 +15,11 @@ from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import (
     LONE_BUDGETS,
     UNIT,
-    PrefillTable,
     largest_chunk,
     pipeline_share,
 )
-from medha_actors.core.hits import Hits
-from medha_actors.core.kv_plan import NO_HIT, Grid, Hit, KvPlan, holders, piece_end
+from medha_actors.core.kv_plan import Grid, holders, piece_end
+from medha_actors.core.placement import Placement
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel, Load
 from medha_actors.core.request import Piece, RequestState
@@ -52,14 +50,12 @@ class Packer:
         config: SchedulerConfig,
         grid: Grid,
         model: ExecutionModel,
-        kv: KvPlan,
+        placement: Placement,
         now: float,
         budget_s: float,
-        table: PrefillTable,
-        hits: Hits,
     ) -> None:
-        self._config, self._grid, self._model, self._kv, self._now = config, grid, model, kv, now
-        self._table, self._hits = table, hits
+        self._config, self._grid, self._model, self._now = config, grid, model, now
+        self._placement, self._kv = placement, placement.kv
         self.budget_s = budget_s
         self.loads = [Load()] * grid.groups
         self._decode_s = [0.0] * grid.groups  # uncorrected seconds of the decodes in each group
@@ -75,6 +71,7 @@ class Packer:
         )  # requests that may start; pages to leave in each group
         self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
+        self._sparing: list[RequestState] = []  # not started for the sake of others' hits
         self._yielding: list[int] = []  # indices of the prefills that left room
 
     def add_decodes(self, states: Iterable[RequestState]) -> None:
@@ -111,23 +108,24 @@ class Packer:
         self._slots, self._headroom = slots, headroom
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s / self._model.margin
         self._alone = alone
-        for state in queue.started.values() if self._grid.groups > 1 else ():
-            for piece, _ in holders(state, state.dispatched):
-                self._begun_s[piece.group] += state.remaining_s
+        self._begun_s = self._placement.begun_s(queue)
         patience = PATIENCE
-        followers = 0
         offered = set[int]()
+        followers = 0
         for state in self._candidates(queue):
             if patience <= 0 or followers > FOLLOWERS or len(self._shut) == self._grid.groups:
                 break
             taker = state
-            leader = None if state.pieces else self._hits.leader_of(state, in_flight_s)
-            if leader is not None:  # it gets the turn of who waits for it
-                followers += 1
-                taker = leader
-            if taker.serial not in offered and taker.prefilling:
+            if not state.pieces:
+                leader = self._placement.hits.leader_of(state, in_flight_s)
+                if leader is not None:  # it gets the turn of those who wait for it
+                    followers += 1
+                    taker = leader
+            if taker.prefilling and taker.serial not in offered:
                 offered.add(taker.serial)
                 patience -= self._offer(taker, queue, limit_s)
+        if self._sparing and not self.prefills and not self.decodes:
+            self._offer(self._sparing[0], queue, limit_s, sparing=False)
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
 
@@ -157,12 +155,21 @@ class Packer:
             seen.add(state.serial)
             yield state
 
-    def _offer(self, state: RequestState, queue: PrefillQueue, limit_s: float) -> int:
-        """Take a chunk of this request if it fits. Returns the patience it has cost in vain."""
+    def _offer(
+        self, state: RequestState, queue: PrefillQueue, limit_s: float, sparing: bool = True
+    ) -> int:
+        """Take a chunk of this request if it fits. Returns the patience it has cost in vain.
+
+        `sparing`: not if it would spoil the hits of others.
+        """
         fresh = not state.pieces
         if fresh and not self._place(state):
             self._full = True
             return 0
+        if fresh and sparing and self._placement.spoils(state, self._now):
+            self._unplace(state)
+            self._sparing.append(state)
+            return 1
         groups = {piece.group for piece, _ in holders(state, state.dispatched)}
         long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
         share = self._share(state) if long and len(queue) > 1 else 1.0
@@ -204,8 +211,8 @@ class Packer:
         return limit_s
 
     def _place(self, state: RequestState) -> bool:
-        """Give a request pieces to try, behind a hit if that is the soonest: otherwise on the
-        groups with the least to do in this batch, then with the most room."""
+        """Give a request pieces to try: otherwise equal, on the groups with the least to do in this
+        batch, then with the most room."""
         if self._slots <= 0:
             return False
         groups = list(range(self._grid.groups))
@@ -213,35 +220,17 @@ class Packer:
             groups.sort(
                 key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g))
             )
-        hits: list[Hit] = []
-        if state.keys is not None:
-            hits = self._kv.hits(state.keys, state.hit_limit)
-        best_s = math.inf
-        for hit in (*hits, NO_HIT):
-            pieces = self._kv.place(state.goal, groups, self._headroom, hit)
-            if pieces is None:
-                continue
-            seconds = self._soonest_s(state, pieces, hit.tokens)
-            if seconds < best_s:
-                best_s = seconds
-                state.pieces = pieces
-                state.dispatched = state.computed = hit.tokens
-            if len(groups) == 1:
-                break
-        return best_s < math.inf
+        ahead_s = [sum(both) for both in zip(self._begun_s, self._seconds_in, strict=True)]
+        start = self._placement.choose(state, groups, self._headroom, ahead_s)
+        if start is None:
+            return False
+        state.pieces = start.pieces
+        state.dispatched = state.computed = start.hit
+        return True
 
     def _unplace(self, state: RequestState) -> None:
         state.pieces = []
         state.dispatched = state.computed = 0
-
-    def _soonest_s(self, state: RequestState, pieces: list[Piece], start: int) -> float:
-        """Predicted seconds until a prefill placed like this is through, from `start` on: the work
-        of those that have begun in the same groups, and its own."""
-        own_s = self._table.seconds(start, state.goal)
-        if self._grid.groups == 1:
-            return own_s
-        groups = [piece.group for piece in pieces if piece.start <= start]
-        return own_s + max([self._begun_s[g] + self._seconds_in[g] for g in groups])
 
     def _share(self, state: RequestState) -> float:
         """The share of the budget a long prefill keeps (paper, 4.2)."""

@@ -20,6 +20,7 @@ from medha_actors.core.chunking import DRIFT, PrefillTable, batch_budget
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests, preempted
 from medha_actors.core.packer import Packer
+from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.core.request import RequestState
@@ -59,6 +60,7 @@ class Scheduler:
         )
         self.live = LiveRequests(config.scheduler.policy, grid, self.table)
         self._admission = Admission(config, grid, self.table, self.live.hits)
+        self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._flights: deque[Flight] = deque()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
         self._serials, self._batch_ids = itertools.count(), itertools.count()
@@ -135,11 +137,9 @@ class Scheduler:
             self.config.scheduler,
             self.grid,
             self.model,
-            live.kv,
+            self._placement,
             now,
             budget_s,
-            self.table,
-            live.hits,
         )
         if live.queue.order.preemptive:
             self._add_decodes(packer, now)

@@ -211,6 +211,11 @@ class Figures:
                 "Share of the KV pages in use, 1 is all",
                 stats.kv_usage,
             ),
+            _gauge(
+                "medha_prefix_cache_usage_perc",
+                "Share of the KV pages that can be found again, in use or not",
+                stats.kv_cached,
+            ),
             Family("medha_kv_cache_pages", "gauge", "KV pages of a group, in each stage", pages),
             _gauge("medha_batches_in_flight", "Batches in the pipeline", stats.batches_in_flight),
             _gauge(
@@ -260,6 +265,16 @@ class Figures:
             ),
             _counter(
                 "medha_prompt_tokens_total", "Prompt tokens computed", stats.prompt_tokens_total
+            ),
+            _counter(
+                "medha_prefix_cache_queries_total",
+                "Prompt tokens looked for in the prefix cache",
+                stats.prefix_cache_queries_total,
+            ),
+            _counter(
+                "medha_prefix_cache_hits_total",
+                "Prompt tokens found in the prefix cache",
+                stats.prefix_cache_hits_total,
             ),
             _counter(
                 "medha_generation_tokens_total", "Output tokens", stats.generation_tokens_total

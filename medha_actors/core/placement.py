@@ -1,0 +1,79 @@
+"""Where a request starts: behind a hit or afresh, in which groups, and whether somebody's hit is
+worth waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.hits import Hits
+from medha_actors.core.kv_plan import NO_HIT, Hit, KvPlan, holders
+from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.request import Piece, RequestState
+
+
+class Start(NamedTuple):
+    """Pieces for a request that starts at position `hit`, behind what is cached."""
+
+    pieces: list[Piece]
+    hit: int
+
+
+class Placement:
+    """Weighs hits against the load of the groups that have them, by predicted seconds."""
+
+    def __init__(self, kv: KvPlan, hits: Hits, table: PrefillTable) -> None:
+        self.kv, self.hits, self._table = kv, hits, table
+        self._groups = kv.grid.groups
+
+    def begun_s(self, queue: PrefillQueue) -> list[float]:
+        """Seconds that are left of the prefills that have begun, in each group they touch next."""
+        seconds = [0.0] * self._groups
+        if self._groups > 1:
+            for state in queue.started.values():
+                for piece, _ in holders(state, state.dispatched):
+                    seconds[piece.group] += state.remaining_s
+        return seconds
+
+    def choose(
+        self,
+        state: RequestState,
+        preferred: Sequence[int],
+        headroom: Sequence[int],
+        ahead_s: Sequence[float],
+    ) -> Start | None:
+        """The start from which a prefill is soonest through, if there is room for any: the work
+        ahead of it in the groups it touches first (`ahead_s`), and its own."""
+        hits: list[Hit] = []
+        if state.keys is not None:
+            hits = self.kv.hits(state.keys, state.hit_limit)
+        best: Start | None = None
+        best_s = 0.0
+        for hit in (*hits, NO_HIT):
+            pieces = self.kv.place(state.goal, preferred, headroom, hit)
+            if pieces is None:
+                continue
+            touched = [piece.group for piece in pieces if piece.start <= hit.tokens]
+            wait_s = max([ahead_s[group] for group in touched])
+            seconds = wait_s + self._table.seconds(hit.tokens, state.goal)
+            if best is None or seconds < best_s:
+                best, best_s = Start(pieces, hit.tokens), seconds
+            if self._groups == 1:
+                break
+        return best
+
+    def spoils(self, state: RequestState, now: float) -> bool:
+        """Whether a placed request would evict what waiting requests have found, although it is quicker to
+        serve those first than to compute it again, and there is time for that."""
+        lost = self.kv.page_tokens * sum([self.kv.spoiled(piece) for piece in state.pieces])
+        again_s = first_s = 0.0
+        for other in self.hits.finders():
+            if lost <= 0:
+                break
+            if other is not state:
+                tokens = min(lost, other.hit)
+                lost -= tokens
+                again_s += self._table.seconds(other.hit - tokens, other.hit)
+                first_s += other.remaining_s
+        return first_s < again_s and state.slack(now) > first_s
