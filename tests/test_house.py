@@ -10,8 +10,8 @@ PACKAGES = ("medha_actors", "deployments", "clients", "loadgen")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 CORE_STDLIB = {
-    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools", "heapq", "itertools",
-    "math", "operator", "random", "statistics", "types", "typing",
+    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools",
+    "heapq", "itertools", "math", "operator", "random", "statistics", "types", "typing",
 }  # fmt: skip
 CONTRACT = ("medha_actors.config", "medha_actors.messages", "medha_actors.errors")
 # Package: the prefixes of this repository it may import, and third-party roots it must not.

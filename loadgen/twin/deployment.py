@@ -107,8 +107,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             need = weight_bytes(self.model, self.device, self.tp, self.spp) / 1e9
             have = self.device.memory_bytes * self.device.usable_share / 1e9
             raise LoadgenError(
-                f"{self.model.name} does not fit: {self.name} needs {need:.1f} GB a device for weights alone, "
-                f"{self.device.name} has {have:.1f} GB to use"
+                f"{self.model.name} does not fit: {self.name} needs {need:.1f} GB a device for "
+                f"weights alone, {self.device.name} has {have:.1f} GB to use"
             )
         return Grid(
             stages=self.spp,

@@ -84,8 +84,14 @@ def test_overlapped_reading_counts_once():
 
 
 def test_a_hugging_face_config(tmp_path):
-    config = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
-              "vocab_size": 100, "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     dims = model_of(str(tmp_path))
     assert (dims.kv_heads, dims.head_dim, dims.max_positions) == (4, 16, 512)
