@@ -11,7 +11,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.twin.cost import kv_token_bytes, profile_of, weight_bytes
 from loadgen.twin.hardware import Hardware
-from loadgen.twin.models import Dims
+from loadgen.twin.models import NamedModel
 from medha_actors.config import (
     KvCacheConfig,
     MedhaConfig,
@@ -29,7 +29,7 @@ PAGE_TOKENS = 64
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """tp devices a stage, spp stages, kvp groups, replicas; the rest as in serve_config.yaml."""
 
-    model: Dims
+    model: NamedModel
     device: Hardware
     tp: int = 1
     spp: int = 1
