@@ -30,8 +30,11 @@ def config_of(cutoff=None, longest=None, kvp=2, budget=2**21):
 
 def test_a_piece_larger_than_a_group_is_refused():
     refuse_impossible(config_of(cutoff=640), 10, TOKEN_BYTES)
-    with pytest.raises(ConfigError, match=r"max_tokens_per_kvp_group is 641, .* 640 tokens \(10 pages of 64 tokens, "
-                       r"1000 bytes a token .*budget_bytes of 704000 or more"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"max_tokens_per_kvp_group is 641, .* 640 tokens \(10 pages of 64 tokens, "
+        r"1000 bytes a token .*budget_bytes of 704000 or more",
+    ):
         refuse_impossible(config_of(cutoff=641), 10, TOKEN_BYTES)
     refuse_impossible(config_of(cutoff=641, kvp=1), 10, TOKEN_BYTES)  # one group has no pieces
 
