@@ -11,7 +11,7 @@ from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import RequestState, Timeline
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
-from medha_actors.messages import Rejected, Request
+from medha_actors.messages import TOKEN_BYTES, Rejected, Request
 
 RETRY_BOUNDS_S = (1.0, 60.0)
 
@@ -59,6 +59,10 @@ class Admission:
                 f"the request needs {asked}; the KV cache has room for {self.kv_tokens}",
                 param="prompt",
             )
+        if request.resumed is not None:
+            if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
+                raise RequestError("the request has all its tokens already", param="max_tokens")
+            return  # it was taken once: no queue is too full for it
         limit = self._config.scheduler.max_waiting_requests
         if waiting >= limit:
             low, high = RETRY_BOUNDS_S
@@ -83,9 +87,11 @@ class Admission:
         if self._config.kv_cache.prefix_cache and request.cache:
             root = root_key(self._config.model_loading_config.model_id, "", request.cache_salt)
             state.keys = PageKeys(root, self._page_tokens, state.tokens)
+        if request.resumed is not None:
+            state.resume(request.resumed)
         self._hits.look(state)
-        work_s = self._table.seconds(state.hit, request.prompt_tokens)
-        state.total_work_s = state.remaining_s = work_s
+        state.total_work_s = state.remaining_s = self._table.seconds(state.hit, state.goal)
+        work_s = self._table.seconds(state.hit, state.prompt)
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:

@@ -103,12 +103,12 @@ class Hits:
         if key is not None:
             del self._leaders[key]
 
-    def leader_of(self, state: RequestState, in_flight_s: float) -> RequestState | None:
+    def leader_of(self, state: RequestState, returned_s: float) -> RequestState | None:
         """The request whose prefill a waiting one had better wait for, as it is sooner done.
 
         While the leader has pages of both to dispatch it is: it is ahead, and gets the turns of all
-        who wait for it. Later, when they have returned (`in_flight_s`: what is on its way) and the
-        rest takes less than computing all that is missing.
+        who wait for it. Later, if the wait for what is on its way (`returned_s`) and the rest
+        take no longer than computing all that is missing.
         """
         if state.serial in self._stale:
             self.look(state)
@@ -119,7 +119,7 @@ class Hits:
         common = self._common_tokens(state, leader)
         if leader.dispatched < common:
             return leader
-        wait_s = in_flight_s + self._table.seconds(common, state.goal)
+        wait_s = returned_s + self._table.seconds(common, state.goal)
         return leader if wait_s <= self._table.seconds(state.hit, state.goal) else None
 
     def _unregister(self, state: RequestState) -> None:

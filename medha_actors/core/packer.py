@@ -96,12 +96,13 @@ class Packer:
         slots: int,
         headroom: list[int],
         alone: bool,
-        in_flight_s: float = 0.0,
+        returned_s: float = 0.0,
     ) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
 
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only; `in_flight_s`: predicted seconds of the batches on their way. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
+        request only; `returned_s`: predicted seconds until what is on its way
+        is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
         prefill always moves on. Half of the batches take longer than predicted; where others wait
         for their tokens, nine in ten are to keep to the budget.
         """
@@ -117,7 +118,7 @@ class Packer:
                 break
             taker = state
             if not state.pieces:
-                leader = self._placement.hits.leader_of(state, in_flight_s)
+                leader = self._placement.hits.leader_of(state, returned_s)
                 if leader is not None:  # it gets the turn of those who wait for it
                     followers += 1
                     taker = leader

@@ -17,7 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from medha_actors.core.page_keys import PageKeys
-from medha_actors.messages import TOKEN_BYTES, FinishedEvent, FinishReason, Request, pack_tokens
+from medha_actors.messages import (
+    TOKEN_BYTES,
+    FinishedEvent,
+    FinishReason,
+    Request,
+    Resumed,
+    pack_tokens,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +172,15 @@ class RequestState:
             self.timeline.cached_tokens = min(self.hit, self.prompt)
         self.timeline.recomputed_tokens -= min(self.hit, self.dropped)
         self.dropped = 0
+
+    def resume(self, known: Resumed) -> None:
+        """The request began in another engine: everything known of it becomes its prefill."""
+        self.generated += known.token_ids
+        self.goal = self.known
+        self.logprobs_until = known.prompt_logprobs_until
+        self.timeline.first_token_at = known.first_token_at
+        if known.token_ids:
+            self.timeline.recomputed_tokens = self.dropped = self.known - 1
 
     def rewind(self) -> None:
         """Nothing is in flight any more and the stages have forgotten the request, but its KV is

@@ -150,7 +150,7 @@ class Scheduler:
                 slots=slots,
                 headroom=live.running(),
                 alone=len(live.by_id) == 1,
-                in_flight_s=self._in_flight_s(),
+                returned_s=self._returned_s(),
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
@@ -222,6 +222,12 @@ class Scheduler:
     def _in_flight_s(self) -> float:
         """Predicted seconds of the batches on their way."""
         return sum([flight.batch.predicted_s for flight in self._flights])
+
+    def _returned_s(self) -> float:
+        """When what is on its way will be back, stage 0 having done its part of it."""
+        if not self._flights:
+            return 0.0
+        return (self.grid.stages - 1) * self._flights[-1].batch.predicted_s
 
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
