@@ -11,7 +11,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 CORE_STDLIB = {
     "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools",
-    "heapq", "itertools", "math", "operator", "random", "statistics", "types", "typing",
+    "hashlib", "heapq", "itertools", "math", "operator", "random", "statistics", "types", "typing",
 }  # fmt: skip
 CONTRACT = (
     "medha_actors.config",

@@ -6,6 +6,7 @@ speed      prefill and decode tokens/s of the embedded model, and the share of t
 spp        one long prompt on two stages, one stage, one stage with two threads
 kvp        time between tokens at long contexts with the KV cache on one core and on two
 telemetry  tokens/s with timelines, figures and all requests traced, and without
+prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
 decision   the scheduler's time per decision with many requests waiting
 """
 
@@ -26,7 +27,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("name", choices=("steps", "speed", "spp", "kvp", "telemetry", "decision"))
+    names = ("steps", "speed", "spp", "kvp", "prefix", "telemetry", "decision")
+    parser.add_argument("name", choices=names)
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
@@ -49,13 +51,19 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         from medha_actors.bench import decision
 
         return decision.run()
-    from medha_actors.bench import kvp, speed, spp, steps
+    from medha_actors.bench import kvp, prefix, speed, spp, steps
 
     if name == "telemetry":
         from medha_actors.bench import telemetry
 
         return await telemetry.run(**options)
-    benchmarks = {"steps": steps.run, "speed": speed.run, "spp": spp.run, "kvp": kvp.run}
+    benchmarks = {
+        "steps": steps.run,
+        "speed": speed.run,
+        "spp": spp.run,
+        "kvp": kvp.run,
+        "prefix": prefix.run,
+    }
     return await benchmarks[name](**options)
 
 
