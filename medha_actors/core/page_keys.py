@@ -45,9 +45,9 @@ class PageKeys:
         keys = self._keys
         while len(keys) <= page:
             start = len(keys) * self._page_tokens
-            chained = blake2b(keys[-1] if keys else self._root, digest_size=KEY_BYTES)
-            chained.update(self._tokens(start, start + self._page_tokens))
-            keys.append(chained.digest())
+            before = keys[-1] if keys else self._root
+            tokens = self._tokens(start, start + self._page_tokens)
+            keys.append(blake2b(before + tokens, digest_size=KEY_BYTES).digest())
         return keys[page]
 
     def known(self, stop: int) -> list[PageKey]:

@@ -54,7 +54,7 @@ def waiting(queue: PrefillQueue, groups: int, now: float, limit: int) -> list[Wa
                 relative_slack=state.relative_slack(now),
                 finish_in_s=max(ahead_s, state.remaining_s),
                 deadline_in_s=state.due_at - now,
-                done_tokens=state.dispatched,
+                done_tokens=max(state.hit, state.dispatched),
                 total_tokens=state.goal,
                 started=bool(state.pieces),
             )

@@ -1,5 +1,7 @@
 """Made-up but consistent lives of requests, told to the recorder as the controller tells them."""
 
+from zlib import crc32
+
 from medha_actors.actors.telemetry.recorder import Recorder
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.messages import (
@@ -12,6 +14,7 @@ from medha_actors.messages import (
     StepMessage,
     StepResult,
     TokenEvent,
+    pack_tokens,
 )
 
 START = 1_000.0
@@ -21,7 +24,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 def request(name: str, prompt: int = 100, at: float = START) -> Request:
     return Request(
         id=name,
-        prompt_token_ids=bytes(4 * prompt),
+        prompt_token_ids=pack_tokens([crc32(name.encode()) % 2**30, *[0] * (prompt - 1)]),
         sampling=SamplingParams(max_tokens=4),
         arrived_at=at,
         traceparent=f"00-{TRACE}-{len(name):016x}-01",

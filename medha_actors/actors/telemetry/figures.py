@@ -264,7 +264,9 @@ class Figures:
                 stats.evictions_total,
             ),
             _counter(
-                "medha_prompt_tokens_total", "Prompt tokens computed", stats.prompt_tokens_total
+                "medha_prompt_tokens_total",
+                "Prompt tokens, computed or found in the prefix cache",
+                stats.prompt_tokens_total,
             ),
             _counter(
                 "medha_prefix_cache_queries_total",

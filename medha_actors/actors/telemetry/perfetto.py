@@ -61,6 +61,7 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
         "tpot_s": timeline.tpot_s,
         "preemptions": timeline.preemptions,
         "recomputed_tokens": timeline.recomputed_tokens,
+        "cached_tokens": timeline.cached_tokens,
         "missed": list(timeline.missed()),
         "finish_reason": timeline.reason,
     }

@@ -211,6 +211,7 @@ class Recorder:
             event.preemptions,
             event.recomputed_tokens,
         )
+        timeline.cached_tokens = event.cached_tokens
         del self.live[timeline.id]
         self.finished[timeline.id] = timeline
         while len(self.finished) > self._last:

@@ -160,6 +160,7 @@ def _choice_facts(timeline: Timeline) -> dict[str, Any]:
         "medha.preemptions": timeline.preemptions,
         "medha.evictions": timeline.evictions,
         "medha.recomputed_tokens": timeline.recomputed_tokens,
+        "medha.cached_tokens": timeline.cached_tokens,
     }
 
 

@@ -93,6 +93,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     preemptions: int = 0
     evictions: int = 0
     recomputed_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt
     chunks_total: int = 0
     reason: str | None = None
     message: str | None = None
