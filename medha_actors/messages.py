@@ -138,6 +138,13 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
 
 
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """A stage could not do one request's work; `message` is for its client. The others' is done."""
+
+    request_id: str
+    message: str
+
+
 class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden
     states.
@@ -157,6 +164,7 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     exchange_seconds: tuple[
         float, ...
     ] = ()  # the part of it spent exchanging partial attention with other groups
+    failures: tuple[Failure, ...] = ()  # of the stages passed so far
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -188,6 +196,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     stage_starts: tuple[float, ...] = ()  # as in StepMessage
     exchange_seconds: tuple[float, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class Batch(msgspec.Struct, frozen=True):
