@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
-from medha_actors.actors.flights import Flights, Strikes
+from medha_actors.actors.flights import Flights
 from medha_actors.actors.links import Link
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer
@@ -40,9 +40,6 @@ _log = logging.getLogger("medha.controller")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 _decode_result = msgspec.msgpack.Decoder(StepResult).decode
-_MAX_STRIKES = (
-    2  # a request that was in flight in a group that died, this often in a row, ends with an error
-)
 _MAX_REBUILDS = 3  # in a row; then the actor exits and Serve makes a new one
 
 
@@ -54,7 +51,6 @@ class Controller(Observed):
         self._sinks = Sinks()
         self._flights = Flights(self.config.parallel.spp)
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
-        self._strikes = Strikes(_MAX_STRIKES)
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._ready: asyncio.Task[None] | None = None
         self._rebuild: asyncio.Task[None] | None = None
@@ -118,22 +114,18 @@ class Controller(Observed):
         loop = asyncio.get_running_loop()
         for link in (*self._cluster.first, *self._cluster.last):
             loop.remove_reader(link.fileno())
-        flown = self._flights.clear()
+        self._flights.clear()
         self._computing.clear()
         self._observer.lost(self._now())
-        self._rebuild = asyncio.create_task(self._mend(hung, flown))
+        self._rebuild = asyncio.create_task(self._mend(hung))
 
-    async def _mend(self, hung: bool, flown: dict[str, set[int]]) -> None:
+    async def _mend(self, hung: bool) -> None:
         """Replace what is dead (all, if something hangs), link the grid anew, go on."""
         for attempt in range(_MAX_REBUILDS):
             try:
                 began = time.monotonic()
                 lost = await self._cluster.revive(everything=hung or attempt > 0)
-                for request_id in self._strikes.count(flown, lost):
-                    message = "the pipeline died repeatedly while this request was in it"
-                    self._publish(self._scheduler.cancel(request_id, self._now(), "error", message))
-                flown = {}
-                self._scheduler.restart(self._now(), lost)
+                self._publish(self._scheduler.restart(self._now(), lost))
                 await self._connect()
                 _log.warning(
                     "the pipeline is back after %.1f s; KV lost in groups %s",
