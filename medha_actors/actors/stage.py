@@ -231,6 +231,7 @@ class StageActor:
                 stage_seconds=stage_seconds,
                 stage_starts=stage_starts,
                 exchange_seconds=exchange_seconds,
+                failures=(*message.failures, *output.failures),
             )
             self._downstream.send(_encode(passed_on), output.hidden)
             if self._control is not None:
@@ -245,6 +246,7 @@ class StageActor:
                 output.prompt_logprobs,
                 stage_starts,
                 exchange_seconds,
+                (*message.failures, *output.failures),
             )
             self._control.send(_encode(result))
 
