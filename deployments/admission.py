@@ -41,9 +41,18 @@ class Job:
 class Admission:
     """Checks, tokenises and fans out."""
 
-    def __init__(self, config: MedhaConfig, text: Text, context_tokens: int) -> None:
+    def __init__(
+        self,
+        config: MedhaConfig,
+        text: Text,
+        context_tokens: int,
+        model_vocabulary: int | None = None,
+    ) -> None:
+        """`model_vocabulary`: token ids that the model has a row for; None: as many as the tokenizer."""
         self._config = config
         self._text = text
+        self.vocabulary = min(text.vocabulary, model_vocabulary or text.vocabulary)
+        self._eos = tuple([i for i in text.eos_token_ids if i < self.vocabulary])
         self.context_tokens = context_tokens
         self.model_id = config.model_loading_config.model_id
 
@@ -52,7 +61,7 @@ class Admission:
     ) -> Job:
         """Raises RequestError."""
         asked = self._check(body, headers)
-        prompts = limits.split_prompts(body, self._config.limits, self._text.vocabulary)
+        prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
         job = self._job("cmpl", body, headers)
         for i, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
@@ -83,7 +92,10 @@ class Admission:
         fewest = self._text.fewest_tokens(prompt)
         if fewest > self.context_tokens:
             raise limits.too_long(name, fewest, 1, self.context_tokens, at_least=True)
-        return await self._text.encode(prompt, add_special_tokens)
+        ids = await self._text.encode(prompt, add_special_tokens)
+        if self.vocabulary < self._text.vocabulary:
+            limits.check_ids(name, ids, self.vocabulary)
+        return ids
 
     async def chat_tokens(
         self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]
@@ -102,7 +114,7 @@ class Admission:
 
     def _check(self, body: GenerationBody, headers: Mapping[str, str]) -> Objectives:
         self.check_model(body.model)
-        limits.check_generation(body, self._config.limits, self._text.vocabulary)
+        limits.check_generation(body, self._config.limits, self.vocabulary)
         return objectives.resolve(body.medha, headers, self._config.objectives)
 
     def _job(self, kind: str, body: GenerationBody, headers: Mapping[str, str]) -> Job:
@@ -140,7 +152,7 @@ class Admission:
             logprobs = body.logprobs
         elif isinstance(body, ChatBody) and body.logprobs:
             logprobs = body.top_logprobs
-        eos = () if body.ignore_eos else self._text.eos_token_ids
+        eos = () if body.ignore_eos else self._eos
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,

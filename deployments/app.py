@@ -44,6 +44,7 @@ class Ingress:
         config = load(args)
         engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
+        spec = load_spec(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
         self._server = Server(
@@ -51,6 +52,7 @@ class Ingress:
             engine,
             text,
             context_tokens=engine.max_model_len_tokens,
+            model_vocabulary=spec.vocabulary,
             echo_request_id=False,  # Serve's proxy sets x-request-id on its answers
             observatory=Observatory(config, engine.ask, replica)
             if config.telemetry.enabled
