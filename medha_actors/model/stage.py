@@ -25,8 +25,8 @@ from medha_actors.model.backend import build_decoder
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.sampler import Sampler
-from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import open_weights
+from medha_actors.model_spec import ModelSpec
 
 
 class StageOutput(NamedTuple):
