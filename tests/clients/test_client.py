@@ -82,7 +82,7 @@ async def test_what_is_sent(serving) -> None:
     head, body = raw.requests[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions ")
     for line in (
-        b"x-llm-d-slo-ttft-ms: 250", b"x-llm-d-slo-tpot-ms: 20", b"x-request-timeout-seconds: 9",
+        b"x-llm-d-slo-ttft-ms: 250", b"x-llm-d-slo-tpot-ms: 20", b"x-medha-timeout-seconds: 9",
         b"authorization: Bearer secret", b"content-type: application/json",
     ):  # fmt: skip
         assert line in head
