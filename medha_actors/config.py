@@ -275,8 +275,10 @@ def numbers(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str,
             if isinstance(part, msgspec.inspect.StructType):
                 yield from numbers(part.cls, path + ".")
             elif isinstance(part, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-                low = -math.inf if part.ge is None else part.ge
-                high = math.inf if part.le is None else part.le
+                lower = [-math.inf, part.gt, part.ge]
+                upper = [math.inf, part.lt, part.le]
+                low = max(bound for bound in lower if bound is not None)
+                high = min(bound for bound in upper if bound is not None)
                 yield path, Bounds(low, high)
 
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from medha_actors.config import MedhaConfig, load, numbers
 from medha_actors.errors import ConfigError
 from tests.system.serve_process import shipped_args
@@ -37,6 +38,12 @@ def test_every_number_has_bounds(path: str):
     assert math.isfinite(low)
     assert math.isfinite(high)
     assert low < high
+
+
+@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody])
+def test_every_number_of_a_request_has_bounds(kind: type):
+    for _, bounds in numbers(kind):
+        assert math.isfinite(bounds.high - bounds.low)
 
 
 @pytest.mark.parametrize("path", NUMBERS)
