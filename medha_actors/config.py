@@ -99,9 +99,13 @@ class ActorConfig(_Section, frozen=True):
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
     pin: bool = True  # bind each CPU actor to cores of its own
     attention: Literal["auto", "sdpa", "flash_attn"] = "auto"
+    # warm processes per node that take the place of a dead stage (CPU only)
+    spares: Annotated[int, Meta(ge=0, le=16)] = 1
     start_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
     # a step that takes longer counts as a dead stage
     step_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 600.0
+    # stage actors wait so long for a new controller, then end
+    orphan_timeout_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 30.0
 
 
 class SchedulerConfig(_Section, frozen=True):
@@ -241,7 +245,8 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
     key, its value and what is allowed."""
     if not args:
         raise ConfigError(
-            "args: is empty; write at least `args: {model_loading_config: {model_source: embedded}}`"
+            "args: is empty; write at least `args: {model_loading_config: {model_source: "
+            "embedded}}`"
         )
     try:
         config = msgspec.convert(args, MedhaConfig)
