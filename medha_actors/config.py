@@ -1,7 +1,7 @@
 """The one configuration tree: what stands under `args` in serve_config.yaml.
 
-Units are in the names, unknown fields are refused with their path, every number has bounds, and nothing is
-mutated. `None` means "derive it".
+Units are in the names, unknown fields are refused with their path, every number has bounds, and
+nothing is mutated. `None` means "derive it".
 """
 
 from __future__ import annotations

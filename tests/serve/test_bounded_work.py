@@ -146,7 +146,12 @@ def test_what_is_not_json_is_refused_by_the_count(data: bytes) -> None:
     ("path", "body", "code", "param"),
     [
         ("/v1/completions", {"prompt": "x" * 200_000}, "context_length_exceeded", "prompt"),
-        ("/v1/completions", {"prompt": [1] * 5000, "echo": True}, "context_length_exceeded", "prompt"),
+        (
+            "/v1/completions",
+            {"prompt": [1] * 5000, "echo": True},
+            "context_length_exceeded",
+            "prompt",
+        ),
         (
             "/v1/completions",
             {"prompt": ["ok", "x" * 200_000], "echo": True},

@@ -38,8 +38,9 @@ def test_our_own_timeout_header_wins_where_it_stands_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(404, "not_found_error"), (503, "service_unavailable_error"), (500, "server_error")]
-)  # fmt: skip
+    ("status", "kind"),
+    [(404, "not_found_error"), (503, "service_unavailable_error"), (500, "server_error")],
+)
 async def test_plain_errors_become_error_objects(status: int, kind: str) -> None:
     plain = PlainTextResponse("no such thing", status, {"x-request-id": "7"})
     async with listening(edged(plain)) as url, httpx.AsyncClient(base_url=url) as http:

@@ -1,4 +1,4 @@
-"""Odd requests and time limits against a real server, behind Serve's own proxy and behind HAProxy."""
+"""Odd requests and time limits against a real server, behind Serve's proxy and behind HAProxy."""
 
 import json
 import socket
