@@ -1,8 +1,8 @@
 """What is planned, what was seen, and a whole run: the data that every other part of the load
 generator works on.
 
-A Run says nothing about how it came to be: the results of a simulation are written by the same code
-as those of a measurement.
+A RunRecord says nothing about how it came to be: the results of a simulation are written by the
+same code as those of a measurement.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
     )
 
 
-class Run(msgspec.Struct, kw_only=True):
+class RunRecord(msgspec.Struct, kw_only=True):
     """A finished run, measured or simulated."""
 
     records: list[RequestRecord]

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadgen import figures
-from loadgen.tables import Table, milliseconds, shown
+from loadgen.show import figures
+from loadgen.show.tables import Table, milliseconds, shown
 
 Results = Mapping[
     str, Sequence[dict[str, Any]]

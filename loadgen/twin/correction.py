@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.isolated import Points
+from loadgen.judge.isolated import Points
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.replay import Played, play

@@ -1,5 +1,5 @@
-"""From a workload to a simulation and from its result to a Run, which the load generator reports
-like a real one."""
+"""From a workload to a simulation and from its result to a RunRecord, which the load generator
+reports like a real one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.isolated import Points, lengths_to_measure, monotone, predict
-from loadgen.records import PlannedRequest, RequestRecord, Run
+from loadgen.judge.isolated import Points, lengths_to_measure, monotone, predict
+from loadgen.records import PlannedRequest, RequestRecord, RunRecord
 from loadgen.twin.deployment import Deployment
 from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
 from medha_actors.messages import Objectives, Rejected, Request, SamplingParams
@@ -175,9 +175,9 @@ def expect(records: Sequence[RequestRecord], points: Points) -> None:
 
 def run_of(
     deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str
-) -> Run:
-    """The Run that loadgen.results writes."""
-    return Run(
+) -> RunRecord:
+    """The RunRecord that loadgen.show.results writes."""
+    return RunRecord(
         records=played.records,
         duration_s=played.duration_s,
         config=config

@@ -8,9 +8,9 @@ import statistics
 
 import pytest
 
-from loadgen.arrivals import arrival_times
 from loadgen.errors import LoadgenError
-from loadgen.lengths import parse_lengths
+from loadgen.workload.arrivals import arrival_times
+from loadgen.workload.lengths import parse_lengths
 
 
 def draws(text, count=20_000):

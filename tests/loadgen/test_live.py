@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadgen.live import Histogram, LiveView
-from loadgen.wire import clock
+from loadgen.send.wire import clock
+from loadgen.show.progress import ProgressView, RunningPercentiles
 from tests.loadgen.made import failed, made
 
 
@@ -19,7 +19,7 @@ def view_of(records, stream):
     driver = SimpleNamespace(
         records=records, requests=[SimpleNamespace(at=0.0)] * 40, origin=clock() - 2.0
     )
-    return LiveView(driver, title="lars -> http://x (m)", stream=stream), driver
+    return ProgressView(driver, title="lars -> http://x (m)", stream=stream), driver
 
 
 def records():
@@ -35,7 +35,7 @@ def records():
 
 
 def test_histogram_is_right_within_two_percent():
-    histogram = Histogram()
+    histogram = RunningPercentiles()
     assert histogram.percentile(50) is None
     histogram.add(i / 1000 for i in range(1, 1001))
     for percent in (1, 50, 99, 100):

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from loadgen.driver import Driver, Pace
 from loadgen.records import PROBE, PlannedRequest
+from loadgen.send.driver import Driver, Pace
 from tests.loadgen.virtual_time import run_virtually
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadgen.health import examine
+from loadgen.judge.health import examine
 from tests.loadgen.made import a_run, failed, made
 
 

@@ -3,8 +3,14 @@
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.metrics import classes_of, distribution, errors_of, load_of, measure, summarise
-from loadgen.objectives import Bound, Objectives, deadlines, objective_headers, parse_objectives
+from loadgen.judge.metrics import classes_of, distribution, errors_of, load_of, measure, summarise
+from loadgen.judge.objectives import (
+    Bound,
+    Objectives,
+    deadlines,
+    objective_headers,
+    parse_objectives,
+)
 from tests.loadgen.made import failed, made
 
 NONE = Objectives()

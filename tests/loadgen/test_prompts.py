@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from loadgen.alphabet import WORDS, file_counter, single_token_words
 from loadgen.errors import LoadgenError
-from loadgen.prompts import PromptMaker, ids_alphabet, text_alphabet
 from loadgen.records import PlannedRequest
+from loadgen.send.alphabet import WORDS, file_counter, single_token_words
+from loadgen.send.prompts import PromptMaker, ids_alphabet, text_alphabet
 
 IDS = ids_alphabet(tuple(range(100, 900)))
 

@@ -8,13 +8,15 @@ import re
 
 import pytest
 
-from loadgen.compare import read_run, read_runs, tables, warnings, write_comparison
 from loadgen.errors import LoadgenError
-from loadgen.health import examine
-from loadgen.objectives import parse_objectives
-from loadgen.results import Terms, claim_directory, write_results
-from loadgen.tables import all_and_classes, as_text, class_table
-from loadgen.traces import TraceOptions, read_trace
+from loadgen.judge.health import examine
+from loadgen.judge.objectives import parse_objectives
+from loadgen.judge.options import Terms
+from loadgen.show.compare import read_run, read_runs, tables, warnings, write_comparison
+from loadgen.show.output import claim_directory
+from loadgen.show.results import write_results
+from loadgen.show.tables import all_and_classes, as_text, class_table
+from loadgen.workload.traces import TraceOptions, read_trace
 from tests.loadgen.made import a_run, failed, made
 
 TERMS = Terms(
@@ -46,7 +48,7 @@ def no_figures(request, monkeypatch):
     """Drawing takes seconds: the figures are drawn once, by `results`, and where a test is about
     them."""
     request.getfixturevalue("results")
-    monkeypatch.setattr("loadgen.figures.available", lambda: False)
+    monkeypatch.setattr("loadgen.show.figures.available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_reading_back_gives_the_same_figures(results):
 
 def test_comparing(tmp_path, results, monkeypatch):
     written(tmp_path / "other", label="other")
-    monkeypatch.setattr("loadgen.figures.available", lambda: True)
+    monkeypatch.setattr("loadgen.show.figures.available", lambda: True)
     runs = read_runs([results, tmp_path / "other"])
     found = dict(tables(runs))
     assert found["short requests"][0] == ["", "first <run>", "other"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from loadgen.events import TokenStream, body_error
 from loadgen.records import RequestRecord
+from loadgen.send.events import TokenStream, body_error
 from tests.loadgen.scripted import DONE, event, usage
 
 

@@ -6,9 +6,8 @@ import json
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.options import Options
-from loadgen.plan import build_plan
-from loadgen.traces import TraceOptions, read_trace, trace_path
+from loadgen.workload.traces import TraceOptions, read_trace, trace_path
+from tests.loadgen.made import plan_of
 
 MOONCAKE = [
     {"timestamp": 27000, "input_length": 1100, "output_length": 52, "hash_ids": [0, 1, 2]},
@@ -83,7 +82,7 @@ def test_request_log_takes_the_given_rate(tmp_path):
     ]
     path = lines(tmp_path / "log.jsonl", rows)
     assert [request.at for request in read_trace(path, TraceOptions())] == [None, None]
-    plan = build_plan(Options(dataset_path=str(path), request_rate=1.0, arrival="fixed"))
+    plan = plan_of(dataset_path=str(path), request_rate=1.0, arrival="fixed")
     assert [request.at for request in plan.requests] == [1.0, 2.0]
     csv = tmp_path / "log.csv"
     csv.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,5\n2.5,11,6\n")
@@ -95,15 +94,12 @@ def test_request_log_takes_the_given_rate(tmp_path):
 
 def test_a_rate_or_a_closed_loop_replaces_the_times_of_a_trace(tmp_path):
     path = str(lines(tmp_path / "t.jsonl", MOONCAKE))
-    assert [r.at for r in build_plan(Options(dataset_path=path)).requests] == [0.0, 3.0]
-    assert [
-        r.at
-        for r in build_plan(Options(dataset_path=path, request_rate=1, arrival="fixed")).requests
-    ] == [
+    assert [r.at for r in plan_of(dataset_path=path).requests] == [0.0, 3.0]
+    assert [r.at for r in plan_of(dataset_path=path, request_rate=1, arrival="fixed").requests] == [
         1.0,
         2.0,
     ]
-    assert build_plan(Options(dataset_path=path, max_concurrency=1)).closed_loop
+    assert plan_of(dataset_path=path, max_concurrency=1).closed_loop
 
 
 @pytest.mark.parametrize(

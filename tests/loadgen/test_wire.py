@@ -7,10 +7,10 @@ import threading
 import pytest
 from aiohttp import web
 
-from loadgen.prompts import PromptMaker, ids_alphabet
 from loadgen.records import PlannedRequest, RequestRecord, open_record
-from loadgen.targets import OpenAITarget, RequestStyle, parse_address
-from loadgen.wire import Connection, Exchange
+from loadgen.send.prompts import PromptMaker, ids_alphabet
+from loadgen.send.targets import OpenAITarget, RequestStyle, parse_address
+from loadgen.send.wire import Connection, HttpExchange
 from tests.loadgen.scripted import DONE, ScriptedServer, event
 
 SSE = (
@@ -41,7 +41,7 @@ def connected():
     connection = Connection(released.append, lambda exchange: False)
     connection.connection_made(Pipe())
     record = RequestRecord(index=0, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0)
-    connection.begin(Exchange(b"head", b"body", record, ended.append))
+    connection.begin(HttpExchange(b"head", b"body", record, ended.append))
     return connection, record, ended, released
 
 
@@ -75,7 +75,7 @@ def test_one_connection_answers_again():
     connection, first, _, _ = connected()
     connection.data_received(ANSWER)
     second = RequestRecord(index=1, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0)
-    connection.begin(Exchange(b"", b"", second, lambda record: None))
+    connection.begin(HttpExchange(b"", b"", second, lambda record: None))
     connection.data_received(ANSWER)
     assert first.completed
     assert second.completed

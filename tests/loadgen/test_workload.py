@@ -5,10 +5,9 @@ import itertools
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.options import Options
-from loadgen.plan import build_plan
 from loadgen.records import PROBE
-from loadgen.workload import PRESETS, Mix, probes, synthetic, until, within
+from loadgen.workload.mixes import PRESETS, Mix, probes, synthetic, until, within
+from tests.loadgen.made import plan_of
 
 
 def test_more_long_requests_leave_the_others_as_they_were():
@@ -43,9 +42,7 @@ def test_probes_come_at_even_intervals():
 
 
 def test_cutting_by_length_and_time():
-    requests = build_plan(
-        Options(num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10")
-    ).requests
+    requests = plan_of(num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10").requests
     kept, dropped = within(requests, 200)
     assert len(kept) + dropped == 100
     assert {request.kind for request in kept} == {"short"}
@@ -55,43 +52,42 @@ def test_cutting_by_length_and_time():
 
 
 def test_a_duration_sets_the_number_of_requests():
-    plan = build_plan(Options(duration=50, request_rate=20))
+    plan = plan_of(duration=50, request_rate=20)
     assert len(plan.requests) == pytest.approx(1000, rel=0.15)
     assert plan.requests[-1].at <= 50 < plan.requests[-1].at + 2
 
 
 def test_concurrency_without_a_rate_is_a_closed_loop():
-    plan = build_plan(Options(num_prompts=10, max_concurrency=4))
+    plan = plan_of(num_prompts=10, max_concurrency=4)
     assert plan.closed_loop
     assert all(request.at is None for request in plan.requests)
-    assert not build_plan(Options(num_prompts=10, max_concurrency=4, request_rate=2)).closed_loop
-    everything = build_plan(Options(num_prompts=10))
+    assert not plan_of(num_prompts=10, max_concurrency=4, request_rate=2).closed_loop
+    everything = plan_of(num_prompts=10)
     assert [request.at for request in everything.requests] == [0.0] * 10
 
 
 def test_plan_says_what_it_is():
     assert (
         "10 requests (0 long), prompts of 64 to 64 tokens (640 in all)"
-        in build_plan(Options(num_prompts=10, input_len="64", request_rate=1)).describe()
+        in plan_of(num_prompts=10, input_len="64", request_rate=1).describe()
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
-        (Options(num_prompts=0), "--num-prompts"),
-        (Options(max_concurrency=0), "--max-concurrency"),
-        (Options(long_fraction=1.5), "--long-fraction"),
-        (Options(scale_lengths="x"), "--scale-lengths"),
-        (Options(scale_lengths="1:2:3"), "--scale-lengths"),
-        (Options(duration=-1), "--duration"),
-        (Options(duration=5, max_concurrency=2), "closed loop"),
-        (Options(attainment=0), "--attainment"),
-        (Options(dataset_name="azure"), "--dataset-path"),
-        (Options(workload="other"), "--workload"),
-        (Options(duration=1e9, request_rate=1e9), "too many"),
+        ({"num_prompts": 0}, "--num-prompts"),
+        ({"max_concurrency": 0}, "--max-concurrency"),
+        ({"long_fraction": 1.5}, "--long-fraction"),
+        ({"scale_lengths": "x"}, "--scale-lengths"),
+        ({"scale_lengths": "1:2:3"}, "--scale-lengths"),
+        ({"duration": -1}, "--duration"),
+        ({"duration": 5, "max_concurrency": 2}, "closed loop"),
+        ({"dataset_name": "azure"}, "--dataset-path"),
+        ({"workload": "other"}, "--workload"),
+        ({"duration": 1e9, "request_rate": 1e9}, "too many"),
     ],
 )
-def test_senseless_options_are_refused(options, message):
+def test_senseless_options_are_refused(given, message):
     with pytest.raises(LoadgenError, match=message):
-        build_plan(options)
+        plan_of(**given)
