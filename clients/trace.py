@@ -78,7 +78,8 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     if timeline.get("trace_id"):
         out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
     for name in ("ttft", "tpot"):
-        value, objective = timeline[f"{name}_s"], timeline[f"{name}_objective_s"]
+        value = timeline[f"{name}_s"]
+        objective = timeline[f"{name}_objective_s"]
         met = "missed" if name in timeline["missed"] else "met"
         out.append(
             f"{name.upper()} {'-' if value is None else _time(value)}, objective "
@@ -138,7 +139,8 @@ def turns(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     """(start, end, what) of everything that took time."""
-    chunks, last = timeline["chunks"], timeline["last_token_at"] or timeline["arrived_at"]
+    chunks = timeline["chunks"]
+    last = timeline["last_token_at"] or timeline["arrived_at"]
     end = timeline["finished_at"] or last
     first = chunks[0]["sent_at"] if chunks else end
     rows = [

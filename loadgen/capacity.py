@@ -74,7 +74,8 @@ class Doubt:
     objectives."""
 
     def __init__(self, objectives: Objectives, allowed: int) -> None:
-        self.objectives, self.allowed = objectives, allowed
+        self.objectives = objectives
+        self.allowed = allowed
         self.bad = 0
         self._ended_badly = self._seen = 0
         self._pending: list[RequestRecord] = []
@@ -233,25 +234,25 @@ class _Trials:
         return trial
 
 
-def summary(found: CapacityFound) -> str:
+def summary(outcome: CapacityFound) -> str:
     """One line."""
-    if found.best is None:
+    if outcome.best is None:
         return "the objectives held at no rate that was tried"
     above = (
-        f", they fail at {found.failed:.4g}"
-        if found.failed is not None
+        f", they fail at {outcome.failed:.4g}"
+        if outcome.failed is not None
         else ", the highest rate allowed"
     )
-    unfinished = "" if found.complete else " (search cut short)"
+    unfinished = "" if outcome.complete else " (search cut short)"
     doubt = (
         "; doubtful: the load generator itself was late"
-        if any(t.doubtful for t in found.trials)
+        if any(t.doubtful for t in outcome.trials)
         else ""
     )
-    return f"capacity: {found.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
+    return f"capacity: {outcome.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
 
 
-def table_of(found: CapacityFound) -> tuple[list[str], list[list[str]]]:
+def table_of(outcome: CapacityFound) -> tuple[list[str], list[list[str]]]:
     """The trials, by rate."""
     header = [
         "requests/s",
@@ -263,8 +264,9 @@ def table_of(found: CapacityFound) -> tuple[list[str], list[list[str]]]:
         "tokens/s",
     ]
     rows = []
-    for trial in sorted(found.trials, key=lambda trial: trial.rate):
-        ttft, gaps = trial.figures.get("ttft", {}), trial.figures.get("itl", {})
+    for trial in sorted(outcome.trials, key=lambda trial: trial.rate):
+        ttft = trial.figures.get("ttft", {})
+        gaps = trial.figures.get("itl", {})
         numbers = (ttft.get("p50", ttft.get("median")), ttft.get("p99"), gaps.get("p99"))
         speed = trial.figures.get("output_throughput")
         verdict = "holds" if trial.holds else "fails"
@@ -278,27 +280,27 @@ def _met(trial: Trial) -> str:
     return ("at most " if trial.cut_short else "") + shown(trial.attainment, "%")
 
 
-def _write(found: CapacityFound, options: RunOptions, directory: Path) -> None:
+def _write(outcome: CapacityFound, options: RunOptions, directory: Path) -> None:
     """capacity.json, capacity.png and report.html."""
     judgement = options.judgement
     content: dict[str, Any] = {
-        "capacity": found.best,
-        "failed_at": found.failed,
-        "complete": found.complete,
+        "capacity": outcome.best,
+        "failed_at": outcome.failed,
+        "complete": outcome.complete,
         "attainment": judgement.attainment,
         "goodput": judgement.goodput,
         "goodput_long": judgement.goodput_long,
         "policy": options.watch.policy,
-        "trials": [msgspec.to_builtins(trial) for trial in found.trials],
+        "trials": [msgspec.to_builtins(trial) for trial in outcome.trials],
     }
     (directory / "capacity.json").write_text(json.dumps(content, indent=2) + "\n")
-    parts = [f"<h1>{summary(found)}</h1>", html_table(table_of(found))]
-    if figures.available() and found.trials:
+    parts = [f"<h1>{summary(outcome)}</h1>", html_table(table_of(outcome))]
+    if figures.available() and outcome.trials:
         picture = directory / "capacity.png"
-        rates = [trial.rate for trial in found.trials]
-        shares = [trial.attainment for trial in found.trials]
-        figures.draw_capacity(rates, shares, judgement.attainment, found.best, picture)
+        rates = [trial.rate for trial in outcome.trials]
+        shares = [trial.attainment for trial in outcome.trials]
+        figures.draw_capacity(rates, shares, judgement.attainment, outcome.best, picture)
         image = embedded(picture, "Share of requests that met all objectives")
         parts.append(f'<div class="figures">{image}</div>')
     (directory / "report.html").write_text(page("Capacity", parts))
-    (directory / "capacity.txt").write_text(f"{summary(found)}\n\n{as_text(table_of(found))}\n")
+    (directory / "capacity.txt").write_text(f"{summary(outcome)}\n\n{as_text(table_of(outcome))}\n")

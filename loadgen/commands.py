@@ -40,8 +40,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
     options = cli.run_options(arguments)
     search = fill(arguments, SearchOptions)
     directory = _directory(options, "capacity")
-    found, status = asyncio.run(rates.capacity(options, search, directory, say))
-    print(f"{as_text(rates.table_of(found))}\n\n{rates.summary(found)}")
+    outcome, status = asyncio.run(rates.capacity(options, search, directory, say))
+    print(f"{as_text(rates.table_of(outcome))}\n\n{rates.summary(outcome)}")
     print(f"results: {directory / 'report.html'}")
     return status
 

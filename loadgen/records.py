@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-SHORT, LONG, PROBE = "short", "long", "probe"
+SHORT = "short"
+LONG = "long"
+PROBE = "probe"
 
 
 class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -75,7 +75,9 @@ async def _drive(url: str, asked: SelfTestOptions) -> dict[str, Any]:
 def _figures(
     records: list[RequestRecord], duration: float, lags: list[float], asked: SelfTestOptions
 ) -> dict[str, Any]:
-    late, ttft, gaps = [], [], []
+    late = []
+    ttft = []
+    gaps = []
     for record in records:
         sent = record.sent_at or 0.0
         late.append(sent - record.released_at)

@@ -100,7 +100,8 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     """Measure what is not measured yet; returns the table and the file it was written to."""
-    folder, variants = Path(asked.result_dir), asked.chosen()
+    folder = Path(asked.result_dir)
+    variants = asked.chosen()
     config = read_config(Path(asked.serve_config))
     first = next(iter(variants))
     capacities = await _references(asked, varied(config, variants[first]), folder, say)
@@ -203,11 +204,9 @@ def _write(asked: ExperimentOptions, found: Results, folder: Path) -> tuple[Tabl
     target.write_text(f"{as_markdown(rows)}\n")
     if asked.kind == "chunks":
         draw_frontier(found, folder / "frontier.png")
-    cells = [
-        cell
-        for _, group in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1)
-        for cell in group
-    ]
+    cells: list[Cell] = []
+    for _, of_variant in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1):
+        cells += of_variant
     if len(cells) > 1:
         shutil.rmtree(folder / "comparison", ignore_errors=True)
         write_comparison(

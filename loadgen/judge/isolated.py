@@ -30,7 +30,8 @@ class _File(msgspec.Struct):
 def lengths_to_measure(lengths: Sequence[int], count: int = _POINTS) -> list[int]:
     """At most `count` lengths from the shortest to the longest, evenly spaced on a logarithmic
     axis."""
-    low, high = min(lengths), max(lengths)
+    low = min(lengths)
+    high = max(lengths)
     return sorted({round(low * (high / low) ** (step / (count - 1))) for step in range(count)})
 
 
@@ -75,11 +76,11 @@ def monotone(points: Points) -> Points:
     """A shorter prompt takes no longer than a longer one: where it was measured so, that was
     noise."""
     least = math.inf
-    found = []
+    smoothed = []
     for length, seconds in reversed(points):
         least = min(least, seconds)
-        found.append((length, least))
-    return found[::-1]
+        smoothed.append((length, least))
+    return smoothed[::-1]
 
 
 def read_points(path: Path) -> Points:
@@ -100,7 +101,8 @@ def predict(points: Points, length: int) -> float:
     """Seconds to the first token of a prompt; beyond the last point the last slope goes on."""
     if len(points) == 1:
         return points[0][1]
-    x, y = np.log([point[0] for point in points]), np.log([point[1] for point in points])
+    x = np.log([point[0] for point in points])
+    y = np.log([point[1] for point in points])
     at = math.log(length)
     if at > x[-1]:
         slope = max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2]))

@@ -62,32 +62,33 @@ class RequestMetrics(msgspec.Struct, kw_only=True):
 
 def measure(record: RequestRecord, objectives: Objectives) -> RequestMetrics:
     """One request's figures."""
-    found = RequestMetrics(record=record)
+    figures = RequestMetrics(record=record)
     if record.sent_at is not None:
-        found.lateness = max(0.0, record.sent_at - record.released_at)
+        figures.lateness = max(0.0, record.sent_at - record.released_at)
     limits = objectives.limits(record)
-    sent, times = record.sent_at, record.token_times
+    sent = record.sent_at
+    times = record.token_times
     if record.completed and sent is not None and len(times):
-        found.ttft = times[0] - sent
-        found.e2el = times[-1] - sent
-        found.itl = array("d", [after - before for before, after in pairwise(times)])
+        figures.ttft = times[0] - sent
+        figures.e2el = times[-1] - sent
+        figures.itl = array("d", [after - before for before, after in pairwise(times)])
         if record.generated_tokens > 1:
-            found.tpot = (found.e2el - found.ttft) / (record.generated_tokens - 1)
+            figures.tpot = (figures.e2el - figures.ttft) / (record.generated_tokens - 1)
         if record.isolated_ttft_s:
-            found.normalized_ttft = found.ttft / record.isolated_ttft_s
+            figures.normalized_ttft = figures.ttft / record.isolated_ttft_s
         if "ttft" in limits and "tpot" in limits:
             arrivals = [instant - sent for instant in times]
-            found.missed_deadlines, found.deadlines = deadlines(
+            figures.missed_deadlines, figures.deadlines = deadlines(
                 arrivals, limits["ttft"], limits["tpot"]
             )
     if objectives and not record.cancelled:
-        found.good = record.completed and _meets(found, limits)
-    return found
+        figures.good = record.completed and _meets(figures, limits)
+    return figures
 
 
-def _meets(found: RequestMetrics, limits: dict[str, float]) -> bool:
+def _meets(figures: RequestMetrics, limits: dict[str, float]) -> bool:
     """A metric that this answer cannot have (TPOT of one token) is no objection."""
-    measured = {metric: getattr(found, metric) for metric in limits}
+    measured = {metric: getattr(figures, metric) for metric in limits}
     return all(value is None or value <= limits[metric] for metric, value in measured.items())
 
 
@@ -128,7 +129,7 @@ def distribution(
     if not len(values):
         return None
     unit = 1000.0 if metric in _MS else 1.0
-    found = {
+    figures = {
         "count": len(values),
         "mean": unit * float(values.mean()),
         "std": unit * float(values.std()),
@@ -136,7 +137,9 @@ def distribution(
         "median": unit * percentile(values, 50),
         "max": unit * float(values[-1]),
     }
-    return found | {f"p{percent:g}": unit * percentile(values, percent) for percent in percentiles}
+    return figures | {
+        f"p{percent:g}": unit * percentile(values, percent) for percent in percentiles
+    }
 
 
 def summarise(
@@ -174,9 +177,9 @@ def summarise(
             figures["request_goodput"] = good / duration_s
     figures |= _fluidity(requests)
     for metric in LATENCIES:
-        found = distribution(requests, metric, percentiles)
-        if found:
-            figures[metric] = found
+        spread = distribution(requests, metric, percentiles)
+        if spread:
+            figures[metric] = spread
     return figures
 
 

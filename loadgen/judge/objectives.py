@@ -46,11 +46,8 @@ class Objectives(msgspec.Struct, frozen=True):
     @property
     def relative(self) -> bool:
         """Whether a prediction of the isolated time to first token is needed."""
-        return any(
-            bound.times_isolated
-            for bounds in (self.default, self.long)
-            for bound in bounds.values()
-        )
+        bounds = [*self.default.values(), *self.long.values()]
+        return any(bound.times_isolated for bound in bounds)
 
     def limits(self, record: RequestRecord) -> dict[str, float]:
         """The seconds that each objective allows this request."""
@@ -109,7 +106,8 @@ def deadlines(arrivals: Sequence[float], ttft_s: float, tbt_s: float) -> tuple[i
     total = missed = 0
     slack = before = 0.0
     for index, instant in enumerate(arrivals):
-        gap, before = instant - before, instant
+        gap = instant - before
+        before = instant
         allowed = ttft_s if index == 0 else tbt_s
         if gap <= allowed + slack:
             slack += allowed - gap

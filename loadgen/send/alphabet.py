@@ -63,7 +63,8 @@ async def single_token_words(count: Count) -> tuple[tuple[str, ...], int]:
 async def _overhead(count: Count) -> int:
     """Tokens beside the text's own: seen where repeating a word adds one token per repetition."""
     for word in WORDS[:24]:
-        once, often = await count(joined([word])), await count(joined([word] * 9))
+        once = await count(joined([word]))
+        often = await count(joined([word] * 9))
         if often - once == 8:
             return once - 1
     raise LoadgenError(

@@ -44,14 +44,19 @@ class Driver:
         on_record: Callable[[RequestRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.target, self.requests, self.pace = target, requests, pace
+        self.target = target
+        self.requests = requests
+        self.pace = pace
         self.records: list[RequestRecord] = []
         self.active: dict[str, RequestRecord] = {}
         self.loop_lags_s: list[float] = []
         self.origin = 0.0
         self.stopped = False
         self.done_sending = False
-        self._probes, self._run_id, self._on_record, self._clock = probes, run_id, on_record, clock
+        self._probes = probes
+        self._run_id = run_id
+        self._on_record = on_record
+        self._clock = clock
         self._sleepers: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
         self._load_active = 0
@@ -177,12 +182,12 @@ class Driver:
         """Wait for an instant of the clock; False if the run was stopped meanwhile."""
         loop = asyncio.get_running_loop()
         while not self.stopped:
-            left = instant - self._clock()
-            if left <= 0 or math.isnan(left):
+            seconds = instant - self._clock()
+            if seconds <= 0 or math.isnan(seconds):
                 return True
             sleeper: asyncio.Future[None] = loop.create_future()
             self._sleepers.add(sleeper)
-            timer = loop.call_later(left, _wake, sleeper)
+            timer = loop.call_later(seconds, _wake, sleeper)
             try:
                 await sleeper
             finally:

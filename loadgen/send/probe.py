@@ -80,7 +80,8 @@ class ServerProbe:
         url = f"{self.address.url}/v1/models"
         try:
             async with self._session.get(url) as response:
-                status, body = response.status, await response.read()
+                status = response.status
+                body = await response.read()
         except aiohttp.ClientConnectorError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise _NotReadyError(
@@ -177,10 +178,10 @@ class ServerProbe:
                 raise LoadgenError(f"--token-ids {given}: write LOWEST:HIGHEST") from None
             return tuple(range(low, high + 1))
         try:
-            found = await self._tokenize(model, joined(COMMON))
+            token_ids = await self._tokenize(model, joined(COMMON))
         except LoadgenError:
             return tuple(_FALLBACK_IDS)
-        ordinary = tuple(sorted(set(found[1:-1])))  # BOS and EOS stand at the ends
+        ordinary = tuple(sorted(set(token_ids[1:-1])))  # BOS and EOS stand at the ends
         return ordinary or tuple(_FALLBACK_IDS)
 
     async def _counter(self, model: Model) -> Count:

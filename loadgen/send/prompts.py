@@ -52,7 +52,8 @@ class PromptMaker:
     """Makes the JSON value of a request's prompt; the same for the same seed and request."""
 
     def __init__(self, alphabet: Alphabet, seed: int) -> None:
-        self.alphabet, self.seed = alphabet, seed
+        self.alphabet = alphabet
+        self.seed = seed
         rng = random.Random(f"{seed}/pool")
         pool = [rng.choice(alphabet.atoms) for _ in range(_POOL)]
         gap = len(alphabet.separator)
@@ -70,15 +71,15 @@ class PromptMaker:
                 f"the shortest prompt this server can be sent has {least} tokens; ask for more"
             )
         parts = []
-        left = wanted
+        missing = wanted
         for block_id in request.blocks:
-            if left <= 0:
+            if missing <= 0:
                 break
-            take = min(left, request.block_tokens)
+            take = min(missing, request.block_tokens)
             parts.append(self._block(block_id, take))
-            left -= take
-        if left:
-            parts.append(self._piece(f"{self.seed}/{request.kind}/{request.index}", left))
+            missing -= take
+        if missing:
+            parts.append(self._piece(f"{self.seed}/{request.kind}/{request.index}", missing))
         return b"".join(
             (self.alphabet.opening, self.alphabet.separator.join(parts), self.alphabet.closing)
         )
@@ -87,10 +88,10 @@ class PromptMaker:
         """The first `atoms` atoms of a prefix block; whole blocks are kept, the least used are
         dropped."""
         key = (block_id, atoms)
-        found = self._blocks.get(key)
-        if found is not None:
+        kept = self._blocks.get(key)
+        if kept is not None:
             self._blocks.move_to_end(key)
-            return found
+            return kept
         made = self._piece(f"{self.seed}/block/{block_id}", atoms)
         self._blocks[key] = made
         self._cached += len(made)
@@ -105,12 +106,12 @@ class PromptMaker:
         separator = self.alphabet.separator
         head = [rng.choice(self.alphabet.atoms) for _ in range(_HEAD)][:count]
         parts = [separator.join(head)]
-        left = count - len(head)
-        while left > 0:
+        missing = count - len(head)
+        while missing > 0:
             start = rng.randrange(_POOL)
-            take = min(left, _POOL - start)
+            take = min(missing, _POOL - start)
             parts.append(
                 self._pool[self._starts[start] : self._starts[start + take] - len(separator)]
             )
-            left -= take
+            missing -= take
         return separator.join(parts)

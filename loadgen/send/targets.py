@@ -90,7 +90,9 @@ class OpenAITarget:
     """Streams completions from a server, over as many kept-alive connections as the load needs."""
 
     def __init__(self, address: ServerAddress, style: RequestStyle, prompts: PromptMaker) -> None:
-        self.address, self.style, self.prompts = address, style, prompts
+        self.address = address
+        self.style = style
+        self.prompts = prompts
         self._tls = ssl.create_default_context() if address.tls else None
         self._idle: list[Connection] = []
         self._active: set[HttpExchange] = set()
@@ -120,7 +122,8 @@ class OpenAITarget:
             field = b'"messages":[{"role":"user","content":' + prompt + b"}]"
             limit = b"max_completion_tokens"
         else:
-            field, limit = b'"prompt":' + prompt, b"max_tokens"
+            field = b'"prompt":' + prompt
+            limit = b"max_tokens"
         body = b'%b,"%b":%d,%b}' % (self._body, limit, request.output_tokens, field)
         extra = f"x-request-id: {record.id}\r\nContent-Length: {len(body)}\r\n"
         if self.style.objective_headers is not None:

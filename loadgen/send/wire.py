@@ -29,7 +29,10 @@ class HttpExchange:
     __slots__ = ("body", "done", "head", "progress", "record", "retried", "stream", "timer")
 
     def __init__(self, head: bytes, body: bytes, record: RequestRecord, done: Done) -> None:
-        self.head, self.body, self.record, self.done = head, body, record, done
+        self.head = head
+        self.body = body
+        self.record = record
+        self.done = done
         self.stream = TokenStream(record)
         self.timer: asyncio.TimerHandle | None = None
         self.progress = False  # a byte of the answer was seen
@@ -54,7 +57,8 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, released: Callable[[Connection], None], lost: Callable[[HttpExchange], bool]
     ) -> None:
-        self._released, self._lost = released, lost
+        self._released = released
+        self._lost = lost
         self.exchange: HttpExchange | None = None
         self.idle_since = 0.0
         self.used = False  # has answered before
@@ -134,7 +138,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.open = False
-        exchange, self.exchange = self.exchange, None
+        exchange = self.exchange
+        self.exchange = None
         if exchange is None:
             return
         if not exchange.progress and self.used and self._lost(exchange):

@@ -16,6 +16,17 @@ from loadgen.show.output import claim_directory
 from loadgen.show.report import embedded, html_table, page
 from loadgen.show.tables import Table, as_markdown, class_table
 
+# class, metric, and which figure of it
+_DECISIVE = (
+    ("short", "ttft", "median"),
+    ("short", "ttft", "p99"),
+    ("long", "ttft", "median"),
+    ("long", "ttft", "p99"),
+    ("all", "itl", "p99"),
+    ("all", "output_throughput", ""),
+    ("all", "attainment", ""),
+)
+
 
 class LoadedRun(msgspec.Struct, frozen=True):
     """A results directory, read back."""
@@ -62,24 +73,24 @@ def read_runs(directories: Sequence[Path]) -> list[LoadedRun]:
 
 def tables(runs: Sequence[LoadedRun]) -> list[tuple[str, Table]]:
     """How the runs relate to the first one, then a table per class, runs side by side."""
-    found = [(f"Relative to {runs[0].name}", relative(runs))]
-    kinds = dict.fromkeys(kind for run in runs for kind in run.result["classes"])
-    only = [kind for kind in kinds if kind not in ("all", "probe")]
+    titled = [(f"Relative to {runs[0].name}", relative(runs))]
+    kinds: dict[str, None] = {}  # a set in the order of appearance
+    for run in runs:
+        kinds |= dict.fromkeys(run.result["classes"])
+    of_load = [kind for kind in kinds if kind not in ("all", "probe")]
     for kind in kinds:
-        if kind == "all" and len(only) < 2:
+        if kind == "all" and len(of_load) < 2:
             continue
         columns = {run.name: run.result["classes"].get(kind, {}) for run in runs}
-        found.append((f"{kind} requests", class_table(columns)))
-    return found
+        titled.append((f"{kind} requests", class_table(columns)))
+    return titled
 
 
 def relative(runs: Sequence[LoadedRun]) -> Table:
     """The figures that decide, as multiples of the first run's."""
     header = ["", *(run.name for run in runs)]
     rows = []
-    picks = [(kind, "ttft", name) for kind in ("short", "long") for name in ("median", "p99")]
-    picks += [("all", "itl", "p99"), ("all", "output_throughput", ""), ("all", "attainment", "")]
-    for kind, metric, name in picks:
+    for kind, metric, name in _DECISIVE:
         values = [_figure(run, kind, metric, name) for run in runs]
         first = values[0]
         if first:
@@ -98,19 +109,22 @@ def _figure(run: LoadedRun, kind: str, metric: str, name: str) -> float | None:
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:
     """What makes the comparison doubtful."""
-    unwell = [run.name for run in runs if run.result["health"] != "PASSED"]
-    found = [f"{name}: the load generator's health check failed" for name in unwell]
+    doubts = []
+    for run in runs:
+        if run.result["health"] != "PASSED":
+            doubts.append(f"{run.name}: the load generator's health check failed")
     for key in ("num_prompts", "request_rate", "seed", "model_id"):
         values = {str(run.result.get(key)) for run in runs}
         if len(values) > 1:
-            found.append(f"the runs differ in {key}: {', '.join(sorted(values))}")
-    return found
+            doubts.append(f"the runs differ in {key}: {', '.join(sorted(values))}")
+    return doubts
 
 
 def write_comparison(runs: Sequence[LoadedRun], directory: Path) -> None:
     """compare.md, compare.png and compare.html in a new directory."""
     claim_directory(directory)
-    found, doubts = tables(runs), warnings(runs)
+    found = tables(runs)
+    doubts = warnings(runs)
     lines = [f"> {doubt}\n" for doubt in doubts]
     lines += [f"## {title}\n\n{as_markdown(table)}\n" for title, table in found if table[1]]
     (directory / "compare.md").write_text("\n".join(lines))

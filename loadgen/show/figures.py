@@ -65,9 +65,10 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
 def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> None:
     """TTFT of short and of long requests, TBT and end-to-end latency of several runs in one
     figure."""
-    kinds = sorted(
-        {kind for requests in runs.values() for kind in classes_of(load_of(requests))}, reverse=True
-    )
+    present: set[str] = set()
+    for requests in runs.values():
+        present |= set(classes_of(load_of(requests)))
+    kinds = sorted(present, reverse=True)
     panels: list[tuple[str, str | None]] = [
         *(("ttft", kind) for kind in kinds),
         ("itl", None),
@@ -155,7 +156,8 @@ def _draw_cdf(
         shares = np.arange(1, count + 1) / count
         if count > 4000:  # the picture has no more pixels than that
             picks = np.unique(np.linspace(0, count - 1, 4000).astype(int))
-            values, shares = values[picks], shares[picks]
+            values = values[picks]
+            shares = shares[picks]
         style: dict[str, Any] = {
             "color": colours.get(name, CYCLE[index % len(CYCLE)]),
             "linestyle": DASHES[index % len(DASHES)],
@@ -249,7 +251,8 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     if not ends:
         return None
     bins = np.linspace(0, max(max(ends), 1e-3), int(np.clip(len(records) // 8, 8, 100)) + 1)
-    width, centres = bins[1] - bins[0], (bins[1:] + bins[:-1]) / 2
+    width = bins[1] - bins[0]
+    centres = (bins[1:] + bins[:-1]) / 2
     figure = _figure(3, 1)
     figure.set_size_inches(6.4, 7.5)
     rate: Callable[[Any], Any] = lambda instants: np.histogram(instants, bins)[0] / width  # noqa: E731

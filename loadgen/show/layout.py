@@ -75,7 +75,9 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
 
 def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
     """The inverse, as far as tables and figures need it."""
-    sent, ttft, gaps = row.get("client_picked_up_at"), row.get("ttfc"), row.get("tbc", [])
+    sent = row.get("client_picked_up_at")
+    ttft = row.get("ttfc")
+    gaps = row.get("tbc", [])
     times = array(
         "d", accumulate(gaps, initial=sent + ttft) if sent is not None and ttft is not None else ()
     )
@@ -120,10 +122,9 @@ def cdf_csv(requests: Sequence[RequestMetrics], metric: str) -> str | None:
     shares = np.arange(101)
     table = np.column_stack([np.percentile(values, shares) for values in columns.values()])
     rows = [",".join(("", "cdf", *columns))]
-    rows += [
-        f"{share},{share / 100:g}," + ",".join(f"{value:.9g}" for value in table[share])
-        for share in shares
-    ]
+    for share in shares:
+        cells = ",".join(f"{value:.9g}" for value in table[share])
+        rows.append(f"{share},{share / 100:g},{cells}")
     return "\n".join(rows) + "\n"
 
 

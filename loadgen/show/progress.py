@@ -34,12 +34,15 @@ class RunningPercentiles:
 
     def percentile(self, percent: float) -> float | None:
         """Upper end of the bucket that holds the percentile; None without values."""
-        left = math.ceil(self._count * percent / 100)
+        remaining = math.ceil(self._count * percent / 100)
         for bucket in sorted(self._buckets):
-            left -= self._buckets[bucket]
-            if left <= 0:
+            remaining -= self._buckets[bucket]
+            if remaining <= 0:
                 return math.exp(bucket * _STEP)
         return None
+
+    def percentiles(self, *percents: float) -> list[float | None]:
+        return [self.percentile(percent) for percent in percents]
 
 
 class ProgressView:
@@ -53,7 +56,8 @@ class ProgressView:
         stream: TextIO | None = None,
         interval_s: float | None = None,
     ) -> None:
-        self._driver, self._title = driver, title
+        self._driver = driver
+        self._title = title
         self._stream = sys.stderr if stream is None else stream
         self._terminal = self._stream.isatty()
         self._interval_s = interval_s or (0.5 if self._terminal else 10.0)
@@ -178,12 +182,9 @@ class ProgressView:
         ]
         rows = [["ms", "TTFT P50", "P90", "P99", "TBT P50", "P90", "P99"]]
         for kind in self._ttft:
-            picks = [
-                _ms(source[kind].percentile(p))
-                for source in (self._ttft, self._gaps)
-                for p in (50, 90, 99)
-            ]
-            rows.append([kind, *picks])
+            ttft = self._ttft[kind].percentiles(50, 90, 99)
+            gaps = self._gaps[kind].percentiles(50, 90, 99)
+            rows.append([kind, *map(_ms, (*ttft, *gaps))])
         if len(rows) > 1:
             lines += columns_of(rows).splitlines()
         lines += [f"{count} x {message[:100]}" for message, count in self._errors.most_common(3)]
@@ -191,10 +192,7 @@ class ProgressView:
 
 
 def _ms(seconds: float | None) -> str:
-    return (
-        "-"
-        if seconds is None
-        else f"{1000 * seconds:.1f}"
-        if seconds < 1
-        else f"{1000 * seconds:.0f}"
-    )
+    if seconds is None:
+        return "-"
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.1f}" if seconds < 1 else f"{milliseconds:.0f}"

@@ -81,7 +81,10 @@ def html_table(table: Table) -> str:
     """A table; the first column is the row's name."""
     header, rows = table
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    lines = (f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -115,7 +118,7 @@ def _head(title: str, result: Mapping[str, Any], health: Health | None) -> str:
 
 def _cards(result: Mapping[str, Any]) -> str:
     """The figures that are looked at first."""
-    found = [
+    figures_first = [
         ("requests completed", f"{result['completed']:,} of {result['num_prompts']:,}"),
         ("duration", f"{result['duration']:.1f} s"),
     ]
@@ -125,16 +128,16 @@ def _cards(result: Mapping[str, Any]) -> str:
         ("p99_itl_ms", "TBT P99"),
     ):
         if key in result:
-            found.append((title, milliseconds(result[key])))
+            figures_first.append((title, milliseconds(result[key])))
     for key, title in (
         ("output_throughput", "generated tokens/s"),
         ("request_goodput", "goodput, requests/s"),
     ):
         if key in result:
-            found.append((title, f"{result[key]:,.4g}"))
+            figures_first.append((title, f"{result[key]:,.4g}"))
     if "attainment" in result:
-        found.append(("met all objectives", f"{100 * result['attainment']:.4g}%"))
-    cards = "".join(f"<div class=card><b>{value}</b>{name}</div>" for name, value in found)
+        figures_first.append(("met all objectives", f"{100 * result['attainment']:.4g}%"))
+    cards = "".join(f"<div class=card><b>{value}</b>{name}</div>" for name, value in figures_first)
     return f'<div class="cards">{cards}</div>'
 
 

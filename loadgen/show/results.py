@@ -44,7 +44,8 @@ from loadgen.show.report import write_report
 def write_results(run: RunRecord, terms: Terms, health: Health, directory: Path) -> dict[str, Any]:
     """Write everything into an existing directory; returns what is in result.json."""
     requests = measure_all(run, terms.objectives)
-    metrics, traces = directory / "metrics", directory / "traces"
+    metrics = directory / "metrics"
+    traces = directory / "traces"
     metrics.mkdir()
     traces.mkdir()
     result = flat_result(run, requests, terms, health)
@@ -160,14 +161,15 @@ def throughput_metrics(
 ) -> dict[str, float]:
     """Etalon's throughputs of one stream (tokens/s), and those of the whole server."""
     load = load_of(requests)
-    found = {}
-    tpot, gaps = values_of(load, "tpot"), values_of(load, "itl")
+    speeds = {}
+    tpot = values_of(load, "tpot")
+    gaps = values_of(load, "itl")
     if len(tpot) and tpot.mean() > 0:
-        found["tpot_based_throughput"] = 1 / float(tpot.mean())
+        speeds["tpot_based_throughput"] = 1 / float(tpot.mean())
     if len(gaps) and percentile(gaps, 99) > 0:
-        found["tbc_based_throughput"] = 1 / percentile(gaps, 99)
+        speeds["tbc_based_throughput"] = 1 / percentile(gaps, 99)
     keys = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
-    return found | {key: result[key] for key in keys if key in result}
+    return speeds | {key: result[key] for key in keys if key in result}
 
 
 def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
@@ -210,7 +212,8 @@ def _share_met(
         return None
     met = 0
     for request in settled:
-        value, limit = getattr(request, metric), objectives.limits(request.record).get(metric)
+        value = getattr(request, metric)
+        limit = objectives.limits(request.record).get(metric)
         met += request.record.completed and (value is None or limit is None or value <= limit)
     return met / len(settled)
 

@@ -48,33 +48,30 @@ def split_table(columns: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]
                 counts.append([title, *cells])
     latencies = []
     for key, title, unit in _LATENCIES:
-        names = [name for figures in columns.values() for name in figures.get(key, {})]
-        for name in dict.fromkeys(names):
-            if name in ("mean", "max") or name.startswith("p"):
-                label = f"{title} {name.upper() if name.startswith('p') else name}" + (
-                    f", {unit}" if unit else ""
-                )
-                latencies.append(
-                    [
-                        label,
-                        *(
-                            shown(figures.get(key, {}).get(name), "")
-                            for figures in columns.values()
-                        ),
-                    ]
-                )
+        for name in _shown_names(columns, key):
+            label = f"{title} {name.upper() if name.startswith('p') else name}"
+            if unit:
+                label += f", {unit}"
+            values = [figures.get(key, {}).get(name) for figures in columns.values()]
+            latencies.append([label, *(shown(value, "") for value in values)])
     return (["", *columns], counts), (["", *columns], latencies)
+
+
+def _shown_names(columns: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+    """The mean, the largest and the percentiles that any column has of a latency, in its order."""
+    names: dict[str, None] = {}  # a set in the order of appearance
+    for figures in columns.values():
+        names |= dict.fromkeys(figures.get(key, {}))
+    return [name for name in names if name in ("mean", "max") or name.startswith("p")]
 
 
 def milliseconds(value: float) -> str:
     """A duration in the unit that reads well."""
-    return (
-        f"{value / 1000:,.1f} s"
-        if value >= 10_000
-        else f"{value:,.0f} ms"
-        if value >= 10
-        else f"{value:.2g} ms"
-    )
+    if value >= 10_000:
+        return f"{value / 1000:,.1f} s"
+    if value >= 10:
+        return f"{value:,.0f} ms"
+    return f"{value:.2g} ms"
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -91,17 +88,19 @@ def shown(value: float | None, unit: str) -> str:
 def as_text(table: Table) -> str:
     """Aligned columns for a terminal."""
     header, rows = table
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    everything = [header, *rows]
+    widths = _widths(everything)
     lines = []
-    for row in [header, *rows]:
-        sized = zip(row, widths, strict=True)
-        cells = [
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(sized)
-        ]
+    for row in everything:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def as_markdown(table: Table) -> str:
@@ -129,8 +128,9 @@ def bar(share: float, width: int = 24) -> str:
 
 def columns_of(rows: Sequence[Sequence[str]]) -> str:
     """Rows without a header, aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    widths = _widths(rows)
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

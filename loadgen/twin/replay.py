@@ -55,12 +55,13 @@ def play(
     played = []
     for replica, share in enumerate(shares):
         if share:
-            own = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
+            seeded = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
             limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
-            played.append(_play_one(own, share, limit, more))
-    records = sorted(
-        (record for one in played for record in one.records), key=lambda record: record.index
-    )
+            played.append(_play_one(seeded, share, limit, more))
+    records: list[RequestRecord] = []
+    for one in played:
+        records += one.records
+    records.sort(key=lambda record: record.index)
     busiest = max(played, key=lambda one: max(one.busy))
     return Played(
         records=records,
@@ -137,15 +138,19 @@ def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
         block_tokens=planned.block_tokens,
     )
     if isinstance(log.answer, Rejected):
-        record.status, record.error, record.ended_at = log.answer.status, log.answer.message, at
+        record.status = log.answer.status
+        record.error = log.answer.message
+        record.ended_at = at
         return record
-    record.status, record.token_times = 200, array("d", log.token_times)
+    record.status = 200
+    record.token_times = array("d", log.token_times)
     record.usage_prompt_tokens = planned.prompt_tokens
     record.usage_completion_tokens = len(log.token_times)
     if log.finished is None:
         record.error = "never finished"
         return record
-    record.ended_at, record.finish_reason = log.finished.finished_at, log.finished.reason
+    record.ended_at = log.finished.finished_at
+    record.finish_reason = log.finished.reason
     if log.finished.reason not in ("stop", "length"):
         record.error = log.finished.message or log.finished.reason
     return record

@@ -69,8 +69,11 @@ def synthetic(
     requests = []
     for index in range(count):
         kind = LONG if choice.random() < mix.long_fraction else SHORT
-        rng, position = random.Random(f"{seed}/lengths/{kind}/{index}"), index / count
-        prompt, output = (draw(rng, position) for draw in lengths[kind])
+        rng = random.Random(f"{seed}/lengths/{kind}/{index}")
+        position = index / count
+        draw_prompt, draw_output = lengths[kind]
+        prompt = draw_prompt(rng, position)
+        output = draw_output(rng, position)
         requests.append(
             PlannedRequest(
                 index=index,

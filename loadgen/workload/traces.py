@@ -35,7 +35,8 @@ SAMPLES = {  # shipped with the package, see data/README.md
     "sample:azure": "azure_conv_2023_first_1000.csv.gz",
 }
 FORMATS = ("mooncake", "timed_trace", "azure", "request_log")
-MOONCAKE_BLOCK, TIMED_TRACE_BLOCK = 512, 16
+MOONCAKE_BLOCK = 512
+TIMED_TRACE_BLOCK = 16
 
 
 class TraceOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -99,9 +99,10 @@ def fidelity(options: FidelityOptions, say: Say) -> int:
         for played in replays
     ]
     run = runs[0]
-    rows, within = compare(
-        record.requests, [m for each in runs for m in measure_all(each, Terms().objectives)]
-    )
+    simulated: list[RequestMetrics] = []
+    for each in runs:
+        simulated += measure_all(each, Terms().objectives)
+    rows, within = compare(record.requests, simulated)
     print(as_text((["", "real", "twin", "twin / real", ""], rows)))
     print(f"\n{as_text(batches_table(metrics, replays[0].stamps))}")
     print("\nevery figure within 10%" if within else "\nnot every figure is within 10%")
@@ -177,14 +178,13 @@ def _config(path: str | None) -> MedhaConfig:
 def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the
     load."""
-    found = []
-    for number, request in enumerate(
-        sorted(record.requests, key=lambda r: r.record.sent_at or 0.0)
-    ):
+    in_order = sorted(record.requests, key=lambda request: request.record.sent_at or 0.0)
+    planned = []
+    for number, request in enumerate(in_order):
         entry = request.record
         if entry.sent_at is None or not entry.completed:
             continue
-        found.append(
+        planned.append(
             PlannedRequest(
                 index=number,
                 prompt_tokens=entry.usage_prompt_tokens or entry.prompt_tokens,
@@ -193,9 +193,9 @@ def requests_of(record: LoadedRun) -> list[PlannedRequest]:
                 kind=entry.kind,
             )
         )
-    if not found:
+    if not planned:
         raise LoadgenError("the record has no completed request")
-    return found
+    return planned
 
 
 def compare(
@@ -241,35 +241,50 @@ def _compared(name: str, measured_s: float, simulated_s: float) -> tuple[list[st
 def batches_table(metrics: Sequence[str], stamps: Sequence[Stamp]) -> Table:
     """Number and size of batches and chunks; beside the server's own, if its /metrics before and
     after were kept."""
-    chunks = [size for stamp in stamps for size in stamp[4]]
-    in_batches, few = (
-        sum(stamp[1] + stamp[2] for stamp in stamps),
-        sum(size <= SMALL_CHUNK for size in chunks),
-    )
-    columns: dict[str, tuple[float, ...]] = {
-        "twin": (len(stamps), in_batches, len(chunks), sum(chunks), few)
-    }
+    columns = {"twin": _work_of(stamps)}
     if metrics:
-        before, after = (
-            (*batches_and_tokens(name), *chunks_and_tokens(name, SMALL_CHUNK)) for name in metrics
-        )
-        columns = {"real": tuple(b - a for a, b in zip(before, after, strict=True))} | columns
+        before = _work_so_far(metrics[0])
+        after = _work_so_far(metrics[1])
+        real = _Work(*(b - a for a, b in zip(before, after, strict=True)))
+        columns = {"real": real} | columns
     rows = [
         ["batches"],
         ["tokens in a batch, mean"],
         ["prefill chunks"],
         ["tokens in a chunk, mean"],
+        [f"chunks of at most {SMALL_CHUNK} tokens"],
     ]
-    rows.append([f"chunks of at most {SMALL_CHUNK} tokens"])
-    for batches, tokens, count, prefilled, small in columns.values():
-        means = f"{tokens / max(batches, 1):,.1f}", f"{prefilled / max(count, 1):,.1f}"
-        cells = (
-            f"{batches:,.0f}",
-            means[0],
-            f"{count:,.0f}",
-            means[1],
-            f"{100 * small / max(count, 1):.0f}%",
-        )
-        for row, cell in zip(rows, cells, strict=True):
-            row.append(cell)
+    for work in columns.values():
+        rows[0].append(f"{work.batches:,.0f}")
+        rows[1].append(f"{work.tokens / max(work.batches, 1):,.1f}")
+        rows[2].append(f"{work.chunks:,.0f}")
+        rows[3].append(f"{work.chunk_tokens / max(work.chunks, 1):,.1f}")
+        rows[4].append(f"{100 * work.small_chunks / max(work.chunks, 1):.0f}%")
     return ["", *columns], rows
+
+
+class _Work(NamedTuple):
+    """Batches and prefill chunks, and the tokens in them."""
+
+    batches: float
+    tokens: float
+    chunks: float
+    chunk_tokens: float
+    small_chunks: float
+
+
+def _work_of(stamps: Sequence[Stamp]) -> _Work:
+    sizes: list[int] = []
+    for stamp in stamps:
+        sizes += stamp[4]
+    return _Work(
+        batches=len(stamps),
+        tokens=sum(stamp[1] + stamp[2] for stamp in stamps),
+        chunks=len(sizes),
+        chunk_tokens=sum(sizes),
+        small_chunks=sum(size <= SMALL_CHUNK for size in sizes),
+    )
+
+
+def _work_so_far(page: str) -> _Work:
+    return _Work(*batches_and_tokens(page), *chunks_and_tokens(page, SMALL_CHUNK))

@@ -259,16 +259,20 @@ def replicate(
 
 def fewest(share: Callable[[int], float], wanted: float, most: int) -> tuple[int | None, float]:
     """The fewest replicas with the wanted share of good requests, and that share."""
-    low, high, at_high = 0, 1, 0.0
+    low = 0
+    high = 1
+    at_high = 0.0
     while (at_high := share(high)) < wanted:
         if high >= most:
             return None, at_high
-        low, high = high, min(2 * high, most)
+        low = high
+        high = min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         at = share(middle)
         if at >= wanted:
-            high, at_high = middle, at
+            high = middle
+            at_high = at
         else:
             low = middle
     return high, at_high

@@ -111,5 +111,8 @@ def capacity(
     does."""
     while high > low * (1 + tolerance):
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
     return low

@@ -31,7 +31,8 @@ def convoy(count: int, say: Say) -> Outcome:
             run = played(paper_deployment().with_policy(policy), paper_mix(count, RATE, fraction))
             values = ttfts(run.records)
             points.append((fraction, percentile(values, 50), percentile(values, 99)))
-    worst, best = lines["fcfs"][-1], lines["lars"][-1]
+    worst = lines["fcfs"][-1]
+    best = lines["lars"][-1]
     rows = [
         Row(
             key="convoy",

@@ -159,7 +159,7 @@ def _kvp(data: dict[str, Any], path: Path) -> None:
     axes = figure.axes[0]
     names = list(data)
     for index, degree in enumerate((1, 2, 4)):
-        at = [1000 * next(seconds for d, seconds in data[name] if d == degree) for name in names]
+        at = [1000 * dict(data[name])[degree] for name in names]
         places = np.arange(len(names)) + 0.26 * (index - 1)
         bars = axes.bar(places, at, 0.24, color=CYCLE[index], label=f"KVP {degree}")
         axes.bar_label(bars, fmt="%.0f", fontsize="x-small")
@@ -207,7 +207,8 @@ def _frontier(data: dict[str, Any], path: Path) -> None:
     figure = _figure(1, 1)
     axes = figure.axes[0]
     for index, (name, points) in enumerate(data.items()):
-        x, y = [1000 * point[2] for point in points], [point[1] for point in points]
+        x = [1000 * point[2] for point in points]
+        y = [point[1] for point in points]
         _line(axes, x, y, index, name)
         for label, at_x, at_y in zip([point[0] for point in points], x, y, strict=True):
             place = (4, 5) if index == 0 else (-4, -11)

@@ -31,7 +31,8 @@ EXPERIMENTS = {
     "frontier": scaling.frontier,
     "decision": scaling.decision,
 }
-FULL, QUICK = 300, 100  # requests of a run
+FULL = 300  # requests of a run
+QUICK = 100
 
 
 class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,7 +53,8 @@ def spp(count: int, say: Say) -> Outcome:
                 seconds, mfu = _lone_prefill_s(model, millions * MILLION, stages)
                 points.append((8 * stages, seconds, base / stages / seconds, mfu))
             lines[f"{model}, {millions}M"] = points
-    eight, sixteen = lines["llama-3-8b, 1M"], lines["llama-3-70b, 1M"]
+    eight = lines["llama-3-8b, 1M"]
+    sixteen = lines["llama-3-70b, 1M"]
     rows = [
         Row(
             key="spp",
@@ -107,7 +108,8 @@ def kvp(count: int, say: Say) -> Outcome:
             for degree in degrees
         ]
         lines[f"{millions}M"] = [(d.kvp, d.decode_s(tokens - 1)) for d in at]
-    one, two = lines["10M"][0][1], lines["10M"][1][1]
+    one = lines["10M"][0][1]
+    two = lines["10M"][1][1]
     rows = [
         Row(
             key="kvp",
@@ -135,7 +137,7 @@ def grids(count: int, say: Say) -> Outcome:
         )
         run = played(deployment, requests)
         found[name] = tpots(run.records).tolist()
-    two, three = (sorted(values) for values in found.values())
+    two, three = found.values()
     why = (
         "a token takes 2.6 ms in both grids while no long prefill runs, and the budget while one "
         "does, since adaptive chunks fill it. Half the stages take twice as long over a long "
