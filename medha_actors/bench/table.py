@@ -19,7 +19,8 @@ def write_table(rows: list[dict[str, Any]], file: Path | None) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as an aligned text table."""
     lines = [list(rows[0])]
-    lines += [[_text(value) for value in row.values()] for row in rows]
+    for row in rows:
+        lines.append([_text(value) for value in row.values()])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = []
     for line in lines:
