@@ -14,9 +14,9 @@ from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
 from deployments.observatory import Observatory
+from deployments.scheduler_actor import SchedulerActor
 from deployments.server import Server
 from deployments.text_sources import load_text
-from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
@@ -32,17 +32,12 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class SchedulerActor(Controller):
-    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
-    has one to itself."""
-
-
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
-        engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -59,6 +54,10 @@ class Ingress:
         print(
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
         )
+
+    def check_health(self) -> None:
+        """Serve replaces a replica that raises here."""
+        self._engine.check_health()
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._server.asgi()

@@ -3,12 +3,13 @@ all."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from medha_actors.actors.stage import Place
+from medha_actors.actors.cells import Cell
+from medha_actors.actors.plans import Place
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError
-from medha_actors.model.spec import ModelSpec, kv_bytes_per_token
+from medha_actors.model_spec import DTYPE_BYTES, ModelSpec, kv_bytes_per_token
 
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
 _CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
@@ -18,19 +19,18 @@ def pages_of(
     config: MedhaConfig,
     spec: ModelSpec,
     layers: list[tuple[int, int]],
-    dtype: torch.dtype,
-    places: list[list[Place]],
+    dtype: str,
+    places: Mapping[Cell, Place],
 ) -> int:
     """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration
     needs more."""
     page_tokens, pages = config.kv_cache.page_tokens, []
     token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
-    for stage, row in enumerate(places):
-        for place in row:
-            budget = config.kv_cache.budget_bytes
-            if budget is None:
-                budget = _free_share(config, spec, layers[stage], dtype, place, places)
-            pages.append(int(budget // (page_tokens * token_bytes[stage])))
+    for cell, place in places.items():
+        budget = config.kv_cache.budget_bytes
+        if budget is None:
+            budget = _free_share(config, spec, layers[cell.stage], dtype, place, places)
+        pages.append(int(budget // (page_tokens * token_bytes[cell.stage])))
     refuse_impossible(config, min(pages), max(token_bytes))
     return min(pages)
 
@@ -76,16 +76,16 @@ def _free_share(
     config: MedhaConfig,
     spec: ModelSpec,
     layers: tuple[int, int],
-    dtype: torch.dtype,
+    dtype: str,
     place: Place,
-    places: list[list[Place]],
+    places: Mapping[Cell, Place],
 ) -> float:
     """The default budget in bytes of one actor, which holds these layers: a share of what is free
     where it runs."""
     if place.gpu is None:
-        beside = sum(other.node_id == place.node_id for row in places for other in row)
+        beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
     share = place.free_bytes * min(1.0, config.actors.num_gpus)
     tables = 2 * spec.vocabulary * spec.hidden  # embedding and head, where the stage has them
-    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * dtype.itemsize
+    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
     return max(0.0, (share - weights) * _CUDA_KV_SHARE)

@@ -10,6 +10,8 @@ so a hidden state and the message that explains it are one write. Sending and re
 stage has a thread for it. Tensors on a GPU are staged through host memory. A peer that is gone
 shows as LinkClosedError within milliseconds, because the kernel closes a dead process's sockets.
 
+Only frames with a tensor need torch: the controller, whose frames have none, starts without it.
+
 Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot
 feed a stage.
 """
@@ -24,20 +26,20 @@ import socket
 import struct
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 
+from medha_actors.actors.cells import Cell
 from medha_actors.errors import LinkClosedError
+
+if TYPE_CHECKING:
+    import torch
 
 _HEADER = struct.Struct("<IIQ")
 _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
 _MAX_GREETING_BYTES = 1 << 12
-_DTYPES = {
-    str(dtype): dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
-}
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -50,19 +52,13 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The first frame on a link: who dials, in which role."""
+    """The first frame on a link: who dials. None: the controller."""
 
     secret: str
-    role: str
-
-
-class _TensorHead(msgspec.Struct, frozen=True, array_like=True):
-    dtype: str
-    shape: tuple[int, ...]
+    caller: Cell | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(_TensorHead).decode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
@@ -85,8 +81,9 @@ class Link:
         """Write one frame; raises LinkClosedError when the peer is gone."""
         head, payload = b"", memoryview(b"")
         if tensor is not None:
-            head = _encode(_TensorHead(str(tensor.dtype), tuple(tensor.shape)))
-            payload = _as_bytes(tensor)
+            from medha_actors.actors import payloads
+
+            head, payload = payloads.packed(tensor)
         parts: list[bytes | memoryview] = [
             _HEADER.pack(len(head), len(message), payload.nbytes),
             head,
@@ -123,10 +120,9 @@ class Link:
         message = bytes(text[head_bytes:])
         if not head_bytes:
             return message, None
-        head = _decode_head(text[:head_bytes])
-        flat = torch.empty(payload_bytes, dtype=torch.uint8)
-        self._read(memoryview(flat.numpy()))
-        return message, flat.view(_DTYPES[head.dtype]).view(head.shape)
+        from medha_actors.actors import payloads
+
+        return message, payloads.received(bytes(text[:head_bytes]), payload_bytes, self._read)
 
     def limit(self, timeout_s: float | None) -> None:
         """Bound every later read and write; None: wait for ever."""
@@ -173,36 +169,37 @@ class Listener:
             node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1]
         )
 
-    def accept(self, secret: str, timeout_s: float) -> tuple[str, Link]:
-        """Wait for one peer that knows the secret; returns its role and the link. Raises
+    def accept(self, secret: str, timeout_s: float) -> tuple[Cell | None, Link]:
+        """Wait for one peer that knows the secret; returns who it is and the link. Raises
         LinkClosedError in time."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             for listening in select.select((self._unix, self._tcp), (), (), left_s)[0]:
                 link = Link(listening.accept()[0])
-                if (role := _greet(link, secret)) is not None:
-                    return role, link
+                hello = _greet(link, secret)
+                if hello is not None:
+                    return hello.caller, link
                 link.close()
         raise LinkClosedError(f"no peer dialled within {timeout_s:g} s")
 
     def close(self) -> None:
         self._unix.close()
         self._tcp.close()
-        if os.path.exists(self.endpoint.path):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self.endpoint.path)
             os.rmdir(self._folder)
 
 
-def _greet(link: Link, secret: str) -> str | None:
-    """The role of a peer that knows the secret; None for a stranger, who gets one second to
-    speak."""
+def _greet(link: Link, secret: str) -> Hello | None:
+    """What a peer that knows the secret says of itself; None for a stranger, who gets one second
+    to speak."""
     try:
         link.limit(1.0)
         hello = link.greeting()
         link.limit(None)
     except LinkClosedError:
         return None
-    return hello.role if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
+    return hello if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
 
 
 def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:
@@ -215,8 +212,3 @@ def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:
     link = Link(connection)
     link.send(_encode(hello))
     return link
-
-
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
