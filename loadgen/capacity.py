@@ -238,18 +238,16 @@ def summary(outcome: CapacityFound) -> str:
     """One line."""
     if outcome.best is None:
         return "the objectives held at no rate that was tried"
-    above = (
-        f", they fail at {outcome.failed:.4g}"
-        if outcome.failed is not None
-        else ", the highest rate allowed"
-    )
-    unfinished = "" if outcome.complete else " (search cut short)"
-    doubt = (
-        "; doubtful: the load generator itself was late"
-        if any(t.doubtful for t in outcome.trials)
-        else ""
-    )
-    return f"capacity: {outcome.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
+    text = f"capacity: {outcome.best:.4g} requests/s hold the objectives"
+    if outcome.failed is not None:
+        text += f", they fail at {outcome.failed:.4g}"
+    else:
+        text += ", the highest rate allowed"
+    if not outcome.complete:
+        text += " (search cut short)"
+    if any(trial.doubtful for trial in outcome.trials):
+        text += "; doubtful: the load generator itself was late"
+    return text
 
 
 def table_of(outcome: CapacityFound) -> tuple[list[str], list[list[str]]]:

@@ -105,20 +105,19 @@ async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     config = read_config(Path(asked.serve_config))
     first = next(iter(variants))
     capacities = await _references(asked, varied(config, variants[first]), folder, say)
-    found: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for variant, cells in rounds(list(variants), asked.long_fractions, asked.loads, asked.repeats):
         missing = [cell for cell in cells if not _done(folder / "cells" / cell.name)]
         if missing:
             say(f"{variant}: {len(missing)} cells")
-            async with serving(
-                varied(config, variants[variant]), folder / "servers" / variant
-            ) as url:
+            server = serving(varied(config, variants[variant]), folder / "servers" / variant)
+            async with server as url:
                 for cell in missing:
                     await _measure(asked, cell, url, capacities[cell.long_fraction], folder, say)
         for cell in cells:
             row = f"{cell.variant}, {100 * cell.long_fraction:g}% long, load {cell.load:g}"
-            found.setdefault(row, []).append(_result(folder / "cells" / cell.name))
-    return _write(asked, found, folder)
+            results.setdefault(row, []).append(_result(folder / "cells" / cell.name))
+    return _write(asked, results, folder)
 
 
 async def _references(
@@ -134,21 +133,23 @@ async def _references(
     if asked.capacity is not None:
         fractions = fractions[:1]
     places = {fraction: folder / _reference_of(fraction) for fraction in fractions}
-    if missing := {fraction: place for fraction, place in places.items() if not _done(place)}:
+    missing = [fraction for fraction, place in places.items() if not _done(place)]
+    if missing:
         say("measuring the idle server and the capacity")
         async with serving(config, folder / "servers" / "reference") as url:
-            for fraction, place in missing.items():
+            for fraction in missing:
+                place = places[fraction]
                 isolated = "measure" if fraction == fractions[0] else str(places[fractions[0]])
                 conditions = Conditions(isolated_ttft=isolated, max_concurrency=24)
                 await _run(asked.options(url, place, fraction, conditions), place, say)
     if asked.capacity is not None:
         return dict.fromkeys(asked.long_fractions, asked.capacity)
-    found = {
-        fraction: float(_result(place)["request_throughput"]) for fraction, place in places.items()
-    }
-    for fraction, capacity in found.items():
+    capacities = {}
+    for fraction, place in places.items():
+        capacity = float(_result(place)["request_throughput"])
         say(f"capacity with {100 * fraction:g}% long: {capacity:.3g} requests/s")
-    return found
+        capacities[fraction] = capacity
+    return capacities
 
 
 def _reference_of(fraction: float) -> str:
@@ -197,13 +198,13 @@ def _result(directory: Path) -> dict[str, Any]:
     return msgspec.json.decode((directory / "result.json").read_bytes(), type=dict[str, Any])
 
 
-def _write(asked: ExperimentOptions, found: Results, folder: Path) -> tuple[Table, Path]:
+def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Table, Path]:
     """experiment.md, and the first repeat of all cells compared (or the frontier) beside it."""
-    rows = table(found)
+    rows = table(results)
     target = folder / "experiment.md"
     target.write_text(f"{as_markdown(rows)}\n")
     if asked.kind == "chunks":
-        draw_frontier(found, folder / "frontier.png")
+        draw_frontier(results, folder / "frontier.png")
     cells: list[Cell] = []
     for _, of_variant in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1):
         cells += of_variant

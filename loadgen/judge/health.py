@@ -77,20 +77,16 @@ def examine(run: RunRecord, *, late_s: float = LATE_S, exact_outputs: bool = Fal
     """All checks. `exact_outputs`: answers were told to ignore the end-of-sequence token."""
     load = [record for record in run.records if record.kind != PROBE]
     completed = [record for record in load if record.completed]
-    own = (
-        []
-        if run.simulated
-        else [_lateness(run, late_s), _loop_lag(run, late_s), _cpu(run), _held_back(load)]
-    )
-    return Health(
-        (
-            *own,
-            _complete(run, load, completed),
-            _prompt_lengths(run, completed),
-            _output_lengths(completed, exact_outputs),
-            _events(completed),
-        )
-    )
+    checks = []
+    if not run.simulated:
+        checks += [_lateness(run, late_s), _loop_lag(run, late_s), _cpu(run), _held_back(load)]
+    checks += [
+        _complete(run, load, completed),
+        _prompt_lengths(run, completed),
+        _output_lengths(completed, exact_outputs),
+        _events(completed),
+    ]
+    return Health(tuple(checks))
 
 
 def _lateness(run: RunRecord, late_s: float) -> Check:

@@ -52,10 +52,12 @@ class Objectives(msgspec.Struct, frozen=True):
     def limits(self, record: RequestRecord) -> dict[str, float]:
         """The seconds that each objective allows this request."""
         bounds = {**self.default, **self.long} if record.kind == LONG else self.default
-        resolved = {
-            metric: bound.resolve(record.isolated_ttft_s) for metric, bound in bounds.items()
-        }
-        return {metric: seconds for metric, seconds in resolved.items() if seconds is not None}
+        limits = {}
+        for metric, bound in bounds.items():
+            seconds = bound.resolve(record.isolated_ttft_s)
+            if seconds is not None:
+                limits[metric] = seconds
+        return limits
 
 
 def parse_objectives(default: Sequence[str], long: Sequence[str] = ()) -> Objectives:
@@ -113,8 +115,10 @@ def deadlines(arrivals: Sequence[float], ttft_s: float, tbt_s: float) -> tuple[i
             slack += allowed - gap
             total += 1
             continue
-        late = 1 + (gap - slack - ttft_s) // tbt_s if index == 0 else (gap - slack) // tbt_s
-        missed += int(late)
-        total += int(late)
+        late = int((gap - slack) // tbt_s)
+        if index == 0:
+            late = int(1 + (gap - slack - ttft_s) // tbt_s)
+        missed += late
+        total += late
         slack = 0.0
     return missed, total

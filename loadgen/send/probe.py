@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ class ServerProbe:
             raise _NotReadyError(
                 f"no HTTP server answers at {self.address.url} ({_name(error)})"
             ) from None
-        if status in (502, 503) or (
-            status == 404 and self.options.ready_check_timeout_sec > 0
-        ):  # Serve's, at first
+        # Ray Serve answers 404 at first, while it is starting
+        starting = status == 404 and self.options.ready_check_timeout_sec > 0
+        if starting or status in (502, 503):
             raise _NotReadyError(f"{url}: HTTP {status}: the server is not ready")
         if status in (401, 403):
             raise LoadgenError(
@@ -110,16 +111,17 @@ class ServerProbe:
 
     def style(self, model: Model, objectives: Objectives = Objectives()) -> RequestStyle:  # noqa: B008
         """What goes into every request."""
-        send = self.options.send_objectives
+        options = self.options
+        headers_of = None
+        if options.send_objectives:
+            headers_of = partial(objective_headers, objectives)
         return RequestStyle(
             model=model.id,
-            endpoint=self.options.endpoint,
+            endpoint=options.endpoint,
             headers=self.headers,
-            extra_body=self.options.body(),
-            timeout_s=self.options.request_timeout if self.options.request_timeout > 0 else None,
-            objective_headers=(lambda record: objective_headers(objectives, record))
-            if send
-            else None,
+            extra_body=options.body(),
+            timeout_s=options.request_timeout if options.request_timeout > 0 else None,
+            objective_headers=headers_of,
         )
 
     async def alphabet(self, model: Model) -> Alphabet:
@@ -207,14 +209,12 @@ class ServerProbe:
         return tokens
 
     async def _count_by_usage(self, model: Model, text: str) -> int:
-        prompt = (
-            {"messages": [{"role": "user", "content": text}]}
-            if self.options.chat
-            else {"prompt": text}
-        )
-        answer = await self._post(
-            self.options.endpoint, {"model": model.id, "max_tokens": 1, **prompt}
-        )
+        body: dict[str, Any] = {"model": model.id, "max_tokens": 1}
+        if self.options.chat:
+            body["messages"] = [{"role": "user", "content": text}]
+        else:
+            body["prompt"] = text
+        answer = await self._post(self.options.endpoint, body)
         tokens = (answer.get("usage") or {}).get("prompt_tokens")
         if not isinstance(tokens, int):
             raise LoadgenError(

@@ -75,9 +75,8 @@ class RequestStyle(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     endpoint: str = "/v1/completions"
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    extra_body: Mapping[str, Any] = msgspec.field(
-        default_factory=dict
-    )  # temperature, ignore_eos, ...
+    # temperature, ignore_eos, ...
+    extra_body: Mapping[str, Any] = msgspec.field(default_factory=dict)
     timeout_s: float | None = None
     objective_headers: Callable[[RequestRecord], Mapping[str, str]] | None = None
 

@@ -123,9 +123,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange = self.exchange
-        if (
-            exchange is None or (exchange.record.status or 0) < 200
-        ):  # 100 Continue: the answer is still to come
+        if exchange is None:
+            return
+        if (exchange.record.status or 0) < 200:  # 100 Continue: the answer is still to come
             return
         self.exchange = None
         self.used = True

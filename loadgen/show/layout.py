@@ -27,9 +27,12 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
     undefined is left out."""
     record = request.record
     tokens = record.generated_tokens
-    prompt = (
-        record.prompt_tokens if record.usage_prompt_tokens is None else record.usage_prompt_tokens
-    )
+    prompt = record.usage_prompt_tokens
+    if prompt is None:
+        prompt = record.prompt_tokens
+    per_token = None
+    if request.e2el is not None and tokens:
+        per_token = request.e2el / tokens
     row = {
         "request_id": record.index,
         "session_id": record.index,
@@ -48,9 +51,7 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "ttfc": request.ttft,
         "tpot": request.tpot,
         "end_to_end_latency": request.e2el,
-        "normalized_end_to_end_latency": request.e2el / tokens
-        if request.e2el is not None and tokens
-        else None,
+        "normalized_end_to_end_latency": per_token,
         "output_throughput": tokens / request.e2el if request.e2el else None,
         "tbc": list(request.itl) if request.ttft is not None else None,
         "success": record.completed,

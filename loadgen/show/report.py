@@ -99,11 +99,9 @@ def embedded(path: Path, caption: str) -> str:
 def _head(title: str, result: Mapping[str, Any], health: Health | None) -> str:
     source = "simulated" if result.get("simulated") else "measured"
     rate = result.get("request_rate")
-    offered = (
-        f"{rate:g} requests/s offered"
-        if isinstance(rate, int | float)
-        else "arrivals as in the trace or closed loop"
-    )
+    offered = "arrivals as in the trace or closed loop"
+    if isinstance(rate, int | float):
+        offered = f"{rate:g} requests/s offered"
     date = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M")
     about = f"{source} {date} UTC · model {result.get('model_id', 'unknown')} · {offered}"
     if result.get("policy"):

@@ -181,13 +181,14 @@ def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
         for metric, bound in bounds.items():
             name = VEEKSHA[metric][0]
             values = values_of(settled, metric)
+            observed = None
+            if len(values):
+                observed = percentile(values, 100 * terms.attainment)
             share = _share_met(settled, metric, terms.objectives)
             row = {
                 "met": share is not None and share >= terms.attainment,
                 "slo_metric_key": f"{name}_p{100 * terms.attainment:g}",
-                "observed_value": percentile(values, 100 * terms.attainment)
-                if len(values)
-                else None,
+                "observed_value": observed,
                 "threshold": bound.seconds,
                 "times_isolated": bound.times_isolated,
                 "percentile": terms.attainment,

@@ -75,15 +75,15 @@ def convoy(count: int, say: Say) -> Outcome:
 
 def policies(count: int, say: Say) -> Outcome:
     """Figure 13: normalised TTFT of all policies at 0.75/s."""
-    found = {}
+    times = {}
     for policy in POLICIES:
         say(f"policies: {policy}")
         run = played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05))
         by_class = {
             kind: ttfts(run.records, kind, normalised=True).tolist() for kind in (SHORT, LONG)
         }
-        found[policy] = by_class | {"all": ttfts(run.records, normalised=True).tolist()}
-    means = {policy: sum(values["all"]) / len(values["all"]) for policy, values in found.items()}
+        times[policy] = by_class | {"all": ttfts(run.records, normalised=True).tolist()}
+    means = {policy: sum(values["all"]) / len(values["all"]) for policy, values in times.items()}
     rows = [
         Row(
             key="policies",
@@ -105,7 +105,7 @@ def policies(count: int, say: Say) -> Outcome:
             ),
         )
     ]
-    return Outcome(rows=rows, figures={"policies": found})
+    return Outcome(rows=rows, figures={"policies": times})
 
 
 def _short_p90_ok(policy: str, count: int, rate: float) -> bool:
@@ -195,12 +195,12 @@ def pools(count: int, say: Say) -> Outcome:
     requests = paper_mix(count, 0.5, 0.05)
     shared = played(paper_deployment().with_policy("lars"), requests)
     half = paper_deployment(spp=1).with_policy("fcfs_chunked")
-    found = {
+    times = {
         "shared, LARS (16 GPUs)": {k: ttfts(shared.records, k).tolist() for k in (SHORT, LONG)}
     }
     split = {}
     for kind in (SHORT, LONG):
         own = tuple(request for request in requests if request.kind == kind)
         split[kind] = ttfts(played(half, own).records).tolist()
-    found["pools of 8 and 8 GPUs, FCFS"] = split
-    return Outcome(figures={"pools": found})
+    times["pools of 8 and 8 GPUs, FCFS"] = split
+    return Outcome(figures={"pools": times})

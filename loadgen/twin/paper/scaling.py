@@ -129,15 +129,15 @@ def kvp(count: int, say: Say) -> Outcome:
 def grids(count: int, say: Say) -> Outcome:
     """Figures 11 and 12: 64 H100s as SPP8 and as SPP4 x KVP2, 5% long requests at 1.75/s: TPOT."""
     requests = paper_mix(count, 1.75, 0.05)
-    found = {}
+    times = {}
     for name, stages, groups in (("2D: TP8 SPP8", 8, 1), ("3D: TP8 SPP4 KVP2", 4, 2)):
         say(f"grids: {name}")
         deployment = paper_deployment(
             "h100", spp=stages, kvp=groups, max_tokens_per_kvp_group=524_288
         )
         run = played(deployment, requests)
-        found[name] = tpots(run.records).tolist()
-    two, three = found.values()
+        times[name] = tpots(run.records).tolist()
+    two, three = times.values()
     why = (
         "a token takes 2.6 ms in both grids while no long prefill runs, and the budget while one "
         "does, since adaptive chunks fill it. Half the stages take twice as long over a long "
@@ -154,7 +154,7 @@ def grids(count: int, say: Say) -> Outcome:
         )
         for percent in (50, 90)
     ]
-    return Outcome(rows=rows, figures={"grids": found})
+    return Outcome(rows=rows, figures={"grids": times})
 
 
 def attention(count: int, say: Say) -> Outcome:
