@@ -43,8 +43,10 @@ class Suspects:
         return convicted
 
     def due(self) -> Iterator[RequestState]:
-        """Those whose next position is dangerous."""
-        return iter([state for state in self._by_id.values() if state.at_danger])
+        """Those whose next position is dangerous; who loses its KV meanwhile is none of them."""
+        for state in list(self._by_id.values()):
+            if state.at_danger:
+                yield state
 
     def passed(self, state: RequestState) -> None:
         """Some positions of a suspect have come back."""
