@@ -48,7 +48,7 @@ class Admission:
         context_tokens: int,
         model_vocabulary: int | None = None,
     ) -> None:
-        """`model_vocabulary`: token ids that the model has a row for; None: as many as the tokenizer."""
+        """`model_vocabulary`: token ids that the model has a row for; None: the tokenizer's."""
         self._config = config
         self._text = text
         self.vocabulary = min(text.vocabulary, model_vocabulary or text.vocabulary)

@@ -153,7 +153,7 @@ class LiveRequests:
         return [state for state in chosen if state.pieces]
 
     def make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
-        """Take the page for a decode's next token if it needs one; False: the request had to yield."""
+        """Take the page that a decode's next token may need; False: the request had to yield."""
         pieces = len(state.pieces)
         while (group := self.kv.grow(state)) is not None:
             rivals = [

@@ -107,14 +107,14 @@ class RequestState:
 
     @property
     def edge(self) -> int:
-        """Where the next span of a prefill must end: a span is dangerous as a whole or not at all."""
+        """Where the next span of a prefill must end: all of a span is dangerous, or nothing."""
         for edge in (self.danger.start, self.danger.stop):
             if self.dispatched < edge:
                 return min(edge, self.goal)
         return self.goal
 
     def endanger(self, start: int, stop: int) -> None:
-        """Positions [start, stop) were in flight when the pipeline died, as others may have been before."""
+        """Positions [start, stop) were in flight when the pipeline died."""
         if self.danger:
             start = min(start, self.danger.start)
             stop = max(stop, self.danger.stop)

@@ -194,8 +194,8 @@ class Scheduler:
         """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
         gone.
 
-        Requests that were in flight in those groups (in any, if none is lost) become suspects, which
-        run alone once; those that were running alone are ended.
+        Requests that were in flight in those groups (in any, if none is lost) become suspects,
+        which run alone once; those that were running alone are ended.
         """
         every = range(self.grid.groups)
         convicted = self._suspects.accuse(self._flights, lost or every)

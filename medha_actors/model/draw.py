@@ -47,9 +47,9 @@ def most_likely(logits: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> Tensor:
-    """Token ids [rows] for float32 logits [rows, vocabulary], all with a temperature above 0. Raises
-    RowError if a row is no distribution.
+    """Token ids [rows] for float32 logits [rows, vocabulary], all with a temperature above 0.
 
+    Raises RowError if a row is no distribution.
     Filters apply in vLLM's order: temperature, min_p, top_k, top_p.
     """
     temperatures = torch.tensor(

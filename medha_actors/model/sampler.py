@@ -1,7 +1,7 @@
 """The end of the last stage: from logits to tokens and log-probabilities.
 
-Each row is treated alone: what a request gets does not depend on what is batched beside it, and what
-goes wrong with it harms no other.
+Each row is treated alone: what a request gets does not depend on what is batched beside it, and
+what goes wrong with it harms no other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fuzzer: random requests with every extreme that the schema allows, and bystanders beside them.
+"""The fuzzer: random requests with all extremes that the schema allows, and bystanders beside them.
 
 Whatever is sent, no answer is the server's fault, the pipeline lives, and nobody else's tokens
 change.

@@ -240,8 +240,7 @@ class World:
         assert not last.sample or last.index == len(self.tokens[name])
 
     def check_alone(self, batch):
-        """What was in flight when the pipeline died has the pipeline to itself, and is a span of its
-        own."""
+        """What was in flight when the pipeline died is a span of its own, and alone in flight."""
         for flown in [*self.flights, batch]:
             for span in spans_of(flown):
                 state = self.scheduler.live.by_id.get(span.request_id)
