@@ -227,6 +227,28 @@ async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_
     assert any(neighbour.finished.recomputed_tokens for neighbour in neighbours)
 
 
+async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model):
+    """The edge lets no such penalty pass: in every stage and group beside others that go on."""
+    others = set(stage_pids(os.getpid()))
+    neighbours = [Followed(length, 60) for length in (20, 100, 150)]
+    bad = Followed(130, 5)
+    sampling = msgspec.structs.replace(
+        bad.request.sampling, repetition_penalty=1e-39, top_k=5, prompt_logprobs=None
+    )
+    bad.request = msgspec.structs.replace(bad.request, sampling=sampling)
+    async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
+        cells = set(stage_pids(os.getpid())) - others
+        followed = [request.follow(handle) for request in (*neighbours, bad)]
+        await asyncio.wait_for(asyncio.gather(*followed), 120)
+        assert set(stage_pids(os.getpid())) - others == cells
+        assert (await handle.stats())["kv_usage"] == 0
+    assert bad.finished.reason == "error"
+    assert "not numbers" in bad.finished.message
+    for neighbour in neighbours:
+        neighbour.check(model[0])
+        assert neighbour.finished.recomputed_tokens == 0
+
+
 async def test_more_groups_than_the_cluster_has_cores_are_refused(model):
     args = arguments(model[1], 2, 5, 64)
     args["actors"] = {"num_cpus": 1}
