@@ -240,7 +240,7 @@ async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model):
         cells = set(stage_pids(os.getpid())) - others
         followed = [request.follow(handle) for request in (*neighbours, bad)]
         await asyncio.wait_for(asyncio.gather(*followed), 120)
-        assert set(stage_pids(os.getpid())) - others == cells
+        assert cells <= set(stage_pids(os.getpid()))
         assert (await handle.stats())["kv_usage"] == 0
     assert bad.finished.reason == "error"
     assert "not numbers" in bad.finished.message
