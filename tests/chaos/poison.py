@@ -1,0 +1,127 @@
+"""`poison`: requests that used to kill the pipeline for everybody, beside bystanders.
+
+A request whose values no arithmetic survives gets an error of its own; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from tests.chaos import tables
+from tests.chaos.judging import is_whole
+from tests.chaos.kills import undisturbed
+from tests.chaos.server import Server, running
+from tests.chaos.streams import Load
+
+_REFUSED: Final = (400,)
+_EITHER_WAY: Final = (200, 400)
+
+
+class Poison(msgspec.Struct, frozen=True):
+    """One request, and how it may be answered."""
+
+    name: str
+    fields: dict[str, Any]
+    statuses: tuple[int, ...]
+
+
+POISONS: Final = (
+    Poison("repetition_penalty 1e-39", {"repetition_penalty": 1e-39, "top_k": 5}, _REFUSED),
+    Poison("repetition_penalty 1e-45, greedy", {"repetition_penalty": 1e-45, "temperature": 0}, _REFUSED),
+    Poison("repetition_penalty 1e-320", {"repetition_penalty": 1e-320}, _REFUSED),
+    Poison("repetition_penalty 1e-39, n 4", {"repetition_penalty": 1e-39, "n": 4}, _REFUSED),
+    Poison("repetition_penalty 1e-39, logprobs", {"repetition_penalty": 1e-39, "logprobs": 3}, _REFUSED),
+    Poison("temperature 1e-45", {"temperature": 1e-45}, _EITHER_WAY),
+    Poison("temperature 1e-320, top_p 1e-320", {"temperature": 1e-320, "top_p": 1e-320}, _EITHER_WAY),
+    Poison("min_p 1, top_p 1e-45", {"min_p": 1.0, "top_p": 1e-45}, _EITHER_WAY),
+    Poison("every penalty at its end", {"repetition_penalty": 100.0, "presence_penalty": -2.0, "frequency_penalty": -2.0}, _EITHER_WAY),
+    Poison("logit_bias -100 for many", {"logit_bias": {str(token): -100.0 for token in range(200)}, "temperature": 1e-38}, _EITHER_WAY),
+)  # fmt: skip
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """How one poison was answered. `rebuilds`: of the pipeline, while it was there."""
+
+    name: str
+    status: int
+    message: str
+    rebuilds: int
+    bystanders_whole: int
+    bystanders: int
+    missed: list[str]
+
+
+def run(results: Path) -> int:
+    """One poison at a time beside nine bystanders; exit status 1 if any of them noticed."""
+    with running(results / "server") as server:
+        references = undisturbed(server)
+        answered: list[Answered] = []
+        for poison in POISONS:
+            server.settle()
+            before = server.rebuilds()
+            load = Load(server.url, server.model)
+            status, message = asyncio.run(_beside(server, load, poison))
+            server.settle()
+            rebuilds = server.rebuilds() - before
+            whole = [stream for stream in load.all if is_whole(stream, references[stream.name])]
+            counts = (rebuilds, len(whole), len(load.all))
+            missed = _missed(poison, status, *counts)
+            answered.append(Answered(poison.name, status, message, *counts, missed))
+    print(table(answered))
+    tables.save(results / "poison.json", answered)
+    return int(any(each.missed for each in answered))
+
+
+async def _beside(server: Server, load: Load, poison: Poison) -> tuple[int, str]:
+    """The poison's status and message."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        await load.ready.wait()
+        body = {"model": server.model, "prompt": "hi", "max_tokens": 4, **poison.fields}
+        limit = aiohttp.ClientTimeout(total=120)
+        async with (
+            aiohttp.ClientSession(timeout=limit) as session,
+            session.post(f"{server.url}/v1/completions", json=body) as answer,
+        ):
+            text = await answer.text()
+    return answer.status, _message(text)
+
+
+def _message(text: str) -> str:
+    try:
+        error = json.loads(text).get("error") or {}
+        return str(error.get("message", ""))
+    except (ValueError, AttributeError):
+        return text[:200]
+
+
+def _missed(poison: Poison, status: int, rebuilds: int, whole: int, bystanders: int) -> list[str]:
+    short: list[str] = []
+    if status not in poison.statuses:
+        short.append(f"answered {status}, not {' or '.join(map(str, poison.statuses))}")
+    if rebuilds:
+        short.append(f"{rebuilds} rebuilds")
+    if whole < bystanders:
+        short.append(f"{whole} of {bystanders} bystanders whole")
+    return short
+
+
+def table(answered: list[Answered]) -> str:
+    head = ("request", "answer", "rebuilds", "bystanders whole", "missed")
+    rows = [
+        [
+            each.name,
+            f"{each.status} {each.message}".strip(),
+            str(each.rebuilds),
+            f"{each.bystanders_whole} of {each.bystanders}",
+            "; ".join(each.missed) or "nothing",
+        ]
+        for each in answered
+    ]
+    return tables.markdown(head, rows)
