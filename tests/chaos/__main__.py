@@ -6,6 +6,7 @@ Exit status 0 if every goal was reached. `make chaos` runs `all`; docs/reliabili
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a server must not be left behind
+        signal.signal(number, signal.default_int_handler)
     results: Path = options.results.absolute()
     commands: dict[str, Callable[[], int]] = {
         "kills": lambda: kills.run(options.kill, options.repeats, results),

@@ -133,6 +133,8 @@ def _death(
     asyncio.run(watch.run())
     seen = judge(watch.load.all, references, watch.prober.probes, watch.killed_at, watch.at_risk)
     short = missed(kill.goal, seen)
+    if watch.in_flight < seen.streams:
+        short.append(f"only {watch.in_flight} of {seen.streams} streams were in flight")
     try:
         after = server.settle()
     except NotSettledError as error:

@@ -71,8 +71,8 @@ def run(results: Path) -> int:
             rebuilds = server.rebuilds() - before
             whole = [stream for stream in load.all if is_whole(stream, references[stream.name])]
             counts = (rebuilds, len(whole), len(load.all))
-            missed = _missed(poison, status, *counts)
-            answered.append(Answered(poison.name, status, message, *counts, missed))
+            short = missed(poison, status, *counts)
+            answered.append(Answered(poison.name, status, message, *counts, short))
     print(table(answered))
     tables.save(results / "poison.json", answered)
     return int(any(each.missed for each in answered))
@@ -101,7 +101,8 @@ def _message(text: str) -> str:
         return text[:200]
 
 
-def _missed(poison: Poison, status: int, rebuilds: int, whole: int, bystanders: int) -> list[str]:
+def missed(poison: Poison, status: int, rebuilds: int, whole: int, bystanders: int) -> list[str]:
+    """What it should not have done, in words."""
     short: list[str] = []
     if status not in poison.statuses:
         short.append(f"answered {status}, not {' or '.join(map(str, poison.statuses))}")

@@ -76,11 +76,12 @@ def look(server: Server, quiet_s: float) -> Snapshot:
     time.sleep(quiet_s)
     alive = server.settle()
     values = server.metrics()
-    tasks = [value for (name, _), value in values.items() if name == "medha_event_loop_tasks"]
+    names = ("medha_controller_tasks", "medha_replica_tasks")
+    tasks = [value for (name, _), value in values.items() if name in names]
     return Snapshot(
         processes=alive,
         pages=int(values["medha_kv_cache_pages", "used"]),
-        tasks=int(sum(tasks)) if tasks else None,
+        tasks=int(sum(tasks)),
         shared_memory=census.shared_memory(),
         folders=census.folders(),
     )
@@ -107,7 +108,7 @@ def text(report: Report) -> str:
     moments = report.moments
     others: Sequence[tuple[str, list[Any]]] = (
         ("KV pages in use", [moment.pages for moment in moments]),
-        ("tasks", ["-" if moment.tasks is None else moment.tasks for moment in moments]),
+        ("tasks", [moment.tasks for moment in moments]),
         ("segments in /dev/shm", [len(moment.shared_memory) for moment in moments]),
         ("folders /tmp/medha-*", [len(moment.folders) for moment in moments]),
     )

@@ -36,7 +36,7 @@ class Load:
     """Eight streams, and a long prompt that follows when all of them are under way.
 
     `await run()` once; `ready` is set when everything is in flight: each stream has tokens, the
-    long prompt is half read.
+    first chunk of the long prompt is computed.
     """
 
     def __init__(self, url: str, model: str) -> None:
@@ -95,7 +95,7 @@ class Load:
         """Set the marks that are reached."""
         if all(len(stream.moments) >= _UNDER_WAY or stream.ended for stream in self.streams):
             self._under_way.set()
-        if self._prefilled >= LONG_PROMPT_TOKENS // 3 or self.long.ended:
+        if self._prefilled or self.long.ended:
             self.ready.set()
 
 

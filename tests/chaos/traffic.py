@@ -171,11 +171,19 @@ class Traffic:
         async with self._post(session, path, {**body, "stream": True}) as answer:
             text = await answer.read()
             _check(answer.status)
-        if not text.endswith(b"data: [DONE]\n\n"):
-            raise _WrongError("the stream was cut")
-        if b'data: {"error"' in text:
-            frame = text[text.index(b'data: {"error"') + 6 :].split(b"\n")[0]
-            raise _WrongError(str(msgspec.json.decode(frame)["error"]["message"]))
+        if (fault := fault_of(text)) is not None:
+            raise _WrongError(fault)
+
+
+def fault_of(stream: bytes) -> str | None:
+    """What is wrong with a stream of events that was read to its end: an error in it, or no
+    `[DONE]`."""
+    if not stream.endswith(b"data: [DONE]\n\n"):
+        return "the stream was cut"
+    for line in stream.splitlines():
+        if line.startswith(b'data: {"error"'):
+            return str(msgspec.json.decode(line[6:])["error"]["message"])
+    return None
 
 
 class _BusyError(Exception):
