@@ -68,6 +68,8 @@ class Outcome(msgspec.Struct, frozen=True):
     kill: str
     repeat: int
     in_flight: int  # streams that had not ended when it happened
+    tokens: list[int]  # that each stream had got by then
+    prefilled: int  # tokens of the long prompt by then
     seen: Seen
     replaced: dict[str, int]
     bytes_before: int
@@ -145,6 +147,8 @@ def _death(
         kill=kill.name,
         repeat=repeat,
         in_flight=watch.in_flight,
+        tokens=watch.tokens,
+        prefilled=watch.prefilled,
         seen=seen,
         replaced=census.replaced(before, after),
         bytes_before=sum([process.resident_bytes for process in before]),
@@ -162,6 +166,8 @@ class _Watch:
         self.prober = Prober(server.url, server.model)
         self.killed_at = 0.0
         self.in_flight = 0
+        self.tokens: list[int] = []
+        self.prefilled = 0
         self.at_risk: int | None = None
 
     async def run(self) -> None:
@@ -171,6 +177,8 @@ class _Watch:
             await self.load.ready.wait()
             self.at_risk = await self._most_of_one_replica()
             self.in_flight = len([stream for stream in self.load.all if not stream.ended])
+            self.tokens = [len(stream.moments) for stream in self.load.all]
+            self.prefilled = self.load.prefilled
             self.killed_at = time.perf_counter()
             until = self.killed_at + _WATCH_S
             group.create_task(self._strike())
@@ -258,7 +266,8 @@ def _line(outcome: Outcome) -> str:
     seen = outcome.seen
     return (
         f"{outcome.kill} {outcome.repeat + 1}: {seen.whole} of {seen.streams} whole "
-        f"({outcome.in_flight} in flight), pauses {tables.seconds(seen.pause_median_s)} to "
+        f"({outcome.in_flight} in flight with {outcome.tokens} tokens, {outcome.prefilled} "
+        f"prefilled), pauses {tables.seconds(seen.pause_median_s)} to "
         f"{tables.seconds(seen.pause_max_s)} s, back after {tables.seconds(seen.back_s)} s, "
         f"replaced {outcome.replaced or 'nothing'}, missed {outcome.missed or 'nothing'}, "
         f"errors {list(seen.errors)}"

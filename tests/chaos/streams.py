@@ -44,8 +44,8 @@ class Load:
         self.streams = [Stream(f"stream-{number}") for number in range(STREAMS)]
         self.long = Stream("long")
         self.ready = asyncio.Event()
+        self.prefilled = 0  # tokens of the long prompt
         self._under_way = asyncio.Event()
-        self._prefilled = 0
 
     @property
     def all(self) -> list[Stream]:
@@ -86,7 +86,8 @@ class Load:
         elif isinstance(event, Usage):
             stream.tokens = event.completion_tokens
         elif isinstance(event, Progress):
-            self._prefilled = event.prefilled_tokens
+            if stream is self.long:
+                self.prefilled = event.prefilled_tokens
         elif type(event).__name__ == "Resumed":
             stream.resumed += 1
         self._look()
@@ -95,7 +96,7 @@ class Load:
         """Set the marks that are reached."""
         if all(len(stream.moments) >= _UNDER_WAY or stream.ended for stream in self.streams):
             self._under_way.set()
-        if self._prefilled or self.long.ended:
+        if self.prefilled or self.long.ended:
             self.ready.set()
 
 

@@ -24,7 +24,9 @@ SEEN = Seen(
 
 
 def outcome(repeat, seen=SEEN, missed=()):
-    return kills.Outcome("stage", repeat, 9, seen, {"stage": 1}, 10**9, 2 * 10**9, list(missed))
+    return kills.Outcome(
+        "stage", repeat, 9, [5] * 9, 64, seen, {"stage": 1}, 10**9, 2 * 10**9, list(missed)
+    )
 
 
 def test_repetitions_share_a_row():
