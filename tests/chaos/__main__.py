@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from tests.chaos import campaigns, kills, poison, soak
 
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         "soak": lambda: soak.run(options.minutes, results),
         "all": lambda: everything(results),
     }
-    return commands[options.command]()
+    return _status(commands[options.command])
 
 
 def everything(results: Path) -> int:
@@ -67,10 +70,19 @@ def everything(results: Path) -> int:
     failed: list[str] = []
     for name, command in commands:
         print(f"\n## {name}", flush=True)
-        if command():
+        if _status(command):
             failed.append(name)
     print(f"\nfailed: {', '.join(failed)}" if failed else "\nevery goal was reached")
     return int(bool(failed))
+
+
+def _status(command: Callable[[], int]) -> int:
+    """The command's exit status; 1 if the server could not even be watched."""
+    try:
+        return command()
+    except (Exception, pytest.fail.Exception):
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ def run(results: Path) -> int:
             counts = (rebuilds, len(whole), len(load.all))
             short = missed(poison, status, *counts)
             answered.append(Answered(poison.name, status, message, *counts, short))
+            print(f"{poison.name}: {status}, {short or 'nothing missed'}", file=sys.stderr)
     print(table(answered))
     tables.save(results / "poison.json", answered)
     return int(any(each.missed for each in answered))
