@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import aiohttp
 import msgspec
 
 from tests.chaos import tables
-from tests.chaos.judging import is_whole
+from tests.chaos.judging import Stream, is_whole
 from tests.chaos.kills import undisturbed
 from tests.chaos.server import Server, running
 from tests.chaos.streams import Load
@@ -60,39 +61,52 @@ class Answered(msgspec.Struct, frozen=True):
 
 def run(results: Path) -> int:
     """One poison at a time beside nine bystanders; exit status 1 if any of them noticed."""
+    answered: list[Answered] = []
     with running(results / "server") as server:
         references = undisturbed(server)
-        answered: list[Answered] = []
         for poison in POISONS:
-            server.settle()
-            before = server.rebuilds()
-            load = Load(server.url, server.model)
-            status, message = asyncio.run(_beside(server, load, poison))
-            server.settle()
-            rebuilds = server.rebuilds() - before
-            whole = [stream for stream in load.all if is_whole(stream, references[stream.name])]
-            counts = (rebuilds, len(whole), len(load.all))
-            short = missed(poison, status, *counts)
-            answered.append(Answered(poison.name, status, message, *counts, short))
-            print(f"{poison.name}: {status}, {short or 'nothing missed'}", file=sys.stderr)
+            answered.append(_dose(server, poison, references))
+            print(_line(answered[-1]), file=sys.stderr, flush=True)
     print(table(answered))
     tables.save(results / "poison.json", answered)
     return int(any(each.missed for each in answered))
 
 
+def _dose(server: Server, poison: Poison, references: Mapping[str, Stream]) -> Answered:
+    """From rest to rest."""
+    server.settle()
+    before = server.rebuilds()
+    load = Load(server.url, server.model)
+    status, message = asyncio.run(_beside(server, load, poison))
+    server.settle()
+    rebuilds = server.rebuilds() - before
+    whole = sum([is_whole(stream, references[stream.name]) for stream in load.all])
+    return Answered(
+        name=poison.name,
+        status=status,
+        message=message,
+        rebuilds=rebuilds,
+        bystanders_whole=whole,
+        bystanders=len(load.all),
+        missed=missed(poison, status, rebuilds, whole, len(load.all)),
+    )
+
+
 async def _beside(server: Server, load: Load, poison: Poison) -> tuple[int, str]:
-    """The poison's status and message."""
+    """The poison's status (0: none) and message."""
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run())
         await load.ready.wait()
         body = {"model": server.model, "prompt": "hi", "max_tokens": 4, **poison.fields}
         limit = aiohttp.ClientTimeout(total=120)
-        async with (
-            aiohttp.ClientSession(timeout=limit) as session,
-            session.post(f"{server.url}/v1/completions", json=body) as answer,
-        ):
-            text = await answer.text()
-    return answer.status, _message(text)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=limit) as session,
+                session.post(f"{server.url}/v1/completions", json=body) as answer,
+            ):
+                return answer.status, _message(await answer.text())
+        except (aiohttp.ClientError, OSError) as error:
+            return 0, str(error) or type(error).__name__
 
 
 def _message(text: str) -> str:
@@ -113,6 +127,10 @@ def missed(poison: Poison, status: int, rebuilds: int, whole: int, bystanders: i
     if whole < bystanders:
         short.append(f"{whole} of {bystanders} bystanders whole")
     return short
+
+
+def _line(answered: Answered) -> str:
+    return f"{answered.name}: {answered.status}, missed {answered.missed or 'nothing'}"
 
 
 def table(answered: list[Answered]) -> str:
