@@ -23,28 +23,37 @@ from tests.chaos.streams import Load
 
 _REFUSED: Final = (400,)
 _EITHER_WAY: Final = (200, 400)
+_NAME_CHARS: Final = 80
+_MANY: Final = tuple([str(token) for token in range(200)])
 
 
 class Poison(msgspec.Struct, frozen=True):
     """One request, and how it may be answered."""
 
-    name: str
-    fields: dict[str, Any]
     statuses: tuple[int, ...]
+    fields: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        text = ", ".join([f"{name} {value}" for name, value in self.fields.items()])
+        return text if len(text) <= _NAME_CHARS else f"{text[:_NAME_CHARS]}..."
 
 
 POISONS: Final = (
-    Poison("repetition_penalty 1e-39", {"repetition_penalty": 1e-39, "top_k": 5}, _REFUSED),
-    Poison("repetition_penalty 1e-45, greedy", {"repetition_penalty": 1e-45, "temperature": 0}, _REFUSED),
-    Poison("repetition_penalty 1e-320", {"repetition_penalty": 1e-320}, _REFUSED),
-    Poison("repetition_penalty 1e-39, n 4", {"repetition_penalty": 1e-39, "n": 4}, _REFUSED),
-    Poison("repetition_penalty 1e-39, logprobs", {"repetition_penalty": 1e-39, "logprobs": 3}, _REFUSED),
-    Poison("temperature 1e-45", {"temperature": 1e-45}, _EITHER_WAY),
-    Poison("temperature 1e-320, top_p 1e-320", {"temperature": 1e-320, "top_p": 1e-320}, _EITHER_WAY),
-    Poison("min_p 1, top_p 1e-45", {"min_p": 1.0, "top_p": 1e-45}, _EITHER_WAY),
-    Poison("every penalty at its end", {"repetition_penalty": 100.0, "presence_penalty": -2.0, "frequency_penalty": -2.0}, _EITHER_WAY),
-    Poison("logit_bias -100 for many", {"logit_bias": {str(token): -100.0 for token in range(200)}, "temperature": 1e-38}, _EITHER_WAY),
-)  # fmt: skip
+    Poison(_REFUSED, {"repetition_penalty": 1e-39, "top_k": 5}),
+    Poison(_REFUSED, {"repetition_penalty": 1e-45, "temperature": 0}),
+    Poison(_REFUSED, {"repetition_penalty": 1e-320}),
+    Poison(_REFUSED, {"repetition_penalty": 1e-39, "n": 4}),
+    Poison(_REFUSED, {"repetition_penalty": 1e-39, "logprobs": 3}),
+    Poison(_EITHER_WAY, {"temperature": 1e-45}),
+    Poison(_EITHER_WAY, {"temperature": 1e-320, "top_p": 1e-320}),
+    Poison(_EITHER_WAY, {"min_p": 1.0, "top_p": 1e-45}),
+    Poison(
+        _EITHER_WAY,
+        {"repetition_penalty": 100.0, "presence_penalty": -2.0, "frequency_penalty": -2.0},
+    ),
+    Poison(_EITHER_WAY, {"temperature": 1e-38, "logit_bias": dict.fromkeys(_MANY, -100.0)}),
+)
 
 
 class Answered(msgspec.Struct, frozen=True):
