@@ -1,6 +1,6 @@
 """`python -m tests.chaos COMMAND`: harm a real server in every way we know of, and judge it.
 
-Exit status 0 if every goal was reached. `make chaos` runs `all`; docs/reliability.md has the tables.
+Exit status 0 if every goal was reached. `make chaos` runs `all`; its tables: docs/reliability.md.
 """
 
 from __future__ import annotations
