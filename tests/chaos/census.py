@@ -26,7 +26,6 @@ _ROLES: Final = (
     ("ray-dashboard", "dashboard"),
 )
 _PROGRAMS: Final = {"haproxy": "haproxy", "raylet": "raylet", "gcs_server": "gcs", "serve": "serve"}
-OURS: Final = ("stage", "scheduler", "ingress")
 OTHER: Final = "other"
 
 
@@ -38,6 +37,7 @@ class Process(msgspec.Struct, frozen=True):
     resident_bytes: int
     descriptors: int
     threads: int
+    cpu_s: float = 0.0  # since it began
 
 
 def role_of(name: str, command: list[str]) -> str:
@@ -69,6 +69,7 @@ def processes(session: int) -> list[Process]:
                         resident_bytes=process.memory_info().rss,
                         descriptors=process.num_fds(),
                         threads=process.num_threads(),
+                        cpu_s=sum(process.cpu_times()[:2]),
                     )
                 )
         except (psutil.NoSuchProcess, ProcessLookupError):
@@ -79,6 +80,19 @@ def processes(session: int) -> list[Process]:
 def pids(among: Iterable[Process], role: str) -> list[int]:
     """Of the processes with this role."""
     return [process.pid for process in among if process.role == role]
+
+
+def at_work(before: Iterable[Process], now: Iterable[Process], role: str) -> list[int]:
+    """Of the processes with this role, those that have computed in between, not the warm spares:
+    at least half as long as the busiest one."""
+    earlier = {process.pid: process.cpu_s for process in before}
+    worked = {
+        process.pid: process.cpu_s - earlier.get(process.pid, 0.0)
+        for process in now
+        if process.role == role
+    }
+    most = max(worked.values(), default=0.0)
+    return [pid for pid, seconds in worked.items() if seconds >= most / 2]
 
 
 def replaced(before: Iterable[Process], after: Iterable[Process]) -> dict[str, int]:

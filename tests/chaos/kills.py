@@ -128,10 +128,9 @@ def _death(
 ) -> Outcome | None:
     """One turn, from rest to rest; None where there is nobody to kill."""
     before = server.settle()
-    victims = census.pids(before, kill.role)
-    if not victims:
+    if not census.pids(before, kill.role):
         return None
-    watch = _Watch(server, kill, victims if kill.every else [victims[repeat % len(victims)]])
+    watch = _Watch(server, kill, repeat, before)
     asyncio.run(watch.run())
     seen = judge(watch.load.all, references, watch.prober.probes, watch.killed_at, watch.at_risk)
     short = missed(kill.goal, seen)
@@ -160,8 +159,10 @@ def _death(
 class _Watch:
     """The load, the kill in the midst of it, and the probes from then on."""
 
-    def __init__(self, server: Server, kill: Kill, victims: Sequence[int]) -> None:
-        self._server, self._kill, self._victims = server, kill, victims
+    def __init__(
+        self, server: Server, kill: Kill, repeat: int, before: Sequence[census.Process]
+    ) -> None:
+        self._server, self._kill, self._repeat, self._before = server, kill, repeat, before
         self.load = Load(server.url, server.model)
         self.prober = Prober(server.url, server.model)
         self.killed_at = 0.0
@@ -175,17 +176,27 @@ class _Watch:
         async with asyncio.TaskGroup() as group:
             streams = group.create_task(self.load.run())
             await self.load.ready.wait()
+            victims = await asyncio.to_thread(self._victims)
             self.at_risk = await self._most_of_one_replica()
             self.in_flight = len([stream for stream in self.load.all if not stream.ended])
             self.tokens = [len(stream.moments) for stream in self.load.all]
             self.prefilled = self.load.prefilled
             self.killed_at = time.perf_counter()
             until = self.killed_at + _WATCH_S
-            group.create_task(self._strike())
+            group.create_task(self._strike(victims))
             await self.prober.run(
                 lambda: (streams.done() and self._steady()) or time.perf_counter() > until
             )
             streams.cancel()  # harmless if it is done
+
+    def _victims(self) -> list[int]:
+        """Who dies: of the stages those that work, another one each time."""
+        alive = self._server.census()
+        if self._kill.role == "stage":
+            candidates = census.at_work(self._before, alive, "stage")
+        else:
+            candidates = census.pids(alive, self._kill.role)
+        return candidates if self._kill.every else [candidates[self._repeat % len(candidates)]]
 
     async def _most_of_one_replica(self) -> int | None:
         """How many of the streams one ingress replica holds, at most."""
@@ -195,15 +206,15 @@ class _Watch:
         held = [value for (name, _), value in values.items() if name == "medha_http_requests_open"]
         return int(max(held, default=0))
 
-    async def _strike(self) -> None:
+    async def _strike(self, victims: Sequence[int]) -> None:
         if self._kill.stopped_s is None:
-            for victim in self._victims:
+            for victim in victims:
                 os.kill(victim, signal.SIGKILL)
             return
-        for victim in self._victims:
+        for victim in victims:
             os.kill(victim, signal.SIGSTOP)
         await asyncio.sleep(self._kill.stopped_s)
-        for victim in self._victims:
+        for victim in victims:
             with contextlib.suppress(ProcessLookupError):  # taken for hung, and replaced
                 os.kill(victim, signal.SIGCONT)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from medha_actors.config import load
 from tests.chaos import census
 from tests.system.serve_process import ROOT, serving, shipped_args
 
@@ -28,12 +29,19 @@ class NotSettledError(Exception):
 
 
 class Server:
-    """A running server. `session`: the id that all its processes share."""
+    """A running server. `session`: the id that all its processes share; `args`: its
+    configuration."""
 
-    def __init__(self, url: str, session: int, replicas: int) -> None:
-        self.url, self.session, self._replicas = url, session, replicas
-        self.model: str = shipped_args()["model_loading_config"]["model_id"]
-        self._stages = len(census.pids(self.census(), "stage"))
+    def __init__(self, url: str, session: int, args: dict[str, Any]) -> None:
+        self.url, self.session = url, session
+        config = load(args)
+        self.model = config.model_loading_config.model_id
+        grid = config.parallel.spp * config.parallel.kvp
+        self._wanted = {
+            "stage": grid + config.actors.spares,
+            "scheduler": 1,
+            "ingress": config.deployment_config["num_replicas"],
+        }
 
     def census(self) -> list[census.Process]:
         return census.processes(self.session)
@@ -68,8 +76,7 @@ class Server:
         raise NotSettledError(f"not at rest after {_SETTLE_S:g} s: {self._roles()}")
 
     def _complete(self, alive: list[census.Process]) -> bool:
-        wanted = {"stage": self._stages, "scheduler": 1, "ingress": self._replicas}
-        return all(len(census.pids(alive, role)) == count for role, count in wanted.items())
+        return all(len(census.pids(alive, role)) == count for role, count in self._wanted.items())
 
     def _idle(self) -> bool:
         try:
@@ -82,7 +89,7 @@ class Server:
 
     def _roles(self) -> str:
         alive = self.census()
-        return ", ".join([f"{role} {len(census.pids(alive, role))}" for role in census.OURS])
+        return ", ".join([f"{role} {len(census.pids(alive, role))}" for role in self._wanted])
 
 
 @contextlib.contextmanager
@@ -96,7 +103,7 @@ def running(folder: Path, replicas: int = 1, **args: Any) -> Iterator[Server]:
     session = 0
     try:
         with serving(folder, **sections) as (url, session):
-            yield Server(url, session, replicas)
+            yield Server(url, session, sections)
     finally:
         if session:
             _end(session)
