@@ -82,15 +82,14 @@ def pids(among: Iterable[Process], role: str) -> list[int]:
     return [process.pid for process in among if process.role == role]
 
 
-def at_work(before: Iterable[Process], now: Iterable[Process], role: str) -> list[int]:
-    """Of the processes with this role, those that have computed in between, not the warm spares:
-    at least half as long as the busiest one."""
+def victims(before: Iterable[Process], now: Iterable[Process], role: str) -> list[int]:
+    """Whose death would matter: all processes with this role; of the stages, those that have
+    computed since `before`, at least half as long as the busiest one. The others are spares."""
+    alive = [process for process in now if process.role == role]
+    if role != "stage":
+        return [process.pid for process in alive]
     earlier = {process.pid: process.cpu_s for process in before}
-    worked = {
-        process.pid: process.cpu_s - earlier.get(process.pid, 0.0)
-        for process in now
-        if process.role == role
-    }
+    worked = {process.pid: process.cpu_s - earlier.get(process.pid, 0.0) for process in alive}
     most = max(worked.values(), default=0.0)
     return [pid for pid, seconds in worked.items() if seconds >= most / 2]
 

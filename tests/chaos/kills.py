@@ -190,13 +190,9 @@ class _Watch:
             streams.cancel()  # harmless if it is done
 
     def _victims(self) -> list[int]:
-        """Who dies: of the stages those that work, another one each time."""
-        alive = self._server.census()
-        if self._kill.role == "stage":
-            candidates = census.at_work(self._before, alive, "stage")
-        else:
-            candidates = census.pids(alive, self._kill.role)
-        return candidates if self._kill.every else [candidates[self._repeat % len(candidates)]]
+        """Who dies: all of the role, or another one each time."""
+        able = census.victims(self._before, self._server.census(), self._kill.role)
+        return able if self._kill.every else [able[self._repeat % len(able)]]
 
     async def _most_of_one_replica(self) -> int | None:
         """How many of the streams one ingress replica holds, at most."""

@@ -90,14 +90,14 @@ def look(server: Server, quiet_s: float) -> Snapshot:
 async def _deadly(server: Server, traffic: Traffic, seconds: float, deaths: list[str]) -> None:
     """Load, and a death now and then."""
     async with asyncio.TaskGroup() as group:
+        before = server.census()
         load = group.create_task(traffic.run(seconds))
         count = max(2, int(seconds / _DEATH_EVERY_S))
         for role in itertools.islice(itertools.cycle(_VICTIMS), count):
             await asyncio.wait({load}, timeout=seconds / (count + 1))
-            alive = census.pids(await asyncio.to_thread(server.census), role)
-            if alive and not load.done():
-                victim = alive[len(deaths) % len(alive)]
-                os.kill(victim, signal.SIGKILL)
+            able = census.victims(before, await asyncio.to_thread(server.census), role)
+            if able and not load.done():
+                os.kill(able[len(deaths) % len(able)], signal.SIGKILL)
                 deaths.append(role)
                 print(f"soak: killed a {role}", file=sys.stderr, flush=True)
 

@@ -5,7 +5,7 @@ import os
 import msgspec
 import pytest
 
-from tests.chaos.census import Process, at_work, processes, replaced, role_of
+from tests.chaos.census import Process, processes, replaced, role_of, victims
 from tests.chaos.growth import Snapshot, grown, rows
 
 STAGE = Process(pid=1, role="stage", resident_bytes=10**9, descriptors=40, threads=20)
@@ -97,8 +97,9 @@ def test_only_new_processes_are_replacements():
 
 def test_spares_do_not_work():
     resting = [msgspec.structs.replace(STAGE, pid=pid, cpu_s=9.0) for pid in (1, 2, 3)]
-    seconds = {1: 9.01, 2: 12.0, 3: 11.0, 4: 8.0}  # 4 is new
+    seconds = {1: 9.01, 2: 12.0, 3: 11.0, 4: 2.5}  # 4 is new
     busy = [msgspec.structs.replace(STAGE, pid=pid, cpu_s=cpu) for pid, cpu in seconds.items()]
     other = Process(5, "ingress", 1, 1, 1, cpu_s=50.0)
-    assert at_work(resting, [*busy, other], "stage") == [2, 3, 4]
-    assert at_work(resting, [], "stage") == []
+    assert victims(resting, [*busy, other], "stage") == [2, 3, 4]
+    assert victims(resting, [*busy, other], "ingress") == [5]
+    assert victims(resting, [], "stage") == []
