@@ -88,7 +88,7 @@ class Load:
         elif isinstance(event, Progress):
             if stream is self.long:
                 self.prefilled = event.prefilled_tokens
-        elif type(event).__name__ == "Resumed":
+        elif type(event).__name__ == "Resumed":  # by a client that resumes cut streams
             stream.resumed += 1
         self._look()
 
