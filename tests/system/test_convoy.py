@@ -99,7 +99,7 @@ async def convoy(url: str) -> Convoy:
         return Convoy(long, await asyncio.gather(*shorts))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)  # for a machine that is busy with other things
 async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path):
     seen = {}
     for policy in ("fcfs", "lars"):
