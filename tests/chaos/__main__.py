@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands: dict[str, Callable[[], int]] = {
         "kills": lambda: kills.run(options.kill, options.repeats, results),
         "poison": lambda: poison.run(results),
-        "fuzz": lambda: campaigns.run("fuzz", options.requests, results),
-        "hostile": lambda: campaigns.run("hostile", options.requests, results),
+        "fuzz": lambda: campaigns.fuzz(options.requests, results),
+        "hostile": lambda: campaigns.hostile(options.requests, results),
         "soak": lambda: soak.run(options.minutes, results),
         "all": lambda: everything(results),
     }
@@ -63,8 +63,8 @@ def everything(results: Path) -> int:
     commands: tuple[tuple[str, Callable[[], int]], ...] = (
         ("kills", lambda: kills.run((), 3, results)),
         ("poison", lambda: poison.run(results)),
-        ("fuzz", lambda: campaigns.run("fuzz", FUZZ_REQUESTS, results)),
-        ("hostile", lambda: campaigns.run("hostile", HOSTILE_REQUESTS, results)),
+        ("fuzz", lambda: campaigns.fuzz(FUZZ_REQUESTS, results)),
+        ("hostile", lambda: campaigns.hostile(HOSTILE_REQUESTS, results)),
         ("soak", lambda: soak.run(SOAK_MINUTES, results)),
     )
     failed: list[str] = []

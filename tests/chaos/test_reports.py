@@ -76,6 +76,14 @@ def test_faults_of_a_stream(stream, fault):
     assert fault_of(stream) == fault
 
 
+def test_memory_that_did_not_come_back_is_named():
+    before, peak, settled = {"haproxy": 12, "stage": 1000}, {"stage": 3000}, {"stage": 1148}
+    assert campaigns.kept(before, settled) == ["stage: memory 1000 -> 1148 MB"]
+    assert campaigns.kept(before, {"stage": 1147, "haproxy": 12}) == []
+    rows = campaigns.memory_table(before, peak, settled).splitlines()[2:]
+    assert rows == ["| haproxy | 12 | - | - |", "| stage | 1000 | 3000 | 1148 |"]
+
+
 def test_servers_are_started_as_make_does():
     assert made_environment()["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
@@ -95,8 +103,9 @@ def test_all_goes_on_after_a_failure_and_says_what_failed(monkeypatch, tmp_path,
 
     monkeypatch.setattr(kills, "run", noted("kills", 1))
     monkeypatch.setattr(poison, "run", noted("poison", 0))
-    monkeypatch.setattr(campaigns, "run", noted("campaign", 1))
+    monkeypatch.setattr(campaigns, "fuzz", noted("fuzz", 1))
+    monkeypatch.setattr(campaigns, "hostile", noted("hostile", 1))
     monkeypatch.setattr(soak, "run", raising)
     assert command.everything(tmp_path) == 1
-    assert ran == ["kills", "poison", "campaign", "campaign"]
+    assert ran == ["kills", "poison", "fuzz", "hostile"]
     assert "failed: kills, fuzz, hostile, soak" in capsys.readouterr().out
