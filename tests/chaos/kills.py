@@ -82,15 +82,17 @@ def run(names: Sequence[str], repeats: int, results: Path) -> int:
     chosen = [kill for kill in KILLS if not names or kill.name in names]
     outcomes: list[Outcome] = []
     references: dict[str, Stream] = {}
-    for replicas in sorted({kill.replicas for kill in chosen}):
-        here = [kill for kill in chosen if kill.replicas == replicas]
-        turns = [(kill, repeat) for repeat in range(repeats) for kill in here]
-        while turns:  # a server that does not come to rest is replaced by a fresh one
-            with running(results / "server", replicas=replicas) as server:
-                references = references or undisturbed(server)
-                turns = _deaths(server, turns, references, outcomes)
-    print(table(outcomes))
-    tables.save(results / "kills.json", outcomes)
+    try:
+        for replicas in sorted({kill.replicas for kill in chosen}):
+            here = [kill for kill in chosen if kill.replicas == replicas]
+            turns = [(kill, repeat) for repeat in range(repeats) for kill in here]
+            while turns:  # a server that does not come to rest is replaced by a fresh one
+                with running(results / "server", replicas=replicas) as server:
+                    references = references or undisturbed(server)
+                    turns = _deaths(server, turns, references, outcomes)
+    finally:  # also what was measured before an interruption
+        print(table(outcomes))
+        tables.save(results / "kills.json", outcomes)
     return int(any(outcome.missed for outcome in outcomes))
 
 
