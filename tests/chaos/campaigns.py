@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import hostile as attacks
 from tests.chaos import tables
 from tests.chaos.growth import MEMORY_BYTES, MEMORY_SHARE
 from tests.chaos.server import Server, running
@@ -27,9 +28,8 @@ def fuzz(requests: int, results: Path) -> int:
 
 def hostile(requests: int, results: Path) -> int:
     """Exit status 1 also if memory did not come back."""
-    campaign = importlib.import_module("tests.chaos.hostile")
     with running(results / "server") as server:
-        result = campaign.run(server.url, server.session, requests)
+        result = attacks.run(server.url, server.session, requests)
         wrong = [*result.wrong, *_rebuilt(server)]
     wrong += kept(result.before_mb, result.settled_mb)
     print(memory_table(result.before_mb, result.peak_mb, result.settled_mb))

@@ -2,13 +2,13 @@
 
 import msgspec
 
-from loadgen.arrivals import arrival_times
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
 from loadgen.twin.options import scheduler_of
-from loadgen.workload import Mix, synthetic, with_arrivals
+from loadgen.workload.arrivals import arrival_times
+from loadgen.workload.mixes import Mix, synthetic, with_arrivals
 from medha_actors.core.predictor import Profile, StageProfile
 
 TOKEN_S = 1e-3
@@ -32,8 +32,9 @@ def deployment_of(
 
 def by_hand(policy="fcfs", spp=1, scheduler=None, **more):
     """The linear profile on a device without any overhead."""
-    device = msgspec.structs.replace(hardware_of("cpu-2core"), control_s=0.0, message_s=0.0, network_speed=1e18,
-                                     link_speed=1e18)  # fmt: skip
+    device = msgspec.structs.replace(
+        hardware_of("cpu-2core"), control_s=0.0, message_s=0.0, network_speed=1e18, link_speed=1e18
+    )
     plain = deployment_of(policy, spp, scheduler, measured=linear_profile(spp), **more)
     return msgspec.structs.replace(plain, device=device)
 
