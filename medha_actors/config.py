@@ -164,6 +164,8 @@ class StreamConfig(_Section, frozen=True):
     keep_alive_s: float = 10.0
     progress_s: float = 1.0  # at most one progress comment or event in this time
     max_buffered_events: int = 4096  # for a reader that does not read
+    resume_s: float = 60.0  # how long a cut stream may be resumed; 0: never
+    resume_bytes: int = 128 * 1024 * 1024  # of memory for that; the oldest go first
 
 
 class TracingConfig(_Section, frozen=True):
@@ -295,6 +297,8 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("limits.max_body_bytes", config.limits.max_body_bytes, 1024, 2**34),
         ("stream.keep_alive_s", config.stream.keep_alive_s, 0.05, 3600),
         ("stream.progress_s", config.stream.progress_s, 0, 3600),
+        ("stream.resume_s", config.stream.resume_s, 0, 3600),
+        ("stream.resume_bytes", config.stream.resume_bytes, 0, 2**40),
         ("telemetry.timelines", config.telemetry.timelines, 1, 100_000),
         ("telemetry.max_chunk_spans", config.telemetry.max_chunk_spans, 4, 10_000),
         ("telemetry.live_period_s", config.telemetry.live_period_s, 0.05, 60),

@@ -87,6 +87,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
     traceparent: str | None = None
+    answer_id: str | None = None  # of the answer that is this sequence alone; None: of several
     resumed: Resumed | None = None
 
     @property
@@ -261,3 +262,21 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
 
 
 Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine remembers of an answer: enough to say it again and to go on with it."""
+
+    request: Request  # as it came first, never with `resumed`
+    accepted: Accepted
+    token_ids: bytes  # int32: the tokens generated so far
+    first_token_at: float | None = None  # epoch seconds
+    prompt_logprobs_until: int = 1  # prompt positions below this one have been reported
+    # All token and prompt events in their order where log-probabilities were asked for; else empty.
+    scored: tuple[TokenEvent | PromptLogprobsEvent, ...] = ()
+    finished: FinishedEvent | None = None  # None: it is running, or its client went away
+
+    @property
+    def tokens(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids) // TOKEN_BYTES
