@@ -25,6 +25,7 @@ from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.flights import Flights, Strikes
 from medha_actors.actors.links import Link
+from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer
 from medha_actors.actors.telemetry.remote import Observed
@@ -52,6 +53,7 @@ class Controller(Observed):
     def __init__(self, args: dict[str, Any]) -> None:
         self.config: MedhaConfig = load(args)
         self._sinks = Sinks()
+        self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
         self._flights = Flights(self.config.parallel.spp)
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
         self._strikes = Strikes(_MAX_STRIKES)
@@ -174,10 +176,15 @@ class Controller(Observed):
             )
         self._sinks.own(request.id, replica)
         now = self._now()
+        older = self._records.superseded_by(request)
+        if older is not None:
+            self._publish(self._scheduler.cancel(older, now))
         answer: Accepted | Rejected = self._scheduler.add(request, now)
         self._observer.answered(request, answer, now)
         if isinstance(answer, Rejected):
             self._sinks.disown(request.id)
+        else:
+            self._records.begin(request, answer, now)
         self._pump()
         return _encode(answer)
 
@@ -188,6 +195,10 @@ class Controller(Observed):
             self._overtaken.append(request_id)
         self._publish(events)
         self._pump()
+
+    async def record(self, answer_id: str) -> bytes:
+        """What is known of an answer, to resume it: the msgpack of Record or None."""
+        return _encode(self._records.find(answer_id, self._now()))
 
     async def stream(self, replica: str) -> AsyncIterator[bytes]:
         """All events of one ingress replica's requests, one item (a msgpack list of Event) per
@@ -256,6 +267,7 @@ class Controller(Observed):
     def _publish(self, events: list[Any]) -> None:
         if events:
             self._observer.happened(events)
+            self._records.happened(events, self._now())
             self._sinks.put(events)
 
     def _arm(self) -> None:

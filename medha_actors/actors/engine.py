@@ -18,12 +18,13 @@ import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from medha_actors.errors import EngineError, MedhaError, UnavailableError
-from medha_actors.messages import Accepted, Event, FinishedEvent, Rejected, Request
+from medha_actors.messages import Accepted, Event, FinishedEvent, Record, Rejected, Request
 
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_events = msgspec.msgpack.Decoder(list[Event]).decode
 _decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
+_decode_record = msgspec.msgpack.Decoder(Record | None).decode
 _RETRY_S = 0.5
 
 
@@ -79,6 +80,11 @@ class RayEngine:
         if request_id in self._live and self._controller is not None:
             self._live.discard(request_id)
             self._controller.cancel.remote(request_id)
+
+    async def record(self, answer_id: str) -> Record | None:
+        return _decode_record(
+            await self._call(lambda controller: controller.record.remote(answer_id))
+        )
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""

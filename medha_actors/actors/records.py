@@ -70,10 +70,15 @@ class Records:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def running(self, answer_id: str | None) -> str | None:
-        """The id of the request that now writes this answer, if there is one."""
-        entry = self._answers.get(answer_id) if answer_id is not None else None
-        return entry.request.id if entry is not None and entry.ended_at is None else None
+    def superseded_by(self, request: Request) -> str | None:
+        """The id of the older request that still writes the answer which this one goes on with: it
+        has to end, so that an answer never has two streams."""
+        if request.resumed is None or request.answer_id is None:
+            return None
+        entry = self._answers.get(request.answer_id)
+        if entry is None or entry.ended_at is not None or entry.request.id == request.id:
+            return None
+        return entry.request.id
 
     def begin(self, request: Request, accepted: Accepted, now: float) -> None:
         """The request was accepted. One that is `resumed` goes on with its answer's record; if the

@@ -58,7 +58,9 @@ def records() -> Records:
 
 def test_a_record_grows_and_ends(records):
     records.begin(request_of("r"), ACCEPTED, 0.0)
-    assert records.running("a") == "r"
+    assert records.superseded_by(request_of("s")) is None
+    assert records.superseded_by(resumed_of("s", [])) == "r"
+    assert records.superseded_by(resumed_of("r", [])) is None
     records.happened([token("r", 0), token("other", 0), token("r", 1)], 1.0)
     record = records.find("a", 2.0)
     assert record.tokens == 2
@@ -66,7 +68,7 @@ def test_a_record_grows_and_ends(records):
     assert (record.request, record.accepted) == (request_of("r"), ACCEPTED)
     assert (record.first_token_at, record.finished, record.scored) == (10.0, None, ())
     records.happened([token("r", 2), ending("r")], 3.0)
-    assert records.running("a") is None
+    assert records.superseded_by(resumed_of("s", [])) is None
     assert records.find("a", 62.9).finished == ending("r")
     assert records.find("a", 63.0) is None
     assert (len(records), records.size) == (0, 0)
@@ -77,7 +79,7 @@ def test_a_client_that_went_away_is_no_end_of_the_answer(records):
     records.happened([token("r", 0), ending("r", "abort")], 1.0)
     assert records.find("a", 2.0).finished is None
     records.begin(resumed_of("s", [100]), ACCEPTED, 30.0)
-    assert records.running("a") == "s"
+    assert records.superseded_by(resumed_of("t", [])) == "s"
     records.happened([token("s", 1)], 31.0)
     assert known(records, now=1000.0) == [100, 101]  # it runs: it does not grow old
     assert records.find("a", 1000.0).request == request_of("s")
@@ -89,7 +91,7 @@ def test_the_older_stream_of_an_answer_says_nothing_more(records):
     records.begin(resumed_of("s", [100]), ACCEPTED, 2.0)
     records.happened([ending("r", "abort"), token("s", 1)], 3.0)  # generated again: known
     assert known(records) == [100, 101, 102]
-    assert records.running("a") == "s"
+    assert records.superseded_by(resumed_of("t", [])) == "s"
     records.happened([token("s", 2), token("s", 3)], 4.0)
     assert known(records) == [100, 101, 102, 103]
 
