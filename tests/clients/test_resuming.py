@@ -182,7 +182,7 @@ def test_patience() -> None:
     """Pauses double up to two seconds, and begin anew when the answer has moved on."""
     resuming = Resuming(10, 60.0, 0.1)
     cut = StreamCutError("cut")
-    with pytest.raises(StreamCutError, match="^cut$"):
+    with pytest.raises(StreamCutError, match=r"^cut$"):
         resuming.pause_s(cut, 0.0)  # no place is known
     resuming.place = "a:1"
     bounds = [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
