@@ -18,11 +18,13 @@ from deployments.server import Server
 from deployments.text_sources import load_text
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
+from medha_actors.actors.orphans import Owner
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
+_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "graceful_shutdown_timeout_s": 20.0,
@@ -36,13 +38,18 @@ class SchedulerActor(Controller):
     """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
     has one to itself."""
 
+    def __init__(self, args: dict[str, Any]) -> None:
+        name = ray.get_runtime_context().get_actor_name()
+        patience_s = load(args).actors.orphan_timeout_s
+        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
+
 
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
-        engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -59,6 +66,10 @@ class Ingress:
         print(
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
         )
+
+    def check_health(self) -> None:
+        """Serve replaces a replica that raises here."""
+        self._engine.check_health()
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._server.asgi()

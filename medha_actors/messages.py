@@ -65,6 +65,13 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     timeout_s: float | None = None
 
 
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ingress replica must know of the engine that serves."""
+
+    max_model_len_tokens: int
+    model: str  # a digest: requests go on in another engine only if it has the same model
+
+
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     """What is known already of a request that goes on in another engine than the one it began in.
 
@@ -162,9 +169,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     batch_id: int
     spans: tuple[Span, ...]
     opened: tuple[Sequence, ...] = ()
-    closed: tuple[
-        str, ...
-    ] = ()  # requests whose replicated state can be dropped; their pages may be in this batch already
+    # requests whose replicated state can be dropped; their pages may be in this batch already
+    closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
     exchange_seconds: tuple[
