@@ -14,17 +14,15 @@ from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
 from deployments.observatory import Observatory
+from deployments.scheduler_actor import SchedulerActor
 from deployments.server import Server
 from deployments.text_sources import load_text
-from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
-from medha_actors.actors.orphans import Owner
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
-_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "graceful_shutdown_timeout_s": 20.0,
@@ -32,16 +30,6 @@ _DEFAULTS: dict[str, Any] = {
     "ray_actor_options": {"num_cpus": 0},
     "max_constructor_retry_count": 2,
 }
-
-
-class SchedulerActor(Controller):
-    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
-    has one to itself."""
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        name = ray.get_runtime_context().get_actor_name()
-        patience_s = load(args).actors.orphan_timeout_s
-        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
 
 
 class Ingress:
