@@ -1,4 +1,4 @@
-"""What every EngineHandle promises about records, for the scripted engine and the real one alike."""
+"""What every EngineHandle promises about records, be the engine scripted or real."""
 
 from __future__ import annotations
 
