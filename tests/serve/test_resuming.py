@@ -188,6 +188,22 @@ async def test_finished_meanwhile(start, case: str) -> None:
     assert len(service.engine.requests) == asked
 
 
+@pytest.mark.parametrize(
+    ("case", "tokens", "rest"),
+    [("plain", 6, ""), ("half a character", 5, "\ufffd"), ("nearly a stop", 5, "XX")],
+)
+async def test_only_the_end_is_missing(start, case: str, tokens: int, rest: str) -> None:
+    """What was held back to the end is told then, and once."""
+    script, fields = CASES[case]
+    service = await start(script)
+    body = {**STREAM, **fields, "request_id": "a"}
+    whole = await listen(service, body)
+    end = await listen(service, body, {"x-medha-resume": f"cmpl-a:{tokens}"})
+    assert (end.ids, end.text, end.end) == (["cmpl-a:end"], rest, whole.end)
+    nothing = await listen(service, body, {"x-medha-resume": "cmpl-a:end"})
+    assert (nothing.ids, nothing.frames[-1]["usage"]) == ([], whole.end[2])
+
+
 async def test_the_stream_says_where_it_is_before_the_first_token(start) -> None:
     service = await start(halting(saying(b"abc"), 2))
     body = {**STREAM, "prompt": "hi", "request_id": "a"}
