@@ -127,7 +127,9 @@ class Client:
         asked = {**objective_headers(ttft_s, tpot_s, timeout_s), **(headers or {})}
         if stream:
             asked.setdefault(EVENT_IDS_HEADER, "1")
-        resuming, started, whole = self._resuming(), time.perf_counter(), False
+        resuming = self._resuming()
+        started = time.perf_counter()
+        whole = False
         while not whole:
             try:
                 async with aclosing(self._ask(path, sent, asked, resuming, started)) as events:

@@ -22,7 +22,9 @@ class Resuming:
 
     def __init__(self, limit: int, patience_s: float, first_wait_s: float) -> None:
         """`limit`: of resumptions in all. `patience_s`: how long after a cut it is tried."""
-        self._limit, self._patience_s, self._first_wait_s = limit, patience_s, first_wait_s
+        self._limit = limit
+        self._patience_s = patience_s
+        self._first_wait_s = first_wait_s
         self.place: str | None = None
         self.times = 0  # how often it was resumed
         self._lost_at: float | None = None
@@ -46,7 +48,9 @@ class Resuming:
     def pause_s(self, error: ClientError, now: float) -> float:
         """How long to wait before asking again; raises the error if that is of no use."""
         if self._lost_at is None or self.place != self._lost_place:  # it had moved on
-            self._lost_at, self._lost_place, self._tries = now, self.place, 0
+            self._lost_at = now
+            self._lost_place = self.place
+            self._tries = 0
         if not self._can_help(error):
             raise error
         self._tries += 1

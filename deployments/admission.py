@@ -115,7 +115,8 @@ class Admission:
         # An id of its own: the request that wrote the answer before may still be on its way out.
         name = f"{place.answer_id}-{secrets.token_hex(4)}-0"
         request = msgspec.structs.replace(known, id=name, resumed=resumed)
-        job.id, job.arrived_at = place.answer_id, known.arrived_at
+        job.id = place.answer_id
+        job.arrived_at = known.arrived_at
         job.choices = [replace(choice, request=request)]
         job.past = Past(record, place)
 

@@ -76,7 +76,8 @@ class Generation:
         self._stop_all()
 
     async def _submit(self, choice: Choice) -> None:
-        request, past = choice.request, self.job.past
+        request = choice.request
+        past = self.job.past
         writer = ChoiceWriter(choice, self.job, self._text)
         if past is not None and self._repeat(past, writer):
             self.accepted.append(past.record.accepted)

@@ -121,7 +121,8 @@ class StreamWriter:
         self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally
     ) -> None:
         self._answer, self._stream, self._tally = answer, stream, tally
-        self._live, self._job = live, live.job
+        self._live = live
+        self._job = live.job
         options = live.job.body.stream_options
         self._usage = bool(options and options.include_usage)
         self._continuous = bool(

@@ -14,7 +14,13 @@ from typing import Final
 
 from deployments.outbox import Piece
 from medha_actors.errors import RequestError
-from medha_actors.messages import Event, Record, TokenEvent, unpack_tokens
+from medha_actors.messages import (
+    FinishedEvent,
+    PromptLogprobsEvent,
+    Record,
+    TokenEvent,
+    unpack_tokens,
+)
 
 EVENT_IDS_HEADER: Final = "x-medha-event-ids"
 RESUME_HEADERS: Final = ("x-medha-resume", "last-event-id")
@@ -36,9 +42,6 @@ class Place:
             return True
         return piece.finish_reason is None and piece.generated <= self.tokens
 
-    def __str__(self) -> str:
-        return f"{self.answer_id}:{_END if self.tokens is None else self.tokens}"
-
 
 @dataclass(frozen=True, slots=True)
 class Past:
@@ -47,7 +50,7 @@ class Past:
     record: Record
     place: Place
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[TokenEvent | PromptLogprobsEvent | FinishedEvent]:
         """Everything the engine has told of it, as it told it."""
         record = self.record
         if record.scored:

@@ -59,7 +59,8 @@ class Records:
 
     def __init__(self, keep_s: float, max_bytes: int) -> None:
         """`keep_s` 0: nothing is remembered."""
-        self._keep_s, self._max_bytes = keep_s, max_bytes
+        self._keep_s = keep_s
+        self._max_bytes = max_bytes
         self._answers: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}  # by request id
         self._ended: dict[str, _Entry] = {}  # by answer id, the oldest end first
@@ -103,7 +104,8 @@ class Records:
             if not self._brought(entry, request.resumed):
                 self._answers.pop(answer_id, None)
                 return
-        self._answers[answer_id] = self._running[request.id] = entry
+        self._answers[answer_id] = entry
+        self._running[request.id] = entry
         self.size += entry.size
         self._make_room(entry)
 
@@ -141,7 +143,8 @@ class Records:
         """The answer goes on in another request."""
         self._leave(entry)
         entry.request = request
-        entry.finished = entry.ended_at = None
+        entry.finished = None
+        entry.ended_at = None
         return entry
 
     def _brought(self, entry: _Entry, known: Resumed) -> bool:
