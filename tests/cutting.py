@@ -18,6 +18,7 @@ class CuttingProxy:
         self._cuts, self._reset = list(cuts), reset
         self._listener: asyncio.Server | None = None
         self._listening_port = 0
+        self._serving: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.on_cut = lambda: None
 
@@ -34,23 +35,36 @@ class CuttingProxy:
         assert self._listener is not None
         self._listener.close()
 
+    async def close(self) -> None:
+        """Nobody listens, and nothing is under way."""
+        self.refuse()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until it is cut or one of its ends has gone."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         self.connections += 1
         left = self._cuts.pop(0) if self._cuts else None
         from_server, to_server = await asyncio.open_connection(self._host, self._port)
-        upward = asyncio.ensure_future(_forward(reader, to_server))
+        ways = [
+            asyncio.ensure_future(_forward(reader, to_server)),
+            asyncio.ensure_future(self._answer(from_server, writer, left)),
+        ]
         try:
-            await self._answer(from_server, writer, left)
-        except ConnectionError:
-            pass  # the client has gone by itself
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            upward.cancel()
+            for way in ways:
+                way.cancel()
             to_server.transport.abort()
             if self._reset:
                 writer.transport.abort()
             writer.close()
-            with suppress(asyncio.CancelledError):
-                await upward
+        await asyncio.gather(*ways, return_exceptions=True)
 
     async def _answer(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None
@@ -82,4 +96,4 @@ async def cutting(
     try:
         yield proxy
     finally:
-        proxy.refuse()
+        await proxy.close()
