@@ -31,6 +31,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_scored: Final = msgspec.msgpack.Decoder(TokenEvent | PromptLogprobsEvent).decode
 _OVERHEAD_BYTES: Final = 1024  # the objects around a record's bytes, about
 _EVENT_OVERHEAD_BYTES: Final = 64
+_MAX_AMBIGUOUS: Final = 10_000
 
 
 @dataclass(slots=True, eq=False)
@@ -92,8 +93,7 @@ class Records:
         if request.resumed is None:
             if known is not None or answer_id in self._ambiguous:
                 self._drop(known)
-                self._ambiguous.pop(answer_id, None)
-                self._ambiguous[answer_id] = now + self._keep_s
+                self._confuse(answer_id, now)
                 return
             entry = _Entry(answer_id, request, accepted)
         elif answer_id in self._ambiguous:
@@ -138,6 +138,13 @@ class Records:
             scored=tuple([_decode_scored(packed) for packed in entry.scored]),
             finished=entry.finished,
         )
+
+    def _confuse(self, answer_id: str, now: float) -> None:
+        """Two requests use the id: for a while it is nobody's."""
+        self._ambiguous.pop(answer_id, None)  # the newest is the last one
+        self._ambiguous[answer_id] = now + self._keep_s
+        if len(self._ambiguous) > _MAX_AMBIGUOUS:
+            del self._ambiguous[next(iter(self._ambiguous))]
 
     def _reopened(self, entry: _Entry, request: Request) -> _Entry:
         """The answer goes on in another request."""
