@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from deployments.admission import Choice, Job
 from deployments.detokenize import StopStrings
@@ -27,6 +27,7 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
+_REPEATED_AT_ONCE: Final = 256
 _background: set[asyncio.Future[Any]] = set()
 
 
@@ -79,7 +80,7 @@ class Generation:
         request = choice.request
         past = self.job.past
         writer = ChoiceWriter(choice, self.job, self._text)
-        if past is not None and self._repeat(past, writer):
+        if past is not None and await self._repeat(past, writer):
             self.accepted.append(past.record.accepted)
             return
         events = self._engine.events(request.id)
@@ -90,12 +91,14 @@ class Generation:
         self.accepted.append(answer if past is None else past.record.accepted)
         self._running[request.id] = _spawn(self._pump(writer, request.id, events))
 
-    def _repeat(self, past: Past, writer: ChoiceWriter) -> bool:
+    async def _repeat(self, past: Past, writer: ChoiceWriter) -> bool:
         """Say again what a resumed answer said: in silence what the client has, the rest into the
         outbox. True if that is all of the answer."""
         self.shown = Piece(0)
         try:
-            for event in past.events():
+            for number, event in enumerate(past.record.events(), 1):
+                if number % _REPEATED_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # others have tokens to send
                 piece = writer.write(event)
                 if piece is None:
                     continue

@@ -8,19 +8,13 @@ last-event-id: ANSWER:N     the same, as browsers do it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from deployments.outbox import Piece
 from medha_actors.errors import RequestError
-from medha_actors.messages import (
-    FinishedEvent,
-    PromptLogprobsEvent,
-    Record,
-    TokenEvent,
-    unpack_tokens,
-)
+from medha_actors.messages import Record
 
 EVENT_IDS_HEADER: Final = "x-medha-event-ids"
 RESUME_HEADERS: Final = ("x-medha-resume", "last-event-id")
@@ -49,18 +43,6 @@ class Past:
 
     record: Record
     place: Place
-
-    def events(self) -> Iterator[TokenEvent | PromptLogprobsEvent | FinishedEvent]:
-        """Everything the engine has told of it, as it told it."""
-        record = self.record
-        if record.scored:
-            yield from record.scored
-        else:
-            at = record.first_token_at or record.request.arrived_at
-            for index, token_id in enumerate(unpack_tokens(record.token_ids)):
-                yield TokenEvent(record.request.id, index, token_id, at)
-        if record.finished is not None:
-            yield record.finished
 
 
 def wants_ids(headers: Mapping[str, str]) -> bool:

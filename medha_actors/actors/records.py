@@ -28,7 +28,6 @@ from medha_actors.messages import (
 )
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode_scored: Final = msgspec.msgpack.Decoder(TokenEvent | PromptLogprobsEvent).decode
 _OVERHEAD_BYTES: Final = 1024  # the objects around a record's bytes, about
 _EVENT_OVERHEAD_BYTES: Final = 64
 _MAX_AMBIGUOUS: Final = 10_000
@@ -135,7 +134,7 @@ class Records:
             token_ids=bytes(entry.token_ids),
             first_token_at=entry.first_token_at,
             prompt_logprobs_until=entry.prompt_logprobs_until,
-            scored=tuple([_decode_scored(packed) for packed in entry.scored]),
+            scored=tuple([msgspec.Raw(packed) for packed in entry.scored]),
             finished=entry.finished,
         )
 

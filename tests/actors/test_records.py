@@ -113,12 +113,12 @@ def test_log_probabilities_are_kept_only_where_asked_for_and_whole(records):
     ]
     records.happened(events, 1.0)
     record = records.find("a", 2.0)
-    assert record.scored == tuple(events)
+    assert list(record.events()) == events
     assert record.prompt_logprobs_until == 3
     records.begin(resumed_of("s", [100], logprobs=1, prompt_logprobs=1), ACCEPTED, 3.0)
     again = [PromptLogprobsEvent("s", 0, ((-1.0, ()),)), token("s", 0)]
     records.happened(again, 4.0)
-    assert records.find("a", 5.0).scored == tuple(events)
+    assert list(records.find("a", 5.0).events()) == events
     # Another controller never saw them.
     records.begin(resumed_of("t", [100], "b", logprobs=1), ACCEPTED, 6.0)
     assert records.find("b", 7.0) is None
@@ -240,7 +240,8 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert unpack_tokens(record.token_ids) == [100 + i for i in range(tokens)]
             if record.request.sampling.logprobs is not None:
-                assert [event.index for event in record.scored] == list(range(tokens))
+                scored = [event for event in record.events() if isinstance(event, TokenEvent)]
+                assert [event.index for event in scored] == list(range(tokens))
         if len(self.records) == 0:
             assert self.records.size == 0
 
