@@ -226,14 +226,15 @@ async def _stream(
 def objective_headers(
     ttft_s: float | None, tpot_s: float | None, timeout_s: float | None
 ) -> dict[str, str]:
-    """Objectives as llm-d's headers, the time limit as Ray Serve's."""
+    """Objectives as llm-d's headers, the time limit as one of our own: Ray Serve also acts on
+    `x-request-timeout-seconds`, and ends a request with a text, or in the middle of a stream."""
     headers = {}
     if ttft_s is not None:
         headers["x-llm-d-slo-ttft-ms"] = f"{ttft_s * 1000:g}"
     if tpot_s is not None:
         headers["x-llm-d-slo-tpot-ms"] = f"{tpot_s * 1000:g}"
     if timeout_s is not None:
-        headers["x-request-timeout-seconds"] = f"{timeout_s:g}"
+        headers["x-medha-timeout-seconds"] = f"{timeout_s:g}"
     return headers
 
 

@@ -39,7 +39,8 @@ class TextView:
     end."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
-        self._out, self._err = out, err
+        self._out = out
+        self._err = err
         self._started = time.perf_counter()
         self._accepted = Accepted()
         self._usage: Usage | None = None

@@ -12,7 +12,7 @@ import msgspec
 from deployments import limits, objectives, resuming
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
 from deployments.resuming import Past, Place
-from deployments.text import Text
+from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
@@ -137,19 +137,27 @@ class Admission:
     async def tokens(
         self, name: str, prompt: str | list[int], add_special_tokens: bool
     ) -> list[int]:
-        """Token ids of one prompt; one that is certainly too long is refused without tokenising
-        it."""
+        """Token ids of one prompt; one that cannot fit the context costs no more than one that
+        fills it."""
         if not isinstance(prompt, str):
+            if len(prompt) > self.context_tokens:
+                raise limits.too_long(name, len(prompt), 1, self.context_tokens)
             return prompt
-        fewest = self._text.fewest_tokens(prompt)
-        if fewest > self.context_tokens:
-            raise limits.too_long(name, fewest, 1, self.context_tokens, at_least=True)
-        return await self._text.encode(prompt, add_special_tokens)
+        try:
+            return await self._text.encode(prompt, add_special_tokens, limit=self.context_tokens)
+        except TooManyTokensError as error:
+            raise limits.too_long(
+                name, error.at_least, 1, self.context_tokens, at_least=True
+            ) from None
 
     async def chat_tokens(
         self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]
     ) -> list[int]:
+        """Token ids of a chat; what is surely too long is not even rendered."""
         limits.check_messages(messages, self._config.limits)
+        fewest = self._text.fewest_tokens_of(sum(map(limits.content_chars, messages)))
+        if fewest > self.context_tokens:
+            raise limits.too_long("messages", fewest, 1, self.context_tokens, at_least=True)
         rendered = self._text.render(messages, add_prompt, extra)
         return await self.tokens("messages", rendered, add_special_tokens=False)
 

@@ -65,6 +65,13 @@ def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
                 raise _invalid(f"{name}.text", "is missing")
 
 
+def content_chars(message: Message) -> int:
+    """Characters of a message's content."""
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text or "") for part in message.content)
+
+
 def split_prompts(
     body: CompletionBody, limits: LimitsConfig, vocabulary: int
 ) -> list[str | list[int]]:
@@ -128,6 +135,15 @@ def too_long(
         " do not fit",
         param=name,
         code="context_length_exceeded",
+    )
+
+
+def over_tokens(name: str, tokens: int, most: int) -> RequestError:
+    """For the routes that generate nothing: more tokens than they work on."""
+    return RequestError(
+        f"{name} has {tokens} tokens or more; this route works on at most {most}",
+        param=name,
+        code="too_many_tokens",
     )
 
 

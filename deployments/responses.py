@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import msgspec
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from deployments import failures, resuming, sse
 from deployments.answers import Answer, timing_of, usage_of
@@ -112,6 +112,34 @@ async def send_stream(
         log.exception("a stream failed in a way that should not happen")
         closing = failures.frame(EngineError("internal error; see the server's log"))
     await send({"type": "http.response.body", "body": closing + sse.DONE})
+
+
+class Sent:
+    """A `send` that knows how far the answer has come, so that it can be ended from outside."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = False
+        self._streaming = False
+        self._ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self._streaming = kind.startswith(b"text/event-stream")
+        elif not message.get("more_body", False):
+            self._ended = True
+        await self._send(message)
+
+    async def end(self, error: MedhaError, headers: dict[str, str]) -> None:
+        """Say the error: as the answer, or as the last frame of a stream; nothing after the end."""
+        if not self._started:
+            await failures.send(error, headers, self._send)
+        elif self._streaming and not self._ended:
+            await self._send(
+                {"type": "http.response.body", "body": failures.frame(error) + sse.DONE}
+            )
 
 
 class StreamWriter:

@@ -19,7 +19,8 @@ import psutil
 
 from loadgen.errors import LoadgenError
 
-_START_S, _STOP_S = 300.0, 40.0
+_START_S = 300.0
+_STOP_S = 40.0
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -38,7 +38,6 @@ _decode_record = msgspec.msgpack.Decoder(Record | None).decode
 _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 _RETRY_S = 0.1
 _RETRY_START_S = 2.0  # after an engine that could not start
-_PATIENCE_S = 10.0  # a new request waits so long for an engine that is being made anew
 _SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
 _TRIAL_S = 10.0  # a suspect that has lived so long in an engine is none
 
@@ -56,8 +55,10 @@ class RayEngine:
     """The controller actor, seen from one ingress replica. `find` looks its handle up (ValueError:
     not there yet)."""
 
-    def __init__(self, find: Callable[[], Any]) -> None:
+    def __init__(self, find: Callable[[], Any], patience_s: float = 10.0) -> None:
+        """`patience_s`: how long a new request waits for an engine that is being made anew."""
         self._find = find
+        self._patience_s = patience_s
         self._mailboxes: dict[str, asyncio.Queue[Event]] = {}  # registered, not submitted yet
         self._live: dict[str, LiveRequest] = {}
         self._session: _Session | None = None
@@ -153,7 +154,7 @@ class RayEngine:
     async def _somebody(self) -> _Session:
         """The session of now, or the next one if it comes soon."""
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(self._patience_s):
                 await self._attached.wait()
         except TimeoutError:
             raise UnavailableError("the engine is being rebuilt", retry_after_s=5) from None

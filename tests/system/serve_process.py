@@ -25,9 +25,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, tracing_config: dict | None = None, **args) -> Iterator[tuple[str, int]]:
-    """A running server with these `args` (and Serve's own tracing); yields its base URL and its
-    process."""
+def serving(
+    folder: Path,
+    tracing_config: dict | None = None,
+    environment: dict[str, str] | None = None,
+    **args,
+) -> Iterator[tuple[str, int]]:
+    """A running server with these `args` (and Serve's own tracing), and these variables in its
+    environment; yields its base URL and its process."""
     port = free_port()
     config = {
         "proxy_location": "HeadOnly",
@@ -56,6 +61,8 @@ def serving(folder: Path, tracing_config: dict | None = None, **args) -> Iterato
             "RAY_ADDRESS": "local",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.edge:middlewares",
+            **(environment or {}),
         },
         start_new_session=True,
     )
