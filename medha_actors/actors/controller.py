@@ -21,6 +21,7 @@ from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.pipeline import Pipeline
+from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer, Silence
 from medha_actors.actors.telemetry.remote import Observed
@@ -50,6 +51,7 @@ class Controller(Observed):
         self.config: MedhaConfig = load(args)
         self._owner = owner
         self._sinks = Sinks()
+        self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._starting: asyncio.Task[Pipeline] | None = None
         epoch = time.time()
@@ -92,7 +94,9 @@ class Controller(Observed):
         self._observer = observer
         described = (cluster.spec, self.config.model_loading_config)
         self._model_digest = hashlib.sha256(msgspec.json.encode(described)).hexdigest()
-        pipeline = Pipeline(cluster, self._scheduler, self._sinks, observer, self._now)
+        pipeline = Pipeline(
+            cluster, self._scheduler, self._sinks, self._records, observer, self._now
+        )
         await pipeline.connect()
         return pipeline
 
@@ -123,6 +127,10 @@ class Controller(Observed):
         """The client is gone: its pages are free before the next batch."""
         if self._pipeline is None or not self._pipeline.cancel(request_id):
             self._overtaken.append(request_id)
+
+    async def record(self, answer_id: str) -> bytes:
+        """What is known of an answer, to resume it: the msgpack of Record or None."""
+        return _encode(self._records.find(answer_id, self._now()))
 
     async def stream(self, replica: str) -> AsyncIterator[bytes]:
         """All events of one ingress replica's requests, one item (a msgpack list of Event) per

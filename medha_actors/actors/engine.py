@@ -25,6 +25,7 @@ from medha_actors.messages import (
     EngineFacts,
     Event,
     FinishedEvent,
+    Record,
     Rejected,
     Request,
 )
@@ -33,6 +34,7 @@ _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_events = msgspec.msgpack.Decoder(list[Event]).decode
 _decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
+_decode_record = msgspec.msgpack.Decoder(Record | None).decode
 _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 _RETRY_S = 0.1
 _RETRY_START_S = 2.0  # after an engine that could not start
@@ -123,6 +125,11 @@ class RayEngine:
         live = self._live.pop(request_id, None)
         if live is not None and self._session is not None:
             self._session.controller.cancel.remote(request_id)
+
+    async def record(self, answer_id: str) -> Record | None:
+        """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
+        await self._somebody()
+        return _decode_record(await self._call(lambda engine: engine.record.remote(answer_id)))
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""

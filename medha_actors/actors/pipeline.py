@@ -20,6 +20,7 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.doors import crash, crash_only, crash_only_task
 from medha_actors.actors.flights import Flights
 from medha_actors.actors.links import Link
+from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Silence
 from medha_actors.core.scheduler import Scheduler
@@ -41,6 +42,7 @@ class Pipeline:
         cluster: Cluster,
         scheduler: Scheduler,
         sinks: Sinks,
+        records: Records,
         observer: Silence,
         now: Callable[[], float],
     ) -> None:
@@ -48,6 +50,7 @@ class Pipeline:
         self.flights = Flights(cluster.crew.shape.stages)
         self._cluster = cluster
         self._sinks = sinks
+        self._records = records
         self._observer = observer
         self._now = now
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
@@ -129,10 +132,15 @@ class Pipeline:
         """Queue a request of an ingress replica."""
         self._sinks.own(request.id, replica)
         now = self._now()
+        older = self._records.superseded_by(request)
+        if older is not None:
+            self._publish(self.scheduler.cancel(older, now))
         answer = self.scheduler.add(request, now)
         self._observer.answered(request, answer, now)
         if isinstance(answer, Rejected):
             self._sinks.disown(request.id)
+        else:
+            self._records.begin(request, answer, now)
         self._pump()
         return answer
 
@@ -194,6 +202,7 @@ class Pipeline:
     def _publish(self, events: list[Event]) -> None:
         if events:
             self._observer.happened(events)
+            self._records.happened(events, self._now())
             self._sinks.put(events)
 
     def _arm(self) -> None:
