@@ -224,7 +224,7 @@ class _Generating:
                 record.admitted(job, body_at)
             if not server.engine.ready():
                 raise UnavailableError(
-                    "the engine is being built; try again soon", retry_after_s=2.0
+                    "the engine is starting or stopping; try again soon", retry_after_s=2.0
                 )
             async with Generation(
                 server.engine, server.text, job, server.config.stream.max_buffered_events

@@ -211,6 +211,9 @@ class MedhaConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    # What is in flight when the server stops, or when a new configuration replaces this one, may take
+    # so long to finish; what is left then ends with an error.
+    drain_timeout_s: float = 30.0
     accelerator_type: str | None = None
     deployment_config: dict[str, Any] = msgspec.field(
         default_factory=dict
@@ -247,6 +250,7 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
             1,
             2**30,
         ),
+        ("drain_timeout_s", config.drain_timeout_s, 0, 86_400),
         ("parallel.spp", parallel.spp, 1, 1024),
         ("parallel.kvp", parallel.kvp, 1, 256),
         ("parallel.max_tokens_per_kvp_group", parallel.max_tokens_per_kvp_group, 1, huge),

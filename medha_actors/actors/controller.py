@@ -9,6 +9,7 @@ replica.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -43,6 +44,8 @@ _decode_result = msgspec.msgpack.Decoder(StepResult).decode
 _MAX_STRIKES = (
     2  # a request that was in flight in a group that died, this often in a row, ends with an error
 )
+_FLUSH_S = 2.0  # in this time a living replica has taken its last events
+_RETRY_AFTER_S = 5.0  # a server that stops or starts asks to come back then
 _MAX_REBUILDS = 3  # in a row; then the actor exits and Serve makes a new one
 
 
@@ -59,6 +62,8 @@ class Controller(Observed):
         self._ready: asyncio.Task[None] | None = None
         self._rebuild: asyncio.Task[None] | None = None
         self._linked = False
+        self._draining = False  # no new requests are taken
+        self._idle = asyncio.Event()  # while draining: nobody is left
         self._timer: asyncio.TimerHandle | None = None
         epoch, anchor = time.time(), time.monotonic()
         self._now: Callable[[], float] = lambda: epoch + time.monotonic() - anchor
@@ -145,6 +150,27 @@ class Controller(Observed):
                 _log.error("mending failed, try %d of %d: %s", attempt + 1, _MAX_REBUILDS, error)
         os._exit(1)  # Serve starts a new controller
 
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new requests and let those in flight finish; what is left after `timeout_s` ends
+        with an error that invites to try again. Returns how many requests that were."""
+        self._draining = True
+        self._sinks.drain()
+        if self._ready is None or not self._ready.done() or self._ready.exception():
+            return 0  # nothing has been accepted yet
+        live = self._scheduler.live.by_id
+        if live:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+        unfinished = list(live)
+        for request_id in unfinished:
+            message = "the server stopped before this request was finished"
+            for event in self._scheduler.cancel(request_id, self._now(), "error", message):
+                self._publish([msgspec.structs.replace(event, retry_after_s=_RETRY_AFTER_S)])
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
+        return len(unfinished)
+
     async def stop(self) -> None:
         """Tear the grid down."""
         self._linked = False
@@ -155,13 +181,14 @@ class Controller(Observed):
     async def submit(self, packed_request: bytes, replica: str) -> bytes:
         """Queue a request; the msgpack of Accepted or Rejected."""
         request = _decode_request(packed_request)
-        if self._ready is None or not self._ready.done():
+        starting = self._ready is None or not self._ready.done()
+        if starting or self._draining:
             return _encode(
                 Rejected(
                     status=503,
                     kind="service_unavailable_error",
-                    message="starting",
-                    retry_after_s=5,
+                    message="the server is starting" if starting else "the server is stopping",
+                    retry_after_s=_RETRY_AFTER_S,
                 )
             )
         if (
@@ -257,6 +284,8 @@ class Controller(Observed):
         if events:
             self._observer.happened(events)
             self._sinks.put(events)
+        if self._draining and not self._scheduler.live.by_id:
+            self._idle.set()
 
     def _arm(self) -> None:
         """Wake up for the next time limit of a request, or for a step that hangs."""

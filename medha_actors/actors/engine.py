@@ -12,19 +12,27 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from medha_actors.errors import EngineError, MedhaError, UnavailableError
-from medha_actors.messages import Accepted, Event, FinishedEvent, Rejected, Request
+from medha_actors.messages import (
+    Accepted,
+    DrainingEvent,
+    Event,
+    FinishedEvent,
+    Rejected,
+    Request,
+)
 
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
-_decode_events = msgspec.msgpack.Decoder(list[Event]).decode
+_decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent]).decode
 _decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
 _RETRY_S = 0.5
+_Answer = TypeVar("_Answer")
 
 
 class RayEngine:
@@ -39,6 +47,7 @@ class RayEngine:
             set()
         )  # submitted and not finished, whether anybody still listens or not
         self._controller: Any = None
+        self._draining = False  # the controller takes no new requests
         self._reader: asyncio.Task[None] | None = None
         self.max_model_len_tokens = 0
 
@@ -53,7 +62,7 @@ class RayEngine:
             self._reader.cancel()
 
     def ready(self) -> bool:
-        return self._controller is not None
+        return self._controller is not None and not self._draining
 
     def events(self, request_id: str) -> AsyncIterator[Event]:
         """Register at once; iterate later."""
@@ -87,11 +96,15 @@ class RayEngine:
         )
         return stats
 
+    async def drain(self, timeout_s: float) -> int:
+        """See Controller.drain. Raises UnavailableError while there is no controller."""
+        return await self._call(lambda controller: controller.drain.remote(timeout_s))
+
     async def ask(self, method: str, *arguments: Any) -> bytes:
         """Call one of the controller's methods for telemetry (actors.telemetry.remote.Observed)."""
         return await self._call(lambda controller: getattr(controller, method).remote(*arguments))
 
-    async def _call(self, call: Callable[[Any], Awaitable[bytes]]) -> bytes:
+    async def _call(self, call: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
         if self._controller is None:
             raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
         try:
@@ -129,8 +142,11 @@ class RayEngine:
             self._lose()
             await self._attach()
 
-    def _route(self, events: list[Event]) -> None:
+    def _route(self, events: list[Event | DrainingEvent]) -> None:
         for event in events:
+            if isinstance(event, DrainingEvent):
+                self._draining = True
+                continue
             if isinstance(event, FinishedEvent):
                 self._live.discard(event.request_id)
             mailbox = self._mailboxes.get(event.request_id)
@@ -160,5 +176,6 @@ class RayEngine:
                 cause = error.cause
                 raise cause if isinstance(cause, MedhaError) else EngineError(str(cause)) from None
             else:
+                self._draining = False
                 self._controller = controller
                 return
