@@ -13,6 +13,7 @@ import ray
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
+from deployments.controllers import CONTROLLER
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import load_text
@@ -22,11 +23,10 @@ from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
-_CONTROLLER = "controller"
+_LAST_BYTES_S = 15.0
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
-    "graceful_shutdown_timeout_s": 20.0,
-    "health_check_period_s": 2.0,
+    "health_check_period_s": 1.0,
     "ray_actor_options": {"num_cpus": 0},
     "max_constructor_retry_count": 2,
 }
@@ -42,7 +42,7 @@ class Ingress:
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
-        engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+        self._engine = engine = RayEngine(lambda: serve.get_deployment_actor(CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -60,6 +60,10 @@ class Ingress:
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
         )
 
+    async def drain(self, timeout_s: float) -> int:
+        """See Controller.drain."""
+        return await self._engine.drain(timeout_s)
+
     def __serve_build_asgi_app__(self) -> Any:
         return self._server.asgi()
 
@@ -70,12 +74,18 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     config: MedhaConfig = load(args)
     load_spec(config.model_loading_config)
     controller = DeploymentActorConfig(
-        name=_CONTROLLER,
+        name=CONTROLLER,
         actor_class=ray.remote(SchedulerActor),
         init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": 10_000},
     )
-    options = {**_DEFAULTS, **config.deployment_config}
+    # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
+    grace_s = config.drain_timeout_s + _LAST_BYTES_S
+    options = {
+        **_DEFAULTS,
+        "graceful_shutdown_timeout_s": grace_s,
+        **config.deployment_config,
+    }
     ingress = serve.ingress()(Ingress)
     return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(
         args

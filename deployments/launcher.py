@@ -1,0 +1,116 @@
+"""medha-serve: `serve run` that stops well.
+
+Two processes. This one holds the terminal and takes the signals; the other one (deployments.serving)
+runs Ray and Serve in a session of its own, so that a signal to this process group reaches neither Ray
+nor the proxy while they are needed to finish what is in flight. When the other one has ended, whatever
+is left of its session is ended too: a proxy that outlived its parents would hold the port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+# Unless the user has set them. Serve's own health-check periods are 10 s, so that a dead proxy would
+# be noticed after three of them.
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "1",
+    # How long a replica waits for load balancers in front of it to notice (30 by default); there is
+    # none here but Serve's proxy, which is told.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+_LEAVE_S = 10.0  # Ray's processes end by themselves in this time
+_LOOK_S = 0.2
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the server: what is given, and our defaults for the rest."""
+    return {**DEFAULTS, **given}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="medha-serve",
+        description="Serve a model. SIGTERM or Ctrl-C: finish what is in flight (drain_timeout_s), "
+        "then stop. Ctrl-C again: stop at once.",
+    )
+    parser.add_argument("config", type=Path, help="a Serve configuration, e.g. serve_config.yaml")
+    options = parser.parse_args(arguments)
+    if not options.config.is_file():
+        parser.error(f"{options.config}: no such file")
+
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _: signals.put(received))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "deployments.serving", options.config],
+        env=environment(os.environ),
+        start_new_session=True,
+    )
+    try:
+        return _watch(server, signals)
+    finally:
+        _end_session(server.pid)
+        server.wait()
+
+
+def _watch(server: subprocess.Popen[bytes], signals: queue.SimpleQueue[int]) -> int:
+    """Pass the first signal on; a Ctrl-C after it hurries. Another SIGTERM does not: `make`, for
+    one, repeats what its process group has had already."""
+    stopping = False
+    while server.poll() is None:
+        try:
+            number = signals.get(timeout=_LOOK_S)
+        except queue.Empty:
+            continue
+        if not stopping:
+            stopping = True
+            server.send_signal(signal.SIGTERM)
+        elif number == signal.SIGINT:
+            _kill(_session(server.pid))
+            return 128 + signal.SIGINT
+    return 0 if stopping else server.returncode or 0
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    """The living processes of a session, also those whose parents have ended."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _end_session(leader: int) -> None:
+    """Until nothing of it is left: what does not go by itself is killed."""
+    until = time.monotonic() + _LEAVE_S
+    while members := _session(leader):
+        if time.monotonic() > until:
+            _kill(members)
+        time.sleep(_LOOK_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
