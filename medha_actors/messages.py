@@ -65,6 +65,17 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     timeout_s: float | None = None
 
 
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known already of a request that goes on in another engine than the one it began in.
+
+    Its tokens are computed again (a prefill of everything known), and none is drawn twice.
+    """
+
+    token_ids: bytes  # int32: the tokens generated so far
+    first_token_at: float | None = None  # epoch seconds
+    prompt_logprobs_until: int = 1  # prompt positions below this one have been reported
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate. `arrived_at` is in seconds since the epoch, taken at the HTTP
     edge."""
@@ -76,6 +87,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
     traceparent: str | None = None
+    resumed: Resumed | None = None
 
     @property
     def prompt_tokens(self) -> int:

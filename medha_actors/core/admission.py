@@ -9,7 +9,7 @@ from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.request import RequestState, Timeline
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
-from medha_actors.messages import Rejected, Request
+from medha_actors.messages import TOKEN_BYTES, Rejected, Request
 
 RETRY_BOUNDS_S = (1.0, 60.0)
 
@@ -56,6 +56,10 @@ class Admission:
                 f"the request needs {asked}; the KV cache has room for {self.kv_tokens}",
                 param="prompt",
             )
+        if request.resumed is not None:
+            if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
+                raise RequestError("the request has all its tokens already", param="max_tokens")
+            return  # it was taken once: no queue is too full for it
         limit = self._config.scheduler.max_waiting_requests
         if waiting >= limit:
             low, high = RETRY_BOUNDS_S
@@ -68,7 +72,8 @@ class Admission:
         """The state of a new request with its objectives: the client's within the server's bounds,
         or ours."""
         ours, asked = self._config.objectives, request.objectives
-        work_s = self._table.seconds(0, request.prompt_tokens)
+        prompt = request.prompt_tokens
+        work_s = self._table.seconds(0, prompt)
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
@@ -80,14 +85,18 @@ class Admission:
             else min(asked.timeout_s, ours.max_timeout_s)
         )
         arrived_at = request.arrived_at
-        return RequestState(
+        state = RequestState(
             request=request,
             serial=serial,
             timeline=Timeline(arrived_at, arrived_at + ttft_s),
             tpot_s=tpot_s,
             timeout_at=math.inf if timeout_s is None else arrived_at + timeout_s,
-            prompt=request.prompt_tokens,
-            goal=request.prompt_tokens,
+            prompt=prompt,
+            goal=prompt,
             total_work_s=work_s,
             remaining_s=work_s,
         )
+        if request.resumed is not None:
+            state.resume(request.resumed)
+            state.total_work_s = state.remaining_s = self._table.seconds(0, state.goal)
+        return state

@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medha_actors.messages import TOKEN_BYTES, FinishedEvent, FinishReason, Request, pack_tokens
+from medha_actors.messages import (
+    TOKEN_BYTES,
+    FinishedEvent,
+    FinishReason,
+    Request,
+    Resumed,
+    pack_tokens,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +146,15 @@ class RequestState:
         self.pieces = []
         self.dispatched = self.computed = 0
         self.goal = self.known
+
+    def resume(self, known: Resumed) -> None:
+        """The request began in another engine: everything known of it becomes its prefill."""
+        self.generated += known.token_ids
+        self.goal = self.known
+        self.logprobs_until = known.prompt_logprobs_until
+        self.timeline.first_token_at = known.first_token_at
+        if known.token_ids:
+            self.timeline.recomputed_tokens = self.known - 1
 
     def rewind(self) -> None:
         """Nothing is in flight any more and the stages have forgotten the request, but its KV is

@@ -3,6 +3,7 @@ checked."""
 
 from collections import deque
 
+import msgspec
 from core_replica import Replica
 
 from medha_actors.config import (
@@ -23,6 +24,7 @@ from medha_actors.messages import (
     Objectives,
     ProgressEvent,
     Request,
+    Resumed,
     SamplingParams,
     TokenEvent,
     pack_tokens,
@@ -104,6 +106,19 @@ class World:
             replica.tables = {}
             if lost is None or group in lost:
                 replica.slots = {}
+        self.check()
+
+    def hand_over(self):
+        """The scheduler is lost with everything in the stages; whoever knows its requests gives
+        them to a new one."""
+        live = list(self.scheduler.live.by_id)
+        self.scheduler = Scheduler(self.config, self.grid, self.model)
+        self.flights.clear()
+        self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
+        for name in live:
+            known = Resumed(token_ids=pack_tokens(self.tokens[name]), first_token_at=self.now)
+            request = msgspec.structs.replace(self.requests[name], resumed=known)
+            assert isinstance(self.scheduler.add(request, self.now), Accepted)
         self.check()
 
     def launch(self):

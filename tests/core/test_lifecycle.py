@@ -6,7 +6,14 @@ from core_world import decoding_world, request_of, spans_of, world_of
 
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import results_of
-from medha_actors.messages import Accepted, PromptLogprobs, PromptLogprobsEvent, Rejected
+from medha_actors.messages import (
+    Accepted,
+    PromptLogprobs,
+    PromptLogprobsEvent,
+    Rejected,
+    Resumed,
+    pack_tokens,
+)
 
 
 def test_instants_are_reported():
@@ -268,3 +275,35 @@ def test_statistics():
     assert stats.generation_tokens_total == sum(len(tokens) for tokens in world.tokens.values())
     assert stats.predictor_error_p50 == pytest.approx(0.0)
     assert stats.backlog_s > 0
+
+
+def test_a_request_goes_on_in_another_scheduler():
+    world = world_of()
+    world.add(request_of("long", 3000, 6, world.now))
+    world.add(request_of("chat", 5, 6, world.now))
+    while len(world.tokens["chat"]) < 3:
+        world.launch() or world.land()
+    deadline_at = world.scheduler.live.by_id["chat"].timeline.deadline_at
+    world.hand_over()
+    state = world.scheduler.live.by_id["chat"]
+    assert (state.goal, state.output) == (8, 3)
+    assert state.timeline.deadline_at == deadline_at
+    world.drain()
+    assert {name: event.reason for name, event in world.finished.items()} == {
+        "long": "length",
+        "chat": "length",
+    }
+    assert world.finished["chat"].recomputed_tokens == 7
+    assert world.finished["long"].recomputed_tokens == 0
+
+
+def test_a_resumed_request_is_taken_by_a_full_queue_but_not_when_it_has_all_its_tokens():
+    world = world_of(max_waiting_requests=1)
+    world.add(request_of("first", 5, 4, world.now))
+    assert world.add(request_of("second", 5, 4, world.now)).status == 429
+    known = Resumed(token_ids=pack_tokens([1, 2]))
+    second = msgspec.structs.replace(request_of("second", 5, 4, world.now), resumed=known)
+    assert isinstance(world.scheduler.add(second, world.now), Accepted)
+    whole = Resumed(token_ids=pack_tokens([1, 2, 3, 4]))
+    third = msgspec.structs.replace(request_of("third", 5, 4, world.now), resumed=whole)
+    assert world.scheduler.add(third, world.now).status == 400

@@ -75,6 +75,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def restart(self):
         self.world.restart()
 
+    @rule()
+    def hand_over(self):
+        self.world.hand_over()
+
     @rule(data=st.data())
     def lose_some_groups(self, data):
         self.world.restart(data.draw(st.sets(st.integers(0, self.world.grid.groups - 1))))
