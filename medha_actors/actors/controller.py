@@ -182,7 +182,8 @@ class Controller(Observed):
         """Queue a request; the msgpack of Accepted or Rejected."""
         request = _decode_request(packed_request)
         starting = self._ready is None or not self._ready.done()
-        if starting or self._draining:
+        begins = request.resumed is None  # another one had been accepted by a lost controller
+        if starting or (self._draining and begins):
             return _encode(
                 Rejected(
                     status=503,
