@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
+export RAY_worker_niceness ?= 0
 
 .PHONY: serve test lint install install-test model clean
 

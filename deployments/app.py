@@ -13,7 +13,7 @@ import ray
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
-from deployments.controllers import CONTROLLER
+from deployments.controllers import CONTROLLER, other_controllers
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import load_text
@@ -27,6 +27,7 @@ _LAST_BYTES_S = 15.0
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "health_check_period_s": 1.0,
+    "max_surge_percent": 100,  # an update's new replicas are ready before the old ones stop
     "ray_actor_options": {"num_cpus": 0},
     "max_constructor_retry_count": 2,
 }
@@ -35,6 +36,11 @@ _DEFAULTS: dict[str, Any] = {
 class SchedulerActor(Controller):
     """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
     has one to itself."""
+
+    def predecessors(self) -> list[Any]:
+        """Controllers of other versions of this application: `serve deploy` replaces them."""
+        application = serve.get_deployment_actor_context().app_name
+        return other_controllers(application, ray.get_runtime_context().get_actor_name())
 
 
 class Ingress:

@@ -6,6 +6,7 @@ its arguments. So the old and the new one of an update live side by side under d
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ray
@@ -14,18 +15,15 @@ from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NA
 CONTROLLER = "controller"
 
 
-def controller_names(application: str | None = None) -> list[str]:
-    """Names of the living controllers of an application (None: of all of them)."""
-    start = SERVE_DEPLOYMENT_ACTOR_PREFIX + (f"{application}::" if application is not None else "")
-    return [
-        actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == SERVE_NAMESPACE
-        and actor["name"].startswith(start)
-        and actor["name"].endswith(f"::{CONTROLLER}")
-    ]
-
-
-def controller_handle(name: str) -> Any:
-    """The controller of this name; raises ValueError when it is gone."""
-    return ray.get_actor(name, namespace=SERVE_NAMESPACE)
+def other_controllers(application: str, own_name: str | None) -> list[Any]:
+    """Handles of the living controllers of an application, without the one of this name."""
+    prefix = f"{SERVE_DEPLOYMENT_ACTOR_PREFIX}{application}::"
+    handles = []
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        name = actor["name"]
+        if actor["namespace"] != SERVE_NAMESPACE or name == own_name:
+            continue
+        if name.startswith(prefix) and name.endswith(f"::{CONTROLLER}"):
+            with contextlib.suppress(ValueError):  # it has ended meanwhile
+                handles.append(ray.get_actor(name, namespace=SERVE_NAMESPACE))
+    return handles

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from medha_actors.model.spec import ModelSpec, split_layers
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
+_ROOM_S = 2.0  # where there is room, Ray has reserved it by then
 _ANSWER_S = 10.0  # a living actor answers in this time
 
 
@@ -46,11 +48,14 @@ class Cluster:
         self._cores: list[list[tuple[int, ...]]] = []
         self._group: PlacementGroup | None = None
 
-    async def start(self) -> None:
-        """Place, spawn, pin, load; raises ConfigError when the resources cannot hold the grid."""
+    async def start(self, make_room: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Place, spawn, pin, load; raises ConfigError when the resources cannot hold the grid.
+
+        `make_room` is called, and waited for, where the cluster has no room for the grid now.
+        """
         began = time.monotonic()
         parallel = self.config.parallel
-        await self._reserve()
+        await self._reserve(make_room)
         remote = ray.remote(StageActor)
         self.actors = [
             [self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)
@@ -162,7 +167,7 @@ class Cluster:
             link.close()
         self.first, self.last = [], []
 
-    async def _reserve(self) -> None:
+    async def _reserve(self, make_room: Callable[[], Awaitable[None]] | None) -> None:
         actors, cells = self.config.actors, self.config.parallel.spp * self.config.parallel.kvp
         bundle = {"CPU": actors.num_cpus}
         if self.device == "cuda":
@@ -178,6 +183,8 @@ class Cluster:
                 )
         strategy = self.config.placement_group_config.get("strategy", "PACK")
         self._group = placement_group([bundle] * cells, strategy=strategy)
+        if make_room is not None and not await asyncio.to_thread(self._group.wait, _ROOM_S):
+            await make_room()
         try:
             async with asyncio.timeout(self.config.actors.start_timeout_s):
                 await self._group.ready()

@@ -87,7 +87,7 @@ class Controller(Observed):
             resolve_dtype(self.config.model_loading_config, torch.device(device))
         ).removeprefix("torch.")
         self._cluster = Cluster(self.config, spec, device, dtype)
-        await self._cluster.start()
+        await self._cluster.start(self._make_room)
         profile = await profile_of(self._cluster)
         parallel = self.config.parallel
         grid = Grid(
@@ -102,6 +102,17 @@ class Controller(Observed):
         if self.config.telemetry.enabled:
             self._observer = Observer(self.config.telemetry, grid)
         await self._connect()
+        for predecessor in self.predecessors():
+            predecessor.retire.remote(at_once=False)
+
+    def predecessors(self) -> list[Any]:
+        """Handles of the controllers that this one replaces."""
+        return []
+
+    async def _make_room(self) -> None:
+        """The predecessors finish what they have, and go."""
+        calls = [predecessor.retire.remote(at_once=True) for predecessor in self.predecessors()]
+        await asyncio.gather(*calls, return_exceptions=True)
 
     async def _connect(self) -> None:
         await self._cluster.link()
@@ -119,14 +130,18 @@ class Controller(Observed):
         if not self._linked:
             return
         _log.error("the pipeline is lost (%s); mending it", reason)
-        self._linked = False
-        loop = asyncio.get_running_loop()
-        for link in (*self._cluster.first, *self._cluster.last):
-            loop.remove_reader(link.fileno())
+        self._unlink()
         flown = self._flights.clear()
         self._computing.clear()
         self._observer.lost(self._now())
         self._rebuild = asyncio.create_task(self._mend(hung, flown))
+
+    def _unlink(self) -> None:
+        """Read nothing of the stages any more."""
+        self._linked = False
+        loop = asyncio.get_running_loop()
+        for link in (*self._cluster.first, *self._cluster.last):
+            loop.remove_reader(link.fileno())
 
     async def _mend(self, hung: bool, flown: dict[str, set[int]]) -> None:
         """Replace what is dead (all, if something hangs), link the grid anew, go on."""
@@ -171,9 +186,29 @@ class Controller(Observed):
             await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
         return len(unfinished)
 
+    async def retire(self, at_once: bool) -> None:
+        """A newer controller takes over; this one gives its resources back and its process ends.
+
+        `at_once`: the other one waits for the resources, so no new requests are taken. Otherwise
+        Serve sends them elsewhere by and by. In both cases what is in flight may finish within
+        `drain_timeout_s`.
+        """
+        limit_s = self.config.drain_timeout_s
+        if not at_once:
+            await asyncio.sleep(limit_s)
+        unfinished = await self.drain(limit_s if at_once else 0.0)
+        _log.warning("retired for a newer controller; %d requests were not finished", unfinished)
+        await self.stop()
+        os._exit(0)
+
     async def stop(self) -> None:
         """Tear the grid down."""
-        self._linked = False
+        if self._ready is None or not self._ready.done():
+            return
+        if self._rebuild is not None:
+            self._rebuild.cancel()
+        if self._linked:
+            self._unlink()
         await self._cluster.stop()
 
     # ---------------------------------------------------------------- requests
