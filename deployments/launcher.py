@@ -18,8 +18,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
+
+from medha_actors.config import load
+from medha_actors.errors import ConfigError
 
 # Unless the user has set them. Serve's own health-check periods are 10 s, so that a dead proxy would
 # be noticed after three of them.
@@ -33,6 +38,7 @@ DEFAULTS = {
     # none here but Serve's proxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
+_APPLICATION = "deployments.app:build_app"
 _LEAVE_S = 10.0  # Ray's processes end by themselves in this time
 _LOOK_S = 0.2
 
@@ -40,6 +46,20 @@ _LOOK_S = 0.2
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the server: what is given, and our defaults for the rest."""
     return {**DEFAULTS, **given}
+
+
+def drain_timeout_s(path: Path) -> float:
+    """The longest time that an application of ours in this configuration wants; raises ConfigError
+    for what is wrong in its args."""
+    try:
+        config = msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
+        applications = [dict(application) for application in config.get("applications") or []]
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error)) from None
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        raise ConfigError(f"is no Serve configuration: {error}") from None
+    ours = [app for app in applications if app.get("import_path") == _APPLICATION]
+    return max((load(app.get("args") or {}).drain_timeout_s for app in ours), default=0.0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,14 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", type=Path, help="a Serve configuration, e.g. serve_config.yaml")
     options = parser.parse_args(arguments)
-    if not options.config.is_file():
-        parser.error(f"{options.config}: no such file")
+    try:
+        timeout_s = drain_timeout_s(options.config)
+    except ConfigError as error:
+        parser.exit(1, f"{options.config}: {error.message}\n")
 
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _: signals.put(received))
     server = subprocess.Popen(
-        [sys.executable, "-m", "deployments.serving", options.config],
+        [sys.executable, "-m", "deployments.serving", options.config, str(timeout_s)],
         env=environment(os.environ),
         start_new_session=True,
     )

@@ -12,35 +12,27 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import scripts
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatusOverview
 
-from medha_actors.config import load
-from medha_actors.errors import ConfigError, MedhaError
+from medha_actors.errors import MedhaError
 
-_APPLICATION = "deployments.app:build_app"
 _LOOK_S = 0.5
 _ANSWER_S = 10.0  # a living controller answers so long after its time limit at the latest
 _RETURN_S = 2.0  # before another try: replicas hand their live requests to a new controller
 
 
-def main(path: Path) -> int:
-    """Serve a configuration until SIGTERM, or until the process that started this one is gone."""
-    try:
-        timeout_s = drain_timeout_s(path)
-    except ConfigError as error:
-        print(f"{path}: {error.message}", file=sys.stderr)
-        return 1
+def main(path: str, timeout_s: float) -> int:
+    """Serve a configuration until SIGTERM, or until the process that started this one is gone; then
+    what is in flight has `timeout_s` to finish."""
     parent = os.getppid()
     try:
-        scripts.run.main([str(path), "--non-blocking"], standalone_mode=False)
+        scripts.run.main([path, "--non-blocking"], standalone_mode=False)
     except SystemExit:  # `serve run` has said why
         return 1
     stopped = threading.Event()
@@ -54,29 +46,25 @@ def main(path: Path) -> int:
     return 0
 
 
-def drain_timeout_s(path: Path) -> float:
-    """The longest time that an application of ours in this configuration wants; raises ConfigError
-    for what is wrong in its args."""
-    try:
-        config = msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
-        applications = [dict(application) for application in config.get("applications") or []]
-    except (OSError, msgspec.DecodeError, TypeError, ValueError) as error:
-        raise ConfigError(f"is no Serve configuration: {error}") from None
-    ours = [app for app in applications if app.get("import_path") == _APPLICATION]
-    return max((load(app.get("args") or {}).drain_timeout_s for app in ours), default=0.0)
-
-
 def drain(timeout_s: float) -> int:
     """Let every application finish what is in flight; returns how many requests were not finished.
 
     A replica passes it on to the controller: this process then needs neither torch nor the model.
     """
     until = time.monotonic() + timeout_s
-    names = list(serve.status().applications)
+    applications = serve.status().applications
+    names = [name for name, status in applications.items() if _has_replica(status)]
     if not names:
         return 0
     with ThreadPoolExecutor(len(names)) as threads:
         return sum(threads.map(lambda name: _drain_application(name, until), names))
+
+
+def _has_replica(status: ApplicationStatusOverview) -> bool:
+    """Whether a replica runs; without one nothing is in flight, and nobody would answer."""
+    return any(
+        deployment.replica_states.get("RUNNING", 0) for deployment in status.deployments.values()
+    )
 
 
 def _drain_application(name: str, until: float) -> int:
@@ -109,4 +97,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1], float(sys.argv[2])))
