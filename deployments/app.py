@@ -19,11 +19,13 @@ from deployments.server import Server
 from deployments.text_sources import load_text
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
+from medha_actors.actors.orphans import Owner
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
 _LAST_BYTES_S = 15.0
+_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "health_check_period_s": 1.0,
@@ -37,6 +39,11 @@ class SchedulerActor(Controller):
     """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
     has one to itself."""
 
+    def __init__(self, args: dict[str, Any]) -> None:
+        name = ray.get_runtime_context().get_actor_name()
+        patience_s = load(args).actors.orphan_timeout_s
+        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
+
     def predecessors(self) -> list[Any]:
         """Controllers of other versions of this application: `serve deploy` replaces them."""
         application = serve.get_deployment_actor_context().app_name
@@ -48,7 +55,7 @@ class Ingress:
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
-        self._engine = engine = RayEngine(lambda: serve.get_deployment_actor(CONTROLLER))
+        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -69,6 +76,10 @@ class Ingress:
     async def drain(self, timeout_s: float) -> int:
         """See Controller.drain."""
         return await self._engine.drain(timeout_s)
+
+    def check_health(self) -> None:
+        """Serve replaces a replica that raises here."""
+        self._engine.check_health()
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._server.asgi()

@@ -222,10 +222,6 @@ class _Generating:
             job, answer = await self._admit(request, body, arrived_at)
             if (record := request.scope.get("medha")) is not None:
                 record.admitted(job, body_at)
-            if not server.engine.ready():
-                raise UnavailableError(
-                    "the engine is starting or stopping; try again soon", retry_after_s=2.0
-                )
             async with Generation(
                 server.engine, server.text, job, server.config.stream.max_buffered_events
             ) as live:

@@ -84,8 +84,10 @@ class ActorConfig(_Section, frozen=True):
     threads: int = 1  # compute threads of a CPU actor
     pin: bool = True  # bind each CPU actor to cores of its own
     attention: Literal["auto", "sdpa", "flash_attn"] = "auto"
+    spares: int = 1  # warm processes per node that take the place of a dead stage (CPU only)
     start_timeout_s: float = 300.0
     step_timeout_s: float = 600.0  # a step that takes longer counts as a dead stage
+    orphan_timeout_s: float = 30.0  # stage actors wait so long for a new controller, then end
 
 
 class SchedulerConfig(_Section, frozen=True):
@@ -258,6 +260,8 @@ def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]
         ("actors.num_cpus", config.actors.num_cpus, 0.01, 1024),
         ("actors.threads", config.actors.threads, 1, 1024),
         ("actors.start_timeout_s", config.actors.start_timeout_s, 1, 86_400),
+        ("actors.spares", config.actors.spares, 0, 16),
+        ("actors.orphan_timeout_s", config.actors.orphan_timeout_s, 5, 3600),
         ("actors.step_timeout_s", config.actors.step_timeout_s, 1, 86_400),
         ("scheduler.batch_budget_s", scheduler.batch_budget_s, 1e-4, 3600),
         ("scheduler.fixed_chunk_tokens", scheduler.fixed_chunk_tokens, 1, 2**20),

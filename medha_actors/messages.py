@@ -65,6 +65,13 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     timeout_s: float | None = None
 
 
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ingress replica must know of the engine that serves."""
+
+    max_model_len_tokens: int
+    model: str  # a digest: requests go on in another engine only if it has the same model
+
+
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     """What is known already of a request that goes on in another engine than the one it began in.
 

@@ -211,9 +211,9 @@ def _cache_path(cluster: Cluster) -> Path:
     parts = (
         _FORMAT,
         cluster.spec,
-        cluster.device,
-        cluster.dtype,
-        cluster.layers,
+        cluster.blueprint.device,
+        cluster.blueprint.dtype,
+        cluster.blueprint.layers,
         config.parallel.kvp,
         config.actors,
         config.kv_cache,

@@ -3,8 +3,11 @@ all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from medha_actors.actors.cells import Cell
 from medha_actors.actors.stage import Place
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError
@@ -19,18 +22,17 @@ def pages_of(
     spec: ModelSpec,
     layers: list[tuple[int, int]],
     dtype: torch.dtype,
-    places: list[list[Place]],
+    places: Mapping[Cell, Place],
 ) -> int:
     """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration
     needs more."""
     page_tokens, pages = config.kv_cache.page_tokens, []
     token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
-    for stage, row in enumerate(places):
-        for place in row:
-            budget = config.kv_cache.budget_bytes
-            if budget is None:
-                budget = _free_share(config, spec, layers[stage], dtype, place, places)
-            pages.append(int(budget // (page_tokens * token_bytes[stage])))
+    for cell, place in places.items():
+        budget = config.kv_cache.budget_bytes
+        if budget is None:
+            budget = _free_share(config, spec, layers[cell.stage], dtype, place, places)
+        pages.append(int(budget // (page_tokens * token_bytes[cell.stage])))
     refuse_impossible(config, min(pages), max(token_bytes))
     return min(pages)
 
@@ -78,12 +80,12 @@ def _free_share(
     layers: tuple[int, int],
     dtype: torch.dtype,
     place: Place,
-    places: list[list[Place]],
+    places: Mapping[Cell, Place],
 ) -> float:
     """The default budget in bytes of one actor, which holds these layers: a share of what is free
     where it runs."""
     if place.gpu is None:
-        beside = sum(other.node_id == place.node_id for row in places for other in row)
+        beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
     share = place.free_bytes * min(1.0, config.actors.num_gpus)
     tables = 2 * spec.vocabulary * spec.hidden  # embedding and head, where the stage has them

@@ -1,8 +1,7 @@
-"""Cluster: the grid of stage actors, from placement group to linked and loaded pipeline, and its
-end.
+"""Cluster: the grid of stage actors as one thing: loaded, linked, mended.
 
-The controller owns one. Everything is made anew by `start` after `stop`: the way back from a dead
-actor.
+The controller owns one. What every actor is to be (its layers, its pages, its cores) is decided
+once, in a Blueprint, and stays so whoever is replaced.
 """
 
 from __future__ import annotations
@@ -12,241 +11,256 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 import ray
 import torch
-from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from medha_actors.actors.capacity import pages_of
+from medha_actors.actors.cells import Cell
+from medha_actors.actors.crew import Crew
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
-from medha_actors.actors.stage import Place, StageActor, StagePlan
+from medha_actors.actors.orphans import Owner
+from medha_actors.actors.stage import Identity, Place, StageActor, StagePlan
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import ConfigError, EngineError
-from medha_actors.model.spec import ModelSpec, split_layers
+from medha_actors.model.spec import ModelSpec, load_spec, resolve_dtype, split_layers
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
-_ROOM_S = 2.0  # where there is room, Ray has reserved it by then
-_ANSWER_S = 10.0  # a living actor answers in this time
+
+
+class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the actors of a grid are to be. `pages`: of each KV group."""
+
+    config: MedhaConfig
+    spec: ModelSpec
+    device: str
+    dtype: str
+    layers: list[tuple[int, int]]
+    pages: int
+    nodes: dict[Cell, str]
+    cores: dict[Cell, tuple[int, ...]]
+
+    def plan(self, cell: Cell) -> StagePlan:
+        """What the actor at `cell` is to be."""
+        return StagePlan(
+            config=self.config,
+            spec=self.spec,
+            cell=cell,
+            layers=self.layers[cell.stage],
+            pages=self.pages,
+            cores=self.cores[cell],
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the actors keep for the controller that comes after this one. `profile`: the packed
+    calibration."""
+
+    blueprint: Blueprint
+    profile: bytes
+
+
+_decode_kept = msgspec.msgpack.Decoder(Kept).decode
 
 
 class Cluster:
-    """N stages by K groups of StageActor. `actors[stage][group]`."""
+    """A started grid. `first`: links to stage 0 of each group (batches out, credits in); `last`:
+    from the last stage of each (results), the same links if there is one stage."""
 
-    def __init__(self, config: MedhaConfig, spec: ModelSpec, device: str, dtype: str) -> None:
-        self.config, self.spec, self.device, self.dtype = config, spec, device, dtype
-        self._dtype = getattr(torch, dtype)
-        self.layers = split_layers(spec, config.parallel.spp)
-        self.actors: list[list[Any]] = []
-        self.pages = 0
-        self.first: list[Link] = []  # to stage 0 of each group: batches out, credits in
-        self.last: list[Link] = []  # from the last stage of each group: results
-        self._cores: list[list[tuple[int, ...]]] = []
-        self._group: PlacementGroup | None = None
+    def __init__(self, crew: Crew, blueprint: Blueprint, profile: bytes = b"") -> None:
+        """`profile`: the calibration that the actors have kept; empty: there is none."""
+        self.crew = crew
+        self.blueprint = blueprint
+        self.profile = profile
+        self.first: list[Link] = []
+        self.last: list[Link] = []
 
-    async def start(self, make_room: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Place, spawn, pin, load; raises ConfigError when the resources cannot hold the grid.
+    @classmethod
+    async def start(
+        cls,
+        config: MedhaConfig,
+        owner: Owner | None = None,
+        stage_class: type[StageActor] = StageActor,
+        make_room: Callable[[], Awaitable[None]] | None = None,
+    ) -> Cluster:
+        """Adopt the grid that a controller of this name has left, or place, spawn, pin and load a
+        new one. `make_room`: see Crew. Raises ConfigError when the resources cannot hold it,
+        ModelError."""
+        device = config.actors.device
+        if device == "auto":
+            device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+        crew = Crew(config, device, owner, stage_class, make_room)
+        found = await crew.adopt()
+        kept = _kept_by(found, config)
+        if kept is not None:
+            cluster = cls(crew, kept.blueprint, kept.profile)
+            _log.info("found %d actors at work", len(found))
+            await cluster.revive()
+            return cluster
+        crew.dismiss()
+        spec = await asyncio.to_thread(load_spec, config.model_loading_config)
+        dtype = resolve_dtype(config.model_loading_config, torch.device(device))
+        try:
+            blueprint = await _build(crew, config, spec, dtype)
+        except BaseException:
+            crew.dismiss()
+            raise
+        return cls(crew, blueprint)
 
-        `make_room` is called, and waited for, where the cluster has no room for the grid now.
-        """
-        began = time.monotonic()
-        parallel = self.config.parallel
-        await self._reserve(make_room)
-        remote = ray.remote(StageActor)
-        self.actors = [
-            [self._spawn(remote, s, k) for k in range(parallel.kvp)] for s in range(parallel.spp)
-        ]
-        places = await self._all("locate", lambda s, k: (self.device,))
-        self._cores = assign_cores(places, self.config)
-        self.pages = pages_of(self.config, self.spec, self.layers, self._dtype, places)
-        resident = await self._all(
-            "load", lambda s, k: (_encode(self._plan(s, k, self._cores[s][k])),)
-        )
-        _log.info(
-            "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, loaded in %.1f s",
-            parallel.spp,
-            parallel.kvp,
-            sorted({place.gpu or "cpu" for row in places for place in row}),
-            self.pages,
-            self.config.kv_cache.page_tokens,
-            sum(map(sum, resident)) / 2**20,
-            time.monotonic() - began,
-        )
+    @property
+    def config(self) -> MedhaConfig:
+        return self.blueprint.config
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.blueprint.spec
+
+    @property
+    def pages(self) -> int:
+        """Pages of each KV group."""
+        return self.blueprint.pages
 
     async def revive(self, everything: bool = False) -> set[int]:
         """Replace the actors that are dead (or all); returns the groups whose KV caches are lost.
         Then: `link`."""
         self.hang_up()
+        cells = list(self.crew.shape.cells())
         if everything:
-            await self.stop()
-            await self.start()
-            return set(range(self.config.parallel.kvp))
-        calls = [
-            (s, k, actor.locate.remote(self.device))
-            for s, row in enumerate(self.actors)
-            for k, actor in enumerate(row)
-        ]
-        dead = []
-        for stage, group, call in calls:
-            try:
-                await asyncio.wait_for(call, _ANSWER_S)
-            except (RayActorError, TimeoutError):
-                dead.append((stage, group))
-        for stage, group in dead:
-            ray.kill(self.actors[stage][group])
-            self.actors[stage][group] = self._spawn(ray.remote(StageActor), stage, group)
-        replaced = [(s, k, self.actors[s][k]) for s, k in dead]
-        await asyncio.gather(*[actor.locate.remote(self.device) for _, _, actor in replaced])
-        await asyncio.gather(
-            *[
-                actor.load.remote(_encode(self._plan(s, k, self._cores[s][k])))
-                for s, k, actor in replaced
-            ]
-        )
-        return {group for _, group in dead}
+            self.crew.dismiss()
+            await self.crew.hire()
+            places = await self.crew.everybody("locate")
+            self._move(places)
+            dead = cells
+        else:
+            dead = await self.crew.dead()
+            for cell in dead:
+                self.crew.replace(cell, self.blueprint.nodes[cell])
+        plans = {cell: (_encode(self.blueprint.plan(cell)),) for cell in dead}
+        await self.crew.call("load", plans)
+        if self.profile and dead:
+            await self.keep(self.profile)
+        return {cell.group for cell in dead}
 
     async def link(self) -> None:
         """Connect the actors with each other and with this process, and let them serve."""
         secret = secrets.token_hex(16)
-        stages, groups = self.config.parallel.spp, self.config.parallel.kvp
-        endpoints: list[list[Endpoint]] = await self._all("listen", lambda s, k: ())
+        shape = self.crew.shape
+        endpoints: dict[Cell, Endpoint] = await self.crew.everybody("listen")
+        connections = {}
+        for cell in shape.cells():
+            targets = [(other, endpoints[other]) for other in shape.dials(cell)]
+            nodes = {endpoints[Cell(cell.stage, group)].node_id for group in range(shape.groups)}
+            shared = self.blueprint.device == "cpu" and shape.groups > 1 and len(nodes) == 1
+            connections[cell] = (secret, targets, shared)
+        await self.crew.call("connect", connections)
+        node = ray.get_runtime_context().get_node_id()
 
-        def outgoing(s: int, k: int) -> tuple[str, Endpoint | None, dict[int, Endpoint], bool]:
-            following = endpoints[s + 1][k] if s + 1 < stages else None
-            shared = (
-                self.device == "cpu" and groups > 1 and len({e.node_id for e in endpoints[s]}) == 1
-            )
-            return (
-                secret,
-                following,
-                {peer: endpoints[s][peer] for peer in range(k + 1, groups)},
-                shared,
-            )
+        def links_to(stage: int) -> list[Link]:
+            ends = [endpoints[Cell(stage, group)] for group in range(shape.groups)]
+            return [dial(end, node, Hello(secret, None)) for end in ends]
 
-        await self._all("connect", outgoing)
-        node, hello = ray.get_runtime_context().get_node_id(), Hello(secret, "control")
-        self.first = [dial(endpoint, node, hello) for endpoint in endpoints[0]]
-        self.last = (
-            self.first
-            if stages == 1
-            else [dial(endpoint, node, hello) for endpoint in endpoints[-1]]
-        )
-        # Each actor accepts: the stage before it (if any), the controller (first and last stage),
-        # and earlier groups.
-        await self._all("serve", lambda s, k: (secret, (s > 0) + (s in (0, stages - 1)) + k))
+        self.first = links_to(0)
+        self.last = self.first if shape.stages == 1 else links_to(shape.stages - 1)
+        await self.crew.everybody("serve", secret)
+
+    async def keep(self, profile: bytes) -> None:
+        """Have the actors keep what the controller after this one needs to go on with them."""
+        self.profile = profile
+        await self.crew.everybody("keep", _encode(Kept(self.blueprint, profile)))
 
     async def fill(self, pages: int) -> None:
         """Write noise into the first pages of every KV pool."""
-        await self._all("fill", lambda s, k: (pages,))
+        await self.crew.everybody("fill", pages)
 
     async def measure(self, steps: list[list[bytes]], repeats: int) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
         together."""
-        calls = [
-            self.actors[s][0].measure.remote(steps[s], repeats) for s in range(len(self.actors))
-        ]
-        return list(await asyncio.gather(*calls))
+        calls = {Cell(stage, 0): (packed, repeats) for stage, packed in enumerate(steps)}
+        measured = await self.crew.call("measure", calls)
+        return [measured[Cell(stage, 0)] for stage in range(len(steps))]
 
-    async def stop(self) -> None:
-        """Kill the actors and give the resources back; never raises for what is gone already."""
+    async def hire_spares(self) -> None:
+        """Have warm processes ready on the nodes of the grid."""
+        await self.crew.hire_spares(self.blueprint.nodes.values())
+
+    def stop(self) -> None:
+        """Kill the actors and give the resources back."""
         self.hang_up()
-        for actor in (actor for row in self.actors for actor in row):
-            ray.kill(actor)
-        self.actors = []
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+        self.crew.dismiss()
 
     def hang_up(self) -> None:
         """Close the links to the stages, which stop serving and close theirs."""
-        for link in {id(link): link for link in (*self.first, *self.last)}.values():
+        for link in (*self.first, *self.last):
             link.close()
-        self.first, self.last = [], []
+        self.first = []
+        self.last = []
 
-    async def _reserve(self, make_room: Callable[[], Awaitable[None]] | None) -> None:
-        actors, cells = self.config.actors, self.config.parallel.spp * self.config.parallel.kvp
-        bundle = {"CPU": actors.num_cpus}
-        if self.device == "cuda":
-            bundle["GPU"] = actors.num_gpus
-        if self.config.accelerator_type:
-            bundle[f"accelerator_type:{self.config.accelerator_type}"] = 0.001
-        total = ray.cluster_resources()
-        for name, amount in bundle.items():
-            if amount * cells > total.get(name, 0.0) + 1e-6:
-                raise ConfigError(
-                    f"parallel: {self.config.parallel.spp} stages x {self.config.parallel.kvp} groups need "
-                    f"{amount * cells:g} {name}, the cluster has {total.get(name, 0.0):g}"
-                )
-        strategy = self.config.placement_group_config.get("strategy", "PACK")
-        self._group = placement_group([bundle] * cells, strategy=strategy)
-        if make_room is not None and not await asyncio.to_thread(self._group.wait, _ROOM_S):
-            await make_room()
-        try:
-            async with asyncio.timeout(self.config.actors.start_timeout_s):
-                await self._group.ready()
-        except TimeoutError:
-            raise EngineError(
-                f"no room for {cells} bundles of {bundle} ({strategy}) in the cluster"
-            ) from None
-
-    def _spawn(self, remote: Any, stage: int, group: int) -> Any:
-        assert self._group is not None
-        where = PlacementGroupSchedulingStrategy(
-            placement_group=self._group,
-            placement_group_bundle_index=stage * self.config.parallel.kvp + group,
-        )
-        return remote.options(
-            num_cpus=self.config.actors.num_cpus,
-            num_gpus=self.config.actors.num_gpus if self.device == "cuda" else 0,
-            max_restarts=0,
-            scheduling_strategy=where,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.actors.threads)}},
-        ).remote()
-
-    def _plan(self, stage: int, group: int, cores: tuple[int, ...]) -> StagePlan:
-        return StagePlan(
-            config=self.config,
-            spec=self.spec,
-            stage=stage,
-            group=group,
-            layers=self.layers[stage],
-            pages=self.pages,
-            cores=cores,
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-    async def _all(self, method: str, arguments: Any) -> Any:
-        """Call one method on every actor at once; results in the shape of the grid."""
-        calls = [
-            [getattr(actor, method).remote(*arguments(s, k)) for k, actor in enumerate(row)]
-            for s, row in enumerate(self.actors)
-        ]
-        async with asyncio.timeout(self.config.actors.start_timeout_s):
-            return [list(await asyncio.gather(*row)) for row in calls]
+    def _move(self, places: dict[Cell, Place]) -> None:
+        """The actors may run elsewhere now; what they hold stays as it was."""
+        nodes = {cell: place.node_id for cell, place in places.items()}
+        cores = assign_cores(places, self.config)
+        self.blueprint = msgspec.structs.replace(self.blueprint, nodes=nodes, cores=cores)
 
 
-def assign_cores(places: list[list[Place]], config: MedhaConfig) -> list[list[tuple[int, ...]]]:
+async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: torch.dtype) -> Blueprint:
+    """A new grid, loaded."""
+    began = time.monotonic()
+    await crew.hire()
+    places: dict[Cell, Place] = await crew.everybody("locate")
+    layers = split_layers(spec, crew.shape.stages)
+    blueprint = Blueprint(
+        config=config,
+        spec=spec,
+        device=crew.device,
+        dtype=str(dtype).removeprefix("torch."),
+        layers=layers,
+        pages=pages_of(config, spec, layers, dtype, places),
+        nodes={cell: place.node_id for cell, place in places.items()},
+        cores=assign_cores(places, config),
+    )
+    plans = {cell: (_encode(blueprint.plan(cell)),) for cell in places}
+    resident = await crew.call("load", plans)
+    _log.info(
+        "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, "
+        "loaded in %.1f s",
+        crew.shape.stages,
+        crew.shape.groups,
+        sorted({place.gpu or "cpu" for place in places.values()}),
+        blueprint.pages,
+        config.kv_cache.page_tokens,
+        sum(resident.values()) / 2**20,
+        time.monotonic() - began,
+    )
+    return blueprint
+
+
+def _kept_by(found: dict[Cell, Identity], config: MedhaConfig) -> Kept | None:
+    """What the actors found at work were made from; None if it was not this configuration."""
+    for identity in found.values():
+        if identity.kept:
+            kept = _decode_kept(identity.kept)
+            return kept if kept.blueprint.config == config else None
+    return None
+
+
+def assign_cores(places: dict[Cell, Place], config: MedhaConfig) -> dict[Cell, tuple[int, ...]]:
     """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
     threads."""
-    threads, taken = config.actors.threads, dict[str, int]()
+    threads = config.actors.threads
     wanted: dict[str, int] = {}
-    for place in (place for row in places for place in row):
+    for place in places.values():
         wanted[place.node_id] = wanted.get(place.node_id, 0) + threads
-
-    def take(place: Place) -> tuple[int, ...]:
-        if (
-            not config.actors.pin
-            or place.gpu is not None
-            or wanted[place.node_id] > len(place.cores)
-        ):
-            return ()
+    taken: dict[str, int] = {}
+    cores: dict[Cell, tuple[int, ...]] = {}
+    for cell, place in places.items():
+        pinned = config.actors.pin and place.gpu is None
+        if not pinned or wanted[place.node_id] > len(place.cores):
+            cores[cell] = ()
+            continue
         start = taken.get(place.node_id, 0)
         taken[place.node_id] = start + threads
-        return place.cores[start : start + threads]
-
-    return [[take(place) for place in row] for row in places]
+        cores[cell] = place.cores[start : start + threads]
+    return cores

@@ -1,13 +1,14 @@
 """RayEngine: how an ingress replica reaches the controller (deployments.handle.EngineHandle).
 
 One long-lived streaming generator carries the events of all the replica's requests, one item per
-step. When the controller is lost, waiting requests end with an honest error, and the new controller
-is looked up until it answers.
+step. When the controller is lost, the next one is looked up until it answers, and every live
+request is submitted to it again from its known tokens: its stream pauses and goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -17,10 +18,12 @@ from typing import Any, TypeVar
 import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from medha_actors.actors.live_requests import LiveRequest
 from medha_actors.errors import EngineError, MedhaError, UnavailableError
 from medha_actors.messages import (
     Accepted,
     DrainingEvent,
+    EngineFacts,
     Event,
     FinishedEvent,
     Rejected,
@@ -31,8 +34,23 @@ _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent]).decode
 _decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
-_RETRY_S = 0.5
-_Answer = TypeVar("_Answer")
+_decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
+T = TypeVar("T")
+_RETRY_S = 0.1
+_RETRY_START_S = 2.0  # after an engine that could not start
+_PATIENCE_S = 10.0  # a new request waits so long for an engine that is being made anew
+_SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
+_TRIAL_S = 10.0  # a suspect that has lived so long in an engine is none
+
+
+class _Session:
+    """One attachment to one controller."""
+
+    def __init__(self, controller: Any, facts: EngineFacts) -> None:
+        self.controller = controller
+        self.facts = facts
+        self.replica = secrets.token_hex(8)
+        self.draining = False  # it takes no new requests
 
 
 class RayEngine:
@@ -41,20 +59,21 @@ class RayEngine:
 
     def __init__(self, find: Callable[[], Any]) -> None:
         self._find = find
-        self._replica = secrets.token_hex(8)
-        self._mailboxes: dict[str, asyncio.Queue[Event]] = {}
-        self._live: set[str] = (
-            set()
-        )  # submitted and not finished, whether anybody still listens or not
-        self._controller: Any = None
-        self._draining = False  # the controller takes no new requests
+        self._mailboxes: dict[str, asyncio.Queue[Event]] = {}  # registered, not submitted yet
+        self._live: dict[str, LiveRequest] = {}
+        self._session: _Session | None = None
+        self._attached = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._on_trial: LiveRequest | None = None
+        self._model = ""
         self.max_model_len_tokens = 0
 
     async def start(self) -> None:
         """Wait until the pipeline serves; raises what kept it from starting."""
-        await self._attach()
-        self._reader = asyncio.create_task(self._read())
+        session = await self._attach()
+        self._model = session.facts.model
+        self._enter(session)
+        self._reader = asyncio.create_task(self._read(session))
 
     async def stop(self) -> None:
         """Let go of the stream."""
@@ -62,38 +81,55 @@ class RayEngine:
             self._reader.cancel()
 
     def ready(self) -> bool:
-        return self._controller is not None and not self._draining
+        """Whether an engine is there now that takes requests."""
+        return self._session is not None and not self._session.draining
+
+    def check_health(self) -> None:
+        """Raises EngineError when this object cannot serve any more: make it anew."""
+        if self._reader is None or self._reader.done():
+            raise EngineError("the reader of the engine's events has ended")
+
+    # ---------------------------------------------------------------- requests
 
     def events(self, request_id: str) -> AsyncIterator[Event]:
         """Register at once; iterate later."""
         mailbox = self._mailboxes[request_id] = asyncio.Queue()
-        return self._deliver(request_id, mailbox)
+        return _deliver(mailbox)
 
     async def submit(self, request: Request) -> Accepted | Rejected:
-        self._live.add(request.id)  # from now on a cancellation must reach the controller
+        """Hand a request to the engine of now, or of soon; raises UnavailableError, EngineError."""
+        mailbox = self._mailboxes.pop(request.id, None) or asyncio.Queue()
+        live = self._live[request.id] = LiveRequest(request, mailbox)
         try:
-            packed = await self._call(
-                lambda controller: controller.submit.remote(_encode(request), self._replica)
-            )
-        except MedhaError:
-            self._live.discard(request.id)
+            answer = await self._submit_first(live)
+        except BaseException:
+            self._live.pop(request.id, None)
             raise
-        answer = _decode_answer(packed)
         if isinstance(answer, Rejected):
-            self._live.discard(request.id)
+            self._live.pop(request.id, None)
         return answer
 
+    async def _submit_first(self, live: LiveRequest) -> Accepted | Rejected:
+        while live.losses < _SUSPECT_LOSSES:
+            answer = await self._hand_over(await self._somebody(), live)
+            if isinstance(answer, Rejected):
+                return answer
+            if answer is not None and live.submitted:  # and not lost again since
+                live.accepted = True
+                return answer
+        raise EngineError("the engine died repeatedly while this request was in it")
+
     async def cancel(self, request_id: str) -> None:
+        """Stop the request; harmless for unknown ids and finished requests."""
         self._mailboxes.pop(request_id, None)
-        if request_id in self._live and self._controller is not None:
-            self._live.discard(request_id)
-            self._controller.cancel.remote(request_id)
+        live = self._live.pop(request_id, None)
+        if live is not None and self._session is not None:
+            self._session.controller.cancel.remote(request_id)
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""
-        stats: dict[str, Any] = msgspec.msgpack.decode(
-            await self._call(lambda controller: controller.stats.remote())
-        )
+        packed = await self._call(lambda controller: controller.stats.remote())
+        stats: dict[str, Any] = msgspec.msgpack.decode(packed)
         return stats
 
     async def drain(self, timeout_s: float) -> int:
@@ -104,78 +140,154 @@ class RayEngine:
         """Call one of the controller's methods for telemetry (actors.telemetry.remote.Observed)."""
         return await self._call(lambda controller: getattr(controller, method).remote(*arguments))
 
-    async def _call(self, call: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
-        if self._controller is None:
+    async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        if self._session is None:
             raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
         try:
-            return await call(self._controller)
+            return await call(self._session.controller)
         except RayActorError:
             raise UnavailableError(
                 "the engine was lost and is being rebuilt", retry_after_s=5
             ) from None
 
-    async def _deliver(
-        self, request_id: str, mailbox: asyncio.Queue[Event]
-    ) -> AsyncIterator[Event]:
+    async def _somebody(self) -> _Session:
+        """The session of now, or the next one if it comes soon."""
         try:
-            while True:
-                event = await mailbox.get()
-                yield event
-                if isinstance(event, FinishedEvent):
-                    return
-        finally:
-            if self._mailboxes.get(request_id) is mailbox:
-                del self._mailboxes[request_id]
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._attached.wait()
+        except TimeoutError:
+            raise UnavailableError("the engine is being rebuilt", retry_after_s=5) from None
+        assert self._session is not None, "set together"
+        return self._session
 
-    async def _read(self) -> None:
-        """Route events for ever; after a loss, attach to the next controller."""
+    async def _hand_over(self, session: _Session, live: LiveRequest) -> Accepted | Rejected | None:
+        """Submit to one engine; None: it is gone."""
+        live.submitted = True
+        request = live.again() if live.losses else live.request
+        try:
+            call = session.controller.submit.remote(_encode(request), session.replica)
+            return _decode_answer(await call)
+        except RayActorError:
+            if self._session is session:
+                self._leave()
+            return None
+
+    # ---------------------------------------------------------------- the engine's life
+
+    async def _read(self, session: _Session) -> None:
+        """Route events for ever; after a loss, go on with the next controller."""
         while True:
+            stream = session.controller.stream.options(num_returns="streaming").remote(
+                session.replica
+            )
+            again = asyncio.create_task(self._submit_again(session))
             try:
-                stream = self._controller.stream.options(num_returns="streaming").remote(
-                    self._replica
-                )
                 async for item in stream:
-                    self._route(_decode_events(await item))
+                    self._route(session, _decode_events(await item))
             except RayError as error:
                 _log.error("the controller is lost: %s", type(error).__name__)
-            self._controller = None
+            finally:
+                again.cancel()
+            self._leave()
             self._lose()
-            await self._attach()
+            # A controller that lives after all ends what it has of this replica.
+            with contextlib.suppress(RayError):
+                await session.controller.leave.remote(session.replica)
+            session = await self._attach_again()
+            self._enter(session)
 
-    def _route(self, events: list[Event | DrainingEvent]) -> None:
+    def _enter(self, session: _Session) -> None:
+        self.max_model_len_tokens = session.facts.max_model_len_tokens
+        self._session = session
+        self._attached.set()
+
+    def _leave(self) -> None:
+        self._session = None
+        self._attached.clear()
+
+    def _route(self, session: _Session, events: list[Event | DrainingEvent]) -> None:
         for event in events:
             if isinstance(event, DrainingEvent):
-                self._draining = True
+                session.draining = True
                 continue
+            live = self._live.get(event.request_id)
+            if live is None:
+                continue
+            live.put(event)
             if isinstance(event, FinishedEvent):
-                self._live.discard(event.request_id)
-            mailbox = self._mailboxes.get(event.request_id)
-            if mailbox is not None:
-                mailbox.put_nowait(event)
+                del self._live[event.request_id]
 
     def _lose(self) -> None:
-        self._live.clear()
-        for request_id, mailbox in self._mailboxes.items():
-            mailbox.put_nowait(
-                FinishedEvent(
-                    request_id=request_id,
-                    reason="error",
-                    message="the engine was lost while this request was in it",
-                    finished_at=time.time(),
-                )
-            )
+        """Count who was in the engine that is gone; one that was there alone as a suspect ends."""
+        suspect = self._on_trial
+        self._on_trial = None
+        for live in self._live.values():
+            live.lose()
+        if suspect is not None and suspect.request.id in self._live and suspect.losses:
+            self._end(suspect, "the engine died repeatedly while this request was in it")
 
-    async def _attach(self) -> None:
+    def _end(self, live: LiveRequest, message: str) -> None:
+        live.put(live.failed(message, time.time()))
+        self._live.pop(live.request.id, None)
+
+    async def _submit_again(self, session: _Session) -> None:
+        """Give the live requests of before to the engine of now: the suspects at last, each when
+        the one before it has shown to be harmless."""
+        if session.facts.model != self._model:
+            for live in list(self._live.values()):
+                self._end(live, "the model was replaced while this request was in the engine")
+            self._model = session.facts.model
+            return
+        waiting = [live for live in self._live.values() if live.accepted and not live.submitted]
+        suspects = [live for live in waiting if live.losses >= _SUSPECT_LOSSES]
+        others = [live for live in waiting if live.losses < _SUSPECT_LOSSES]
+        await asyncio.gather(*[self._submit_one_again(session, live) for live in others])
+        for suspect in suspects:
+            self._on_trial = suspect
+            await self._submit_one_again(session, suspect)
+            try:
+                await asyncio.wait_for(suspect.heard.wait(), _TRIAL_S)
+            except TimeoutError:
+                suspect.losses = 0
+            self._on_trial = None
+
+    async def _submit_one_again(self, session: _Session, live: LiveRequest) -> None:
+        if live.request.id not in self._live:
+            return
+        answer = await self._hand_over(session, live)
+        if isinstance(answer, Rejected):
+            self._end(live, f"the engine was lost, and the next one refused: {answer.message}")
+
+    async def _attach(self) -> _Session:
+        """Wait for a controller that serves; raises MedhaError when it cannot start."""
         while True:
             try:
                 controller = self._find()
-                self.max_model_len_tokens = await controller.ready.remote()
+                facts = _decode_facts(await controller.ready.remote())
             except (ValueError, RayActorError):  # not made yet, or lost again while starting
                 await asyncio.sleep(_RETRY_S)
             except RayTaskError as error:
                 cause = error.cause
-                raise cause if isinstance(cause, MedhaError) else EngineError(str(cause)) from None
+                if isinstance(cause, MedhaError):
+                    raise cause from None
+                raise EngineError(str(cause)) from None
             else:
-                self._draining = False
-                self._controller = controller
-                return
+                return _Session(controller, facts)
+
+    async def _attach_again(self) -> _Session:
+        """The same after a loss; an engine that cannot start is asked again, for as long as it
+        takes."""
+        while True:
+            try:
+                return await self._attach()
+            except MedhaError as error:
+                _log.error("the next engine could not start: %s", error.message)
+                await asyncio.sleep(_RETRY_START_S)
+
+
+async def _deliver(mailbox: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    while True:
+        event = await mailbox.get()
+        yield event
+        if isinstance(event, FinishedEvent):
+            return

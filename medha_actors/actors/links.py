@@ -28,6 +28,7 @@ import time
 import msgspec
 import torch
 
+from medha_actors.actors.cells import Cell
 from medha_actors.errors import LinkClosedError
 
 _HEADER = struct.Struct("<IIQ")
@@ -50,10 +51,10 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The first frame on a link: who dials, in which role."""
+    """The first frame on a link: who dials. None: the controller."""
 
     secret: str
-    role: str
+    caller: Cell | None
 
 
 class _TensorHead(msgspec.Struct, frozen=True, array_like=True):
@@ -173,36 +174,37 @@ class Listener:
             node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1]
         )
 
-    def accept(self, secret: str, timeout_s: float) -> tuple[str, Link]:
-        """Wait for one peer that knows the secret; returns its role and the link. Raises
+    def accept(self, secret: str, timeout_s: float) -> tuple[Cell | None, Link]:
+        """Wait for one peer that knows the secret; returns who it is and the link. Raises
         LinkClosedError in time."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             for listening in select.select((self._unix, self._tcp), (), (), left_s)[0]:
                 link = Link(listening.accept()[0])
-                if (role := _greet(link, secret)) is not None:
-                    return role, link
+                hello = _greet(link, secret)
+                if hello is not None:
+                    return hello.caller, link
                 link.close()
         raise LinkClosedError(f"no peer dialled within {timeout_s:g} s")
 
     def close(self) -> None:
         self._unix.close()
         self._tcp.close()
-        if os.path.exists(self.endpoint.path):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self.endpoint.path)
             os.rmdir(self._folder)
 
 
-def _greet(link: Link, secret: str) -> str | None:
-    """The role of a peer that knows the secret; None for a stranger, who gets one second to
-    speak."""
+def _greet(link: Link, secret: str) -> Hello | None:
+    """What a peer that knows the secret says of itself; None for a stranger, who gets one second
+    to speak."""
     try:
         link.limit(1.0)
         hello = link.greeting()
         link.limit(None)
     except LinkClosedError:
         return None
-    return hello.role if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
+    return hello if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
 
 
 def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:

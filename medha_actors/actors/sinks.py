@@ -48,6 +48,7 @@ class Sinks:
     def own(self, request_id: str, replica: str) -> None:
         """Events of this request go to this replica."""
         self._owners[request_id] = replica
+        self._sinks.setdefault(replica, _Sink())  # it may begin to listen a moment later
 
     def disown(self, request_id: str) -> None:
         """The request was refused."""

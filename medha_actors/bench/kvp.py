@@ -105,21 +105,25 @@ async def _grid(groups: int, threads: int, attention: str, dtype: str) -> AsyncI
         {
             "model_loading_config": {"model_source": "embedded", "dtype": dtype},
             "parallel": {"spp": 1, "kvp": groups},
-            "actors": {"threads": threads, "attention": attention, "num_cpus": 0.5},
+            "actors": {
+                "device": "cpu",
+                "threads": threads,
+                "attention": attention,
+                "num_cpus": 0.5,
+            },
             "kv_cache": {
                 "page_tokens": _PAGE_TOKENS,
                 "budget_bytes": _bytes_per_token(dtype) * (max(CONTEXTS) // groups + 4096),
             },
         }
     )
-    cluster = Cluster(config, load_spec(config.model_loading_config), "cpu", dtype)
-    await cluster.start()
+    cluster = await Cluster.start(config)
     await cluster.fill(cluster.pages)
     await cluster.link()
     try:
         yield cluster
     finally:
-        await cluster.stop()
+        cluster.stop()
 
 
 def _bytes_per_token(dtype: str) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medha_actors.actors.capacity import pages_of, refuse_impossible
+from medha_actors.actors.cells import Cell
 from medha_actors.actors.stage import Place
 from medha_actors.bench.session import engine
 from medha_actors.config import load
@@ -75,20 +76,20 @@ def test_the_stage_with_the_most_layers_decides():
     config, here = config_of(), Place("node", (0,), 2**30, None)
     spec = load_spec(config.model_loading_config)
     token_bytes = kv_bytes_per_token(spec, (0, 3), torch.float32)
-    pages = pages_of(config, spec, [(0, 3), (3, 4)], torch.float32, [[here], [here]])
+    pages = pages_of(
+        config, spec, [(0, 3), (3, 4)], torch.float32, {Cell(0, 0): here, Cell(1, 0): here}
+    )
     assert pages == 2**21 // (64 * token_bytes)
 
 
 def test_without_a_budget_actors_share_the_free_memory_of_their_node():
     config = config_of(budget=None)
     spec = load_spec(config.model_loading_config)
-    rows = [
-        [Place(node, (0,), 2**26, None) for node in ("a", "a")],
-        [Place("b", (0,), 2**26, None)],
-    ]
+    nodes = {Cell(0, 0): "a", Cell(0, 1): "a", Cell(1, 0): "b"}
+    places = {cell: Place(node, (0,), 2**26, None) for cell, node in nodes.items()}
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), torch.float32)
     assert (
-        pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, rows)
+        pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, places)
         == 2**26 // 4 // 2 // page_bytes
     )
 

@@ -8,7 +8,6 @@ from medha_actors.actors.exchange_cost import fit_exchange
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.config import load
 from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile
-from medha_actors.model.spec import load_spec
 
 
 def config_of(cutoff=None, longest=None, kvp=2, page=64, spp=1):
@@ -31,12 +30,11 @@ def config_of(cutoff=None, longest=None, kvp=2, page=64, spp=1):
 @pytest.mark.parametrize("spp", [1, 2])
 async def test_the_exchange_is_measured_on_the_real_links(spp, page, cluster):
     config = config_of(spp=spp, page=page, longest=2048)
-    grid = Cluster(config, load_spec(config.model_loading_config), "cpu", "float32")
-    await grid.start()
+    grid = await Cluster.start(config)
     try:
         profile = await profile_of(grid)
     finally:
-        await grid.stop()
+        grid.stop()
     assert all(0 < stage.exchange_step_s + stage.exchange_s < 0.1 for stage in profile.stages)
 
 

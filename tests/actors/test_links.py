@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.exchange import (
     LinkExchange,
     SharedExchange,
@@ -37,9 +38,9 @@ def in_thread(function, *args):
 
 @pytest.mark.parametrize("same_node", [True, False])
 def test_a_dialled_link_carries_messages_and_tensors(listener: Listener, same_node: bool):
-    ours = dial(listener.endpoint, "node" if same_node else "another", Hello("secret", "hidden"))
-    role, theirs = listener.accept("secret", timeout_s=5)
-    assert role == "hidden"
+    ours = dial(listener.endpoint, "node" if same_node else "another", Hello("secret", Cell(0, 1)))
+    caller, theirs = listener.accept("secret", timeout_s=5)
+    assert caller == Cell(0, 1)
     for tensor in (
         torch.randn(3, 5),
         torch.randn(700, 576).bfloat16(),
@@ -80,12 +81,12 @@ def test_a_closed_peer_is_noticed_at_once():
 
 
 def test_a_stranger_is_sent_away(listener: Listener):
-    stranger = dial(listener.endpoint, "node", Hello("wrong", "hidden"))
+    stranger = dial(listener.endpoint, "node", Hello("wrong", Cell(0, 1)))
     garbage = socket.create_connection((listener.endpoint.host, listener.endpoint.port))
     garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64)
-    friend = dial(listener.endpoint, "node", Hello("secret", "control"))
-    role, link = listener.accept("secret", timeout_s=5)
-    assert role == "control"
+    friend = dial(listener.endpoint, "node", Hello("secret", None))
+    caller, link = listener.accept("secret", timeout_s=5)
+    assert caller is None
     with pytest.raises(LinkClosedError):
         stranger.recv()
     garbage.close()
@@ -175,3 +176,14 @@ def test_shared_memory_notices_a_dead_peer():
     with pytest.raises(LinkClosedError):
         SharedExchange(0, {1: ours}, boxes).merge((0, 1), torch.zeros(1, 1, 16), torch.zeros(1, 1))
     ours.close()
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 1), Shape(3, 1), Shape(1, 3), Shape(2, 2), Shape(3, 4)])
+def test_everybody_is_dialled_by_as_many_as_it_expects(shape: Shape):
+    dialled = dict.fromkeys(shape.cells(), 0)
+    for cell in shape.cells():
+        for other in shape.dials(cell):
+            dialled[other] += 1
+            assert cell not in shape.dials(other), "each pair has one link"
+    for cell, count in dialled.items():
+        assert shape.callers(cell) == count + (cell.stage in (0, shape.stages - 1))

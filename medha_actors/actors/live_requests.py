@@ -1,0 +1,68 @@
+"""What an ingress replica knows of its requests, so that no loss of the controller loses a token."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from medha_actors.messages import (
+    Event,
+    FinishedEvent,
+    PromptLogprobsEvent,
+    Request,
+    Resumed,
+    TokenEvent,
+    pack_tokens,
+)
+
+
+class LiveRequest:
+    """One request from its submission to its last event. `losses`: engines lost in a row with this
+    request in them and nothing heard of it in between."""
+
+    def __init__(self, request: Request, events: asyncio.Queue[Event]) -> None:
+        self.request = request
+        self.accepted = False  # whoever submitted it first has had its answer
+        self.submitted = False  # the engine of now has it
+        self.heard = asyncio.Event()  # of since the last loss
+        self.losses = 0
+        self._events = events
+        known = request.resumed or Resumed(token_ids=b"")
+        self._token_ids = bytearray(known.token_ids)
+        self._first_token_at = known.first_token_at
+        self._prompt_logprobs_until = known.prompt_logprobs_until
+
+    def put(self, event: Event) -> None:
+        """Something happened to it."""
+        self.losses = 0
+        self.heard.set()
+        if isinstance(event, TokenEvent):
+            self._token_ids += pack_tokens((event.token_id,))
+            if self._first_token_at is None:
+                self._first_token_at = event.at
+        elif isinstance(event, PromptLogprobsEvent):
+            self._prompt_logprobs_until = event.start + 1 + len(event.entries)
+        self._events.put_nowait(event)
+
+    def lose(self) -> None:
+        """The engine is gone, and what it knew of the request."""
+        if self.submitted:
+            self.losses += 1
+        self.submitted = False
+        self.heard.clear()
+
+    def again(self) -> Request:
+        """The request for another engine, from its known tokens."""
+        known = Resumed(
+            token_ids=bytes(self._token_ids),
+            first_token_at=self._first_token_at,
+            prompt_logprobs_until=self._prompt_logprobs_until,
+        )
+        return msgspec.structs.replace(self.request, resumed=known)
+
+    def failed(self, message: str, now: float) -> FinishedEvent:
+        """Its end when no engine can go on with it."""
+        return FinishedEvent(
+            request_id=self.request.id, reason="error", message=message, finished_at=now
+        )

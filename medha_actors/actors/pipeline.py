@@ -1,0 +1,267 @@
+"""Pipeline: the loop around core.Scheduler and a linked grid. It runs in the controller's process.
+
+It lives on one asyncio loop, which reads the links' sockets; no tensor is ever computed here. A
+credit from stage 0 ("I am free") asks the scheduler for the next batch, so nobody polls; results
+come back on the links and leave as one message per step for each ingress replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from ray.exceptions import RayError
+
+from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.doors import crash, crash_only, crash_only_task
+from medha_actors.actors.flights import Flights, Strikes
+from medha_actors.actors.links import Link
+from medha_actors.actors.sinks import Sinks
+from medha_actors.actors.telemetry.observer import Silence
+from medha_actors.core.scheduler import Scheduler
+from medha_actors.errors import LinkClosedError, MedhaError
+from medha_actors.messages import Accepted, Event, Rejected, Request, StepResult
+
+_log = logging.getLogger("medha.controller")
+_encode = msgspec.msgpack.Encoder().encode
+_decode_result = msgspec.msgpack.Decoder(StepResult).decode
+RETRY_AFTER_S = 5.0  # a server that stops or starts asks to come back then
+_FLUSH_S = 2.0  # in this time a living replica has taken its last events
+_STOPPED = "the server stopped before this request was finished"
+_STOPPING = Rejected(
+    status=503,
+    kind="service_unavailable_error",
+    message="the server is stopping",
+    retry_after_s=RETRY_AFTER_S,
+)
+_MAX_STRIKES = 2  # in flight in a group that died, so often in a row: the request ends in an error
+_MAX_REBUILDS = 3  # in a row; then the process exits and Serve makes a new one
+_SPARES_DELAY_S = 2.0  # new spares are not to compete with those who compute again what was lost
+
+
+class Pipeline:
+    """Requests in, events out."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        scheduler: Scheduler,
+        sinks: Sinks,
+        observer: Silence,
+        now: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.flights = Flights(cluster.crew.shape.stages)
+        self._cluster = cluster
+        self._sinks = sinks
+        self._observer = observer
+        self._now = now
+        self._strikes = Strikes(_MAX_STRIKES)
+        self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
+        self._linked = False
+        self._drained: asyncio.Event | None = None  # set when nobody is left; None: not draining
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---------------------------------------------------------------- life
+
+    async def connect(self) -> None:
+        """Link the grid and begin."""
+        await self._cluster.link()
+        loop = asyncio.get_running_loop()
+        ends = [self._cluster.first]
+        if self._cluster.last is not self._cluster.first:
+            ends.append(self._cluster.last)
+        for links in ends:
+            for group, link in enumerate(links):
+                loop.add_reader(link.fileno(), self._read, link, group)
+        self._linked = True
+        self._spawn(self._hire_spares())
+        self._pump()
+
+    def stop(self) -> None:
+        """Tear the grid down."""
+        self._unlink()
+        for task in self._tasks:
+            task.cancel()
+        self._cluster.stop()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new requests and let those in flight finish; what is left after `timeout_s` ends
+        with an error that invites to try again. Returns how many requests that were."""
+        self._drained = asyncio.Event()
+        live = self.scheduler.live.by_id
+        if live:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), timeout_s)
+        unfinished = list(live)
+        for request_id in unfinished:
+            self._publish(
+                [
+                    msgspec.structs.replace(event, retry_after_s=RETRY_AFTER_S)
+                    for event in self.scheduler.cancel(request_id, self._now(), "error", _STOPPED)
+                ]
+            )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
+        return len(unfinished)
+
+    def _spawn(self, work: Any) -> None:
+        task = crash_only_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hire_spares(self) -> None:
+        await asyncio.sleep(_SPARES_DELAY_S)
+        if self._linked:
+            await self._cluster.hire_spares()
+
+    def _unlink(self) -> None:
+        self._linked = False
+        loop = asyncio.get_running_loop()
+        for link in (*self._cluster.first, *self._cluster.last):
+            loop.remove_reader(link.fileno())
+
+    def _fail(self, reason: str, hung: bool = False) -> None:
+        """A stage is gone: mend the pipeline; requests go on from their known tokens."""
+        if not self._linked:
+            return
+        _log.error("the pipeline is lost (%s); mending it", reason)
+        self._unlink()
+        flown = self.flights.clear()
+        self._computing.clear()
+        self._observer.lost(self._now())
+        self._spawn(self._mend(hung, flown))
+
+    async def _mend(self, hung: bool, flown: dict[str, set[int]]) -> None:
+        """Replace what is dead (all, if something hangs), link the grid anew, go on."""
+        for attempt in range(_MAX_REBUILDS):
+            try:
+                began = time.monotonic()
+                lost = await self._cluster.revive(everything=hung or attempt > 0)
+                for request_id in self._strikes.count(flown, lost):
+                    message = "the pipeline died repeatedly while this request was in it"
+                    events = self.scheduler.cancel(request_id, self._now(), "error", message)
+                    self._publish(events)
+                flown = {}
+                self.scheduler.restart(self._now(), lost)
+                await self.connect()
+                seconds = time.monotonic() - began
+                _log.warning(
+                    "the pipeline is back after %.1f s; KV lost in groups %s", seconds, lost
+                )
+                return
+            except (MedhaError, RayError, OSError, TimeoutError) as error:
+                _log.error("mending failed, try %d of %d: %s", attempt + 1, _MAX_REBUILDS, error)
+        crash("the pipeline cannot be mended")
+
+    # ---------------------------------------------------------------- requests
+
+    @crash_only
+    def submit(self, request: Request, replica: str) -> Accepted | Rejected:
+        """Queue a request of an ingress replica; while draining, only one that another controller
+        had accepted."""
+        if self._drained is not None and request.resumed is None:
+            return _STOPPING
+        self._sinks.own(request.id, replica)
+        now = self._now()
+        answer = self.scheduler.add(request, now)
+        self._observer.answered(request, answer, now)
+        if isinstance(answer, Rejected):
+            self._sinks.disown(request.id)
+        self._pump()
+        return answer
+
+    @crash_only
+    def cancel(self, request_id: str) -> bool:
+        """The client is gone: its pages are free before the next batch. False: there is no such
+        request."""
+        events = self.scheduler.cancel(request_id, self._now())
+        self._publish(events)
+        self._pump()
+        return bool(events)
+
+    # ---------------------------------------------------------------- steps
+
+    @crash_only
+    def _read(self, link: Link, group: int) -> None:
+        """One frame from stage 0 (an empty credit) or from the last stage (a result, a credit too
+        if it is stage 0)."""
+        try:
+            packed, _ = link.recv()
+        except LinkClosedError as error:
+            self._fail(error.message)
+            return
+        began = time.perf_counter()
+        if packed:
+            self._take(_decode_result(packed))
+        if not packed or self._cluster.last is self._cluster.first:
+            self._computing.discard(group)
+        self._pump()
+        self._observer.worked(time.perf_counter() - began)
+
+    def _take(self, result: StepResult) -> None:
+        for results in self.flights.take(result):
+            now = self._now()
+            self._observer.done(results, now)
+            self._publish(self.scheduler.complete(results, now))
+
+    def _pump(self) -> None:
+        """Hand out batches while stage 0 is free."""
+        while (
+            self._linked
+            and not self._computing
+            and len(self.flights) < self.scheduler.in_flight_limit
+        ):
+            now = self._now()
+            self._publish(self.scheduler.expire(now))
+            batch = self.scheduler.next_batch(now)
+            if batch is None:
+                break
+            self._computing = self.flights.add(batch, now)
+            self._observer.sent(batch, self.scheduler.record, now)
+            try:
+                for group in sorted(self._computing):
+                    self._cluster.first[group].send(_encode(batch.groups[group]))
+            except LinkClosedError as error:
+                self._fail(error.message)
+        self._arm()
+
+    def _publish(self, events: list[Event]) -> None:
+        if events:
+            self._observer.happened(events)
+            self._sinks.put(events)
+        if self._drained is not None and not self.scheduler.live.by_id:
+            self._drained.set()
+
+    def _arm(self) -> None:
+        """Wake up for the next time limit of a request, or for a step that hangs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        moments = []
+        timeout_at = self.scheduler.next_wake(self._now())
+        if timeout_at is not None:
+            moments.append(timeout_at)
+        if self.flights.oldest_at is not None:
+            moments.append(self.flights.oldest_at + self._step_timeout_s)
+        if moments:
+            delay_s = max(0.001, min(moments) - self._now())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+
+    @crash_only
+    def _wake(self) -> None:
+        now = self._now()
+        oldest_at = self.flights.oldest_at
+        if oldest_at is not None and now >= oldest_at + self._step_timeout_s:
+            self._fail(f"a step took longer than {self._step_timeout_s:g} s", hung=True)
+        self._publish(self.scheduler.expire(now))
+        self._pump()
+
+    @property
+    def _step_timeout_s(self) -> float:
+        return self._cluster.config.actors.step_timeout_s
