@@ -19,7 +19,10 @@ from clients.client import Client
 from clients.errors import ApiError, ClientError
 from clients.terminal import JsonView, TextView, View
 
-DESCRIPTION = "Ask an OpenAI-compatible server and watch it answer; `medha-client trace ID` shows where the time went."
+DESCRIPTION = (
+    "Ask an OpenAI-compatible server and watch it answer; `medha-client trace ID` shows where the "
+    "time went."
+)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

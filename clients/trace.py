@@ -72,7 +72,8 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     rows = sorted(_rows(timeline), key=lambda row: row[0])
     end = max([row[1] for row in rows], default=zero)
     out = [
-        f"{timeline['id']}: {timeline['prompt_tokens']} tokens, {timeline['tokens']} generated, {_ending(timeline)}"
+        f"{timeline['id']}: {timeline['prompt_tokens']} tokens, {timeline['tokens']} generated, "
+        f"{_ending(timeline)}"
     ]
     if timeline.get("trace_id"):
         out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
@@ -80,11 +81,13 @@ def lines(timeline: dict[str, Any]) -> list[str]:
         value, objective = timeline[f"{name}_s"], timeline[f"{name}_objective_s"]
         met = "missed" if name in timeline["missed"] else "met"
         out.append(
-            f"{name.upper()} {'-' if value is None else _time(value)}, objective {_time(objective)}: {met}"
+            f"{name.upper()} {'-' if value is None else _time(value)}, objective "
+            f"{_time(objective)}: {met}"
         )
     for start, until, text in rows:
         out.append(
-            f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} {text}"
+            f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} "
+            f"{text}"
         )
     return out
 
@@ -151,7 +154,10 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
             else f"chunks {chunk['index']}..{last_index}"
         )
         took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
-        text = f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted {_time(chunk['predicted_s'])}"
+        text = (
+            f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted "
+            f"{_time(chunk['predicted_s'])}"
+        )
         text += f", {took}, slack {_time(chunk['slack_before_s'])}"
         rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
     for gap in gaps:

@@ -13,19 +13,17 @@ import ray
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
-from deployments.controllers import CONTROLLER, other_controllers
 from deployments.observatory import Observatory
+from deployments.scheduler_actor import SchedulerActor
 from deployments.server import Server
 from deployments.text_sources import load_text
-from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
-from medha_actors.actors.orphans import Owner
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
+_CONTROLLER = "controller"
 _LAST_BYTES_S = 15.0
-_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "health_check_period_s": 1.0,
@@ -35,27 +33,12 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class SchedulerActor(Controller):
-    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
-    has one to itself."""
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        name = ray.get_runtime_context().get_actor_name()
-        patience_s = load(args).actors.orphan_timeout_s
-        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
-
-    def predecessors(self) -> list[Any]:
-        """Controllers of other versions of this application: `serve deploy` replaces them."""
-        application = serve.get_deployment_actor_context().app_name
-        return other_controllers(application, ray.get_runtime_context().get_actor_name())
-
-
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
     async def __init__(self, args: dict[str, Any]) -> None:
         config = load(args)
-        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(CONTROLLER))
+        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -91,7 +74,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     config: MedhaConfig = load(args)
     load_spec(config.model_loading_config)
     controller = DeploymentActorConfig(
-        name=CONTROLLER,
+        name=_CONTROLLER,
         actor_class=ray.remote(SchedulerActor),
         init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": 10_000},

@@ -159,7 +159,8 @@ def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Tokeniz
         ]
     else:
         raise ModelError(
-            f"the GGUF file's pre-tokenizer {name!r} is unknown; load the model from its Hugging Face form"
+            f"the GGUF file's pre-tokenizer {name!r} is unknown; load the model from its Hugging "
+            "Face form"
         )
     if _PATTERNS.get(name) == _QWEN2:
         tokenizer.normalizer = normalizers.NFC()

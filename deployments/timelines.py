@@ -1,8 +1,9 @@
 """Timelines for people without a tracing backend: Perfetto files and plain JSON.
 
-GET /medha/timelines?last=N            the last N requests and what the stages did, for https://ui.perfetto.dev
-GET /medha/trace/{id}                  one request, by trace id, x-request-id, or the id in its answer
-    ?format=perfetto | timeline        a Perfetto file (default), or the facts as they were recorded
+GET /medha/timelines?last=N      the last N requests and what the stages did, for
+                                 https://ui.perfetto.dev
+GET /medha/trace/{id}            one request, by trace id, x-request-id, or the id in its answer
+    ?format=perfetto | timeline  a Perfetto file (default), or the facts as they were recorded
 """
 
 from __future__ import annotations

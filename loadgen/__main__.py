@@ -56,7 +56,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
     directory = _directory(options, "capacity")
     found, status = asyncio.run(rates.capacity(options, cli.search_of(arguments), directory, _say))
     print(
-        f"{as_text(rates.table_of(found))}\n\n{rates.summary(found)}\nresults: {directory / 'report.html'}"
+        f"{as_text(rates.table_of(found))}\n\n{rates.summary(found)}\nresults: "
+        f"{directory / 'report.html'}"
     )
     return status
 

@@ -18,18 +18,21 @@ Count = Callable[[str], Awaitable[int]]
 # Common English words: single tokens, with their space, in every vocabulary of some tens of
 # thousands of entries.
 _TEXT = """
-    the of and to in is for that on with as are this by from at was be have not they which you all one were we there
-    can out other has more when up use your how said each she word time will way about many then them write would like
-    so these her long make thing see him two look day could go come did number sound most people over know water than
-    call first who may down side been now find any new work part take get place made live where after back little only
-    round man year came show every good me give our under name very through just form great think say help low line
-    before turn cause same mean move right boy old too does tell set three want air well also play small end put home
-    read hand port large add even land here must big high such follow act why ask men change went light kind off need
-    house picture try us again animal point mother world near build self earth father head stand own page should
-    country found answer school grow study still learn plant cover food sun four between state keep eye never last let
-    thought city tree cross farm hard start might story saw far sea draw left late run while press close night real
-    life few north open seem together next white children begin got walk example paper group always music those both
-    mark often letter until mile river car feet care second book carry took science eat room friend began idea fish
+    the of and to in is for that on with as are this by from at was be have not they which you
+    all one were we there can out other has more when up use your how said each she word time
+    will way about many then them write would like so these her long make thing see him two look
+    day could go come did number sound most people over know water than call first who may down
+    side been now find any new work part take get place made live where after back little only
+    round man year came show every good me give our under name very through just form great
+    think say help low line before turn cause same mean move right boy old too does tell set
+    three want air well also play small end put home read hand port large add even land here
+    must big high such follow act why ask men change went light kind off need house picture try
+    us again animal point mother world near build self earth father head stand own page should
+    country found answer school grow study still learn plant cover food sun four between state
+    keep eye never last let thought city tree cross farm hard start might story saw far sea draw
+    left late run while press close night real life few north open seem together next white
+    children begin got walk example paper group always music those both mark often letter until
+    mile river car feet care second book carry took science eat room friend began idea fish
     mountain stop once base hear horse cut sure watch color face wood main
 """
 WORDS = tuple(_TEXT.split())

@@ -180,7 +180,8 @@ async def capacity(
             doubtful = bool(health.own_failures) and not holds
             trial = Trial(rate, share, holds, cut, doubtful, result["classes"]["all"])
             say(
-                f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {'holds' if holds else 'fails'}"
+                f"{rate:.4g} requests/s: {_met(trial)} met the objectives, "
+                f"{'holds' if holds else 'fails'}"
             )
             if doubtful:
                 say(f"the load generator itself was slow: {health.own_failures[0].summary}")
@@ -260,7 +261,9 @@ def _write(found: Found, options: Options, directory: Path) -> None:
         rates, shares = [t.rate for t in found.trials], [t.attainment for t in found.trials]
         figures.draw_capacity(rates, shares, options.attainment, found.best, picture)
         parts.append(
-            f'<div class="figures">{embedded(picture, "Share of requests that met all objectives")}</div>'
+            '<div class="figures">'
+            f"{embedded(picture, 'Share of requests that met all objectives')}"
+            "</div>"
         )
     (directory / "report.html").write_text(page("Capacity", parts))
     (directory / "capacity.txt").write_text(f"{summary(found)}\n\n{as_text(table_of(found))}\n")

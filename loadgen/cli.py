@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
     """All commands."""
     top = argparse.ArgumentParser(
         prog="medha-loadgen",
-        description="Loads an OpenAI-compatible server with short and long requests and measures what they get.",
+        description=(
+            "Loads an OpenAI-compatible server with short and long requests and measures what they "
+            "get."
+        ),
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _command(commands, "run", "send one load and write a results directory")
@@ -120,7 +123,8 @@ def search_of(arguments: argparse.Namespace) -> Search:
     search = _struct(arguments, Search)
     if not (0 < search.start <= search.highest and search.tolerance > 0 and search.max_runs > 0):
         raise LoadgenError(
-            "--start-rate, --tolerance and --max-runs must be above 0, --highest-rate above --start-rate"
+            "--start-rate, --tolerance and --max-runs must be above 0, --highest-rate above "
+            "--start-rate"
         )
     return search
 

@@ -103,7 +103,10 @@ def _lateness(run: Run, late_s: float) -> Check:
         return Check("Lateness", "SKIPPED", "nothing was sent")
     high = float(np.percentile(late, 99))
     result: Result = "PASSED" if high <= late_s else "FAILED"
-    summary = f"99% of the requests were sent within {1000 * high:.1f} ms of their time; allowed are {1000 * late_s:g} ms"
+    summary = (
+        f"99% of the requests were sent within {1000 * high:.1f} ms of their time; allowed are "
+        f"{1000 * late_s:g} ms"
+    )
     return Check("Lateness", result, summary, _spread(late))
 
 
@@ -112,7 +115,10 @@ def _loop_lag(run: Run, late_s: float) -> Check:
         return Check("Event loop", "SKIPPED", "the run was too short to tell")
     high = float(np.percentile(run.loop_lags_s, 99))
     result: Result = "PASSED" if high <= late_s else "FAILED"
-    summary = f"tokens may have been seen {1000 * high:.1f} ms late (P99); allowed are {1000 * late_s:g} ms"
+    summary = (
+        f"tokens may have been seen {1000 * high:.1f} ms late (P99); allowed are {1000 * late_s:g} "
+        "ms"
+    )
     return Check("Event loop", result, summary, _spread(run.loop_lags_s))
 
 
@@ -129,7 +135,10 @@ def _held_back(load: Sequence[RequestRecord]) -> Check:
     held = sum(record.released_at > record.scheduled_at for record in load)
     if not held:
         return Check("Offered load", "PASSED", "no request was held back")
-    summary = f"{held} of {len(load)} requests waited for --max-concurrency: the offered rate was not reached"
+    summary = (
+        f"{held} of {len(load)} requests waited for --max-concurrency: the offered rate was not "
+        "reached"
+    )
     return Check("Offered load", "NOTE", summary)
 
 
@@ -165,7 +174,10 @@ def _prompt_lengths(run: Run, completed: Sequence[RequestRecord]) -> Check:
         return Check(
             title, "PASSED", f"all {len(off)} prompts have exactly the planned number of tokens"
         )
-    summary = f"{wrong} of {len(off)} prompts differ from the plan, by {min(off):+d} to {max(off):+d} tokens"
+    summary = (
+        f"{wrong} of {len(off)} prompts differ from the plan, by {min(off):+d} to {max(off):+d} "
+        "tokens"
+    )
     return Check(title, "FAILED" if run.exact_prompts else "NOTE", summary)
 
 
@@ -178,7 +190,10 @@ def _output_lengths(completed: Sequence[RequestRecord], exact: bool) -> Check:
             "PASSED" if off else "SKIPPED",
             f"all {len(off)} answers are as long as planned",
         )
-    summary = f"{wrong} of {len(off)} answers differ from the plan, by {min(off):+d} to {max(off):+d} tokens"
+    summary = (
+        f"{wrong} of {len(off)} answers differ from the plan, by {min(off):+d} to {max(off):+d} "
+        "tokens"
+    )
     return Check(
         "Output length",
         "FAILED" if exact else "NOTE",
@@ -195,7 +210,10 @@ def _events(completed: Sequence[RequestRecord]) -> Check:
         return Check(
             "Tokens per event", "PASSED", f"{events} events with content for {tokens} tokens"
         )
-    summary = f"{events} events for {tokens} tokens: gaps (itl) are those between events, not between tokens"
+    summary = (
+        f"{events} events for {tokens} tokens: gaps (itl) are those between events, not between "
+        "tokens"
+    )
     return Check("Tokens per event", "NOTE", summary)
 
 

@@ -1,8 +1,10 @@
 """Distributions of prompt and answer lengths, written as one word on the command line.
 
-128                        always 128              64:512, uniform:64:512   every length equally likely
-lognormal:100:0.8[:1:512]  median, sigma of the    zipf:64:8192[:1.2]       P(length) falls with its rank, theta 1
-                           logarithm, bounds       stair:64:8192:8          eight equal parts of the run, climbing
+128                        always 128
+64:512, uniform:64:512     every length equally likely
+lognormal:100:0.8[:1:512]  median, sigma of the logarithm, bounds
+zipf:64:8192[:1.2]         P(length) falls with its rank; theta, 1 if left out
+stair:64:8192:8            eight equal parts of the run, climbing
 """
 
 from __future__ import annotations

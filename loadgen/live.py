@@ -146,12 +146,14 @@ class LiveView:
         figures = self._figures()
         parts = [
             f"{figures['elapsed']:7.1f} s  sent {figures['sent']:.0f}/{figures['total']:.0f}",
-            f"done {self._counts['done']}  failed {self._counts['failed']}  in flight {figures['flying']:.0f}",
+            f"done {self._counts['done']}  failed {self._counts['failed']}  in flight "
+            f"{figures['flying']:.0f}",
             f"{figures['tokens']:.1f} tokens/s",
         ]
         for kind, histogram in self._ttft.items():
             parts.append(
-                f"{kind} TTFT P50/P99 {_ms(histogram.percentile(50))}/{_ms(histogram.percentile(99))} ms"
+                f"{kind} TTFT P50/P99 "
+                f"{_ms(histogram.percentile(50))}/{_ms(histogram.percentile(99))} ms"
             )
         if self._errors:
             message, count = self._errors.most_common(1)[0]
@@ -164,10 +166,11 @@ class LiveView:
         ended = self._counts.total()
         lines = [
             f"{self._title}   {figures['elapsed']:.1f} s",
-            f"[{bar(ended / total)}] {ended} of {figures['total']:.0f} ended, {figures['sent']:.0f} sent, "
-            f"{figures['flying']:.0f} in flight, {self._counts['failed']} failed",
-            f"offered {figures['offered']:.2f}/s  sent {figures['sending']:.2f}/s  "
-            f"done {self._counts['done'] / figures['elapsed']:.2f}/s  {figures['tokens']:.1f} tokens/s",
+            f"[{bar(ended / total)}] {ended} of {figures['total']:.0f} ended, "
+            f"{figures['sent']:.0f} sent, {figures['flying']:.0f} in flight, "
+            f"{self._counts['failed']} failed",
+            f"offered {figures['offered']:.2f}/s  sent {figures['sending']:.2f}/s  done "
+            f"{self._counts['done'] / figures['elapsed']:.2f}/s  {figures['tokens']:.1f} tokens/s",
             f"longest wait for a first token {figures['longest']:.1f} s  "
             f"own lateness P99 {_ms(self._late.percentile(99))} ms",
         ]

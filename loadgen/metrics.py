@@ -1,11 +1,11 @@
 """From records to figures. An undefined metric is absent: never 0, never NaN.
 
-| name            | of one request                                                    | also called          |
-| ttft            | request sent -> first event with content                          | veeksha's ttfc       |
-| itl             | gaps between events with content, a list                          | tbc, TBT             |
-| tpot            | (e2el - ttft) / (tokens - 1)                                      |                      |
-| e2el            | request sent -> last event with content                           | end_to_end_latency   |
-| normalized_ttft | ttft / ttft of such a prompt on the idle server                   |                      |
+| name            | of one request                                  | also called        |
+| ttft            | request sent -> first event with content        | veeksha's ttfc     |
+| itl             | gaps between events with content, a list        | tbc, TBT           |
+| tpot            | (e2el - ttft) / (tokens - 1)                    |                    |
+| e2el            | request sent -> last event with content         | end_to_end_latency |
+| normalized_ttft | ttft / ttft of such a prompt on the idle server |                    |
 
 Latencies are those of completed requests. A failed request has none, so read them beside the
 completion rate: it counts against the goodput, which is the requests per second that met every

@@ -37,7 +37,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         prompts = [request.prompt_tokens for request in self.requests]
         outputs = sum(request.output_tokens for request in self.requests)
         long = sum(request.kind == "long" for request in self.requests)
-        text = f"{len(prompts)} requests ({long} long), prompts of {min(prompts)} to {max(prompts)} tokens"
+        text = (
+            f"{len(prompts)} requests ({long} long), prompts of {min(prompts)} to {max(prompts)} "
+            "tokens"
+        )
         text += f" ({sum(prompts):,} in all), answers {outputs:,} tokens in all"
         last = self.requests[-1].at
         if last and not self.closed_loop:

@@ -4,9 +4,9 @@ report.
     <run>/result.json                 vLLM's keys, then ours (policy, health, classes)
           report.html                 one self-contained page
           config.yml  health_check_results.txt
-          metrics/                    request_level_metrics.jsonl, summary_stats.json, slo_results.json,
-                                      throughput_metrics.json, chrome_trace.json, <metric>.csv,
-                                      <metric>.png
+          metrics/                    request_level_metrics.jsonl, summary_stats.json,
+                                      slo_results.json, throughput_metrics.json,
+                                      chrome_trace.json, <metric>.csv, <metric>.png
           traces/trace.jsonl          what was sent, to be replayed
 
 Everything is made from a Run; whether it was measured or simulated makes no difference.

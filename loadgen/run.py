@@ -60,13 +60,15 @@ async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepare
     model = await server.model()
     if model.max_model_len is not None and plan.longest > model.max_model_len:
         raise LoadgenError(
-            f"the longest request has {plan.longest} tokens, the model takes {model.max_model_len}: "
-            f"use --max-model-len {model.max_model_len} to leave such requests out, or --scale-lengths"
+            f"the longest request has {plan.longest} tokens, the model takes "
+            f"{model.max_model_len}: use --max-model-len {model.max_model_len} to leave such "
+            "requests out, or --scale-lengths"
         )
     alphabet = await server.alphabet(model)
     if plan.shortest_prompt <= alphabet.overhead:
         raise LoadgenError(
-            f"the shortest prompt has {plan.shortest_prompt} tokens, but the server itself adds {alphabet.overhead}"
+            f"the shortest prompt has {plan.shortest_prompt} tokens, but the server itself adds "
+            f"{alphabet.overhead}"
         )
     points: Points = []
     target = OpenAITarget(server.address, server.style(model), PromptMaker(alphabet, options.seed))

@@ -217,7 +217,8 @@ class Server:
         tokens = (answer.get("usage") or {}).get("prompt_tokens")
         if not isinstance(tokens, int):
             raise LoadgenError(
-                "the server cannot count tokens; give --tokenizer FILE or --prompt-format approximate"
+                "the server cannot count tokens; give --tokenizer FILE or --prompt-format "
+                "approximate"
             )
         return tokens
 

@@ -1,12 +1,14 @@
 """Recorded traces as workloads: Mooncake and vLLM timed_trace (JSON lines), Azure (CSV), veeksha
 request_log (both).
 
-| name        | time                 | lengths                               | shared prefixes                  |
-| mooncake    | timestamp, ms        | input_length, output_length           | hash_ids of 512-token blocks     |
-| timed_trace | timestamp, s         | input_length, output_length           | hash_ids of 16-token blocks      |
-| azure       | TIMESTAMP, date      | ContextTokens, GeneratedTokens        | none                             |
-| request_log | none, or arrived_at  | input_length, output_length, or       | none                             |
-|             |                      | num_prefill_tokens, num_decode_tokens |                                  |
+| name        | time            | lengths                               | shared prefixes     |
+| mooncake    | timestamp, ms   | input_length, output_length           | hash_ids, 512-token |
+|             |                 |                                       | blocks              |
+| timed_trace | timestamp, s    | input_length, output_length           | hash_ids, 16-token  |
+|             |                 |                                       | blocks              |
+| azure       | TIMESTAMP, date | ContextTokens, GeneratedTokens        | none                |
+| request_log | none, or        | input_length, output_length, or       | none                |
+|             | arrived_at      | num_prefill_tokens, num_decode_tokens |                     |
 
 Files may be gzipped. A row may state its own `block_tokens` (the traces that a run of ours leaves
 behind do).

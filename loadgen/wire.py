@@ -141,7 +141,8 @@ class Connection(asyncio.Protocol):
             return  # a kept connection that the server had given up: sent again on a new one
         if exchange.record.status is None:
             exchange.end(
-                f"the server closed the connection without an answer{f' ({error})' if error else ''}"
+                "the server closed the connection without an "
+                f"answer{f' ({error})' if error else ''}"
             )
         elif error is not None or self._framed:
             self._broken(exchange, error)

@@ -230,7 +230,8 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
     key."""
     if not args:
         raise ConfigError(
-            "args: is empty; write at least `args: {model_loading_config: {model_source: embedded}}`"
+            "args: is empty; write at least `args: {model_loading_config: {model_source: "
+            "embedded}}`"
         )
     try:
         config = msgspec.convert(args, MedhaConfig)

@@ -168,9 +168,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     batch_id: int
     spans: tuple[Span, ...]
     opened: tuple[Sequence, ...] = ()
-    closed: tuple[
-        str, ...
-    ] = ()  # requests whose replicated state can be dropped; their pages may be in this batch already
+    # requests whose replicated state can be dropped; their pages may be in this batch already
+    closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
     exchange_seconds: tuple[

@@ -44,7 +44,9 @@ class Cell(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Of the results directory."""
-        return f"{self.variant}-long{100 * self.long_fraction:g}-load{100 * self.load:g}-r{self.repeat}"
+        long = f"{100 * self.long_fraction:g}"
+        load = f"{100 * self.load:g}"
+        return f"{self.variant}-long{long}-load{load}-r{self.repeat}"
 
 
 def rounds(

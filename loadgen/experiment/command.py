@@ -154,7 +154,8 @@ async def _run(options: Options, directory: Path, say: Say) -> None:
     result, health, status = await run(options, directory, say)
     failed = "".join(f", {count} x {message}" for message, count in result["errors"].items())
     say(
-        f"  {options.label}: {result['completed']} answered{failed}; load generator {health.verdict}"
+        f"  {options.label}: {result['completed']} answered{failed}; load generator "
+        f"{health.verdict}"
     )
     if status == EXIT_INTERRUPTED:
         shutil.rmtree(directory)

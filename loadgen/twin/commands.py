@@ -123,8 +123,12 @@ def _fidelity_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--raw", action="store_true", help="no calibration on the record's idle measurements"
     )
-    command.add_argument("--metrics", nargs=2, metavar=("BEFORE", "AFTER"), help="the server's /metrics, saved before "
-                         "and after the run")  # fmt: skip
+    command.add_argument(
+        "--metrics",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="the server's /metrics, saved before and after the run",
+    )
     command.add_argument(
         "--result-dir", help="also write the simulated run and fidelity.json there"
     )

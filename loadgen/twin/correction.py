@@ -36,8 +36,9 @@ class Correction(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"path {1000 * self.path_s:.1f} ms; against its calibration the server took {self.prefill:.2f} times as "
-            f"long for prefill, {self.decode:.2f} for decode, within {self.noise:.0%}"
+            f"path {1000 * self.path_s:.1f} ms; against its calibration the server took "
+            f"{self.prefill:.2f} times as long for prefill, {self.decode:.2f} for decode, within "
+            f"{self.noise:.0%}"
         )
 
 

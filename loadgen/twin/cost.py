@@ -19,64 +19,29 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.twin.hardware import Hardware
-from loadgen.twin.models import Dims
+from loadgen.twin.models import NamedModel
 from medha_actors.core.predictor import Profile, StageProfile
+from medha_actors.model_spec import split_layers
 
 # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
 _KERNELS = 10
 _ROWS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    160,
-    192,
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-    768,
-    1024,
-    2048,
-    4096,
-    8192,
+    *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256),
+    *(320, 384, 448, 512, 768, 1024, 2048, 4096, 8192),
 )
-_HEAD_SHARE = 1 / 16  # of a nominal batch's rows are sampled; balances the last stage
 
 
-def split_layers(model: Dims, stages: int) -> list[int]:
-    """Layers of each stage; the last stage, which has the head, gets fewer if that makes the
-    slowest one faster.
-
-    The rule of the server (medha_actors/model/spec.py), restated: the load generator does not
-    import torch.
-    """
+def layers_of(model: NamedModel, stages: int) -> list[int]:
+    """Layers of each stage, split as the server splits them; raises LoadgenError."""
     if stages > model.layers:
         raise LoadgenError(f"{stages} stages, but {model.name} has only {model.layers} layers")
-    if stages == 1:
-        return [model.layers]
-    head = _HEAD_SHARE * model.head_parameters / model.layer_parameters
-
-    def slowest(last: int) -> float:
-        return max(-(-(model.layers - last) // (stages - 1)), last + head)
-
-    last = min(range(1, model.layers - stages + 2), key=slowest)
-    each, more = divmod(model.layers - last, stages - 1)
-    return [each + (stage < more) for stage in range(stages - 1)] + [last]
+    return [stop - start for start, stop in split_layers(model, stages)]
 
 
 class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of the parts of a stage's work, for `layers` layers on `tp` devices."""
 
-    model: Dims
+    model: NamedModel
     device: Hardware
     layers: int
     tp: int
@@ -178,9 +143,9 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def profile_of(model: Dims, device: Hardware, *, tp: int = 1, stages: int = 1) -> Profile:
+def profile_of(model: NamedModel, device: Hardware, *, tp: int = 1, stages: int = 1) -> Profile:
     """The profiles of all stages, first to last."""
-    layers = split_layers(model, stages)
+    layers = layers_of(model, stages)
     made = [
         StageCost(model=model, device=device, layers=count, tp=tp).profile(last=stage == stages - 1)
         for stage, count in enumerate(layers)
@@ -188,14 +153,14 @@ def profile_of(model: Dims, device: Hardware, *, tp: int = 1, stages: int = 1) -
     return Profile(tuple(made))
 
 
-def weight_bytes(model: Dims, device: Hardware, tp: int, stages: int) -> float:
+def weight_bytes(model: NamedModel, device: Hardware, tp: int, stages: int) -> float:
     """Weights on the fullest device: a stage's layers, and an embedding or head table."""
-    layers = max(split_layers(model, stages))
+    layers = max(layers_of(model, stages))
     tables = model.head_parameters * (2 if stages == 1 and not model.tied_head else 1)
     return (layers * model.layer_parameters + tables) / tp * device.weight_bytes
 
 
-def kv_token_bytes(model: Dims, device: Hardware, tp: int, stages: int) -> float:
+def kv_token_bytes(model: NamedModel, device: Hardware, tp: int, stages: int) -> float:
     """KV cache of one token on the fullest device."""
     heads = -(-model.kv_heads // tp)
-    return max(split_layers(model, stages)) * 2 * heads * model.head_dim * device.value_bytes
+    return max(layers_of(model, stages)) * 2 * heads * model.head_dim * device.value_bytes

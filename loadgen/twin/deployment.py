@@ -11,7 +11,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.twin.cost import kv_token_bytes, profile_of, weight_bytes
 from loadgen.twin.hardware import Hardware
-from loadgen.twin.models import Dims
+from loadgen.twin.models import NamedModel
 from medha_actors.config import (
     KvCacheConfig,
     MedhaConfig,
@@ -29,7 +29,7 @@ PAGE_TOKENS = 64
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """tp devices a stage, spp stages, kvp groups, replicas; the rest as in serve_config.yaml."""
 
-    model: Dims
+    model: NamedModel
     device: Hardware
     tp: int = 1
     spp: int = 1
@@ -107,8 +107,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             need = weight_bytes(self.model, self.device, self.tp, self.spp) / 1e9
             have = self.device.memory_bytes * self.device.usable_share / 1e9
             raise LoadgenError(
-                f"{self.model.name} does not fit: {self.name} needs {need:.1f} GB a device for weights alone, "
-                f"{self.device.name} has {have:.1f} GB to use"
+                f"{self.model.name} does not fit: {self.name} needs {need:.1f} GB a device for "
+                f"weights alone, {self.device.name} has {have:.1f} GB to use"
             )
         return Grid(
             stages=self.spp,

@@ -111,7 +111,8 @@ def deployment_of(options: Replay, record: LoadedRun) -> Deployment:
     profile = read_profile(options.profile, config.parallel.spp)
     if len(profile.stages) != config.parallel.spp:
         raise LoadgenError(
-            f"the profile has {len(profile.stages)} stages, the server {config.parallel.spp}: name it with --profile"
+            f"the profile has {len(profile.stages)} stages, the server {config.parallel.spp}: name "
+            "it with --profile"
         )
     scheduler = config.scheduler
     policy = record.result.get("policy")

@@ -1,17 +1,22 @@
 """What the twin knows of accelerators: data sheets, and the share of them that good kernels reach.
 
-flops, memory, links   data sheets of the NVIDIA A100 80GB SXM, H100 SXM and H200 SXM; bf16 without sparsity
-matrix_share 0.80      measured: 790-800 of 989 TFLOP/s, bf16 matrix products on one H100 and one H200
-attention_share        FlashAttention-3, arXiv 2407.08608, fig. 5: about 640 of 989 TFLOP/s (H100, causal, head 128);
-                       FlashAttention-2, arXiv 2307.08691, fig. 4: up to 225 of 312 TFLOP/s (A100)
-memory_share 0.90      measured: 3.0 of 3.35 TB/s (H100), 4.3 of 4.8 TB/s (H200)
-kernel_s 2 us          assumed: launch gap of a kernel inside a CUDA graph
-collective_s 12 us     assumed: latency of a small all-reduce over NVLink
-message_s 10 us        assumed: latency of a small NCCL send over InfiniBand
-link_share 0.80        assumed: share of the wire's speed that NCCL reaches with large messages
-control_s 0.5 ms       measured here: a scheduling decision takes 0.2-0.4 ms, a message over a socket 0.1 ms
-cpu-2core              this server's own calibration of SmolLM2-135M (Q4_1) on a 2-core AMD EPYC with AVX512-BF16, one
-                       core a device; all shares are 1 because the figures are those achieved
+flops, memory, links  data sheets of the NVIDIA A100 80GB SXM, H100 SXM and H200 SXM; bf16 without
+                      sparsity
+matrix_share 0.80     measured: 790-800 of 989 TFLOP/s, bf16 matrix products on one H100 and one
+                      H200
+attention_share       FlashAttention-3, arXiv 2407.08608, fig. 5: about 640 of 989 TFLOP/s (H100,
+                      causal, head 128);
+                      FlashAttention-2, arXiv 2307.08691, fig. 4: up to 225 of 312 TFLOP/s (A100)
+memory_share 0.90     measured: 3.0 of 3.35 TB/s (H100), 4.3 of 4.8 TB/s (H200)
+kernel_s 2 us         assumed: launch gap of a kernel inside a CUDA graph
+collective_s 12 us    assumed: latency of a small all-reduce over NVLink
+message_s 10 us       assumed: latency of a small NCCL send over InfiniBand
+link_share 0.80       assumed: share of the wire's speed that NCCL reaches with large messages
+control_s 0.5 ms      measured here: a scheduling decision takes 0.2-0.4 ms, a message over a
+                      socket 0.1 ms
+cpu-2core             this server's own calibration of SmolLM2-135M (Q4_1) on a 2-core AMD EPYC
+                      with AVX512-BF16, one core a device; all shares are 1 because the figures are
+                      those achieved
 """
 
 from __future__ import annotations

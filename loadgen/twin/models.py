@@ -9,56 +9,23 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import LoadgenError
+from medha_actors.model_spec import ModelSpec, Rope
 
 
-class Dims(msgspec.Struct, frozen=True, kw_only=True):
-    """A dense decoder of the Llama family."""
+class NamedModel(ModelSpec, frozen=True, kw_only=True):
+    """A dense decoder of the Llama family, and what the configuration calls it."""
 
     name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied_head: bool = False
-    max_positions: int = 8192
     source: str = ""  # what `model_source` in serve_config.yaml would say
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one layer's linear maps: query, key, value, output; gate, up, down."""
-        return (
-            2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-            + 3 * self.hidden * self.intermediate
-        )
-
-    @property
-    def head_parameters(self) -> int:
-        return self.hidden * self.vocabulary
-
-    @property
-    def parameters(self) -> int:
-        return self.layers * self.layer_parameters + self.head_parameters * (
-            1 if self.tied_head else 2
-        )
-
-    @property
-    def pair_flops(self) -> float:
-        """Operations of one (query, key) pair in one layer, all heads: two products of head_dim, 2
-        each."""
-        return 4.0 * self.heads * self.head_dim
-
-    def prefill_flops(self, tokens: int) -> float:
-        """Operations that a prompt needs: matrix products, causal attention, one row of the
-        head."""
-        linear = 2.0 * self.layers * self.layer_parameters * tokens + 2.0 * self.head_parameters
-        return linear + self.layers * self.pair_flops * tokens * (tokens + 1) / 2
+    architecture: str = "llama"
+    eps: float = 1e-5
+    rope: Rope = Rope()
+    max_positions: int = 8192
+    tied_head: bool = False
 
 
 _CATALOGUE = (
-    Dims(
+    NamedModel(
         name="llama-3-8b",
         layers=32,
         hidden=4096,
@@ -69,7 +36,7 @@ _CATALOGUE = (
         vocabulary=128256,
         source="meta-llama/Meta-Llama-3-8B-Instruct",
     ),
-    Dims(
+    NamedModel(
         name="llama-3-70b",
         layers=80,
         hidden=8192,
@@ -80,7 +47,7 @@ _CATALOGUE = (
         vocabulary=128256,
         source="meta-llama/Meta-Llama-3-70B-Instruct",
     ),
-    Dims(
+    NamedModel(
         name="smollm2-135m",
         layers=30,
         hidden=576,
@@ -96,7 +63,7 @@ _CATALOGUE = (
 MODELS = {model.name: model for model in _CATALOGUE}
 
 
-def model_of(name: str) -> Dims:
+def model_of(name: str) -> NamedModel:
     """A known model, or the one that a config.json (or a directory with one) describes; raises
     LoadgenError."""
     if name.lower() in MODELS:
@@ -114,13 +81,14 @@ def model_of(name: str) -> Dims:
         raise LoadgenError(f"--model {file}: not a config of a dense decoder: {reason}") from None
 
 
-def _from_config(config: dict[str, Any], file: Path) -> Dims:
+def _from_config(config: dict[str, Any], file: Path) -> NamedModel:
     """Names as in transformers' LlamaConfig; a multi-modal model's text part is taken."""
     config = config.get("text_config", config)
     if config.get("num_experts") or config.get("num_local_experts"):
         raise ValueError("it is a mixture of experts, which the twin does not model")
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    return Dims(
+    heads = int(config["num_attention_heads"])
+    hidden = int(config["hidden_size"])
+    return NamedModel(
         name=str(config.get("_name_or_path") or file.resolve().parent.name),
         layers=int(config["num_hidden_layers"]),
         hidden=hidden,

@@ -211,8 +211,14 @@ def _frontier(data: dict[str, Any], path: Path) -> None:
         _line(axes, x, y, index, name)
         for label, at_x, at_y in zip([point[0] for point in points], x, y, strict=True):
             place = (4, 5) if index == 0 else (-4, -11)
-            axes.annotate(label, (at_x, at_y), xytext=place, textcoords="offset points", fontsize="x-small",
-                          color=CYCLE[index])  # fmt: skip
+            axes.annotate(
+                label,
+                (at_x, at_y),
+                xytext=place,
+                textcoords="offset points",
+                fontsize="x-small",
+                color=CYCLE[index],
+            )
     _log(axes, "x")
     _log(axes, "y")
     axes.set(
@@ -226,8 +232,15 @@ def _frontier(data: dict[str, Any], path: Path) -> None:
 
 
 def _line(axes: Axes, x: list[float], y: list[float], index: int, label: str) -> None:
-    axes.plot(x, y, color=CYCLE[index % 8], linestyle=DASHES[index % 8], marker=MARKS[index % 8], markersize=4,
-              label=label)  # fmt: skip
+    axes.plot(
+        x,
+        y,
+        color=CYCLE[index % 8],
+        linestyle=DASHES[index % 8],
+        marker=MARKS[index % 8],
+        markersize=4,
+        label=label,
+    )
 
 
 def _log(axes: Axes, which: str) -> None:

@@ -93,8 +93,15 @@ def plan(options: Options, wanted: Wanted, say: Say) -> int:
         directory = Path(wanted.result_dir)
         claim_directory(directory)
         (directory / "serve_config.yaml").write_text(serve_config(best))
-        rows = [{"grid": v.deployment.name, "devices": v.deployment.devices, "share": v.share, "reason": v.reason}
-                for v in verdicts]  # fmt: skip
+        rows = [
+            {
+                "grid": v.deployment.name,
+                "devices": v.deployment.devices,
+                "share": v.share,
+                "reason": v.reason,
+            }
+            for v in verdicts
+        ]
         (directory / "plan.json").write_text(
             json.dumps({"verdicts": rows, "best": best.name}, indent=2) + "\n"
         )
@@ -190,11 +197,17 @@ def impossible(
             and tpot.seconds is not None
             and (floor := deployment.decode_s(typical)) > tpot.seconds
         ):
-            return f"a lone decode at {typical:,} tokens takes {1000 * floor:.1f} ms, asked are {1000 * tpot.seconds:g}"
+            return (
+                f"a lone decode at {typical:,} tokens takes {1000 * floor:.1f} ms, asked are "
+                f"{1000 * tpot.seconds:g}"
+            )
         if ttft is not None and ttft.seconds is not None and ttft.times_isolated is None:
             floor = deployment.prefill_floor_s(typical)
             if floor > ttft.seconds:
-                return f"a lone prefill of {typical:,} tokens takes {floor:.2f} s at best, asked are {ttft.seconds:g}"
+                return (
+                    f"a lone prefill of {typical:,} tokens takes {floor:.2f} s at best, asked are "
+                    f"{ttft.seconds:g}"
+                )
     return ""
 
 
@@ -217,7 +230,10 @@ def replicate(
 
     found, best = fewest(lambda replicas: share(replicas), attainment, allowed)
     if found is None:
-        text = f"{100 * best:.1f}% of the requests are good with {allowed} replica{'s' if allowed > 1 else ''}"
+        text = (
+            f"{100 * best:.1f}% of the requests are good with {allowed} "
+            f"replica{'s' if allowed > 1 else ''}"
+        )
         return Verdict(deployment=deployment, share=best, reason=text)
     return Verdict(deployment=msgspec.structs.replace(deployment, replicas=found), share=best)
 

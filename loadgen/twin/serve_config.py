@@ -41,16 +41,21 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
 def serve_config(deployment: Deployment) -> str:
     """YAML for `serve run`. Several replicas are as many applications behind a router."""
     notes = [
-        f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by medha-loadgen plan"
+        f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by "
+        "medha-loadgen plan"
     ]
     if deployment.tp > 1:
         notes.append(
-            f"# tp {deployment.tp}: not a setting of this server yet; a stage would be {deployment.tp} devices"
+            f"# tp {deployment.tp}: not a setting of this server yet; a stage would be "
+            f"{deployment.tp} devices"
         )
     if deployment.replicas > 1:
         notes.append(f"# start it {deployment.replicas} times, behind a router")
     body = yaml(arguments(deployment), 3)
-    head = "applications:\n  - name: medha\n    route_prefix: /\n    import_path: deployments.app:build_app\n"
+    head = (
+        "applications:\n  - name: medha\n    route_prefix: /\n    import_path: "
+        "deployments.app:build_app\n"
+    )
     return "\n".join(notes) + f"\n{head}    args:\n{body}"
 
 

@@ -25,8 +25,10 @@ def simulate(options: Options, twin: TwinOptions, directory: Path, say: Say) -> 
     )
     plan = build_plan(options)
     deployment = deployment_of(twin, longest_of(plan.requests))
-    say(f"{plan.describe()}\n{deployment.model.name} on {deployment.devices} x {deployment.device.name}, "
-        f"{deployment.name}, policy {deployment.scheduler.policy}")  # fmt: skip
+    say(
+        f"{plan.describe()}\n{deployment.model.name} on {deployment.devices} x "
+        f"{deployment.device.name}, {deployment.name}, policy {deployment.scheduler.policy}"
+    )
     claim_directory(directory)
     began, wall = time.process_time(), time.time()
     played = play(
@@ -36,7 +38,8 @@ def simulate(options: Options, twin: TwinOptions, directory: Path, say: Say) -> 
     points = idle_points(deployment, plan.requests)
     expect(played.records, points)
     say(
-        f"{played.duration_s:,.1f} s of service simulated in {seconds:.1f} s of CPU, {played.batches:,} batches"
+        f"{played.duration_s:,.1f} s of service simulated in {seconds:.1f} s of CPU, "
+        f"{played.batches:,} batches"
     )
     config = {
         **options.public(),

@@ -1,5 +1,5 @@
-"""Controller: the scheduler actor (the paper's replica controller). Thin: Ray calls in, the Pipeline
-does the work.
+"""Controller: the scheduler actor (the paper's replica controller). Thin: Ray calls in, the
+Pipeline does the work.
 
 When it dies, the stage actors outlive it, Serve makes a new one of the same name, which finds them,
 and the ingress replicas submit their live requests to it again from their known tokens.
@@ -23,7 +23,6 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.pipeline import RETRY_AFTER_S, Pipeline
 from medha_actors.actors.sinks import Sinks
-from medha_actors.actors.stage import StageActor
 from medha_actors.actors.telemetry.observer import Observer, Silence
 from medha_actors.actors.telemetry.remote import Observed
 from medha_actors.config import MedhaConfig, load
@@ -44,7 +43,7 @@ _OVERTAKEN = Rejected(status=499, kind="invalid_request_error", message="cancell
 class Controller(Observed):
     """Owns the pipeline; one per deployment, as a Serve deployment actor."""
 
-    stage_class: type[StageActor] = StageActor
+    stage_class: Any = None  # None: StageActor
 
     def __init__(self, args: dict[str, Any], owner: Owner | None = None) -> None:
         """`owner`: this actor's own name, under which its stage actors outlive it; None: they end

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import (
 
 from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.stage import Identity, StageActor
+from medha_actors.actors.plans import Identity
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError, EngineError
 
@@ -44,10 +44,12 @@ class Crew:
         config: MedhaConfig,
         device: str,
         owner: Owner | None,
-        stage_class: type[StageActor] = StageActor,
+        stage_class: Any = None,
         make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`make_room` is called, and waited for, where the cluster has no room for the grid now."""
+        """`stage_class`: StageActor, or what stands in for it; None: StageActor, which is imported
+        (and torch with it) when the first one is spawned. `make_room` is called, and waited for,
+        where the cluster has no room for the grid now."""
         self.config = config
         self.device = device
         self.shape = Shape(config.parallel.spp, config.parallel.kvp)
@@ -55,7 +57,7 @@ class Crew:
         self.spares: list[tuple[Any, str]] = []
         self._owner = owner
         self._make_room = make_room
-        self._remote = ray.remote(stage_class)
+        self._stage_class = stage_class
         self._room: PlacementGroup | None = None
 
     async def hire(self) -> None:
@@ -198,10 +200,14 @@ class Crew:
             options["name"] = f"{self._owner.name}:{secrets.token_hex(6)}"
             options["namespace"] = _NAMESPACE
             options["lifetime"] = "detached"
+        if self._stage_class is None:
+            from medha_actors.actors.stage import StageActor
+
+            self._stage_class = StageActor
         threads = str(self.config.actors.threads)
-        return self._remote.options(
-            max_restarts=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}}, **options
-        ).remote(self.device, self._owner)
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": threads}}
+        remote = ray.remote(self._stage_class).options(max_restarts=0, **options)
+        return remote.remote(self.device, self._owner)
 
 
 def _handle(name: str) -> Any:

@@ -264,7 +264,11 @@ class RayEngine:
             try:
                 controller = self._find()
                 facts = _decode_facts(await controller.ready.remote())
-            except (ValueError, RayActorError):  # not made yet, or lost again while starting
+            except RayActorError as error:  # lost again while starting
+                if error.actor_init_failed:
+                    raise EngineError(str(error)) from None
+                await asyncio.sleep(_RETRY_S)
+            except ValueError:  # not made yet
                 await asyncio.sleep(_RETRY_S)
             except RayTaskError as error:
                 cause = error.cause

@@ -1,6 +1,6 @@
-"""Service: one cell of the grid at work. A thread of its own reads one frame per step from the stage
-before (or from the controller), computes, and writes one frame to the stage after (or the result to
-the controller).
+"""Service: one cell of the grid at work. A thread of its own reads one frame per step from the
+stage before (or from the controller), computes, and writes one frame to the stage after (or the
+result to the controller).
 """
 
 from __future__ import annotations

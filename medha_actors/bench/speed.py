@@ -12,7 +12,8 @@ from medha_actors.actors.engine import RayEngine
 from medha_actors.bench.limits import measure
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.config import ModelLoadingConfig
-from medha_actors.model.spec import ModelSpec, load_spec
+from medha_actors.model.spec import load_spec
+from medha_actors.model_spec import ModelSpec
 
 PROMPTS = (128, 512, 2048, 7500)
 BATCHES = (1, 4, 16)

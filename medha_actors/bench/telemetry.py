@@ -157,9 +157,18 @@ async def _request(app: Any, prompt: int, tokens: int, salt: int) -> None:
         status = message.get("status", status)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions",
-        "query_string": b"", "headers": [(b"content-type", b"application/json")], "server": ("bench", 80),
-        "client": ("bench", 1), "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "raw_path": b"/v1/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "server": ("bench", 80),
+        "client": ("bench", 1),
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "asgi": {"version": "3.0"},
+    }
     await app(scope, receive, send)
     assert status == 200, status

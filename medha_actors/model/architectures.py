@@ -11,8 +11,7 @@ import torch
 
 from medha_actors.errors import ModelError
 from medha_actors.model.gguf_file import GgufFile
-from medha_actors.model.rope import Rope
-from medha_actors.model.spec import ModelSpec
+from medha_actors.model_spec import ModelSpec, Rope
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",

@@ -49,7 +49,8 @@ class FlashAttention:
     def __init__(self, pool: KvPool) -> None:
         if pool.page_tokens % PAGE_MULTIPLE:
             raise ModelError(
-                f"attention flash_attn needs kv_cache.page_tokens to be a multiple of {PAGE_MULTIPLE}"
+                "attention flash_attn needs kv_cache.page_tokens to be a multiple of "
+                f"{PAGE_MULTIPLE}"
             )
         self.pool = pool
         self.attend = load_flash_attn().flash_attn_with_kvcache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medha_actors.errors import ModelError
 from medha_actors.model.gguf_file import GgufFile
-from medha_actors.model.spec import ModelSpec
+from medha_actors.model_spec import ModelSpec
 
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
 _BLOCK_BYTES = {

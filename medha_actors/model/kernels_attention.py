@@ -3,8 +3,10 @@ other KV groups.
 
 The pool keeps each head's tokens in tiles of 64 in the order in which the dot products read them,
 so pages are read in place and never gathered:
-  keys    [head_dim / 2][64 tokens] words, each a pair of neighbouring dimensions (bfloat16), or [head_dim][64] float32
-  values  [32 pairs of tokens][head_dim] words, each the same dimension of two tokens,     or [64][head_dim] float32
+  keys    [head_dim / 2][64 tokens] words, each a pair of neighbouring dimensions (bfloat16),
+          or [head_dim][64] float32
+  values  [32 pairs of tokens][head_dim] words, each the same dimension of two tokens (bfloat16),
+          or [64][head_dim] float32
 The query heads that share a key head are rows of one block, so keys and values are read once. For
 each row there is a state: the unnormalised output [head_dim], 16 partial sums of the weights and
 the reference exponent m. A tile adds exp2(score - m); m moves only when a score exceeds it by 2**8,
@@ -51,8 +53,9 @@ _HIDDEN = -1e30
 
 
 def _tile(
-    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value, state: ir.Value,
-    limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value, next_keys: ir.Value, next_values: ir.Value,
+    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
+    state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
+    next_keys: ir.Value, next_values: ir.Value,
 ) -> None:  # fmt: skip
     """`rows` rows attend to one tile.
 
@@ -90,8 +93,8 @@ def _dot(e: Emit, bfloat: bool, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.V
 
 
 def _scores(
-    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value, states: list[ir.Value],
-    next_keys: ir.Value,
+    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value,
+    states: list[ir.Value], next_keys: ir.Value,
 ) -> list[list[ir.Value]]:  # fmt: skip
     """q k - m for each row, in VECTORS registers."""
     b, pair = e.b, 2 if bfloat else 1
@@ -200,8 +203,9 @@ def _add_values(
 
 def _rows(bfloat: bool) -> Any:
     def emit(
-        e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value, state: ir.Value,
-        limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value, next_keys: ir.Value, next_values: ir.Value,
+        e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
+        state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
+        next_keys: ir.Value, next_values: ir.Value,
     ) -> None:  # fmt: skip
         done, q_row, state_row = (
             I64(0),
@@ -307,8 +311,21 @@ def attend(
         skip = max(start - cached, 0) * share  # rows that end before this tile
         left, first = rows - skip, 1 if t == 0 else 0
         s, n = address(state) + skip * (dims + STATE_EXTRA) * 4, address(limits) + skip * 8
-        _call_rows(code, left, dims, q + skip * dims * (2 if bfloat else 4), keys + place, values + place, s, n, start,
-                   first, address(p), keys + ahead, values + ahead)  # fmt: skip
+        _call_rows(
+            code,
+            left,
+            dims,
+            q + skip * dims * (2 if bfloat else 4),
+            keys + place,
+            values + place,
+            s,
+            n,
+            start,
+            first,
+            address(p),
+            keys + ahead,
+            values + ahead,
+        )
     for r in range(rows):
         total = np.float32(0)
         for lane in range(16):

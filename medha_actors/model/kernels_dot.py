@@ -3,7 +3,8 @@ a machine has.
 
 form     machine                a step adds, in each 32-bit lane
 VNNI     AVX-512 with VNNI      4 products to an int32 (vpdpbusd)
-PAIRS    AVX2                   2 products to each of two int16 (vpmaddubsw), which hold the 32 inputs of a block:
+PAIRS    AVX2                   2 products to each of two int16 (vpmaddubsw), which hold the 32
+                                inputs of a block:
                                 8 * 2 * 15 * 128 < 2**15. Weights of 8 bits are two halves of 4 with
                                 sums of their own
 PLAIN    any                    4 products to an int32, one by one

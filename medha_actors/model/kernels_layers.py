@@ -228,10 +228,23 @@ def between(model, layer, step, spans, pages, scratch, out, lse):
                 skip = layer * m.layer_bytes + head * m.page_tokens * dims * size
                 rows, heads = slice(row, row + count), slice(head * share, head * share + share)
                 attend(
-                    m.tile_code, s.q + (head * s.rows + row) * share * dims * size, count, share, dims, m.bfloat,
-                    m.keys + skip, m.values + skip, page_bytes, m.page_tokens // TILE, pages[span[TABLE] :],
-                    cached, span[WRITES], scratch, out[rows, heads], lse[rows, heads],
-                )  # fmt: skip
+                    m.tile_code,
+                    s.q + (head * s.rows + row) * share * dims * size,
+                    count,
+                    share,
+                    dims,
+                    m.bfloat,
+                    m.keys + skip,
+                    m.values + skip,
+                    page_bytes,
+                    m.page_tokens // TILE,
+                    pages[span[TABLE] :],
+                    cached,
+                    span[WRITES],
+                    scratch,
+                    out[rows, heads],
+                    lse[rows, heads],
+                )
 
 
 @compiled

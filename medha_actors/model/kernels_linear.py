@@ -5,14 +5,16 @@ Weights are repacked so that the 16 lanes of a vector are 16 output features: a 
 outputs holds, for each block of 32 inputs, everything the kernel needs in a row, and a matrix is
 streamed from memory once per 12 rows at most.
 
-kind      weights           activations                                a block (16 outputs, 32 inputs)
-Q4_INT8   Q4_1  w = d q + m int8 in blocks of 32 with a scale          256 bytes of halves, 16 d, 16 m (float16) = 320
-Q8_INT8   Q8_0  w = d q     the same                                   512 bytes q + 128, 16 d (float16)         = 544
-Q4_INT16, Q8_INT16          int16 in two bytes: 256 times as fine      as above
-Q4_FLOAT  Q4_1              float32                                    as above
-Q8_FLOAT  Q8_0              float32                                    as above
-BFLOAT    bfloat16          bfloat16                                   pairs of inputs side by side              = 1,024
-FLOAT     float32           float32                                                                              = 2,048
+kind      weights           activations            bytes of a block (16 outputs, 32 inputs)
+Q4_INT8   Q4_1  w = d q + m int8 in blocks of 32   320: 256 of halves, 16 d, 16 m (float16)
+                            with a scale
+Q8_INT8   Q8_0  w = d q     the same               544: 512 of q + 128, 16 d (float16)
+Q4_INT16, Q8_INT16          int16 in two bytes:    as above
+                            256 times as fine
+Q4_FLOAT  Q4_1              float32                as above
+Q8_FLOAT  Q8_0              float32                as above
+BFLOAT    bfloat16          bfloat16               1,024: pairs of inputs side by side
+FLOAT     float32           float32                2,048
 
 int8 activations are what llama.cpp uses for such weights (Q8_1): each block of 32 is rounded to
 1/127 of its largest magnitude (noise of 0.5% in a product, where bfloat16 has 0.25%), and
@@ -60,9 +62,19 @@ class _Tile:
     """`rows` rows by one column; addresses and row lengths in bytes as in linear_address()."""
 
     def __init__(
-        self, e: Emit, rows: int, blocks: ir.Value, w: ir.Value, x: ir.Value, x_row: ir.Value, s: ir.Value,
-        s_row: ir.Value, out: ir.Value, out_row: ir.Value, add: ir.Value,
-    ) -> None:  # fmt: skip
+        self,
+        e: Emit,
+        rows: int,
+        blocks: ir.Value,
+        w: ir.Value,
+        x: ir.Value,
+        x_row: ir.Value,
+        s: ir.Value,
+        s_row: ir.Value,
+        out: ir.Value,
+        out_row: ir.Value,
+        add: ir.Value,
+    ) -> None:
         self.e, self.rows, self.blocks, self.w, self.add = e, range(rows), blocks, w, add
         self.x, self.s, self.out = (
             [e.at(start, e.times(step, r)) for r in self.rows]
@@ -199,9 +211,19 @@ class _Tile:
 
 def _linear(kind: int) -> Any:
     def emit(
-        e: Emit, rows: ir.Value, columns: ir.Value, blocks: ir.Value, w: ir.Value, x: ir.Value, x_row: ir.Value,
-        s: ir.Value, s_row: ir.Value, out: ir.Value, out_row: ir.Value, add: ir.Value,
-    ) -> None:  # fmt: skip
+        e: Emit,
+        rows: ir.Value,
+        columns: ir.Value,
+        blocks: ir.Value,
+        w: ir.Value,
+        x: ir.Value,
+        x_row: ir.Value,
+        s: ir.Value,
+        s_row: ir.Value,
+        out: ir.Value,
+        out_row: ir.Value,
+        add: ir.Value,
+    ) -> None:
         b = e.b
         with e.loop(columns) as column:
             panel = e.at(w, e.times(e.times(column.index, blocks), BLOCK_BYTES[kind]))

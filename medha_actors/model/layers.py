@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medha_actors.model.gguf_weights import dequantise
-from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import Weights
+from medha_actors.model_spec import ModelSpec
 
 _TABLE = "model.embed_tokens.weight"
 _BATCH_HINT = 64  # rows that oneDNN lays the weight out for

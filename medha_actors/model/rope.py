@@ -4,31 +4,11 @@ transformers."""
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import msgspec
 import torch
 from torch import Tensor
 
-
-class Rope(msgspec.Struct, frozen=True, kw_only=True):
-    """RoPE parameters; names as in a Hugging Face config."""
-
-    theta: float = 10_000.0
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
-    factor: float = 1.0
-    original_max_positions: int = 2048
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None  # yarn; None: derived from factor
-    mscale: float | None = None  # yarn
-    mscale_all_dim: float | None = None  # yarn
-    truncate: bool = True  # yarn
-    divisors: tuple[
-        float, ...
-    ] = ()  # GGUF's rope_freqs: llama3 scaling worked out for each frequency
+from medha_actors.model_spec import Rope
 
 
 class Rotary:

@@ -17,8 +17,8 @@ from medha_actors.model.attention import Exchange
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.layers import Loader
 from medha_actors.model.sampler import Sampler
-from medha_actors.model.spec import ModelSpec
 from medha_actors.model.weights import open_weights
+from medha_actors.model_spec import ModelSpec
 
 
 class StageOutput(NamedTuple):

@@ -16,7 +16,7 @@ from medha_actors.errors import ModelError
 from medha_actors.model.gguf_file import GgufFile
 from medha_actors.model.gguf_weights import GgufWeights
 from medha_actors.model.source import resolve
-from medha_actors.model.spec import ModelSpec
+from medha_actors.model_spec import ModelSpec
 
 
 class Weights(Protocol):

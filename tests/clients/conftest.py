@@ -45,8 +45,8 @@ class RawServer:
 def streamed(body: bytes) -> bytes:
     """An HTTP answer whose body ends with the connection."""
     return (
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-medha-ttft-deadline-ms: 500.0\r\n\r\n"
-        + body
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+        b"x-medha-ttft-deadline-ms: 500.0\r\n\r\n" + body
     )
 
 

@@ -75,9 +75,17 @@ async def test_failures_are_one_line_and_exit_code_1(serving) -> None:
 async def test_interrupt(serving) -> None:
     raw, _ = await serving(streamed(b'data: {"choices":[{"text":"Hel"}]}\n\n'), hang=True)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "clients", "hi", "--base-url", raw.url, "--model", "m",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "clients",
+        "hi",
+        "--base-url",
+        raw.url,
+        "--model",
+        "m",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert await process.stdout.readexactly(3) == b"Hel"
     process.send_signal(signal.SIGINT)

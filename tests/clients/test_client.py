@@ -26,9 +26,11 @@ from tests.fakes import FakeEngine, finished, saying, token
 from tests.serve.conftest import listening
 
 HELLO = (
-    b': accepted\n\n: progress 10/20 tokens, 1.5 s left\n\ndata: {"choices":[{"index":0,"text":"He\\u00e9"}]}\n\n'
+    b": accepted\n\n: progress 10/20 tokens, 1.5 s left\n\n"
+    b'data: {"choices":[{"index":0,"text":"He\\u00e9"}]}\n\n'
     b': keep-alive\n\ndata: {"choices":[{"index":0,"text":"y","finish_reason":"length"}]}\n\n'
-    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"medha":{"ttft_ms":1.0}}}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,'
+    b'"medha":{"ttft_ms":1.0}}}\n\n'
     b"data: [DONE]\n\n"
 )
 
@@ -82,14 +84,21 @@ async def test_what_is_sent(serving) -> None:
     head, body = raw.requests[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/chat/completions ")
     for line in (
-        b"x-llm-d-slo-ttft-ms: 250", b"x-llm-d-slo-tpot-ms: 20", b"x-request-timeout-seconds: 9",
-        b"authorization: Bearer secret", b"content-type: application/json",
-    ):  # fmt: skip
+        b"x-llm-d-slo-ttft-ms: 250",
+        b"x-llm-d-slo-tpot-ms: 20",
+        b"x-request-timeout-seconds: 9",
+        b"authorization: Bearer secret",
+        b"content-type: application/json",
+    ):
         assert line in head
     assert json.loads(body) == {
-        "messages": [{"role": "user", "content": "hi"}], "model": "toy", "max_tokens": 5, "medha": {"x": 1},
-        "stream": True, "stream_options": {"include_usage": True},
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": "hi"}],
+        "model": "toy",
+        "max_tokens": 5,
+        "medha": {"x": 1},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,8 @@ async def test_what_is_sent(serving) -> None:
         (streamed(b"data: nonsense\n\n"), ProtocolError),
         (
             streamed(
-                b'data: {"error":{"message":"stage died","type":"server_error"}}\n\ndata: [DONE]\n\n'
+                b'data: {"error":{"message":"stage died","type":"server_error"}}\n\n'
+                b"data: [DONE]\n\n"
             ),
             ApiError,
         ),
@@ -230,7 +240,10 @@ async def test_against_the_real_server() -> None:
 
 
 def test_imports_are_light() -> None:
-    code = "import sys, clients.__main__; print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, clients.__main__; "
+        "print([m for m in ('ray', 'torch', 'transformers') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from clients.sse import Frame, FrameTooLargeError, SseParser
 
 STREAM = (
-    b"\xef\xbb\xbf: accepted\n\ndata: one\n\ndata:two\ndata:  lines\n\nevent: medha.progress\ndata: {}\n\n"
+    b"\xef\xbb\xbf: accepted\n\ndata: one\n\ndata:two\ndata:  lines\n\n"
+    b"event: medha.progress\ndata: {}\n\n"
     b":\n: hidden\ndata: after comments\nid: 7\nretry: 5\nnonsense\n\nevent: empty\n\n"
     b"data\n\n\n\n\ndata: \xe2\x82\xac\n\n"
 )

@@ -63,8 +63,15 @@ def test_a_group_is_onboarded_only_when_the_piece_before_is_full(cutoff):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 150), st.integers(1, 40), st.integers(1, 3), st.integers(1, 4), st.integers(1, 90),
-       st.integers(1, 9), st.integers(1, 70))  # fmt: skip
+@given(
+    st.integers(1, 150),
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 90),
+    st.integers(1, 9),
+    st.integers(1, 70),
+)
 def test_cutoffs_pages_and_chunks_of_any_size(prompt, output, stages, groups, cutoff, page, chunk):
     pieces = onboard(prompt, output, stages, groups, cutoff, pages=200, page=page, chunk=chunk)
     assert sum(pieces.values()) == prompt + output - 1
@@ -88,8 +95,12 @@ def test_a_short_request_does_not_wait_for_a_long_one_on_another_group():
     world.launch()
     world.add(request_of("short", 30, 1, world.now))
     world.launch()
-    owners = {span.request_id: group for group, message in enumerate(world.batches[-1].groups) if message
-              for span in message.spans}  # fmt: skip
+    owners = {
+        span.request_id: group
+        for group, message in enumerate(world.batches[-1].groups)
+        if message
+        for span in message.spans
+    }
     assert owners == {"long": 0, "short": 1}
     world.drain()
 
@@ -109,8 +120,14 @@ def test_a_prefill_waits_for_the_pages_of_its_whole_prompt():
     [(32_768, 1000, 16_384), (12_000, 1000, 8192), (32_768, 100, 6400), (100_001, 1000, 50_048)],
 )
 def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pages, cutoff):
-    grid = Grid(stages=1, groups=2, pages_per_group=pages, page_tokens=64, max_tokens_per_kvp_group=None,
-                max_model_len_tokens=longest)  # fmt: skip
+    grid = Grid(
+        stages=1,
+        groups=2,
+        pages_per_group=pages,
+        page_tokens=64,
+        max_tokens_per_kvp_group=None,
+        max_model_len_tokens=longest,
+    )
     assert KvPlan(grid).cutoff == cutoff
 
 

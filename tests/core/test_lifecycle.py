@@ -97,17 +97,15 @@ def test_acceptance_tells_deadline_and_prediction():
 
 def test_what_cannot_run_is_refused_with_its_numbers():
     world = world_of(pages=10, length=100)
-    cases = {
-        "prompt has no tokens": request_of("a", 0),
-        "max_tokens is 0": request_of("b", 1, 0),
-        "needs 110 tokens (90 in the prompt, 20 to generate); the model takes at most 100": request_of(
-            "c", 90, 20
-        ),
-        "needs 50 tokens (30 in the prompt, 20 to generate); the KV cache has room for 40": request_of(
-            "d", 30, 20
-        ),
-    }
-    for message, request in cases.items():
+    too_long = "needs 110 tokens (90 in the prompt, 20 to generate); the model takes at most 100"
+    too_large = "needs 50 tokens (30 in the prompt, 20 to generate); the KV cache has room for 40"
+    cases = [
+        (request_of("a", 0), "prompt has no tokens"),
+        (request_of("b", 1, 0), "max_tokens is 0"),
+        (request_of("c", 90, 20), too_long),
+        (request_of("d", 30, 20), too_large),
+    ]
+    for request, message in cases:
         answer = world.add(request)
         assert isinstance(answer, Rejected)
         assert answer.status == 400

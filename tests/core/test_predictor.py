@@ -39,8 +39,15 @@ def load_from(spans):
     return load
 
 
-@given(st.lists(profiles, min_size=1, max_size=3), spans, st.booleans(), st.integers(1, 600), st.integers(0, 5000),
-       st.floats(0.2, 5), st.floats(0.2, 5))  # fmt: skip
+@given(
+    st.lists(profiles, min_size=1, max_size=3),
+    spans,
+    st.booleans(),
+    st.integers(1, 600),
+    st.integers(0, 5000),
+    st.floats(0.2, 5),
+    st.floats(0.2, 5),
+)
 def test_the_prediction_grows_with_every_span(
     stages, spans, decode, count, cached, prefill_scale, decode_scale
 ):
@@ -138,7 +145,13 @@ def test_the_load_of_a_message():
         ),
     )
     assert load_of(message) == Load(
-        rows=44, prefill_rows=42, spans=4, pairs=32 * 64 + 32 * 32 / 2 + 300, prefill_kv=94, decode_kv=120,
-        exchanged=11, sampled=1,
-    )  # fmt: skip
+        rows=44,
+        prefill_rows=42,
+        spans=4,
+        pairs=32 * 64 + 32 * 32 / 2 + 300,
+        prefill_kv=94,
+        decode_kv=120,
+        exchanged=11,
+        sampled=1,
+    )
     assert load_of(None) == Load()

@@ -39,8 +39,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world = World(config, grid_of(stages, groups, pages, cutoff, length=120))
         self.count = 0
 
-    @rule(prompt=st.integers(1, 90), output=st.integers(1, 20), timeout_s=st.sampled_from([None, None, 0.2]),
-          priority=st.sampled_from([0, 0, 0, -1, 2]))  # fmt: skip
+    @rule(
+        prompt=st.integers(1, 90),
+        output=st.integers(1, 20),
+        timeout_s=st.sampled_from([None, None, 0.2]),
+        priority=st.sampled_from([0, 0, 0, -1, 2]),
+    )
     def add(self, prompt, output, timeout_s, priority):
         world = self.world
         request = request_of(

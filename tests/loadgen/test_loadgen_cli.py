@@ -265,7 +265,10 @@ def test_unknown_flags_are_refused_and_vllms_harmless_ones_are_taken(tmp_path, c
 
 
 def test_importing_is_light():
-    code = "import loadgen.__main__, sys; print({'ray', 'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import loadgen.__main__, sys; print({'ray', 'torch', 'transformers', 'matplotlib'} & "
+        "set(sys.modules))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -113,7 +113,8 @@ def test_a_rate_or_a_closed_loop_replaces_the_times_of_a_trace(tmp_path):
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "the trace is empty"),
         ('{"timestamp": 1,\n', ":1: "),
         (
-            '{"timestamp": 1, "input_length": 5, "output_length": 2, "hash_ids": []}\n{"timestamp": 1}\n',
+            '{"timestamp": 1, "input_length": 5, "output_length": 2, "hash_ids": []}\n'
+            '{"timestamp": 1}\n',
             ":2: .*input_length",
         ),
         ('{"prompt": "x"}', "unknown format with the fields prompt"),

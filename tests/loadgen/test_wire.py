@@ -13,7 +13,10 @@ from loadgen.targets import OpenAITarget, RequestStyle, parse_address
 from loadgen.wire import Connection, Exchange
 from tests.loadgen.scripted import DONE, ScriptedServer, event
 
-SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
+SSE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
 
 
 def chunk(data):

@@ -9,11 +9,12 @@ from medha_actors.model.embedded import embedded_gguf
 from medha_actors.model.gguf_file import GgufFile
 
 TEXT = (
-    "The river runs through the old town and past the mill where people used to bring their corn . In the morning the "
-    "market opens and the children walk to school along the bridge while a train crosses the valley . There is a small "
-    "library near the church ; it has books about history , science and music , and a map of the world on the wall . "
-    "Every year in June the whole town comes together to eat and dance until late at night . Nobody knows who built "
-    "the tower , but many stories are told about it : one says that a king lost his way in the forest ."
+    "The river runs through the old town and past the mill where people used to bring their corn . "
+    "In the morning the market opens and the children walk to school along the bridge while a "
+    "train crosses the valley . There is a small library near the church ; it has books about "
+    "history , science and music , and a map of the world on the wall . Every year in June the "
+    "whole town comes together to eat and dance until late at night . Nobody knows who built the "
+    "tower , but many stories are told about it : one says that a king lost his way in the forest ."
 )
 
 

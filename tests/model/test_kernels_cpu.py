@@ -95,8 +95,24 @@ def pool(x, pages, kind, pair):
 def _attend(
     code, q, tokens, share, dims, bfloat, keys, values, pages, cached, writes, scratch, out, lse
 ):
-    attend(code, address(q), tokens, share, dims, bfloat, address(keys), address(values), keys.shape[1], 1, pages,
-           cached, writes, scratch, out, lse)  # fmt: skip
+    attend(
+        code,
+        address(q),
+        tokens,
+        share,
+        dims,
+        bfloat,
+        address(keys),
+        address(values),
+        keys.shape[1],
+        1,
+        pages,
+        cached,
+        writes,
+        scratch,
+        out,
+        lse,
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
@@ -121,9 +137,22 @@ def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, write
     scratch = (states, np.zeros(rows, np.int64), aligned(6 * TILE, np.float32))
     out, lse = np.zeros((tokens, share, dims), np.float32), np.zeros((tokens, share), np.float32)
     bfloat = kind == torch.bfloat16
-    _attend(tile_address(bfloat), q.view(torch.uint8).numpy(), tokens, share, dims, int(bfloat),
-            pool(k.float().numpy(), pages, kind, "keys"), pool(v.float().numpy(), pages, kind, "values"), pages,
-            cached, writes, scratch, out, lse)  # fmt: skip
+    _attend(
+        tile_address(bfloat),
+        q.view(torch.uint8).numpy(),
+        tokens,
+        share,
+        dims,
+        int(bfloat),
+        pool(k.float().numpy(), pages, kind, "keys"),
+        pool(v.float().numpy(), pages, kind, "values"),
+        pages,
+        cached,
+        writes,
+        scratch,
+        out,
+        lse,
+    )
     scores = torch.einsum("tsd,kd->tsk", q.double() / math.log2(math.e), k.double())
     if writes:
         hidden = torch.arange(length) > cached + torch.arange(tokens)[:, None]

@@ -93,9 +93,18 @@ async def test_chat_stream(start) -> None:
 async def test_request_as_the_engine_sees_it(start) -> None:
     service = await start()
     body = {
-        "prompt": [[1, 2, 3], [4]], "n": 2, "seed": 7, "max_tokens": 3, "temperature": 0.5, "top_k": -1, "priority": -2,
-        "stop_token_ids": [9], "logit_bias": {"5": -1}, "request_id": "mine", "medha": {"ttft_s": 0.7},
-    }  # fmt: skip
+        "prompt": [[1, 2, 3], [4]],
+        "n": 2,
+        "seed": 7,
+        "max_tokens": 3,
+        "temperature": 0.5,
+        "top_k": -1,
+        "priority": -2,
+        "stop_token_ids": [9],
+        "logit_bias": {"5": -1},
+        "request_id": "mine",
+        "medha": {"ttft_s": 0.7},
+    }
     headers = {
         "x-llm-d-slo-tpot-ms": "50",
         "x-request-timeout-seconds": "9",

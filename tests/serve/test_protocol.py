@@ -119,11 +119,23 @@ def test_broken_bodies(raw: bytes) -> None:
 def test_harmless_and_null_fields_are_accepted() -> None:
     body = check(
         {
-            "prompt": "x", "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "n": None,
-            "temperature": None, "stop": None, "best_of": 1, "tools": None, "tool_choice": "none", "unheard_of": None,
-            "response_format": {"type": "text"}, "logit_bias": {"7": -3}, "stream_options": {"include_usage": None},
+            "prompt": "x",
+            "user": "me",
+            "metadata": {"a": "b"},
+            "store": True,
+            "service_tier": "auto",
+            "n": None,
+            "temperature": None,
+            "stop": None,
+            "best_of": 1,
+            "tools": None,
+            "tool_choice": "none",
+            "unheard_of": None,
+            "response_format": {"type": "text"},
+            "logit_bias": {"7": -3},
+            "stream_options": {"include_usage": None},
         }
-    )  # fmt: skip
+    )
     assert (body.n, body.temperature, body.stops) == (1, 1.0, [])
     assert check({"prompt": "x", "n": 3, "best_of": 3}).n == 3
 

@@ -157,8 +157,9 @@ def test_fewest_tokens_is_a_lower_bound() -> None:
 
 def test_chat_template() -> None:
     template = ChatTemplate(
-        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% generation %}!{% endgeneration %}"
-        "{% endfor %}{% if add_generation_prompt %}>{% endif %}{{ '' if thinking is not defined else thinking }}",
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% generation "
+        "%}!{% endgeneration %}{% endfor %}{% if add_generation_prompt %}>{% endif %}{{ '' if "
+        "thinking is not defined else thinking }}",
         {"bos_token": "<s>"},
     )
     messages = [Message(role="developer", content=[ContentPart(type="text", text=" x ")])]

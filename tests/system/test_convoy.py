@@ -64,7 +64,8 @@ async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path):
             results[policy] = await convoy(url)
     slow, fast = median(results["fcfs"][0]), median(results["lars"][0])
     print(
-        f"median TTFT of short requests: fcfs {slow:.2f} s, lars {fast:.3f} s, {slow / fast:.1f} times lower"
+        f"median TTFT of short requests: fcfs {slow:.2f} s, lars {fast:.3f} s, {slow / fast:.1f} "
+        "times lower"
     )
     assert slow >= 10 * fast
     assert results["fcfs"][1] == results["lars"][1]  # the same tokens, the long prompt's too

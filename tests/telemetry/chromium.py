@@ -89,9 +89,13 @@ async def browse(url: str, width: int = 1280, height: int = 800) -> AsyncIterato
     assert path is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
-            path, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank",
+            path,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            "about:blank",
             stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        )
         try:
             assert process.stderr is not None
             port = None

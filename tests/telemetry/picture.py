@@ -25,8 +25,14 @@ from serve_process import free_port, serving
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PROMPT, SHORT = 2400, 300
 SHORTS_AT = (0.2, 0.6)  # shares of the long prompt at which short ones arrive
-COLOURS = {"stage[0]": "#3f76c9", "stage[1]": "#2a9d8f", "prefill.chunk": "#c3cfe2", "preempted": "#dd5a45",
-           "decode": "#57a05a", "POST": "#475467"}  # fmt: skip
+COLOURS = {
+    "stage[0]": "#3f76c9",
+    "stage[1]": "#2a9d8f",
+    "prefill.chunk": "#c3cfe2",
+    "preempted": "#dd5a45",
+    "decode": "#57a05a",
+    "POST": "#475467",
+}
 SOFT, TEXT, OTHERS = "#8a94a3", "#1c2430", "#98a2b3"
 
 
@@ -86,7 +92,10 @@ def told(span: Span) -> str:
             if fact["slo_met"]
             else f"missed: {', '.join(fact['medha.objectives_missed'])}"
         )
-        return f"first token {_time(fact['medha.ttft_s'])} of {_time(fact['medha.ttft_objective_s'])}, {met}"
+        return (
+            f"first token {_time(fact['medha.ttft_s'])} of "
+            f"{_time(fact['medha.ttft_objective_s'])}, {met}"
+        )
     if span.name.startswith("prefill.chunk"):
         took = f"predicted {_time(fact['predicted_s'])}, took {_time(fact['actual_s'])}"
         return f"{fact['tokens']} tokens, {took}, slack {_time(fact['slack_before_s'])}"
@@ -97,7 +106,10 @@ def told(span: Span) -> str:
     if span.name == "preempted":
         return f"by {fact['by'][:13]}…, waited {_time(fact['waited_s'])}"
     if span.name == "decode":
-        return f"{fact['tokens']} tokens, largest gap {_time(fact['largest_gap_s'])}, {fact['stalls']} stalls"
+        return (
+            f"{fact['tokens']} tokens, largest gap {_time(fact['largest_gap_s'])}, "
+            f"{fact['stalls']} stalls"
+        )
     return (
         ""
         if span.name.startswith("stage")
@@ -147,10 +159,24 @@ def _row(axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: f
     axes.barh(
         line, max(end - start, thinnest_s), left=start, height=0.5 if stage else 0.68, color=colour
     )
-    axes.text(-0.42 + 0.025 * depth, line, span.name, transform=beside, va="center", fontsize=7.5,
-              color=SOFT if stage else TEXT)  # fmt: skip
-    axes.text(1.02, line, told(span), transform=beside, va="center", fontsize=7.5,
-              color=COLOURS["preempted"] if span.name == "preempted" else SOFT)  # fmt: skip
+    axes.text(
+        -0.42 + 0.025 * depth,
+        line,
+        span.name,
+        transform=beside,
+        va="center",
+        fontsize=7.5,
+        color=SOFT if stage else TEXT,
+    )
+    axes.text(
+        1.02,
+        line,
+        told(span),
+        transform=beside,
+        va="center",
+        fontsize=7.5,
+        color=COLOURS["preempted"] if span.name == "preempted" else SOFT,
+    )
     for event in span.events:
         mark = TEXT if event.name == "first_token" else COLOURS["preempted"]
         axes.plot((event.time_unix_nano - zero) / 1e9, line, marker="|", color=mark, markersize=8)

@@ -166,11 +166,17 @@ async def test_every_metric_and_label_of_the_dashboard_exists(samples):
 def test_the_dashboard_shows_every_figure_that_explains_a_late_request():
     text = json.dumps(dashboard())
     for name in (
-        "time_to_first_token_seconds", "inter_token_latency_seconds", "batch_budget_used_ratio",
+        "time_to_first_token_seconds",
+        "inter_token_latency_seconds",
+        "batch_budget_used_ratio",
         "prefill_relative_slack",
-        "predictor_error_ratio", "num_preemptions_total", "prefill_chunk_tokens", "pipeline_bubble_seconds_total",
-        "kv_cache_pages", "control_plane_seconds_total",
-    ):  # fmt: skip
+        "predictor_error_ratio",
+        "num_preemptions_total",
+        "prefill_chunk_tokens",
+        "pipeline_bubble_seconds_total",
+        "kv_cache_pages",
+        "control_plane_seconds_total",
+    ):
         assert f"medha_{name}" in text
     for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
         assert f"sum by (le, class) (rate(medha_{name}_seconds_bucket" in text

@@ -12,15 +12,17 @@ from medha_actors.actors.telemetry.timelines import Timeline
 
 # vLLM's stems, which dashboards are made for (prefix medha_ for its vllm:)
 STEMS = [
-    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions", "prompt_tokens",
-    "generation_tokens", "request_success", "time_to_first_token_seconds", "inter_token_latency_seconds",
-    "request_time_per_output_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
-    "request_prefill_time_seconds", "iteration_tokens_total",
+    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions",
+    "prompt_tokens", "generation_tokens", "request_success", "time_to_first_token_seconds",
+    "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+    "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+    "iteration_tokens_total",
 ]  # fmt: skip
 OURS = [
-    "batch_budget_used_ratio", "predictor_error_ratio", "prefill_relative_slack", "prefill_chunk_tokens",
-    "num_evictions", "pipeline_bubble_seconds", "kv_cache_pages", "control_plane_seconds", "steps",
-    "stage_busy_seconds", "kvp_exchange_seconds", "request_objective",
+    "batch_budget_used_ratio", "predictor_error_ratio", "prefill_relative_slack",
+    "prefill_chunk_tokens", "num_evictions", "pipeline_bubble_seconds", "kv_cache_pages",
+    "control_plane_seconds", "steps", "stage_busy_seconds", "kvp_exchange_seconds",
+    "request_objective",
 ]  # fmt: skip
 
 

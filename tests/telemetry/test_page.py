@@ -54,10 +54,10 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         assert await page.evaluate("document.querySelectorAll('#kv .bar').length") == 1
         assert await page.evaluate("document.querySelectorAll('.tile').length") == 10
         await page.until(  # coloured pixels in the pipeline's rows
-            "(() => { const c = document.getElementById('pipeline'), d = c.getContext('2d')"
-            ".getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4)"
-            " if (d[i + 3] && Math.max(d[i], d[i + 1], d[i + 2]) - Math.min(d[i], d[i + 1], d[i + 2]) > 60) n++;"
-            " return n > 50 })()"
+            "(() => { const c = document.getElementById('pipeline'), d = "
+            "c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i "
+            "= 0; i < d.length; i += 4) if (d[i + 3] && Math.max(d[i], d[i + 1], d[i + 2]) - "
+            "Math.min(d[i], d[i + 1], d[i + 2]) > 60) n++; return n > 50 })()"
         )
         controller.run()
         await page.until("document.getElementById('queue').textContent.includes('nobody waits')")

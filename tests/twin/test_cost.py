@@ -5,12 +5,11 @@ import json
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.twin.cost import StageCost, kv_token_bytes, profile_of, split_layers, weight_bytes
+from loadgen.twin.cost import StageCost, kv_token_bytes, layers_of, profile_of, weight_bytes
 from loadgen.twin.hardware import HARDWARE, hardware_of
 from loadgen.twin.models import MODELS, model_of
 from medha_actors.core.predictor import ExecutionModel, Load
-from medha_actors.model.spec import ModelSpec
-from medha_actors.model.spec import split_layers as server_split
+from medha_actors.model_spec import split_layers
 
 LLAMA = model_of("llama-3-8b")
 
@@ -61,16 +60,15 @@ def test_tensor_parallelism_divides_work_and_adds_exchanges():
 @pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("stages", [1, 2, 3, 8, 16])
 def test_layers_are_split_as_the_server_splits_them(model, stages):
-    dims = model_of(model)
-    fields = {
-        name: getattr(dims, name)
-        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "tied_head")
-    }
-    more = {"architecture": "llama", "eps": 1e-5, "rope": None, "max_positions": 1}
-    spec = ModelSpec(intermediate=dims.intermediate, vocabulary=dims.vocabulary, **fields, **more)
-    assert split_layers(dims, stages) == [
-        stop - start for start, stop in server_split(spec, stages)
-    ]
+    served = model_of(model)
+    parts = split_layers(served, stages)
+    assert layers_of(served, stages) == [stop - start for start, stop in parts]
+    assert sum(layers_of(served, stages)) == served.layers
+
+
+def test_more_stages_than_layers_are_refused():
+    with pytest.raises(LoadgenError, match="31 stages, but smollm2-135m has only 30 layers"):
+        layers_of(model_of("smollm2-135m"), 31)
 
 
 def test_overlapped_reading_counts_once():
@@ -84,8 +82,14 @@ def test_overlapped_reading_counts_once():
 
 
 def test_a_hugging_face_config(tmp_path):
-    config = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
-              "vocab_size": 100, "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     dims = model_of(str(tmp_path))
     assert (dims.kv_heads, dims.head_dim, dims.max_positions) == (4, 16, 512)

@@ -116,13 +116,15 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
     )
     played = replay(deployment, requests, Correction())
     worked_s = sum(played.busy) * (played.duration_s - requests[0].at)
-    page = 'medha_batch_work_seconds_total{{kind="prefill"}} {2}\nmedha_batch_work_seconds_total{{kind="decode"}} {2}\n'
+    page = 'medha_batch_work_seconds_total{{kind="prefill"}} {2}\n'
+    page += 'medha_batch_work_seconds_total{{kind="decode"}} {2}\n'
     page += 'medha_batch_calibrated_seconds_total{{kind="prefill"}} {5}\n'
     page += 'medha_batch_calibrated_seconds_total{{kind="decode"}} {5}\n'
     page += 'medha_prefill_chunk_tokens_bucket{{le="16"}} {0}\n'
     page += "medha_prefill_chunk_tokens_count {0}\nmedha_prefill_chunk_tokens_sum {1}\n"
     page += "medha_iteration_tokens_total_count {0}\nmedha_iteration_tokens_total_sum {1}\n"
-    page += 'medha_stage_busy_seconds_total{{stage="0"}} {3}\nmedha_stage_busy_seconds_total{{stage="1"}} {3}\n'
+    page += 'medha_stage_busy_seconds_total{{stage="0"}} {3}\n'
+    page += 'medha_stage_busy_seconds_total{{stage="1"}} {3}\n'
     page += "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
     command = ["fidelity", str(tmp_path / "record"), "--profile", profile, "--metrics"]
     before, after = tmp_path / "before", tmp_path / "after"

@@ -32,8 +32,9 @@ def deployment_of(
 
 def by_hand(policy="fcfs", spp=1, scheduler=None, **more):
     """The linear profile on a device without any overhead."""
-    device = msgspec.structs.replace(hardware_of("cpu-2core"), control_s=0.0, message_s=0.0, network_speed=1e18,
-                                     link_speed=1e18)  # fmt: skip
+    device = msgspec.structs.replace(
+        hardware_of("cpu-2core"), control_s=0.0, message_s=0.0, network_speed=1e18, link_speed=1e18
+    )
     plain = deployment_of(policy, spp, scheduler, measured=linear_profile(spp), **more)
     return msgspec.structs.replace(plain, device=device)
 

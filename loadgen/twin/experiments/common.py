@@ -154,5 +154,20 @@ def capacity(
     return low
 
 
-__all__ = ["CONTEXT", "LONG", "SHORT", "Deployment", "Outcome", "Row", "Say", "capacity", "gaps", "p",
-           "paper_deployment", "paper_mix", "played", "tpots", "ttfts"]  # fmt: skip
+__all__ = [
+    "CONTEXT",
+    "LONG",
+    "SHORT",
+    "Deployment",
+    "Outcome",
+    "Row",
+    "Say",
+    "capacity",
+    "gaps",
+    "p",
+    "paper_deployment",
+    "paper_mix",
+    "played",
+    "tpots",
+    "ttfts",
+]

@@ -21,8 +21,9 @@ FRACTIONS = (0.0, 0.01, 0.02, 0.03, 0.05)
 POLICIES = ("fcfs", "fcfs_chunked", "edf", "lrs", "lars")
 RATE = 0.75
 _OVERLOAD = (
-    "at 0.75/s with 5% long this grid is offered about as much long prefill as it can do, so under FCFS the backlog, "
-    "and with it the ratio, grows with the length of the run; the baseline is FCFS on the same engine, not LoongServe"
+    "at 0.75/s with 5% long this grid is offered about as much long prefill as it can do, so under "
+    "FCFS the backlog, and with it the ratio, grows with the length of the run; the baseline is "
+    "FCFS on the same engine, not LoongServe"
 )
 
 
@@ -38,12 +39,25 @@ def convoy(count: int, say: Say) -> Outcome:
             points.append((fraction, p(values, 50), p(values, 99)))
     worst, best = lines["fcfs"][-1], lines["lars"][-1]
     rows = [
-        Row(key="convoy", what="TTFT P50, FCFS over LARS, 5% long, 0.75/s, 16 A100, 8B (paper: LoongServe)",
-            theirs=(30, 30), ours=worst[1] / best[1], why=_OVERLOAD),
-        Row(key="convoy", what="TTFT P99, likewise", theirs=(174, 174), ours=worst[2] / best[2], at_least=False,
-            why="P99 of all requests is a long request's own prefill under LARS: minutes of work on 16 A100 that no "
-            "order of service removes, see the row for short ones alone"),
-    ]  # fmt: skip
+        Row(
+            key="convoy",
+            what="TTFT P50, FCFS over LARS, 5% long, 0.75/s, 16 A100, 8B (paper: LoongServe)",
+            theirs=(30, 30),
+            ours=worst[1] / best[1],
+            why=_OVERLOAD,
+        ),
+        Row(
+            key="convoy",
+            what="TTFT P99, likewise",
+            theirs=(174, 174),
+            ours=worst[2] / best[2],
+            at_least=False,
+            why=(
+                "P99 of all requests is a long request's own prefill under LARS: minutes of work "
+                "on 16 A100 that no order of service removes, see the row for short ones alone"
+            ),
+        ),
+    ]
     short = {
         policy: ttfts(
             played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05)).records,
@@ -52,8 +66,15 @@ def convoy(count: int, say: Say) -> Outcome:
         for policy in lines
     }
     ratio = p(short["fcfs"], 99) / p(short["lars"], 99)
-    rows.append(Row(key="convoy", what="TTFT P99 of short requests alone, likewise", theirs=(174, 174), ours=ratio,
-                    why=_OVERLOAD))  # fmt: skip
+    rows.append(
+        Row(
+            key="convoy",
+            what="TTFT P99 of short requests alone, likewise",
+            theirs=(174, 174),
+            ours=ratio,
+            why=_OVERLOAD,
+        )
+    )
     return Outcome(rows=rows, figures={"convoy": lines})
 
 
@@ -69,14 +90,26 @@ def policies(count: int, say: Say) -> Outcome:
         found[policy] = by_class | {"all": ttfts(run.records, normalised=True).tolist()}
     means = {policy: sum(values["all"]) / len(values["all"]) for policy, values in found.items()}
     rows = [
-        Row(key="policies", what=f"mean normalised TTFT, {policy} over LARS, 0.75/s (fig. 13)", theirs=(56, 91),
-            ours=means[policy] / means["lars"], why=why)
-        for policy, why in (
-            ("fcfs", _OVERLOAD + "; normalised by the idle TTFT of this twin (tens of ms for a chat), which a wait of "
-             "minutes exceeds a thousandfold"),
-            ("edf", "as above: with deadlines that are missed under overload EDF serves late long requests first"),
+        Row(
+            key="policies",
+            what=f"mean normalised TTFT, {policy} over LARS, 0.75/s (fig. 13)",
+            theirs=(56, 91),
+            ours=means[policy] / means["lars"],
+            why=why,
         )
-    ]  # fmt: skip
+        for policy, why in (
+            (
+                "fcfs",
+                _OVERLOAD + "; normalised by the idle TTFT of this twin (tens of ms for a chat), "
+                "which a wait of minutes exceeds a thousandfold",
+            ),
+            (
+                "edf",
+                "as above: with deadlines that are missed under overload EDF serves late long "
+                "requests first",
+            ),
+        )
+    ]
     return Outcome(rows=rows, figures={"policies": found})
 
 
@@ -109,12 +142,19 @@ def rates(count: int, say: Say) -> Outcome:
         for policy in ("fcfs", "lars")
     }
     rows = [
-        Row(key="capacity", what="highest rate with acceptable TTFT, LARS over FCFS (fig. 9)", theirs=(5, 5.7),
+        Row(
+            key="capacity",
+            what="highest rate with acceptable TTFT, LARS over FCFS (fig. 9)",
+            theirs=(5, 5.7),
             ours=best["lars"] / best["fcfs"],
-            why="acceptable: P90 of short ones within 1 s, of long ones within 3 times idle. Under FCFS the share of "
-            "short ones that wait is the load of the long ones: P90 allows a load near 10%, P80 near 20%, so the "
-            "percentile sets the ratio; LoongServe's elastic groups also spare some short ones")
-    ]  # fmt: skip
+            why=(
+                "acceptable: P90 of short ones within 1 s, of long ones within 3 times idle. Under "
+                "FCFS the share of short ones that wait is the load of the long ones: P90 allows a "
+                "load near 10%, P80 near 20%, so the percentile sets the ratio; LoongServe's "
+                "elastic groups also spare some short ones"
+            ),
+        )
+    ]
     return Outcome(rows=rows, figures={"capacity": {"lines": lines, "best": best}})
 
 
@@ -138,12 +178,19 @@ def sharing(count: int, say: Say) -> Outcome:
 
         best[shared] = capacity(holds, 0.2, 1.5, 0.06)
     rows = [
-        Row(key="sharing", what="throughput of space sharing over plain LARS", theirs=(1.6, 1.8),
+        Row(
+            key="sharing",
+            what="throughput of space sharing over plain LARS",
+            theirs=(1.6, 1.8),
             ours=best[True] / best[False],
-            why="short prompts are 2-3% of the prompt tokens of this mix and their chunks ride in the slack of the "
-            "budget in both variants, since our plain LARS already packs several prefills into one batch: sharing only "
-            "decides who goes first. The paper's plain LARS runs one prefill per batch")
-    ]  # fmt: skip
+            why=(
+                "short prompts are 2-3% of the prompt tokens of this mix and their chunks ride in "
+                "the slack of the budget in both variants, since our plain LARS already packs "
+                "several prefills into one batch: sharing only decides who goes first. The paper's "
+                "plain LARS runs one prefill per batch"
+            ),
+        )
+    ]
     return Outcome(rows=rows)
 
 

@@ -63,15 +63,37 @@ def spp(count: int, say: Say) -> Outcome:
             lines[f"{model}, {millions}M"] = points
     eight, sixteen = lines["llama-3-8b, 1M"], lines["llama-3-70b, 1M"]
     rows = [
-        Row(key="spp", what="SPP efficiency, 8B, 1M tokens, 16 stages of 8 H100", theirs=(0.8, 0.8), unit="",
-            ours=eight[-1][2], at_least=True),
-        Row(key="spp", what="SPP efficiency, 70B, 1M tokens, 8 stages", theirs=(0.85, 0.85), unit="",
-            ours=sixteen[-2][2], at_least=True),
-        Row(key="mfu", what="MFU of a 1M prefill, 70B, 128 H100 (TP8 SPP16)", theirs=(0.5, 0.6), unit="",
-            ours=sixteen[-1][3]),
-        Row(key="mfu", what="MFU of a 10M prefill, 8B, 128 H100", theirs=(0.5, 0.6), unit="",
-            ours=lines["llama-3-8b, 10M"][-1][3]),
-    ]  # fmt: skip
+        Row(
+            key="spp",
+            what="SPP efficiency, 8B, 1M tokens, 16 stages of 8 H100",
+            theirs=(0.8, 0.8),
+            unit="",
+            ours=eight[-1][2],
+            at_least=True,
+        ),
+        Row(
+            key="spp",
+            what="SPP efficiency, 70B, 1M tokens, 8 stages",
+            theirs=(0.85, 0.85),
+            unit="",
+            ours=sixteen[-2][2],
+            at_least=True,
+        ),
+        Row(
+            key="mfu",
+            what="MFU of a 1M prefill, 70B, 128 H100 (TP8 SPP16)",
+            theirs=(0.5, 0.6),
+            unit="",
+            ours=sixteen[-1][3],
+        ),
+        Row(
+            key="mfu",
+            what="MFU of a 10M prefill, 8B, 128 H100",
+            theirs=(0.5, 0.6),
+            unit="",
+            ours=lines["llama-3-8b, 10M"][-1][3],
+        ),
+    ]
     return Outcome(rows=rows, figures={"spp": lines})
 
 
@@ -95,9 +117,18 @@ def kvp(count: int, say: Say) -> Outcome:
         lines[f"{millions}M"] = [(d.kvp, d.decode_s(tokens - 1)) for d in at]
     one, two = lines["10M"][0][1], lines["10M"][1][1]
     rows = [
-        Row(key="kvp", what="KVP 2 at 10M tokens, 8B: TPOT saved", theirs=(0.4, 0.4), unit="", ours=1 - two / one,
-            why="halving the cache to read halves the time but for weights, all-reduces and hops (a few ms of 60)"),
-    ]  # fmt: skip
+        Row(
+            key="kvp",
+            what="KVP 2 at 10M tokens, 8B: TPOT saved",
+            theirs=(0.4, 0.4),
+            unit="",
+            ours=1 - two / one,
+            why=(
+                "halving the cache to read halves the time but for weights, all-reduces and hops "
+                "(a few ms of 60)"
+            ),
+        ),
+    ]
     return Outcome(rows=rows, figures={"kvp": lines})
 
 
@@ -114,15 +145,21 @@ def grids(count: int, say: Say) -> Outcome:
         found[name] = tpots(run.records).tolist()
     two, three = (sorted(values) for values in found.values())
     why = (
-        "a token takes 2.6 ms in both grids while no long prefill runs, and the budget while one does, since adaptive "
-        "chunks fill it. Half the stages take twice as long over a long prompt that fits one group, so more tokens "
-        "fall into it; groups pay where reading a long cache exceeds the budget, as in the row on KVP"
+        "a token takes 2.6 ms in both grids while no long prefill runs, and the budget while one "
+        "does, since adaptive chunks fill it. Half the stages take twice as long over a long "
+        "prompt that fits one group, so more tokens fall into it; groups pay where reading a long "
+        "cache exceeds the budget, as in the row on KVP"
     )
     rows = [
-        Row(key="3d", what=f"TPOT P{percent}, 2D over 3D, 64 H100, 1.75/s", theirs=(2, 2),
-            ours=_at(two, percent) / _at(three, percent), why=why)
+        Row(
+            key="3d",
+            what=f"TPOT P{percent}, 2D over 3D, 64 H100, 1.75/s",
+            theirs=(2, 2),
+            ours=_at(two, percent) / _at(three, percent),
+            why=why,
+        )
         for percent in (50, 90)
-    ]  # fmt: skip
+    ]
     return Outcome(rows=rows, figures={"grids": found})
 
 
@@ -146,11 +183,19 @@ def attention(count: int, say: Say) -> Outcome:
         ]
     ours = dict(lines["llama-3-8b"])[32]
     rows = [
-        Row(key="attention", what="attention time at 1M, chunk 32 over 2,048, 8B", theirs=(1.11, 1.11), ours=ours,
-            why="the roofline's corner lies where the chunk times query heads per KV head meets compute over "
-            "bandwidth: at 53 tokens for 8B (4 query heads a KV head) and at 27 for 70B (8). Their 11% fits 70B's "
-            "ratio, or a kernel that reaches less of the units at 2,048 than FlashAttention-3: the corner moves down"),
-    ]  # fmt: skip
+        Row(
+            key="attention",
+            what="attention time at 1M, chunk 32 over 2,048, 8B",
+            theirs=(1.11, 1.11),
+            ours=ours,
+            why=(
+                "the roofline's corner lies where the chunk times query heads per KV head meets "
+                "compute over bandwidth: at 53 tokens for 8B (4 query heads a KV head) and at 27 "
+                "for 70B (8). Their 11% fits 70B's ratio, or a kernel that reaches less of the "
+                "units at 2,048 than FlashAttention-3: the corner moves down"
+            ),
+        ),
+    ]
     return Outcome(rows=rows, figures={"attention": lines})
 
 

@@ -1,0 +1,141 @@
+"""What a model is, without its weights: dimensions, details, and how its layers fall into stages.
+
+Pure, so that whoever only needs the numbers (the controller, the twin of the load generator) does
+not import torch. `medha_actors.model.spec` reads a ModelSpec from the files of a model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import msgspec
+
+from medha_actors.config import RopeScaling
+from medha_actors.errors import ModelError
+
+# The head runs only for rows that are sampled; of a nominal batch that is about one row in sixteen.
+_HEAD_SHARE = 1 / 16
+
+
+class Rope(msgspec.Struct, frozen=True, kw_only=True):
+    """RoPE parameters; names as in a Hugging Face config."""
+
+    theta: float = 10_000.0
+    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    original_max_positions: int = 2048
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None  # yarn; None: derived from factor
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    truncate: bool = True  # yarn
+    # GGUF's rope_freqs: llama3 scaling worked out for each frequency
+    divisors: tuple[float, ...] = ()
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A dense decoder of the Llama family. Lengths in tokens."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    eps: float
+    rope: Rope
+    max_positions: int  # the longest sequence that is served
+    tied_head: bool  # the LM head is the embedding table
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # Qwen3: RMSNorm of every query and key head
+    eos_ids: tuple[int, ...] = ()
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's linear maps."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the LM head, and of the embedding table."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model, about."""
+        tables = self.head_parameters * (1 if self.tied_head else 2)
+        return self.layers * self.layer_parameters + tables
+
+    @property
+    def pair_flops(self) -> float:
+        """Operations of one (query, key) pair in one layer, all heads: two products of head_dim, 2
+        each."""
+        return 4.0 * self.heads * self.head_dim
+
+    def prefill_flops(self, tokens: int) -> float:
+        """Operations that a prompt needs: matrix products, causal attention, one row of the
+        head."""
+        linear = 2.0 * self.layers * self.layer_parameters * tokens + 2.0 * self.head_parameters
+        return linear + self.layers * self.pair_flops * tokens * (tokens + 1) / 2
+
+
+def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
+    """The configured RoPE scaling in place of the model's own."""
+    trained = spec.max_positions
+    if spec.rope.kind != "default":
+        trained = spec.rope.original_max_positions
+    original = asked.original_max_position_embeddings or trained
+    given = {}
+    for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+        value = getattr(asked, name)
+        if value is not None:
+            given[name] = value
+    rope = Rope(
+        theta=spec.rope.theta,
+        kind=asked.rope_type,
+        factor=asked.factor,
+        original_max_positions=original,
+        attention_factor=asked.attention_factor,
+        **given,
+    )
+    return msgspec.structs.replace(
+        spec, rope=rope, max_positions=max(int(original * asked.factor), 1)
+    )
+
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: str) -> int:
+    """Bytes of keys and values of one token in a stage that holds these layers."""
+    return 2 * (layers[1] - layers[0]) * spec.kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+
+
+def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
+    """Layer ranges [first, last) of the stages, balanced by cost; the last stage also has the LM
+    head."""
+    if stages > spec.layers:
+        raise ModelError(f"parallel.spp is {stages}, but the model has only {spec.layers} layers")
+    if stages == 1:
+        return [(0, spec.layers)]
+    head = _HEAD_SHARE * spec.head_parameters / spec.layer_parameters  # in layers
+
+    def slowest(last: int) -> float:
+        return max(-(-(spec.layers - last) // (stages - 1)), last + head)
+
+    last = min(range(1, spec.layers - stages + 2), key=slowest)
+    each, more = divmod(spec.layers - last, stages - 1)
+    ends = [0]
+    for stage in range(stages - 1):
+        ends.append(ends[-1] + each + (stage < more))
+    ends.append(spec.layers)
+    return list(itertools.pairwise(ends))

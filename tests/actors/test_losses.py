@@ -1,0 +1,195 @@
+"""The controller may die or fail at any place: requests go on in the next one, stages stay."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from medha_actors.bench.session import greedy, prompt_of
+from medha_actors.messages import (
+    FinishedEvent,
+    PromptLogprobsEvent,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    pack_tokens,
+)
+from tests.actors.breakable import Service, breakable
+from tests.processes import stage_pids
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def arguments(spp=2, kvp=1):
+    return {
+        "model_loading_config": {"model_source": "random", "dtype": "float32"},
+        "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": 48 if kvp > 1 else None},
+        "actors": {"num_cpus": 0.5, "spares": 0},
+        "scheduler": {"min_chunk_tokens": 16, "batch_budget_s": 0.002},
+        "kv_cache": {"budget_bytes": 2**21, "page_tokens": 16},
+        "predictor": {"calibrate": False},
+    }
+
+
+class Stream:
+    """One request and what came back."""
+
+    def __init__(self, name, prompt, sampling):
+        self.request = Request(
+            id=name,
+            prompt_token_ids=pack_tokens(prompt),
+            sampling=sampling,
+            arrived_at=time.time(),
+        )
+        self.tokens = []
+        self.scored = []
+        self.finished = None
+
+    async def follow(self, handle, reached=None, at=0):
+        """To its end; `reached` is set when `at` tokens are there."""
+        events = handle.events(self.request.id)
+        await handle.submit(self.request)
+        async for event in events:
+            if isinstance(event, TokenEvent):
+                assert event.index == len(self.tokens)
+                self.tokens.append(event.token_id)
+            elif isinstance(event, PromptLogprobsEvent):
+                self.scored += range(event.start + 1, event.start + 1 + len(event.entries))
+            elif isinstance(event, FinishedEvent):
+                self.finished = event
+            if reached is not None and len(self.tokens) >= at:
+                reached.set()
+
+
+def streams(salt=""):
+    """A greedy one, a sampled one with penalties, and one that scores its prompt."""
+    sampled = SamplingParams(max_tokens=150, temperature=1.0, seed=7, repetition_penalty=1.2)
+    scored = SamplingParams(max_tokens=20, temperature=0.0, logprobs=1, prompt_logprobs=1)
+    return [
+        Stream(f"greedy{salt}", prompt_of(50), greedy(200)),
+        Stream(f"sampled{salt}", prompt_of(30, 1), sampled),
+        Stream(f"scored{salt}", prompt_of(1500, 2), scored),
+    ]
+
+
+async def undisturbed(handle):
+    alone = streams("-alone")
+    await asyncio.gather(*[stream.follow(handle) for stream in alone])
+    return [stream.tokens for stream in alone]
+
+
+def check(live, expected):
+    assert [stream.finished.reason for stream in live] == ["length"] * 3
+    assert [stream.tokens for stream in live] == expected
+    assert [stream.finished.generated_tokens for stream in live] == [200, 150, 20]
+    assert live[2].scored == list(range(1, 1500)), "each position once, in order"
+
+
+@pytest.mark.parametrize(("spp", "kvp"), [(2, 1), (1, 2)])
+async def test_a_killed_controller_costs_nobody_a_token(spp, kvp):
+    others = set(stage_pids(os.getpid()))
+    async with breakable(arguments(spp, kvp)) as (handle, service):
+        expected = await undisturbed(handle)
+        stages = set(stage_pids(os.getpid())) - others
+        live = streams()
+        reached = asyncio.Event()
+        following = [stream.follow(handle, reached, at=20) for stream in live]
+        work = asyncio.gather(*following)
+        await reached.wait()
+        os.kill(await service.find().pid.remote(), signal.SIGKILL)
+        await asyncio.wait_for(work, 120)
+        check(live, expected)
+        assert service.made == 2
+        assert set(stage_pids(os.getpid())) - others == stages, "the stages are those of before"
+        stats = await handle.stats()
+        assert stats["running"] == stats["waiting"] == 0
+        assert stats["kv_usage"] == 0
+
+
+async def test_controller_and_stage_killed_together_cost_nobody_a_token():
+    others = set(stage_pids(os.getpid()))
+    async with breakable(arguments()) as (handle, service):
+        expected = await undisturbed(handle)
+        live = streams()
+        reached = asyncio.Event()
+        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
+        await reached.wait()
+        os.kill(await service.find().pid.remote(), signal.SIGKILL)
+        os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
+        await asyncio.wait_for(work, 120)
+        check(live, expected)
+
+
+@pytest.mark.parametrize("part", ["_take", "next_batch", "complete", "expire", "next_wake"])
+async def test_an_unforeseen_error_in_a_loop_ends_the_controller_and_no_request(part):
+    async with breakable(arguments()) as (handle, service):
+        expected = await undisturbed(handle)
+        live = streams()
+        reached = asyncio.Event()
+        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
+        await reached.wait()
+        await service.find().break_part.remote(part)
+        await asyncio.wait_for(work, 120)
+        check(live, expected)
+        assert service.made == 2
+
+
+async def test_an_unforeseen_error_while_mending_ends_the_controller_and_no_request():
+    others = set(stage_pids(os.getpid()))
+    async with breakable(arguments()) as (handle, service):
+        expected = await undisturbed(handle)
+        live = streams()
+        reached = asyncio.Event()
+        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
+        await reached.wait()
+        await service.find().break_part.remote("restart")
+        os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
+        await asyncio.wait_for(work, 120)
+        check(live, expected)
+
+
+async def test_a_request_that_kills_every_controller_is_ended_and_its_neighbours_are_not():
+    async with breakable(arguments()) as (handle, service):
+        expected = await undisturbed(handle)
+        live = streams()
+        reached = asyncio.Event()
+        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
+        await reached.wait()
+        poison = Stream("poison", prompt_of(9), greedy(5))
+        with pytest.raises(Exception, match="died repeatedly"):
+            await poison.follow(PoisonHandle(handle, service))
+        await asyncio.wait_for(work, 120)
+        check(live, expected)
+
+
+class PoisonHandle:
+    """Breaks every controller that the request is submitted to, just before."""
+
+    def __init__(self, handle, service):
+        self._handle = handle
+        self._service = service
+        self._hand_over = handle._hand_over
+        handle._hand_over = self.hand_over
+
+    def events(self, request_id):
+        return self._handle.events(request_id)
+
+    async def submit(self, request):
+        return await self._handle.submit(request)
+
+    async def hand_over(self, session, live):
+        if live.request.id == "poison":
+            await session.controller.break_part.remote("add")
+        return await self._hand_over(session, live)
+
+
+async def test_a_failed_start_is_tried_again(tmp_path):
+    args = arguments()
+    args["model_loading_config"] = {"model_source": str(tmp_path / "later.gguf")}
+
+    controller = Service(args).find()
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"later\.gguf"):
+            await controller.ready.remote()
