@@ -127,9 +127,13 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 def _end_session(leader: int) -> None:
     """Until nothing of it is left: what does not go by itself is killed."""
-    until = time.monotonic() + _LEAVE_S
+    began = time.monotonic()
     while members := _session(leader):
-        if time.monotonic() > until:
+        waited_s = time.monotonic() - began
+        if waited_s > 2 * _LEAVE_S:
+            print(f"medha: still there: {members}", file=sys.stderr)
+            return
+        if waited_s > _LEAVE_S:
             _kill(members)
         time.sleep(_LOOK_S)
 
