@@ -1,9 +1,10 @@
 """medha-serve: `serve run` that stops well.
 
-Two processes. This one holds the terminal and takes the signals; the other one (deployments.serving)
-runs Ray and Serve in a session of its own, so that a signal to this process group reaches neither Ray
-nor the proxy while they are needed to finish what is in flight. When the other one has ended, whatever
-is left of its session is ended too: a proxy that outlived its parents would hold the port.
+Two processes. This one holds the terminal and takes the signals; the other one
+(deployments.serving) runs Ray and Serve in a session of its own, so that a signal to this process
+group reaches neither Ray nor the proxy while they are needed to finish what is in flight. When the
+other one has ended, whatever is left of its session is ended too: a proxy that outlived its parents
+would hold the port.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import psutil
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 
-# Unless the user has set them. Serve's own health-check periods are 10 s, so that a dead proxy would
-# be noticed after three of them.
+# Unless the user has set them. Serve's own health-check periods are 10 s, and a dead proxy is
+# replaced after three failed checks.
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",

@@ -1,7 +1,7 @@
-"""The server process of medha-serve: Serve's own `serve run`, then the wait for SIGTERM, then the end.
+"""The server process of medha-serve: Serve's own `serve run`, the wait for SIGTERM, the end.
 
-The end: every controller drains while all routes still answer; then the applications are deleted, so
-that the replicas have sent everything before the proxies go; then Serve and Ray stop.
+The end: every controller drains while all routes still answer; then the applications are deleted,
+so that the replicas have sent everything before the proxies go; then Serve and Ray stop.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _has_replica(status: ApplicationStatusOverview) -> bool:
 
 
 def _drain_application(name: str, until: float) -> int:
-    """Ask again where the replica or the controller dies meanwhile: the new one knows of nothing."""
+    """Ask again where the replica or the controller dies meanwhile: a new one knows nothing."""
     while True:
         remaining_s = max(0.0, until - time.monotonic())
         try:

@@ -213,8 +213,8 @@ class MedhaConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
-    # What is in flight when the server stops, or when a new configuration replaces this one, may take
-    # so long to finish; what is left then ends with an error.
+    # What is in flight when the server stops, or when a new configuration replaces this one, may
+    # take so long to finish; what is left then ends with an error.
     drain_timeout_s: float = 30.0
     accelerator_type: str | None = None
     deployment_config: dict[str, Any] = msgspec.field(

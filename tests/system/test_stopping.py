@@ -1,5 +1,5 @@
-"""Stopping and updating a server under load: no token lost in time, an honest end otherwise, nothing
-left running."""
+"""Stopping and updating a server under load: no token lost in time, an honest end otherwise,
+nothing left running."""
 
 import asyncio
 import json
