@@ -14,6 +14,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ DEFAULTS = {
     # none here but Serve's proxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
+# HAProxy's own pages, which a second server on this host must have elsewhere.
+PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 _APPLICATION = "deployments.app:build_app"
 _LEAVE_S = 10.0  # Ray's processes end by themselves in this time
 _LOOK_S = 0.2
@@ -46,7 +49,18 @@ _LOOK_S = 0.2
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the server: what is given, and our defaults for the rest."""
-    return {**DEFAULTS, **given}
+    ports = {name: str(free_port(port)) for name, port in PORTS.items() if name not in given}
+    return {**DEFAULTS, **ports, **given}
+
+
+def free_port(wanted: int) -> int:
+    """This port, or any other one if something listens there."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    return wanted
 
 
 def drain_timeout_s(path: Path) -> float:

@@ -1,11 +1,12 @@
 """medha-serve before it starts anything."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
-from deployments.launcher import DEFAULTS, drain_timeout_s, environment, main
+from deployments.launcher import DEFAULTS, PORTS, drain_timeout_s, environment, free_port, main
 from medha_actors.errors import ConfigError
 
 
@@ -17,8 +18,19 @@ def config_of(folder: Path, *arguments: dict) -> Path:
 
 
 def test_what_the_user_has_set_stays():
-    chosen = environment({"RAY_SERVE_ENABLE_HA_PROXY": "0", "HOME": "/home/somebody"})
-    assert chosen == {**DEFAULTS, "RAY_SERVE_ENABLE_HA_PROXY": "0", "HOME": "/home/somebody"}
+    given = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_HAPROXY_STATS_PORT": "1", "HOME": "/"}
+    chosen = environment(given)
+    assert chosen.items() >= given.items()
+    assert chosen.keys() == given.keys() | DEFAULTS.keys() | PORTS.keys()
+
+
+def test_a_port_that_is_taken_is_replaced():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert free_port(taken) != taken
+    assert free_port(taken) == taken
 
 
 def test_the_longest_drain_of_all_applications_counts(tmp_path):
