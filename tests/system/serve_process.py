@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+STEADY = 5  # good answers in a row, 0.25 s apart
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -81,17 +82,20 @@ def write_config(path: Path, port: int, tracing_config: dict | None = None, **ar
 
 
 def wait_until_ready(url: str, server: subprocess.Popen, log, limit_s: float = 120) -> None:
+    """Until it says so, and its answers have been good for a second: HAProxy is started anew for
+    the first replica, and Serve's fallback knows no route at first (404)."""
     deadline = time.monotonic() + limit_s
-    ready = False
-    while not ready:
+    good = 0
+    while good < STEADY or "is ready at" not in Path(log.name).read_text():
         if server.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             pytest.fail(f"the server did not come up:\n{log.read()[-4000:]}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                ready = answer.status == 200
+                good = good + 1 if answer.status == 200 else 0
         except OSError:
-            server_poll_pause(server)
+            good = 0
+        server_poll_pause(server)
 
 
 def server_poll_pause(server: subprocess.Popen) -> None:
