@@ -264,6 +264,7 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     request_id: str
     reason: FinishReason
     message: str | None = None  # for "error" and "timeout"
+    retry_after_s: float | None = None  # for "error": the request may succeed when sent again then
     prompt_tokens: int = 0
     generated_tokens: int = 0
     arrived_at: float = 0.0
@@ -274,6 +275,10 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     deadline_at: float = 0.0
     preemptions: int = 0  # times another request took the turn of this one's prefill
     recomputed_tokens: int = 0  # tokens whose KV was dropped and computed again
+
+
+class DrainingEvent(msgspec.Struct, frozen=True, tag="draining", array_like=True):
+    """Belongs to no request: the controller takes no new ones any more."""
 
 
 Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent
