@@ -78,17 +78,14 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     if timeline.get("trace_id"):
         out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
     for name in ("ttft", "tpot"):
-        value, objective = timeline[f"{name}_s"], timeline[f"{name}_objective_s"]
+        value = timeline[f"{name}_s"]
+        objective = timeline[f"{name}_objective_s"]
         met = "missed" if name in timeline["missed"] else "met"
-        out.append(
-            f"{name.upper()} {'-' if value is None else _time(value)}, objective "
-            f"{_time(objective)}: {met}"
-        )
+        measured = "-" if value is None else _time(value)
+        out.append(f"{name.upper()} {measured}, objective {_time(objective)}: {met}")
     for start, until, text in rows:
-        out.append(
-            f"{start - zero:9.3f} s {_time(until - start):>9} {_bar(start, until, zero, end)} "
-            f"{text}"
-        )
+        bar = _bar(start, until, zero, end)
+        out.append(f"{start - zero:9.3f} s {_time(until - start):>9} {bar} {text}")
     return out
 
 
@@ -138,7 +135,8 @@ def turns(gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     """(start, end, what) of everything that took time."""
-    chunks, last = timeline["chunks"], timeline["last_token_at"] or timeline["arrived_at"]
+    chunks = timeline["chunks"]
+    last = timeline["last_token_at"] or timeline["arrived_at"]
     end = timeline["finished_at"] or last
     first = chunks[0]["sent_at"] if chunks else end
     rows = [
@@ -148,11 +146,9 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     gaps = turns(timeline["gaps"])
     for chunk in runs(chunks, gaps):
         last_index = chunk["index"] + chunk["count"] - 1
-        name = (
-            f"chunk {chunk['index']}"
-            if chunk["count"] == 1
-            else f"chunks {chunk['index']}..{last_index}"
-        )
+        name = f"chunk {chunk['index']}"
+        if chunk["count"] > 1:
+            name = f"chunks {chunk['index']}..{last_index}"
         took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
         text = (
             f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted "
@@ -161,10 +157,10 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
         text += f", {took}, slack {_time(chunk['slack_before_s'])}"
         rows.append((chunk["sent_at"], chunk["done_at"] or end, text))
     for gap in gaps:
-        times = f" ({gap['count']} times, waited {_time(gap['gap_s'])})" if gap["count"] > 1 else ""
-        rows.append(
-            (gap["from_at"], gap["until_at"] or end, f"{gap['kind']} by {gap['by'] or '-'}{times}")
-        )
+        text = f"{gap['kind']} by {gap['by'] or '-'}"
+        if gap["count"] > 1:
+            text += f" ({gap['count']} times, waited {_time(gap['gap_s'])})"
+        rows.append((gap["from_at"], gap["until_at"] or end, text))
     if timeline["first_token_at"] is not None:
         text = (
             f"decode: {timeline['tokens']} tokens, longest gap {_time(timeline['largest_gap_s'])}"
@@ -180,9 +176,9 @@ def _ending(timeline: dict[str, Any]) -> str:
 
 def _bar(start: float, until: float, zero: float, end: float) -> str:
     scale = BAR / max(end - zero, 1e-9)
-    left = min(BAR - 1, int((start - zero) * scale))
-    length = max(1, min(BAR - left, round((until - start) * scale)))
-    return (" " * left + "█" * length).ljust(BAR)
+    before = min(BAR - 1, int((start - zero) * scale))
+    length = max(1, min(BAR - before, round((until - start) * scale)))
+    return (" " * before + "█" * length).ljust(BAR)
 
 
 def _time(seconds: float) -> str:

@@ -14,34 +14,23 @@ from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
 from deployments.observatory import Observatory
+from deployments.scheduler_actor import SchedulerActor
 from deployments.server import Server
 from deployments.text_sources import load_text
-from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
-from medha_actors.actors.orphans import Owner
 from medha_actors.config import MedhaConfig, load
 from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
-_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
+_LAST_BYTES_S = 15.0
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
-    "graceful_shutdown_timeout_s": 20.0,
-    "health_check_period_s": 2.0,
+    "health_check_period_s": 1.0,
+    "max_surge_percent": 100,  # an update's new replicas are ready before the old ones stop
     "ray_actor_options": {"num_cpus": 0},
     "max_constructor_retry_count": 2,
 }
-
-
-class SchedulerActor(Controller):
-    """The controller as Serve's deployment actor. Serve pickles the class with its module, so it
-    has one to itself."""
-
-    def __init__(self, args: dict[str, Any]) -> None:
-        name = ray.get_runtime_context().get_actor_name()
-        patience_s = load(args).actors.orphan_timeout_s
-        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
 
 
 class Ingress:
@@ -51,6 +40,7 @@ class Ingress:
         config = load(args)
         engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
+        spec = load_spec(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
         self._server = Server(
@@ -58,6 +48,7 @@ class Ingress:
             engine,
             text,
             context_tokens=engine.max_model_len_tokens,
+            model_vocabulary=spec.vocabulary,
             echo_request_id=False,  # Serve's proxy sets x-request-id on its answers
             observatory=Observatory(config, engine.ask, replica)
             if config.telemetry.enabled
@@ -66,6 +57,10 @@ class Ingress:
         print(
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
         )
+
+    async def drain(self, timeout_s: float) -> int:
+        """See Controller.drain."""
+        return await self._engine.drain(timeout_s)
 
     def check_health(self) -> None:
         """Serve replaces a replica that raises here."""
@@ -86,7 +81,13 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": 10_000},
     )
-    options = {**_DEFAULTS, **config.deployment_config}
+    # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
+    grace_s = config.drain_timeout_s + _LAST_BYTES_S
+    options = {
+        **_DEFAULTS,
+        "graceful_shutdown_timeout_s": grace_s,
+        **config.deployment_config,
+    }
     ingress = serve.ingress()(Ingress)
     return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(
         args

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Send
 
 from deployments import sse
 from deployments.replies import ErrorDetail, ErrorReply
@@ -59,3 +60,11 @@ def response(error: MedhaError, headers: dict[str, str] | None = None) -> Respon
     return Response(
         msgspec.json.encode(body(error)), error.status, headers, media_type="application/json"
     )
+
+
+async def send(error: MedhaError, headers: dict[str, str], to: Send) -> None:
+    """The same, outside of a route."""
+    answer = response(error, headers)
+    start = {"type": "http.response.start", "status": answer.status_code}
+    await to({**start, "headers": answer.raw_headers})
+    await to({"type": "http.response.body", "body": answer.body})

@@ -21,6 +21,8 @@ def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int
         _at_most(name, len(stop), limits.max_stop_chars, "characters")
     _at_most("stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries")
     check_ids("stop_token_ids", body.stop_token_ids, vocabulary)
+    if body.min_tokens and len(set(body.stop_token_ids)) >= vocabulary:
+        raise _invalid("stop_token_ids", "has every token, so that min_tokens leaves none to draw")
     _at_most("logit_bias", len(body.logit_bias), limits.max_logit_bias, "entries")
     for key in body.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocabulary):
@@ -63,6 +65,13 @@ def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
                 )
             if part.text is None:
                 raise _invalid(f"{name}.text", "is missing")
+
+
+def content_chars(message: Message) -> int:
+    """Characters of a message's content."""
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text or "") for part in message.content)
 
 
 def split_prompts(
@@ -128,6 +137,15 @@ def too_long(
         " do not fit",
         param=name,
         code="context_length_exceeded",
+    )
+
+
+def over_tokens(name: str, tokens: int, most: int) -> RequestError:
+    """For the routes that generate nothing: more tokens than they work on."""
+    return RequestError(
+        f"{name} has {tokens} tokens or more; this route works on at most {most}",
+        param=name,
+        code="too_many_tokens",
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,19 +20,29 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import failures, protocol
 from deployments.admission import Admission, Job
 from deployments.answers import Answer, ChatAnswer, TextAnswer
-from deployments.bodies import read_body, until_disconnected
+from deployments.bodies import Bodies, Body, until_disconnected
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
-from deployments.limits import check_ids
+from deployments.limits import check_ids, over_tokens
+from deployments.objectives import answer_within_s
 from deployments.observatory import Observatory
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deployments.replies import DetokenizeReply, ModelList, ModelReply, TokenizeReply
-from deployments.responses import send_stream, send_whole
-from deployments.text import Text
+from deployments.responses import Sent, send_stream, send_whole
+from deployments.resuming import place_of
+from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import MedhaError, NotFoundError, RequestError, UnavailableError
+from medha_actors.errors import (
+    MedhaError,
+    NotFoundError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
+_LEAST_VALUES: Final = 2**20  # JSON values that any body may have, however short the context is
+B = TypeVar("B", TokenizeBody, DetokenizeBody)
 Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer]]]
 
 
@@ -46,10 +57,11 @@ class Server:
         context_tokens: int | None = None,
         echo_request_id: bool = True,
         observatory: Observatory | None = None,
+        model_vocabulary: int | None = None,
     ) -> None:
         """`context_tokens`: the longest prompt plus output; None: as configured, else what the
         model's files say. `echo_request_id`: False behind a proxy that puts x-request-id on every
-        answer, as Ray Serve's does."""
+        answer, as Ray Serve's does. `model_vocabulary`: see Admission."""
         self.config, self.engine, self.text = config, engine, text
         self._echo_request_id = echo_request_id
         context = (
@@ -58,7 +70,10 @@ class Server:
             or text.context_tokens
             or 2048
         )
-        self.admission = Admission(config, text, context)
+        self.admission = Admission(config, text, context, model_vocabulary)
+        self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
+        # Counting a document that is longer than the context is what /tokenize is for.
+        self._most_tokens = max(context, config.limits.max_tokenize_tokens)
         self.started_at = int(time.time())
         self.observatory = observatory
 
@@ -102,13 +117,37 @@ class Server:
         job = await self.admission.completion(
             protocol.decode(body, CompletionBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, TextAnswer(job, self.text.table)
 
     async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
         job = await self.admission.chat(
             protocol.decode(body, ChatBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, ChatAnswer(job, self.text.table)
+
+    async def _resume(self, job: Job, request: Request) -> None:
+        """If the client asks to go on with a cut answer, make the job do that."""
+        place = place_of(request.headers)
+        if place is None:
+            return
+        if len(job.choices) > 1:
+            raise RequestError(
+                f"{place.header}: an answer of several choices cannot be resumed",
+                param=place.header,
+                code="unsupported",
+            )
+        record = await self.engine.record(place.answer_id)
+        if record is None:
+            raise NotFoundError(
+                f"{place.header}: there is no answer {place.answer_id[:80]!r} that could be"
+                f" resumed; they are kept for {self.config.stream.resume_s:g} s, and those whose"
+                " id was used twice are not",
+                param=place.header,
+                code="resume_not_found",
+            )
+        self.admission.resume(job, place, record)
 
     def _guarded(
         self, handler: Callable[[Request], Awaitable[Response]]
@@ -154,9 +193,7 @@ class Server:
         )
 
     async def tokenize(self, request: Request) -> Response:
-        body = protocol.decode(
-            await read_body(request, self.config.limits.max_body_bytes), TokenizeBody
-        )
+        body = await self._decoded(request, TokenizeBody)
         self.admission.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError(
@@ -167,7 +204,7 @@ class Server:
                 body.messages, body.add_generation_prompt, body.chat_template_kwargs
             )
         else:
-            ids = await self.text.encode(body.prompt or "", body.add_special_tokens is not False)
+            ids = await self._prompt_tokens(body.prompt or "", body.add_special_tokens is not False)
         names = (
             [self.text.tokenizer.id_to_token(i) or "" for i in ids]
             if body.return_token_strs
@@ -178,17 +215,29 @@ class Server:
             TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names)
         )
 
+    async def _prompt_tokens(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        try:
+            ids = await self.text.encode(prompt, add_special_tokens, limit=self._most_tokens)
+        except TooManyTokensError as error:
+            raise over_tokens("prompt", error.at_least, self._most_tokens) from None
+        return ids
+
     async def detokenize(self, request: Request) -> Response:
-        body = protocol.decode(
-            await read_body(request, self.config.limits.max_body_bytes), DetokenizeBody
-        )
+        body = await self._decoded(request, DetokenizeBody)
         self.admission.check_model(body.model)
+        if len(body.tokens) > self._most_tokens:
+            raise over_tokens("tokens", len(body.tokens), self._most_tokens)
         check_ids("tokens", body.tokens, self.text.vocabulary)
         return _json(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
 
+    async def _decoded(self, request: Request, kind: type[B]) -> B:
+        async with self.bodies.read(request) as body:
+            return protocol.decode(body.data, kind)
+
 
 class _Generating:
-    """The two routes that generate: one flow, and an end as soon as the client has gone."""
+    """The two routes that generate: one flow, and an end as soon as the client has gone or its
+    time is over."""
 
     def __init__(self, server: Server, admit: Admit) -> None:
         self._server, self._admit = server, admit
@@ -197,36 +246,48 @@ class _Generating:
         arrived_at = time.time()
         request = Request(scope, receive)
         headers = self._server.own_headers(request)
+        sent = Sent(send)
         try:
-            body = await read_body(request, self._server.config.limits.max_body_bytes)
+            limit_s = answer_within_s(request.headers, self._server.config.objectives)
+            async with asyncio.timeout(limit_s):
+                async with self._server.bodies.read(request) as body:
+                    await self._watched(request, body, arrived_at, headers, sent)
         except MedhaError as error:
             await failures.response(error, headers)(scope, receive, send)
-            return
-        work = asyncio.ensure_future(self._work(request, body, arrived_at, headers, send))
-        gone = asyncio.ensure_future(until_disconnected(receive))
+        except TimeoutError:
+            await sent.end(RequestTimeoutError("the request's time limit passed"), headers)
+
+    async def _watched(
+        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], sent: Sent
+    ) -> None:
+        """Work until the answer is out or the client has gone."""
+        work = asyncio.ensure_future(self._work(request, body, arrived_at, headers, sent))
+        gone = asyncio.ensure_future(until_disconnected(request.receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
             work.cancel()  # harmless if it is done
+            await asyncio.wait({work, gone})
         for task in (work, gone):
-            if task.done() and not task.cancelled():
+            if not task.cancelled():
                 task.result()
 
     async def _work(
-        self, request: Request, body: bytes, arrived_at: float, headers: dict[str, str], send: Send
+        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], send: Send
     ) -> None:
         server = self._server
         try:
             body_at = time.time()
-            job, answer = await self._admit(request, body, arrived_at)
+            job, answer = await self._admit(request, body.data, arrived_at)
+            body.release()
             if (record := request.scope.get("medha")) is not None:
                 record.admitted(job, body_at)
             async with Generation(
                 server.engine, server.text, job, server.config.stream.max_buffered_events
             ) as live:
                 respond = send_stream if job.body.stream else send_whole
-                await respond(live, answer, server.config.stream, arrived_at, headers, send)
+                await respond(live, answer, server.config.stream, headers, send)
         except MedhaError as error:
             # Only before the first byte: once a stream has begun, send_stream writes errors into
             # it.

@@ -1,7 +1,9 @@
 """Text to tokens and back for one model. Nothing here blocks the event loop for long.
 
 Short prompts are encoded at once (well under a millisecond), longer ones in a thread, without the
-GIL. Very long ones have a thread of their own, so that a document does not make a chat wait.
+GIL. Long ones have a thread of their own, so that a document does not make a chat wait, and take
+turns in it. They are counted piece by piece first: a text over its limit costs no more than the
+limit, however long it is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from tokenizers import Tokenizer
 from deployments.chat_template import ChatTemplate
 from deployments.detokenize import Detokenizer, TokenTable
 from deployments.protocol import Message
+from deployments.turns import Owner, Turns
 from medha_actors.errors import RequestError
 
 # One text never gains from threads inside `tokenizers`; they would only take cores from the model.
@@ -25,7 +28,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 T = TypeVar("T")
 INLINE_CHARS: Final = 1_000
-LONG_CHARS: Final = 100_000
+LONG_CHARS: Final = 16_384  # longer texts are counted in pieces of so many characters
+# A cut through a text changes the number of its tokens by about one (measured with words, digits,
+# spaces, runs of one letter, Chinese and emoji); so many are allowed for.
+_TOKENS_PER_CUT: Final = 16
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than it may have: at least `at_least`."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"at least {at_least} tokens")
+        self.at_least = at_least
 
 
 class Text:
@@ -56,17 +70,39 @@ class Text:
             len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)
         )
         self._threads = ThreadPoolExecutor(1, "medha-text")
-        self._long_threads = ThreadPoolExecutor(1, "medha-long-text")
+        self._turns = Turns("medha-long-text")
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
-        return await self._run(partial(self._encode, text, add_special_tokens), len(text))
+    async def encode(
+        self, text: str, add_special_tokens: bool = True, limit: int | None = None
+    ) -> list[int]:
+        """Token ids of a text; raises TooManyTokensError as soon as it surely has more than
+        `limit`. A result may still be longer than `limit`, by a little."""
+        owner = Owner()
+        if limit is not None:
+            await self._check_fits(text, limit, owner)
+        return await self._run(partial(self._encode, text, add_special_tokens), len(text), owner)
 
-    async def _run(self, work: Callable[[], T], size: int) -> T:
+    async def _check_fits(self, text: str, limit: int, owner: Owner) -> None:
+        """Count a long text in pieces that take turns with those of other texts."""
+        fewest = self.fewest_tokens(text)
+        if fewest > limit:
+            raise TooManyTokensError(fewest)
+        if len(text) <= LONG_CHARS:
+            return
+        at_least = 0
+        for start in range(0, len(text), LONG_CHARS):
+            piece = text[start : start + LONG_CHARS]
+            at_least += await self._turns.run(owner, len(piece), partial(self._count, piece))
+            at_least -= _TOKENS_PER_CUT
+            if at_least > limit:
+                raise TooManyTokensError(at_least)
+
+    async def _run(self, work: Callable[[], T], size: int, owner: Owner) -> T:
         if size <= INLINE_CHARS:
             return work()
-        threads = self._threads if size <= LONG_CHARS else self._long_threads
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
+        if size > LONG_CHARS:
+            return await self._turns.run(owner, size, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from
     # its thread.
@@ -74,6 +110,10 @@ class Text:
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
+
+    def _count(self, piece: str) -> int:
+        [encoding] = self.tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+        return len(encoding)
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         [text] = self.tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
@@ -91,12 +131,16 @@ class Text:
 
     def fewest_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens, without looking at it."""
-        return len(text) // self._longest_token
+        return self.fewest_tokens_of(len(text))
+
+    def fewest_tokens_of(self, chars: int) -> int:
+        """A lower bound for any text of `chars` characters."""
+        return chars // self._longest_token
 
     async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
         decode = partial(self._decode, token_ids, skip_special_tokens)
-        return await self._run(decode, len(token_ids))
+        return await self._run(decode, len(token_ids), Owner())
 
     def detokenizer(self) -> Detokenizer:
         return self.table.detokenizer()

@@ -12,35 +12,39 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from loadgen import figures
-from loadgen.driver import Driver
 from loadgen.errors import EXIT_ALL_FAILED, EXIT_INTERRUPTED, LoadgenError
-from loadgen.metrics import measure
-from loadgen.objectives import Objectives
-from loadgen.options import Options
-from loadgen.plan import build_plan
+from loadgen.flags import flag
+from loadgen.judge.metrics import measure
+from loadgen.judge.objectives import Objectives
+from loadgen.judge.options import Terms
+from loadgen.options import RunOptions
 from loadgen.records import PROBE, RequestRecord
-from loadgen.report import embedded, html_table, page
-from loadgen.results import claim_directory
-from loadgen.run import Say, conclude, load, prepare, terms_of
-from loadgen.server import Server
-from loadgen.tables import as_text, shown
-from loadgen.wire import clock
+from loadgen.run import Prepared, conclude, load, prepare, terms_of
+from loadgen.send.driver import Driver
+from loadgen.send.probe import ServerProbe
+from loadgen.send.wire import clock
+from loadgen.show import figures
+from loadgen.show.output import Say, claim_directory
+from loadgen.show.report import embedded, html_table, page
+from loadgen.show.tables import as_text, shown
+from loadgen.workload.options import PaceOptions
+from loadgen.workload.plan import build_plan
 
 _LOOK_S = 0.5
 
 
-class Search(msgspec.Struct, frozen=True, kw_only=True):
-    """How the rate is searched for."""
+class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the rate is searched for. Rates in requests per second."""
 
-    start: float = 1.0  # requests/s
-    tolerance: float = 0.05  # ends when the lowest failing rate is at most so much above the best
-    highest: float = 10_000.0
-    max_runs: int = 16
+    start: Annotated[float, flag("first rate to try", name="--start-rate", gt=0)] = 1.0
+    # the search ends when the lowest rate that fails is at most so much above the best
+    tolerance: Annotated[float, flag("stop when the answer is known to this share", gt=0)] = 0.05
+    highest: Annotated[float, flag("never try more", name="--highest-rate", gt=0)] = 10_000.0
+    max_runs: Annotated[int, flag("rates to try at most", ge=1)] = 16
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -55,7 +59,7 @@ class Trial(msgspec.Struct, frozen=True):
     figures: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class Found(msgspec.Struct, frozen=True):
+class CapacityFound(msgspec.Struct, frozen=True):
     """The outcome: the best rate that held, and the lowest above it that did not. None: there was
     none."""
 
@@ -70,7 +74,8 @@ class Doubt:
     objectives."""
 
     def __init__(self, objectives: Objectives, allowed: int) -> None:
-        self.objectives, self.allowed = objectives, allowed
+        self.objectives = objectives
+        self.allowed = allowed
         self.bad = 0
         self._ended_badly = self._seen = 0
         self._pending: list[RequestRecord] = []
@@ -104,7 +109,9 @@ class StopSearchError(Exception):
     """The search has to end with what it has."""
 
 
-async def find_capacity(measure: Callable[[float], Awaitable[Trial]], search: Search) -> Found:
+async def find_capacity(
+    measure: Callable[[float], Awaitable[Trial]], search: SearchOptions
+) -> CapacityFound:
     """Search with `measure(rate)`, which may raise StopSearchError."""
     trials: list[Trial] = []
     low: float | None = None
@@ -130,10 +137,10 @@ async def find_capacity(measure: Callable[[float], Awaitable[Trial]], search: Se
             complete = False
     except StopSearchError:
         complete = False
-    return Found(low, high, trials, complete)
+    return CapacityFound(low, high, trials, complete)
 
 
-def _next(low: float | None, high: float | None, search: Search) -> float:
+def _next(low: float | None, high: float | None, search: SearchOptions) -> float:
     if low is None:
         assert high is not None
         return high / 2
@@ -143,76 +150,107 @@ def _next(low: float | None, high: float | None, search: Search) -> float:
 
 
 async def capacity(
-    options: Options, search: Search, directory: Path, say: Say
-) -> tuple[Found, int]:
+    options: RunOptions, search: SearchOptions, directory: Path, say: Say
+) -> tuple[CapacityFound, int]:
     """The whole command: every trial leaves a results directory of its own below `directory`."""
-    terms = terms_of(options)
+    if search.start > search.highest:
+        raise LoadgenError("--highest-rate must be above --start-rate")
+    terms = terms_of(options.judgement)
     if not terms.objectives:
         raise LoadgenError("capacity needs objectives: --goodput ttft:500 tpot:100")
-    if options.request_rate is not None or options.closed_loop:
+    if options.pace.request_rate is not None or options.pace.closed_loop:
         raise LoadgenError(
             "capacity looks for the rate: leave out --request-rate and --max-concurrency"
         )
-    plan = build_plan(msgspec.structs.replace(options, request_rate=search.start))
-    async with Server(options) as server:
-        prepared = await prepare(server, plan, terms, say)
+    plan = build_plan(options.workload, _at_rate(options.pace, search.start))
+    async with ServerProbe(options.server) as server:
+        prepared = await prepare(server, plan, terms, options, say)
         claim_directory(directory)
-        status = 0
-
-        async def measure(rate: float) -> Trial:
-            nonlocal status
-            at_rate = msgspec.structs.replace(
-                options, request_rate=rate, label=f"{rate:.4g} requests/s"
-            )
-            server.options = at_rate
-            place = directory / f"rate-{rate:.4g}"
-            claim_directory(place)
-            trial_plan = build_plan(at_rate)
-            count = len(trial_plan.requests)
-            doubt = Doubt(terms.objectives, allowed=int((1 - options.attainment) * count + 1e-9))
-            finished = await load(server, prepared, trial_plan, say, doubt.watch)
-            result, health, status = conclude(finished, terms, at_rate, place)
-            if status == EXIT_INTERRUPTED:
-                raise StopSearchError
-            cut = finished.cut_short
-            share = 1 - doubt.bad / count if cut else result.get("attainment", 0.0)
-            holds = not cut and share >= options.attainment
-            doubtful = bool(health.own_failures) and not holds
-            trial = Trial(rate, share, holds, cut, doubtful, result["classes"]["all"])
-            say(
-                f"{rate:.4g} requests/s: {_met(trial)} met the objectives, "
-                f"{'holds' if holds else 'fails'}"
-            )
-            if doubtful:
-                say(f"the load generator itself was slow: {health.own_failures[0].summary}")
-            return trial
-
-        found = await find_capacity(measure, search)
-    _write(found, options, directory)
-    if status == EXIT_INTERRUPTED:
-        return found, EXIT_INTERRUPTED
-    return found, 0 if found.best is not None else EXIT_ALL_FAILED
+        trials = _Trials(server, prepared, terms, options, directory, say)
+        outcome = await find_capacity(trials.measure, search)
+    _write(outcome, options, directory)
+    if trials.status == EXIT_INTERRUPTED:
+        return outcome, EXIT_INTERRUPTED
+    return outcome, 0 if outcome.best is not None else EXIT_ALL_FAILED
 
 
-def summary(found: Found) -> str:
+def _at_rate(pace: PaceOptions, rate: float) -> PaceOptions:
+    return msgspec.structs.replace(pace, request_rate=rate)
+
+
+class _Trials:
+    """Loads the server at one rate after another; `status` is the last trial's exit status."""
+
+    def __init__(
+        self,
+        server: ServerProbe,
+        prepared: Prepared,
+        terms: Terms,
+        options: RunOptions,
+        directory: Path,
+        say: Say,
+    ) -> None:
+        self._server = server
+        self._prepared = prepared
+        self._terms = terms
+        self._options = options
+        self._directory = directory
+        self._say = say
+        self.status = 0
+
+    async def measure(self, rate: float) -> Trial:
+        """Load the server at a rate; raises StopSearchError when the user has had enough."""
+        options = msgspec.structs.replace(
+            self._options,
+            pace=_at_rate(self._options.pace, rate),
+            report=msgspec.structs.replace(self._options.report, label=f"{rate:.4g} requests/s"),
+        )
+        place = self._directory / f"rate-{rate:.4g}"
+        claim_directory(place)
+        plan = build_plan(options.workload, options.pace)
+        count = len(plan.requests)
+        attainment = self._terms.attainment
+        doubt = Doubt(self._terms.objectives, allowed=int((1 - attainment) * count + 1e-9))
+        run = await load(self._server, self._prepared, plan, options, self._say, doubt.watch)
+        result, health, self.status = conclude(run, self._terms, options, place)
+        if self.status == EXIT_INTERRUPTED:
+            raise StopSearchError
+        share = result.get("attainment", 0.0)
+        if run.cut_short:
+            share = 1 - doubt.bad / count
+        holds = not run.cut_short and share >= attainment
+        trial = Trial(
+            rate=rate,
+            attainment=share,
+            holds=holds,
+            cut_short=run.cut_short,
+            doubtful=bool(health.own_failures) and not holds,
+            figures=result["classes"]["all"],
+        )
+        verdict = "holds" if holds else "fails"
+        self._say(f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {verdict}")
+        if trial.doubtful:
+            self._say(f"the load generator itself was slow: {health.own_failures[0].summary}")
+        return trial
+
+
+def summary(outcome: CapacityFound) -> str:
     """One line."""
-    if found.best is None:
+    if outcome.best is None:
         return "the objectives held at no rate that was tried"
-    above = (
-        f", they fail at {found.failed:.4g}"
-        if found.failed is not None
-        else ", the highest rate allowed"
-    )
-    unfinished = "" if found.complete else " (search cut short)"
-    doubt = (
-        "; doubtful: the load generator itself was late"
-        if any(t.doubtful for t in found.trials)
-        else ""
-    )
-    return f"capacity: {found.best:.4g} requests/s hold the objectives{above}{unfinished}{doubt}"
+    text = f"capacity: {outcome.best:.4g} requests/s hold the objectives"
+    if outcome.failed is not None:
+        text += f", they fail at {outcome.failed:.4g}"
+    else:
+        text += ", the highest rate allowed"
+    if not outcome.complete:
+        text += " (search cut short)"
+    if any(trial.doubtful for trial in outcome.trials):
+        text += "; doubtful: the load generator itself was late"
+    return text
 
 
-def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
+def table_of(outcome: CapacityFound) -> tuple[list[str], list[list[str]]]:
     """The trials, by rate."""
     header = [
         "requests/s",
@@ -224,8 +262,9 @@ def table_of(found: Found) -> tuple[list[str], list[list[str]]]:
         "tokens/s",
     ]
     rows = []
-    for trial in sorted(found.trials, key=lambda trial: trial.rate):
-        ttft, gaps = trial.figures.get("ttft", {}), trial.figures.get("itl", {})
+    for trial in sorted(outcome.trials, key=lambda trial: trial.rate):
+        ttft = trial.figures.get("ttft", {})
+        gaps = trial.figures.get("itl", {})
         numbers = (ttft.get("p50", ttft.get("median")), ttft.get("p99"), gaps.get("p99"))
         speed = trial.figures.get("output_throughput")
         verdict = "holds" if trial.holds else "fails"
@@ -239,31 +278,27 @@ def _met(trial: Trial) -> str:
     return ("at most " if trial.cut_short else "") + shown(trial.attainment, "%")
 
 
-def _write(found: Found, options: Options, directory: Path) -> None:
+def _write(outcome: CapacityFound, options: RunOptions, directory: Path) -> None:
+    """capacity.json, capacity.png and report.html."""
+    judgement = options.judgement
     content: dict[str, Any] = {
-        "capacity": found.best,
-        "failed_at": found.failed,
-        "complete": found.complete,
-    }
-    content |= {
-        "attainment": options.attainment,
-        "goodput": options.goodput,
-        "goodput_long": options.goodput_long,
-    }
-    content |= {
-        "policy": options.policy,
-        "trials": [msgspec.to_builtins(trial) for trial in found.trials],
+        "capacity": outcome.best,
+        "failed_at": outcome.failed,
+        "complete": outcome.complete,
+        "attainment": judgement.attainment,
+        "goodput": judgement.goodput,
+        "goodput_long": judgement.goodput_long,
+        "policy": options.watch.policy,
+        "trials": [msgspec.to_builtins(trial) for trial in outcome.trials],
     }
     (directory / "capacity.json").write_text(json.dumps(content, indent=2) + "\n")
-    parts = [f"<h1>{summary(found)}</h1>", html_table(table_of(found))]
-    if figures.available() and found.trials:
+    parts = [f"<h1>{summary(outcome)}</h1>", html_table(table_of(outcome))]
+    if figures.available() and outcome.trials:
         picture = directory / "capacity.png"
-        rates, shares = [t.rate for t in found.trials], [t.attainment for t in found.trials]
-        figures.draw_capacity(rates, shares, options.attainment, found.best, picture)
-        parts.append(
-            '<div class="figures">'
-            f"{embedded(picture, 'Share of requests that met all objectives')}"
-            "</div>"
-        )
+        rates = [trial.rate for trial in outcome.trials]
+        shares = [trial.attainment for trial in outcome.trials]
+        figures.draw_capacity(rates, shares, judgement.attainment, outcome.best, picture)
+        image = embedded(picture, "Share of requests that met all objectives")
+        parts.append(f'<div class="figures">{image}</div>')
     (directory / "report.html").write_text(page("Capacity", parts))
-    (directory / "capacity.txt").write_text(f"{summary(found)}\n\n{as_text(table_of(found))}\n")
+    (directory / "capacity.txt").write_text(f"{summary(outcome)}\n\n{as_text(table_of(outcome))}\n")

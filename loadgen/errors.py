@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 EXIT_ALL_FAILED = 1  # the run took place, but not one request was answered
-EXIT_USAGE = (
-    2  # wrong options, a server that is not there, an unreadable trace, a directory that exists
-)
-EXIT_UNHEALTHY = (
-    3  # --fail-unhealthy: results were written, but the load generator's own checks failed
-)
+# wrong options, a server that is not there, an unreadable trace, a directory that exists
+EXIT_USAGE = 2
+# --fail-unhealthy: results were written, but the load generator's own checks failed
+EXIT_UNHEALTHY = 3
 EXIT_INTERRUPTED = 130  # Ctrl-C; results were written
 
 

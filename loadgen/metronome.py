@@ -34,7 +34,9 @@ class _Beat(asyncio.Protocol):
     """One connection: requests one after another, each answered token by token."""
 
     def __init__(self, model: str, first_token_s: float, gap_s: float) -> None:
-        self.model, self.first_token_s, self.gap_s = model, first_token_s, gap_s
+        self.model = model
+        self.first_token_s = first_token_s
+        self.gap_s = gap_s
         self.loop = asyncio.get_running_loop()
         self.body = bytearray()
         self.url = b""
@@ -58,7 +60,8 @@ class _Beat(asyncio.Protocol):
         self.body += body
 
     def on_message_complete(self) -> None:
-        body, self.body = bytes(self.body), bytearray()
+        body = bytes(self.body)
+        self.body = bytearray()
         if self.url.startswith(b"/v1/models"):
             self._answer(
                 {
@@ -68,11 +71,9 @@ class _Beat(asyncio.Protocol):
             )
             return
         request = msgspec.json.decode(body, type=_Body)
-        self.left, self.prompt_tokens, self.max_tokens = (
-            request.max_tokens,
-            len(request.prompt),
-            request.max_tokens,
-        )
+        self.unsent = request.max_tokens
+        self.prompt_tokens = len(request.prompt)
+        self.max_tokens = request.max_tokens
         self.due = self.loop.time() + self.first_token_s
         self.head = HEAD
         self.timer = self.loop.call_at(self.due, self._tick)
@@ -80,13 +81,14 @@ class _Beat(asyncio.Protocol):
     def _tick(self) -> None:
         """Write the token that is due (all that are due, if this process is late) and wait for the
         next one."""
-        now, out = self.loop.time(), self.head
+        now = self.loop.time()
+        out = self.head
         self.head = b""
-        while self.left and self.due <= now + 5e-4:
-            self.left -= 1
-            out += _chunk(TOKEN if self.left else LAST)
+        while self.unsent and self.due <= now + 5e-4:
+            self.unsent -= 1
+            out += _chunk(TOKEN if self.unsent else LAST)
             self.due += self.gap_s
-        if self.left:
+        if self.unsent:
             self.timer = self.loop.call_at(self.due, self._tick)
         else:
             usage = b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'

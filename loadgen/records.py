@@ -1,8 +1,8 @@
 """What is planned, what was seen, and a whole run: the data that every other part of the load
 generator works on.
 
-A Run says nothing about how it came to be: the results of a simulation are written by the same code
-as those of a measurement.
+A RunRecord says nothing about how it came to be: the results of a simulation are written by the
+same code as those of a measurement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-SHORT, LONG, PROBE = "short", "long", "probe"
+SHORT = "short"
+LONG = "long"
+PROBE = "probe"
 
 
 class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -21,13 +23,11 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     index: int
     prompt_tokens: int
     output_tokens: int
-    at: float | None = (
-        None  # due, in seconds after the start; None: when the closed loop has a place
-    )
+    # due, in seconds after the start; None: when the closed loop has a place
+    at: float | None = None
     kind: str = SHORT
-    blocks: tuple[
-        int, ...
-    ] = ()  # prefix blocks: equal ids at the start of two prompts are equal tokens
+    # prefix blocks: equal ids at the start of two prompts are equal tokens
+    blocks: tuple[int, ...] = ()
     block_tokens: int = 0
 
 
@@ -47,9 +47,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     released_at: float = 0.0  # when the concurrency limit let it go: the same, without a limit
     sent_at: float | None = None  # just before it was handed to the socket
     answered_at: float | None = None  # the response's headers
-    token_times: array[float] = msgspec.field(
-        default_factory=lambda: array("d")
-    )  # one per event with content
+    # one per event with content
+    token_times: array[float] = msgspec.field(default_factory=lambda: array("d"))
     ended_at: float | None = None
     status: int | None = None  # HTTP
     finish_reason: str | None = None
@@ -68,11 +67,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     @property
     def generated_tokens(self) -> int:
         """Tokens of the answer: the server's count, else the number of events with content."""
-        return (
-            len(self.token_times)
-            if self.usage_completion_tokens is None
-            else self.usage_completion_tokens
-        )
+        if self.usage_completion_tokens is not None:
+            return self.usage_completion_tokens
+        return len(self.token_times)
 
     def rebase(self, origin: float) -> None:
         """Turn instants of the monotonic clock into seconds since `origin`."""
@@ -97,7 +94,7 @@ def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
     )
 
 
-class Run(msgspec.Struct, kw_only=True):
+class RunRecord(msgspec.Struct, kw_only=True):
     """A finished run, measured or simulated."""
 
     records: list[RequestRecord]
@@ -109,11 +106,9 @@ class Run(msgspec.Struct, kw_only=True):
     interrupted: bool = False  # by the user
     cut_short: bool = False  # by capacity's search: the objectives could no longer be met
     open_loop: bool = True
-    loop_lags_s: list[float] = msgspec.field(
-        default_factory=list
-    )  # how late the program's own timers fired
+    # how late the program's own timers fired
+    loop_lags_s: list[float] = msgspec.field(default_factory=list)
     cpu_share: float | None = None  # of one core, used by the load generator
-    isolated: list[tuple[int, float]] = msgspec.field(
-        default_factory=list
-    )  # (prompt tokens, idle TTFT in seconds)
+    # (prompt tokens, idle TTFT in seconds)
+    isolated: list[tuple[int, float]] = msgspec.field(default_factory=list)
     exact_prompts: bool = True  # False: prompt lengths are a guess (no tokenizer to be had)

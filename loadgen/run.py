@@ -9,28 +9,36 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadgen.driver import Driver, Pace
 from loadgen.errors import EXIT_ALL_FAILED, EXIT_INTERRUPTED, EXIT_UNHEALTHY, LoadgenError
-from loadgen.health import Health, examine
-from loadgen.isolated import Points, lengths_to_measure, measure_isolated, predict, read_points
-from loadgen.live import LiveView
-from loadgen.objectives import Objectives, parse_objectives
-from loadgen.options import Options
-from loadgen.plan import Plan, build_plan
-from loadgen.prompts import Alphabet, PromptMaker
-from loadgen.records import PlannedRequest, RequestRecord, Run
-from loadgen.results import Terms, claim_directory, write_results
-from loadgen.server import Model, Server
-from loadgen.targets import OpenAITarget
-from loadgen.workload import probes
+from loadgen.judge.health import Health, examine
+from loadgen.judge.isolated import (
+    Points,
+    lengths_to_measure,
+    measure_isolated,
+    predict,
+    read_points,
+)
+from loadgen.judge.objectives import Objectives
+from loadgen.judge.options import JudgementOptions, Terms
+from loadgen.options import RunOptions, public
+from loadgen.records import PlannedRequest, RequestRecord, RunRecord
+from loadgen.send.driver import Driver, Pace
+from loadgen.send.probe import Model, ServerProbe
+from loadgen.send.prompts import Alphabet, PromptMaker
+from loadgen.send.targets import OpenAITarget
+from loadgen.show.output import Say, claim_directory
+from loadgen.show.progress import ProgressView
+from loadgen.show.results import write_results
+from loadgen.workload.mixes import probes
+from loadgen.workload.plan import Plan, build_plan
 
-Say = Callable[[str], None]
+Ask = Callable[[PlannedRequest], Awaitable[RequestRecord]]
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -42,21 +50,20 @@ class Prepared(msgspec.Struct, frozen=True):
     objectives: Objectives
 
 
-def terms_of(options: Options) -> Terms:
+def terms_of(judgement: JudgementOptions) -> Terms:
     """How the run will be judged; raises LoadgenError."""
-    objectives = parse_objectives(options.goodput, options.goodput_long)
-    if objectives.relative and options.isolated_ttft is None:
+    terms = judgement.terms()
+    if terms.objectives.relative and judgement.isolated_ttft is None:
         raise LoadgenError(
             "relative objectives (1.5x) need --isolated-ttft measure, or a file of an earlier run"
         )
-    return Terms(
-        objectives=objectives, percentiles=options.percentiles(), attainment=options.attainment
-    )
+    return terms
 
 
-async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepared:
+async def prepare(
+    server: ServerProbe, plan: Plan, terms: Terms, options: RunOptions, say: Say
+) -> Prepared:
     """Check the server against the plan; measure it idle and warm it up, if asked to."""
-    options = server.options
     model = await server.model()
     if model.max_model_len is not None and plan.longest > model.max_model_len:
         raise LoadgenError(
@@ -70,80 +77,60 @@ async def prepare(server: Server, plan: Plan, terms: Terms, say: Say) -> Prepare
             f"the shortest prompt has {plan.shortest_prompt} tokens, but the server itself adds "
             f"{alphabet.overhead}"
         )
-    points: Points = []
-    target = OpenAITarget(server.address, server.style(model), PromptMaker(alphabet, options.seed))
+    prompts = PromptMaker(alphabet, options.workload.seed)
+    target = OpenAITarget(server.address, server.style(model), prompts)
 
     async def ask(request: PlannedRequest) -> RequestRecord:
         return await server.ask(target, request)
 
     try:
-        for index in range(options.num_warmups):
-            await ask(
-                msgspec.structs.replace(
-                    plan.requests[index % len(plan.requests)], index=index, kind="warmup"
-                )
-            )
-        if options.isolated_ttft == "measure":
-            lengths = lengths_to_measure([request.prompt_tokens for request in plan.requests])
-            say(f"measuring the idle server at {', '.join(map(str, lengths))} prompt tokens")
-            points = await measure_isolated(lengths, ask)
-        elif options.isolated_ttft is not None:
-            points = read_points(Path(options.isolated_ttft))
+        await _warm_up(plan, options.pace.num_warmups, ask)
+        points = await _isolated(plan, options.judgement.isolated_ttft, ask, say)
     finally:
         await target.close()
     return Prepared(model, alphabet, points, terms.objectives)
 
 
+async def _warm_up(plan: Plan, count: int, ask: Ask) -> None:
+    """The plan's first requests, one by one."""
+    for index in range(count):
+        request = plan.requests[index % len(plan.requests)]
+        await ask(msgspec.structs.replace(request, index=index, kind="warmup"))
+
+
+async def _isolated(plan: Plan, source: str | None, ask: Ask, say: Say) -> Points:
+    """Times to first token on the idle server: measured now, of an earlier run, or none."""
+    if source is None:
+        return []
+    if source != "measure":
+        return read_points(Path(source))
+    lengths = lengths_to_measure([request.prompt_tokens for request in plan.requests])
+    say(f"measuring the idle server at {', '.join(map(str, lengths))} prompt tokens")
+    return await measure_isolated(lengths, ask)
+
+
 async def load(
-    server: Server,
+    server: ServerProbe,
     prepared: Prepared,
     plan: Plan,
+    options: RunOptions,
     say: Say,
     watch: Callable[[Driver], Awaitable[None]] | None = None,
-) -> Run:
+) -> RunRecord:
     """Send the plan. SIGINT and SIGTERM end it early; the records so far are returned all the same.
 
     `watch` runs beside the load; when it returns, the load is cut short.
     """
-    options = server.options
-    style = server.style(prepared.model, prepared.objectives)
-    target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, options.seed))
-    pace = Pace(
-        closed_loop=plan.closed_loop,
-        max_concurrency=options.max_concurrency,
-        ramp_up_s=options.ramp_up,
-    )
-    probe_tokens = max(options.probe_input_len, prepared.alphabet.overhead + 1)
-    beside = (
-        probes(options.probe_request_rate, probe_tokens, options.seed)
-        if options.probe_request_rate
-        else ()
-    )
-    points = prepared.points
-
-    def expect(record: RequestRecord) -> None:
-        if points:
-            record.isolated_ttft_s = predict(points, record.prompt_tokens)
-
-    driver = Driver(
-        target,
-        plan.requests,
-        pace,
-        probes=beside,
-        run_id=f"lg-{time.time_ns() // 1_000_000:x}",
-        on_record=expect,
-    )
-    title = (
-        f"{options.label or options.policy or 'load'} -> {server.address.url} ({prepared.model.id})"
-    )
-    beside_it = (
-        []
-        if options.quiet
-        else [LiveView(driver, title=title, interval_s=options.live_interval).show()]
-    )
-    beside_it += [] if watch is None else [_stop_after(watch(driver), driver)]
+    driver = _driver(server, prepared, plan, options)
+    beside = []
+    if not options.watch.quiet:
+        name = options.report.label or options.watch.policy or "load"
+        title = f"{name} -> {server.address.url} ({prepared.model.id})"
+        view = ProgressView(driver, title=title, interval_s=options.watch.live_interval)
+        beside.append(asyncio.create_task(view.show()))
+    if watch is not None:
+        beside.append(asyncio.create_task(_stop_after(watch(driver), driver)))
     _allow_many_sockets()
-    tasks = [asyncio.create_task(work) for work in beside_it]
     interrupted = False
 
     def interrupt() -> None:
@@ -152,69 +139,114 @@ async def load(
         say("stopping; the results so far will be written (once more to leave at once)")
         driver.stop()
 
-    started_at, cpu_before, began = time.time(), _cpu_s(), time.monotonic()
+    started_at = time.time()
+    cpu_before = cpu_seconds()
+    began = time.monotonic()
     try:
         with _on_signals(interrupt):
             duration = await driver.run()
     finally:
-        for task in tasks:
+        for task in beside:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await target.close()
-    return Run(
+        await asyncio.gather(*beside, return_exceptions=True)
+        await driver.target.close()
+    return RunRecord(
         records=driver.records,
         duration_s=duration,
         config=configuration(options, plan, prepared),
-        label=options.label,
+        label=options.report.label,
         started_at=started_at,
         interrupted=interrupted,
         cut_short=driver.stopped and not interrupted,
         open_loop=not plan.closed_loop,
         loop_lags_s=driver.loop_lags_s,
-        cpu_share=(_cpu_s() - cpu_before) / max(time.monotonic() - began, 1e-9),
-        isolated=points,
+        cpu_share=(cpu_seconds() - cpu_before) / max(time.monotonic() - began, 1e-9),
+        isolated=prepared.points,
         exact_prompts=prepared.alphabet.exact,
     )
 
 
-def configuration(options: Options, plan: Plan, prepared: Prepared) -> dict[str, Any]:
+def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOptions) -> Driver:
+    """What sends the plan, with probes beside it where they are asked for."""
+    seed = options.workload.seed
+    style = server.style(prepared.model, prepared.objectives)
+    target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, seed))
+    pace = Pace(
+        closed_loop=plan.closed_loop,
+        max_concurrency=options.pace.max_concurrency,
+        ramp_up_s=options.pace.ramp_up,
+    )
+    beside: Iterable[PlannedRequest] = ()
+    if options.pace.probe_request_rate:
+        tokens = max(options.pace.probe_input_len, prepared.alphabet.overhead + 1)
+        beside = probes(options.pace.probe_request_rate, tokens, seed)
+
+    def expect(record: RequestRecord) -> None:
+        if prepared.points:
+            record.isolated_ttft_s = predict(prepared.points, record.prompt_tokens)
+
+    return Driver(
+        target,
+        plan.requests,
+        pace,
+        probes=beside,
+        run_id=f"lg-{time.time_ns() // 1_000_000:x}",
+        on_record=expect,
+    )
+
+
+def configuration(options: RunOptions, plan: Plan, prepared: Prepared) -> dict[str, Any]:
     """config.yml: what was asked, what it came to, and where it ran."""
+    asked = public(
+        options.server,
+        options.workload,
+        options.pace,
+        options.judgement,
+        options.report,
+        options.watch,
+    )
     return {
-        **options.public(),
+        **asked,
         "model": prepared.model.id,
         "plan": plan.describe(),
         "prompt_overhead_tokens": prepared.alphabet.overhead,
         "machine": {"python": platform.python_version(), "system": platform.platform()},
-        "command": sys.argv[1:] if not options.header else [],
+        "command": sys.argv[1:] if not options.server.header else [],
     }
 
 
 def conclude(
-    run: Run, terms: Terms, options: Options, directory: Path
+    run: RunRecord, terms: Terms, options: RunOptions, directory: Path
 ) -> tuple[dict[str, Any], Health, int]:
     """Judge and write a run; returns result.json, the health and the exit status."""
-    health = examine(run, late_s=options.late_threshold_ms / 1000, exact_outputs=options.ignore_eos)
+    health = examine(
+        run,
+        late_s=options.judgement.late_threshold_ms / 1000,
+        exact_outputs=options.server.ignore_eos,
+    )
     result = write_results(run, terms, health, directory)
     if run.interrupted:
         return result, health, EXIT_INTERRUPTED
     if not result["completed"]:
         return result, health, EXIT_ALL_FAILED
-    return result, health, EXIT_UNHEALTHY if options.fail_unhealthy and not health.passed else 0
+    unhealthy = options.watch.fail_unhealthy and not health.passed
+    return result, health, EXIT_UNHEALTHY if unhealthy else 0
 
 
-async def run(options: Options, directory: Path, say: Say) -> tuple[dict[str, Any], Health, int]:
+async def run(options: RunOptions, directory: Path, say: Say) -> tuple[dict[str, Any], Health, int]:
     """The whole command."""
-    terms = terms_of(options)
-    plan = build_plan(options)
+    terms = terms_of(options.judgement)
+    plan = build_plan(options.workload, options.pace)
     say(plan.describe())
-    async with Server(options) as server:
-        prepared = await prepare(server, plan, terms, say)
+    async with ServerProbe(options.server) as server:
+        prepared = await prepare(server, plan, terms, options, say)
         claim_directory(directory)
-        finished = await load(server, prepared, plan, say)
+        finished = await load(server, prepared, plan, options, say)
     return conclude(finished, terms, options, directory)
 
 
-def _cpu_s() -> float:
+def cpu_seconds() -> float:
+    """CPU time of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
@@ -228,11 +260,9 @@ def _allow_many_sockets() -> None:
     """Every request under way has a socket of its own; the usual soft limit is 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or soft < hard:
+        wanted = 1_048_576 if hard == resource.RLIM_INFINITY else hard
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE,
-                (hard if hard != resource.RLIM_INFINITY else 1_048_576, hard),
-            )
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager
@@ -249,11 +279,8 @@ def _on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
     try:
         for number in stops:
             loop.add_signal_handler(number, stop)
-    except (
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ):  # not in the main thread, or not on this system
+    except (NotImplementedError, RuntimeError, ValueError):
+        # not in the main thread, or not on this system
         yield
         return
     try:

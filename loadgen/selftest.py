@@ -7,69 +7,82 @@ the measurement (and of the metronome, which is a process on the same machine).
 from __future__ import annotations
 
 import asyncio
-import resource
+import math
 import time
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from loadgen.arrivals import arrival_times
-from loadgen.driver import Driver, Pace
+from loadgen.errors import LoadgenError
+from loadgen.flags import flag
+from loadgen.judge.latencies import percentile
 from loadgen.metronome import Metronome
-from loadgen.prompts import PromptMaker, ids_alphabet
 from loadgen.records import RequestRecord
-from loadgen.targets import OpenAITarget, RequestStyle, parse_address
-from loadgen.workload import Mix, synthetic, with_arrivals
+from loadgen.run import cpu_seconds
+from loadgen.send.driver import Driver, Pace
+from loadgen.send.prompts import PromptMaker, ids_alphabet
+from loadgen.send.targets import OpenAITarget, RequestStyle, parse_address
+from loadgen.workload.arrivals import arrival_times
+from loadgen.workload.mixes import Mix, synthetic, with_arrivals
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What the self-test asks for."""
+class SelfTestOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the self-test asks of this machine."""
 
-    rate: float = 2000.0
-    tokens_per_s: float = 20_000.0
-    seconds: float = 5.0
+    rate: Annotated[float, flag("requests/s", name="--request-rate", gt=0)] = 2000.0
+    tokens_per_s: Annotated[float, flag(gt=0)] = 20_000.0
+    seconds: Annotated[float, flag("seconds", name="--duration", gt=0)] = 5.0
     first_token_s: float = 0.02
     gap_s: float = 0.01
 
+    def refuse_infinity(self) -> None:
+        """Raise LoadgenError where a number is none that a machine could reach."""
+        if not math.isfinite(self.rate * self.tokens_per_s * self.seconds):
+            raise LoadgenError("--request-rate, --tokens-per-s and --duration must be finite")
 
-def selftest(load: Load) -> dict[str, Any]:
+
+def selftest(asked: SelfTestOptions) -> dict[str, Any]:
     """Drive the metronome; returns the figures reached."""
-    with Metronome(first_token_s=load.first_token_s, gap_s=load.gap_s) as url:
-        return asyncio.run(_drive(url, load))
+    asked.refuse_infinity()
+    with Metronome(first_token_s=asked.first_token_s, gap_s=asked.gap_s) as url:
+        return asyncio.run(_drive(url, asked))
 
 
-async def _drive(url: str, load: Load) -> dict[str, Any]:
-    output = max(1, round(load.tokens_per_s / load.rate))
+async def _drive(url: str, asked: SelfTestOptions) -> dict[str, Any]:
+    output = max(1, round(asked.tokens_per_s / asked.rate))
     mix = Mix(input_len="64", output_len=str(output))
     requests = with_arrivals(
-        synthetic(mix, max(1, round(load.rate * load.seconds)), 0),
-        arrival_times(load.rate, 0, kind="poisson"),
+        synthetic(mix, max(1, round(asked.rate * asked.seconds)), 0),
+        arrival_times(asked.rate, 0, kind="poisson"),
     )
     prompts = PromptMaker(ids_alphabet(tuple(range(1000, 8000))), 0)
     target = OpenAITarget(parse_address(url), RequestStyle(model="metronome"), prompts)
     driver = Driver(target, requests, Pace())
-    before, started = _cpu_s(), time.monotonic()
+    cpu_before = cpu_seconds()
+    started = time.monotonic()
     try:
         duration = await driver.run()
     finally:
         await target.close()
-    cpu = (_cpu_s() - before) / (time.monotonic() - started)
+    cpu = (cpu_seconds() - cpu_before) / (time.monotonic() - started)
     return {
         "cpu_share": round(cpu, 3),
-        **_figures(driver.records, duration, driver.loop_lags_s, load),
+        **_figures(driver.records, duration, driver.loop_lags_s, asked),
     }
 
 
 def _figures(
-    records: list[RequestRecord], duration: float, lags: list[float], load: Load
+    records: list[RequestRecord], duration: float, lags: list[float], asked: SelfTestOptions
 ) -> dict[str, Any]:
-    late, ttft, gaps = [], [], []
+    late = []
+    ttft = []
+    gaps = []
     for record in records:
         sent = record.sent_at or 0.0
         late.append(sent - record.released_at)
-        ttft += [instant - sent - load.first_token_s for instant in record.token_times[:1]]
-        gaps += [after - before - load.gap_s for before, after in pairwise(record.token_times)]
+        ttft += [instant - sent - asked.first_token_s for instant in record.token_times[:1]]
+        gaps += [after - before - asked.gap_s for before, after in pairwise(record.token_times)]
     return {
         "requests": len(records),
         "failed": sum(not record.completed for record in records),
@@ -86,14 +99,5 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     """P50, P99 and the largest, in milliseconds."""
     if not seconds:
         return {}
-    ordered = sorted(seconds)
-    picks = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {
-        name: round(1000 * ordered[round(share * (len(ordered) - 1))], 2)
-        for name, share in picks.items()
-    }
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    picks = {"p50": 50, "p99": 99, "max": 100}
+    return {name: round(1000 * percentile(seconds, percent), 2) for name, percent in picks.items()}

@@ -1,20 +1,36 @@
 """The one configuration tree: what stands under `args` in serve_config.yaml.
 
-Units are in the names, unknown fields are refused with their path, and nothing is mutated. `None`
-means "derive it".
+Units are in the names, unknown fields are refused with their path, every number has bounds, and
+nothing is mutated. `None` means "derive it".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
+import msgspec.inspect
+from msgspec import Meta
 
 from medha_actors.errors import ConfigError
 
 Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Bounds that several fields share; what only one field has stands at the field.
+Count = Annotated[int, Meta(ge=1, le=65_536)]
+Tokens = Annotated[int, Meta(ge=1, le=2**30)]
+ChunkTokens = Annotated[int, Meta(ge=1, le=2**20)]
+Bytes = Annotated[int, Meta(ge=1, le=2**50)]
+Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+RopeFactor = Annotated[float, Meta(ge=0.0, le=1e6)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Place = Annotated[str, Meta(min_length=1, max_length=4096)]  # a path, a hub id or a URL
+Options = Annotated[dict[str, Any], Meta(max_length=256)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -25,40 +41,38 @@ class RandomWeights(_Section, frozen=True):
     """Dimensions of a model with random weights, for tests and benchmarks (`model_source:
     random`)."""
 
-    layers: int = 4
-    hidden: int = 64
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    intermediate: int = 128
-    vocabulary: int = 512
-    seed: int = 0
+    layers: Annotated[int, Meta(ge=1, le=4096)] = 4
+    hidden: Annotated[int, Meta(ge=1, le=2**20)] = 64
+    heads: Annotated[int, Meta(ge=1, le=4096)] = 4
+    kv_heads: Annotated[int, Meta(ge=1, le=4096)] = 2
+    head_dim: Annotated[int, Meta(ge=2, le=4096)] = 16
+    intermediate: Annotated[int, Meta(ge=1, le=2**22)] = 128
+    vocabulary: Annotated[int, Meta(ge=2, le=2**24)] = 512
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
 class RopeScaling(_Section, frozen=True):
     """Overrides the model's own RoPE scaling; names and meaning as in a Hugging Face config."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
-    factor: float
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    attention_factor: float | None = None
+    factor: Annotated[float, Meta(ge=1e-3, le=1e6)]
+    original_max_position_embeddings: Tokens | None = None
+    low_freq_factor: RopeFactor | None = None
+    high_freq_factor: RopeFactor | None = None
+    beta_fast: RopeFactor | None = None
+    beta_slow: RopeFactor | None = None
+    attention_factor: RopeFactor | None = None
 
 
 class ModelLoadingConfig(_Section, frozen=True):
     """Which model; the names are ray.serve.llm's."""
 
-    model_id: str = "smollm2-135m-instruct"  # the name clients send
-    model_source: str = (
-        "embedded"  # embedded | random | a Hugging Face directory or hub id | a .gguf file
-    )
+    model_id: Name = "smollm2-135m-instruct"  # the name clients send
+    # embedded | random | a Hugging Face directory or hub id | a .gguf file
+    model_source: Place = "embedded"
     dtype: DType = "auto"
-    max_model_len_tokens: int | None = (
-        None  # None: what the model (with its RoPE scaling) was made for
-    )
+    # None: what the model (with its RoPE scaling) was made for
+    max_model_len_tokens: Tokens | None = None
     rope_scaling: RopeScaling | None = None
     random: RandomWeights = RandomWeights()
 
@@ -66,75 +80,75 @@ class ModelLoadingConfig(_Section, frozen=True):
 class ParallelConfig(_Section, frozen=True):
     """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups (paper, 3.3)."""
 
-    spp: int = 2
-    kvp: int = 1
+    spp: Annotated[int, Meta(ge=1, le=1024)] = 2
+    kvp: Annotated[int, Meta(ge=1, le=256)] = 1
     # A request's piece in one group; the next group is taken when it is full, and the last one
     # takes the rest. None: the longest sequence / kvp, so that its pieces are equal, but at least
     # 8192, below which a second group costs a decode more than it saves (docs/benchmarks.md); in
     # whole pages, and at most all pages of a group.
-    max_tokens_per_kvp_group: int | None = None
+    max_tokens_per_kvp_group: Annotated[int, Meta(ge=1, le=2**50)] | None = None
 
 
 class ActorConfig(_Section, frozen=True):
     """What each stage actor gets."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_gpus: float = 1.0  # on CUDA; a fraction lets several actors share a GPU
-    num_cpus: float = 1.0
-    threads: int = 1  # compute threads of a CPU actor
+    # on CUDA; a fraction lets several actors share a GPU
+    num_gpus: Annotated[float, Meta(ge=0.01, le=64.0)] = 1.0
+    num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
     pin: bool = True  # bind each CPU actor to cores of its own
     attention: Literal["auto", "sdpa", "flash_attn"] = "auto"
-    spares: int = 1  # warm processes per node that take the place of a dead stage (CPU only)
-    start_timeout_s: float = 300.0
-    step_timeout_s: float = 600.0  # a step that takes longer counts as a dead stage
-    orphan_timeout_s: float = 30.0  # stage actors wait so long for a new controller, then end
+    # warm processes per node that take the place of a dead stage (CPU only)
+    spares: Annotated[int, Meta(ge=0, le=16)] = 1
+    start_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
+    # a step that takes longer counts as a dead stage
+    step_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 600.0
+    # stage actors wait so long for a new controller, then end
+    orphan_timeout_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 30.0
 
 
 class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
-    batch_budget_s: float | None = (
-        None  # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
-    )
-    fixed_chunk_tokens: int | None = None  # chunked prefill with a constant size, for comparison
-    min_chunk_tokens: int = (
-        4  # a chunk this small is run even if it does not fit, so that prefill always moves on
-    )
-    max_chunk_tokens: int = 2048
-    max_batch_tokens: int = 4096
-    max_running_requests: int = 64  # requests in decode at once
-    max_waiting_requests: int = 1000
+    # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
+    batch_budget_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] | None = None
+    # chunked prefill with a constant size, for comparison
+    fixed_chunk_tokens: ChunkTokens | None = None
+    # a chunk this small is run even if it does not fit, so that prefill always moves on
+    min_chunk_tokens: ChunkTokens = 4
+    max_chunk_tokens: ChunkTokens = 2048
+    max_batch_tokens: Annotated[int, Meta(ge=1, le=2**24)] = 4096
+    max_running_requests: Count = 64  # requests in decode at once
+    max_waiting_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     space_sharing: bool = True
-    long_share: float = (
-        1.0  # of the budget that a batch with a long prefill may fill while others are live
-    )
-    max_yield: float = (
-        0.4  # rho_max: the largest share of the budget that a long prefill leaves to short ones
-    )
+    # of the budget that a batch with a long prefill may fill while others are live
+    long_share: Annotated[float, Meta(ge=0.01, le=1.0)] = 1.0
+    # rho_max: the largest share of the budget that a long prefill leaves to short ones
+    max_yield: Annotated[float, Meta(ge=0.0, le=0.95)] = 0.4
 
 
 class ObjectivesConfig(_Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
-    ttft_multiplier: float = (
-        1.5  # deadline = max(multiplier * predicted isolated prefill time, floor)
-    )
-    ttft_floor_s: float = (
-        0.05  # the paper's engine takes 0.5, which holds short requests back for nothing
-    )
-    tpot_s: float = 0.15
-    min_ttft_s: float = 0.05
-    min_tpot_s: float = 0.01
-    default_timeout_s: float | None = None
-    max_timeout_s: float = 86_400.0
+    # deadline = max(multiplier * predicted isolated prefill time, floor)
+    ttft_multiplier: Annotated[float, Meta(ge=0.1, le=1000.0)] = 1.5
+    # the paper's engine takes 0.5, which holds short requests back for nothing
+    ttft_floor_s: Seconds = 0.05
+    tpot_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] = 0.15
+    min_ttft_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 0.05
+    min_tpot_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] = 0.01
+    default_timeout_s: Annotated[float, Meta(ge=0.001, le=1e9)] | None = None
+    max_timeout_s: Annotated[float, Meta(ge=0.001, le=1e9)] = 86_400.0
 
 
 class KvCacheConfig(_Section, frozen=True):
     """Bounded memory for keys and values."""
 
-    budget_bytes: int | None = None  # per actor; None: a share of the memory that is free at start
-    page_tokens: int = 64
+    # per actor; None: a share of the memory that is free at start
+    budget_bytes: Bytes | None = None
+    page_tokens: Count = 64
     # pages of equal beginnings are computed once: a request's cache_salt (by default its API key's)
     # says whose it may use
     prefix_cache: bool = True
@@ -144,51 +158,58 @@ class PredictorConfig(_Section, frozen=True):
     """Calibration of the execution-time model."""
 
     calibrate: bool = True  # False: analytic guesses, corrected online
-    max_seconds: float = 10.0
+    max_seconds: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     cache: bool = True
-    probe_context_tokens: int = 4096
+    probe_context_tokens: Tokens = 4096
 
 
 class LimitsConfig(_Section, frozen=True):
     """Bounds that every HTTP request is checked against before any work."""
 
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_prompts: int = 64
-    max_n: int = 16
-    max_stop_strings: int = 16
-    max_stop_chars: int = 256
-    max_stop_token_ids: int = 64
-    max_logprobs: int = 20
-    max_logit_bias: int = 1024
-    max_messages: int = 2048
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=2**34)] = 64 * 1024 * 1024
+    # bodies over 1 MB that are read and tokenised at once, all together; more get 503
+    max_large_bodies_bytes: Annotated[int, Meta(ge=1024, le=2**36)] = 256 * 1024 * 1024
+    # /tokenize and /detokenize do more than the context, if this is more
+    max_tokenize_tokens: Annotated[int, Meta(ge=1, le=2**24)] = 131_072
+    max_prompts: Count = 64
+    max_n: Count = 16
+    max_stop_strings: Annotated[int, Meta(ge=0, le=1024)] = 16
+    max_stop_chars: Count = 256
+    max_stop_token_ids: Annotated[int, Meta(ge=0, le=65_536)] = 64
+    max_logprobs: Annotated[int, Meta(ge=0, le=1024)] = 20
+    max_logit_bias: Annotated[int, Meta(ge=0, le=2**20)] = 1024
+    max_messages: Count = 2048
 
 
 class StreamConfig(_Section, frozen=True):
     """Server-sent events."""
 
-    keep_alive_s: float = 10.0
-    progress_s: float = 1.0  # at most one progress comment or event in this time
-    max_buffered_events: int = 4096  # for a reader that does not read
+    keep_alive_s: Annotated[float, Meta(ge=0.05, le=3600.0)] = 10.0
+    # at most one progress comment or event in this time
+    progress_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
+    # for a reader that does not read
+    max_buffered_events: Annotated[int, Meta(ge=1, le=2**24)] = 4096
+    # how long a cut stream may be resumed; 0: never
+    resume_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0
+    # of memory for that; the oldest go first
+    resume_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 128 * 1024 * 1024
 
 
 class TracingConfig(_Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
-    endpoint: str | None = (
-        # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
-        None
-    )
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
-    service_name: str = "medha"
-    sample_ratio: float = 1.0  # of new traces; a client's traceparent decides for its own
+    # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
+    endpoint: Place | None = None
+    headers: Annotated[dict[str, str], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    service_name: Name = "medha"
+    sample_ratio: Share = 1.0  # of new traces; a client's traceparent decides for its own
     always_missed: bool = True  # requests that missed an objective are sent whatever the ratio says
-    queue_spans: int = 16_384  # spans that wait for the backend; more are dropped
-    timeout_s: float = 5.0
-    ui_url: str | None = (
-        # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
-        None
-    )
+    # spans that wait for the backend; more are dropped
+    queue_spans: Annotated[int, Meta(ge=512, le=2**24)] = 16_384
+    timeout_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 5.0
+    # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
+    ui_url: Place | None = None
 
 
 class TelemetryConfig(_Section, frozen=True):
@@ -196,10 +217,12 @@ class TelemetryConfig(_Section, frozen=True):
     are gone."""
 
     enabled: bool = True
-    timelines: int = 512  # finished requests whose timeline can still be asked for
-    max_chunk_spans: int = 96  # per request; longer prefills are coalesced to runs of chunks
+    # finished requests whose timeline can still be asked for
+    timelines: Annotated[int, Meta(ge=1, le=100_000)] = 512
+    # per request; longer prefills are coalesced to runs of chunks
+    max_chunk_spans: Annotated[int, Meta(ge=4, le=10_000)] = 96
     live_page: bool = True
-    live_period_s: float = 0.25
+    live_period_s: Annotated[float, Meta(ge=0.05, le=60.0)] = 0.25
     tracing: TracingConfig = TracingConfig()
 
 
@@ -216,18 +239,20 @@ class MedhaConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
-    accelerator_type: str | None = None
-    deployment_config: dict[str, Any] = msgspec.field(
+    # What is in flight when the server stops, or when a new configuration replaces this one, may
+    # take so long to finish; what is left then ends with an error.
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    accelerator_type: Name | None = None
+    deployment_config: Options = msgspec.field(
         default_factory=dict
     )  # passed on to serve.deployment
-    placement_group_config: dict[str, Any] = msgspec.field(
-        default_factory=dict
-    )  # {strategy: PACK | SPREAD | ...}
+    # {strategy: PACK | SPREAD | ...}
+    placement_group_config: Options = msgspec.field(default_factory=dict)
 
 
 def load(args: Mapping[str, Any]) -> MedhaConfig:
     """Convert and check the `args` of the Serve application; raises ConfigError naming the wrong
-    key."""
+    key, its value and what is allowed."""
     if not args:
         raise ConfigError(
             "args: is empty; write at least `args: {model_loading_config: {model_source: "
@@ -236,77 +261,85 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
     try:
         config = msgspec.convert(args, MedhaConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"args: {error}".replace("`$", "`args")) from None
-    for path, value, low, high in _bounds(config):
-        if value is not None and not low <= value <= high:
-            raise ConfigError(f"args: {path} is {value}, allowed is {low} to {high}")
+        raise ConfigError(_explained(str(error), args)) from None
+    for path, bounds in numbers(MedhaConfig):
+        value = _value(config, path)
+        # "not a number" is neither below nor above a bound, so the conversion lets it pass
+        if value is not None and not bounds.low <= value <= bounds.high:
+            raise _outside(path, value, bounds)
+    for path, bounds in _relations(config):
+        value = _value(config, path)
+        if value is not None and not bounds.low <= value <= bounds.high:
+            raise _outside(path, value, bounds)
     return config
 
 
-def _bounds(config: MedhaConfig) -> list[tuple[str, float | None, float, float]]:
-    scheduler, parallel, objectives = config.scheduler, config.parallel, config.objectives
-    huge = float(2**50)
+class Bounds(NamedTuple):
+    """What a number may be, both ends included."""
+
+    low: float
+    high: float
+
+
+def numbers(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Bounds]]:
+    """The dotted path of every number in a tree of Structs, with its bounds (infinite where the
+    type states none)."""
+    for field in msgspec.structs.fields(kind):
+        path = prefix + field.encode_name
+        for part in _parts(msgspec.inspect.type_info(field.type)):
+            if isinstance(part, msgspec.inspect.StructType):
+                yield from numbers(part.cls, path + ".")
+            elif isinstance(part, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+                lower = [-math.inf, part.gt, part.ge]
+                upper = [math.inf, part.lt, part.le]
+                low = max(bound for bound in lower if bound is not None)
+                high = min(bound for bound in upper if bound is not None)
+                yield path, Bounds(low, high)
+
+
+def _parts(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    """A union's members; any other type alone."""
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+
+
+def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
+    """Bounds that depend on other fields."""
+    scheduler, objectives = config.scheduler, config.objectives
+    rows = min(65_536, scheduler.max_batch_tokens - 1)
     return [
-        (
-            "model_loading_config.max_model_len_tokens",
-            config.model_loading_config.max_model_len_tokens,
-            1,
-            2**30,
-        ),
-        ("parallel.spp", parallel.spp, 1, 1024),
-        ("parallel.kvp", parallel.kvp, 1, 256),
-        ("parallel.max_tokens_per_kvp_group", parallel.max_tokens_per_kvp_group, 1, huge),
-        ("actors.num_gpus", config.actors.num_gpus, 0.01, 64),
-        ("actors.num_cpus", config.actors.num_cpus, 0.01, 1024),
-        ("actors.threads", config.actors.threads, 1, 1024),
-        ("actors.start_timeout_s", config.actors.start_timeout_s, 1, 86_400),
-        ("actors.spares", config.actors.spares, 0, 16),
-        ("actors.orphan_timeout_s", config.actors.orphan_timeout_s, 5, 3600),
-        ("actors.step_timeout_s", config.actors.step_timeout_s, 1, 86_400),
-        ("scheduler.batch_budget_s", scheduler.batch_budget_s, 1e-4, 3600),
-        ("scheduler.fixed_chunk_tokens", scheduler.fixed_chunk_tokens, 1, 2**20),
-        ("scheduler.min_chunk_tokens", scheduler.min_chunk_tokens, 1, 2**20),
-        (
-            "scheduler.max_chunk_tokens",
-            scheduler.max_chunk_tokens,
-            scheduler.min_chunk_tokens,
-            2**20,
-        ),
-        (
-            "scheduler.max_batch_tokens",
-            scheduler.max_batch_tokens,
-            scheduler.max_chunk_tokens,
-            2**24,
-        ),
-        (
-            "scheduler.max_running_requests",
-            scheduler.max_running_requests,
-            1,
-            min(65_536, scheduler.max_batch_tokens - 1),
-        ),
-        ("scheduler.max_waiting_requests", scheduler.max_waiting_requests, 1, 10**6),
-        ("scheduler.long_share", scheduler.long_share, 0.01, 1),
-        ("scheduler.max_yield", scheduler.max_yield, 0, 0.95),
-        ("objectives.ttft_multiplier", objectives.ttft_multiplier, 0.1, 1000),
-        ("objectives.ttft_floor_s", objectives.ttft_floor_s, 0, 86_400),
-        ("objectives.tpot_s", objectives.tpot_s, objectives.min_tpot_s, 3600),
-        ("objectives.min_ttft_s", objectives.min_ttft_s, 0, 3600),
-        (
-            "objectives.default_timeout_s",
-            objectives.default_timeout_s,
-            0.001,
-            objectives.max_timeout_s,
-        ),
-        ("kv_cache.budget_bytes", config.kv_cache.budget_bytes, 1, huge),
-        ("kv_cache.page_tokens", config.kv_cache.page_tokens, 1, 65_536),
-        ("predictor.max_seconds", config.predictor.max_seconds, 0.1, 600),
-        ("limits.max_body_bytes", config.limits.max_body_bytes, 1024, 2**34),
-        ("stream.keep_alive_s", config.stream.keep_alive_s, 0.05, 3600),
-        ("stream.progress_s", config.stream.progress_s, 0, 3600),
-        ("telemetry.timelines", config.telemetry.timelines, 1, 100_000),
-        ("telemetry.max_chunk_spans", config.telemetry.max_chunk_spans, 4, 10_000),
-        ("telemetry.live_period_s", config.telemetry.live_period_s, 0.05, 60),
-        ("telemetry.tracing.sample_ratio", config.telemetry.tracing.sample_ratio, 0, 1),
-        ("telemetry.tracing.queue_spans", config.telemetry.tracing.queue_spans, 512, 2**24),
-        ("telemetry.tracing.timeout_s", config.telemetry.tracing.timeout_s, 0.1, 600),
+        ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
+        ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
+        ("scheduler.max_running_requests", Bounds(1, rows)),
+        ("objectives.tpot_s", Bounds(objectives.min_tpot_s, 3600)),
+        ("objectives.default_timeout_s", Bounds(0.001, objectives.max_timeout_s)),
     ]
+
+
+def _value(config: MedhaConfig, path: str) -> float | None:
+    """The number at a dotted path; None where it, or a section above it, is not given."""
+    value: Any = config
+    for name in path.split("."):
+        if value is None:
+            break
+        value = getattr(value, name)
+    number: float | None = value
+    return number
+
+
+def _outside(path: str, value: object, bounds: Bounds) -> ConfigError:
+    return ConfigError(f"args: {path} is {value}, allowed is {bounds.low} to {bounds.high}")
+
+
+_PATH: Final = re.compile(r"^Expected `(?:int|float)` [<>]=? .* - at `\$\.(?P<path>[\w.]+)`$")
+
+
+def _explained(text: str, args: Mapping[str, Any]) -> str:
+    """msgspec's message; for a number outside its bounds, its value and both bounds instead."""
+    match = _PATH.match(text)
+    bounds = dict(numbers(MedhaConfig)).get(match["path"]) if match else None
+    if match is None or bounds is None:
+        return f"args: {text}".replace("`$", "`args")
+    value: Any = args
+    for name in match["path"].split("."):
+        value = value[name]
+    return _outside(match["path"], value, bounds).message

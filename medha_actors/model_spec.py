@@ -112,6 +112,14 @@ def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
     )
 
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: str) -> int:
+    """Bytes of keys and values of one token in a stage that holds these layers."""
+    return 2 * (layers[1] - layers[0]) * spec.kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+
+
 def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
     """Layer ranges [first, last) of the stages, balanced by cost; the last stage also has the LM
     head."""

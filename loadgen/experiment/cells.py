@@ -3,6 +3,7 @@ all alike."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,14 +21,13 @@ CONVOY: dict[str, dict[str, Any]] = {
 # Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody
 # decodes.
 CHUNKS: dict[str, dict[str, Any]] = {
-    **{
-        f"fixed-{size}": {"policy": "lars", "fixed_chunk_tokens": size}
-        for size in (32, 128, 512, 2048)
-    },
-    **{
-        f"budget-{1000 * s:g}ms": {"policy": "lars", "batch_budget_s": s}
-        for s in (0.0125, 0.025, 0.05)
-    },
+    "fixed-32": {"policy": "lars", "fixed_chunk_tokens": 32},
+    "fixed-128": {"policy": "lars", "fixed_chunk_tokens": 128},
+    "fixed-512": {"policy": "lars", "fixed_chunk_tokens": 512},
+    "fixed-2048": {"policy": "lars", "fixed_chunk_tokens": 2048},
+    "budget-12.5ms": {"policy": "lars", "batch_budget_s": 0.0125},
+    "budget-25ms": {"policy": "lars", "batch_budget_s": 0.025},
+    "budget-50ms": {"policy": "lars", "batch_budget_s": 0.05},
 }
 KINDS = {"convoy": CONVOY, "chunks": CHUNKS}
 
@@ -57,7 +57,5 @@ def rounds(
     for repeat in range(repeats):
         shift = repeat % len(variants)
         for variant in (*variants[shift:], *variants[:shift]):
-            yield (
-                variant,
-                [Cell(variant, share, load, repeat) for share in long_fractions for load in loads],
-            )
+            mixes = itertools.product(long_fractions, loads)
+            yield variant, [Cell(variant, share, load, repeat) for share, load in mixes]

@@ -9,43 +9,60 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from loadgen.compare import read_runs, write_comparison
 from loadgen.errors import EXIT_INTERRUPTED, LoadgenError
 from loadgen.experiment.cells import KINDS, Cell, rounds
 from loadgen.experiment.serving import metrics_of, read_config, serving, varied
 from loadgen.experiment.table import Results, draw_frontier, table
-from loadgen.options import Options
+from loadgen.flags import flag
+from loadgen.judge.options import JudgementOptions
+from loadgen.options import RunOptions
 from loadgen.run import run
-from loadgen.tables import Table, as_markdown
+from loadgen.send.options import ServerOptions
+from loadgen.show.compare import read_runs, write_comparison
+from loadgen.show.options import ReportOptions, WatchOptions
+from loadgen.show.output import Say
+from loadgen.show.tables import Table, as_markdown
+from loadgen.workload.options import PaceOptions, WorkloadOptions
 
-Say = Callable[[str], None]
 _LONG = 4000  # prompt tokens from which a request counts as long
 
 
-class Experiment(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of the command."""
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What sets one run of an experiment apart from the others."""
+
+    isolated_ttft: str
+    request_rate: float | None = None
+    max_concurrency: int | None = None
+    policy: str | None = None
+
+
+class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command is given."""
 
     kind: str = "convoy"
-    serve_config: str = "serve_config.yaml"
-    result_dir: str = "results/experiment"
-    variants: tuple[str, ...] = ()  # empty: all of the kind
-    long_fractions: tuple[float, ...] = (0.05,)
-    loads: tuple[float, ...] = (0.75,)
-    repeats: int = 1
-    num_prompts: int = 150
-    capacity: float | None = (
-        None  # requests/s; None: measured first for each long fraction, in a closed loop
-    )
-    long_input_len: str = "6000:7500"
-    input_len: str = "lognormal:100:0.8:8:512"
-    output_len: str = "16:64"
-    seed: int = 1
+    serve_config: Annotated[
+        str,
+        flag("what the variants change", metavar="FILE"),
+    ] = "serve_config.yaml"
+    result_dir: Annotated[str, flag("goes on there if it exists")] = "results/experiment"
+    variants: Annotated[tuple[str, ...], flag("some only", metavar="NAME")] = ()
+    long_fractions: Annotated[
+        tuple[float, ...], flag("of long requests", metavar="SHARE", ge=0, le=1)
+    ] = (0.05,)
+    loads: Annotated[tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0)] = (0.75,)
+    # None: measured first for each long fraction, in a closed loop
+    capacity: Annotated[float | None, flag("requests/s", shown="measured first", gt=0)] = None
+    repeats: Annotated[int, flag("rounds of the alternation", ge=1)] = 1
+    num_prompts: Annotated[int, flag("requests of a cell", ge=1)] = 150
+    input_len: Annotated[str, flag(metavar="LENGTHS")] = "lognormal:100:0.8:8:512"
+    long_input_len: Annotated[str, flag(metavar="LENGTHS")] = "6000:7500"
+    output_len: Annotated[str, flag(metavar="LENGTHS")] = "16:64"
+    seed: Annotated[int, flag()] = 1
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """The variants; raises LoadgenError."""
@@ -55,51 +72,56 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
             raise LoadgenError(f"--variants {' '.join(unknown)}: known are {', '.join(known)}")
         return {name: known[name] for name in self.variants} if self.variants else known
 
-    def options(self, url: str, directory: Path, long_fraction: float, **more: Any) -> Options:
+    def options(
+        self, url: str, directory: Path, long_fraction: float, conditions: Conditions
+    ) -> RunOptions:
         """Of one run."""
-        return Options(
-            base_url=url,
-            input_len=self.input_len,
-            output_len=self.output_len,
-            long_fraction=long_fraction,
-            long_input_len=self.long_input_len,
-            long_threshold=_LONG,
-            num_prompts=self.num_prompts,
-            seed=self.seed,
-            ignore_eos=True,
-            num_warmups=2,
-            quiet=True,
-            result_dir=str(directory),
-            **more,
+        return RunOptions(
+            server=ServerOptions(base_url=url, ignore_eos=True),
+            workload=WorkloadOptions(
+                num_prompts=self.num_prompts,
+                input_len=self.input_len,
+                output_len=self.output_len,
+                long_fraction=long_fraction,
+                long_input_len=self.long_input_len,
+                long_threshold=_LONG,
+                seed=self.seed,
+            ),
+            pace=PaceOptions(
+                request_rate=conditions.request_rate,
+                max_concurrency=conditions.max_concurrency,
+                num_warmups=2,
+            ),
+            judgement=JudgementOptions(isolated_ttft=conditions.isolated_ttft),
+            report=ReportOptions(result_dir=str(directory), label=directory.name),
+            watch=WatchOptions(policy=conditions.policy, quiet=True),
         )
 
 
-async def experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
+async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     """Measure what is not measured yet; returns the table and the file it was written to."""
-    folder, variants = Path(asked.result_dir), asked.chosen()
+    folder = Path(asked.result_dir)
+    variants = asked.chosen()
     config = read_config(Path(asked.serve_config))
-    if min(asked.loads) <= 0 or asked.repeats < 1:
-        raise LoadgenError("--loads must be above 0 and --repeats at least 1")
     first = next(iter(variants))
     capacities = await _references(asked, varied(config, variants[first]), folder, say)
-    found: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for variant, cells in rounds(list(variants), asked.long_fractions, asked.loads, asked.repeats):
         missing = [cell for cell in cells if not _done(folder / "cells" / cell.name)]
         if missing:
             say(f"{variant}: {len(missing)} cells")
-            async with serving(
-                varied(config, variants[variant]), folder / "servers" / variant
-            ) as url:
+            server = serving(varied(config, variants[variant]), folder / "servers" / variant)
+            async with server as url:
                 for cell in missing:
                     await _measure(asked, cell, url, capacities[cell.long_fraction], folder, say)
         for cell in cells:
             row = f"{cell.variant}, {100 * cell.long_fraction:g}% long, load {cell.load:g}"
-            found.setdefault(row, []).append(_result(folder / "cells" / cell.name))
-    return _write(asked, found, folder)
+            results.setdefault(row, []).append(_result(folder / "cells" / cell.name))
+    return _write(asked, results, folder)
 
 
 async def _references(
-    asked: Experiment, config: dict[str, Any], folder: Path, say: Say
+    asked: ExperimentOptions, config: dict[str, Any], folder: Path, say: Say
 ) -> dict[float, float]:
     """Requests/s of the first variant in a closed loop, by long fraction: what the loads are shares
     of.
@@ -111,21 +133,23 @@ async def _references(
     if asked.capacity is not None:
         fractions = fractions[:1]
     places = {fraction: folder / _reference_of(fraction) for fraction in fractions}
-    if missing := {fraction: place for fraction, place in places.items() if not _done(place)}:
+    missing = [fraction for fraction, place in places.items() if not _done(place)]
+    if missing:
         say("measuring the idle server and the capacity")
         async with serving(config, folder / "servers" / "reference") as url:
-            for fraction, place in missing.items():
+            for fraction in missing:
+                place = places[fraction]
                 isolated = "measure" if fraction == fractions[0] else str(places[fractions[0]])
-                more = {"max_concurrency": 24, "isolated_ttft": isolated, "label": place.name}
-                await _run(asked.options(url, place, fraction, **more), place, say)
+                conditions = Conditions(isolated_ttft=isolated, max_concurrency=24)
+                await _run(asked.options(url, place, fraction, conditions), place, say)
     if asked.capacity is not None:
         return dict.fromkeys(asked.long_fractions, asked.capacity)
-    found = {
-        fraction: float(_result(place)["request_throughput"]) for fraction, place in places.items()
-    }
-    for fraction, capacity in found.items():
+    capacities = {}
+    for fraction, place in places.items():
+        capacity = float(_result(place)["request_throughput"])
         say(f"capacity with {100 * fraction:g}% long: {capacity:.3g} requests/s")
-    return found
+        capacities[fraction] = capacity
+    return capacities
 
 
 def _reference_of(fraction: float) -> str:
@@ -133,35 +157,37 @@ def _reference_of(fraction: float) -> str:
 
 
 async def _measure(
-    asked: Experiment, cell: Cell, url: str, capacity: float, folder: Path, say: Say
+    asked: ExperimentOptions, cell: Cell, url: str, capacity: float, folder: Path, say: Say
 ) -> None:
     directory = folder / "cells" / cell.name
-    more = {
-        "request_rate": capacity * cell.load,
-        "isolated_ttft": str(folder / _reference_of(max(asked.long_fractions))),
-        "label": cell.name,
-        "policy": KINDS[asked.kind][cell.variant]["policy"],
-    }
+    conditions = Conditions(
+        isolated_ttft=str(folder / _reference_of(max(asked.long_fractions))),
+        request_rate=capacity * cell.load,
+        policy=KINDS[asked.kind][cell.variant]["policy"],
+    )
     before = await metrics_of(url)
-    await _run(asked.options(url, directory, cell.long_fraction, **more), directory, say)
+    options = asked.options(url, directory, cell.long_fraction, conditions)
+    await _run(options, directory, say)
     (directory / "server_before.txt").write_text(before)  # these three for `fidelity`
     (directory / "server_after.txt").write_text(await metrics_of(url))
     shutil.copy(folder / "servers" / cell.variant / "serve_config.json", directory)
 
 
-async def _run(options: Options, directory: Path, say: Say) -> None:
+async def _run(options: RunOptions, directory: Path, say: Say) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was cut short
     result, health, status = await run(options, directory, say)
     failed = "".join(f", {count} x {message}" for message, count in result["errors"].items())
     say(
-        f"  {options.label}: {result['completed']} answered{failed}; load generator "
+        f"  {options.report.label}: {result['completed']} answered{failed}; load generator "
         f"{health.verdict}"
     )
     if status == EXIT_INTERRUPTED:
         shutil.rmtree(directory)
         raise LoadgenError("interrupted; the same command goes on from here", status)
     if status:
-        raise LoadgenError(f"{options.label}: no request was answered, see {directory}", status)
+        raise LoadgenError(
+            f"{options.report.label}: no request was answered, see {directory}", status
+        )
 
 
 def _done(directory: Path) -> bool:
@@ -172,18 +198,16 @@ def _result(directory: Path) -> dict[str, Any]:
     return msgspec.json.decode((directory / "result.json").read_bytes(), type=dict[str, Any])
 
 
-def _write(asked: Experiment, found: Results, folder: Path) -> tuple[Table, Path]:
+def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Table, Path]:
     """experiment.md, and the first repeat of all cells compared (or the frontier) beside it."""
-    rows = table(found)
+    rows = table(results)
     target = folder / "experiment.md"
     target.write_text(f"{as_markdown(rows)}\n")
     if asked.kind == "chunks":
-        draw_frontier(found, folder / "frontier.png")
-    cells = [
-        cell
-        for _, group in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1)
-        for cell in group
-    ]
+        draw_frontier(results, folder / "frontier.png")
+    cells: list[Cell] = []
+    for _, of_variant in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1):
+        cells += of_variant
     if len(cells) > 1:
         shutil.rmtree(folder / "comparison", ignore_errors=True)
         write_comparison(
@@ -192,6 +216,6 @@ def _write(asked: Experiment, found: Results, folder: Path) -> tuple[Table, Path
     return rows, target
 
 
-def run_experiment(asked: Experiment, say: Say) -> tuple[Table, Path]:
+def run_experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     """The command, from a thread without an event loop."""
     return asyncio.run(experiment(asked, say))

@@ -8,12 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadgen import figures
-from loadgen.tables import Table, milliseconds, shown
+from loadgen.show import figures
+from loadgen.show.tables import Table, milliseconds, shown
 
-Results = Mapping[
-    str, Sequence[dict[str, Any]]
-]  # of each row (a variant under a load), result.json of its repeats
+# of each row (a variant under a load), result.json of its repeats
+Results = Mapping[str, Sequence[dict[str, Any]]]
 _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("short TTFT P50", "short", "ttft", "median", milliseconds),
     ("P99", "short", "ttft", "p99", milliseconds),
@@ -35,10 +34,9 @@ def figure_of(result: Mapping[str, Any], kind: str, metric: str, name: str) -> f
 
 def middle(results: Sequence[Mapping[str, Any]], kind: str, metric: str, name: str) -> float | None:
     """The median over the repeats."""
-    found = [
-        value for result in results if (value := figure_of(result, kind, metric, name)) is not None
-    ]
-    return median(found) if found else None
+    values = [figure_of(result, kind, metric, name) for result in results]
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def table(rows: Results) -> Table:
@@ -65,10 +63,8 @@ def draw_frontier(rows: Results, path: Path) -> bool:
     for index, family in enumerate(("fixed", "budget")):
         points = []
         for row, results in rows.items():
-            tbt, ttft = (
-                middle(results, "all", "itl", "p99"),
-                middle(results, "long", "ttft", "median"),
-            )
+            tbt = middle(results, "all", "itl", "p99")
+            ttft = middle(results, "long", "ttft", "median")
             if row.startswith(family) and tbt is not None and ttft is not None:
                 points.append(
                     (float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split(",")[0])

@@ -12,11 +12,25 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.isolated import Points
+from loadgen.judge.isolated import Points
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.replay import Played, play
-from loadgen.twin.scale import SlowedModel
+from medha_actors.core.predictor import ExecutionModel, Load, Profile
+
+
+class SlowedModel(ExecutionModel):
+    """The stages as they really are while others use the machine too: the profile times one factor
+    for decodes alone, one for other batches."""
+
+    def __init__(self, profile: Profile, prefill: float = 1.0, decode: float = 1.0) -> None:
+        super().__init__(profile)
+        self.prefill = prefill
+        self.decode = decode
+
+    def stage_seconds(self, load: Load) -> tuple[float, ...]:
+        factor = self.prefill if load.prefill_rows else self.decode
+        return tuple([factor * seconds for seconds in super().stage_seconds(load)])
 
 
 class Correction(msgspec.Struct, frozen=True):
@@ -54,7 +68,8 @@ def correction_of(deployment: Deployment, points: Points) -> Correction:
     terms = np.stack([np.ones_like(twin), twin], axis=1) * weights[:, None]
     (path_s, scale), *_ = np.linalg.lstsq(terms, np.ones_like(real), rcond=None)
     if path_s < 0:
-        path_s, scale = 0.0, (twin * weights).sum() / ((twin * weights) ** 2).sum()
+        path_s = 0.0
+        scale = (twin * weights).sum() / ((twin * weights) ** 2).sum()
     return Correction(float(path_s), float(scale), float(scale))
 
 
@@ -69,9 +84,8 @@ def replay(
     reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
     seeded = msgspec.structs.replace(deployment, seed=seed)
     played = play(seeded, requests, record=True, reality=reality, noise=correction.noise)
-    for (
-        entry
-    ) in played.records:  # in the record, the way in and the way out both come before a token
+    # in the record, the way in and the way out both come before a token
+    for entry in played.records:
         entry.token_times = type(entry.token_times)(
             "d", [at + correction.path_s for at in entry.token_times]
         )
@@ -96,8 +110,7 @@ def as_busy(
 
 def busy_s(metrics: Sequence[str]) -> float:
     """Seconds that all stages worked between two /metrics pages."""
-    before, after = (_total(name, "medha_stage_busy_seconds_total") for name in metrics)
-    return after - before
+    return _growth(metrics, "medha_stage_busy_seconds_total")
 
 
 def own_correction(metrics: Sequence[str], correction: Correction) -> Correction:
@@ -105,18 +118,13 @@ def own_correction(metrics: Sequence[str], correction: Correction) -> Correction
     the path stays."""
     factors = {}
     for kind in ("prefill", "decode"):
-        actual_s, calibrated_s = (
-            _total(metrics[1], name, kind) - _total(metrics[0], name, kind)
-            for name in ("medha_batch_work_seconds_total", "medha_batch_calibrated_seconds_total")
-        )
+        actual_s = _growth(metrics, "medha_batch_work_seconds_total", kind)
+        calibrated_s = _growth(metrics, "medha_batch_calibrated_seconds_total", kind)
         factors[kind] = actual_s / calibrated_s if calibrated_s > 0 else 1.0
-    errors, batches = (
-        _total(metrics[1], name) - _total(metrics[0], name)
-        for name in ("medha_predictor_error_ratio_sum", "medha_predictor_error_ratio_count")
-    )
-    noise = (
-        errors / max(batches, 1) * math.sqrt(math.pi / 2)
-    )  # of a normal distribution, from its mean absolute value
+    errors = _growth(metrics, "medha_predictor_error_ratio_sum")
+    batches = _growth(metrics, "medha_predictor_error_ratio_count")
+    # of a normal distribution, from its mean absolute value
+    noise = errors / max(batches, 1) * math.sqrt(math.pi / 2)
     return Correction(correction.path_s, **factors, noise=noise)
 
 
@@ -127,9 +135,8 @@ def _idle_s(deployment: Deployment, length: int) -> float:
 
 def batches_and_tokens(name: str) -> tuple[float, float]:
     """Batches and tokens so far, of a /metrics page."""
-    return _total(name, "medha_iteration_tokens_total_count"), _total(
-        name, "medha_iteration_tokens_total_sum"
-    )
+    batches = _total(name, "medha_iteration_tokens_total_count")
+    return batches, _total(name, "medha_iteration_tokens_total_sum")
 
 
 def chunks_and_tokens(name: str, most: int) -> tuple[float, float, float]:
@@ -140,10 +147,15 @@ def chunks_and_tokens(name: str, most: int) -> tuple[float, float, float]:
         _read(name),
         re.MULTILINE,
     )
-    count, tokens = (
-        _total(name, f"medha_prefill_chunk_tokens_{part}") for part in ("count", "sum")
-    )
+    count = _total(name, "medha_prefill_chunk_tokens_count")
+    tokens = _total(name, "medha_prefill_chunk_tokens_sum")
     return count, tokens, float(small[1]) if small else 0.0
+
+
+def _growth(metrics: Sequence[str], metric: str, kind: str | None = None) -> float:
+    """How much a metric grew from one /metrics page to the other."""
+    before, after = metrics
+    return _total(after, metric, kind) - _total(before, metric, kind)
 
 
 def _total(name: str, metric: str, kind: str | None = None) -> float:

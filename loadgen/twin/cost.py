@@ -64,7 +64,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     def linear_s(self, rows: int) -> float:
         """All matrix products and element-wise work of `rows` rows, with the all-reduces of tensor
         parallelism."""
-        model, tp = self.model, self.tp
+        model = self.model
+        tp = self.tp
         attention = 2 * model.hidden * model.head_dim * (model.heads + model.kv_heads)
         mlp = 3 * model.hidden * model.intermediate
         seconds = 0.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.flags import check, flag
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
@@ -15,37 +16,38 @@ from medha_actors.config import SchedulerConfig
 from medha_actors.core.predictor import Profile
 
 
-class TwinOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands beside the options of a real run."""
+class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is simulated: a model on so many devices, under a configuration of the server."""
 
-    model: str = "llama-3-8b"
-    gpu: str = "h100"
-    tp: int = 1
-    spp: int = 1
-    kvp: int = 1
-    replicas: int = 1
-    max_tokens_per_kvp_group: int | None = None
-    tpot_ms: float = 50.0
-    policy: str = "lars"
-    scheduler: dict[str, Any] = {}
-    profile: str | None = None
-    noise: float = 0.0
-    seed: int = 0
+    model: Annotated[
+        str, flag("llama-3-8b, llama-3-70b, smollm2-135m or a Hugging Face config.json")
+    ] = "llama-3-8b"
+    gpu: Annotated[str, flag("h100, h200, a100 or cpu-2core")] = "h100"
+    tp: Annotated[int, flag("devices that share a stage", ge=1)] = 1
+    spp: Annotated[int, flag("pipeline stages", ge=1)] = 1
+    kvp: Annotated[int, flag("KV groups", ge=1)] = 1
+    replicas: Annotated[int, flag("copies of all that", ge=1)] = 1
+    max_tokens_per_kvp_group: Annotated[
+        int | None, flag(shown="a kvp-th of the longest request", ge=1)
+    ] = None
+    tpot_ms: Annotated[float, flag("the server's objective between tokens", gt=0)] = 50.0
+    policy: Annotated[str, flag("scheduling policy")] = "lars"
+    scheduler: Annotated[
+        dict[str, Any], flag("more of serve_config.yaml's scheduler section", metavar="JSON")
+    ] = {}
+    profile: Annotated[
+        str | None,
+        flag("a server's calibration instead of the cost model", metavar="FILE|auto"),
+    ] = None
+    noise: Annotated[float, flag("relative spread of batch times", ge=0)] = 0.0
 
 
-def deployment_of(options: TwinOptions, longest: int) -> Deployment:
+def deployment_of(options: DeploymentOptions, longest: int, seed: int = 0) -> Deployment:
     """The deployment, with a context for requests of `longest` tokens; raises LoadgenError."""
-    counts = {
-        "--tp": options.tp,
-        "--spp": options.spp,
-        "--kvp": options.kvp,
-        "--replicas": options.replicas,
-    }
-    for flag, value in counts.items():
-        if value < 1:
-            raise LoadgenError(f"{flag} must be at least 1")
-    if options.tpot_ms <= 0 or options.noise < 0:
-        raise LoadgenError("--tpot-ms must be above 0, --noise not below")
+    check(options)
+    measured = None
+    if options.profile is not None:
+        measured = read_profile(options.profile, options.spp)
     deployment = Deployment(
         model=model_of(options.model),
         device=hardware_of(options.gpu),
@@ -57,9 +59,9 @@ def deployment_of(options: TwinOptions, longest: int) -> Deployment:
         max_tokens_per_kvp_group=options.max_tokens_per_kvp_group,
         tpot_s=options.tpot_ms / 1000,
         scheduler=scheduler_of(options.policy, options.scheduler),
-        measured=None if options.profile is None else read_profile(options.profile, options.spp),
+        measured=measured,
         noise=options.noise,
-        seed=options.seed,
+        seed=seed,
     )
     deployment.check(longest)
     deployment.profile()
@@ -81,9 +83,10 @@ def read_profile(name: str, stages: int | None = None) -> Profile:
     path = Path(name)
     if name == "auto":
         cache = Path.home() / ".cache" / "medha" / "profiles"
-        for file in sorted(
+        newest_first = sorted(
             cache.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True
-        ):
+        )
+        for file in newest_first:
             profile = _profile(file)
             if stages is None or len(profile.stages) == stages:
                 return profile

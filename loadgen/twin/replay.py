@@ -1,5 +1,5 @@
-"""From a workload to a simulation and from its result to a Run, which the load generator reports
-like a real one."""
+"""From a workload to a simulation and from its result to a RunRecord, which the load generator
+reports like a real one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.isolated import Points, lengths_to_measure, monotone, predict
-from loadgen.records import PlannedRequest, RequestRecord, Run
+from loadgen.judge.isolated import Points, lengths_to_measure, monotone, predict
+from loadgen.records import PlannedRequest, RequestRecord, RunRecord
 from loadgen.twin.deployment import Deployment
 from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
 from medha_actors.messages import Objectives, Rejected, Request, SamplingParams
@@ -56,12 +56,13 @@ def play(
     played = []
     for replica, share in enumerate(shares):
         if share:
-            own = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
+            seeded = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
             limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
-            played.append(_play_one(own, share, limit, more))
-    records = sorted(
-        (record for one in played for record in one.records), key=lambda record: record.index
-    )
+            played.append(_play_one(seeded, share, limit, more))
+    records: list[RequestRecord] = []
+    for one in played:
+        records += one.records
+    records.sort(key=lambda record: record.index)
     busiest = max(played, key=lambda one: max(one.busy))
     return Played(
         records=records,
@@ -138,15 +139,19 @@ def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
         block_tokens=planned.block_tokens,
     )
     if isinstance(log.answer, Rejected):
-        record.status, record.error, record.ended_at = log.answer.status, log.answer.message, at
+        record.status = log.answer.status
+        record.error = log.answer.message
+        record.ended_at = at
         return record
-    record.status, record.token_times = 200, array("d", log.token_times)
+    record.status = 200
+    record.token_times = array("d", log.token_times)
     record.usage_prompt_tokens = planned.prompt_tokens
     record.usage_completion_tokens = len(log.token_times)
     if log.finished is None:
         record.error = "never finished"
         return record
-    record.ended_at, record.finish_reason = log.finished.finished_at, log.finished.reason
+    record.ended_at = log.finished.finished_at
+    record.finish_reason = log.finished.reason
     if log.finished.reason not in ("stop", "length"):
         record.error = log.finished.message or log.finished.reason
     return record
@@ -176,9 +181,9 @@ def expect(records: Sequence[RequestRecord], points: Points) -> None:
 
 def run_of(
     deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str
-) -> Run:
-    """The Run that loadgen.results writes."""
-    return Run(
+) -> RunRecord:
+    """The RunRecord that loadgen.show.results writes."""
+    return RunRecord(
         records=played.records,
         duration_s=played.duration_s,
         config=config

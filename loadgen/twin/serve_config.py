@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadgen.layout import yaml
+import msgspec
+
 from loadgen.twin.deployment import PAGE_TOKENS, Deployment
 
 
@@ -51,12 +52,11 @@ def serve_config(deployment: Deployment) -> str:
         )
     if deployment.replicas > 1:
         notes.append(f"# start it {deployment.replicas} times, behind a router")
-    body = yaml(arguments(deployment), 3)
-    head = (
-        "applications:\n  - name: medha\n    route_prefix: /\n    import_path: "
-        "deployments.app:build_app\n"
-    )
-    return "\n".join(notes) + f"\n{head}    args:\n{body}"
-
-
-__all__ = ["arguments", "serve_config"]
+    application = {
+        "name": "medha",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build_app",
+        "args": arguments(deployment),
+    }
+    body = msgspec.yaml.encode({"applications": [application]}).decode()
+    return "\n".join(notes) + f"\n{body}"

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.stage import Place
+from medha_actors.actors.plans import Place
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError
-from medha_actors.model.spec import ModelSpec, kv_bytes_per_token
+from medha_actors.model_spec import DTYPE_BYTES, ModelSpec, kv_bytes_per_token
 
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
 _CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
@@ -21,7 +19,7 @@ def pages_of(
     config: MedhaConfig,
     spec: ModelSpec,
     layers: list[tuple[int, int]],
-    dtype: torch.dtype,
+    dtype: str,
     places: Mapping[Cell, Place],
 ) -> int:
     """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration
@@ -78,7 +76,7 @@ def _free_share(
     config: MedhaConfig,
     spec: ModelSpec,
     layers: tuple[int, int],
-    dtype: torch.dtype,
+    dtype: str,
     place: Place,
     places: Mapping[Cell, Place],
 ) -> float:
@@ -89,5 +87,5 @@ def _free_share(
         return place.free_bytes * _CPU_KV_SHARE / beside
     share = place.free_bytes * min(1.0, config.actors.num_gpus)
     tables = 2 * spec.vocabulary * spec.hidden  # embedding and head, where the stage has them
-    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * dtype.itemsize
+    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
     return max(0.0, (share - weights) * _CUDA_KV_SHARE)

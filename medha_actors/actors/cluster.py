@@ -10,58 +10,23 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import ray
-import torch
 
 from medha_actors.actors.capacity import pages_of
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.stage import Identity, Place, StageActor, StagePlan
+from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
-from medha_actors.model.spec import ModelSpec, load_spec, resolve_dtype, split_layers
+from medha_actors.model_spec import ModelSpec, split_layers
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What the actors of a grid are to be. `pages`: of each KV group."""
-
-    config: MedhaConfig
-    spec: ModelSpec
-    device: str
-    dtype: str
-    layers: list[tuple[int, int]]
-    pages: int
-    nodes: dict[Cell, str]
-    cores: dict[Cell, tuple[int, ...]]
-
-    def plan(self, cell: Cell) -> StagePlan:
-        """What the actor at `cell` is to be."""
-        return StagePlan(
-            config=self.config,
-            spec=self.spec,
-            cell=cell,
-            layers=self.layers[cell.stage],
-            pages=self.pages,
-            cores=self.cores[cell],
-            device=self.device,
-            dtype=self.dtype,
-        )
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """What the actors keep for the controller that comes after this one. `profile`: the packed
-    calibration."""
-
-    blueprint: Blueprint
-    profile: bytes
-
-
 _decode_kept = msgspec.msgpack.Decoder(Kept).decode
 
 
@@ -82,14 +47,16 @@ class Cluster:
         cls,
         config: MedhaConfig,
         owner: Owner | None = None,
-        stage_class: type[StageActor] = StageActor,
+        stage_class: Any = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> Cluster:
         """Adopt the grid that a controller of this name has left, or place, spawn, pin and load a
-        new one. Raises ConfigError when the resources cannot hold it, ModelError."""
+        new one. `make_room`: see Crew. Raises ConfigError when the resources cannot hold it,
+        ModelError."""
         device = config.actors.device
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-        crew = Crew(config, device, owner, stage_class)
+        crew = Crew(config, device, owner, stage_class, make_room)
         found = await crew.adopt()
         kept = _kept_by(found, config)
         if kept is not None:
@@ -98,8 +65,7 @@ class Cluster:
             await cluster.revive()
             return cluster
         crew.dismiss()
-        spec = await asyncio.to_thread(load_spec, config.model_loading_config)
-        dtype = resolve_dtype(config.model_loading_config, torch.device(device))
+        spec, dtype = await asyncio.to_thread(_describe, config, device)
         try:
             blueprint = await _build(crew, config, spec, dtype)
         except BaseException:
@@ -202,7 +168,18 @@ class Cluster:
         self.blueprint = msgspec.structs.replace(self.blueprint, nodes=nodes, cores=cores)
 
 
-async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: torch.dtype) -> Blueprint:
+def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
+    """The model, and the type of its activations. Torch is imported here: a controller that finds
+    its grid at work does without, and is back two seconds sooner."""
+    import torch
+
+    from medha_actors.model.spec import load_spec, resolve_dtype
+
+    dtype = resolve_dtype(config.model_loading_config, torch.device(device))
+    return load_spec(config.model_loading_config), str(dtype).removeprefix("torch.")
+
+
+async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -> Blueprint:
     """A new grid, loaded."""
     began = time.monotonic()
     await crew.hire()
@@ -212,7 +189,7 @@ async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: torch.
         config=config,
         spec=spec,
         device=crew.device,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype,
         layers=layers,
         pages=pages_of(config, spec, layers, dtype, places),
         nodes={cell: place.node_id for cell, place in places.items()},

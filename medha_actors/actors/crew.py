@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,12 +23,13 @@ from ray.util.scheduling_strategies import (
 
 from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.stage import Identity, StageActor
+from medha_actors.actors.plans import Identity
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError, EngineError
 
 _log = logging.getLogger("medha.cluster")
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
+_ROOM_S = 2  # where there is room, Ray has reserved it by then
 _ANSWER_S = 10.0  # a living actor answers in this time
 _NAMESPACE = "medha"
 T = TypeVar("T")
@@ -43,15 +44,20 @@ class Crew:
         config: MedhaConfig,
         device: str,
         owner: Owner | None,
-        stage_class: type[StageActor] = StageActor,
+        stage_class: Any = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`stage_class`: StageActor, or what stands in for it; None: StageActor, which is imported
+        (and torch with it) when the first one is spawned. `make_room` is called, and waited for,
+        where the cluster has no room for the grid now."""
         self.config = config
         self.device = device
         self.shape = Shape(config.parallel.spp, config.parallel.kvp)
         self.actors: dict[Cell, Any] = {}
         self.spares: list[tuple[Any, str]] = []
         self._owner = owner
-        self._remote = ray.remote(stage_class)
+        self._make_room = make_room
+        self._stage_class = stage_class
         self._room: PlacementGroup | None = None
 
     async def hire(self) -> None:
@@ -161,6 +167,8 @@ class Crew:
                 )
         strategy = self.config.placement_group_config.get("strategy", "PACK")
         self._room = placement_group([bundle] * cells, strategy=strategy, **self._detached_room())
+        if self._make_room is not None and not await asyncio.to_thread(self._room.wait, _ROOM_S):
+            await self._make_room()
         try:
             async with asyncio.timeout(actors.start_timeout_s):
                 await self._room.ready()
@@ -192,10 +200,14 @@ class Crew:
             options["name"] = f"{self._owner.name}:{secrets.token_hex(6)}"
             options["namespace"] = _NAMESPACE
             options["lifetime"] = "detached"
+        if self._stage_class is None:
+            from medha_actors.actors.stage import StageActor
+
+            self._stage_class = StageActor
         threads = str(self.config.actors.threads)
-        return self._remote.options(
-            max_restarts=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": threads}}, **options
-        ).remote(self.device, self._owner)
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": threads}}
+        remote = ray.remote(self._stage_class).options(max_restarts=0, **options)
+        return remote.remote(self.device, self._owner)
 
 
 def _handle(name: str) -> Any:

@@ -10,6 +10,8 @@ so a hidden state and the message that explains it are one write. Sending and re
 stage has a thread for it. Tensors on a GPU are staged through host memory. A peer that is gone
 shows as LinkClosedError within milliseconds, because the kernel closes a dead process's sockets.
 
+Only frames with a tensor need torch: the controller, whose frames have none, starts without it.
+
 Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot
 feed a stage.
 """
@@ -24,21 +26,20 @@ import socket
 import struct
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 
 from medha_actors.actors.cells import Cell
 from medha_actors.errors import LinkClosedError
+
+if TYPE_CHECKING:
+    import torch
 
 _HEADER = struct.Struct("<IIQ")
 _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
 _MAX_GREETING_BYTES = 1 << 12
-_DTYPES = {
-    str(dtype): dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
-}
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -57,13 +58,7 @@ class Hello(msgspec.Struct, frozen=True):
     caller: Cell | None
 
 
-class _TensorHead(msgspec.Struct, frozen=True, array_like=True):
-    dtype: str
-    shape: tuple[int, ...]
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(_TensorHead).decode
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
@@ -86,8 +81,9 @@ class Link:
         """Write one frame; raises LinkClosedError when the peer is gone."""
         head, payload = b"", memoryview(b"")
         if tensor is not None:
-            head = _encode(_TensorHead(str(tensor.dtype), tuple(tensor.shape)))
-            payload = _as_bytes(tensor)
+            from medha_actors.actors import payloads
+
+            head, payload = payloads.packed(tensor)
         parts: list[bytes | memoryview] = [
             _HEADER.pack(len(head), len(message), payload.nbytes),
             head,
@@ -124,10 +120,9 @@ class Link:
         message = bytes(text[head_bytes:])
         if not head_bytes:
             return message, None
-        head = _decode_head(text[:head_bytes])
-        flat = torch.empty(payload_bytes, dtype=torch.uint8)
-        self._read(memoryview(flat.numpy()))
-        return message, flat.view(_DTYPES[head.dtype]).view(head.shape)
+        from medha_actors.actors import payloads
+
+        return message, payloads.received(bytes(text[:head_bytes]), payload_bytes, self._read)
 
     def limit(self, timeout_s: float | None) -> None:
         """Bound every later read and write; None: wait for ever."""
@@ -217,8 +212,3 @@ def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:
     link = Link(connection)
     link.send(_encode(hello))
     return link
-
-
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

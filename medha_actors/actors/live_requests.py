@@ -1,4 +1,4 @@
-"""What an ingress replica knows of its requests, so that no loss of the controller loses a token."""
+"""What an ingress replica knows of its requests: no loss of the controller loses a token."""
 
 from __future__ import annotations
 

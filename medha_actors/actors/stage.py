@@ -14,52 +14,17 @@ import msgspec
 import ray
 import torch
 
-from medha_actors.actors.cells import Cell, Shape
+from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import forget_mailboxes, open_mailboxes
 from medha_actors.actors.links import Endpoint, Hello, Listener, dial
 from medha_actors.actors.orphans import Owner, follow
+from medha_actors.actors.plans import Identity, Place, StagePlan
 from medha_actors.actors.service import Service, Wires
-from medha_actors.config import MedhaConfig
 from medha_actors.errors import EngineError
 from medha_actors.messages import StepMessage
-from medha_actors.model.spec import ModelSpec
 from medha_actors.model.stage import Stage
 
 _ACCEPT_S = 60.0
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where an actor turned out to run."""
-
-    node_id: str
-    cores: tuple[int, ...]
-    free_bytes: int  # memory that KV caches could use: of the GPU, or of the host
-    gpu: str | None
-
-
-class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one actor of the grid is to be."""
-
-    config: MedhaConfig
-    spec: ModelSpec
-    cell: Cell
-    layers: tuple[int, int]
-    pages: int
-    cores: tuple[int, ...]  # empty: not pinned
-    device: str
-    dtype: str
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.config.parallel.spp, self.config.parallel.kvp)
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """What an actor is, for a controller that finds it at work."""
-
-    place: Place
-    plan: StagePlan | None  # None: a spare
-    kept: bytes  # what the controller before gave it to keep
 
 
 class _Loaded:

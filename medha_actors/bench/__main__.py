@@ -5,19 +5,22 @@ steps      what a step costs beside the model (empty stages)
 speed      prefill and decode tokens/s of the embedded model, and the share of the machine's limits
 spp        one long prompt on two stages, one stage, one stage with two threads
 kvp        time between tokens at long contexts with the KV cache on one core and on two
-telemetry  tokens/s with timelines, figures and all requests traced, and without
 prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
 decision   the scheduler's time per decision with many requests waiting
+
+What telemetry costs is measured by `python -m deployments.bench`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
 from pathlib import Path
 from typing import Any
+
+from medha_actors.bench.table import write_table
+
+_NAMES = ("steps", "speed", "spp", "kvp", "prefix", "decision")
 
 
 def main() -> None:
@@ -27,60 +30,35 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    names = ("steps", "speed", "spp", "kvp", "prefix", "telemetry", "decision")
-    parser.add_argument("name", choices=names)
+    parser.add_argument("name", choices=_NAMES)
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     given = parser.parse_args()
-    options = {
-        name: value for name in ("repeats", "dtype") if (value := getattr(given, name)) is not None
-    }
-    rows = asyncio.run(_benchmark(given.name, options))
-    print(table(rows))
-    if given.json:
-        given.json.write_text(
-            json.dumps(
-                {"machine": platform.processor() or platform.machine(), "rows": rows}, indent=1
-            )
-        )
+    options = {}
+    for name in ("repeats", "dtype"):
+        value = getattr(given, name)
+        if value is not None:
+            options[name] = value
+    write_table(asyncio.run(_benchmark(given.name, options)), given.json)
 
 
 async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    if name == "decision":
+    if name == "decision":  # needs neither Ray nor torch
         from medha_actors.bench import decision
 
         return decision.run()
     from medha_actors.bench import kvp, prefix, speed, spp, steps
 
-    if name == "telemetry":
-        from medha_actors.bench import telemetry
-
-        return await telemetry.run(**options)
-    benchmarks = {
-        "steps": steps.run,
-        "speed": speed.run,
-        "spp": spp.run,
-        "kvp": kvp.run,
-        "prefix": prefix.run,
-    }
-    return await benchmarks[name](**options)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as an aligned text table."""
-    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    if name == "steps":
+        return await steps.run()
+    if name == "speed":
+        return await speed.run(**options)
+    if name == "spp":
+        return await spp.run(**options)
+    if name == "prefix":
+        return await prefix.run(**options)
+    return await kvp.run(**options)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
         max_model_len_tokens=2**22,
     )
     model = ExecutionModel.analytic(2, token_s=1e-3, step_s=5e-3, pair_s=5e-7, kv_s=7e-6)
-    scheduler, now = Scheduler(config, grid, model), 1e9
+    scheduler = Scheduler(config, grid, model)
+    now = 1e9
     for number in range(waiting):
         tokens = rng.randint(6000, 100_000) if number % 20 == 0 else rng.randint(20, 500)
         sampling = SamplingParams(max_tokens=100_000, temperature=0.0)
@@ -57,7 +58,8 @@ def _one(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
             ),
             now,
         )
-    decisions, completions = [], []
+    decisions = []
+    completions = []
     for _ in range(batches):
         began = time.perf_counter()
         batch = scheduler.next_batch(now)

@@ -19,14 +19,15 @@ def measure(processes: int) -> tuple[float, float]:
     """(FLOP/s in bfloat16 matrix products, bytes/s read) of `processes` cores together."""
     cores = sorted(os.sched_getaffinity(0))[:processes]
     with get_context("spawn").Pool(len(cores)) as pool:
-        found = pool.map(_one_core, cores, chunksize=1)
-    return sum(flops for flops, _ in found), sum(read for _, read in found)
+        speeds = pool.map(_one_core, cores, chunksize=1)
+    return sum(flops for flops, _ in speeds), sum(read for _, read in speeds)
 
 
 def _one_core(core: int) -> tuple[float, float]:
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    a, b = (torch.randn(_SIZE, _SIZE).bfloat16() for _ in range(2))
+    a = torch.randn(_SIZE, _SIZE).bfloat16()
+    b = torch.randn(_SIZE, _SIZE).bfloat16()
     words = torch.ones(_READ_BYTES // 4)
     flops = 2 * _SIZE**3 / _fastest(lambda: a @ b)
     return flops, _READ_BYTES / _fastest(words.sum)

@@ -4,6 +4,7 @@ alternated."""
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any
@@ -35,18 +36,14 @@ async def run(
         }
         for handle in engines.values():
             await generate(handle, prompt_of(300), greedy(8))
-        found: dict[tuple[str, str, int], list[float]] = {}
+        speeds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
         for repeat in range(repeats):
             for name, handle in engines.items():
                 for tokens in PROMPTS:
-                    ttft_s = (
-                        await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
-                    ).ttft_s
-                    found.setdefault((name, "prefill", tokens), []).append(tokens / ttft_s)
+                    answer = await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
+                    speeds[name, "prefill", tokens].append(tokens / answer.ttft_s)
                 for batch in BATCHES:
-                    found.setdefault((name, "decode", batch), []).append(
-                        await _decode(handle, batch)
-                    )
+                    speeds[name, "decode", batch].append(await _decode(handle, batch))
     return [
         {
             "layout": name,
@@ -55,7 +52,7 @@ async def run(
             "tokens_per_s": median(values),
             "limit_share": _share(spec, what, size, median(values), flops, read),
         }
-        for (name, what, size), values in found.items()
+        for (name, what, size), values in speeds.items()
     ]
 
 

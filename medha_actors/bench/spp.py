@@ -37,19 +37,22 @@ async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list
         for repeat in range(repeats):
             for name, handle in engines.items():
                 before = (await handle.stats())["stage_busy_s"]
-                ttft_s = (await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))).ttft_s
+                answer = await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
+                ttft_s = answer.ttft_s
                 after = (await handle.stats())["stage_busy_s"]
                 times[name].append(ttft_s)
-                busy[name].append(
-                    sum(b - a for a, b in zip(before, after, strict=True)) / len(after) / ttft_s
-                )
-    fastest = times[next(iter(LAYOUTS))]
-    return [
-        {
-            "layout": name,
-            "ttft_s": median(values),
-            "slower_than_two_stages": median(v / f for v, f in zip(values, fastest, strict=True)),
-            "stages_busy": median(busy[name]),
-        }
-        for name, values in times.items()
-    ]
+                busy_s = (sum(after) - sum(before)) / len(after)
+                busy[name].append(busy_s / ttft_s)
+    two_stages = times[next(iter(LAYOUTS))]
+    rows = []
+    for name, seconds in times.items():
+        ratios = [mine / theirs for mine, theirs in zip(seconds, two_stages, strict=True)]
+        rows.append(
+            {
+                "layout": name,
+                "ttft_s": median(seconds),
+                "slower_than_two_stages": median(ratios),
+                "stages_busy": median(busy[name]),
+            }
+        )
+    return rows

@@ -288,4 +288,4 @@ def holders(state: RequestState, start: int) -> list[tuple[Piece, int]]:
 
 def piece_end(pieces: Sequence[Piece], start: int, goal: int) -> int:
     """Where the piece that holds position `start` ends: a span must not go beyond."""
-    return min((piece.start for piece in pieces if piece.start > start), default=goal)
+    return min([goal, *[piece.start for piece in pieces if piece.start > start]])

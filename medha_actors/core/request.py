@@ -26,6 +26,8 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
+NO_DANGER = range(0)
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -79,6 +81,9 @@ class RequestState:
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
     published: int = 0  # pages that others can find, as far as they can be found at all
     dropped: int = 0  # tokens that were computed when its KV cache was dropped last
+    danger: range = (
+        NO_DANGER  # positions that were in flight when the pipeline died (core.suspects)
+    )
 
     @property
     def id(self) -> str:
@@ -107,10 +112,33 @@ class RequestState:
     @property
     def hit_limit(self) -> int:
         """Tokens that may come from the cache: not the last one known, whose row draws the next
-        token; and not those whose rows have log-probabilities to report."""
+        token; not those whose rows have log-probabilities to report; and none from the first one on
+        that was in flight when the pipeline died."""
         if self.request.sampling.prompt_logprobs is None or self.logprobs_until >= self.prompt:
-            return self.known - 1
-        return self.logprobs_until - 1
+            limit = self.known - 1
+        else:
+            limit = self.logprobs_until - 1
+        return min(limit, self.danger.start) if self.danger else limit
+
+    @property
+    def at_danger(self) -> bool:
+        """The next span must run alone."""
+        return self.dispatched in self.danger
+
+    @property
+    def edge(self) -> int:
+        """Where the next span of a prefill must end: all of a span is dangerous, or nothing."""
+        for edge in (self.danger.start, self.danger.stop):
+            if self.dispatched < edge:
+                return min(edge, self.goal)
+        return self.goal
+
+    def endanger(self, start: int, stop: int) -> None:
+        """Positions [start, stop) were in flight when the pipeline died."""
+        if self.danger:
+            start = min(start, self.danger.start)
+            stop = max(stop, self.danger.stop)
+        self.danger = range(start, stop)
 
     def slack(self, now: float) -> float:
         """Seconds the rest of the prefill could be put off without missing the deadline; negative:

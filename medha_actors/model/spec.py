@@ -15,7 +15,6 @@ from medha_actors.model_spec import ModelSpec, Rope, rescale, split_layers
 
 __all__ = [
     "ModelSpec",
-    "kv_bytes_per_token",
     "load_spec",
     "random_spec",
     "resolve_dtype",
@@ -70,11 +69,6 @@ def _limit(spec: ModelSpec, asked: int | None) -> ModelSpec:
 def _known(path: Path | None) -> Path:
     assert path is not None
     return path
-
-
-def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one token in a stage that holds these layers."""
-    return 2 * (layers[1] - layers[0]) * spec.kv_heads * spec.head_dim * dtype.itemsize
 
 
 def resolve_dtype(config: ModelLoadingConfig, device: torch.device) -> torch.dtype:

@@ -68,7 +68,7 @@ class Service:
 async def breakable(args: dict[str, Any]) -> AsyncIterator[tuple[RayEngine, Service]]:
     """A started engine, and where its controllers come from."""
     service = Service(args)
-    handle = RayEngine(service.find)
+    handle = RayEngine(service.find, patience_s=120.0)
     try:
         await handle.start()
         yield handle, service

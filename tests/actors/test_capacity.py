@@ -1,15 +1,15 @@
 """Pages of each group, and configurations that memory cannot hold, refused with the numbers."""
 
 import pytest
-import torch
 
 from medha_actors.actors.capacity import pages_of, refuse_impossible
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.stage import Place
+from medha_actors.actors.plans import Place
 from medha_actors.bench.session import engine
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
-from medha_actors.model.spec import kv_bytes_per_token, load_spec
+from medha_actors.model.spec import load_spec
+from medha_actors.model_spec import kv_bytes_per_token
 
 TOKEN_BYTES = 1000
 
@@ -78,9 +78,9 @@ def test_more_running_requests_than_a_batch_has_rows_is_refused():
 def test_the_stage_with_the_most_layers_decides():
     config, here = config_of(), Place("node", (0,), 2**30, None)
     spec = load_spec(config.model_loading_config)
-    token_bytes = kv_bytes_per_token(spec, (0, 3), torch.float32)
+    token_bytes = kv_bytes_per_token(spec, (0, 3), "float32")
     pages = pages_of(
-        config, spec, [(0, 3), (3, 4)], torch.float32, {Cell(0, 0): here, Cell(1, 0): here}
+        config, spec, [(0, 3), (3, 4)], "float32", {Cell(0, 0): here, Cell(1, 0): here}
     )
     assert pages == 2**21 // (64 * token_bytes)
 
@@ -90,10 +90,9 @@ def test_without_a_budget_actors_share_the_free_memory_of_their_node():
     spec = load_spec(config.model_loading_config)
     nodes = {Cell(0, 0): "a", Cell(0, 1): "a", Cell(1, 0): "b"}
     places = {cell: Place(node, (0,), 2**26, None) for cell, node in nodes.items()}
-    page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), torch.float32)
+    page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), "float32")
     assert (
-        pages_of(config, spec, [(0, 2), (2, 4)], torch.float32, places)
-        == 2**26 // 4 // 2 // page_bytes
+        pages_of(config, spec, [(0, 2), (2, 4)], "float32", places) == 2**26 // 4 // 2 // page_bytes
     )
 
 

@@ -4,10 +4,13 @@ import asyncio
 import os
 import signal
 import time
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from medha_actors.bench.session import greedy, prompt_of
+from medha_actors.errors import EngineError
 from medha_actors.messages import (
     FinishedEvent,
     PromptLogprobsEvent,
@@ -87,89 +90,88 @@ def check(live, expected):
     assert live[2].scored == list(range(1, 1500)), "each position once, in order"
 
 
-@pytest.mark.parametrize(("spp", "kvp"), [(2, 1), (1, 2)])
-async def test_a_killed_controller_costs_nobody_a_token(spp, kvp):
-    others = set(stage_pids(os.getpid()))
-    async with breakable(arguments(spp, kvp)) as (handle, service):
-        expected = await undisturbed(handle)
-        stages = set(stage_pids(os.getpid())) - others
-        live = streams()
+class Grid:
+    """One engine, what undisturbed requests say, and ways to break it."""
+
+    def __init__(self, handle, service, expected, others):
+        self.handle = handle
+        self.service = service
+        self.expected = expected
+        self._others = others
+
+    def stages(self):
+        return sorted(set(stage_pids(os.getpid())) - self._others)
+
+    async def kill_controller(self):
+        os.kill(await self.service.find().pid.remote(), signal.SIGKILL)
+
+    async def kill_controller_and_stage(self):
+        await self.kill_controller()
+        os.kill(self.stages()[0], signal.SIGKILL)
+
+    async def break_part(self, part):
+        await self.service.find().break_part.remote(part)
+
+    async def break_mending(self):
+        await self.break_part("restart")
+        os.kill(self.stages()[0], signal.SIGKILL)
+
+    async def survives(self, loss, salt):
+        """The same requests again, with a loss in the middle: no token is lost or doubled."""
+        live = streams(salt)
         reached = asyncio.Event()
-        following = [stream.follow(handle, reached, at=20) for stream in live]
-        work = asyncio.gather(*following)
+        work = asyncio.gather(*[stream.follow(self.handle, reached, at=20) for stream in live])
         await reached.wait()
-        os.kill(await service.find().pid.remote(), signal.SIGKILL)
-        await asyncio.wait_for(work, 120)
-        check(live, expected)
-        assert service.made == 2
-        assert set(stage_pids(os.getpid())) - others == stages, "the stages are those of before"
-        stats = await handle.stats()
+        made = self.service.made
+        await loss()
+        await asyncio.wait_for(work, 200)
+        check(live, self.expected)
+        assert self.service.made > made
+        stats = await self.handle.stats()
         assert stats["running"] == stats["waiting"] == 0
         assert stats["kv_usage"] == 0
 
 
-async def test_controller_and_stage_killed_together_cost_nobody_a_token():
+@asynccontextmanager
+async def grid_of(spp, kvp):
     others = set(stage_pids(os.getpid()))
-    async with breakable(arguments()) as (handle, service):
-        expected = await undisturbed(handle)
-        live = streams()
-        reached = asyncio.Event()
-        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
-        await reached.wait()
-        os.kill(await service.find().pid.remote(), signal.SIGKILL)
-        os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
-        await asyncio.wait_for(work, 120)
-        check(live, expected)
+    async with breakable(arguments(spp, kvp)) as (handle, service):
+        yield Grid(handle, service, await undisturbed(handle), others)
 
 
-@pytest.mark.parametrize("part", ["_take", "next_batch", "complete", "expire", "next_wake"])
-async def test_an_unforeseen_error_in_a_loop_ends_the_controller_and_no_request(part):
-    async with breakable(arguments()) as (handle, service):
-        expected = await undisturbed(handle)
-        live = streams()
-        reached = asyncio.Event()
-        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
-        await reached.wait()
-        await service.find().break_part.remote(part)
-        await asyncio.wait_for(work, 120)
-        check(live, expected)
-        assert service.made == 2
+async def test_no_loss_of_the_controller_costs_a_token():
+    async with grid_of(2, 1) as grid:
+        stages = grid.stages()
+        await grid.survives(grid.kill_controller, "-killed")
+        for part in ("_take", "next_batch", "complete", "expire", "next_wake"):
+            await grid.survives(partial(grid.break_part, part), part)
+        assert grid.stages() == stages, "the stages are those of before"
+        await grid.survives(grid.break_mending, "-mending")
+        await grid.survives(grid.kill_controller_and_stage, "-both")
 
 
-async def test_an_unforeseen_error_while_mending_ends_the_controller_and_no_request():
-    others = set(stage_pids(os.getpid()))
-    async with breakable(arguments()) as (handle, service):
-        expected = await undisturbed(handle)
-        live = streams()
-        reached = asyncio.Event()
-        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
-        await reached.wait()
-        await service.find().break_part.remote("restart")
-        os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
-        await asyncio.wait_for(work, 120)
-        check(live, expected)
+async def test_no_loss_of_the_controller_of_two_groups_costs_a_token():
+    async with grid_of(1, 2) as grid:
+        await grid.survives(grid.kill_controller, "-killed")
 
 
 async def test_a_request_that_kills_every_controller_is_ended_and_its_neighbours_are_not():
-    async with breakable(arguments()) as (handle, service):
-        expected = await undisturbed(handle)
-        live = streams()
-        reached = asyncio.Event()
-        work = asyncio.gather(*[stream.follow(handle, reached, at=20) for stream in live])
-        await reached.wait()
-        poison = Stream("poison", prompt_of(9), greedy(5))
-        with pytest.raises(Exception, match="died repeatedly"):
-            await poison.follow(PoisonHandle(handle, service))
-        await asyncio.wait_for(work, 120)
-        check(live, expected)
+    async with grid_of(2, 1) as grid:
+        handle = grid.handle
+
+        async def send_poison():
+            poison = Stream("poison", prompt_of(9), greedy(5))
+            with pytest.raises(EngineError, match="died repeatedly"):
+                await poison.follow(PoisonHandle(handle))
+
+        await grid.survives(send_poison, "-poisoned")
 
 
 class PoisonHandle:
     """Breaks every controller that the request is submitted to, just before."""
 
-    def __init__(self, handle, service):
+    def __init__(self, handle):
         self._handle = handle
-        self._service = service
         self._hand_over = handle._hand_over
         handle._hand_over = self.hand_over
 

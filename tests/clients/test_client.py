@@ -86,7 +86,7 @@ async def test_what_is_sent(serving) -> None:
     for line in (
         b"x-llm-d-slo-ttft-ms: 250",
         b"x-llm-d-slo-tpot-ms: 20",
-        b"x-request-timeout-seconds: 9",
+        b"x-medha-timeout-seconds: 9",
         b"authorization: Bearer secret",
         b"content-type: application/json",
     ):

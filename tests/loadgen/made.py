@@ -1,8 +1,18 @@
 """Records and runs made by hand."""
 
+from argparse import Namespace
 from array import array
 
-from loadgen.records import RequestRecord, Run
+from loadgen.flags import fill
+from loadgen.records import RequestRecord, RunRecord
+from loadgen.workload.options import PaceOptions, WorkloadOptions
+from loadgen.workload.plan import build_plan
+
+
+def plan_of(**given):
+    """The plan of a run with these options."""
+    arguments = Namespace(**given)
+    return build_plan(fill(arguments, WorkloadOptions), fill(arguments, PaceOptions))
 
 
 def made(index=0, sent=0.0, tokens=(1.0, 1.1, 1.3), kind="short", **more):
@@ -56,4 +66,4 @@ def a_run(records, **more):
         "loop_lags_s": [0.001] * 20,
         "cpu_share": 0.1,
     }
-    return Run(**(fields | more))
+    return RunRecord(**(fields | more))

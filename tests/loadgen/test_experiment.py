@@ -13,7 +13,7 @@ from loadgen.__main__ import main
 from loadgen.errors import LoadgenError
 from loadgen.experiment import command
 from loadgen.experiment.cells import CHUNKS, CONVOY, rounds
-from loadgen.experiment.command import Experiment, experiment
+from loadgen.experiment.command import ExperimentOptions, experiment
 from loadgen.experiment.serving import read_config, serving, url_of, varied
 from loadgen.experiment.table import draw_frontier, table
 from medha_actors.config import load
@@ -121,7 +121,7 @@ def toy(tmp_path: Path) -> Path:
 
 async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain, monkeypatch):
     monkeypatch.chdir(ROOT)
-    asked = Experiment(
+    asked = ExperimentOptions(
         serve_config=str(toy(tmp_path)),
         result_dir=str(tmp_path / "out"),
         variants=("lars",),

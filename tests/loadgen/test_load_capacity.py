@@ -4,10 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadgen.capacity import Doubt, Search, StopSearchError, Trial, find_capacity, summary
+from loadgen.capacity import Doubt, SearchOptions, StopSearchError, Trial, find_capacity, summary
 from loadgen.errors import LoadgenError
-from loadgen.isolated import lengths_to_measure, measure_isolated, monotone, predict, read_points
-from loadgen.objectives import parse_objectives
+from loadgen.judge.isolated import (
+    lengths_to_measure,
+    measure_isolated,
+    monotone,
+    predict,
+    read_points,
+)
+from loadgen.judge.objectives import parse_objectives
 from tests.loadgen.made import failed, made
 
 
@@ -20,7 +26,7 @@ async def search(limit, **options):
         tried.append(rate)
         return Trial(rate, 1.0 if rate <= limit else 0.5, rate <= limit)
 
-    return await find_capacity(measure, Search(**options)), tried
+    return await find_capacity(measure, SearchOptions(**options)), tried
 
 
 @pytest.mark.parametrize("limit", [0.013, 0.9, 1.0, 7.3, 480.0])
@@ -52,7 +58,7 @@ async def test_runs_out_of_runs_or_is_stopped():
     async def stopped(rate):
         raise StopSearchError
 
-    assert not (await find_capacity(stopped, Search())).complete
+    assert not (await find_capacity(stopped, SearchOptions())).complete
 
 
 def test_lengths_are_spread_evenly_on_a_logarithmic_axis():

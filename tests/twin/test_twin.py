@@ -7,7 +7,7 @@ import pytest
 from twin_world import TOKEN_S, by_hand, convoy, deployment_of, request, waits
 
 from loadgen.errors import LoadgenError
-from loadgen.twin.options import TwinOptions, read_profile
+from loadgen.twin.options import DeploymentOptions, read_profile
 from loadgen.twin.options import deployment_of as chosen
 from loadgen.twin.replay import idle_points, play
 from medha_actors.core.predictor import load_of
@@ -181,7 +181,7 @@ def test_a_hundred_thousand_waiting_requests_cost_no_more_than_a_few():
 )
 def test_what_cannot_be_is_refused_with_its_reason(given, message):
     with pytest.raises(LoadgenError, match=message):
-        chosen(TwinOptions(**given), 8192)
+        chosen(DeploymentOptions(**given), 8192)
 
 
 def test_a_calibration_is_read(tmp_path):

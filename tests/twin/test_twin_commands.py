@@ -9,16 +9,16 @@ import pytest
 from twin_world import convoy, deployment_of
 
 from loadgen.__main__ import main
-from loadgen.compare import read_run
-from loadgen.isolated import predict
-from loadgen.twin import fidelity
-from loadgen.twin import reproduce as table
+from loadgen.judge.isolated import predict
+from loadgen.show.compare import read_run
+from loadgen.twin.commands import fidelity
+from loadgen.twin.commands.fidelity import FidelityOptions, requests_of
+from loadgen.twin.commands.planner import fewest
 from loadgen.twin.correction import Correction, correction_of, replay
 from loadgen.twin.cost import profile_of
-from loadgen.twin.experiments import scaling
-from loadgen.twin.experiments.common import Row
-from loadgen.twin.fidelity import Replay, requests_of
-from loadgen.twin.planner import fewest
+from loadgen.twin.paper import reproduce as table
+from loadgen.twin.paper import scaling
+from loadgen.twin.paper.common import Row
 from loadgen.twin.replay import idle_points
 from loadgen.twin.serve_config import arguments
 from medha_actors.config import load
@@ -38,7 +38,7 @@ LOAD = [
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch):
-    monkeypatch.setattr("loadgen.figures.available", lambda: False)
+    monkeypatch.setattr("loadgen.show.figures.available", lambda: False)
 
 
 def simulate(directory, *more):
@@ -111,7 +111,7 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
     assert simulate(tmp_path / "record") == 0
     record = read_run(tmp_path / "record")
     deployment, requests = (
-        fidelity.deployment_of(Replay(directory="", profile=profile), record),
+        fidelity.deployment_of(FidelityOptions(directory="", profile=profile), record),
         requests_of(record),
     )
     played = replay(deployment, requests, Correction())

@@ -2,13 +2,13 @@
 
 import msgspec
 
-from loadgen.arrivals import arrival_times
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
 from loadgen.twin.options import scheduler_of
-from loadgen.workload import Mix, synthetic, with_arrivals
+from loadgen.workload.arrivals import arrival_times
+from loadgen.workload.mixes import Mix, synthetic, with_arrivals
 from medha_actors.core.predictor import Profile, StageProfile
 
 TOKEN_S = 1e-3

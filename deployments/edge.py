@@ -1,0 +1,133 @@
+"""Edge: what a request meets before Ray Serve does, and what an answer of Serve's own becomes.
+
+Serve installs it around every HTTP server it starts, in proxies and in ingress replicas, where
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.edge:middlewares is in the environment of the
+Ray cluster (`make serve` sets it).
+
+- A header value that is not UTF-8 is dropped: Serve decodes several, and fails with a bare 500.
+- `x-request-timeout-seconds` gets our name: Serve would enforce it as well, without our error
+  object, or in the middle of a stream.
+- Of a repeated header that Serve reads, the first one counts; Serve and Starlette disagree.
+- Errors that Serve writes as plain text, and exceptions, become OpenAI's error object.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments import failures
+from deployments.objectives import SERVE_TIMEOUT_HEADER, TIMEOUT_HEADER
+from medha_actors.errors import MedhaError
+
+log = logging.getLogger(__name__)
+Headers = list[tuple[bytes, bytes]]
+
+_SERVE_TIMEOUT: Final = SERVE_TIMEOUT_HEADER.encode()
+_TIMEOUT: Final = TIMEOUT_HEADER.encode()
+_ONCE: Final = frozenset(
+    {_TIMEOUT, b"x-request-id", b"x-session-id", b"x-request-disconnect-disabled"}
+)
+_SERVES_OWN_ROUTES: Final = "/-/"  # health checks, which are plain text
+_MOST_TEXT: Final = 2_000
+_KINDS: Final = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "overloaded_error",
+    503: "service_unavailable_error",
+}
+
+
+def middlewares() -> list[Middleware]:
+    """For Serve's RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    return [Middleware(Edge)]
+
+
+class Edge:
+    """An ASGI application around Serve's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN_ROUTES):
+            await self._app(scope, receive, send)
+            return
+        scope["headers"] = clean(scope["headers"])
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            if answer.started:
+                raise
+            log.exception("Ray Serve failed before the request reached the application")
+            await failures.send(MedhaError("internal error; see the server's log"), {}, send)
+
+
+def clean(headers: Headers) -> Headers:
+    """The headers that Serve may see."""
+    kept: Headers = []
+    seen: set[bytes] = set()
+    for name, value in headers:
+        if not _is_utf8(value):
+            continue
+        own_name = _TIMEOUT if name == _SERVE_TIMEOUT else name
+        if own_name in _ONCE and own_name in seen:
+            continue
+        seen.add(own_name)
+        kept.append((own_name, value))
+    return kept
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _Answer:
+    """Passes an answer on, unless it is an error in plain text: that one is collected first."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._plain_error: Message | None = None
+        self._text = b""
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_plain_error(message):
+            self._plain_error = message
+        elif self._plain_error is None:
+            self.started = True
+            await self._send(message)
+        else:
+            self._text += message.get("body", b"")[: _MOST_TEXT - len(self._text)]
+            if not message.get("more_body", False):
+                self.started = True
+                await self._send_error(self._plain_error)
+
+    async def _send_error(self, start: Message) -> None:
+        status: int = start["status"]
+        text = self._text.decode("utf-8", "replace").strip() or "the server refused the request"
+        if "Traceback" in text:
+            text = "internal error; see the server's log"
+        error = MedhaError(text)
+        error.status = status
+        error.kind = _KINDS.get(status, MedhaError.kind)
+        others = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in start["headers"]
+            if name.lower() not in (b"content-type", b"content-length")
+        }
+        await failures.send(error, others, self._send)
+
+
+def _is_plain_error(start: Message) -> bool:
+    kind = dict(start["headers"]).get(b"content-type", b"")
+    return start["status"] >= 400 and not kind.startswith(b"application/json")

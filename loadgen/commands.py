@@ -1,0 +1,121 @@
+"""The commands: from parsed arguments to what stands on the terminal and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loadgen import capacity as rates
+from loadgen import cli
+from loadgen.capacity import SearchOptions
+from loadgen.experiment.command import ExperimentOptions, run_experiment
+from loadgen.flags import fill
+from loadgen.options import RunOptions
+from loadgen.run import run
+from loadgen.selftest import SelfTestOptions, selftest
+from loadgen.show.compare import read_runs, tables, warnings, write_comparison
+from loadgen.show.output import directory_of, say
+from loadgen.show.tables import all_and_classes, as_text, class_table
+from loadgen.twin.commands.fidelity import FidelityOptions, fidelity
+from loadgen.twin.commands.laboratory import LaboratoryOptions, laboratory
+from loadgen.twin.commands.planner import plan
+from loadgen.twin.commands.simulate import simulate
+from loadgen.twin.paper.reproduce import ReproduceOptions, reproduce
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = cli.run_options(arguments)
+    directory = _directory(options, "run")
+    result, health, status = asyncio.run(run(options, directory, say))
+    _print_result(result)
+    print(f"\nload generator's own health: {health.verdict}\nresults: {directory / 'report.html'}")
+    return status
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    options = cli.run_options(arguments)
+    search = fill(arguments, SearchOptions)
+    directory = _directory(options, "capacity")
+    outcome, status = asyncio.run(rates.capacity(options, search, directory, say))
+    print(f"{as_text(rates.table_of(outcome))}\n\n{rates.summary(outcome)}")
+    print(f"results: {directory / 'report.html'}")
+    return status
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    runs = read_runs([Path(directory) for directory in arguments.directories])
+    for title, table in tables(runs):
+        if table[1]:
+            print(f"{title}\n{as_text(table)}\n")
+    for doubt in warnings(runs):
+        print(f"note: {doubt}")
+    target = getattr(arguments, "result_dir", None)
+    if target is not None:
+        write_comparison(runs, Path(target))
+        print(f"results: {Path(target) / 'compare.html'}")
+    return 0
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    print(json.dumps(selftest(fill(arguments, SelfTestOptions)), indent=2))
+    return 0
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    rows, file = run_experiment(fill(arguments, ExperimentOptions), say)
+    print(f"{as_text(rows)}\n\nresults: {file}")
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    options = cli.simulate_options(arguments)
+    name = options.report.label or options.deployment.policy
+    directory = directory_of(options.report.result_dir, f"simulated-{name}")
+    _print_result(simulate(options, directory, say))
+    print(f"\nresults: {directory / 'report.html'}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    return reproduce(fill(arguments, ReproduceOptions), say)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    return plan(cli.plan_options(arguments), say)
+
+
+def _fidelity(arguments: argparse.Namespace) -> int:
+    return fidelity(fill(arguments, FidelityOptions), say)
+
+
+def _laboratory(arguments: argparse.Namespace) -> int:
+    return laboratory(fill(arguments, LaboratoryOptions), say)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "capacity": _capacity,
+    "compare": _compare,
+    "selftest": _selftest,
+    "experiment": _experiment,
+    "simulate": _simulate,
+    "reproduce": _reproduce,
+    "plan": _plan,
+    "fidelity": _fidelity,
+    "laboratory": _laboratory,
+}
+
+
+def _directory(options: RunOptions, command: str) -> Path:
+    name = options.report.label or options.watch.policy or command
+    return directory_of(options.report.result_dir, name)
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
+    print(as_text(class_table(all_and_classes(result))))
+    for message, count in result["errors"].items():
+        print(f"{count} x {message}")

@@ -1,0 +1,78 @@
+"""What the actors of a grid are to be, and what they say of themselves. Pure: the controller needs
+no torch to know it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from medha_actors.actors.cells import Cell, Shape
+from medha_actors.config import MedhaConfig
+from medha_actors.model_spec import ModelSpec
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an actor turned out to run."""
+
+    node_id: str
+    cores: tuple[int, ...]
+    free_bytes: int  # memory that KV caches could use: of the GPU, or of the host
+    gpu: str | None
+
+
+class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one actor of the grid is to be."""
+
+    config: MedhaConfig
+    spec: ModelSpec
+    cell: Cell
+    layers: tuple[int, int]
+    pages: int
+    cores: tuple[int, ...]  # empty: not pinned
+    device: str
+    dtype: str
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.config.parallel.spp, self.config.parallel.kvp)
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What an actor is, for a controller that finds it at work."""
+
+    place: Place
+    plan: StagePlan | None  # None: a spare
+    kept: bytes  # what the controller before gave it to keep
+
+
+class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the actors of a grid are to be. `pages`: of each KV group."""
+
+    config: MedhaConfig
+    spec: ModelSpec
+    device: str
+    dtype: str
+    layers: list[tuple[int, int]]
+    pages: int
+    nodes: dict[Cell, str]
+    cores: dict[Cell, tuple[int, ...]]
+
+    def plan(self, cell: Cell) -> StagePlan:
+        """What the actor at `cell` is to be."""
+        return StagePlan(
+            config=self.config,
+            spec=self.spec,
+            cell=cell,
+            layers=self.layers[cell.stage],
+            pages=self.pages,
+            cores=self.cores[cell],
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the actors keep for the controller that comes after this one. `profile`: the packed
+    calibration."""
+
+    blueprint: Blueprint
+    profile: bytes
