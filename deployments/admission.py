@@ -56,9 +56,18 @@ class Job:
 class Admission:
     """Checks, tokenises and fans out."""
 
-    def __init__(self, config: MedhaConfig, text: Text, context_tokens: int) -> None:
+    def __init__(
+        self,
+        config: MedhaConfig,
+        text: Text,
+        context_tokens: int,
+        model_vocabulary: int | None = None,
+    ) -> None:
+        """`model_vocabulary`: token ids that the model has a row for; None: the tokenizer's."""
         self._config = config
         self._text = text
+        self.vocabulary = min(text.vocabulary, model_vocabulary or text.vocabulary)
+        self._eos = tuple([i for i in text.eos_token_ids if i < self.vocabulary])
         self.context_tokens = context_tokens
         self.model_id = config.model_loading_config.model_id
 
@@ -67,7 +76,7 @@ class Admission:
     ) -> Job:
         """Raises RequestError."""
         asked = self._check(body, headers)
-        prompts = limits.split_prompts(body, self._config.limits, self._text.vocabulary)
+        prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
         job = self._job("cmpl", body, headers, arrived_at)
         for i, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
@@ -144,11 +153,14 @@ class Admission:
                 raise limits.too_long(name, len(prompt), 1, self.context_tokens)
             return prompt
         try:
-            return await self._text.encode(prompt, add_special_tokens, limit=self.context_tokens)
+            ids = await self._text.encode(prompt, add_special_tokens, limit=self.context_tokens)
         except TooManyTokensError as error:
             raise limits.too_long(
                 name, error.at_least, 1, self.context_tokens, at_least=True
             ) from None
+        if self.vocabulary < self._text.vocabulary:
+            limits.check_ids(name, ids, self.vocabulary)
+        return ids
 
     async def chat_tokens(
         self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]
@@ -171,7 +183,7 @@ class Admission:
 
     def _check(self, body: GenerationBody, headers: Mapping[str, str]) -> Objectives:
         self.check_model(body.model)
-        limits.check_generation(body, self._config.limits, self._text.vocabulary)
+        limits.check_generation(body, self._config.limits, self.vocabulary)
         return objectives.resolve(body.medha, headers, self._config.objectives)
 
     def _job(
@@ -218,7 +230,7 @@ class Admission:
             logprobs = body.logprobs
         elif isinstance(body, ChatBody) and body.logprobs:
             logprobs = body.top_logprobs
-        eos = () if body.ignore_eos else self._text.eos_token_ids
+        eos = () if body.ignore_eos else self._eos
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,

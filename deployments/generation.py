@@ -16,7 +16,13 @@ from deployments.limits import output_limit
 from deployments.outbox import Item, Outbox, Piece
 from deployments.resuming import Past
 from deployments.text import Text
-from medha_actors.errors import EngineError, MedhaError, RequestError, RequestTimeoutError
+from medha_actors.errors import (
+    EngineError,
+    MedhaError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 from medha_actors.messages import (
     Accepted,
     Event,
@@ -222,6 +228,10 @@ class ChoiceWriter:
         self.finished = True
         if event.reason == "timeout":
             raise RequestTimeoutError(event.message or "the request's time limit passed")
+        if event.reason == "error" and event.retry_after_s is not None:
+            raise UnavailableError(
+                event.message or "the engine stopped", retry_after_s=event.retry_after_s
+            )
         if event.reason == "error":
             raise EngineError(event.message or "the engine failed")
         stop_reason: str | int | None = None

@@ -57,10 +57,11 @@ class Server:
         context_tokens: int | None = None,
         echo_request_id: bool = True,
         observatory: Observatory | None = None,
+        model_vocabulary: int | None = None,
     ) -> None:
         """`context_tokens`: the longest prompt plus output; None: as configured, else what the
         model's files say. `echo_request_id`: False behind a proxy that puts x-request-id on every
-        answer, as Ray Serve's does."""
+        answer, as Ray Serve's does. `model_vocabulary`: see Admission."""
         self.config, self.engine, self.text = config, engine, text
         self._echo_request_id = echo_request_id
         context = (
@@ -69,7 +70,7 @@ class Server:
             or text.context_tokens
             or 2048
         )
-        self.admission = Admission(config, text, context)
+        self.admission = Admission(config, text, context, model_vocabulary)
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
         # Counting a document that is longer than the context is what /tokenize is for.
         self._most_tokens = max(context, config.limits.max_tokenize_tokens)

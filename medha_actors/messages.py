@@ -158,6 +158,13 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
 
 
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """A stage could not do one request's work; `message` is for its client. The others' is done."""
+
+    request_id: str
+    message: str
+
+
 class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden
     states.
@@ -176,6 +183,7 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     exchange_seconds: tuple[
         float, ...
     ] = ()  # the part of it spent exchanging partial attention with other groups
+    failures: tuple[Failure, ...] = ()  # of the stages passed so far
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -207,6 +215,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     stage_starts: tuple[float, ...] = ()  # as in StepMessage
     exchange_seconds: tuple[float, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -255,6 +264,7 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     request_id: str
     reason: FinishReason
     message: str | None = None  # for "error" and "timeout"
+    retry_after_s: float | None = None  # for "error": the request may succeed when sent again then
     prompt_tokens: int = 0
     generated_tokens: int = 0
     arrived_at: float = 0.0
@@ -265,6 +275,10 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     deadline_at: float = 0.0
     preemptions: int = 0  # times another request took the turn of this one's prefill
     recomputed_tokens: int = 0  # tokens whose KV was dropped and computed again
+
+
+class DrainingEvent(msgspec.Struct, frozen=True, tag="draining", array_like=True):
+    """Belongs to no request: the controller takes no new ones any more."""
 
 
 Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent
