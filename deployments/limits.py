@@ -21,6 +21,8 @@ def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int
         _at_most(name, len(stop), limits.max_stop_chars, "characters")
     _at_most("stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries")
     check_ids("stop_token_ids", body.stop_token_ids, vocabulary)
+    if body.min_tokens and len(set(body.stop_token_ids)) >= vocabulary:
+        raise _invalid("stop_token_ids", "has every token, so that min_tokens leaves none to draw")
     _at_most("logit_bias", len(body.logit_bias), limits.max_logit_bias, "entries")
     for key in body.logit_bias:
         if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocabulary):

@@ -30,6 +30,7 @@ class ReplicaFigures:
         self._tokenize = Histogram.of(LONG_S)
         self.open = 0
         self.spans_sent = self.spans_lost = 0
+        self.tasks = 0
 
     def ended(self, route: str, status: int | None, seconds: float) -> None:
         """A response is complete; `status` None: the client left before it began."""
@@ -60,6 +61,9 @@ class ReplicaFigures:
             ),
             Family(
                 "medha_http_requests_open", "gauge", "Responses under way", {own: float(self.open)}
+            ),
+            Family(
+                "medha_replica_tasks", "gauge", "Tasks on the event loop", {own: float(self.tasks)}
             ),
             Family("medha_trace_spans_total", "counter", "Spans for the tracing backend", spans),
             Family(

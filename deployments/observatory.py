@@ -158,6 +158,7 @@ class Observatory:
 
     async def _tell(self) -> None:
         self.figures.spans_sent, self.figures.spans_lost = self.tracing.spans()
+        self.figures.tasks = len(asyncio.all_tasks())
         await self._ask("report", self.replica, _encode(self.figures.families()))
 
 

@@ -66,7 +66,8 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
+    # logits are divided or multiplied by it, in float32: far from what makes them infinite
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100.0)] = 1.0
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] = {}
     stop: str | list[str] = []
     stop_token_ids: list[TokenId] = []

@@ -29,6 +29,7 @@ from deployments.observatory import Observatory
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deployments.replies import DetokenizeReply, ModelList, ModelReply, TokenizeReply
 from deployments.responses import Sent, send_stream, send_whole
+from deployments.resuming import place_of
 from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import (
@@ -56,10 +57,11 @@ class Server:
         context_tokens: int | None = None,
         echo_request_id: bool = True,
         observatory: Observatory | None = None,
+        model_vocabulary: int | None = None,
     ) -> None:
         """`context_tokens`: the longest prompt plus output; None: as configured, else what the
         model's files say. `echo_request_id`: False behind a proxy that puts x-request-id on every
-        answer, as Ray Serve's does."""
+        answer, as Ray Serve's does. `model_vocabulary`: see Admission."""
         self.config, self.engine, self.text = config, engine, text
         self._echo_request_id = echo_request_id
         context = (
@@ -68,7 +70,7 @@ class Server:
             or text.context_tokens
             or 2048
         )
-        self.admission = Admission(config, text, context)
+        self.admission = Admission(config, text, context, model_vocabulary)
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
         # Counting a document that is longer than the context is what /tokenize is for.
         self._most_tokens = max(context, config.limits.max_tokenize_tokens)
@@ -115,13 +117,37 @@ class Server:
         job = await self.admission.completion(
             protocol.decode(body, CompletionBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, TextAnswer(job, self.text.table)
 
     async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
         job = await self.admission.chat(
             protocol.decode(body, ChatBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, ChatAnswer(job, self.text.table)
+
+    async def _resume(self, job: Job, request: Request) -> None:
+        """If the client asks to go on with a cut answer, make the job do that."""
+        place = place_of(request.headers)
+        if place is None:
+            return
+        if len(job.choices) > 1:
+            raise RequestError(
+                f"{place.header}: an answer of several choices cannot be resumed",
+                param=place.header,
+                code="unsupported",
+            )
+        record = await self.engine.record(place.answer_id)
+        if record is None:
+            raise NotFoundError(
+                f"{place.header}: there is no answer {place.answer_id[:80]!r} that could be"
+                f" resumed; they are kept for {self.config.stream.resume_s:g} s, and those whose"
+                " id was used twice are not",
+                param=place.header,
+                code="resume_not_found",
+            )
+        self.admission.resume(job, place, record)
 
     def _guarded(
         self, handler: Callable[[Request], Awaitable[Response]]
@@ -261,7 +287,7 @@ class _Generating:
                 server.engine, server.text, job, server.config.stream.max_buffered_events
             ) as live:
                 respond = send_stream if job.body.stream else send_whole
-                await respond(live, answer, server.config.stream, arrived_at, headers, send)
+                await respond(live, answer, server.config.stream, headers, send)
         except MedhaError as error:
             # Only before the first byte: once a stream has begun, send_stream writes errors into
             # it.

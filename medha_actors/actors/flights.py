@@ -1,5 +1,5 @@
-"""Flights: batches on their way through the stages, in the order in which they left. Strikes: whom
-they died with."""
+"""Flights: batches on their way through the stages, in the order in which they
+left."""
 
 from __future__ import annotations
 
@@ -62,34 +62,6 @@ class Flights:
             self.done += 1
             yield results
 
-    def clear(self) -> dict[str, set[int]]:
-        """All batches are lost; returns the requests that were in them, each with the groups it was
-        in."""
-        found: dict[str, set[int]] = {}
-        for flight in self._flights:
-            for group, message in enumerate(flight.batch.groups):
-                for span in message.spans if message is not None else ():
-                    found.setdefault(span.request_id, set()).add(group)
+    def clear(self) -> None:
+        """All batches are lost."""
         self._flights.clear()
-        return found
-
-
-class Strikes:
-    """Requests that may be what kills the actors: those that were in flight in a dead group,
-    several times in a row."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._strikes: dict[str, int] = {}
-
-    def count(self, flown: dict[str, set[int]], lost: set[int]) -> list[str]:
-        """One more death. `flown`: as `Flights.clear` returns it; `lost`: the dead groups, empty if
-        all actors live.
-
-        Returns the requests that have had enough of them.
-        """
-        struck = [request_id for request_id, groups in flown.items() if not lost or groups & lost]
-        self._strikes = {request_id: self._strikes.get(request_id, 0) + 1 for request_id in struck}
-        return [
-            request_id for request_id, strikes in self._strikes.items() if strikes >= self._most
-        ]

@@ -109,6 +109,7 @@ class Service:
         stage_seconds = (*message.stage_seconds, worked_s)
         stage_starts = (*message.stage_starts, started_at)
         exchange_seconds = (*message.exchange_seconds, exchanged_s)
+        failures = (*message.failures, *output.failures)
         control = self._wires.control
         if self._wires.downstream is not None:
             passed_on = msgspec.structs.replace(
@@ -116,6 +117,7 @@ class Service:
                 stage_seconds=stage_seconds,
                 stage_starts=stage_starts,
                 exchange_seconds=exchange_seconds,
+                failures=failures,
             )
             self._wires.downstream.send(_encode(passed_on), output.hidden)
             if control is not None:
@@ -130,5 +132,6 @@ class Service:
             output.prompt_logprobs,
             stage_starts,
             exchange_seconds,
+            failures,
         )
         control.send(_encode(result))

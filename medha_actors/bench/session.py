@@ -57,11 +57,13 @@ def start_ray() -> None:
 
 
 @asynccontextmanager
-async def engine(args: dict[str, Any]) -> AsyncIterator[RayEngine]:
+async def engine(
+    args: dict[str, Any], controller_class: type[Controller] = Controller
+) -> AsyncIterator[RayEngine]:
     """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down
     afterwards."""
     start_ray()
-    controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(args)
+    controller = ray.remote(controller_class).options(num_cpus=0, max_concurrency=1000).remote(args)
     handle = RayEngine(lambda: controller)
     try:
         await handle.start()

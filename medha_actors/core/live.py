@@ -143,15 +143,17 @@ class LiveRequests:
             own = [piece.group for piece in state.pieces]  # empty: it has yielded meanwhile
             if (
                 own
+                and not state.danger
                 and all(left[group] and group in groups for group in own)
-                and self._make_room(state, spared, now)
+                and self.make_room(state, spared, now)
             ):
                 chosen.append(state)
                 for group in own:
                     left[group] -= 1
         return [state for state in chosen if state.pieces]
 
-    def _make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
+    def make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
+        """Take the page that a decode's next token may need; False: the request had to yield."""
         pieces = len(state.pieces)
         while (group := self.kv.grow(state)) is not None:
             rivals = [

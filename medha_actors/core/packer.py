@@ -89,7 +89,7 @@ class Packer:
         prefill always moves on. Half of the batches take longer than predicted; where others wait
         for their tokens, nine in ten are to keep to the budget.
         """
-        self._slots, self._headroom = slots, headroom
+        self._allow(slots, headroom)
         limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s / self._model.margin
         self._alone = alone
         patience = PATIENCE
@@ -99,6 +99,22 @@ class Packer:
             patience -= self._offer(state, queue, limit_s)
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
+
+    def can_start(self, state: RequestState, *, slots: int, headroom: list[int]) -> bool:
+        """Whether there is room for this request's prefill, or it has begun already."""
+        if state.pieces:
+            return True
+        self._allow(slots, headroom)
+        placed = self._place(state)
+        state.pieces = []
+        return placed
+
+    def add_alone(self, state: RequestState) -> None:
+        """The next chunk of a request that can start, for a batch with nothing else in it."""
+        if not state.pieces:
+            self._place(state)
+            self._kv.reserve(state, state.pieces)
+        self._add(state, self._chunk(state, self.budget_s / self._model.margin, only=False))
 
     def predicted_s(self) -> float:
         """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
@@ -115,8 +131,15 @@ class Packer:
         """The same, uncorrected."""
         return max(self._seconds_in)
 
+    def _allow(self, slots: int, headroom: list[int]) -> None:
+        self._slots = slots
+        self._headroom = headroom
+
     def _candidates(self, queue: PrefillQueue) -> Iterator[RequestState]:
         """The queue in order; once nobody can start, only the prefills that have."""
+        return (state for state in self._in_order(queue) if not state.at_danger)
+
+    def _in_order(self, queue: PrefillQueue) -> Iterator[RequestState]:
         seen = set()
         for state in queue.ordered(self._now):
             if self._full and not state.pieces:
@@ -197,7 +220,7 @@ class Packer:
         config, start = self._config, state.dispatched
         touched = holders(state, start)
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
-        end = piece_end(state.pieces, start, state.goal)
+        end = piece_end(state.pieces, start, state.edge)
         cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
         if cap < min(
             end - start, config.max_chunk_tokens
@@ -220,7 +243,7 @@ class Packer:
         state, stop = self.prefills[index]
         touched = holders(state, state.dispatched)
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
-        end = piece_end(state.pieces, state.dispatched, state.goal)
+        end = piece_end(state.pieces, state.dispatched, state.edge)
         room = self._config.max_chunk_tokens - (stop - state.dispatched)
         cap = min(end - stop, room, self._config.max_batch_tokens - rows)
 

@@ -22,6 +22,8 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
+NO_DANGER = range(0)
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -70,6 +72,9 @@ class RequestState:
     logprobs_until: int = (
         1  # prompt positions below this one have had their log-probabilities reported
     )
+    danger: range = (
+        NO_DANGER  # positions that were in flight when the pipeline died (core.suspects)
+    )
 
     @property
     def id(self) -> str:
@@ -94,6 +99,26 @@ class RequestState:
     def prefilling(self) -> bool:
         """Some of the prefill is not dispatched yet."""
         return self.dispatched < self.goal
+
+    @property
+    def at_danger(self) -> bool:
+        """The next span must run alone."""
+        return self.dispatched in self.danger
+
+    @property
+    def edge(self) -> int:
+        """Where the next span of a prefill must end: all of a span is dangerous, or nothing."""
+        for edge in (self.danger.start, self.danger.stop):
+            if self.dispatched < edge:
+                return min(edge, self.goal)
+        return self.goal
+
+    def endanger(self, start: int, stop: int) -> None:
+        """Positions [start, stop) were in flight when the pipeline died."""
+        if self.danger:
+            start = min(start, self.danger.start)
+            stop = max(stop, self.danger.stop)
+        self.danger = range(start, stop)
 
     def slack(self, now: float) -> float:
         """Seconds the rest of the prefill could be put off without missing the deadline; negative:

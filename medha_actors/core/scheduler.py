@@ -24,6 +24,7 @@ from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.core.request import RequestState
 from medha_actors.core.stats import Stats
+from medha_actors.core.suspects import Suspects
 from medha_actors.errors import MedhaError, RequestError
 from medha_actors.messages import (
     Accepted,
@@ -39,6 +40,8 @@ from medha_actors.messages import (
     StepResult,
     TokenEvent,
 )
+
+DEADLY = "the pipeline died repeatedly while this request was in it"
 
 
 class Scheduler:
@@ -60,6 +63,7 @@ class Scheduler:
         self.live = LiveRequests(config.scheduler.policy, grid, self.table)
         self._admission = Admission(config, grid, self.table)
         self._flights: deque[Flight] = deque()
+        self._suspects = Suspects()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
         self._serials, self._batch_ids = itertools.count(), itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
@@ -128,14 +132,25 @@ class Scheduler:
         """The next batch for stage 0; None: nothing can run before a batch in flight returns or a
         request arrives."""
         live = self.live
+        if self._flights and self._flights[-1].alone:
+            return None
         budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
         packer = Packer(self.config.scheduler, self.grid, self.model, live.kv, now, budget_s)
+        for suspect in self._suspects.due():
+            if not packer.can_start(suspect, slots=self._slots(), headroom=live.running()):
+                continue
+            if self._flights:
+                return None  # it runs alone, as soon as these are back
+            if self._add_suspect(packer, suspect, now):
+                return self._dispatch(packer, now, alone=True)
         if live.queue.order.preemptive:
             self._add_decodes(packer, now)
         if len(live.queue):
-            slots = self.config.scheduler.max_running_requests - len(live.holding)
             packer.add_prefills(
-                live.queue, slots=slots, headroom=live.running(), alone=len(live.by_id) == 1
+                live.queue,
+                slots=self._slots(),
+                headroom=live.running(),
+                alone=len(live.by_id) == 1,
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
@@ -160,21 +175,35 @@ class Scheduler:
         )
         drawn = {token.request_id: token for result in results for token in result.tokens}
         scored = {entry.request_id: entry for result in results for entry in result.prompt_logprobs}
+        failed = {
+            failure.request_id: failure.message for result in results for failure in result.failures
+        }
         events: list[Event] = []
         for flown in flight.spans:
-            if flown.epoch == flown.state.epoch:
-                events += self._arrived(
-                    flown, drawn.get(flown.state.id), scored.get(flown.state.id), now
-                )
+            name = flown.state.id
+            if flown.epoch != flown.state.epoch:
+                continue
+            if name in failed:
+                events.append(self._finish(flown.state, "error", failed[name], now))
+            else:
+                events += self._arrived(flown, drawn.get(name), scored.get(name), now)
         self._follow_drift()
         return events
 
-    def restart(self, now: float, lost: Collection[int] | None = None) -> None:
+    def restart(self, now: float, lost: Collection[int] | None = None) -> list[Event]:
         """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
-        gone."""
+        gone.
+
+        Requests that were in flight in those groups (in any, if none is lost) become suspects,
+        which run alone once; those that were running alone are ended.
+        """
+        every = range(self.grid.groups)
+        convicted = self._suspects.accuse(self._flights, lost or every)
         self._flights.clear()
         self._turn = []
-        self.live.restart(range(self.grid.groups) if lost is None else lost)
+        events = [self._finish(state, "error", DEADLY, now) for state in convicted]
+        self.live.restart(every if lost is None else lost)
+        return events
 
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""
@@ -201,6 +230,20 @@ class Scheduler:
             calibrated_s=(self.model.calibrated_s[True], self.model.calibrated_s[False]),
         )
 
+    def _slots(self) -> int:
+        """Prefills that may start."""
+        return self.config.scheduler.max_running_requests - len(self.live.holding)
+
+    def _add_suspect(self, packer: Packer, state: RequestState, now: float) -> bool:
+        """Its next span; False: it had to yield its KV."""
+        if state.prefilling:
+            packer.add_alone(state)
+        elif self.live.make_room(state, (), now):
+            packer.add_decodes([state])
+        else:
+            return False
+        return True
+
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
         preemptive = self.live.queue.order.preemptive
@@ -208,7 +251,7 @@ class Scheduler:
         spared = {pick.state.id for pick in packer.prefills}
         packer.add_decodes(self.live.choose_decodes(groups, spared, now))
 
-    def _dispatch(self, packer: Packer, now: float) -> Batch:
+    def _dispatch(self, packer: Packer, now: float, alone: bool = False) -> Batch:
         picks = packer.decodes + packer.prefills
         for state, stop in packer.prefills:
             self.live.kv.take(state, stop)
@@ -224,7 +267,7 @@ class Scheduler:
         )
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
         calibrated_s = sum([self.model.work(load) for load in packer.loads if load.rows])
-        self._flights.append(Flight(batch, spans, packer.base_s(), calibrated_s))
+        self._flights.append(Flight(batch, spans, packer.base_s(), calibrated_s, alone))
         slacks = tuple(
             [Slack(state.id, state.slack(now), state.total_work_s) for state, _ in packer.prefills]
         )
@@ -248,6 +291,8 @@ class Scheduler:
         """A span that still counts has been computed."""
         state, events = flown.state, list[Event]()
         state.computed = flown.stop
+        if state.danger:
+            self._suspects.passed(state)
         if state.timeline.prefilled_at is None and state.computed >= state.prompt:
             state.timeline.prefilled_at = now
             self._prompt_tokens += state.prompt
@@ -282,6 +327,7 @@ class Scheduler:
         self, state: RequestState, reason: FinishReason, message: str | None, now: float
     ) -> Event:
         self.live.remove(state)
+        self._suspects.forget(state)
         return state.finished(reason, message, now)
 
     def _follow_drift(self) -> None:

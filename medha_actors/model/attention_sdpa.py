@@ -68,6 +68,7 @@ class SdpaAttention:
         for row, piece in enumerate(pieces):
             pages = -(-(piece.cached + piece.writes) // size)
             tables[row, :pages] = piece.table[:pages]
+            tables[row, pages:] = piece.table[0]  # not another's, which may hold NaN
         hidden = (torch.arange(longest * size) >= lengths[:, None]).to(self.device)
         mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype, device=self.device)
         mask.masked_fill_(hidden, -torch.inf)

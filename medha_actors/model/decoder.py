@@ -33,6 +33,11 @@ class Decoder(Protocol):
         """Float32 [rows, vocabulary] for the rows given."""
         ...
 
+    def clear(self, pages: Sequence[int]) -> None:
+        """Write zeros into pages that get a new owner. A key that is hidden has the weight 0, but 0
+        times the NaN that an earlier owner left there is NaN."""
+        ...
+
     def fill(self, pages: int) -> None:
         """Write noise into the first pages of the KV cache, so that measurements read real
         memory."""
@@ -116,6 +121,9 @@ class TorchDecoder:
         assert self.norm is not None, "only the last stage has a head"
         assert self.head is not None
         return self.head(self.norm(x)).float()
+
+    def clear(self, pages: Sequence[int]) -> None:
+        self.pool.data.index_fill_(2, torch.tensor(pages, device=self.device), 0)
 
     def fill(self, pages: int) -> None:
         self.pool.data[:, :, :pages].normal_()

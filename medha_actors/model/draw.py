@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medha_actors.messages import SamplingParams
+from medha_actors.model.guard import RowError, require_numbers
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -48,6 +49,7 @@ def most_likely(logits: Tensor) -> Tensor:
 def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> Tensor:
     """Token ids [rows] for float32 logits [rows, vocabulary], all with a temperature above 0.
 
+    Raises RowError if a row is no distribution.
     Filters apply in vLLM's order: temperature, min_p, top_k, top_p.
     """
     temperatures = torch.tensor(
@@ -70,6 +72,8 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int
 def threshold(row: np.ndarray, params: SamplingParams) -> float:
     """The smallest logit of one row that min_p, top_k and top_p, in this order, let pass."""
     peak = float(row.max())
+    if not math.isfinite(peak):
+        raise RowError("the model's logits for this request, over its temperature, are not finite")
     floor = peak + math.log(params.min_p) if params.min_p > 0.0 else -math.inf
     if params.top_p >= 1.0 and not 0 < params.top_k < len(row):
         return floor
@@ -77,7 +81,7 @@ def threshold(row: np.ndarray, params: SamplingParams) -> float:
         found = _threshold_among(row, peak, depth, floor, params)
         if found is not None:
             return found
-    raise AssertionError("the last depth looks at every token")
+    return floor  # rounding: top_p asks for more than there is
 
 
 def _threshold_among(
@@ -113,6 +117,7 @@ def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     padded = F.pad(probabilities, (0, missing)) if missing else probabilities
     blocks = padded.view(len(rows), -1, _BLOCK)
     ends = blocks.sum(-1).double().cumsum(-1)
+    require_numbers(ends[:, -1])
     targets = shots[:, None] * ends[:, -1:]
     hit = torch.searchsorted(ends, targets, right=True)[:, 0].clamp_max_(ends.shape[1] - 1)
     inside = blocks[rows, hit].double()

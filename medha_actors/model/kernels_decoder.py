@@ -85,13 +85,21 @@ class KernelDecoder:
         assert self.head is not None
         return self.layers.logits(x.contiguous(), self.norm, self.head)
 
+    def clear(self, pages: Sequence[int]) -> None:
+        for cells in self._cells():
+            for page in pages:
+                cells[:, page] = 0
+
     def fill(self, pages: int) -> None:
-        dtype = torch.float32 if self.exact else torch.bfloat16
-        for store in (self.layers.keys, self.layers.values):
-            cells = (
-                torch.from_numpy(store).view(dtype).view(len(self.layers.weights), self.pages, -1)
-            )
+        for cells in self._cells():
             cells[:, :pages].normal_()
+
+    def _cells(self) -> list[Tensor]:
+        """Keys and values, each [layers, pages, numbers of a page]."""
+        dtype = torch.float32 if self.exact else torch.bfloat16
+        stores = (self.layers.keys, self.layers.values)
+        shape = (len(self.layers.weights), self.pages, -1)
+        return [torch.from_numpy(store).view(dtype).view(shape) for store in stores]
 
     def _layer(self, number: int) -> LayerWeights:
         spec, prefix = self.loader.spec, f"model.layers.{number}"

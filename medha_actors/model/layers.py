@@ -74,6 +74,10 @@ class Embedding:
         self.kind = kind  # GGUF kind of a quantised table
         self.dtype = dtype
 
+    def __len__(self) -> int:
+        """The tokens that have a row."""
+        return len(self.table)
+
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int32 [rows] -> [rows, hidden]"""
         rows = self.table.index_select(0, token_ids)

@@ -1,6 +1,7 @@
 """The end of the last stage: from logits to tokens and log-probabilities.
 
-Each row is treated alone: what a request gets does not depend on what is batched beside it.
+Each row is treated alone: what a request gets does not depend on what is batched beside it, and
+what goes wrong with it harms no other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from medha_actors.messages import (
     unpack_tokens,
 )
 from medha_actors.model.draw import draw, most_likely
+from medha_actors.model.guard import Failures, require_known, require_numbers
 from medha_actors.model.penalties import History, adjust, adjusts, needs_history
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
@@ -44,8 +46,15 @@ class Sampler:
         self.histories: dict[str, History] = {}
 
     def open(self, sequence: Sequence) -> None:
-        """A request begins (or begins again)."""
+        """A request begins (or begins again). Raises RowError; its spans may come all the same."""
         params = sequence.sampling or _GREEDY
+        self.params[sequence.request_id] = _GREEDY
+        for what, ids in (
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
+        ):
+            if ids:
+                require_known(what, min(ids), max(ids), self.vocabulary)
         self.params[sequence.request_id] = params
         if needs_history(params):
             self.histories[sequence.request_id] = History(sequence, self.vocabulary)
@@ -56,14 +65,15 @@ class Sampler:
         self.histories.pop(request_id, None)
 
     def __call__(
-        self, spans: Items[Span], logits: Logits
+        self, spans: Items[Span], logits: Logits, failures: Failures
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
         """Sample where the spans say so, and report prompt log-probabilities where they were asked
-        for."""
+        for. A request for which that fails is noted in `failures`, and nothing of it returned."""
         rows, sampled, prompts, first = [], [], [], 0
         for span in spans:
             if self.histories and span.request_id in self.histories:
-                self.histories[span.request_id].record(span.start, span.token_ids)
+                with failures.guard(span.request_id):
+                    self.histories[span.request_id].record(span.start, span.token_ids)
             stop = first + span.stop - span.start
             if span.writes:
                 if self.params[span.request_id].prompt_logprobs is not None:
@@ -72,11 +82,32 @@ class Sampler:
                     rows.append(stop - 1)
                     sampled.append(span)
             first = stop
-        tokens = self._sample(sampled, logits(rows)) if rows else ()
-        found = (self._prompt(span, first, logits) for span, first in prompts) if prompts else ()
-        return tokens, tuple(entry for entry in found if entry.entries)
+        tokens = self._sample(sampled, rows, logits, failures) if rows else ()
+        scored = []
+        for span, first in prompts:
+            with failures.guard(span.request_id):
+                scored.append(self._prompt(span, first, logits))
+        return tokens, tuple([entry for entry in scored if entry.entries])
 
-    def _sample(self, spans: Items[Span], logits: Tensor) -> tuple[SampledToken, ...]:
+    def _sample(
+        self, spans: Items[Span], rows: Items[int], logits: Logits, failures: Failures
+    ) -> tuple[SampledToken, ...]:
+        """All rows at once, or if that fails one by one."""
+        try:
+            return self._choose(spans, logits(rows))
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            again = logits(rows)  # choosing has changed them; all together, as they were
+        tokens: list[SampledToken] = []
+        for row, span in enumerate(spans):
+            with failures.guard(span.request_id):
+                tokens += self._choose([span], again[row : row + 1])
+        return tuple(tokens)
+
+    def _choose(self, spans: Items[Span], logits: Tensor) -> tuple[SampledToken, ...]:
+        """Draw from logits [rows, vocabulary], which are changed; RowError if some are not
+        numbers."""
         params = [self.params[span.request_id] for span in spans]
         wants = [row for row, one in enumerate(params) if one.logprobs is not None]
         raw = (
@@ -87,6 +118,7 @@ class Sampler:
                 adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
         drawn = [row for row, one in enumerate(params) if one.temperature >= _COLDEST]
         chosen = most_likely(logits)
+        require_numbers(logits.gather(1, chosen[:, None]))
         if drawn:
             among = logits if len(drawn) == len(params) else logits[drawn]
             indices = [spans[row].index for row in drawn]
@@ -124,9 +156,12 @@ def logprob_entries(
     logits: Tensor, token_ids: Items[int], counts: Items[int]
 ) -> Iterable[tuple[float, tuple[tuple[int, float], ...]]]:
     """For each row: the given token's log-probability and the `count` most likely tokens with
-    theirs."""
+    theirs. RowError if there are logits that are not numbers."""
+    require_known("the prompt", min(token_ids), max(token_ids), logits.shape[-1])
     every = logits.log_softmax(-1)
-    chosen = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    of_given = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0]
+    require_numbers(of_given)
+    chosen = of_given.tolist()
     values, best = every.topk(min(max(counts), logits.shape[-1]))
     for logprob, count, ids, logprobs in zip(
         chosen, counts, best.tolist(), values.tolist(), strict=True

@@ -12,21 +12,34 @@ import torch
 from torch import Tensor
 
 from medha_actors.config import ModelLoadingConfig
-from medha_actors.messages import PromptLogprobs, SampledToken, Sequence, Span, StepMessage
+from medha_actors.messages import (
+    Failure,
+    PromptLogprobs,
+    SampledToken,
+    Sequence,
+    Span,
+    StepMessage,
+)
 from medha_actors.model.attention import Exchange
 from medha_actors.model.backend import build_decoder
-from medha_actors.model.layers import Loader
+from medha_actors.model.guard import Failures, require_known
+from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.sampler import Sampler
 from medha_actors.model.weights import open_weights
 from medha_actors.model_spec import ModelSpec
 
 
 class StageOutput(NamedTuple):
-    """Hidden states [rows, hidden] for the next stage, or from the last stage what was sampled."""
+    """Hidden states [rows, hidden] for the next stage, or from the last stage what was sampled.
+
+    `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
+    and groups stay in step.
+    """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class Stage:
@@ -70,40 +83,51 @@ class Stage:
     ) -> StageOutput:
         """Run one batch. `hidden` [rows, hidden] comes from the stage before; None in the first
         stage."""
-        self._follow(message)
+        failures = Failures()
+        self._follow(message, failures)
         spans = message.spans
         if not spans:
-            return StageOutput(hidden)
-        x = self._embed(spans) if hidden is None else hidden.to(self.device)
+            return StageOutput(hidden, failures=failures.all())
+        x = self._embed(spans, failures) if hidden is None else hidden.to(self.device)
         tables = [
             torch.from_numpy(np.array(self.tables[span.request_id], np.int64)) for span in spans
         ]
         x = self.decoder(x.to(self.decoder.dtype), spans, tables, exchange)
         if not self.is_last:
-            return StageOutput(x)
-        return StageOutput(None, *self.sampler(spans, lambda rows: self._logits(x, rows)))
+            return StageOutput(x, failures=failures.all())
+        found = self.sampler(spans, lambda rows: self._logits(x, rows), failures)
+        return StageOutput(None, *found, failures.all())
 
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
         self.sampler = Sampler(self.spec.vocabulary)
 
-    def _follow(self, message: StepMessage) -> None:
+    def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
         for request_id in message.closed:
             self.tables.pop(request_id, None)
             self.sampler.close(request_id)
         for sequence in message.opened:
             self.tables[sequence.request_id] = array("q")
-            self.sampler.open(sequence)
+            with failures.guard(sequence.request_id):
+                self.sampler.open(sequence)
+        unused: list[int] = []
         for span in message.spans:
-            self.tables[span.request_id].extend(span.new_pages)
+            table = self.tables[span.request_id]
+            filled = -(-span.piece_tokens // self.page_tokens)
+            unused += span.new_pages[max(0, filled - len(table)) :]
+            table.extend(span.new_pages)
+        if unused:
+            self.decoder.clear(unused)
 
-    def _embed(self, spans: Items[Span]) -> Tensor:
+    def _embed(self, spans: Items[Span], failures: Failures) -> Tensor:
         assert self.embedding is not None, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
-        token_ids = torch.frombuffer(packed, dtype=torch.int32).to(self.device)
-        return self.embedding(token_ids)
+        token_ids = np.frombuffer(packed, np.int32)
+        if token_ids.min() < 0 or token_ids.max() >= len(self.embedding):
+            _find_strangers(spans, token_ids, self.embedding, failures)
+        return self.embedding(torch.from_numpy(token_ids).to(self.device))
 
     def _logits(self, x: Tensor, rows: Items[int]) -> Tensor:
         """Logits, float32 [rows, vocabulary], of some of the step's rows."""
@@ -131,4 +155,17 @@ class Stage:
                     hidden,
                     None,
                 )
-        self._follow(StepMessage(0, (), (), ("warm-up",)))
+        self._follow(StepMessage(0, (), (), ("warm-up",)), Failures())
+
+
+def _find_strangers(
+    spans: Items[Span], token_ids: np.ndarray, embedding: Embedding, failures: Failures
+) -> None:
+    """Note the spans with ids that the embedding does not have, and put 0 in the place of these."""
+    first = 0
+    for span in spans:
+        mine = token_ids[first : first + span.stop - span.start]
+        with failures.guard(span.request_id):
+            require_known("the prompt", int(mine.min()), int(mine.max()), len(embedding))
+        first += len(mine)
+    token_ids[(token_ids < 0) | (token_ids >= len(embedding))] = 0

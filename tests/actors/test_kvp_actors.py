@@ -7,9 +7,12 @@ import os
 import signal
 import time
 
+import msgspec
 import pytest
 import torch
 
+from medha_actors.actors.controller import Controller
+from medha_actors.actors.stage import StageActor
 from medha_actors.bench.session import engine, prompt_of
 from medha_actors.messages import (
     Accepted,
@@ -20,10 +23,12 @@ from medha_actors.messages import (
     SamplingParams,
     TokenEvent,
     pack_tokens,
+    unpack_tokens,
 )
 from tests.processes import stage_pids
 from tests.tiny_llama import tiny_llama
 
+POISON = pack_tokens([255, 254, 255])  # prompt_of ends at 253, and a decode's span is one token
 pytestmark = pytest.mark.usefixtures("cluster")
 _names = itertools.count()
 
@@ -74,6 +79,13 @@ class Followed:
             elif isinstance(event, FinishedEvent):
                 self.finished = event
             happened()
+
+    def resumed_at(self, killed_at):
+        """When a token came after the longest pause since a death: tokens that were on their way
+        then may still come before it."""
+        moments = [killed_at, *[moment for moment in self.moments if moment > killed_at]]
+        _, resumed_at = max(itertools.pairwise(moments), key=lambda pause: pause[1] - pause[0])
+        return resumed_at
 
     @torch.inference_mode()
     def check(self, model):
@@ -167,38 +179,83 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
                 request.check(model[0])
             assert long.finished.recomputed_tokens > 64
             assert {short.finished.recomputed_tokens > 0 for short in shorts} == {False, True}
-            gaps = [max(b - a for a, b in itertools.pairwise(short.moments)) for short in shorts]
-            print(f"the pause of each short request: {', '.join(f'{gap:.1f} s' for gap in gaps)}")
+            # Who lost nothing goes on at once, and does not wait for those that recompute.
+            spared = [short for short in shorts if not short.finished.recomputed_tokens]
+            long_resumed_at = long.resumed_at(killed_at[0])
+            assert all(short.resumed_at(killed_at[0]) < long_resumed_at for short in spared)
 
 
-async def test_a_group_that_dies_twice_ends_only_the_requests_that_were_in_it(model):
+class Poisoned(StageActor):
+    """Its process exits on a certain run of tokens."""
+
+    def load(self, packed_plan):
+        resident = super().load(packed_plan)
+        stage = self._ready().stage
+        step = stage.step
+
+        def deadly(message, hidden, exchange):
+            if any(POISON in span.token_ids for span in message.spans):
+                os._exit(1)
+            return step(message, hidden, exchange)
+
+        stage.step = deadly
+        return resident
+
+
+class PoisonedController(Controller):
+    stage_class = Poisoned
+
+
+@pytest.mark.parametrize(("spp", "kvp"), [(1, 2), (2, 1)])
+async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_on(spp, kvp, model):
+    """They were in flight beside it, and each is tried alone."""
+    neighbours = [Followed(length, 120) for length in (20, 30, 25)]
+    poison = Followed(10, 5)
+    poison.prompt += unpack_tokens(POISON)
+    poison.request = msgspec.structs.replace(
+        poison.request, prompt_token_ids=pack_tokens(poison.prompt)
+    )
+    running = asyncio.Event()
+
+    def look():
+        if min(len(neighbour.drawn) for neighbour in neighbours) >= 5:
+            running.set()
+
+    async def then_poison():
+        await running.wait()
+        await poison.follow(handle)
+
+    async with engine(arguments(model[1], spp, kvp, 512), PoisonedController) as handle:
+        followed = [neighbour.follow(handle, look) for neighbour in neighbours]
+        await asyncio.wait_for(asyncio.gather(*followed, then_poison()), 120)
+    assert poison.finished.reason == "error"
+    assert "died repeatedly" in poison.finished.message
+    assert not poison.drawn
+    for neighbour in neighbours:
+        neighbour.check(model[0])
+    assert any(neighbour.finished.recomputed_tokens for neighbour in neighbours)
+
+
+async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model):
+    """The edge lets no such penalty pass: in every stage and group beside others that go on."""
     others = set(stage_pids(os.getpid()))
-    async with engine(arguments(model[1], 1, 2, 512)) as handle:
-        shorts = [Followed(20, 500), Followed(30, 500)]  # one on each group
+    neighbours = [Followed(length, 60) for length in (20, 100, 150)]
+    bad = Followed(130, 5)
+    sampling = msgspec.structs.replace(
+        bad.request.sampling, repetition_penalty=1e-39, top_k=5, prompt_logprobs=None
+    )
+    bad.request = msgspec.structs.replace(bad.request, sampling=sampling)
+    async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
         cells = set(stage_pids(os.getpid())) - others
-        victims, due = (
-            [],
-            [5],
-        )  # actors of one group killed so far; when the next one is, in tokens of both
-
-        def kill():
-            if len(victims) < 2 and min(len(short.drawn) for short in shorts) >= due[-1]:
-                born = set(stage_pids(os.getpid())) - others - cells
-                if victims and not born:
-                    return  # tokens from before the death: nothing has been replaced yet
-                victims.append(born.pop() if victims else min(cells))
-                due.append(max(len(short.drawn) for short in shorts) + 5)
-                os.kill(victims[-1], signal.SIGKILL)
-
-        await asyncio.wait_for(
-            asyncio.gather(*[short.follow(handle, kill) for short in shorts]), 120
-        )
-        assert len(victims) == 2
-        ended, spared = sorted(shorts, key=lambda short: short.finished.reason)
-        assert ended.finished.reason == "error"
-        assert "died repeatedly" in ended.finished.message
-        assert spared.finished.recomputed_tokens == 0
-        spared.check(model[0])
+        followed = [request.follow(handle) for request in (*neighbours, bad)]
+        await asyncio.wait_for(asyncio.gather(*followed), 120)
+        assert cells <= set(stage_pids(os.getpid()))
+        assert (await handle.stats())["kv_usage"] == 0
+    assert bad.finished.reason == "error"
+    assert "not numbers" in bad.finished.message
+    for neighbour in neighbours:
+        neighbour.check(model[0])
+        assert neighbour.finished.recomputed_tokens == 0
 
 
 async def test_more_groups_than_the_cluster_has_cores_are_refused(model):

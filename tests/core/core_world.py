@@ -32,6 +32,7 @@ from medha_actors.messages import (
 )
 
 PAGE = 4
+DEATHS = ["its groups", "one of its groups", "no actor", "all"]  # what a poisonous span costs
 
 
 def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
@@ -81,6 +82,10 @@ class World:
         self.flights = deque()
         self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
         self.batches = []
+        # Requests whose span at this position kills the groups that compute it, and what is lost.
+        self.poison, self.dies = {}, "its groups"
+        self.struck = set()  # requests that were in flight in groups that died
+        self.condemned = set()
 
     def add(self, request):
         answer = self.scheduler.add(request, self.now)
@@ -100,13 +105,44 @@ class World:
     def restart(self, lost=None):
         """All groups (or those in `lost`) lose their caches; every stage forgets its page
         tables."""
-        self.scheduler.restart(self.now, lost)
+        in_flight = {span.request_id for batch in self.flights for span in spans_of(batch)}
+        aboard = {
+            span.request_id
+            for batch in self.flights
+            for group, message in enumerate(batch.groups)
+            if message is not None and (not lost or group in lost)
+            for span in message.spans
+        }
         self.flights.clear()
+        for event in (events := self.scheduler.restart(self.now, lost)):
+            assert in_flight == aboard == {event.request_id}, "condemned with others in flight"
+            assert event.request_id in self.struck, "condemned for the first death"
+            self.condemned.add(event.request_id)
+        self.struck |= aboard
         for group, replica in enumerate(self.replicas):
             replica.tables = {}
             if lost is None or group in lost:
                 replica.slots = {}
-        self.check()
+        self.note(events)
+
+    def deadly(self, batch):
+        """The groups that a batch kills."""
+        return {
+            group
+            for group, message in enumerate(batch.groups)
+            if message is not None
+            for span in message.spans
+            if span.start <= self.poison.get(span.request_id, -1) < span.stop
+        }
+
+    def die(self, groups):
+        lost = {
+            "its groups": groups,
+            "one of its groups": {min(groups)},
+            "no actor": (),
+            "all": None,
+        }
+        self.restart(lost[self.dies])
 
     def hand_over(self):
         """The scheduler is lost with everything in the stages; whoever knows its requests gives
@@ -130,6 +166,7 @@ class World:
         if batch is None:
             return False
         self.check_budget(batch)
+        self.check_alone(batch)
         self.replay(batch)
         self.flights.append(batch)
         self.batches.append(batch)
@@ -140,6 +177,9 @@ class World:
         """The oldest batch comes back; True if there was one."""
         if not self.flights:
             return False
+        if deadly := self.deadly(self.flights[0]):
+            self.die(deadly)
+            return True
         batch = self.flights.popleft()
         self.note(self.scheduler.complete(results_of(batch, (batch.predicted_s,)), self.now))
         return True
@@ -198,6 +238,20 @@ class World:
         last = parts[-1][1]
         assert last.sample == (last.stop == len(known))
         assert not last.sample or last.index == len(self.tokens[name])
+
+    def check_alone(self, batch):
+        """What was in flight when the pipeline died is a span of its own, and alone in flight."""
+        for flown in [*self.flights, batch]:
+            for span in spans_of(flown):
+                state = self.scheduler.live.by_id.get(span.request_id)
+                if state is None or max(span.start, state.danger.start) >= min(
+                    span.stop, state.danger.stop
+                ):
+                    continue
+                assert span.start >= state.danger.start
+                assert span.stop <= state.danger.stop
+                assert not self.flights, "a suspect is not alone"
+                assert {other.request_id for other in spans_of(batch)} == {state.id}
 
     def check_budget(self, batch):
         """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps

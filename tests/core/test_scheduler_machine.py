@@ -3,12 +3,17 @@ finishes."""
 
 from typing import get_args
 
-from core_world import World, config_of, grid_of, request_of
+from core_world import DEATHS, World, config_of, grid_of, request_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from medha_actors.config import Policy
+
+
+def last_computed(request):
+    """The position after the last one that is computed: nobody needs the last token's KV."""
+    return request.prompt_tokens + request.sampling.max_tokens - 1
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -25,8 +30,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunk=st.sampled_from([3, 16, 50]),
         tpot_s=st.sampled_from([0.01, 0.03, 0.3]),
         fixed=st.sampled_from([None, None, None, 10]),
+        dies=st.sampled_from(DEATHS),
     )
-    def start(self, policy, stages, groups, pages, cutoff, running, chunk, tpot_s, fixed):
+    def start(self, policy, stages, groups, pages, cutoff, running, chunk, tpot_s, fixed, dies):
         config = config_of(
             policy,
             tpot_s=tpot_s,
@@ -37,7 +43,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             fixed_chunk_tokens=fixed,
         )
         self.world = World(config, grid_of(stages, groups, pages, cutoff, length=120))
+        self.world.dies = dies
         self.count = 0
+        self.killed = False  # by something else than a poisonous request
 
     @rule(
         prompt=st.integers(1, 90),
@@ -51,6 +59,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority
         )
         world.add(request)
+        self.count += 1
+
+    @rule(prompt=st.integers(1, 90), output=st.integers(1, 20), position=st.integers(0, 108))
+    def add_poison(self, prompt, output, position):
+        """The pipeline dies whenever this request's token at `position` is computed."""
+        request = request_of(f"r{self.count}", prompt, output, self.world.now)
+        self.world.poison[request.id] = position
+        self.world.add(request)
         self.count += 1
 
     @rule(times=st.integers(1, 4))
@@ -77,6 +93,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
+        self.killed = True
         self.world.restart()
 
     @rule()
@@ -85,6 +102,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def lose_some_groups(self, data):
+        self.killed = True
         self.world.restart(data.draw(st.sets(st.integers(0, self.world.grid.groups - 1))))
 
     @rule()
@@ -102,6 +120,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, event in world.finished.items():
             if event.reason == "length":
                 assert event.generated_tokens == world.requests[name].sampling.max_tokens
+                assert world.poison.get(name, 10**6) >= last_computed(world.requests[name])
+            elif event.reason == "error":
+                assert name in world.condemned
+                assert name in world.poison or self.killed
         assert all(
             world.scheduler.live.kv.available(g) == world.grid.pages_per_group
             for g in range(world.grid.groups)

@@ -99,6 +99,7 @@ class Driver:
         ]
         self.free = [list(reversed(range(pages))) for _ in range(groups)]
         self.requests: dict[str, Tracked] = {}
+        self.failed: dict[str, str] = {}  # requests that a stage could not compute, and why
         self.closed: list[str] = []
         self.batches = 0
 
@@ -139,6 +140,10 @@ class Driver:
             for found in output.prompt_logprobs:
                 entries = enumerate(found.entries, found.start + 1)
                 self.requests[found.request_id].prompt_logprobs.update(entries)
+            for failure in output.failures:
+                self.failed.setdefault(failure.request_id, failure.message)
+        for request_id in self.failed.keys() & self.requests.keys():
+            self.remove(request_id)
 
     def generate(self, counts: dict[str, int], chunk: int) -> None:
         """Run until each request has its number of output tokens; prefills advance by `chunk`."""
@@ -217,6 +222,8 @@ class Driver:
 
     def _pipeline(self, group, message, exchange):
         output = StageOutput(None)
+        failures = ()
         for stage in self.pipelines[group]:
             output = stage.step(message, output.hidden, exchange)
-        return output
+            failures += output.failures
+        return output._replace(failures=failures)

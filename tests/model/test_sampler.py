@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from medha_actors.messages import SamplingParams, Sequence, Span, pack_tokens
 from medha_actors.model.draw import draw, most_likely, threshold, uniform
+from medha_actors.model.guard import Failures
 from medha_actors.model.sampler import Sampler
 
 BASE = SamplingParams(max_tokens=100)
@@ -135,7 +136,10 @@ def test_a_draw_does_not_depend_on_its_company(seed, data):
 
 
 def run(sampler, logits, spans):
-    return sampler(spans, lambda rows: logits[list(rows)].clone())
+    failures = Failures()
+    found = sampler(spans, lambda rows: logits[list(rows)].clone(), failures)
+    assert failures.all() == ()
+    return found
 
 
 def decode(request_id, index, token=1, start=10, **changes):

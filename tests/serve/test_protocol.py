@@ -60,6 +60,8 @@ def check(body: dict, kind: type = CompletionBody):
         ("logit_bias", {"5": 101}, "logit_bias[...]"),
         ("logprobs", 21, "logprobs"),
         ("repetition_penalty", 0, "repetition_penalty"),
+        ("repetition_penalty", 1e-39, "repetition_penalty"),
+        ("repetition_penalty", 1e39, "repetition_penalty"),
         ("presence_penalty", 2.5, "presence_penalty"),
         ("request_id", "a b", "request_id"),
         ("request_id", "x" * 300, "request_id"),

@@ -84,6 +84,12 @@ async def test_a_disconnected_client_frees_its_work(client, embedded):
             "max_tokens",
         ),
         (b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": 100000}', 400, "prompt"),
+        (
+            b'{"model": "smollm2-135m-instruct", "prompt": "hi", "max_tokens": 1, "top_k": 5,'
+            b' "repetition_penalty": 1e-39}',
+            400,
+            "repetition_penalty",
+        ),
         (b'{"model": "gpt-5", "prompt": "x"}', 404, "model"),
         (b'{"model": "smollm2-135m-instruct", "prompt": "\xff"}', 400, None),
         (b'{"model": "smollm2-135m-instruct", "prompt": [99999999]}', 400, "prompt"),

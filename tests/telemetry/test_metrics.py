@@ -22,7 +22,7 @@ OURS = [
     "batch_budget_used_ratio", "predictor_error_ratio", "prefill_relative_slack",
     "prefill_chunk_tokens", "num_evictions", "pipeline_bubble_seconds", "kv_cache_pages",
     "control_plane_seconds", "steps", "stage_busy_seconds", "kvp_exchange_seconds",
-    "request_objective",
+    "request_objective", "controller_tasks",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@ the live page."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from itertools import islice
 from statistics import quantiles
@@ -67,6 +68,8 @@ class Observed:
         families = self._observer.figures.families(
             self._scheduler.stats(), self.config.model_loading_config.model_id
         )
+        tasks = {(): float(len(asyncio.all_tasks()))}
+        families.append(Family("medha_controller_tasks", "gauge", "Tasks on the event loop", tasks))
         return _encode(families + _merged(self._observer.replicas.values()))
 
     async def report(self, replica: str, families: bytes) -> None:
