@@ -3,17 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
-export RAY_SERVE_ENABLE_HA_PROXY ?= 1
 export RAY_worker_niceness ?= 0
-# Around every HTTP server of Ray Serve: our error objects, and headers that Serve can read.
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= deployments.edge:middlewares
-# Ctrl-C: Serve waits so long for load balancers in front of it to notice (30 by default); there is none here.
-export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S ?= 1
 
 .PHONY: serve test chaos lint install install-test model clean
 
 serve: install model
-	$(BIN)/serve run serve_config.yaml
+	$(BIN)/medha-serve serve_config.yaml
 
 test: install-test model
 	$(MAKE) lint

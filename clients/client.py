@@ -8,18 +8,21 @@ async with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from clients.answers import DONE, read_accepted, read_body, read_error, read_frame
-from clients.errors import ProtocolError, ServerDownError, StreamCutError
-from clients.events import Event
+from clients.errors import ClientError, ProtocolError, ServerDownError, StreamCutError
+from clients.events import Event, Resumed, Usage
+from clients.resuming import EVENT_IDS_HEADER, Resuming
 from clients.sse import FrameTooLargeError, SseParser
 
 Prompt = str | Sequence[int]
@@ -36,15 +39,23 @@ class Client:
         api_key: str | None = None,
         idle_timeout_s: float = 300.0,
         connect_timeout_s: float = 10.0,
+        resumes: int = 10,
+        resume_for_s: float = 60.0,
+        resume_wait_s: float = 0.1,
     ) -> None:
         """`base_url` with or without /v1; `model` None: the server's first. A request may last for
-        ever, but the stream must not be silent (keep-alives count) for `idle_timeout_s`."""
+        ever, but the stream must not be silent (keep-alives count) for `idle_timeout_s`.
+
+        A stream that is cut is resumed where it was, if the server can do that: at most `resumes`
+        times for an answer, trying for `resume_for_s` after a cut, first after `resume_wait_s`,
+        then ever more seldom."""
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s
         )
+        self._resuming = partial(Resuming, resumes, resume_for_s, resume_wait_s)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -114,14 +125,43 @@ class Client:
         if stream:
             sent.setdefault("stream_options", {"include_usage": True})
         asked = {**objective_headers(ttft_s, tpot_s, timeout_s), **(headers or {})}
+        if stream:
+            asked.setdefault(EVENT_IDS_HEADER, "1")
+        resuming = self._resuming()
         started = time.perf_counter()
+        whole = False
+        while not whole:
+            try:
+                async with aclosing(self._ask(path, sent, asked, resuming, started)) as events:
+                    async for event in events:
+                        yield event
+                whole = True
+            except ClientError as error:
+                pause_s = resuming.pause_s(error, time.perf_counter())
+                await asyncio.sleep(pause_s)
+
+    async def _ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        resuming: Resuming,
+        started: float,
+    ) -> AsyncGenerator[Event]:
+        """The events of one connection."""
+        again = resuming.headers
         with _network_errors(self.base_url):
-            async with self._open("POST", path, sent, asked) as response:
+            async with self._open("POST", path, body, {**headers, **again}) as response:
                 if response.status != 200:
                     raise read_error(response.status, await response.read(), response.headers)
-                yield read_accepted(response.headers)
+                at_s = time.perf_counter() - started
+                if again:
+                    resuming.opened()
+                    yield Resumed(resuming.tokens, at_s, resuming.times)
+                else:
+                    yield read_accepted(response.headers)
                 if response.content_type == "text/event-stream":
-                    async for event in _stream(response, started):
+                    async for event in _stream(response, resuming, started):
                         yield event
                 else:
                     for event in read_body(await response.read(), time.perf_counter() - started):
@@ -161,7 +201,9 @@ class Client:
         )
 
 
-async def _stream(response: aiohttp.ClientResponse, started: float) -> AsyncIterator[Event]:
+async def _stream(
+    response: aiohttp.ClientResponse, resuming: Resuming, started: float
+) -> AsyncIterator[Event]:
     """Events until `[DONE]`; a stream that ends without it was cut."""
     parser = SseParser()
     async for chunk in response.content.iter_any():
@@ -170,10 +212,13 @@ async def _stream(response: aiohttp.ClientResponse, started: float) -> AsyncIter
             frames = parser.feed(chunk)
         except FrameTooLargeError as error:
             raise ProtocolError(f"the server sent {error}") from None
+        resuming.place = parser.last_event_id or resuming.place
         for frame in frames:
             if frame.data == DONE:
                 return
             for event in read_frame(frame, at_s):
+                if isinstance(event, Usage) and resuming.times:
+                    event = msgspec.structs.replace(event, resumed=resuming.times)
                 yield event
     raise StreamCutError("the stream ended before the answer did")
 

@@ -1,5 +1,5 @@
 """What a request yields, in this order: Accepted, Progress (any number), Token (any number),
-Finished, Usage."""
+Finished, Usage; and anywhere after Accepted, Resumed."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ class Usage(msgspec.Struct, frozen=True, tag="usage"):
     prompt_tokens: int
     completion_tokens: int
     medha: dict[str, float | bool | None] = {}
+    resumed: int = 0  # how often the stream was cut and the answer went on
 
 
-Event = Accepted | Progress | Token | Finished | Usage
+class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """The stream was cut and the answer goes on: nothing is missing, nothing comes twice."""
+
+    tokens: int | None  # whose text has come before; None: of all
+    at_s: float  # since the request was sent
+    times: int  # how often by now
+
+
+Event = Accepted | Progress | Token | Finished | Usage | Resumed

@@ -31,6 +31,7 @@ class SseParser:
     def __init__(self, max_event_bytes: int = 16 * 1024 * 1024) -> None:
         self._limit = max_event_bytes
         self._buffer = bytearray()
+        self.last_event_id = ""  # of the frames so far, and of events that only set it
         self._after_cr = False  # the last byte was a CR: a LF that follows belongs to it
         self._fresh = True
 
@@ -65,23 +66,24 @@ class SseParser:
             ):  # nearly every event of a token stream
                 frames.append(Frame(block[6:]))
             else:
-                _parse_block(block, frames)
+                self._parse_block(block, frames)
         return frames
 
-
-def _parse_block(block: bytes, frames: list[Frame]) -> None:
-    """The lines between two blank ones: any number of comments, at most one event."""
-    data: list[bytes] = []
-    event = "message"
-    for line in block.split(b"\n"):
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if not name:
-            if line:
-                frames.append(Frame(b"", comment=value.decode("utf-8", "replace")))
-        elif name == b"data":
-            data.append(value)
-        elif name == b"event":
-            event = value.decode("utf-8", "replace") or "message"
-    if data:
-        frames.append(Frame(b"\n".join(data), event))
+    def _parse_block(self, block: bytes, frames: list[Frame]) -> None:
+        """The lines between two blank ones: any number of comments, at most one event."""
+        data: list[bytes] = []
+        event = "message"
+        for line in block.split(b"\n"):
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if not name:
+                if line:
+                    frames.append(Frame(b"", comment=value.decode("utf-8", "replace")))
+            elif name == b"data":
+                data.append(value)
+            elif name == b"event":
+                event = value.decode("utf-8", "replace") or "message"
+            elif name == b"id" and b"\0" not in value:
+                self.last_event_id = value.decode("utf-8", "replace")
+        if data:
+            frames.append(Frame(b"\n".join(data), event))

@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 
 import msgspec
 
-from clients.events import Accepted, Event, Finished, Progress, Token, Usage
+from clients.events import Accepted, Event, Finished, Progress, Resumed, Token, Usage
 
 BAR_COLUMNS = 30
 
@@ -48,6 +48,7 @@ class TextView:
         self._last_s = 0.0
         self._pieces = 0
         self._reasons: list[str] = []
+        self._resumed_times = 0
         self._line_open = False  # a progress line to be wiped
         self._ends_with_newline = True
 
@@ -61,6 +62,8 @@ class TextView:
         elif isinstance(event, Finished):
             self._reasons.append(event.reason)
             self._last_s = max(self._last_s, event.at_s)
+        elif isinstance(event, Resumed):
+            self._resumed(event)
         else:
             self._usage = event
 
@@ -83,6 +86,8 @@ class TextView:
             if tokens > 1:
                 parts.append(f"TPOT {1000 * (self._last_s - self._first_s) / (tokens - 1):.1f} ms")
         parts.append(f"{self._last_s:.3f} s in all")
+        if self._resumed_times:
+            parts.append(f"cut and resumed: {self._resumed_times}")
         unusual = sorted(set(self._reasons) - {"stop"})
         return ", ".join(parts) + (f" (finished: {', '.join(unusual)})" if unusual else "")
 
@@ -120,6 +125,17 @@ class TextView:
         self._err.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
         self._err.flush()
         self._line_open = True
+
+    def _resumed(self, event: Resumed) -> None:
+        self._wipe()
+        self._resumed_times = event.times
+        tokens = "all" if event.tokens is None else f"{event.tokens:,}"
+        lead = "\n" if self._err.isatty() and not self._ends_with_newline else ""
+        print(
+            f"{lead}[the connection was cut; resumed after {tokens} tokens]",
+            file=self._err,
+            flush=True,
+        )
 
     def _wipe(self) -> None:
         if self._line_open:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deployments import limits, objectives
+import msgspec
+
+from deployments import limits, objectives, resuming
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.resuming import Past, Place
 from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import NotFoundError
-from medha_actors.messages import Objectives, Request, SamplingParams, pack_tokens
+from medha_actors.errors import NotFoundError, RequestError
+from medha_actors.messages import (
+    Objectives,
+    Record,
+    Request,
+    Resumed,
+    SamplingParams,
+    pack_tokens,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +41,16 @@ class Job:
 
     id: str
     model: str
-    created: int
+    arrived_at: float  # epoch seconds
     body: GenerationBody
+    event_ids: bool = False  # the client wants `id:` lines, to resume a cut stream
     choices: list[Choice] = field(default_factory=list)
     prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
+    past: Past | None = None  # of an answer that is resumed
+
+    @property
+    def created(self) -> int:
+        return int(self.arrived_at)
 
 
 class Admission:
@@ -62,15 +77,15 @@ class Admission:
         """Raises RequestError."""
         asked = self._check(body, headers)
         prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
-        job = self._job("cmpl", body, headers)
+        job = self._job("cmpl", body, headers, arrived_at)
         for i, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
             ids = await self.tokens(name, prompt, body.add_special_tokens)
             text = None
             if body.echo:
                 text = prompt if isinstance(prompt, str) else await self._text.decode(ids)
-            self._add(job, name, ids, text, asked, headers, arrived_at)
-        return job
+            self._add(job, name, ids, text, asked, headers)
+        return self._numbered(job)
 
     async def chat(self, body: ChatBody, headers: Mapping[str, str], arrived_at: float) -> Job:
         """Raises RequestError."""
@@ -78,9 +93,55 @@ class Admission:
         ids = await self.chat_tokens(
             body.messages, body.add_generation_prompt, body.chat_template_kwargs
         )
-        job = self._job("chatcmpl", body, headers)
-        self._add(job, "messages", ids, None, asked, headers, arrived_at)
-        return job
+        job = self._job("chatcmpl", body, headers, arrived_at)
+        self._add(job, "messages", ids, None, asked, headers)
+        return self._numbered(job)
+
+    def resume(self, job: Job, place: Place, record: Record) -> None:
+        """Make of a job that asks anew one that goes on with a known answer: its id, seed,
+        objectives and instants are those of then. Raises RequestError if it is another request or
+        another place."""
+        [choice] = job.choices
+        known = record.request
+        self._check_same(job, place, choice.request, known)
+        if place.tokens is not None and place.tokens > record.tokens:
+            raise RequestError(
+                f"{place.header}: the answer has {record.tokens} tokens, not {place.tokens}",
+                param=place.header,
+                code="resume_beyond",
+            )
+        if place.tokens != 0 and not job.body.stream:
+            raise RequestError(
+                f"{place.header}: an answer in one piece can only be resumed from its beginning",
+                param=place.header,
+                code="resume_mismatch",
+            )
+        resumed = Resumed(
+            token_ids=record.token_ids,
+            first_token_at=record.first_token_at,
+            prompt_logprobs_until=record.prompt_logprobs_until,
+        )
+        # An id of its own: the request that wrote the answer before may still be on its way out.
+        name = f"{place.answer_id}-{secrets.token_hex(4)}-0"
+        request = msgspec.structs.replace(known, id=name, resumed=resumed)
+        job.id = place.answer_id
+        job.arrived_at = known.arrived_at
+        job.choices = [replace(choice, request=request)]
+        job.past = Past(record, place)
+
+    def _check_same(self, job: Job, place: Place, asked: Request, known: Request) -> None:
+        sampling = asked.sampling
+        if job.body.seed is None:
+            sampling = msgspec.structs.replace(sampling, seed=known.sampling.seed)
+        same_route = job.id.partition("-")[0] == place.answer_id.partition("-")[0]
+        same_prompt = asked.prompt_token_ids == known.prompt_token_ids
+        if not (same_route and same_prompt and sampling == known.sampling):
+            raise RequestError(
+                f"{place.header}: {place.answer_id[:80]!r} is the answer to another request; send"
+                " the same body again",
+                param=place.header,
+                code="resume_mismatch",
+            )
 
     async def tokens(
         self, name: str, prompt: str | list[int], add_special_tokens: bool
@@ -125,15 +186,24 @@ class Admission:
         limits.check_generation(body, self._config.limits, self.vocabulary)
         return objectives.resolve(body.medha, headers, self._config.objectives)
 
-    def _job(self, kind: str, body: GenerationBody, headers: Mapping[str, str]) -> Job:
+    def _job(
+        self, kind: str, body: GenerationBody, headers: Mapping[str, str], arrived_at: float
+    ) -> Job:
         given = body.request_id or headers.get("x-request-id", "")[:256]
-        return Job(
-            f"{kind}-{given or secrets.token_hex(12)}", self.model_id, int(time.time()), body
-        )
+        name = f"{kind}-{given or secrets.token_hex(12)}"
+        return Job(name, self.model_id, arrived_at, body, resuming.wants_ids(headers))
+
+    def _numbered(self, job: Job) -> Job:
+        """An answer with one choice can be resumed by its id."""
+        if len(job.choices) == 1:
+            [choice] = job.choices
+            request = msgspec.structs.replace(choice.request, answer_id=job.id)
+            job.choices = [replace(choice, request=request)]
+        return job
 
     def _add(
         self, job: Job, name: str, ids: list[int], text: str | None, asked: Objectives,
-        headers: Mapping[str, str], arrived_at: float,
+        headers: Mapping[str, str],
     ) -> None:  # fmt: skip
         """Append the n choices of one prompt."""
         body = job.body
@@ -149,7 +219,7 @@ class Admission:
                 sampling=self._sampling(body, max_tokens, (seed + index) % 2**63),
                 objectives=asked,
                 priority=body.priority,
-                arrived_at=arrived_at,
+                arrived_at=job.arrived_at,
                 traceparent=headers.get("traceparent"),
             )
             job.choices.append(Choice(index, request, ids, text))

@@ -23,10 +23,11 @@ from medha_actors.model.spec import load_spec
 
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
+_LAST_BYTES_S = 15.0
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
-    "graceful_shutdown_timeout_s": 20.0,
-    "health_check_period_s": 2.0,
+    "health_check_period_s": 1.0,
+    "max_surge_percent": 100,  # an update's new replicas are ready before the old ones stop
     "ray_actor_options": {"num_cpus": 0},
     "max_constructor_retry_count": 2,
 }
@@ -57,6 +58,10 @@ class Ingress:
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True
         )
 
+    async def drain(self, timeout_s: float) -> int:
+        """See Controller.drain."""
+        return await self._engine.drain(timeout_s)
+
     def check_health(self) -> None:
         """Serve replaces a replica that raises here."""
         self._engine.check_health()
@@ -76,7 +81,13 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         init_kwargs={"args": args},
         actor_options={"num_cpus": 0, "max_concurrency": 10_000},
     )
-    options = {**_DEFAULTS, **config.deployment_config}
+    # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
+    grace_s = config.drain_timeout_s + _LAST_BYTES_S
+    options = {
+        **_DEFAULTS,
+        "graceful_shutdown_timeout_s": grace_s,
+        **config.deployment_config,
+    }
     ingress = serve.ingress()(Ingress)
     return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(
         args

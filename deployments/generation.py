@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from deployments.admission import Choice, Job
 from deployments.detokenize import StopStrings
@@ -14,8 +14,15 @@ from deployments.failures import RejectedError
 from deployments.handle import EngineHandle
 from deployments.limits import output_limit
 from deployments.outbox import Item, Outbox, Piece
+from deployments.resuming import Past
 from deployments.text import Text
-from medha_actors.errors import EngineError, MedhaError, RequestTimeoutError
+from medha_actors.errors import (
+    EngineError,
+    MedhaError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 from medha_actors.messages import (
     Accepted,
     Event,
@@ -26,6 +33,7 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
+_REPEATED_AT_ONCE: Final = 256
 _background: set[asyncio.Future[Any]] = set()
 
 
@@ -55,6 +63,7 @@ class Generation:
             str, asyncio.Task[None] | None
         ] = {}  # request ids and who reads their events
         self.accepted: list[Accepted] = []
+        self.shown: Piece | None = None  # of a resumed answer: what its client has already
 
     async def __aenter__(self) -> Generation:
         try:
@@ -75,13 +84,46 @@ class Generation:
 
     async def _submit(self, choice: Choice) -> None:
         request = choice.request
+        past = self.job.past
+        writer = ChoiceWriter(choice, self.job, self._text)
+        if past is not None and await self._repeat(past, writer):
+            self.accepted.append(past.record.accepted)
+            return
         events = self._engine.events(request.id)
         self._running[request.id] = None
         answer = await self._engine.submit(request)
         if isinstance(answer, Rejected):
             raise RejectedError(answer)
-        self.accepted.append(answer)
-        self._running[request.id] = _spawn(self._pump(choice, events))
+        self.accepted.append(answer if past is None else past.record.accepted)
+        self._running[request.id] = _spawn(self._pump(writer, request.id, events))
+
+    async def _repeat(self, past: Past, writer: ChoiceWriter) -> bool:
+        """Say again what a resumed answer said: in silence what the client has, the rest into the
+        outbox. True if that is all of the answer."""
+        self.shown = Piece(0)
+        try:
+            for number, event in enumerate(past.record.events(), 1):
+                if number % _REPEATED_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # others have tokens to send
+                piece = writer.write(event)
+                if piece is None:
+                    continue
+                if past.place.has(piece):
+                    self.shown.absorb(piece)
+                else:
+                    self._outbox.put(piece)
+                if writer.finished:
+                    return True
+        except MedhaError as error:
+            self._outbox.fail(error)
+            return True
+        if past.place.tokens is None:
+            raise RequestError(
+                f"{past.place.header}: the answer has not ended yet",
+                param=past.place.header,
+                code="resume_beyond",
+            )
+        return False
 
     def _stop_all(self) -> None:
         for request_id, pump in self._running.items():
@@ -100,18 +142,18 @@ class Generation:
         """What happened since the last call; empty after `timeout_s` of silence."""
         return await self._outbox.take(timeout_s)
 
-    async def _pump(self, choice: Choice, events: AsyncIterator[Event]) -> None:
+    async def _pump(
+        self, writer: ChoiceWriter, request_id: str, events: AsyncIterator[Event]
+    ) -> None:
         """Move one choice's events into the outbox."""
-        writer = ChoiceWriter(choice, self.job, self._text)
-        request_id = choice.request.id
         try:
             async for event in events:
                 if isinstance(event, ProgressEvent):
                     self._outbox.put_progress(event)
                     continue
-                if writer.hidden and isinstance(event, TokenEvent):
-                    continue
-                self._outbox.put(writer.write(event))
+                piece = writer.write(event)
+                if piece is not None:
+                    self._outbox.put(piece)
                 if writer.finished:
                     self._running.pop(request_id, None)
                     if not isinstance(
@@ -139,17 +181,17 @@ class ChoiceWriter:
         self._eos = frozenset(text.eos_token_ids)
         self._keep_tokens = sampling.logprobs is not None
         limit = output_limit(job.body)
-        self.hidden = (
-            limit is not None and limit[1] == 0
-        )  # echo alone: the engine's one token is not shown
+        # echo alone: the engine's one token is not shown
+        self._hidden = limit is not None and limit[1] == 0
         self._held: TokenEvent | None = None  # a stop token: no text if the request ends with it
         self._generated = 0
         self.finished = False
 
-    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Piece:
-        """What to send; sets `finished`; raises MedhaError for requests that failed."""
+    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Piece | None:
+        """What to send, if anything; sets `finished`; raises MedhaError for requests that
+        failed."""
         if isinstance(event, TokenEvent):
-            return self._token(event)
+            return None if self._hidden else self._token(event)
         if isinstance(event, PromptLogprobsEvent):
             return Piece(self._index, prompt_logprobs=[event], generated=self._generated)
         return self._end(event)
@@ -186,6 +228,10 @@ class ChoiceWriter:
         self.finished = True
         if event.reason == "timeout":
             raise RequestTimeoutError(event.message or "the request's time limit passed")
+        if event.reason == "error" and event.retry_after_s is not None:
+            raise UnavailableError(
+                event.message or "the engine stopped", retry_after_s=event.retry_after_s
+            )
         if event.reason == "error":
             raise EngineError(event.message or "the engine failed")
         stop_reason: str | int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from medha_actors.messages import Accepted, Event, Rejected, Request
+from medha_actors.messages import Accepted, Event, Record, Rejected, Request
 
 
 class EngineHandle(Protocol):
@@ -24,6 +24,12 @@ class EngineHandle(Protocol):
     async def cancel(self, request_id: str) -> None:
         """Stop the request and forget its registration; harmless for unknown ids and finished
         requests."""
+        ...
+
+    async def record(self, answer_id: str) -> Record | None:
+        """What is known of an answer of this or another replica; None: nothing, or no longer. To go
+        on with it, submit its request under a new id with `resumed`: from then on the request that
+        wrote it before is ended, if it still ran."""
         ...
 
     def ready(self) -> bool:

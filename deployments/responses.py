@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Send
 
-from deployments import failures, sse
+from deployments import failures, resuming, sse
 from deployments.answers import Answer, timing_of, usage_of
 from deployments.generation import Generation
 from deployments.outbox import Piece
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class Tally:
     """What is known of a job's choices so far."""
 
-    def __init__(self, live: Generation, arrived_at: float) -> None:
-        self._live, self._arrived_at = live, arrived_at
+    def __init__(self, live: Generation) -> None:
+        self._live = live
         self._open = {choice.index for choice in live.job.choices}
         self._generated: dict[int, int] = {}
         self._first_tokens_at: list[float] = []
@@ -47,13 +47,16 @@ class Tally:
         timing = None
         if final:
             timing = timing_of(
-                self._live.accepted, self._arrived_at, self._first_tokens_at, self._endings
+                self._live.accepted,
+                self._live.job.arrived_at,
+                self._first_tokens_at,
+                self._endings,
             )
         return usage_of(self._live.job, sum(self._generated.values()), timing)
 
     def headers(self) -> dict[str, str]:
         """What was promised on arrival."""
-        timing = timing_of(self._live.accepted, self._arrived_at)
+        timing = timing_of(self._live.accepted, self._live.job.arrived_at)
         return {
             "x-medha-ttft-deadline-ms": str(timing.ttft_deadline_ms),
             "x-medha-predicted-ttft-ms": str(timing.predicted_ttft_ms),
@@ -64,13 +67,14 @@ async def send_whole(
     live: Generation,
     answer: Answer,
     stream: StreamConfig,
-    arrived_at: float,
     headers: dict[str, str],
     send: Send,
 ) -> None:
     """Wait for all choices; raises MedhaError, before anything is sent, if one fails."""
-    tally = Tally(live, arrived_at)
+    tally = Tally(live)
     whole = {choice.index: Piece(choice.index) for choice in live.job.choices}
+    if live.shown is not None:
+        whole[live.shown.index].absorb(live.shown)
     while not tally.finished:
         for item in await live.take(stream.keep_alive_s):
             if isinstance(item, MedhaError):
@@ -89,16 +93,15 @@ async def send_stream(
     live: Generation,
     answer: Answer,
     stream: StreamConfig,
-    arrived_at: float,
     headers: dict[str, str],
     send: Send,
 ) -> None:
     """Headers at once, then one event per token; errors become an event, and `[DONE]` is always
     last."""
-    tally = Tally(live, arrived_at)
+    tally = Tally(live)
     writer = StreamWriter(live, answer, stream, tally)
     await _start(send, 200, {**headers, **tally.headers(), **sse.HEADERS})
-    await _part(send, sse.comment("accepted"))
+    await _part(send, sse.comment("accepted") + writer.beginning())
     try:
         while not (tally.finished or writer.failed):
             await _part(send, writer.write(await live.take(stream.keep_alive_s)))
@@ -146,14 +149,27 @@ class StreamWriter:
         self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally
     ) -> None:
         self._answer, self._stream, self._tally = answer, stream, tally
+        self._live = live
         self._job = live.job
         options = live.job.body.stream_options
         self._usage = bool(options and options.include_usage)
         self._continuous = bool(
             options and options.continuous_usage_stats and options.include_usage
         )
+        self._ids = self._job.event_ids and len(self._job.choices) == 1
         self._next_progress_at = 0.0
         self.failed = False
+
+    def beginning(self) -> bytes:
+        """From where on this stream tells the answer, for those who want to know. What the client
+        of a resumed answer has already is counted, and not sent."""
+        if self._live.shown is not None:
+            self._tally.add(self._live.shown)
+            self._answer.chunk(self._live.shown)
+        if not self._ids:
+            return b""
+        shown = self._live.shown or Piece(0)
+        return sse.place(resuming.event_id(self._job.id, shown))
 
     def write(self, items: list[Any]) -> bytes:
         """Frames for what happened; a comment for silence. An error is the last frame and sets
@@ -184,7 +200,8 @@ class StreamWriter:
             reply.usage = self._tally.usage(final=False)
         elif self._usage:
             reply.usage = None
-        return sse.data(reply)
+        event_id = resuming.event_id(self._job.id, piece) if self._ids else None
+        return sse.data(reply, event_id=event_id)
 
     def _progress(self, event: ProgressEvent) -> bytes:
         now = time.monotonic()

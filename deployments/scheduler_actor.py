@@ -3,6 +3,7 @@ one to itself; and it is made anew within seconds, so it imports no more than it
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ray
@@ -21,3 +22,18 @@ class SchedulerActor(Controller):
         name = ray.get_runtime_context().get_actor_name()
         patience_s = load(args).actors.orphan_timeout_s
         super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
+        self._name = name
+
+    def predecessors(self) -> list[Any]:
+        """Controllers of other versions of this deployment: `serve deploy` replaces them. Serve's
+        names for them are PREFIX::application::deployment::version::name."""
+        deployment, _, suffix = self._name.rsplit("::", 2)
+        handles = []
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            name = actor["name"]
+            if actor["namespace"] != _SERVE_NAMESPACE or name == self._name:
+                continue
+            if name.startswith(f"{deployment}::") and name.endswith(f"::{suffix}"):
+                with contextlib.suppress(ValueError):  # it has ended meanwhile
+                    handles.append(ray.get_actor(name, namespace=_SERVE_NAMESPACE))
+        return handles

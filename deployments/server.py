@@ -29,6 +29,7 @@ from deployments.observatory import Observatory
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deployments.replies import DetokenizeReply, ModelList, ModelReply, TokenizeReply
 from deployments.responses import Sent, send_stream, send_whole
+from deployments.resuming import place_of
 from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import (
@@ -116,13 +117,37 @@ class Server:
         job = await self.admission.completion(
             protocol.decode(body, CompletionBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, TextAnswer(job, self.text.table)
 
     async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
         job = await self.admission.chat(
             protocol.decode(body, ChatBody), request.headers, arrived_at
         )
+        await self._resume(job, request)
         return job, ChatAnswer(job, self.text.table)
+
+    async def _resume(self, job: Job, request: Request) -> None:
+        """If the client asks to go on with a cut answer, make the job do that."""
+        place = place_of(request.headers)
+        if place is None:
+            return
+        if len(job.choices) > 1:
+            raise RequestError(
+                f"{place.header}: an answer of several choices cannot be resumed",
+                param=place.header,
+                code="unsupported",
+            )
+        record = await self.engine.record(place.answer_id)
+        if record is None:
+            raise NotFoundError(
+                f"{place.header}: there is no answer {place.answer_id[:80]!r} that could be"
+                f" resumed; they are kept for {self.config.stream.resume_s:g} s, and those whose"
+                " id was used twice are not",
+                param=place.header,
+                code="resume_not_found",
+            )
+        self.admission.resume(job, place, record)
 
     def _guarded(
         self, handler: Callable[[Request], Awaitable[Response]]
@@ -262,7 +287,7 @@ class _Generating:
                 server.engine, server.text, job, server.config.stream.max_buffered_events
             ) as live:
                 respond = send_stream if job.body.stream else send_whole
-                await respond(live, answer, server.config.stream, arrived_at, headers, send)
+                await respond(live, answer, server.config.stream, headers, send)
         except MedhaError as error:
             # Only before the first byte: once a stream has begun, send_stream writes errors into
             # it.

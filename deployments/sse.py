@@ -16,10 +16,21 @@ HEADERS: Final = {
 _encoder: Final = msgspec.json.Encoder()
 
 
-def data(value: Any, event: str | None = None) -> bytes:
+def data(value: Any, event: str | None = None, event_id: str | None = None) -> bytes:
     """One event; JSON has no raw newline, so it is always a single data line."""
-    head = f"event: {event}\ndata: ".encode() if event else b"data: "
-    return head + _encoder.encode(value) + b"\n\n"
+    head = b"" if event_id is None else _id_line(event_id)
+    if event is not None:
+        head += f"event: {event}\n".encode()
+    return head + b"data: " + _encoder.encode(value) + b"\n\n"
+
+
+def place(event_id: str) -> bytes:
+    """Where the stream is, with nothing said: clients remember it and see no event."""
+    return _id_line(event_id) + b"\n"
+
+
+def _id_line(event_id: str) -> bytes:
+    return b"id: " + event_id.encode("utf-8", "replace") + b"\n"
 
 
 def comment(text: str) -> bytes:

@@ -186,6 +186,10 @@ class StreamConfig(_Section, frozen=True):
     progress_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
     # for a reader that does not read
     max_buffered_events: Annotated[int, Meta(ge=1, le=2**24)] = 4096
+    # how long a cut stream may be resumed; 0: never
+    resume_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0
+    # of memory for that; the oldest go first
+    resume_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 128 * 1024 * 1024
 
 
 class TracingConfig(_Section, frozen=True):
@@ -232,6 +236,9 @@ class MedhaConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    # What is in flight when the server stops, or when a new configuration replaces this one, may
+    # take so long to finish; what is left then ends with an error.
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     accelerator_type: Name | None = None
     deployment_config: Options = msgspec.field(
         default_factory=dict

@@ -8,7 +8,7 @@ MedhaError
  │   ├─ TooLargeError      the body is over the limit, 413
  │   └─ NeverFitsError     more KV cache than there is at all, 400, with the numbers
  ├─ OverloadedError        the queue is full, 429, with retry_after_s
- ├─ UnavailableError       the engine is being (re)built, 503, with retry_after_s
+ ├─ UnavailableError       the engine is being (re)built, or stops, 503, with retry_after_s
  ├─ RequestTimeoutError    the request's own time limit passed, 408
  └─ EngineError            a stage died or a step failed, 500
      └─ LinkClosedError    the peer of a link is gone
@@ -81,7 +81,7 @@ class OverloadedError(MedhaError):
 
 
 class UnavailableError(MedhaError):
-    """The engine is not there just now; it is being (re)built."""
+    """The engine is not there just now; it is being (re)built, or it stops."""
 
     status = 503
     kind = "service_unavailable_error"

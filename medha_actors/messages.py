@@ -9,7 +9,7 @@ decoded without a Python list.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -94,6 +94,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
     traceparent: str | None = None
+    answer_id: str | None = None  # of the answer that is this sequence alone; None: of several
     resumed: Resumed | None = None
 
     @property
@@ -263,6 +264,7 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     request_id: str
     reason: FinishReason
     message: str | None = None  # for "error" and "timeout"
+    retry_after_s: float | None = None  # for "error": the request may succeed when sent again then
     prompt_tokens: int = 0
     generated_tokens: int = 0
     arrived_at: float = 0.0
@@ -275,4 +277,39 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     recomputed_tokens: int = 0  # tokens whose KV was dropped and computed again
 
 
+class DrainingEvent(msgspec.Struct, frozen=True, tag="draining", array_like=True):
+    """Belongs to no request: the controller takes no new ones any more."""
+
+
 Event = TokenEvent | PromptLogprobsEvent | ProgressEvent | FinishedEvent
+_decode_scored = msgspec.msgpack.Decoder(TokenEvent | PromptLogprobsEvent).decode
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine remembers of an answer: enough to say it again and to go on with it."""
+
+    request: Request  # as it came first, never with `resumed`
+    accepted: Accepted
+    token_ids: bytes  # int32: the tokens generated so far
+    first_token_at: float | None = None  # epoch seconds
+    prompt_logprobs_until: int = 1  # prompt positions below this one have been reported
+    # Where log-probabilities were asked for, all token and prompt events in their order, each packed
+    # by itself: the controller has no time to decode them.
+    scored: tuple[msgspec.Raw, ...] = ()
+    finished: FinishedEvent | None = None  # None: it is running, or its client went away
+
+    @property
+    def tokens(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids) // TOKEN_BYTES
+
+    def events(self) -> Iterator[TokenEvent | PromptLogprobsEvent | FinishedEvent]:
+        """Everything the engine has told of the answer, as it told it."""
+        if self.scored:
+            yield from map(_decode_scored, self.scored)
+        else:
+            at = self.first_token_at or self.request.arrived_at
+            for index, token_id in enumerate(unpack_tokens(self.token_ids)):
+                yield TokenEvent(self.request.id, index, token_id, at)
+        if self.finished is not None:
+            yield self.finished

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
+from medha_actors.actors.records import Records
 from medha_actors.messages import (
+    TOKEN_BYTES,
     Accepted,
     Event,
     FinishedEvent,
     FinishReason,
+    PromptLogprobsEvent,
+    Record,
     Rejected,
     Request,
     TokenEvent,
@@ -20,7 +24,8 @@ Script = Callable[[Request], AsyncIterator[Event]]
 
 
 class FakeEngine:
-    """Plays a script for every request; remembers what it was asked."""
+    """Plays a script for every request; remembers what it was asked, and as the controller does
+    what it said. A resumed request hears of the script what it does not know yet."""
 
     def __init__(
         self, script: Script, answer: Callable[[Request], Accepted | Rejected] | None = None
@@ -31,6 +36,8 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self._changed = asyncio.Event()
         self.is_ready = True
+        self.now = 0.0  # of the records
+        self._records = Records(60.0, 2**20)
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._players: dict[str, asyncio.Task[None]] = {}
 
@@ -48,21 +55,44 @@ class FakeEngine:
     async def submit(self, request: Request) -> Accepted | Rejected:
         self.requests.append(request)
         self._changed.set()
+        older = self._records.superseded_by(request)
+        if older is not None:
+            self._end(older)
         answer = self.answer(request)
         if isinstance(answer, Accepted):
+            self._records.begin(request, answer, self.now)
             self._players[request.id] = asyncio.ensure_future(self._play(request))
         return answer
 
     async def _play(self, request: Request) -> None:
         async for event in self.script(request):
-            self._queues[request.id].put_nowait(event)
+            if not _is_known(event, request):
+                self._tell(request.id, event)
+
+    def _tell(self, request_id: str, event: Event) -> None:
+        if isinstance(event, Event):  # scripts may say nonsense
+            self._records.happened([event], self.now)
+        if isinstance(event, FinishedEvent):
+            self._players.pop(request_id, None)
+        queue = self._queues.get(request_id)
+        if queue is not None:
+            queue.put_nowait(event)
+
+    def _end(self, request_id: str) -> None:
+        """As the scheduler ends a request whose client has gone."""
+        player = self._players.pop(request_id, None)
+        if player is not None:
+            player.cancel()
+            self._tell(request_id, FinishedEvent(request_id=request_id, reason="abort"))
 
     async def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
         self._queues.pop(request_id, None)
-        if request_id in self._players:
-            self._players.pop(request_id).cancel()
+        self._end(request_id)
         self._changed.set()
+
+    async def record(self, answer_id: str) -> Record | None:
+        return self._records.find(answer_id, self.now)
 
     def ready(self) -> bool:
         return self.is_ready
@@ -77,6 +107,18 @@ class FakeEngine:
         """Every request was cancelled, and nothing else was."""
         await self.until(lambda: len(self.cancelled) >= len(self.requests))
         assert set(self.cancelled) == {request.id for request in self.requests}
+
+
+def _is_known(event: Event, request: Request) -> bool:
+    """Whether a resumed request brought this with it."""
+    known = request.resumed
+    if known is None:
+        return False
+    if isinstance(event, TokenEvent):
+        return event.index < len(known.token_ids) // TOKEN_BYTES
+    if isinstance(event, PromptLogprobsEvent):
+        return event.start + 1 + len(event.entries) <= known.prompt_logprobs_until
+    return False
 
 
 def accept(request: Request) -> Accepted:

@@ -1,4 +1,4 @@
-"""A real server for one variant: `serve run` with a changed configuration, in a Ray of its own,
+"""A real server for one variant: `medha-serve` with a changed configuration, in a Ray of its own,
 ended afterwards."""
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import psutil
 
 from loadgen.errors import LoadgenError
 
@@ -59,34 +58,22 @@ async def serving(config: Mapping[str, Any], folder: Path) -> AsyncIterator[str]
             f"a server answers at {url_of(config)} already; experiments start their own"
         )
     file, log = _files(config, folder)
-    command = Path(sys.executable).parent / "serve"
-    environment = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        **os.environ,
-        "RAY_ADDRESS": "local",
-    }
     with log.open("wb") as output:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                command,
-                "run",
-                file,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise LoadgenError(
-                f"{command}: {error.strerror}; experiments start the server themselves"
-            ) from None
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "deployments.launcher",  # medha-serve
+            file,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "RAY_ADDRESS": "local"},
+            start_new_session=True,
+        )
     try:
         await _ready(url_of(config), process, log)
         yield url_of(config)
     finally:
         await _end(process)
-        await _silent(url_of(config))
 
 
 def _files(config: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -134,36 +121,14 @@ async def metrics_of(url: str) -> str:
         raise LoadgenError(f"{url}/metrics: {error or type(error).__name__}") from None
 
 
-async def _silent(url: str) -> None:
-    """Until nothing answers any more: the proxy outlives `serve run` for a moment, and the next one
-    wants its port."""
-    for _ in range(int(_STOP_S / 0.5)):
-        if not await _answers(url):
-            return
-        await asyncio.sleep(0.5)
-
-
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ctrl-C for all of it, and what does not listen is killed: a proxy may outlive its parents and
-    keep its ports."""
-    family = _family(process.pid)
-    await _interrupt(process)
-    for left in (await asyncio.to_thread(psutil.wait_procs, family, 5.0))[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            left.kill()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-async def _interrupt(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
+    """Ctrl-C, and once more if that takes long; the server leaves nothing behind."""
+    for _ in range(2):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            process.send_signal(signal.SIGINT)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _STOP_S)
             return
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -47,13 +48,15 @@ class Cluster:
         config: MedhaConfig,
         owner: Owner | None = None,
         stage_class: Any = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> Cluster:
         """Adopt the grid that a controller of this name has left, or place, spawn, pin and load a
-        new one. Raises ConfigError when the resources cannot hold it, ModelError."""
+        new one. `make_room`: see Crew. Raises ConfigError when the resources cannot hold it,
+        ModelError."""
         device = config.actors.device
         if device == "auto":
             device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-        crew = Crew(config, device, owner, stage_class)
+        crew = Crew(config, device, owner, stage_class, make_room)
         found = await crew.adopt()
         kept = _kept_by(found, config)
         if kept is not None:

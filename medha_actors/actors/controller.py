@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -20,7 +21,8 @@ import msgspec
 from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.pipeline import Pipeline
+from medha_actors.actors.pipeline import RETRY_AFTER_S, Pipeline
+from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer, Silence
 from medha_actors.actors.telemetry.remote import Observed
@@ -34,7 +36,7 @@ _log = logging.getLogger("medha.controller")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 _STARTING = Rejected(
-    status=503, kind="service_unavailable_error", message="starting", retry_after_s=5
+    status=503, kind="service_unavailable_error", message="starting", retry_after_s=RETRY_AFTER_S
 )
 _OVERTAKEN = Rejected(status=499, kind="invalid_request_error", message="cancelled by the client")
 
@@ -50,6 +52,7 @@ class Controller(Observed):
         self.config: MedhaConfig = load(args)
         self._owner = owner
         self._sinks = Sinks()
+        self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._starting: asyncio.Task[Pipeline] | None = None
         epoch = time.time()
@@ -70,7 +73,7 @@ class Controller(Observed):
         return _encode(facts)
 
     async def _start(self) -> Pipeline:
-        cluster = await Cluster.start(self.config, self._owner, self.stage_class)
+        cluster = await Cluster.start(self.config, self._owner, self.stage_class, self._make_room)
         if cluster.profile:
             profile = msgspec.msgpack.decode(cluster.profile, type=Profile)
         else:
@@ -92,14 +95,50 @@ class Controller(Observed):
         self._observer = observer
         described = (cluster.spec, self.config.model_loading_config)
         self._model_digest = hashlib.sha256(msgspec.json.encode(described)).hexdigest()
-        pipeline = Pipeline(cluster, self._scheduler, self._sinks, observer, self._now)
+        pipeline = Pipeline(
+            cluster, self._scheduler, self._sinks, self._records, observer, self._now
+        )
         await pipeline.connect()
+        for predecessor in self.predecessors():
+            predecessor.retire.remote(at_once=False)
         return pipeline
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new requests and let those in flight finish; what is left after `timeout_s` ends
+        with an error that invites to try again. Returns how many requests that were."""
+        self._sinks.drain()
+        return await self._pipeline.drain(timeout_s) if self._pipeline is not None else 0
+
+    def predecessors(self) -> list[Any]:
+        """Handles of the controllers that this one replaces."""
+        return []
+
+    async def _make_room(self) -> None:
+        """The predecessors finish what they have, and go."""
+        calls = [predecessor.retire.remote(at_once=True) for predecessor in self.predecessors()]
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    async def retire(self, at_once: bool) -> None:
+        """A newer controller takes over; this one gives its resources back and its process ends.
+
+        `at_once`: the other one waits for the resources, so no new requests are taken. Otherwise
+        Serve sends them elsewhere by and by. In both cases what is in flight may finish within
+        `drain_timeout_s`.
+        """
+        limit_s = self.config.drain_timeout_s
+        if not at_once:
+            await asyncio.sleep(limit_s)
+        unfinished = await self.drain(limit_s if at_once else 0.0)
+        _log.warning("retired for a newer controller; %d requests were not finished", unfinished)
+        await self.stop()
+        os._exit(0)
 
     async def stop(self) -> None:
         """Tear the grid down."""
         if self._pipeline is not None:
             self._pipeline.stop()
+        elif self._starting is not None and self._starting.cancel():
+            await asyncio.wait([self._starting])  # it gives back what it has reserved
 
     @property
     def _pipeline(self) -> Pipeline | None:
@@ -123,6 +162,10 @@ class Controller(Observed):
         """The client is gone: its pages are free before the next batch."""
         if self._pipeline is None or not self._pipeline.cancel(request_id):
             self._overtaken.append(request_id)
+
+    async def record(self, answer_id: str) -> bytes:
+        """What is known of an answer, to resume it: the msgpack of Record or None."""
+        return _encode(self._records.find(answer_id, self._now()))
 
     async def stream(self, replica: str) -> AsyncIterator[bytes]:
         """All events of one ingress replica's requests, one item (a msgpack list of Event) per

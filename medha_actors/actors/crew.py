@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ from medha_actors.errors import ConfigError, EngineError
 
 _log = logging.getLogger("medha.cluster")
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
+_ROOM_S = 2  # where there is room, Ray has reserved it by then
 _ANSWER_S = 10.0  # a living actor answers in this time
 _NAMESPACE = "medha"
 T = TypeVar("T")
@@ -44,15 +45,18 @@ class Crew:
         device: str,
         owner: Owner | None,
         stage_class: Any = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`stage_class`: StageActor, or what stands in for it; None: StageActor, which is imported
-        (and torch with it) when the first one is spawned."""
+        (and torch with it) when the first one is spawned. `make_room` is called, and waited for,
+        where the cluster has no room for the grid now."""
         self.config = config
         self.device = device
         self.shape = Shape(config.parallel.spp, config.parallel.kvp)
         self.actors: dict[Cell, Any] = {}
         self.spares: list[tuple[Any, str]] = []
         self._owner = owner
+        self._make_room = make_room
         self._stage_class = stage_class
         self._room: PlacementGroup | None = None
 
@@ -163,6 +167,8 @@ class Crew:
                 )
         strategy = self.config.placement_group_config.get("strategy", "PACK")
         self._room = placement_group([bundle] * cells, strategy=strategy, **self._detached_room())
+        if self._make_room is not None and not await asyncio.to_thread(self._room.wait, _ROOM_S):
+            await self._make_room()
         try:
             async with asyncio.timeout(actors.start_timeout_s):
                 await self._room.ready()

@@ -13,7 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -22,18 +22,22 @@ from medha_actors.actors.live_requests import LiveRequest
 from medha_actors.errors import EngineError, MedhaError, UnavailableError
 from medha_actors.messages import (
     Accepted,
+    DrainingEvent,
     EngineFacts,
     Event,
     FinishedEvent,
+    Record,
     Rejected,
     Request,
 )
 
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
-_decode_events = msgspec.msgpack.Decoder(list[Event]).decode
+_decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent]).decode
 _decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
+_decode_record = msgspec.msgpack.Decoder(Record | None).decode
 _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
+T = TypeVar("T")
 _RETRY_S = 0.1
 _RETRY_START_S = 2.0  # after an engine that could not start
 _SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
@@ -47,6 +51,7 @@ class _Session:
         self.controller = controller
         self.facts = facts
         self.replica = secrets.token_hex(8)
+        self.draining = False  # it takes no new requests
 
 
 class RayEngine:
@@ -79,8 +84,8 @@ class RayEngine:
             self._reader.cancel()
 
     def ready(self) -> bool:
-        """Whether an engine is there now."""
-        return self._session is not None
+        """Whether an engine is there now that takes requests."""
+        return self._session is not None and not self._session.draining
 
     def check_health(self) -> None:
         """Raises EngineError when this object cannot serve any more: make it anew."""
@@ -124,17 +129,26 @@ class RayEngine:
         if live is not None and self._session is not None:
             self._session.controller.cancel.remote(request_id)
 
+    async def record(self, answer_id: str) -> Record | None:
+        """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
+        await self._somebody()
+        return _decode_record(await self._call(lambda engine: engine.record.remote(answer_id)))
+
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""
         packed = await self._call(lambda controller: controller.stats.remote())
         stats: dict[str, Any] = msgspec.msgpack.decode(packed)
         return stats
 
+    async def drain(self, timeout_s: float) -> int:
+        """See Controller.drain. Raises UnavailableError while there is no controller."""
+        return await self._call(lambda controller: controller.drain.remote(timeout_s))
+
     async def ask(self, method: str, *arguments: Any) -> bytes:
         """Call one of the controller's methods for telemetry (actors.telemetry.remote.Observed)."""
         return await self._call(lambda controller: getattr(controller, method).remote(*arguments))
 
-    async def _call(self, call: Callable[[Any], Awaitable[bytes]]) -> bytes:
+    async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
         if self._session is None:
             raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
         try:
@@ -177,7 +191,7 @@ class RayEngine:
             again = asyncio.create_task(self._submit_again(session))
             try:
                 async for item in stream:
-                    self._route(_decode_events(await item))
+                    self._route(session, _decode_events(await item))
             except RayError as error:
                 _log.error("the controller is lost: %s", type(error).__name__)
             finally:
@@ -199,8 +213,11 @@ class RayEngine:
         self._session = None
         self._attached.clear()
 
-    def _route(self, events: list[Event]) -> None:
+    def _route(self, session: _Session, events: list[Event | DrainingEvent]) -> None:
         for event in events:
+            if isinstance(event, DrainingEvent):
+                session.draining = True
+                continue
             live = self._live.get(event.request_id)
             if live is None:
                 continue

@@ -8,6 +8,7 @@ come back on the links and leave as one message per step for each ingress replic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.doors import crash, crash_only, crash_only_task
 from medha_actors.actors.flights import Flights
 from medha_actors.actors.links import Link
+from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Silence
 from medha_actors.core.scheduler import Scheduler
@@ -29,6 +31,15 @@ from medha_actors.messages import Accepted, Event, Rejected, Request, StepResult
 _log = logging.getLogger("medha.controller")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_result = msgspec.msgpack.Decoder(StepResult).decode
+RETRY_AFTER_S = 5.0  # a server that stops or starts asks to come back then
+_FLUSH_S = 2.0  # in this time a living replica has taken its last events
+_STOPPED = "the server stopped before this request was finished"
+_STOPPING = Rejected(
+    status=503,
+    kind="service_unavailable_error",
+    message="the server is stopping",
+    retry_after_s=RETRY_AFTER_S,
+)
 _MAX_REBUILDS = 3  # in a row; then the process exits and Serve makes a new one
 _SPARES_DELAY_S = 2.0  # new spares are not to compete with those who compute again what was lost
 
@@ -41,6 +52,7 @@ class Pipeline:
         cluster: Cluster,
         scheduler: Scheduler,
         sinks: Sinks,
+        records: Records,
         observer: Silence,
         now: Callable[[], float],
     ) -> None:
@@ -48,10 +60,12 @@ class Pipeline:
         self.flights = Flights(cluster.crew.shape.stages)
         self._cluster = cluster
         self._sinks = sinks
+        self._records = records
         self._observer = observer
         self._now = now
         self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
         self._linked = False
+        self._drained: asyncio.Event | None = None  # set when nobody is left; None: not draining
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -77,6 +91,26 @@ class Pipeline:
         for task in self._tasks:
             task.cancel()
         self._cluster.stop()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new requests and let those in flight finish; what is left after `timeout_s` ends
+        with an error that invites to try again. Returns how many requests that were."""
+        self._drained = asyncio.Event()
+        live = self.scheduler.live.by_id
+        if live:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), timeout_s)
+        unfinished = list(live)
+        for request_id in unfinished:
+            self._publish(
+                [
+                    msgspec.structs.replace(event, retry_after_s=RETRY_AFTER_S)
+                    for event in self.scheduler.cancel(request_id, self._now(), "error", _STOPPED)
+                ]
+            )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
+        return len(unfinished)
 
     def _spawn(self, work: Any) -> None:
         task = crash_only_task(work)
@@ -126,13 +160,21 @@ class Pipeline:
 
     @crash_only
     def submit(self, request: Request, replica: str) -> Accepted | Rejected:
-        """Queue a request of an ingress replica."""
+        """Queue a request of an ingress replica; while draining, only one that another controller
+        had accepted."""
+        if self._drained is not None and request.resumed is None:
+            return _STOPPING
         self._sinks.own(request.id, replica)
         now = self._now()
+        older = self._records.superseded_by(request)
+        if older is not None:
+            self._publish(self.scheduler.cancel(older, now))
         answer = self.scheduler.add(request, now)
         self._observer.answered(request, answer, now)
         if isinstance(answer, Rejected):
             self._sinks.disown(request.id)
+        else:
+            self._records.begin(request, answer, now)
         self._pump()
         return answer
 
@@ -194,7 +236,10 @@ class Pipeline:
     def _publish(self, events: list[Event]) -> None:
         if events:
             self._observer.happened(events)
+            self._records.happened(events, self._now())
             self._sinks.put(events)
+        if self._drained is not None and not self.scheduler.live.by_id:
+            self._drained.set()
 
     def _arm(self) -> None:
         """Wake up for the next time limit of a request, or for a step that hangs."""

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
-from medha_actors.messages import Event, FinishedEvent
+from medha_actors.messages import DrainingEvent, Event, FinishedEvent
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Sink:
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[Event | DrainingEvent] = []
         self.filled = asyncio.Event()
         self.open = True
 
@@ -29,6 +29,21 @@ class Sinks:
     def __init__(self) -> None:
         self._sinks: dict[str, _Sink] = {}
         self._owners: dict[str, str] = {}
+        self._draining = False
+        self._taken = asyncio.Event()
+
+    async def emptied(self) -> None:
+        """Wait until every replica has taken all its events."""
+        while any(sink.events for sink in self._sinks.values()):
+            self._taken.clear()
+            await self._taken.wait()
+
+    def drain(self) -> None:
+        """Tell every replica, and those that come later, that no new request is taken."""
+        self._draining = True
+        for sink in self._sinks.values():
+            sink.events.append(DrainingEvent())
+            sink.filled.set()
 
     def own(self, request_id: str, replica: str) -> None:
         """Events of this request go to this replica."""
@@ -53,16 +68,20 @@ class Sinks:
     async def listen(self, replica: str) -> AsyncIterator[bytes]:
         """Packed lists of events, until `forget`."""
         sink = self._sinks.setdefault(replica, _Sink())
+        if self._draining:
+            yield _encode([DrainingEvent()])
         while sink.open:
             await sink.filled.wait()
             sink.filled.clear()
             events, sink.events = sink.events, []
+            self._taken.set()
             if events:
                 yield _encode(events)
 
     def forget(self, replica: str) -> list[str]:
         """The replica is gone; returns the requests that nobody waits for any more."""
         sink = self._sinks.pop(replica, None)
+        self._taken.set()
         if sink is not None:
             sink.open = False
             sink.filled.set()

@@ -12,7 +12,7 @@ import pytest
 
 from clients.__main__ import describe, main, parse, read_prompt
 from clients.errors import ApiError
-from clients.events import Accepted, Finished, Progress, Token, Usage
+from clients.events import Accepted, Finished, Progress, Resumed, Token, Usage
 from clients.terminal import TextView
 from tests.clients.conftest import streamed, whole
 
@@ -119,6 +119,17 @@ def test_progress_bar_on_a_terminal() -> None:
     assert err.getvalue().endswith(
         "\r\x1b[K4000 -> 3 tokens, TTFT 1.000 s, TPOT 500.0 ms, 2.000 s in all\n"
     )
+
+
+def test_a_resumed_answer_does_not_look_broken_on_a_terminal() -> None:
+    out, err = io.StringIO(), Terminal()
+    view = TextView(out, err)
+    for event in (Accepted(), Token("Once", 1.0), Resumed(1, 2.0, 1), Token(" upon", 2.5)):
+        view.show(event)
+    view.close()
+    assert out.getvalue() == "Once upon\n"
+    assert err.getvalue().startswith("\n[the connection was cut; resumed after 1 tokens]\n")
+    assert err.getvalue().endswith(", cut and resumed: 1\n")
 
 
 def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

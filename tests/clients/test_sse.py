@@ -65,3 +65,14 @@ def test_endless_events_are_refused() -> None:
     assert parser.feed(b"data: " + b"x" * 94) == []
     with pytest.raises(FrameTooLargeError):
         parser.feed(b"x")
+
+
+def test_the_last_event_id() -> None:
+    parser = SseParser()
+    seen = []
+    for chunk in (b"data: x\n\n", b"id: a:0\n\n", b"id: a:1\ndata: y\n\n", b"id: n\0\ndata: z\n\n"):
+        frames = parser.feed(chunk)
+        seen.append((parser.last_event_id, len(frames)))
+    assert seen == [("", 1), ("a:0", 0), ("a:1", 1), ("a:1", 1)]
+    parser.feed(b"id\ndata: end\n\n")
+    assert parser.last_event_id == ""

@@ -1,4 +1,4 @@
-"""The real thing: `serve run` with a real configuration, as a user starts it, and requests over
+"""The real thing: `medha-serve` with a real configuration, as a user starts it, and requests over
 HTTP."""
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+STEADY = 5  # good answers in a row, 0.25 s apart
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -33,7 +34,40 @@ def serving(
 ) -> Iterator[tuple[str, int]]:
     """A running server with these `args` (and Serve's own tracing), and these variables in its
     environment; yields its base URL and its process."""
-    port = free_port()
+    path = folder / "serve_config.yaml"
+    url = write_config(path, free_port(), tracing_config, **args)
+    log = (folder / "serve.log").open("w+")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "deployments.launcher", path],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "RAY_ADDRESS": "local", **(environment or {})},
+        start_new_session=True,
+    )
+    try:
+        wait_until_ready(url, server, log)
+        yield url, server.pid
+    finally:
+        end(server)
+        log.close()
+
+
+def end(server: subprocess.Popen) -> None:
+    """Ctrl-C, and once more if that takes long."""
+    for _ in range(2):
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def write_config(path: Path, port: int, tracing_config: dict | None = None, **args) -> str:
+    """A configuration with these `args`; returns the URL at which it will be served."""
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
@@ -48,49 +82,25 @@ def serving(
     }
     if tracing_config is not None:
         config["tracing_config"] = tracing_config
-    path = folder / "serve_config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    log = (folder / "serve.log").open("w+")
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "serve", "run", path],
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            "RAY_ADDRESS": "local",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.edge:middlewares",
-            **(environment or {}),
-        },
-        start_new_session=True,
-    )
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}", server.pid
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-        log.close()
+    return f"http://127.0.0.1:{port}"
 
 
 def wait_until_ready(url: str, server: subprocess.Popen, log, limit_s: float = 120) -> None:
+    """Until it says so, and its answers have been good for a second: HAProxy is started anew for
+    the first replica, and Serve's fallback knows no route at first (404)."""
     deadline = time.monotonic() + limit_s
-    ready = False
-    while not ready:
+    good = 0
+    while good < STEADY or "is ready at" not in Path(log.name).read_text():
         if server.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             pytest.fail(f"the server did not come up:\n{log.read()[-4000:]}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                ready = answer.status == 200
+                good = good + 1 if answer.status == 200 else 0
         except OSError:
-            server_poll_pause(server)
+            good = 0
+        server_poll_pause(server)
 
 
 def server_poll_pause(server: subprocess.Popen) -> None:

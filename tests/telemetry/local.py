@@ -4,6 +4,7 @@ in made-up time."""
 from collections import deque
 from typing import Any
 
+import msgspec
 from stories import request
 
 from medha_actors.actors.telemetry.observer import Observer
@@ -13,7 +14,7 @@ from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
-from medha_actors.messages import Accepted, Rejected, StepResult
+from medha_actors.messages import Accepted, Rejected, Resumed, StepResult
 
 
 class LocalController(Observed):
@@ -49,8 +50,10 @@ class LocalController(Observed):
     async def ask(self, method: str, *arguments: Any) -> bytes:
         return await getattr(self, method)(*arguments)
 
-    def add(self, name: str, prompt: int = 100) -> Accepted | Rejected:
-        asked = request(name, prompt, self.now)
+    def add(
+        self, name: str, prompt: int = 100, resumed: Resumed | None = None
+    ) -> Accepted | Rejected:
+        asked = msgspec.structs.replace(request(name, prompt, self.now), resumed=resumed)
         answer = self._scheduler.add(asked, self.now)
         self.observer.answered(asked, answer, self.now)
         return answer

@@ -4,6 +4,7 @@ whom."""
 from local import LocalController
 
 from medha_actors.core.record import waiting
+from medha_actors.messages import Resumed, pack_tokens
 
 
 def test_slacks_are_those_of_the_prefills_in_their_order():
@@ -60,3 +61,15 @@ def test_the_queue_is_shown_in_the_policys_order_with_predicted_ends():
     ]
     assert [row.finish_in_s for row in rows] == sorted(row.finish_in_s for row in rows)
     assert len(waiting(controller.scheduler.live.queue, 1, controller.now, 2)) == 2
+
+
+def test_a_resumed_request_had_its_first_token_long_ago():
+    controller = LocalController()
+    known = Resumed(token_ids=pack_tokens([7, 8]), first_token_at=900.0)
+    controller.add("back", resumed=known)
+    controller.run()
+    timeline = controller.observer.recorder.finished["back"]
+    assert timeline.first_token_at == 900.0
+    assert timeline.tokens > 2
+    assert len(controller.observer.figures.ttft_s) == 0
+    assert max(controller.observer.figures.tbt_s) < 100.0

@@ -24,6 +24,7 @@ from medha_actors.actors.telemetry.timelines import (
 )
 from medha_actors.core.record import BatchRecord
 from medha_actors.messages import (
+    TOKEN_BYTES,
     Accepted,
     Batch,
     Event,
@@ -65,7 +66,7 @@ class Recorder:
 
     def accepted(self, request: Request, answer: Accepted, now: float) -> None:
         """A request waits."""
-        self.live[request.id] = Timeline(
+        timeline = self.live[request.id] = Timeline(
             id=request.id,
             traceparent=request.traceparent,
             prompt_tokens=request.prompt_tokens,
@@ -77,6 +78,12 @@ class Recorder:
             tpot_objective_s=answer.tpot_objective_s,
             predicted_ttft_s=answer.predicted_ttft_s,
         )
+        known = request.resumed
+        if known is not None and known.token_ids:
+            # Its first token was long ago; the next one is counted from its return on.
+            timeline.tokens = len(known.token_ids) // TOKEN_BYTES
+            timeline.first_token_at = known.first_token_at
+            timeline.last_token_at = now
 
     def sent(self, batch: Batch, record: BatchRecord, now: float) -> list[tuple[str, int, int]]:
         """A batch has left for the stages. Returns its prefills: request, first position,
