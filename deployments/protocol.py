@@ -141,8 +141,9 @@ class DetokenizeBody(_Body, frozen=True, kw_only=True):
 # Fields that never change what is generated.
 _IGNORED: Final = frozenset(
     {
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "prediction", "verbosity", "cache_salt", "return_token_ids", "annotations", "refusal", "reasoning_content",
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_retention", "prediction", "verbosity", "cache_salt", "return_token_ids",
+        "annotations", "refusal", "reasoning_content",
     }
 )  # fmt: skip
 # Fields we do not implement, with the values that ask for what happens anyway.

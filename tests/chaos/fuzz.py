@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from tests.chaos.requests import Bodies, Call
+from tests.chaos.calls import Bodies, Call
 
 _ANSWER_S: Final = 120.0
 _REBUILDS: Final = re.compile(r"^medha_pipeline_rebuilds_total(?:\{.*\})? (\S+)$", re.MULTILINE)
