@@ -1,6 +1,6 @@
-"""`python -m deployments.bench`: what telemetry costs, the same requests with it off and on (timelines, figures, every request
-traced), in turns.
+"""What telemetry costs: `python -m deployments.bench`.
 
+The same requests in turns with it off and on (timelines, figures, every request traced).
 Requests go through the whole HTTP application in this process (without sockets), with two engines
 beside each other; spans go by OTLP to a receiver in another process. "Empty steps" are the worst
 case: no model hides the cost.

@@ -133,8 +133,8 @@ def too_long(
 ) -> RequestError:
     bound = "at least " if at_least else ""
     return RequestError(
-        f"this model's context is {context_tokens} tokens; {bound}{prompt_tokens} in {name} and {wanted} to generate"
-        " do not fit",
+        f"this model's context is {context_tokens} tokens; {bound}{prompt_tokens} in {name} and "
+        f"{wanted} to generate do not fit",
         param=name,
         code="context_length_exceeded",
     )

@@ -146,7 +146,8 @@ class DetokenizeBody(_Body, frozen=True, kw_only=True):
 _IGNORED: Final = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
-        "prediction", "verbosity", "return_token_ids", "annotations", "refusal", "reasoning_content",
+        "prediction", "verbosity", "return_token_ids", "annotations", "refusal",
+        "reasoning_content",
     }
 )  # fmt: skip
 # Fields we do not implement, with the values that ask for what happens anyway.

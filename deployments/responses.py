@@ -219,9 +219,8 @@ class StreamWriter:
         self._next_progress_at = now + self._stream.progress_s
         left_s = max(0.0, event.seconds_left)
         if not self._job.body.medha.progress:
-            return sse.comment(
-                f"progress {event.prefilled_tokens}/{event.total_tokens} tokens, {left_s:.1f} s left"
-            )
+            done = f"{event.prefilled_tokens}/{event.total_tokens}"
+            return sse.comment(f"progress {done} tokens, {left_s:.1f} s left")
         return sse.data(
             {
                 "id": self._job.id,

@@ -16,9 +16,14 @@ from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ConfigError, ModelError
 
 _FILES: Final = [
-    "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja",
-    "special_tokens_map.json", "tokenizer.model",
-]  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.model",
+]
 TOY_TEMPLATE: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -47,7 +52,8 @@ def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
     model can produce."""
     if vocabulary < 257:
         raise ConfigError(
-            f"args: model_loading_config.random.vocabulary is {vocabulary}; bytes and an end need 257"
+            f"args: model_loading_config.random.vocabulary is {vocabulary}; bytes and an end need "
+            "257"
         )
     fillers = {f"<{i}>": i for i in range(257, vocabulary)}
     tokenizer = Tokenizer(models.BPE(vocab={**byte_alphabet(), "<eos>": 256, **fillers}, merges=[]))
@@ -94,8 +100,8 @@ def directory_text(path: Path) -> Text:
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     else:
         tokenizer = _converted(path)
-    special = {name: _content(settings[name]) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-               if settings.get(name)}  # fmt: skip
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: _content(settings[name]) for name in names if settings.get(name)}
     eos = _json(path / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
     eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
     named = tokenizer.token_to_id(special.get("eos_token", ""))

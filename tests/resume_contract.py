@@ -43,7 +43,8 @@ def going_on(record: Record, name: str) -> Request:
 
 
 def named(request: Request, name: str) -> Request:
-    return msgspec.structs.replace(request, id=f"{name}-r", answer_id=name)
+    answer_id = f"{request.id}-{name}"
+    return msgspec.structs.replace(request, id=f"{answer_id}-r", answer_id=answer_id)
 
 
 async def check_resuming(engine: EngineHandle, request: Request) -> None:
@@ -68,7 +69,7 @@ async def _check_a_client_that_comes_back(
     assert known == expected[: len(known)]
     assert len(known) >= 3
     if record.finished is None:
-        rest = await tokens_of(engine, going_on(record, "again"))
+        rest = await tokens_of(engine, going_on(record, f"{cut.id}-again"))
         assert known + rest == expected
     record = await record_of(engine, cut)
     assert unpack_tokens(record.token_ids) == expected
@@ -81,7 +82,7 @@ async def _check_an_older_stream(engine: EngineHandle, older: Request, expected:
     await engine.submit(older)
     record = await record_of(engine, older)
     known = unpack_tokens(record.token_ids)
-    rest = await tokens_of(engine, going_on(record, "newer"))
+    rest = await tokens_of(engine, going_on(record, f"{older.id}-newer"))
     assert known + rest == expected
     last = [event async for event in events][-1]
     assert isinstance(last, FinishedEvent)

@@ -54,8 +54,8 @@ def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None
         return f"it takes kv_cache.budget_bytes of {-(-tokens // page_tokens) * page_bytes} or more"
 
     holds = (
-        f"the cache of a group holds {room} tokens ({pages} pages of {page_tokens} tokens, {token_bytes} bytes a token "
-        "in the largest stage)"
+        f"the cache of a group holds {room} tokens ({pages} pages of {page_tokens} tokens, "
+        f"{token_bytes} bytes a token in the largest stage)"
     )
     if pages < 1:
         raise ConfigError(f"kv_cache: {holds}; {needs(1)}")
@@ -67,8 +67,8 @@ def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None
     if longest is not None and longest > most:
         last = longest - (groups - 1) * cutoff if groups > 1 and cutoff else -(-longest // groups)
         raise ConfigError(
-            f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request at most {most} of them "
-            f"in {groups} group(s); {needs(last)}, or a larger parallel.kvp"
+            f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request at "
+            f"most {most} of them in {groups} group(s); {needs(last)}, or a larger parallel.kvp"
         )
 
 

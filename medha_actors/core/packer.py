@@ -267,7 +267,7 @@ class Packer:
         config, start = self._config, state.dispatched
         touched = holders(state, start)
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
-        end = piece_end(state.pieces, start, state.edge)
+        end = min(piece_end(state.pieces, start, state.goal), state.edge)
         cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
         if cap < min(
             end - start, config.max_chunk_tokens
@@ -290,7 +290,7 @@ class Packer:
         state, stop = self.prefills[index]
         touched = holders(state, state.dispatched)
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
-        end = piece_end(state.pieces, state.dispatched, state.edge)
+        end = min(piece_end(state.pieces, state.dispatched, state.goal), state.edge)
         room = self._config.max_chunk_tokens - (stop - state.dispatched)
         cap = min(end - stop, room, self._config.max_batch_tokens - rows)
 

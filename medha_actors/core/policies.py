@@ -1,15 +1,18 @@
 """Who is prefilled next. Every policy is a line in time: key = (instant - now) / width, smallest
 first.
 
-    fcfs, fcfs_chunked   instant = arrival                  width = 1
-    edf                  instant = deadline                 width = 1
-    lrs                  instant = deadline - remaining     width = 1           least remaining (raw) slack
-    lars                 instant = deadline - remaining     width = total work  length-aware relative slack (paper, 4.1)
-    hrrn                 instant = arrival                  width = total work  highest waiting time per work
-    spf                  instant = arrival + 20 total work  width = 1           shortest prefill first, aged
-    relegation           as lars, but a long prefill that cannot meet its deadline any more goes behind all others until
-                         it is late by PATIENCE times its total work: what is lost already delays
-                         nobody else
+    fcfs, fcfs_chunked  instant = arrival               width = 1
+    edf                 instant = deadline              width = 1
+    lrs                 instant = deadline - remaining  width = 1     least remaining (raw) slack
+    lars                instant = deadline - remaining  width = work  length-aware relative slack
+                                                                      (paper, 4.1)
+    hrrn                instant = arrival               width = work  highest waiting time per work
+    spf                 instant = arrival + 20 work     width = 1     shortest prefill first, aged
+    relegation          as lars, but a long prefill that cannot meet its deadline any more goes
+                        behind all others until it is late by PATIENCE times its total work: what is
+                        lost already delays nobody else
+
+`work` is the total work of a request, `remaining` what of it is not dispatched.
 
 With equal widths the order never changes while nothing happens, so requests are kept sorted in
 lanes of equal priority and width, and a decision only compares the heads of the lanes: its cost

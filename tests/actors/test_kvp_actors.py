@@ -11,8 +11,6 @@ import msgspec
 import pytest
 import torch
 
-from medha_actors.actors.controller import Controller
-from medha_actors.actors.stage import StageActor
 from medha_actors.bench.session import engine, prompt_of
 from medha_actors.messages import (
     Accepted,
@@ -25,10 +23,10 @@ from medha_actors.messages import (
     pack_tokens,
     unpack_tokens,
 )
+from tests.poisoned import POISON, PoisonedController
 from tests.processes import stage_pids
 from tests.tiny_llama import tiny_llama
 
-POISON = pack_tokens([255, 254, 255])  # prompt_of ends at 253, and a decode's span is one token
 pytestmark = pytest.mark.usefixtures("cluster")
 _names = itertools.count()
 
@@ -183,27 +181,6 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
             spared = [short for short in shorts if not short.finished.recomputed_tokens]
             long_resumed_at = long.resumed_at(killed_at[0])
             assert all(short.resumed_at(killed_at[0]) < long_resumed_at for short in spared)
-
-
-class Poisoned(StageActor):
-    """Its process exits on a certain run of tokens."""
-
-    def load(self, packed_plan):
-        resident = super().load(packed_plan)
-        stage = self._ready().stage
-        step = stage.step
-
-        def deadly(message, hidden, exchange):
-            if any(POISON in span.token_ids for span in message.spans):
-                os._exit(1)
-            return step(message, hidden, exchange)
-
-        stage.step = deadly
-        return resident
-
-
-class PoisonedController(Controller):
-    stage_class = Poisoned
 
 
 @pytest.mark.parametrize(("spp", "kvp"), [(1, 2), (2, 1)])

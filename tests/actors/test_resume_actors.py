@@ -10,13 +10,13 @@ from tests.resume_contract import check_resuming
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-async def test_resuming(temperature: float, cluster) -> None:
-    request = Request(
-        id="r",
-        prompt_token_ids=pack_tokens(prompt_of(40)),
-        sampling=SamplingParams(max_tokens=300, temperature=temperature, seed=5),
-    )
+async def test_resuming(cluster) -> None:
     async with engine(arguments(2)) as handle:
-        await check_resuming(handle, request)
+        for temperature in (0.0, 1.0):
+            request = Request(
+                id=f"t{temperature:g}",
+                prompt_token_ids=pack_tokens(prompt_of(40)),
+                sampling=SamplingParams(max_tokens=300, temperature=temperature, seed=5),
+            )
+            await check_resuming(handle, request)
         assert (await handle.stats())["kv_usage"] == 0

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from tests.chaos.requests import Bodies, Call
+from tests.chaos.calls import Bodies, Call
 
 _ANSWER_S: Final = 120.0
+_REBUILDS: Final = re.compile(r"^medha_pipeline_rebuilds_total(?:\{.*\})? (\S+)$", re.MULTILINE)
 _MOST_FAULTS: Final = 20  # after so many the rest is not worth sending
 _BYSTANDERS: Final[list[dict[str, Any]]] = [
     {"prompt": "Once upon a time", "temperature": 0},
@@ -129,7 +130,7 @@ class _Campaign:
     async def _rebuilds(self) -> float:
         async with self._session.get(f"{self._url}/metrics") as answer:
             text = await answer.text()
-        return float(re.search(r"^medha_pipeline_rebuilds_total (\S+)$", text, re.MULTILINE)[1])
+        return float(_REBUILDS.search(text)[1])
 
 
 def _full(body: dict[str, Any]) -> dict[str, Any]:

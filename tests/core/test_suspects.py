@@ -218,3 +218,27 @@ def world_tokens(message):
         for span in message.spans
         if span.sample and span.request_id != "a"
     )
+
+
+def test_the_danger_may_begin_inside_a_piece_that_another_group_follows():
+    """Positions 4 to 8 of `b` are in flight when it dies; its first piece ends at 7."""
+    world = world_of(
+        2,
+        2,
+        pages=12,
+        cutoff=7,
+        policy="fcfs",
+        tpot_s=0.01,
+        max_chunk_tokens=16,
+        min_chunk_tokens=16,
+    )
+    world.poison["b"] = 4
+    world.add(request_of("a", 1, 1, world.now))
+    world.add(request_of("b", 8, 1, world.now))
+    world.drain()
+    assert world.condemned == {"b"}
+    assert world.finished["a"].reason == "length"
+    again = [(span.start, span.stop) for span in spans_of(world.batches[-2])]
+    assert again == [(0, 4)]
+    alone = [(span.start, span.stop) for span in spans_of(world.batches[-1])]
+    assert alone == [(4, 7)]

@@ -1,4 +1,4 @@
-"""The scripted engine keeps the contract that the real one keeps (tests/actors/test_resume_actors.py)."""
+"""The scripted engine keeps the contract that the real one keeps (test_resume_actors.py)."""
 
 import asyncio
 

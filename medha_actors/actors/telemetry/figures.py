@@ -190,7 +190,8 @@ class Figures:
             series = {
                 label + own: histogram for own, histogram in self._histograms[source][1].items()
             }
-            text = f"OpenTelemetry's gen_ai.server.{stem.replace('request_duration', 'request.duration')}"
+            theirs = stem.replace("request_duration", "request.duration")
+            text = f"OpenTelemetry's gen_ai.server.{theirs}"
             name = f"gen_ai_server_{stem}_seconds"
             families.append(Family(name, "histogram", text, histograms=series))
         return families

@@ -3,10 +3,10 @@
     POST /v1/... (server)
       tokenize, admission, queue
       prefill
-        prefill.chunk[i] or prefill.chunk[i..j]       overlapping where several are in the pipeline (SPP)
-          stage[s] or stage[s].shard[k]               the actors at work; exchange_s: partial attention (KVP)
-        preempted | evicted | pipeline_lost           linked to the request that took the turn
-      decode                                          events: first_token, stall
+        prefill.chunk[i] or prefill.chunk[i..j]   overlapping where several are in flight (SPP)
+          stage[s] or stage[s].shard[k]           the actors at work; exchange_s: KVP
+        preempted | evicted | pipeline_lost       linked to the request that took the turn
+      decode                                      events: first_token, stall
 
 Several choices in one HTTP request have a `choice[i]` span each. Nothing is sampled here.
 """
@@ -63,10 +63,18 @@ class _Tree:
         return SpanContext(self._trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
 
     def add(
-        self, name: str, start: float, end: float, parent: SpanContext | None, facts: dict[str, Any],
-        span_id: int = 0, kind: SpanKind = SpanKind.INTERNAL, events: Sequence[Event] = (),
-        links: Sequence[Link] = (), failed: str | None = None,
-    ) -> SpanContext:  # fmt: skip
+        self,
+        name: str,
+        start: float,
+        end: float,
+        parent: SpanContext | None,
+        facts: dict[str, Any],
+        span_id: int = 0,
+        kind: SpanKind = SpanKind.INTERNAL,
+        events: Sequence[Event] = (),
+        links: Sequence[Link] = (),
+        failed: str | None = None,
+    ) -> SpanContext:
         """A finished span; an end before its start (clocks of several hosts) becomes its start."""
         context = self.context(span_id or _random.getrandbits(64) or 1)
         self.spans.append(
@@ -102,9 +110,15 @@ def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> li
     if edges.status is not None and edges.status >= 500:
         failed = failed or f"HTTP {edges.status}"
     root = tree.add(
-        f"{edges.method} {edges.route}", edges.arrived_at, edges.ended_at, parent, _root_facts(edges, timelines),
-        span_id=edges.span_id, kind=SpanKind.SERVER, failed=failed,
-    )  # fmt: skip
+        f"{edges.method} {edges.route}",
+        edges.arrived_at,
+        edges.ended_at,
+        parent,
+        _root_facts(edges, timelines),
+        span_id=edges.span_id,
+        kind=SpanKind.SERVER,
+        failed=failed,
+    )
     if edges.body_at is not None:
         end = edges.admitted_at or edges.ended_at
         tree.add("tokenize", edges.body_at, end, root, {"medha.prompt_tokens": edges.prompt_tokens})

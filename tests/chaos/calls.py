@@ -27,8 +27,8 @@ _PRINTABLE: Final = string.ascii_letters + string.digits + string.punctuation
 _SPOILT: Final = 0.1  # of all requests
 _ABSENT: Final = 0.6  # of the fields that need not be there
 _ODD: Final[tuple[Any, ...]] = (
-    None, True, -1, 0, 2**63, 10**30, -0.5, 1e-39, 1e39, 1e308, "", "x", "\0", "\ud800", [], [[]], [None], [-1],
-    [2**31 - 1], {}, {"": 0}, {"-1": 1}, {"x": {"x": [1]}},
+    None, True, -1, 0, 2**63, 10**30, -0.5, 1e-39, 1e39, 1e308, "", "x", "\0", "\ud800", [], [[]],
+    [None], [-1], [2**31 - 1], {}, {"": 0}, {"-1": 1}, {"x": {"x": [1]}},
 )  # fmt: skip
 
 
