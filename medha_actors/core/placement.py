@@ -64,8 +64,8 @@ class Placement:
         return best
 
     def spoils(self, state: RequestState, now: float) -> bool:
-        """Whether a placed request would evict what waiting requests have found, although it is quicker to
-        serve those first than to compute it again, and there is time for that."""
+        """Whether a placed request would evict what waiting requests have found, although it is
+        quicker to serve those first than to compute it again, and there is time for that."""
         lost = self.kv.page_tokens * sum([self.kv.spoiled(piece) for piece in state.pieces])
         again_s = first_s = 0.0
         for other in self.hits.finders():

@@ -117,7 +117,10 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model):
 
     async with engine(arguments(model[1], spp, kvp, cutoff)) as handle:
         first = await Asked(base, 40).ask(handle)
-        turns = [Asked(base[:shared] + prompt_of(30, salt=shared), 10) for shared in (63, 64, 65, 191, 192, 400)]  # fmt: skip
+        turns = [
+            Asked(base[:shared] + prompt_of(30, salt=shared), 10)
+            for shared in (63, 64, 65, 191, 192, 400)
+        ]
         whole = [Asked(base[:192], 10), Asked(base[:193], 10)]
         history = Asked(first.known + prompt_of(50, salt=9), 70)
         scored = Asked(base, 5, prompt_logprobs=0)

@@ -17,8 +17,8 @@ def last_computed(request):
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random arrivals, of new and known beginnings, cancellations, restarts and timeouts between the
-    steps of a small grid with little KV."""
+    """Random arrivals, of new and known beginnings, cancellations, restarts and timeouts between
+    the steps of a small grid with little KV."""
 
     @initialize(
         policy=st.sampled_from(get_args(Policy)),
@@ -77,10 +77,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count += 1
 
     @precondition(lambda self: self.count)
-    @rule(data=st.data(), copies=st.integers(1, 3), kept=st.integers(1, 110), more=st.integers(0, 30),
-          output=st.integers(1, 20), salt=st.sampled_from(["", "", "", "x"]),
-          cache=st.sampled_from([True, True, True, False]), penalty=st.sampled_from([1.0, 1.0, 1.3]),
-          scored=st.sampled_from([None, None, None, 0]))  # fmt: skip
+    @rule(
+        data=st.data(),
+        copies=st.integers(1, 3),
+        kept=st.integers(1, 110),
+        more=st.integers(0, 30),
+        output=st.integers(1, 20),
+        salt=st.sampled_from(["", "", "", "x"]),
+        cache=st.sampled_from([True, True, True, False]),
+        penalty=st.sampled_from([1.0, 1.0, 1.3]),
+        scored=st.sampled_from([None, None, None, 0]),
+    )
     def add_with_a_known_beginning(
         self, data, copies, kept, more, output, salt, cache, penalty, scored
     ):
