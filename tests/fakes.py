@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from medha_actors.actors.records import Records
+from medha_actors.errors import UnavailableError
 from medha_actors.messages import (
     TOKEN_BYTES,
     Accepted,
@@ -53,6 +54,8 @@ class FakeEngine:
                 return
 
     async def submit(self, request: Request) -> Accepted | Rejected:
+        if not self.is_ready:  # the real one waits for a while first
+            raise UnavailableError("the engine is being rebuilt", retry_after_s=2)
         self.requests.append(request)
         self._changed.set()
         older = self._records.superseded_by(request)
