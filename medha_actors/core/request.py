@@ -112,13 +112,13 @@ class RequestState:
     @property
     def hit_limit(self) -> int:
         """Tokens that may come from the cache: not the last one known, whose row draws the next
-        token; not those whose rows have log-probabilities to report; and none from the first one on
-        that was in flight when the pipeline died."""
+        token; not those whose rows have log-probabilities to report; and of what was in flight when
+        the pipeline died, none, nor the token before it, so that a suspect does not start there."""
         if self.request.sampling.prompt_logprobs is None or self.logprobs_until >= self.prompt:
             limit = self.known - 1
         else:
             limit = self.logprobs_until - 1
-        return min(limit, self.danger.start) if self.danger else limit
+        return max(0, min(limit, self.danger.start - 1)) if self.danger else limit
 
     @property
     def at_danger(self) -> bool:

@@ -324,6 +324,22 @@ def test_a_shared_page_is_never_the_one_that_is_written():
     world.drain()
 
 
+def test_a_hit_never_takes_a_suspect_to_where_it_must_run_alone():
+    """Its danger begins at 40, and by then somebody else has computed 40 tokens of it again;
+    World.check_alone sees to the rest."""
+    world = world_of(max_chunk_tokens=40, max_running_requests=1)
+    begins = list(range(64))
+    world.add(request_of("suspect", 64, 4, world.now, begins=begins))
+    world.launch()
+    world.land()
+    world.launch()
+    world.restart()
+    assert world.scheduler.live.by_id["suspect"].danger == range(40, 64)
+    world.add(request_of("urgent", 50, 4, world.now, begins=begins[:40], priority=-1))
+    world.drain()
+    assert prefilled(world, "suspect")[-2:] == [(36, 40), (40, 64)]
+
+
 def test_the_simulator_shares_pages_as_the_server_does():
     model = ExecutionModel.analytic(token_s=1e-3)
     begins = list(range(900))
