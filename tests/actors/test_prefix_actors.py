@@ -144,7 +144,8 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model):
         assert [request.cached for request in whole] == [128, 192]
         assert history.cached == 384
         shares = sorted(request.cached for request in together)
-        assert (shares[0], shares[-1]) == (0, 256)
+        assert shares[0] == 0
+        assert 0 < shares[-1] <= 256, "some computed themselves what was sooner done so"
 
 
 async def test_hits_change_no_token_under_pressure(model):
