@@ -42,8 +42,14 @@ DEFAULTS = {
     # none here but Serve's proxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
-# HAProxy's own pages, which a second server on this host must have elsewhere.
-PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+# Ports that a second server on this host must have elsewhere: HAProxy's own pages, and the Python
+# proxy that it falls back to while no replica is up (two of them would share the port, and each
+# would answer for the other's models).
+PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
 _APPLICATION = "deployments.app:build_app"
 _LEAVE_S = 10.0  # Ray's processes end by themselves in this time
 _LOOK_S = 0.2

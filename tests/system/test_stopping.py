@@ -52,7 +52,7 @@ class Stream:
     @classmethod
     async def begin(cls, session: aiohttp.ClientSession, tokens: int) -> "Stream":
         answer = await session.post("/v1/completions", json=body(tokens, stream=True))
-        assert answer.status == 200
+        assert answer.status == 200, await answer.text()
         stream = cls(answer)
         while not stream.frames:
             stream._take(await answer.content.readline())
@@ -161,7 +161,10 @@ async def deploy(config: Path, url: str, **args) -> None:
     log = (config.parent / "serve.log").read_text()
     dashboard = re.search(r"dashboard at \S*?(http://[\d.:]+)", log).group(1)
     command = [Path(sys.executable).parent / "serve", "deploy", "--address", dashboard, config]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # as a local Ray has it
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
