@@ -55,6 +55,32 @@ async def test_completion_with_logprobs_and_seed(client):
     assert [choice.index for choice in several.choices] == [0, 1, 2]
 
 
+async def test_a_warm_turn_is_found_by_its_own_api_key_only(client, embedded):
+    history = [{"role": "user", "content": "Tell me about the river Seine. " * 30}]
+
+    async def ask(client, **more):
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=history, temperature=0, max_tokens=8, extra_body=more
+        )
+        return answer.choices[0].message.content, answer.usage
+
+    cold, first = await ask(client)
+    warm, again = await ask(client)
+    assert first.prompt_tokens_details.cached_tokens == 0
+    assert 64 * 2 <= again.prompt_tokens_details.cached_tokens < again.prompt_tokens
+    assert warm == cold
+    async with openai.AsyncOpenAI(
+        base_url=f"{embedded}/v1", api_key="other", max_retries=0
+    ) as other:
+        text, usage = await ask(other)
+        assert usage.prompt_tokens_details.cached_tokens == 0
+        assert text == cold
+    _, salted = await ask(client, cache_salt="mine")
+    assert salted.prompt_tokens_details.cached_tokens == 0
+    _, private = await ask(client, medha={"cache": False})
+    assert private.prompt_tokens_details.cached_tokens == 0
+
+
 async def test_a_disconnected_client_frees_its_work(client, embedded):
     stream = await client.completions.create(
         model=MODEL, prompt="Tell me", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
