@@ -224,23 +224,38 @@ class KvPlan:
     def _hit(self, keys: PageKeys, limit: int, group: int) -> Hit:
         """The pages of a sequence, up to `limit` of them, that can be used by a request whose first
         piece is in `group`. It goes on in another group where a piece may end."""
-        runs: list[Run] = []
+        least = self._pages(self.cutoff)  # of a piece that is not the last
         others = [other for other in range(self.grid.groups) if other != group]
-        run = Run(group, 0, [])
-        for index in range(limit):
-            key, position = keys[index], index * self.page_tokens
-            if others and position - run.start >= self.cutoff:
-                following = next((g for g in others if self.store.find(g, key) is not None), None)
-                if following is not None:
-                    others.remove(following)
-                    runs.append(run)
-                    run = Run(following, position, [])
-            page = self.store.find(run.group, key)
+        runs: list[Run] = []
+        start = 0
+        pages = self._reach(keys, 0, limit, group)
+        while pages:
+            end = start + len(pages)
+            following: dict[int, list[int]] = {}
+            edges = (start + least, end) if len(pages) >= least else ()
+            for edge in edges:  # sooner, if that leads at least as far
+                following = {other: self._reach(keys, edge, limit, other) for other in others}
+                longest = max(map(len, following.values()), default=0)
+                if longest and edge + longest >= end:
+                    break
+            else:
+                runs.append(Run(group, start * self.page_tokens, pages))
+                break
+            runs.append(Run(group, start * self.page_tokens, pages[: edge - start]))
+            group = max(others, key=lambda other: len(following[other]))
+            others.remove(group)
+            start, pages = edge, following[group]
+        return Hit(sum([len(run.pages) for run in runs]) * self.page_tokens, tuple(runs))
+
+    def _reach(self, keys: PageKeys, start: int, limit: int, group: int) -> list[int]:
+        """The pages that a group has side by side, from the start-th of a sequence on."""
+        pages: list[int] = []
+        for index in range(start, limit):
+            page = self.store.find(group, keys[index])
             if page is None:
                 break
-            run.pages.append(page)
-        runs.append(run)
-        return Hit(sum([len(run.pages) for run in runs]) * self.page_tokens, tuple(runs))
+            pages.append(page)
+        return pages
 
     def _shared(self, tokens: int, hit: Hit) -> tuple[list[Piece], int]:
         """The pieces that a hit makes, and the first position that belongs to none of them."""
