@@ -1,4 +1,5 @@
-"""A stage actor whose process exits on a certain run of tokens, and a controller of such actors.
+"""A stage actor whose process exits when a certain request is to draw, and a controller of such
+actors.
 
 In a module of their own, which Ray's workers can import.
 """
@@ -7,9 +8,8 @@ import os
 
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.stage import StageActor
-from medha_actors.messages import pack_tokens
 
-POISON = pack_tokens([255, 254, 255])  # a decode's span is one token: nobody draws it
+POISON = "poison"  # the id of the request
 
 
 class Poisoned(StageActor):
@@ -21,7 +21,7 @@ class Poisoned(StageActor):
         step = stage.step
 
         def deadly(message, hidden, exchange):
-            if any(POISON in span.token_ids for span in message.spans):
+            if any(span.request_id == POISON and span.sample for span in message.spans):
                 os._exit(1)
             return step(message, hidden, exchange)
 

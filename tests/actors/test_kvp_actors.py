@@ -21,7 +21,6 @@ from medha_actors.messages import (
     SamplingParams,
     TokenEvent,
     pack_tokens,
-    unpack_tokens,
 )
 from tests.poisoned import POISON, PoisonedController
 from tests.processes import stage_pids
@@ -137,7 +136,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
     """Two stages by two groups, one long request on both groups and four short ones; one actor
     dies, then another."""
     others = set(stage_pids(os.getpid()))
-    async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
+    # The cutoff: the long one needs both groups, the short ones never grow onto a second.
+    async with engine(arguments(model[1], 2, 2, 512, 16)) as handle:
         cells = sorted(set(stage_pids(os.getpid())) - others)
         assert len(cells) == 4
         for victim, prefilled in (
@@ -188,10 +188,7 @@ async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_
     """They were in flight beside it, and each is tried alone."""
     neighbours = [Followed(length, 120) for length in (20, 30, 25)]
     poison = Followed(10, 5)
-    poison.prompt += unpack_tokens(POISON)
-    poison.request = msgspec.structs.replace(
-        poison.request, prompt_token_ids=pack_tokens(poison.prompt)
-    )
+    poison.request = msgspec.structs.replace(poison.request, id=POISON)
     running = asyncio.Event()
 
     def look():
