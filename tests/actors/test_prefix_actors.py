@@ -111,10 +111,6 @@ async def everyone(handle, requests):
 async def test_hits_change_no_token(spp, kvp, cutoff, model):
     base = prompt_of(400, salt=1)
 
-    def found(tokens):
-        """Whole pages of a beginning; a second piece that begins inside a page shares none."""
-        return min(tokens, cutoff if kvp > 1 and cutoff % _PAGE else tokens) // _PAGE * _PAGE
-
     async with engine(arguments(model[1], spp, kvp, cutoff)) as handle:
         first = await Asked(base, 40).ask(handle)
         turns = [
@@ -138,11 +134,12 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model):
         request.check(model[0])
     assert (scored.cached, other.cached, private.cached) == (0, 0, 0)
     assert len(scored.scored) == len(base) - 1
-    assert later.cached == found(len(history.known) - 1)
+    assert later.cached > 0
     if kvp == 1:  # with several groups, hits are weighed against the load of those that have them
         assert [turn.cached for turn in turns] == [0, 64, 64, 128, 192, 384]
         assert [request.cached for request in whole] == [128, 192]
         assert history.cached == 384
+        assert later.cached == (len(history.known) - 1) // _PAGE * _PAGE
         shares = sorted(request.cached for request in together)
         assert shares[0] == 0
         assert 0 < shares[-1] <= 256, "some computed themselves what was sooner done so"
