@@ -169,11 +169,13 @@ async def deploy(config: Path, url: str, **args) -> None:
 
 
 def controllers(launcher: int) -> set[int]:
-    return {
-        process.pid
-        for process in family(launcher)
-        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::SchedulerActor")
-    }
+    found = set()
+    for process in family(launcher):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            command = process.cmdline()
+            if command and command[0].startswith("ray::SchedulerActor"):
+                found.add(process.pid)
+    return found
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5], ids=["room for both grids", "room for one grid"])
