@@ -171,7 +171,7 @@ async def deploy(config: Path, url: str, **args) -> None:
 def controllers(launcher: int) -> set[int]:
     found = set()
     for process in family(launcher):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        with suppress(psutil.Error):  # it has ended meanwhile
             command = process.cmdline()
             if command and command[0].startswith("ray::SchedulerActor"):
                 found.add(process.pid)
