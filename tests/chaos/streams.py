@@ -22,6 +22,8 @@ STREAM_TOKENS: Final = 150
 LONG_PROMPT_TOKENS: Final = 4500
 LONG_TOKENS: Final = 20
 GREEDY: Final[dict[str, Any]] = {"temperature": 0, "ignore_eos": True}
+# The same prompts come in every turn, and are to be computed every time.
+UNCACHED: Final[dict[str, Any]] = {"medha": {"cache": False}}
 _UNDER_WAY = 5  # tokens of each stream before the long prompt is sent
 _PROBE_EVERY_S = 0.1
 _PROBE_LIMIT_S = 60.0
@@ -67,7 +69,7 @@ class Load:
     async def _follow(
         self, client: Client, stream: Stream, prompt: list[int], max_tokens: int
     ) -> None:
-        options = {**GREEDY, "max_tokens": max_tokens}
+        options = {**GREEDY, **UNCACHED, "max_tokens": max_tokens}
         try:
             async for event in client.complete(prompt, **options):
                 self._take(stream, event)
