@@ -40,7 +40,8 @@ class GgufTensor(msgspec.Struct, frozen=True):
 
 
 class GgufFile:
-    """A memory-mapped GGUF file. Only the pages of tensors that are used get read."""
+    """A memory-mapped GGUF file. Only the pages of tensors that are used get read. `metadata` has no
+    lists of strings."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,8 +89,20 @@ class _Header:
             kind, count = self.take("<IQ")
             if kind in _SCALARS:
                 return list(self.take(f"<{count}{_SCALARS[kind]}"))
+            if kind == _STRING:
+                return self.skip_strings(count)
             return [self.value(kind) for _ in range(count)]
         return self.take("<" + _SCALARS[kind])[0]
+
+    def skip_strings(self, count: int) -> None:
+        """Lists of strings are the tokenizer's (deployments.gguf_tokenizer reads those): a hundred
+        thousand of them would take half of the time in which a stage is loaded."""
+        unpack = struct.Struct("<Q").unpack_from
+        at = self.at
+        for _ in range(count):
+            (length,) = unpack(self.buffer, at)
+            at += 8 + length
+        self.at = at
 
     def tensor_info(self) -> tuple[str, int, tuple[int, ...], int]:
         name = self.string()
