@@ -40,8 +40,10 @@ class GgufTensor(msgspec.Struct, frozen=True):
 
 
 class GgufFile:
-    """A memory-mapped GGUF file. Only the pages of tensors that are used get read. `metadata` has no
-    lists of strings."""
+    """A memory-mapped GGUF file. Only the pages of tensors that are used get read.
+
+    `metadata`: None stands for a list of strings.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

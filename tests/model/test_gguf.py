@@ -53,8 +53,12 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
 def test_metadata_is_the_gguf_packages():
     mine, theirs = GgufFile(embedded_gguf()), gguf.GGUFReader(embedded_gguf())
     for key, field in theirs.fields.items():
-        if not key.startswith("GGUF."):
-            assert mine.metadata[key] == field.contents(), key
+        if key.startswith("GGUF."):
+            continue
+        expected = field.contents()
+        if isinstance(expected, list) and isinstance(expected[0], str):
+            expected = None  # the tokenizer's, which are skipped
+        assert mine.metadata[key] == expected, key
     assert {t.name: (int(t.tensor_type), t.data_offset) for t in theirs.tensors} == {
         name: (t.kind, t.offset) for name, t in mine.tensors.items()
     }
