@@ -40,6 +40,7 @@ _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 T = TypeVar("T")
 _RETRY_S = 0.1
 _RETRY_START_S = 2.0  # after an engine that could not start
+_DEADLY = "the engine died repeatedly while this request was in it"
 _SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
 _TRIAL_S = 10.0  # a suspect that has lived so long in an engine is none
 
@@ -113,14 +114,16 @@ class RayEngine:
         return answer
 
     async def _submit_first(self, live: LiveRequest) -> Accepted | Rejected:
-        while live.losses < _SUSPECT_LOSSES:
-            answer = await self._hand_over(await self._somebody(), live)
+        while True:
+            session = await self._somebody()
+            if live.losses >= _SUSPECT_LOSSES:
+                raise EngineError(_DEADLY)
+            answer = await self._hand_over(session, live)
             if isinstance(answer, Rejected):
                 return answer
             if answer is not None and live.submitted:  # and not lost again since
                 live.accepted = True
                 return answer
-        raise EngineError("the engine died repeatedly while this request was in it")
 
     async def cancel(self, request_id: str) -> None:
         """Stop the request; harmless for unknown ids and finished requests."""
@@ -232,7 +235,7 @@ class RayEngine:
         for live in self._live.values():
             live.lose()
         if suspect is not None and suspect.request.id in self._live and suspect.losses:
-            self._end(suspect, "the engine died repeatedly while this request was in it")
+            self._end(suspect, _DEADLY)
 
     def _end(self, live: LiveRequest, message: str) -> None:
         live.put(live.failed(message, time.time()))

@@ -13,12 +13,29 @@ import ray
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
 from medha_actors.actors.orphans import Owner
+from medha_actors.actors.pipeline import Pipeline
+from medha_actors.messages import Accepted, Rejected, Request
 
 NAMESPACE = "breakable"
 
 
+POISON = "poison"  # the id of a request that no controller survives
+
+
 class BreakableController(Controller):
-    """Breaks one of its parts on demand."""
+    """Breaks one of its parts on demand, and at a certain request."""
+
+    async def _start(self) -> Pipeline:
+        pipeline = await super()._start()
+        add = pipeline.scheduler.add
+
+        def deadly(request: Request, now: float) -> Accepted | Rejected:
+            if request.id == POISON:
+                raise ZeroDivisionError("poisoned")
+            return add(request, now)
+
+        pipeline.scheduler.add = deadly
+        return pipeline
 
     async def pid(self) -> int:
         return os.getpid()

@@ -175,7 +175,7 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
             assert killed_at
             for request in (long, *shorts):
                 request.check(model[0])
-            assert long.finished.recomputed_tokens > 64
+            assert long.finished.recomputed_tokens > 0  # what the dead group held of it
             assert {short.finished.recomputed_tokens > 0 for short in shorts} == {False, True}
             # Who lost nothing goes on at once, and does not wait for those that recompute.
             spared = [short for short in shorts if not short.finished.recomputed_tokens]

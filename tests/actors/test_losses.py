@@ -19,7 +19,7 @@ from medha_actors.messages import (
     TokenEvent,
     pack_tokens,
 )
-from tests.actors.breakable import Service, breakable
+from tests.actors.breakable import POISON, Service, breakable
 from tests.processes import stage_pids
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -157,34 +157,13 @@ async def test_no_loss_of_the_controller_of_two_groups_costs_a_token():
 
 async def test_a_request_that_kills_every_controller_is_ended_and_its_neighbours_are_not():
     async with grid_of(2, 1) as grid:
-        handle = grid.handle
 
         async def send_poison():
-            poison = Stream("poison", prompt_of(9), greedy(5))
+            poison = Stream(POISON, prompt_of(9), greedy(5))
             with pytest.raises(EngineError, match="died repeatedly"):
-                await poison.follow(PoisonHandle(handle))
+                await poison.follow(grid.handle)
 
         await grid.survives(send_poison, "-poisoned")
-
-
-class PoisonHandle:
-    """Breaks every controller that the request is submitted to, just before."""
-
-    def __init__(self, handle):
-        self._handle = handle
-        self._hand_over = handle._hand_over
-        handle._hand_over = self.hand_over
-
-    def events(self, request_id):
-        return self._handle.events(request_id)
-
-    async def submit(self, request):
-        return await self._handle.submit(request)
-
-    async def hand_over(self, session, live):
-        if live.request.id == "poison":
-            await session.controller.break_part.remote("add")
-        return await self._hand_over(session, live)
 
 
 async def test_a_failed_start_is_tried_again(tmp_path):
