@@ -1,10 +1,9 @@
-"""A real `serve run` to do harm to: its URL, its processes, its figures."""
+"""A real server to do harm to: its URL, its processes, its figures."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -13,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from medha_actors.config import load
 from tests.chaos import census
-from tests.system.serve_process import ROOT, serving, shipped_args
+from tests.system.serve_process import serving, shipped_args
 
-_EXPORT: Final = re.compile(r"^export (\w+) \??:?= *(\S+)$", re.MULTILINE)
 _SETTLE_S: Final = 90.0
 _LOOK_EVERY_S: Final = 0.25
 
@@ -97,21 +96,16 @@ def running(folder: Path, replicas: int = 1, **args: Any) -> Iterator[Server]:
     """The shipped configuration with changed `args` on a free port; its output goes to serve.log
     in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in made_environment().items():
-        os.environ.setdefault(name, value)
     sections = {**shipped_args(), **args, "deployment_config": {"num_replicas": replicas}}
     session = 0
     try:
-        with serving(folder, **sections) as (url, session):
+        with serving(folder, **sections) as (url, launcher):
+            [server] = psutil.Process(launcher).children()
+            session = server.pid
             yield Server(url, session, sections)
     finally:
         if session:
             _end(session)
-
-
-def made_environment() -> dict[str, str]:
-    """What the Makefile exports to `make serve`."""
-    return dict(_EXPORT.findall((ROOT / "Makefile").read_text()))
 
 
 def _end(session: int) -> None:

@@ -7,7 +7,7 @@ from tests.chaos import campaigns, kills, poison, soak
 from tests.chaos.census import Process
 from tests.chaos.growth import Snapshot
 from tests.chaos.judging import Seen
-from tests.chaos.server import NotSettledError, made_environment
+from tests.chaos.server import NotSettledError
 from tests.chaos.traffic import fault_of
 
 SEEN = Seen(
@@ -82,10 +82,6 @@ def test_memory_that_did_not_come_back_is_named():
     assert campaigns.kept(before, {"stage": 1147, "haproxy": 12}) == []
     rows = campaigns.memory_table(before, peak, settled).splitlines()[2:]
     assert rows == ["| haproxy | 12 | - | - |", "| stage | 1000 | 3000 | 1148 |"]
-
-
-def test_servers_are_started_as_make_does():
-    assert made_environment()["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
 def test_all_goes_on_after_a_failure_and_says_what_failed(monkeypatch, tmp_path, capsys):
