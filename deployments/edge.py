@@ -9,6 +9,8 @@ Ray cluster (`make serve` sets it).
   object, or in the middle of a stream.
 - Of a repeated header that Serve reads, the first one counts; Serve and Starlette disagree.
 - Errors that Serve writes as plain text, and exceptions, become OpenAI's error object.
+- A proxy that has just been started knows no routes yet, and says 404 for ours: that becomes 503,
+  so that clients come back instead of giving up.
 """
 
 from __future__ import annotations
@@ -31,6 +33,16 @@ _TIMEOUT: Final = TIMEOUT_HEADER.encode()
 _ONCE: Final = frozenset(
     {_TIMEOUT, b"x-request-id", b"x-session-id", b"x-request-disconnect-disabled"}
 )
+_OWN_ROUTES: Final = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/metrics",
+)
+_NO_SUCH_PATH: Final = "for available routes."  # how Serve's own 404 ends
 _SERVES_OWN_ROUTES: Final = "/-/"  # health checks, which are plain text
 _MOST_TEXT: Final = 2_000
 _KINDS: Final = {
@@ -58,7 +70,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         scope["headers"] = clean(scope["headers"])
-        answer = _Answer(send)
+        answer = _Answer(scope["path"], send)
         try:
             await self._app(scope, receive, answer)
         except Exception:
@@ -94,7 +106,8 @@ def _is_utf8(value: bytes) -> bool:
 class _Answer:
     """Passes an answer on, unless it is an error in plain text: that one is collected first."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, path: str, send: Send) -> None:
+        self._path = path
         self._send = send
         self._plain_error: Message | None = None
         self._text = b""
@@ -118,6 +131,9 @@ class _Answer:
         if "Traceback" in text:
             text = "internal error; see the server's log"
         error = MedhaError(text)
+        if text.endswith(_NO_SUCH_PATH) and self._path.endswith(_OWN_ROUTES):
+            status = 503
+            error = MedhaError("the application is being started", retry_after_s=1.0)
         error.status = status
         error.kind = _KINDS.get(status, MedhaError.kind)
         others = {

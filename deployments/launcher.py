@@ -37,7 +37,7 @@ DEFAULTS = {
     # Around every HTTP server of Ray Serve: our error objects, and headers that Serve can read.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.edge:middlewares",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-    "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "0.25",
     # How long a replica waits for load balancers in front of it to notice (30 by default); there is
     # none here but Serve's proxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",

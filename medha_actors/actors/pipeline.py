@@ -41,7 +41,7 @@ _STOPPING = Rejected(
     retry_after_s=RETRY_AFTER_S,
 )
 _MAX_REBUILDS = 3  # in a row; then the process exits and Serve makes a new one
-_SPARES_DELAY_S = 2.0  # new spares are not to compete with those who compute again what was lost
+_SPARES_DELAY_S = 10.0  # new spares are not to compete with those who compute again what was lost
 
 
 class Pipeline:

@@ -69,3 +69,17 @@ async def test_an_exception_becomes_an_error_object(caplog) -> None:
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
     assert "UnicodeDecodeError" in caplog.text
+
+
+async def test_a_proxy_without_routes_asks_to_come_back() -> None:
+    text = "Path '{}' not found. Ping http://.../-/routes for available routes."
+    for path, status in (
+        ("/v1/completions", 503),
+        ("/prefix/v1/chat/completions", 503),
+        ("/x", 404),
+    ):
+        plain = PlainTextResponse(text.format(path), 404)
+        async with listening(edged(plain)) as url, httpx.AsyncClient(base_url=url) as http:
+            response = await http.post(path)
+            assert response.status_code == status
+            assert ("retry-after" in response.headers) == (status == 503)
