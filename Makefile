@@ -16,6 +16,7 @@ test: install-test model
 
 # Everything that docs/reliability.md promises, measured: about two hours. One part: python -m tests.chaos kills
 chaos: install-test model
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.chaos all
 
 lint: install-test

@@ -178,6 +178,7 @@ def controllers(launcher: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.25, 0.5], ids=["room for both grids", "room for one grid"])
 async def test_streams_finish_across_a_deploy(tmp_path, share):
     actors = {"num_cpus": CPUS * share}
