@@ -207,3 +207,12 @@ def test_places(place: str, tokens: int | None) -> None:
     resuming.place = place
     assert resuming.tokens == tokens
     assert resuming.headers == {"x-medha-resume": place}
+
+
+def test_a_proxy_that_knows_no_routes_yet_is_asked_again() -> None:
+    resuming = Resuming(limit=3, patience_s=60.0, first_wait_s=0.1)
+    resuming.place = "cmpl-1:5"
+    assert resuming.pause_s(ApiError("Path not found", status=404), 0.0) <= 0.1
+    ours = ApiError("nothing to resume", status=404, kind="not_found_error")
+    with pytest.raises(ApiError):
+        resuming.pause_s(ours, 0.0)
