@@ -50,7 +50,7 @@ KILLS: Final = (
     Kill("serve-controller", "Serve's controller", "serve controller", Goal(whole=_ALL)),
     Kill("proxy", "the proxy actor", "proxy", Goal(whole=_ALL)),
     Kill("haproxy-manager", "HAProxy's manager", "haproxy manager", Goal(whole=_ALL)),
-    Kill("haproxy", "HAProxy", "haproxy", Goal(whole=0, back_s=5.0)),
+    Kill("haproxy", "HAProxy", "haproxy", Goal(whole=_ALL, back_s=5.0)),
     Kill(
         "ingress",
         "one of two ingress replicas",
