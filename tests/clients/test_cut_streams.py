@@ -194,7 +194,8 @@ def test_patience() -> None:
     assert resuming.pause_s(cut, 61.0) <= 0.1
     for status in (502, 503, 504):
         resuming.pause_s(ApiError("away", status=status), 62.0)
-    for error in (ApiError("no", status=404), ApiError("died", status=None), ProtocolError("?")):
+    unknown = ApiError("no", status=404, kind="not_found_error")
+    for error in (unknown, ApiError("died", status=None), ProtocolError("?")):
         with pytest.raises(type(error)) as caught:
             resuming.pause_s(error, 62.0)
         assert caught.value is error
