@@ -241,7 +241,7 @@ class MedhaConfig(_Section, frozen=True):
     telemetry: TelemetryConfig = TelemetryConfig()
     # What is in flight when the server stops, or when a new configuration replaces this one, may
     # take so long to finish; what is left then ends with an error.
-    drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    drain_timeout_s: Seconds = 30.0
     accelerator_type: Name | None = None
     deployment_config: Options = msgspec.field(
         default_factory=dict
