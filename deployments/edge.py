@@ -2,7 +2,7 @@
 
 Serve installs it around every HTTP server it starts, in proxies and in ingress replicas, where
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.edge:middlewares is in the environment of the
-Ray cluster (`make serve` sets it).
+Ray cluster (`medha-serve` sets it).
 
 - A header value that is not UTF-8 is dropped: Serve decodes several, and fails with a bare 500.
 - `x-request-timeout-seconds` gets our name: Serve would enforce it as well, without our error
