@@ -28,7 +28,7 @@ install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test
 
 model: install
-	$(BIN)/python -m medha_actors.model.embedded
+	$(BIN)/python -m medha_actors.files.embedded
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

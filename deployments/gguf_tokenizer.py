@@ -7,9 +7,7 @@ models' own tokenizer.json files.
 
 from __future__ import annotations
 
-import struct
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from tokenizers import (
     AddedToken,
@@ -24,20 +22,6 @@ from tokenizers import (
 
 from medha_actors.errors import ModelError
 
-_SCALARS: Final = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-_STRING, _ARRAY = 8, 9
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types; the others are not matched in text
 
 _LLAMA3: Final = (
@@ -57,47 +41,6 @@ _PATTERNS: Final = {
 # These take a word that is in the vocabulary as it is, without its merges, and begin prompts with a
 # BOS by default.
 _WHOLE_WORDS: Final = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """All key-value pairs of a GGUF file, without its tensors; 10 times faster than gguf's own
-    reader."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file")
-        version, _tensors, pairs = struct.unpack("<IQQ", file.read(20))
-        if version not in (2, 3):
-            raise ModelError(f"{path} is GGUF version {version}; versions 2 and 3 are supported")
-        try:
-            return dict(_pair(file) for _ in range(pairs))
-        except (struct.error, KeyError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is broken: {error}") from None
-
-
-def _pair(file: BinaryIO) -> tuple[str, Any]:
-    key = _string(file)
-    return key, _value(file, *struct.unpack("<I", file.read(4)))
-
-
-def _string(file: BinaryIO) -> str:
-    (length,) = struct.unpack("<Q", file.read(8))
-    data = file.read(length) if length < 2**32 else b""
-    if len(data) != length:
-        raise struct.error("it ends in the middle of a text")
-    return data.decode("utf-8")
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(file)
-    if kind == _ARRAY:
-        kind, count = struct.unpack("<IQ", file.read(12))
-        if kind in _SCALARS:
-            form = f"<{count}{_SCALARS[kind]}"
-            return list(struct.unpack(form, file.read(struct.calcsize(form))))
-        return [_value(file, kind) for _ in range(count)]
-    form = "<" + _SCALARS[kind]
-    return struct.unpack(form, file.read(struct.calcsize(form)))[0]
 
 
 def build(metadata: dict[str, Any]) -> Tokenizer:

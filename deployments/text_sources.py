@@ -14,16 +14,9 @@ from deployments.detokenize import byte_alphabet
 from deployments.text import Text
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ConfigError, ModelError
+from medha_actors.files.gguf import GgufFile
+from medha_actors.files.source import resolve
 
-_FILES: Final = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "tokenizer.model",
-]
 TOY_TEMPLATE: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -32,19 +25,12 @@ TOY_TEMPLATE: Final = (
 
 def load_text(config: ModelLoadingConfig) -> Text:
     """The text side of the configured model; raises ModelError or ConfigError."""
-    source = config.model_source
-    if source == "random":
+    source = resolve(config, weights=False)
+    if source.kind == "random":
         return toy_text(config.random.vocabulary, config.max_model_len_tokens)
-    if source == "embedded":
-        from medha_actors.model.embedded import embedded_gguf
-
-        return gguf_text(embedded_gguf())
-    path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model_source: no such file: {path}")
-        return gguf_text(path)
-    return directory_text(path if path.is_dir() else _download(source))
+    if source.kind == "gguf":
+        return gguf_text(source.files)
+    return directory_text(source.files)
 
 
 def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
@@ -67,7 +53,7 @@ def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
 
 def gguf_text(path: Path) -> Text:
     """Everything from one GGUF file's metadata; takes about a second."""
-    metadata = gguf_tokenizer.read_metadata(path)
+    metadata = GgufFile(path, texts=True).metadata
     tokens = metadata.get("tokenizer.ggml.tokens") or []
     ids = {
         name: metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -143,15 +129,3 @@ def _converted(path: Path) -> Tokenizer:
         return AutoTokenizer.from_pretrained(path).backend_tokenizer
     except Exception as error:
         raise ModelError(f"no usable tokenizer in {path}: {error}".splitlines()[0]) from None
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_FILES))
-    except Exception as error:
-        first = (str(error).splitlines() or ["unknown error"])[0]
-        raise ModelError(
-            f"model_source: {hub_id!r} is neither a directory nor a readable hub model: {first}"
-        ) from None

@@ -44,9 +44,16 @@ def rooms_below(room: str) -> tuple[str, ...]:
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medha_actors.core": (("medha_actors.core", *CONTRACT), ("ray", "torch", "numpy")),
     "medha_actors.model_spec": (CONTRACT, ("ray", "torch", "numpy")),
-    "medha_actors.model": (("medha_actors.model", *CONTRACT), ("ray",)),
+    "medha_actors.files": (("medha_actors.files", *CONTRACT), ("ray", "torch")),
+    "medha_actors.model": (("medha_actors.model", "medha_actors.files", *CONTRACT), ("ray",)),
     "medha_actors.actors": (
-        ("medha_actors.actors", "medha_actors.core", "medha_actors.model", *CONTRACT),
+        (
+            "medha_actors.actors",
+            "medha_actors.core",
+            "medha_actors.model",
+            "medha_actors.files",
+            *CONTRACT,
+        ),
         (),
     ),
     "medha_actors.bench": (("medha_actors",), ()),

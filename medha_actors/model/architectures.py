@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medha_actors.errors import ModelError
-from medha_actors.model.gguf_file import GgufFile
+from medha_actors.files.gguf import GgufFile
 from medha_actors.model_spec import ModelSpec, Rope
 
 _ARCHITECTURES = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medha_actors.errors import ModelError
-from medha_actors.model.gguf_file import GgufFile
+from medha_actors.files.gguf import GgufFile
 from medha_actors.model_spec import ModelSpec
 
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30

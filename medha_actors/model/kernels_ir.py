@@ -22,7 +22,7 @@ from numba import cfunc, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from medha_actors.model.embedded import cache_folder
+from medha_actors.files.folders import cache_folder
 
 LANES = 16
 FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import torch
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
+from medha_actors.files.source import resolve
 from medha_actors.model import architectures
-from medha_actors.model.source import resolve
 from medha_actors.model_spec import ModelSpec, Rope, rescale, split_layers
 
 __all__ = [
@@ -28,9 +26,9 @@ def load_spec(config: ModelLoadingConfig) -> ModelSpec:
     if source.kind == "random":
         spec = random_spec(config)
     elif source.kind == "gguf":
-        spec = architectures.from_gguf(_known(source.path))
+        spec = architectures.from_gguf(source.files)
     else:
-        spec = architectures.from_hugging_face(_known(source.path))
+        spec = architectures.from_hugging_face(source.files)
     if config.rope_scaling is not None:
         spec = rescale(spec, config.rope_scaling)
     return _limit(spec, config.max_model_len_tokens)
@@ -64,11 +62,6 @@ def _limit(spec: ModelSpec, asked: int | None) -> ModelSpec:
             "set rope_scaling to extend it"
         )
     return msgspec.structs.replace(spec, max_positions=asked)
-
-
-def _known(path: Path | None) -> Path:
-    assert path is not None
-    return path
 
 
 def resolve_dtype(config: ModelLoadingConfig, device: torch.device) -> torch.dtype:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
-from medha_actors.model.gguf_file import GgufFile
+from medha_actors.files.gguf import GgufFile
+from medha_actors.files.source import resolve
 from medha_actors.model.gguf_weights import GgufWeights
-from medha_actors.model.source import resolve
 from medha_actors.model_spec import ModelSpec
 
 
@@ -38,11 +38,11 @@ class Weights(Protocol):
 def open_weights(spec: ModelSpec, config: ModelLoadingConfig) -> Weights:
     """The weights that the configuration names."""
     source = resolve(config)
-    if source.kind == "random" or source.path is None:
+    if source.kind == "random":
         return RandomWeights(spec, config.random.seed)
     if source.kind == "gguf":
-        return GgufWeights(GgufFile(source.path), spec)
-    return SafetensorsWeights(source.path)
+        return GgufWeights(GgufFile(source.files), spec)
+    return SafetensorsWeights(source.files)
 
 
 class RandomWeights:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deployments.gguf_tokenizer import read_metadata
-from medha_actors.model.embedded import embedded_gguf
+from medha_actors.files.embedded import embedded_gguf
+from medha_actors.files.gguf import GgufFile
 
 TEXT = (
     "The river runs through the old town and past the mill where people used to bring their corn . "
@@ -29,7 +29,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def prompt_of():
     """count -> token ids of the embedded model that read like English."""
-    words = read_metadata(embedded_gguf())["tokenizer.ggml.tokens"]
+    words = GgufFile(embedded_gguf(), texts=True).metadata["tokenizer.ggml.tokens"]
     numbers = {word: number for number, word in enumerate(words)}
     text = [numbers["Ġ" + word] for word in TEXT.split() if "Ġ" + word in numbers]
 

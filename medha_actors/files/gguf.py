@@ -42,21 +42,23 @@ class GgufTensor(msgspec.Struct, frozen=True):
 class GgufFile:
     """A memory-mapped GGUF file. Only the pages of tensors that are used get read.
 
-    `metadata`: None stands for a list of strings.
+    Lists of texts are the tokenizer's: a hundred thousand of them would take half of the time in
+    which a stage is loaded. Without `texts`, None stands for each in `metadata`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, texts: bool = False) -> None:
         self.path = path
         try:
             self.bytes = np.memmap(path, mode="r", dtype=np.uint8)
-            self.metadata, self.tensors = _Header(self.bytes).parse()
+            self.metadata, self.tensors = _Header(self.bytes, texts).parse()
         except (struct.error, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
 
 
 class _Header:
-    def __init__(self, data: np.ndarray) -> None:
+    def __init__(self, data: np.ndarray, texts: bool) -> None:
         self.buffer = memoryview(data)
+        self.texts = texts
         self.at = 0
 
     def parse(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -81,8 +83,11 @@ class _Header:
 
     def string(self) -> str:
         (length,) = self.take("<Q")
+        start = self.at
         self.at += length
-        return str(self.buffer[self.at - length : self.at], "utf-8")
+        if self.at > len(self.buffer):
+            raise ValueError("it ends in the middle of a text")
+        return str(self.buffer[start : self.at], "utf-8")
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -91,14 +96,12 @@ class _Header:
             kind, count = self.take("<IQ")
             if kind in _SCALARS:
                 return list(self.take(f"<{count}{_SCALARS[kind]}"))
-            if kind == _STRING:
+            if kind == _STRING and not self.texts:
                 return self.skip_strings(count)
             return [self.value(kind) for _ in range(count)]
         return self.take("<" + _SCALARS[kind])[0]
 
     def skip_strings(self, count: int) -> None:
-        """Lists of strings are the tokenizer's (deployments.gguf_tokenizer reads those): a hundred
-        thousand of them would take half of the time in which a stage is loaded."""
         unpack = struct.Struct("<Q").unpack_from
         at = self.at
         for _ in range(count):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
-from medha_actors.model.embedded import embedded_gguf
+from medha_actors.files.embedded import embedded_gguf
 
-_HUB_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model"]
+_TEXT_PATTERNS: Final = ["*.json", "tokenizer*", "*.jinja", "*.model"]
+_WEIGHT_PATTERNS: Final = ["*.safetensors"]
+_UNUSED_PATTERNS: Final = ["consolidated*", "original/*"]
 
 
 class ModelSource(msgspec.Struct, frozen=True):
@@ -20,9 +22,16 @@ class ModelSource(msgspec.Struct, frozen=True):
     kind: Literal["gguf", "hf", "random"]
     path: Path | None = None
 
+    @property
+    def files(self) -> Path:
+        """The path of one that has files."""
+        assert self.path is not None, "random weights have no files"
+        return self.path
 
-def resolve(config: ModelLoadingConfig) -> ModelSource:
-    """Find, or fetch, the model's files; raises ModelError when there are none."""
+
+def resolve(config: ModelLoadingConfig, weights: bool = True) -> ModelSource:
+    """Find, or fetch, the model's files; raises ModelError when there are none. Without `weights`
+    only what tells of text is fetched from the hub."""
     name = config.model_source
     if name == "random":
         return ModelSource("random")
@@ -41,24 +50,21 @@ def resolve(config: ModelLoadingConfig) -> ModelSource:
         raise ModelError(
             f"model_source: {name} is neither a folder, a .gguf file nor a hub id (owner/name)"
         )
-    return ModelSource("hf", _fetch(name))
+    patterns = [*_TEXT_PATTERNS, *_WEIGHT_PATTERNS] if weights else _TEXT_PATTERNS
+    return ModelSource("hf", _fetch(name, patterns))
 
 
-def _fetch(hub_id: str) -> Path:
-    from huggingface_hub import (
-        snapshot_download,
-    )  # imports half a second of HTTP machinery: only for hub ids
+def _fetch(hub_id: str, patterns: list[str]) -> Path:
+    # Imports half a second of HTTP machinery: only for hub ids.
+    from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=_HUB_PATTERNS,
-                ignore_patterns=["consolidated*", "original/*"],
-            )
+        folder = snapshot_download(
+            hub_id, allow_patterns=patterns, ignore_patterns=_UNUSED_PATTERNS
         )
     except Exception as error:  # its many error types have one meaning here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model_source: {hub_id} could not be fetched from the hub: {reason}"
         ) from error
+    return Path(folder)
