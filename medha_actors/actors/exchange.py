@@ -17,8 +17,8 @@ import torch
 
 from medha_actors.actors.links import Link
 from medha_actors.errors import LinkClosedError
-from medha_actors.model import kernels_exchange as kernels
 from medha_actors.model.attention import Exchange
+from medha_actors.model.kernels import Mailboxes
 
 _SPINS = 20_000  # looks at a counter before the thread offers its core to others, some 50 us
 
@@ -59,7 +59,7 @@ class LinkExchange(Exchange):
 class SharedExchange(LinkExchange):
     """Through shared memory; the links only tell when a peer dies."""
 
-    def __init__(self, group: int, peers: dict[int, Link], boxes: kernels.Mailboxes) -> None:
+    def __init__(self, group: int, peers: dict[int, Link], boxes: Mailboxes) -> None:
         super().__init__(group, peers)
         self._boxes = boxes
         self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
@@ -72,40 +72,29 @@ class SharedExchange(LinkExchange):
         self._seconds += time.perf_counter() - began
 
     def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:
-        boxes, own = self._boxes, self._group
-        peers = [group for group in groups if group != own]
-        for peer in peers:
-            self._swaps[peer] += 1
-            number = self._swaps[peer]
-            kernels.post(
-                out,
-                lse,
-                boxes.floats,
-                boxes.buffer(own, peer, number),
-                boxes.counter(own, peer),
-                number,
-            )
-        numbers = np.array([self._swaps[peer] for peer in peers])
-        counters = np.array([boxes.counter(peer, own) for peer in peers])
-        while not kernels.wait(counters, numbers, _SPINS):
+        own = self._group
+        numbers = {}
+        for peer in groups:
+            if peer != own:
+                self._swaps[peer] += 1
+                numbers[peer] = self._swaps[peer]
+                self._boxes.post(own, peer, numbers[peer], out, lse)
+        sockets = [self._peers[peer] for peer in numbers]
+        while not self._boxes.wait(own, numbers, _SPINS):
             os.sched_yield()
-            if select.select([self._peers[peer] for peer in peers], (), (), 0)[
-                0
-            ]:  # nothing is ever sent here
+            readable, _, _ = select.select(sockets, (), (), 0)
+            if readable:  # nothing is ever sent here
                 raise LinkClosedError("a KV group is gone")
-        starts = [
-            -1 if group == own else boxes.buffer(group, own, self._swaps[group]) for group in groups
-        ]
-        kernels.merge(out, lse, boxes.floats, np.array(starts))
+        self._boxes.merge(own, groups, numbers, out, lse)
 
 
-def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> kernels.Mailboxes:
+def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:
     """The mailboxes of one stage; every group of the stage on this host opens the same `name`."""
-    size = kernels.nbytes(groups, heads, head_dim)
+    size = Mailboxes.nbytes(groups, heads, head_dim)
     handle = os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(handle, size)
-        return kernels.Mailboxes(memoryview(mmap.mmap(handle, size)), groups, heads, head_dim)
+        return Mailboxes(memoryview(mmap.mmap(handle, size)), groups, heads, head_dim)
     finally:
         os.close(handle)
 

@@ -18,7 +18,7 @@ from medha_actors.actors.exchange import LinkExchange, SharedExchange
 from medha_actors.actors.links import Link
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
-from medha_actors.model.kernels_exchange import Mailboxes
+from medha_actors.model.kernels import Mailboxes
 from medha_actors.model.stage import Stage
 
 _log = logging.getLogger("medha.stage")

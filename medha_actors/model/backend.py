@@ -25,7 +25,7 @@ def build_decoder(
 ) -> Decoder:
     """The decoder for layers [i, j); the choice is logged."""
     if attention == "auto" and loader.device.type == "cpu":
-        from medha_actors.model.kernels_decoder import KernelDecoder, suits
+        from medha_actors.model.kernels import KernelDecoder, suits
 
         if suits(loader, page_tokens):
             _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)

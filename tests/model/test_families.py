@@ -22,8 +22,8 @@ from transformers import (
 from medha_actors.config import ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ModelError
 from medha_actors.files.source import resolve
-from medha_actors.model import kernels_cpu
-from medha_actors.model.kernels_decoder import KernelDecoder
+from medha_actors.model.kernels import cpu
+from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.spec import load_spec, split_layers
 
 SMALL = {
@@ -96,7 +96,7 @@ def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
     driver = Driver(
         ModelLoadingConfig(model_source=str(folder)), stages=stages, attention=attention
     )
-    if kernels_cpu.native():
+    if cpu.native():
         kernels = isinstance(driver.pipelines[0][0].decoder, KernelDecoder)
         assert kernels == (attention == "auto")
     for seed, length in enumerate((150, 1, 17)):

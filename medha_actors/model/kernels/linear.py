@@ -31,8 +31,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from medha_actors.model.kernels_dot import ByteDot
-from medha_actors.model.kernels_ir import (
+from medha_actors.model.kernels.dot import ByteDot
+from medha_actors.model.kernels.ir import (
     I32,
     I64,
     V16F,

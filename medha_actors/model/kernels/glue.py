@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from medha_actors.model.kernels_ir import F32, I16, I32, I64, V16C, V16F, V16I, Emit, kernel
+from medha_actors.model.kernels.ir import F32, I16, I32, I64, V16C, V16F, V16I, Emit, kernel
 
 _V8F, _V8S, _V4I = ir.VectorType(F32, 8), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
 INT8, FLOAT, BFLOAT = range(3)  # forms of activations

@@ -10,12 +10,14 @@ swap waits for the other side's data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from medha_actors.model.kernels_ir import compiled
+from medha_actors.model.kernels.ir import compiled
 
 _COUNTER_BYTES = 64
 _BLOCK_BYTES = 1 << 20  # of one buffer, about; larger swaps go in several blocks of rows
@@ -96,37 +98,71 @@ def _merge(out, lse, floats, starts):  # type: ignore[no-untyped-def]  # noqa: A
                         out[row, head, dim] += share * floats[start + cell * dims + dim]
 
 
-post, wait, merge = compiled(_post), compiled(_await), compiled(_merge)
+_post_compiled = compiled(_post)
+_await_compiled = compiled(_await)
+_merge_compiled = compiled(_merge)
 
 
 class Mailboxes:
-    """All mailboxes between `groups` groups, laid over one piece of memory (see `nbytes`)."""
+    """All mailboxes between `groups` groups, laid over one piece of memory (see `nbytes`).
+
+    Swaps of a pair are numbered from 1.
+    """
 
     def __init__(self, memory: memoryview, groups: int, heads: int, head_dim: int) -> None:
         self._groups = groups
         self.block_rows = block_rows(heads, head_dim)
-        self._buffer = self.block_rows * heads * (head_dim + 1)
-        self._box = _COUNTER_BYTES // 4 + 2 * self._buffer  # in floats
-        self.floats = np.frombuffer(memory, np.float32)
+        self._buffer_floats = self.block_rows * heads * (head_dim + 1)
+        self._box_floats = _COUNTER_BYTES // 4 + 2 * self._buffer_floats
+        self._floats = np.frombuffer(memory, np.float32)
 
-    def counter(self, source: int, target: int) -> int:
+    @staticmethod
+    def nbytes(groups: int, heads: int, head_dim: int) -> int:
+        """Memory that the mailboxes of `groups` groups need."""
+        box = _COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
+        return groups * groups * box
+
+    def post(self, source: int, target: int, number: int, out: np.ndarray, lse: np.ndarray) -> None:
+        """Write out [rows, heads, head_dim] and lse [rows, heads] for a peer to read."""
+        start = self._buffer(source, target, number)
+        counter = self._counter(source, target)
+        _post_compiled(out, lse, self._floats, start, counter, number)
+
+    def wait(self, target: int, numbers: dict[int, int], spins: int) -> bool:
+        """Until every source has posted its number; False: not within that many looks."""
+        counters = np.array([self._counter(source, target) for source in numbers])
+        return bool(_await_compiled(counters, np.array(list(numbers.values())), spins))
+
+    def merge(
+        self,
+        target: int,
+        sources: Sequence[int],
+        numbers: dict[int, int],
+        out: np.ndarray,
+        lse: np.ndarray,
+    ) -> None:
+        """Make `out` the attention over the pieces of all `sources`, in their order; `target`
+        among them stands for what is in `out` and `lse`."""
+        starts = []
+        for source in sources:
+            mine = source == target
+            starts.append(-1 if mine else self._buffer(source, target, numbers[source]))
+        _merge_compiled(out, lse, self._floats, np.array(starts))
+
+    def _counter(self, source: int, target: int) -> int:
         """Address of the counter of a pair."""
-        return self.floats.ctypes.data + 4 * self._place(source, target)
+        return self._floats.ctypes.data + 4 * self._place(source, target)
 
-    def buffer(self, source: int, target: int, number: int) -> int:
+    def _buffer(self, source: int, target: int, number: int) -> int:
         """Where swap `number` of a pair lies, in floats."""
-        return self._place(source, target) + _COUNTER_BYTES // 4 + (number & 1) * self._buffer
+        return (
+            self._place(source, target) + _COUNTER_BYTES // 4 + (number & 1) * self._buffer_floats
+        )
 
     def _place(self, source: int, target: int) -> int:
-        return (source * self._groups + target) * self._box
+        return (source * self._groups + target) * self._box_floats
 
 
 def block_rows(heads: int, head_dim: int) -> int:
     """Rows that one buffer holds: a multiple of 16, so that counters stay aligned."""
     return max(16, _BLOCK_BYTES // (4 * heads * (head_dim + 1)) // 16 * 16)
-
-
-def nbytes(groups: int, heads: int, head_dim: int) -> int:
-    """Memory that the mailboxes of `groups` groups need."""
-    box = _COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
-    return groups * groups * box

@@ -14,13 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
-from medha_actors.model import kernels_cpu
 from medha_actors.model.gguf_weights import _DEQUANTISE, Q4_0, Q4_1, Q8_0
-from medha_actors.model.kernels_attention import STATE_EXTRA, TILE, attend, tile_address
-from medha_actors.model.kernels_decoder import KernelDecoder
-from medha_actors.model.kernels_dot import FORM, ByteDot
-from medha_actors.model.kernels_ir import V16I, address, compiled, kernel
-from medha_actors.model.kernels_pack import aligned, pack_blocks, pack_dense
+from medha_actors.model.kernels import cpu
+from medha_actors.model.kernels.attention import STATE_EXTRA, TILE, attend, tile_address
+from medha_actors.model.kernels.decoder import KernelDecoder
+from medha_actors.model.kernels.dot import FORM, ByteDot
+from medha_actors.model.kernels.ir import V16I, address, compiled, kernel
+from medha_actors.model.kernels.pack import aligned, pack_blocks, pack_dense
 
 WIDTH, OUTPUTS, ROWS = 96, 48, 67
 
@@ -28,7 +28,7 @@ WIDTH, OUTPUTS, ROWS = 96, 48, 67
 @pytest.fixture(autouse=True)
 def _on_every_machine(monkeypatch):
     """Use the kernels even where they are not the fast way."""
-    monkeypatch.setattr(kernels_cpu, "native", lambda: True)
+    monkeypatch.setattr(cpu, "native", lambda: True)
 
 
 def stored(kind):
@@ -65,9 +65,7 @@ def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance)
         matrix, values = pack_dense(values), values.float()
     x, gain = torch.randn(ROWS, WIDTH), torch.rand(WIDTH) + 0.5
     expected = torch.nn.functional.rms_norm(x, (WIDTH,), gain, 1e-5) @ values.T
-    layers = kernels_cpu.CpuLayers(
-        kernels_cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True
-    )
+    layers = cpu.CpuLayers(cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True)
     found = layers.logits(x, gain, matrix)
     assert (found - expected).norm() < tolerance * expected.norm()
     for rows in (1, 2, 3, 5, 16, 31):  # a row's result does not depend on the rows beside it
@@ -75,7 +73,7 @@ def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance)
 
 
 def pool(x, pages, kind, pair):
-    """x [tokens, dims] laid out as kernels_attention wants it: keys if pair is the dimension's,
+    """x [tokens, dims] laid out as the attention kernels want it: keys if pair is the dimension's,
     else values."""
     padded = np.zeros((len(pages) * TILE, x.shape[1]), np.float32)
     padded[: len(x)] = x

@@ -230,6 +230,6 @@ def _cached() -> Iterator[None]:
 
 @cache
 def _cache_folder() -> Path:
-    sources = sorted(Path(__file__).parent.glob("kernels_*.py"))
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return cache_folder() / f"kernels-{state[:16]}"

@@ -1,4 +1,4 @@
-"""Weights in the layouts that kernels_linear reads (see there), packed once when a model is
+"""Weights in the layouts that linear.py reads (see there), packed once when a model is
 loaded."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medha_actors.model.gguf_weights import Q4_0, Q4_1, Q8_0
-from medha_actors.model.kernels_linear import (
+from medha_actors.model.kernels.linear import (
     BFLOAT,
     BLOCK,
     BLOCK_BYTES,

@@ -1,4 +1,4 @@
-"""Transformer layers and LM head on the CPU, run by the kernels of kernels_layers."""
+"""Transformer layers and LM head on the CPU, run by the kernels of layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medha_actors.model import kernels_layers as code
-from medha_actors.model.kernels_attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
-from medha_actors.model.kernels_dot import FORM
-from medha_actors.model.kernels_pack import Packed, aligned
+from medha_actors.model.kernels import layers as code
+from medha_actors.model.kernels.attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
+from medha_actors.model.kernels.dot import FORM
+from medha_actors.model.kernels.pack import Packed, aligned
 
 Merge = Callable[[Tensor, Tensor], None]
 
@@ -76,7 +76,7 @@ class CpuLayers:
     """The layers of a stage with their KV cache: pages * page_tokens tokens a layer, bfloat16 or
     float32.
 
-    The pool's layout is kernels_attention's; memory is taken when a page is first written.
+    The pool's layout is attention.py's; memory is taken when a page is first written.
     """
 
     def __init__(

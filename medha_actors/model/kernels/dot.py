@@ -17,7 +17,7 @@ from typing import Literal
 
 from llvmlite import ir
 
-from medha_actors.model.kernels_ir import FEATURES, I16, I32, V16I, V64C, Emit
+from medha_actors.model.kernels.ir import FEATURES, I16, I32, V16I, V64C, Emit
 
 Form = Literal["vnni", "pairs", "plain"]
 FORM: Form = (

@@ -1,7 +1,7 @@
 """Whole transformer layers on the CPU in one call without the GIL: no dispatch between their thirty
 operations.
 
-A `model` record and tables of addresses describe the layers, a `step` record the rows; kernels_cpu
+A `model` record and tables of addresses describe the layers, a `step` record the rows; cpu.py
 fills them. The residual stream is float32. Rows pass the dense parts in blocks that stay in the
 second-level cache.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medha_actors.model.kernels_attention import BLOCK_TOKENS, TILE, attend
-from medha_actors.model.kernels_glue import (
+from medha_actors.model.kernels.attention import BLOCK_TOKENS, TILE, attend
+from medha_actors.model.kernels.glue import (
     block_sums,
     norm,
     plus,
@@ -25,10 +25,10 @@ from medha_actors.model.kernels_glue import (
     to_int8,
     to_int16,
 )
-from medha_actors.model.kernels_ir import address, call_address, compiled, kernel
-from medha_actors.model.kernels_linear import BFLOAT, Q4_FLOAT, Q8_INT8, Q8_INT16
+from medha_actors.model.kernels.ir import address, call_address, compiled, kernel
+from medha_actors.model.kernels.linear import BFLOAT, Q4_FLOAT, Q8_INT8, Q8_INT16
 
-ROWS = 48  # rows of a block: 4 of kernels_linear's large tiles
+ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 QKV, OUT, GATE_UP, DOWN = range(
     4
 )  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
@@ -43,7 +43,7 @@ MODEL = np.dtype(
             (name, np.int64)
             for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")
         ),
-        ("tile_code", np.int64),  # kernels_attention.tile_address
+        ("tile_code", np.int64),  # attention.tile_address
         ("bfloat", np.int64),  # keys and values are bfloat16, else float32
         ("keys", np.int64),  # addresses of layer 0's pools
         ("values", np.int64),

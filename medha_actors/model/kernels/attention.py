@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from medha_actors.model.kernels_ir import (
+from medha_actors.model.kernels.ir import (
     F32,
     I16,
     I32,

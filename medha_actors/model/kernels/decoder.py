@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from medha_actors.messages import Span
-from medha_actors.model import kernels_cpu
 from medha_actors.model.attention import Exchange
-from medha_actors.model.kernels_cpu import CpuLayers, Dimensions, LayerWeights, Merge, SpanRows
-from medha_actors.model.kernels_pack import Activations, Packed, pack_blocks, pack_dense
+from medha_actors.model.kernels import cpu
+from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, LayerWeights, Merge, SpanRows
+from medha_actors.model.kernels.pack import Activations, Packed, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
 from medha_actors.model.rope import Rotary
 
@@ -33,8 +33,8 @@ def suits(loader: Loader, page_tokens: int) -> bool:
     return (
         loader.device.type == "cpu"
         and loader.dtype in (torch.float32, torch.bfloat16)
-        and kernels_cpu.native()
-        and kernels_cpu.fits(spec.head_dim, page_tokens, spec.hidden, spec.intermediate)
+        and cpu.native()
+        and cpu.fits(spec.head_dim, page_tokens, spec.hidden, spec.intermediate)
         and spec.heads * spec.head_dim % 32 == spec.vocabulary % 16 == 0
     )
 
