@@ -43,6 +43,9 @@ class Ingress:
         spec = load_spec(config.model_loading_config)
         await engine.start()
         replica = serve.get_replica_context().replica_id.unique_id
+        observatory = None
+        if config.telemetry.enabled:
+            observatory = Observatory(config, engine.reports, replica)
         self._server = Server(
             config,
             engine,
@@ -50,9 +53,7 @@ class Ingress:
             context_tokens=engine.max_model_len_tokens,
             model_vocabulary=spec.vocabulary,
             echo_request_id=False,  # Serve's proxy sets x-request-id on its answers
-            observatory=Observatory(config, engine.ask, replica)
-            if config.telemetry.enabled
-            else None,
+            observatory=observatory,
         )
         print(
             f"medha: {config.model_loading_config.model_id} is ready at {ready_url()}", flush=True

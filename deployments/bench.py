@@ -123,7 +123,9 @@ async def _server(model: dict[str, Any], telemetry: dict[str, Any]) -> AsyncIter
     }
     config = load(args)
     async with engine(args) as handle:
-        observatory = Observatory(config, handle.ask, "bench") if config.telemetry.enabled else None
+        observatory = (
+            Observatory(config, handle.reports, "bench") if config.telemetry.enabled else None
+        )
         text = load_text(config.model_loading_config)
         server = Server(
             config,

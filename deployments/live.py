@@ -7,30 +7,29 @@ whatever their number; when nobody does, nothing runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from deployments import failures, sse
-from medha_actors.actors.telemetry.remote import Snapshot
 from medha_actors.config import TelemetryConfig
 from medha_actors.errors import MedhaError, OverloadedError
+from medha_actors.telemetry.reports import Reports
 
 _PAGE = Path(__file__).parent / "static" / "medha.html"
 _MAX_VIEWERS = 32
 _QUEUE = 8  # snapshots a slow viewer may be behind; it skips the others
-_decode = msgspec.msgpack.Decoder(Snapshot).decode
 
 
 class LivePage:
-    """`ask` reaches the controller."""
+    """`reports`: the engine's."""
 
-    def __init__(self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]]) -> None:
-        self._period_s, self._ask = config.live_period_s, ask
+    def __init__(self, config: TelemetryConfig, reports: Reports) -> None:
+        self._period_s = config.live_period_s
+        self._reports = reports
         self._viewers: set[asyncio.Queue[bytes]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -69,7 +68,7 @@ class LivePage:
         seq = 0
         while True:
             try:
-                snapshot = _decode(await self._ask("snapshot", seq))
+                snapshot = await self._reports.snapshot(seq)
                 seq, frame = snapshot.seq, sse.data(snapshot)
             except MedhaError as error:
                 seq, frame = 0, sse.data({"error": error.message})

@@ -8,7 +8,7 @@ through the load balancer gets all of them.
 
 from __future__ import annotations
 
-from medha_actors.actors.telemetry.histogram import (
+from medha_actors.telemetry.histogram import (
     END_TO_END_S,
     LONG_S,
     Family,

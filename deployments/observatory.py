@@ -10,73 +10,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.admission import Job
 from deployments.live import LivePage
 from deployments.metrics import CONTENT_TYPE, ReplicaFigures, page
+from deployments.telemetry.http_record import HttpRecord
 from deployments.timelines import TimelineRoutes
 from deployments.tracing import Tracing
-from medha_actors.actors.telemetry.histogram import Family
-from medha_actors.actors.telemetry.traceparent import TraceParent, begin, parse
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import MedhaError
+from medha_actors.telemetry.reports import Reports
+from medha_actors.telemetry.traceparent import TraceParent, begin, parse
 
 _log = logging.getLogger("medha.telemetry")
-_encode = msgspec.msgpack.Encoder().encode
-_decode_families = msgspec.msgpack.Decoder(list[Family]).decode
 _REPORT_DELAY_S = 1.0
-Ask = Callable[..., Awaitable[bytes]]  # a controller's method by name, and its arguments
-
-
-class Record:
-    """One HTTP request: where it stands in its trace, and its instants (epoch seconds)."""
-
-    __slots__ = (
-        "admitted_at",
-        "arrived_at",
-        "body_at",
-        "ended_at",
-        "job",
-        "method",
-        "parent",
-        "route",
-        "span",
-        "status",
-    )
-
-    def __init__(
-        self, method: str, route: str, parent: TraceParent | None, span: TraceParent
-    ) -> None:
-        self.method, self.route, self.parent, self.span = method, route, parent, span
-        self.arrived_at, self.ended_at = time.time(), 0.0
-        self.body_at: float | None = None
-        self.admitted_at: float | None = None
-        self.status: int | None = None
-        self.job: Job | None = None
-
-    def admitted(self, job: Job, body_at: float) -> None:
-        """The body, whole at `body_at`, has become a job."""
-        self.job, self.body_at, self.admitted_at = job, body_at, time.time()
 
 
 class Observatory:
-    """One per replica. `ask` reaches the controller; `replica` names this process in labels."""
+    """One per replica. `reports`: the engine's; `replica` names this process in labels."""
 
-    def __init__(self, config: MedhaConfig, ask: Ask, replica: str) -> None:
-        self.config, self._ask, self.replica = config, ask, replica
+    def __init__(self, config: MedhaConfig, reports: Reports, replica: str) -> None:
+        self.config = config
+        self.replica = replica
         self.figures = ReplicaFigures(replica)
-        self.tracing = Tracing(config.telemetry, ask, replica)
-        self.live = LivePage(config.telemetry, ask)
-        self._timelines = TimelineRoutes(config.telemetry, ask)
+        self.tracing = Tracing(config.telemetry, reports, replica)
+        self.live = LivePage(config.telemetry, reports)
+        self._reports = reports
+        self._timelines = TimelineRoutes(config.telemetry, reports)
         self._report: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -95,7 +61,7 @@ class Observatory:
         """Run one request and keep its record."""
         header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
         parent = self.tracing.parent(parse(header.decode("latin-1")))
-        record = Record(
+        record = HttpRecord(
             scope["method"],
             route,
             parent,
@@ -131,13 +97,13 @@ class Observatory:
         engine_up = True
         try:
             await self._tell()
-            families = _decode_families(await self._ask("metrics"))
+            families = await self._reports.metrics()
         except MedhaError:
             families, engine_up = self.figures.families(), False
         text = page(families, self.config.model_loading_config.model_id, engine_up)
         return Response(text, media_type=CONTENT_TYPE)
 
-    def _ended(self, record: Record) -> None:
+    def _ended(self, record: HttpRecord) -> None:
         self.figures.ended(record.route, record.status, record.ended_at - record.arrived_at)
         if record.admitted_at is not None and record.body_at is not None:
             self.figures.tokenized(record.admitted_at - record.body_at)
@@ -159,7 +125,7 @@ class Observatory:
     async def _tell(self) -> None:
         self.figures.spans_sent, self.figures.spans_lost = self.tracing.spans()
         self.figures.tasks = len(asyncio.all_tasks())
-        await self._ask("report", self.replica, _encode(self.figures.families()))
+        await self._reports.report(self.replica, self.figures.families())
 
 
 class _Observed:

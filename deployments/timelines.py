@@ -17,22 +17,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments import failures
-from medha_actors.actors.telemetry.perfetto import trace_of
-from medha_actors.actors.telemetry.recorder import Step
-from medha_actors.actors.telemetry.timelines import Timeline
-from medha_actors.actors.telemetry.traceparent import parse
+from deployments.telemetry.perfetto import trace_of
 from medha_actors.config import TelemetryConfig
 from medha_actors.errors import MedhaError, NotFoundError, RequestError
-
-_decode_last = msgspec.msgpack.Decoder(tuple[list[Timeline], list[Step]]).decode
-_decode_found = msgspec.msgpack.Decoder(list[Timeline]).decode
+from medha_actors.telemetry.reports import Reports
+from medha_actors.telemetry.timelines import Timeline
+from medha_actors.telemetry.traceparent import parse
 
 
 class TimelineRoutes:
-    """`ask` reaches the controller."""
+    """`reports`: the engine's."""
 
-    def __init__(self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]]) -> None:
-        self._config, self._ask = config, ask
+    def __init__(self, config: TelemetryConfig, reports: Reports) -> None:
+        self._config = config
+        self._reports = reports
 
     def routes(self) -> list[Route]:
         return [
@@ -45,13 +43,13 @@ class TimelineRoutes:
         asked = request.query_params.get("last", str(self._config.timelines))
         if not asked.isdecimal() or len(asked) > 9:
             raise RequestError(f"last is {asked[:20]!r}, must be a number", param="last")
-        timelines, steps = _decode_last(await self._ask("last_timelines", int(asked)))
+        timelines, steps = await self._reports.last_timelines(int(asked))
         return _file(trace_of(timelines, steps), "medha-timelines.json")
 
     async def one(self, request: Request) -> Response:
         """One request's timeline."""
         name = request.path_params["name"]
-        timelines = _decode_found(await self._ask("find_timelines", name))
+        timelines = await self._reports.find_timelines(name)
         if not timelines:
             kept = f"the last {self._config.timelines} requests are kept"
             raise NotFoundError(f"no timeline of {name[:100]!r}; {kept}", code="no_such_trace")

@@ -14,22 +14,15 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
-from medha_actors.actors.telemetry.remote import Asked
-from medha_actors.actors.telemetry.timelines import Timeline
-from medha_actors.actors.telemetry.traceparent import TraceParent
+from deployments.telemetry.http_record import HttpRecord
 from medha_actors.config import TelemetryConfig, TracingConfig
 from medha_actors.errors import MedhaError
+from medha_actors.telemetry.reports import Asked, Reports
+from medha_actors.telemetry.timelines import Timeline
+from medha_actors.telemetry.traceparent import TraceParent
 
-if TYPE_CHECKING:
-    from deployments.observatory import Record
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_timelines = msgspec.msgpack.Decoder(list[Timeline]).decode
 _DELAY_S = 1.0
 _CLOSE_S = 2.0
 
@@ -37,19 +30,18 @@ _CLOSE_S = 2.0
 class Tracing:
     """Off (`exporter: none`): `ended` does nothing, and OpenTelemetry is not imported."""
 
-    def __init__(
-        self, config: TelemetryConfig, ask: Callable[..., Awaitable[bytes]], replica: str
-    ) -> None:
-        self._config, self._ask, self._replica = config.tracing, ask, replica
-        self._at_once = max(
-            1, config.timelines // 4
-        )  # so many ended requests are not left waiting: the ring is bounded
-        self._ended: list[Record] = []
+    def __init__(self, config: TelemetryConfig, reports: Reports, replica: str) -> None:
+        self._config = config.tracing
+        self._reports = reports
+        self._replica = replica
+        # So many ended requests are not left waiting: the ring is bounded.
+        self._at_once = max(1, config.timelines // 4)
+        self._ended: list[HttpRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.export: Any = None
         if config.tracing.exporter != "none":
-            from medha_actors.actors.telemetry.export import SpanExport
+            from deployments.telemetry.export import SpanExport
 
             self.export = SpanExport(config.tracing)
 
@@ -81,7 +73,7 @@ class Tracing:
             else None
         )
 
-    def ended(self, record: Record) -> None:
+    def ended(self, record: HttpRecord) -> None:
         """Note a request that has ended; its trace follows later, if it is wanted."""
         if self.export is None or not (record.span.sampled or self._config.always_missed):
             return
@@ -122,25 +114,26 @@ class Tracing:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _trace(self, records: list[Record]) -> None:
-        asked = Asked(
-            [i for record in records if record.span.sampled for i in _ids(record)],
-            [i for record in records if not record.span.sampled for i in _ids(record)],
-        )
+    async def _trace(self, records: list[HttpRecord]) -> None:
+        always: list[str] = []
+        if_missed: list[str] = []
+        for record in records:
+            asked_for = always if record.span.sampled else if_missed
+            asked_for += record.request_ids
         found: dict[str, Timeline] = {}
         try:
-            if asked.always or asked.if_missed:
-                timelines = _decode_timelines(await self._ask("take_timelines", _encode(asked)))
+            if always or if_missed:
+                timelines = await self._reports.take_timelines(Asked(always, if_missed))
                 found = {timeline.id: timeline for timeline in timelines}
         except MedhaError:
             found = {}  # the engine is away: the server's own spans are better than none
         for record in records:
-            timelines = [found[i] for i in _ids(record) if i in found]
+            timelines = [found[i] for i in record.request_ids if i in found]
             if record.span.sampled or timelines:
                 self.export.offer(self._edges(record), timelines)
 
-    def _edges(self, record: Record) -> Any:
-        from medha_actors.actors.telemetry.spans import Edges
+    def _edges(self, record: HttpRecord) -> Any:
+        from deployments.telemetry.spans import Edges
 
         job = record.job
         return Edges(
@@ -158,12 +151,8 @@ class Tracing:
             status=record.status,
             model=job.model if job else "",
             prompt_tokens=job.prompt_tokens if job else 0,
-            request_ids=_ids(record),
+            request_ids=record.request_ids,
         )
-
-
-def _ids(record: Record) -> list[str]:
-    return [choice.request.id for choice in record.job.choices] if record.job is not None else []
 
 
 _serve_spans: Any = None  # the processor of Serve's spans in this process, if they are sent by ours
@@ -175,8 +164,8 @@ def serve_span_processors() -> list[Any]:
     global _serve_spans
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from medha_actors.actors.telemetry.export import Backend, exporter_of
-    from medha_actors.actors.telemetry.moving import Moving
+    from deployments.telemetry.export import Backend, exporter_of
+    from deployments.telemetry.moving import Moving
 
     os.environ.setdefault(
         "OTEL_SERVICE_NAME", "ray-serve"

@@ -25,23 +25,27 @@ from medha_actors.actors.pipeline import RETRY_AFTER_S, Pipeline
 from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Observer, Silence
-from medha_actors.actors.telemetry.remote import Observed
+from medha_actors.actors.telemetry.reporter import Mute, Reporter
 from medha_actors.config import MedhaConfig, load
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, Profile
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.messages import EngineFacts, Rejected, Request
+from medha_actors.telemetry.histogram import Family
+from medha_actors.telemetry.reports import Asked
 
 _log = logging.getLogger("medha.controller")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_families = msgspec.msgpack.Decoder(list[Family]).decode
+_decode_asked = msgspec.msgpack.Decoder(Asked).decode
 _STARTING = Rejected(
     status=503, kind="service_unavailable_error", message="starting", retry_after_s=RETRY_AFTER_S
 )
 _OVERTAKEN = Rejected(status=499, kind="invalid_request_error", message="cancelled by the client")
 
 
-class Controller(Observed):
+class Controller:
     """Owns the pipeline; one per deployment, as a Serve deployment actor."""
 
     stage_class: Any = None  # None: StageActor
@@ -53,6 +57,8 @@ class Controller(Observed):
         self._owner = owner
         self._sinks = Sinks()
         self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
+        self._observer = Silence()
+        self._reporter = Mute()
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._starting: asyncio.Task[Pipeline] | None = None
         epoch = time.time()
@@ -67,9 +73,9 @@ class Controller(Observed):
         if self._starting is None or _failed(self._starting):
             self._starting = asyncio.create_task(self._start())
         pipeline = await asyncio.shield(self._starting)
-        facts = EngineFacts(
-            max_model_len_tokens=pipeline.scheduler.max_tokens, model=self._model_digest
-        )
+        described = (pipeline.spec, self.config.model_loading_config)
+        digest = hashlib.sha256(msgspec.json.encode(described)).hexdigest()
+        facts = EngineFacts(max_model_len_tokens=pipeline.scheduler.max_tokens, model=digest)
         return _encode(facts)
 
     async def _start(self) -> Pipeline:
@@ -88,15 +94,14 @@ class Controller(Observed):
             max_tokens_per_kvp_group=parallel.max_tokens_per_kvp_group,
             max_model_len_tokens=cluster.spec.max_positions,
         )
-        self._scheduler = Scheduler(self.config, grid, ExecutionModel(profile))
-        observer = Silence()
+        scheduler = Scheduler(self.config, grid, ExecutionModel(profile))
         if self.config.telemetry.enabled:
             observer = Observer(self.config.telemetry, grid)
-        self._observer = observer
-        described = (cluster.spec, self.config.model_loading_config)
-        self._model_digest = hashlib.sha256(msgspec.json.encode(described)).hexdigest()
+            model_id = self.config.model_loading_config.model_id
+            self._observer = observer
+            self._reporter = Reporter(observer, scheduler, model_id)
         pipeline = Pipeline(
-            cluster, self._scheduler, self._sinks, self._records, observer, self._now
+            cluster, scheduler, self._sinks, self._records, self._observer, self._now
         )
         await pipeline.connect()
         for predecessor in self.predecessors():
@@ -186,14 +191,36 @@ class Controller(Observed):
             if self._pipeline is not None:
                 self._pipeline.cancel(request_id)
 
+    # ---------------------------------------------------------------- telemetry
+    # Msgpack of what medha_actors.telemetry.reports.Reports describes.
+
     async def stats(self) -> bytes:
         """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack
-        map."""
-        stats = msgspec.to_builtins(self._scheduler.stats())
-        flights = self._pipeline.flights if self._pipeline is not None else None
-        if flights is not None:
-            stats |= {"stage_busy_s": flights.busy_s, "steps_total": flights.done}
+        map; empty until it serves."""
+        if self._pipeline is None:
+            return _encode({})
+        stats = msgspec.to_builtins(self._pipeline.scheduler.stats())
+        flights = self._pipeline.flights
+        stats |= {"stage_busy_s": flights.busy_s, "steps_total": flights.done}
         return _encode(stats)
+
+    async def metrics(self) -> bytes:
+        return _encode(self._reporter.metrics())
+
+    async def report(self, replica: str, families: bytes) -> None:
+        self._reporter.report(replica, _decode_families(families))
+
+    async def find_timelines(self, name: str) -> bytes:
+        return _encode(self._reporter.find_timelines(name))
+
+    async def take_timelines(self, asked: bytes) -> bytes:
+        return _encode(self._reporter.take_timelines(_decode_asked(asked)))
+
+    async def last_timelines(self, count: int) -> bytes:
+        return _encode(self._reporter.last_timelines(count))
+
+    async def snapshot(self, after: int) -> bytes:
+        return _encode(self._reporter.snapshot(after, self._now()))
 
 
 def _failed(task: asyncio.Task[Pipeline]) -> bool:

@@ -19,6 +19,7 @@ import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from medha_actors.actors.live_requests import LiveRequest
+from medha_actors.actors.reports import RayReports
 from medha_actors.errors import EngineError, MedhaError, UnavailableError
 from medha_actors.messages import (
     Accepted,
@@ -71,6 +72,7 @@ class RayEngine:
         self._on_trial: LiveRequest | None = None
         self._model = ""
         self.max_model_len_tokens = 0
+        self.reports = RayReports(self._call)
 
     async def start(self) -> None:
         """Wait until the pipeline serves; raises what kept it from starting."""
@@ -146,10 +148,6 @@ class RayEngine:
     async def drain(self, timeout_s: float) -> int:
         """See Controller.drain. Raises UnavailableError while there is no controller."""
         return await self._call(lambda controller: controller.drain.remote(timeout_s))
-
-    async def ask(self, method: str, *arguments: Any) -> bytes:
-        """Call one of the controller's methods for telemetry (actors.telemetry.remote.Observed)."""
-        return await self._call(lambda controller: getattr(controller, method).remote(*arguments))
 
     async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
         if self._session is None:

@@ -57,6 +57,7 @@ class Pipeline:
         now: Callable[[], float],
     ) -> None:
         self.scheduler = scheduler
+        self.spec = cluster.spec
         self.flights = Flights(cluster.crew.shape.stages)
         self._cluster = cluster
         self._sinks = sinks

@@ -8,17 +8,26 @@ import msgspec
 from stories import request
 
 from medha_actors.actors.telemetry.observer import Observer
-from medha_actors.actors.telemetry.remote import Observed
+from medha_actors.actors.telemetry.reporter import Reporter
 from medha_actors.config import MedhaConfig, load
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
 from medha_actors.messages import Accepted, Rejected, Resumed, StepResult
+from medha_actors.telemetry.histogram import Family
+from medha_actors.telemetry.reports import Asked, Snapshot, Step
+from medha_actors.telemetry.timelines import Timeline
 
 
-class LocalController(Observed):
-    """Drive it with `add` and `run`; ask it as a replica asks the controller."""
+def copied(value: Any, kind: Any) -> Any:
+    """What arrives at the other end."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=kind)
+
+
+class LocalController:
+    """Drive it with `add` and `run`; ask it as a replica asks the engine: it is a
+    medha_actors.telemetry.reports.Reports, and every answer is a copy, as over Ray."""
 
     def __init__(
         self, stages: int = 2, groups: int = 1, pages: int = 4096, **sections: Any
@@ -33,28 +42,35 @@ class LocalController(Observed):
             max_model_len_tokens=65_536,
         )
         model = ExecutionModel.analytic(stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8)
-        self._scheduler = Scheduler(self.config, grid, model)
-        self._observer = Observer(self.config.telemetry, grid)
+        self.scheduler = Scheduler(self.config, grid, model)
+        self.observer = Observer(self.config.telemetry, grid)
         self.now = 1_000.0
-        self._now = lambda: self.now
+        self._reporter = Reporter(self.observer, self.scheduler, "toy")
 
-    @property
-    def observer(self) -> Observer:
-        assert isinstance(self._observer, Observer)
-        return self._observer
+    async def metrics(self) -> list[Family]:
+        return copied(self._reporter.metrics(), list[Family])
 
-    @property
-    def scheduler(self) -> Scheduler:
-        return self._scheduler
+    async def report(self, replica: str, families: list[Family]) -> None:
+        self._reporter.report(replica, copied(families, list[Family]))
 
-    async def ask(self, method: str, *arguments: Any) -> bytes:
-        return await getattr(self, method)(*arguments)
+    async def find_timelines(self, name: str) -> list[Timeline]:
+        return copied(self._reporter.find_timelines(name), list[Timeline])
+
+    async def take_timelines(self, asked: Asked) -> list[Timeline]:
+        return copied(self._reporter.take_timelines(asked), list[Timeline])
+
+    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
+        kind = tuple[list[Timeline], list[Step]]
+        return copied(self._reporter.last_timelines(count), kind)
+
+    async def snapshot(self, after: int) -> Snapshot:
+        return copied(self._reporter.snapshot(after, self.now), Snapshot)
 
     def add(
         self, name: str, prompt: int = 100, resumed: Resumed | None = None
     ) -> Accepted | Rejected:
         asked = msgspec.structs.replace(request(name, prompt, self.now), resumed=resumed)
-        answer = self._scheduler.add(asked, self.now)
+        answer = self.scheduler.add(asked, self.now)
         self.observer.answered(asked, answer, self.now)
         return answer
 
@@ -62,9 +78,9 @@ class LocalController(Observed):
         """Up to so many batches, two in flight at a time; None: until nobody is left."""
         flying: deque = deque()
         while batches is None or batches > 0:
-            batch = self._scheduler.next_batch(self.now)
+            batch = self.scheduler.next_batch(self.now)
             if batch is not None:
-                self.observer.sent(batch, self._scheduler.record, self.now)
+                self.observer.sent(batch, self.scheduler.record, self.now)
                 flying.append((batch, self.now))
                 batches = None if batches is None else batches - 1
             if batch is None and not flying:
@@ -75,7 +91,7 @@ class LocalController(Observed):
             self._land(*flying.popleft())
 
     def _land(self, batch: Any, sent_at: float) -> None:
-        seconds = (batch.predicted_s,) * self._scheduler.grid.stages
+        seconds = (batch.predicted_s,) * self.scheduler.grid.stages
         self.now = max(self.now, sent_at + sum(seconds))
         starts = tuple(sent_at + s * batch.predicted_s for s in range(len(seconds)))
         results = [
@@ -91,4 +107,4 @@ class LocalController(Observed):
             for r in results_of(batch, seconds)
         ]
         self.observer.done(results, self.now)
-        self.observer.happened(self._scheduler.complete(results, self.now))
+        self.observer.happened(self.scheduler.complete(results, self.now))

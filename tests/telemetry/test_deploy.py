@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import msgspec
 import pytest
 import yaml
 from local import LocalController
@@ -13,8 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from deployments.metrics import ReplicaFigures, page
-from medha_actors.actors.telemetry.export import exporter_of
-from medha_actors.actors.telemetry.histogram import Family
+from deployments.telemetry.export import exporter_of
 from medha_actors.config import TelemetryConfig, TracingConfig
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability"
@@ -126,7 +124,7 @@ async def samples() -> dict[str, set[str]]:
     replica = ReplicaFigures("r")
     replica.ended("/v1/completions", 200, 0.1)
     replica.tokenized(0.01)
-    families = msgspec.msgpack.decode(await controller.ask("metrics"), type=list[Family])
+    families = await controller.metrics()
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(
         page([*families, *replica.families()], "toy", True)

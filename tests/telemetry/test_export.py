@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from receivers import GrpcReceiver, HttpReceiver, children, facts
 from stories import TRACE, Story, convoy
 
-from medha_actors.actors.telemetry.export import SpanExport
-from medha_actors.actors.telemetry.spans import Edges, build
-from medha_actors.actors.telemetry.timelines import Timeline
+from deployments.telemetry.export import SpanExport
+from deployments.telemetry.spans import Edges, build
 from medha_actors.config import TracingConfig
+from medha_actors.telemetry.timelines import Timeline
 
 PARENT = 0x123456
 

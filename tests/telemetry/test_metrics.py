@@ -1,14 +1,12 @@
 """/metrics: what Prometheus' own parser makes of it, and that the figures are right."""
 
-import msgspec
 import pytest
 from local import LocalController
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.metrics import ReplicaFigures, page
-from medha_actors.actors.telemetry.histogram import Family, Histogram, exposition
-from medha_actors.actors.telemetry.remote import Asked
-from medha_actors.actors.telemetry.timelines import Timeline
+from medha_actors.telemetry.histogram import Family, Histogram, exposition
+from medha_actors.telemetry.reports import Asked
 
 # vLLM's stems, which dashboards are made for (prefix medha_ for its vllm:)
 STEMS = [
@@ -31,8 +29,7 @@ def parsed(text: str) -> dict:
 
 
 async def scrape(controller: LocalController) -> dict:
-    families = msgspec.msgpack.decode(await controller.ask("metrics"), type=list[Family])
-    return parsed(page(families, "toy", True))
+    return parsed(page(await controller.metrics(), "toy", True))
 
 
 def value(families: dict, name: str, sample: str | None = None, **labels) -> float:
@@ -136,7 +133,7 @@ async def test_replicas_figures_stand_beside_each_other_and_leave_with_them():
         for _ in range(requests):
             figures.ended("/v1/completions", 200, 0.5)
         for _ in range(2):  # reports are whole, so repeating one changes nothing
-            await controller.report(name, msgspec.msgpack.encode(figures.families()))
+            await controller.report(name, figures.families())
     families = await scrape(controller)
     total = {s.labels["replica"]: s.value for s in families["medha_http_requests"].samples}
     assert total == {"r1": 2, "r2": 3}
@@ -176,8 +173,6 @@ async def test_the_controller_says_which_unsampled_requests_missed():
     controller.add("late", 2000)
     controller.now += 10
     controller.run()
-    asked = msgspec.msgpack.encode(Asked(["punctual"], ["late", "unknown"]))
-    found = msgspec.msgpack.decode(await controller.take_timelines(asked), type=list[Timeline])
+    found = await controller.take_timelines(Asked(["punctual"], ["late", "unknown"]))
     assert [(t.id, t.missed()) for t in found] == [("punctual", ()), ("late", ("ttft",))]
-    asked = msgspec.msgpack.encode(Asked([], ["punctual"]))
-    assert msgspec.msgpack.decode(await controller.take_timelines(asked)) == []
+    assert await controller.take_timelines(Asked([], ["punctual"])) == []

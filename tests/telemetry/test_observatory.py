@@ -16,10 +16,10 @@ from stories import TRACE, accepted
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import toy_text
-from medha_actors.actors.telemetry.traceparent import TraceParent
 from medha_actors.config import MedhaConfig, ModelLoadingConfig, TelemetryConfig, TracingConfig
 from medha_actors.errors import UnavailableError
 from medha_actors.messages import FinishedEvent, Rejected, TokenEvent
+from medha_actors.telemetry.traceparent import TraceParent
 from tests.fakes import FakeEngine, saying
 
 MODEL = ModelLoadingConfig(model_id="toy", model_source="random", max_model_len_tokens=4096)
@@ -45,6 +45,18 @@ class Export:
         self.closed = True
 
 
+class Reachable:
+    """The world's controller, while it is up (medha_actors.telemetry.reports.Reports)."""
+
+    def __init__(self, world):
+        self._world = world
+
+    def __getattr__(self, method):
+        if self._world.down:
+            raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
+        return getattr(self._world.controller, method)
+
+
 class World:
     """A real server with a scripted engine, whose requests a local controller's recorder is told
     of."""
@@ -65,7 +77,7 @@ class World:
         self.down = False
         section = TelemetryConfig(tracing=tracing or TracingConfig(), **telemetry)
         config = MedhaConfig(model_loading_config=MODEL, telemetry=section)
-        self.observatory = Observatory(config, self.ask, "r1")
+        self.observatory = Observatory(config, Reachable(self), "r1")
         self.export = Export()
         if tracing is not None:
             self.observatory.tracing.export = self.export
@@ -73,11 +85,6 @@ class World:
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.server.asgi()), base_url="http://medha"
         )
-
-    async def ask(self, method, *arguments) -> bytes:
-        if self.down:
-            raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
-        return await self.controller.ask(method, *arguments)
 
     async def complete(self, headers=None, **body) -> httpx.Response:
         fields = {"model": "toy", "prompt": [65, 66, 67], "max_tokens": 3, "temperature": 0, **body}
@@ -105,7 +112,7 @@ async def make():
 
 
 def exporting(monkeypatch, **options) -> TracingConfig:
-    monkeypatch.setattr("medha_actors.actors.telemetry.export.SpanExport", lambda config: None)
+    monkeypatch.setattr("deployments.telemetry.export.SpanExport", lambda config: None)
     return TracingConfig(exporter="otlp_http", **options)
 
 

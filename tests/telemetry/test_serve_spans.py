@@ -15,8 +15,8 @@ from receivers import HttpReceiver, children
 from test_observatory import World
 
 from deployments import tracing
-from medha_actors.actors.telemetry.moving import Moving
-from medha_actors.actors.telemetry.traceparent import TraceParent, parse
+from deployments.telemetry.moving import Moving
+from medha_actors.telemetry.traceparent import TraceParent, parse
 
 sys.path.append(str(Path(__file__).parent.parent / "system"))
 from serve_process import free_port, serving

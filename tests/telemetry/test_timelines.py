@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stories import TRACE, Story, convoy
 
-from medha_actors.actors.telemetry.perfetto import trace_of
-from medha_actors.actors.telemetry.timelines import MAX_STALLS, Timeline
+from deployments.telemetry.perfetto import trace_of
+from medha_actors.telemetry.timelines import MAX_STALLS, Timeline
 
 
 def test_a_convoy_is_told_in_full():

@@ -7,7 +7,7 @@ import pytest
 from stories import Story, convoy
 
 from clients.trace import LINES, lines
-from medha_actors.actors.telemetry.timelines import Timeline
+from medha_actors.telemetry.timelines import Timeline
 
 
 def told(timeline: Timeline) -> list[str]:

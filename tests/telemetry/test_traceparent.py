@@ -2,7 +2,7 @@
 
 import pytest
 
-from medha_actors.actors.telemetry.traceparent import begin, parse
+from medha_actors.telemetry.traceparent import begin, parse
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -1,10 +1,7 @@
-"""What the system tells of itself: timelines of requests, figures, spans. The controller records;
-nothing here decides.
+"""Telemetry in the controller's process: it records; nothing here decides, waits or sends.
 
-timelines   the Structs: one request's way through the engine, coalesced to a bounded size
-recorder    fills them from the scheduler's records and the stages' reports
-figures     counters and histograms of the engine; exposition: their Prometheus text
-perfetto    timelines as a file for ui.perfetto.dev
-spans       timelines as OpenTelemetry spans; export: the thread that sends them
-remote      what ingress replicas may ask the controller
+observer  what the controller calls while it works
+recorder  fills timelines from the scheduler's records and the stages' reports
+figures   counters and histograms of the engine
+reporter  answers what ingress replicas ask (medha_actors.telemetry.reports)
 """

@@ -7,7 +7,10 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
-from medha_actors.actors.telemetry.histogram import (
+from medha_actors.core.record import BatchRecord
+from medha_actors.core.stats import Stats
+from medha_actors.messages import Batch, StepResult
+from medha_actors.telemetry.histogram import (
     END_TO_END_S,
     ERROR,
     LONG_S,
@@ -19,10 +22,7 @@ from medha_actors.actors.telemetry.histogram import (
     Histogram,
     Labels,
 )
-from medha_actors.actors.telemetry.timelines import Timeline
-from medha_actors.core.record import BatchRecord
-from medha_actors.core.stats import Stats
-from medha_actors.messages import Batch, StepResult
+from medha_actors.telemetry.timelines import Timeline
 
 CLASSES = ("short", "medium", "long", "huge")  # of prompts
 _CLASS_BEGINS = (1024, 8192, 65_536)  # at so many tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medha_actors.actors.telemetry.figures import Figures
-from medha_actors.actors.telemetry.histogram import Family
 from medha_actors.actors.telemetry.recorder import Recorder
 from medha_actors.config import TelemetryConfig
 from medha_actors.core.kv_plan import Grid
@@ -20,6 +19,7 @@ from medha_actors.messages import (
     StepResult,
     TokenEvent,
 )
+from medha_actors.telemetry.histogram import Family
 
 
 class Silence:

@@ -10,18 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-import msgspec
-
-from medha_actors.actors.telemetry.timelines import (
-    MAX_STALLS,
-    Chunk,
-    Gap,
-    GapKind,
-    StageWork,
-    Stall,
-    Timeline,
-    coalesce,
-)
 from medha_actors.core.record import BatchRecord
 from medha_actors.messages import (
     TOKEN_BYTES,
@@ -33,24 +21,20 @@ from medha_actors.messages import (
     StepResult,
     TokenEvent,
 )
+from medha_actors.telemetry.reports import Step
+from medha_actors.telemetry.timelines import (
+    MAX_STALLS,
+    Chunk,
+    Gap,
+    GapKind,
+    StageWork,
+    Stall,
+    Timeline,
+    coalesce,
+)
 
 STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
 RECENT_BATCHES = 1024
-
-
-class Step(msgspec.Struct, array_like=True):
-    """One batch in one group, as the stages worked on it."""
-
-    seq: int
-    batch_id: int
-    group: int
-    starts: tuple[float, ...]  # of each stage, epoch seconds
-    seconds: tuple[float, ...]
-    exchange: tuple[float, ...]
-    prefills: tuple[tuple[str, int, int], ...]  # request, first position, tokens
-    decodes: int
-    predicted_s: float
-    budget_s: float
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from medha_actors.actors.telemetry.traceparent import TraceParent
+from medha_actors.telemetry.traceparent import TraceParent
 
 
 class Moving(SpanProcessor):

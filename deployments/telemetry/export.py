@@ -21,10 +21,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from medha_actors.actors.telemetry.spans import Edges, build
-from medha_actors.actors.telemetry.timelines import Timeline
+from deployments.telemetry.spans import Edges, build
 from medha_actors.config import TracingConfig
 from medha_actors.errors import ConfigError
+from medha_actors.telemetry.timelines import Timeline
 
 _log = logging.getLogger("medha.tracing")
 _REQUESTS_QUEUED = 1024

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from medha_actors.actors.telemetry.recorder import Step
-from medha_actors.actors.telemetry.timelines import Chunk, Timeline
+from medha_actors.telemetry.reports import Step
+from medha_actors.telemetry.timelines import Chunk, Timeline
 
 Event = dict[str, Any]
 _REQUESTS, _STAGES = 1, 2

@@ -23,9 +23,9 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from medha_actors.actors.telemetry.perfetto import chunk_facts, chunk_name
-from medha_actors.actors.telemetry.timelines import Chunk, Gap, Timeline
-from medha_actors.actors.telemetry.traceparent import parse
+from deployments.telemetry.perfetto import chunk_facts, chunk_name
+from medha_actors.telemetry.timelines import Chunk, Gap, Timeline
+from medha_actors.telemetry.traceparent import parse
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _SCOPE = InstrumentationScope("medha")
