@@ -12,7 +12,7 @@ serve: install model
 
 test: install-test model
 	$(MAKE) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 # Everything that docs/reliability.md promises, measured: about two hours. One part: python -m tests.chaos kills
 chaos: install-test model

@@ -27,6 +27,8 @@ from tests.chaos.streams import Load, Prober
 _ALL = 9
 _WATCH_S = 120.0  # the longest time that a death is watched
 NOT_AT_REST = "the server did not come to rest"
+_HELD = "medha_http_requests_open"
+_MOST_QUESTIONS = 20  # to find out which replica holds how many streams
 _STEADY_PROBES = 20  # so many answered in a row, and the service is taken to be back
 
 
@@ -197,12 +199,19 @@ class _Watch:
         return able if self._kill.every else [able[self._repeat % len(able)]]
 
     async def _most_of_one_replica(self) -> int | None:
-        """How many of the streams one ingress replica holds, at most."""
+        """How many of the streams one ingress replica holds, at most. Each tells its own figure
+        when it is asked, so they are asked until the figures make up all streams."""
         if self._kill.replicas == 1:
             return None
-        values = await asyncio.to_thread(self._server.metrics)
-        held = [value for (name, _), value in values.items() if name == "medha_http_requests_open"]
-        return int(max(held, default=0))
+        wanted = len([stream for stream in self.load.all if not stream.ended])
+        held = [wanted]
+        for _ in range(_MOST_QUESTIONS):
+            values = await asyncio.to_thread(self._server.metrics)
+            open_now = {key: value for key, value in values.items() if key[0] == _HELD}
+            held = [int(value) for value in open_now.values()]
+            if sum(held) == wanted:
+                break
+        return max(held)
 
     async def _strike(self, victims: Sequence[int]) -> None:
         if self._kill.stopped_s is None:

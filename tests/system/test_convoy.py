@@ -1,4 +1,4 @@
-"""The convoy effect, and its end: short requests behind a 6,000-token prompt, under fcfs and under
+"""The convoy effect, and its end: short requests behind a 4,000-token prompt, under fcfs and under
 lars.
 
 Judged by what the scheduler did, not by seconds: who got a first token before whom, and how many
@@ -19,8 +19,9 @@ from serve_process import serving, shipped_args
 
 from clients.client import Client
 from clients.events import Accepted, Progress, Token
+from tests.system.conftest import WATCHED
 
-LONG_TOKENS = 6000
+LONG_TOKENS = 4000
 SHORTS = 6
 
 
@@ -100,18 +101,12 @@ async def convoy(url: str) -> Convoy:
 
 
 @pytest.mark.timeout(600)  # for a machine that is busy with other things
-async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path):
-    seen = {}
-    for policy in ("fcfs", "lars"):
-        (tmp_path / policy).mkdir()
-        sections = {
-            "scheduler": {"policy": policy},
-            "stream": {"progress_s": 0},
-            "telemetry": {"max_chunk_spans": 10_000},
-        }
-        with serving(tmp_path / policy, **(shipped_args() | sections)) as (url, _):
-            seen[policy] = await convoy(url)
-    slow, fast = seen["fcfs"], seen["lars"]
+async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path, embedded):
+    assert shipped_args()["scheduler"]["policy"] == "lars"
+    fast = await convoy(embedded)
+    sections = WATCHED | {"scheduler": {"policy": "fcfs"}}
+    with serving(tmp_path, **(shipped_args() | sections)) as (url, _):
+        slow = await convoy(url)
     print(
         f"median TTFT of short requests: fcfs {slow.ttft_s:.2f} s, lars {fast.ttft_s:.3f} s, "
         f"{slow.ttft_s / fast.ttft_s:.1f} times lower; tokens of the long prompt computed "

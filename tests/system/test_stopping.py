@@ -114,7 +114,7 @@ async def exit_status(launcher: int, limit_s: float) -> int:
 
 
 async def test_sigterm_to_the_process_group_drains(tmp_path):
-    with serving(tmp_path, **TOY, drain_timeout_s=6.0) as (url, launcher):
+    with serving(tmp_path, **TOY, drain_timeout_s=4.0) as (url, launcher):
         processes = family(launcher)
         assert "haproxy" in {process.name() for process in processes}
         async with session_of(url) as session:
