@@ -50,7 +50,9 @@ def cases(context_tokens: int, pages: int, page_tokens: int) -> list[Case]:
     """What is measured: what fits into the KV cache, and with a long context only if there is room
     for one."""
     wanted = [Case(1, c, 0, False) for c in _CHUNKS]
-    wanted += [Case(r, 1, _SHORT_TOKENS, sample) for r in _DECODES for sample in (False, True)]
+    for rows in _DECODES:
+        wanted.append(Case(rows, 1, _SHORT_TOKENS, False))
+        wanted.append(Case(rows, 1, _SHORT_TOKENS, True))
     if context_tokens > _SHORT_TOKENS:
         wanted += [Case(1, c, context_tokens, False) for c in _SLOPE_CHUNKS]
         wanted += [Case(r, 1, context_tokens, False) for r in _SLOPE_DECODES]

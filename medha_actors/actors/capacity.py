@@ -24,7 +24,8 @@ def pages_of(
 ) -> int:
     """Pages per group: what the tightest actor can hold. Raises ConfigError if the configuration
     needs more."""
-    page_tokens, pages = config.kv_cache.page_tokens, []
+    page_tokens = config.kv_cache.page_tokens
+    pages = []
     token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
     for cell, place in places.items():
         budget = config.kv_cache.budget_bytes
@@ -42,11 +43,10 @@ def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None
     `token_bytes`: of the stage with the most layers. A cutoff that is derived (see KvPlan) always
     fits.
     """
-    groups, cutoff = config.parallel.kvp, config.parallel.max_tokens_per_kvp_group
-    longest, page_tokens = (
-        config.model_loading_config.max_model_len_tokens,
-        config.kv_cache.page_tokens,
-    )
+    groups = config.parallel.kvp
+    cutoff = config.parallel.max_tokens_per_kvp_group
+    longest = config.model_loading_config.max_model_len_tokens
+    page_tokens = config.kv_cache.page_tokens
     room = pages * page_tokens
 
     def needs(tokens: int) -> str:

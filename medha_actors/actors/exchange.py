@@ -33,7 +33,8 @@ class LinkExchange(Exchange):
 
     def take_seconds(self) -> float:
         """Seconds spent here since the last call: sending, and waiting for the other groups."""
-        seconds, self._seconds = self._seconds, 0.0
+        seconds = self._seconds
+        self._seconds = 0.0
         return seconds
 
     def all_gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:

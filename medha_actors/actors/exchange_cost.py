@@ -45,7 +45,8 @@ def fit_exchange(
 ) -> Profile:
     """The profile with what is fixed and what each merged row adds, from seconds per stage of 1 and
     of `rows` rows."""
-    others, stages = groups - 1, []
+    others = groups - 1
+    stages = []
     for stage, single, chunk in zip(profile.stages, one, many, strict=True):
         row_s = min(max(0.0, chunk - single) / ((rows - 1) * others), single / others)
         stages.append(
@@ -78,8 +79,10 @@ def _seconds(cluster: Cluster, rows: int) -> list[float]:
 def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
     """One span of `rows` rows over one page in each group; the last group takes its keys and
     values."""
-    groups, page = cluster.config.parallel.kvp, cluster.config.kv_cache.page_tokens
-    writes, start = group == groups - 1, groups * page
+    groups = cluster.config.parallel.kvp
+    page = cluster.config.kv_cache.page_tokens
+    writes = group == groups - 1
+    start = groups * page
     span = Span(
         request_id=name,
         start=start,

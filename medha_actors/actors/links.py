@@ -79,7 +79,8 @@ class Link:
 
     def send(self, message: bytes, tensor: torch.Tensor | None = None) -> None:
         """Write one frame; raises LinkClosedError when the peer is gone."""
-        head, payload = b"", memoryview(b"")
+        head = b""
+        payload = memoryview(b"")
         if tensor is not None:
             from medha_actors.actors import payloads
 

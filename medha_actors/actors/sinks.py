@@ -73,7 +73,8 @@ class Sinks:
         while sink.open:
             await sink.filled.wait()
             sink.filled.clear()
-            events, sink.events = sink.events, []
+            events = sink.events
+            sink.events = []
             self._taken.set()
             if events:
                 yield _encode(events)

@@ -136,7 +136,8 @@ def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> tup
     its exchange."""
     groups = tuple(range(len(grid.first)))
     piece = context // len(groups)
-    seconds, swaps = [], []
+    seconds = []
+    swaps = []
     for step in range(steps):
         start = context + step * rows
         began = time.perf_counter()

@@ -32,7 +32,9 @@ class Admission:
     """Server policy: bounds, deadlines, timeouts."""
 
     def __init__(self, config: MedhaConfig, grid: Grid, table: PrefillTable, hits: Hits) -> None:
-        self._config, self._table, self._hits = config, table, hits
+        self._config = config
+        self._table = table
+        self._hits = hits
         self._page_tokens = grid.page_tokens
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
@@ -43,7 +45,8 @@ class Admission:
 
     def check(self, request: Request, waiting: int, backlog_s: float) -> None:
         """Raise RequestError for what can never run, OverloadedError when the queue is full."""
-        prompt, output = request.prompt_tokens, request.sampling.max_tokens
+        prompt = request.prompt_tokens
+        output = request.sampling.max_tokens
         if prompt < 1:
             raise RequestError("the prompt has no tokens", param="prompt")
         if output < 1:
@@ -74,7 +77,8 @@ class Admission:
     def admit(self, request: Request, serial: int) -> RequestState:
         """The state of a new request with its objectives: the client's within the server's bounds,
         or ours, which follow from the work that the cache does not save."""
-        ours, asked = self._config.objectives, request.objectives
+        ours = self._config.objectives
+        asked = request.objectives
         state = RequestState(
             request=request,
             serial=serial,

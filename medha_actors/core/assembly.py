@@ -38,7 +38,8 @@ def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
     """One span for each group that holds a piece of the request, in sequence order; the last one
     writes."""
     state, stop = pick
-    start, touched = state.dispatched, holders(state, state.dispatched)
+    start = state.dispatched
+    touched = holders(state, state.dispatched)
     groups = tuple(piece.group for piece, _ in touched) if len(touched) > 1 else ()
     tokens = state.tokens(start, stop)
     next_token = -1

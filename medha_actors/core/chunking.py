@@ -85,13 +85,12 @@ class PrefillTable:
         cutoff: int,
         groups: int,
     ) -> None:
-        self._model, self._stages, self._budget_s, self._max_chunk = (
-            model,
-            stages,
-            budget_s,
-            max_chunk,
-        )
-        self._cutoff, self._groups = cutoff, groups
+        self._model = model
+        self._stages = stages
+        self._budget_s = budget_s
+        self._max_chunk = max_chunk
+        self._cutoff = cutoff
+        self._groups = groups
         self._clear()
 
     def seconds(self, done: int, total: int) -> float:
@@ -112,11 +111,10 @@ class PrefillTable:
 
     def _clear(self) -> None:
         self._scale = self._model.scales[True]
-        self._ends, self._costs, self._chunks = (
-            [0],
-            [0.0],
-            [0],
-        )  # positions, cumulative seconds, chunk sizes
+        # positions, cumulative seconds, chunk sizes
+        self._ends = [0]
+        self._costs = [0.0]
+        self._chunks = [0]
         self._grow()
 
     def _grow(self) -> None:

@@ -32,7 +32,8 @@ class Hits:
     wait for."""
 
     def __init__(self, kv: KvPlan, table: PrefillTable) -> None:
-        self._kv, self._table = kv, table
+        self._kv = kv
+        self._table = table
         self._found: dict[int, _Found] = {}  # by serial
         self._missing: dict[PageKey, Waiters] = {}
         self._deepest: dict[PageKey, Waiters] = {}
@@ -138,7 +139,8 @@ class Hits:
         known = self._common.get(state.serial)
         if known is not None and known[0] == leader.serial:
             return known[1]
-        low, high = state.hit, min(state.hit_limit, leader.goal)
+        low = state.hit
+        high = min(state.hit_limit, leader.goal)
         if state.tokens(low, high) == leader.tokens(low, high):
             low = high
         while high - low > 1:  # equal up to low, not up to high

@@ -169,7 +169,8 @@ class KvPlan:
     def grow(self, state: RequestState) -> int | None:
         """Make room for the next decode's token. Returns the group that has no page left, or None
         when all is well."""
-        position, last = state.known - 1, state.pieces[-1]
+        position = state.known - 1
+        last = state.pieces[-1]
         if position - last.start >= self.cutoff and len(state.pieces) < self.grid.groups:
             held = {piece.group for piece in state.pieces}
             group = max((g for g in range(self.grid.groups) if g not in held), key=self.available)
@@ -196,7 +197,9 @@ class KvPlan:
         Only those that begin at a multiple of the page size in the sequence: pages of a piece that
         does not are never shared.
         """
-        keys, full, new = state.keys, state.computed // self.page_tokens, list[PageKey]()
+        keys = state.keys
+        full = state.computed // self.page_tokens
+        new = list[PageKey]()
         if keys is None:
             return new
         for index in range(state.published, full):
@@ -244,7 +247,8 @@ class KvPlan:
             runs.append(Run(group, start * self.page_tokens, pages[: edge - start]))
             group = max(others, key=lambda other: len(following[other]))
             others.remove(group)
-            start, pages = edge, following[group]
+            start = edge
+            pages = following[group]
         return Hit(sum([len(run.pages) for run in runs]) * self.page_tokens, tuple(runs))
 
     def _reach(self, keys: PageKeys, start: int, limit: int, group: int) -> list[int]:

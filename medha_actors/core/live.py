@@ -33,7 +33,8 @@ class LiveRequests:
     """
 
     def __init__(self, policy: Policy, grid: Grid, table: PrefillTable) -> None:
-        self._grid, self._table = grid, table
+        self._grid = grid
+        self._table = table
         self.kv = KvPlan(grid)
         self.hits = Hits(self.kv, table)
         self.queue = PrefillQueue(policy)
@@ -70,7 +71,8 @@ class LiveRequests:
 
     def dispatched(self, state: RequestState, stop: int) -> None:
         """The positions below `stop` are on their way."""
-        start, prefill = state.dispatched, state.prefilling
+        start = state.dispatched
+        prefill = state.prefilling
         state.dispatched = stop
         self.ready.pop(state.id, None)
         if not prefill:

@@ -28,10 +28,9 @@ LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets 
 # a batch that brings somebody's first token is made at most so much longer for a long prefill's
 # sake
 COURTESY = 1.25
-PATIENCE, TRIAL = (
-    64,
-    8,
-)  # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
+# the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
+PATIENCE = 64
+TRIAL = 8
 FOLLOWERS = 256  # and after so many that wait for the pages of others
 
 
@@ -54,8 +53,12 @@ class Packer:
         now: float,
         budget_s: float,
     ) -> None:
-        self._config, self._grid, self._model, self._now = config, grid, model, now
-        self._placement, self._kv = placement, placement.kv
+        self._config = config
+        self._grid = grid
+        self._model = model
+        self._now = now
+        self._placement = placement
+        self._kv = placement.kv
         self.budget_s = budget_s
         self.loads = [Load()] * grid.groups
         self._decode_s = [0.0] * grid.groups  # uncorrected seconds of the decodes in each group
@@ -149,7 +152,8 @@ class Packer:
     def predicted_s(self) -> float:
         """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
         it."""
-        mixed, alone = self._model.scales[True], self._model.scales[False]
+        mixed = self._model.scales[True]
+        alone = self._model.scales[False]
         return max(
             max(seconds * mixed, decode_s * alone) if load.prefill_rows else decode_s * alone
             for load, seconds, decode_s in zip(
@@ -264,7 +268,8 @@ class Packer:
 
     def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
         """Tokens of the next chunk within `limit_s`; 0: none fit."""
-        config, start = self._config, state.dispatched
+        config = self._config
+        start = state.dispatched
         touched = holders(state, start)
         rows = max(self.loads[piece.group].rows for piece, _ in touched)
         end = min(piece_end(state.pieces, start, state.goal), state.edge)
@@ -326,7 +331,9 @@ class Packer:
     ) -> list[tuple[int, Load]]:
         """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span
         already picked."""
-        sample, count, writer = start + tokens == goal, len(touched), touched[-1][0]
+        sample = start + tokens == goal
+        count = len(touched)
+        writer = touched[-1][0]
         return [
             (
                 piece.group,

@@ -24,7 +24,9 @@ class Placement:
     """Weighs hits against the load of the groups that have them, by predicted seconds."""
 
     def __init__(self, kv: KvPlan, hits: Hits, table: PrefillTable) -> None:
-        self.kv, self.hits, self._table = kv, hits, table
+        self.kv = kv
+        self.hits = hits
+        self._table = table
         self._groups = kv.grid.groups
 
     def begun_s(self, queue: PrefillQueue) -> list[float]:
@@ -58,7 +60,8 @@ class Placement:
             wait_s = max([ahead_s[group] for group in touched])
             seconds = wait_s + self._table.seconds(hit.tokens, state.goal)
             if best is None or seconds < best_s:
-                best, best_s = Start(pieces, hit.tokens), seconds
+                best = Start(pieces, hit.tokens)
+                best_s = seconds
             if self._groups == 1:
                 break
         return best

@@ -114,7 +114,8 @@ def load_of(message: StepMessage | None) -> Load:
     """The load of a step message, as a profiler or a simulator sees it."""
     load = Load()
     for span in () if message is None else message.spans:
-        rows, groups = span.stop - span.start, max(1, len(span.groups))
+        rows = span.stop - span.start
+        groups = max(1, len(span.groups))
         if rows == 1 and (span.sample or not span.writes):
             load = load.with_decode(span.piece_tokens, span.sample, groups)
         else:
@@ -141,12 +142,14 @@ class _Stage:
     def seconds(self, load: Load) -> float:
         if not load.rows:
             return 0.0
-        rows, table = load.rows, self.table
+        rows = load.rows
+        table = self.table
         linear = (
             table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
         )
         profile = self.profile
-        pairs, read = profile.pair_s * load.pairs, profile.prefill_kv_s * load.prefill_kv
+        pairs = profile.pair_s * load.pairs
+        read = profile.prefill_kv_s * load.prefill_kv
         seconds = (
             profile.step_s
             + linear
@@ -259,5 +262,8 @@ class ExecutionModel:
 def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     """Piecewise linear through the points (xs increasing), constant slope outside the last two."""
     index = min(max(1, bisect_right(xs, x)), len(xs) - 1)
-    x0, x1, y0, y1 = xs[index - 1], xs[index], ys[index - 1], ys[index]
+    x0 = xs[index - 1]
+    x1 = xs[index]
+    y0 = ys[index - 1]
+    y1 = ys[index]
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -45,7 +45,8 @@ class Waiting(msgspec.Struct, frozen=True):
 
 def waiting(queue: PrefillQueue, groups: int, now: float, limit: int) -> list[Waiting]:
     """The first `limit` requests in the order of the policy."""
-    rows, ahead_s = [], 0.0
+    rows = []
+    ahead_s = 0.0
     for state in islice(queue.ordered(now), limit):
         ahead_s += state.remaining_s / groups
         rows.append(

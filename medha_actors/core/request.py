@@ -179,7 +179,8 @@ class RequestState:
     def unreported(self, start: int, count: int) -> tuple[int, int]:
         """Of scored positions start+1 ... start+count: the range [low, high) in the prompt not
         reported before."""
-        low, high = max(start + 1, self.logprobs_until), min(start + count + 1, self.prompt)
+        low = max(start + 1, self.logprobs_until)
+        high = min(start + count + 1, self.prompt)
         self.logprobs_until = max(self.logprobs_until, high)
         return low, high
 
@@ -216,7 +217,8 @@ class RequestState:
         self.epoch += 1
         self.dispatched = self.computed
         for piece in self.pieces:
-            piece.opened, piece.sent = False, 0
+            piece.opened = False
+            piece.sent = 0
 
     def finished(self, reason: FinishReason, message: str | None, now: float) -> FinishedEvent:
         """The last event; results still in flight no longer count."""

@@ -19,6 +19,7 @@ from medha_actors.core.assembly import Flight, Flown, assemble
 from medha_actors.core.chunking import DRIFT, PrefillTable, batch_budget
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests, preempted
+from medha_actors.core.outcome import outcome_of
 from medha_actors.core.packer import Packer
 from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
@@ -49,7 +50,9 @@ class Scheduler:
     """Continuous batching over a grid of pipeline stages and KV groups, under one policy."""
 
     def __init__(self, config: MedhaConfig, grid: Grid, model: ExecutionModel) -> None:
-        self.config, self.grid, self.model = config, grid, model
+        self.config = config
+        self.grid = grid
+        self.model = model
         self.budget_s = config.scheduler.batch_budget_s or batch_budget(
             config.objectives.tpot_s, grid.stages
         )
@@ -67,7 +70,8 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._suspects = Suspects()
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
-        self._serials, self._batch_ids = itertools.count(), itertools.count()
+        self._serials = itertools.count()
+        self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
         self._valued_at = model.scales[True]
         self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
@@ -171,28 +175,20 @@ class Scheduler:
         if batch_id != self._flights[0].batch.id:
             raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
         flight = self._flights.popleft()
-        actual_s = max(
-            (seconds for result in results for seconds in result.stage_seconds), default=0.0
-        )
+        outcome = outcome_of(results)
         prefill = flight.batch.prefill_tokens > 0
-        self.model.observe(flight.base_s, flight.batch.predicted_s, actual_s, prefill)
-        self.model.account(
-            flight.calibrated_s, sum([sum(result.stage_seconds) for result in results]), prefill
-        )
-        drawn = {token.request_id: token for result in results for token in result.tokens}
-        scored = {entry.request_id: entry for result in results for entry in result.prompt_logprobs}
-        failed = {
-            failure.request_id: failure.message for result in results for failure in result.failures
-        }
+        self.model.observe(flight.base_s, flight.batch.predicted_s, outcome.longest_s, prefill)
+        self.model.account(flight.calibrated_s, outcome.work_s, prefill)
         events: list[Event] = []
         for flown in flight.spans:
             name = flown.state.id
             if flown.epoch != flown.state.epoch:
                 continue
-            if name in failed:
-                events.append(self._finish(flown.state, "error", failed[name], now))
+            if name in outcome.failed:
+                events.append(self._finish(flown.state, "error", outcome.failed[name], now))
             else:
-                events += self._arrived(flown, drawn.get(name), scored.get(name), now)
+                token = outcome.drawn.get(name)
+                events += self._arrived(flown, token, outcome.scored.get(name), now)
         self._follow_drift()
         return events
 
@@ -213,7 +209,9 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""
-        live, usage, (p50, p90) = self.live, self.live.kv.usage(), self.model.errors()
+        live = self.live
+        usage = self.live.kv.usage()
+        p50, p90 = self.model.errors()
         return Stats(
             running=len(live.decoding),
             prefilling=len(live.queue.started),
@@ -301,7 +299,8 @@ class Scheduler:
         self, flown: Flown, drawn: SampledToken | None, scored: PromptLogprobs | None, now: float
     ) -> list[Event]:
         """A span that still counts has been computed."""
-        state, events = flown.state, list[Event]()
+        state = flown.state
+        events = list[Event]()
         self.live.computed(state, flown.stop)
         if state.danger:
             self._suspects.passed(state)

@@ -97,8 +97,12 @@ class Simulation:
     ) -> None:
         self.scheduler = Scheduler(config, grid, model)
         self.now = 0.0
-        self._reality, self._noise, self._random = reality or model, noise, random.Random(seed)
-        self._hop_s, self._hop_row_s, self._control_s = hop_s, hop_row_s, control_s
+        self._reality = reality or model
+        self._noise = noise
+        self._random = random.Random(seed)
+        self._hop_s = hop_s
+        self._hop_row_s = hop_row_s
+        self._control_s = control_s
         self._in_flight_limit = in_flight
         self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
@@ -106,19 +110,18 @@ class Simulation:
         self._batches = 0
         self._logs: dict[str, RequestLog] = {}
         self._arrivals: list[tuple[float, int, Request]] = []
-        self._follow, self._serial = follow, 0
+        self._follow = follow
+        self._serial = 0
         self._stamps: list[Stamp] | None = [] if record else None
 
     def run(self, requests: Iterable[Request]) -> SimulationResult:
         """Serve requests, in order of arrival, to the end."""
         for request in requests:
             self._expect(request)
-        arrivals, flights, free_at, scheduler = (
-            self._arrivals,
-            self._flights,
-            self._free_at,
-            self.scheduler,
-        )
+        arrivals = self._arrivals
+        flights = self._flights
+        free_at = self._free_at
+        scheduler = self.scheduler
         started_at = self.now = arrivals[0][0] if arrivals else 0.0
         never = float("inf")
         # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
@@ -172,7 +175,9 @@ class Simulation:
             if self._hop_row_s
             else self._hop_s
         )
-        at, free_at, busy_s = self.now, self._free_at, self._busy_s
+        at = self.now
+        free_at = self._free_at
+        busy_s = self._busy_s
         for stage, duration in enumerate(seconds):
             free = free_at[stage]
             free_at[stage] = at = (free if free > at else at) + duration
@@ -207,16 +212,13 @@ class Simulation:
 
 def chunk_sizes(batch: Batch) -> tuple[int, ...]:
     """Tokens of each prefill chunk of a batch; what several groups share counts once."""
-    spans = [
-        span
-        for message in batch.groups
-        if message is not None
-        for span in message.spans
-        if span.writes
-    ]
-    return tuple(
-        [span.stop - span.start for span in spans if span.index == 0 or span.stop - span.start > 1]
-    )
+    sizes: list[int] = []
+    for message in batch.groups:
+        for span in message.spans if message is not None else ():
+            tokens = span.stop - span.start
+            if span.writes and (span.index == 0 or tokens > 1):
+                sizes.append(tokens)
+    return tuple(sizes)
 
 
 def token_of(request_id: str, index: int) -> int:

@@ -28,7 +28,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
-_STRING, _ARRAY = 8, 9
+_STRING = 8
+_ARRAY = 9
 
 
 class GgufTensor(msgspec.Struct, frozen=True):

@@ -123,7 +123,8 @@ def _json(path: Path) -> dict[str, Any]:
 def from_gguf(path: Path) -> ModelSpec:
     """ModelSpec of a GGUF file."""
     file = GgufFile(path)
-    data, tensors = file.metadata, file.tensors
+    data = file.metadata
+    tensors = file.tensors
     name = data.get("general.architecture", "(none given)")
     if name not in ("llama", "qwen2", "qwen3") or data.get(f"{name}.expert_count"):
         raise ModelError(f"GGUF architecture {name} is not supported; supported are {_SUPPORTED}")
@@ -133,7 +134,8 @@ def from_gguf(path: Path) -> ModelSpec:
         if key.startswith(f"{name}.")
     }
     try:
-        heads, hidden = own["attention.head_count"], own["embedding_length"]
+        heads = own["attention.head_count"]
+        hidden = own["embedding_length"]
         rope, positions = _gguf_rope(own, file)
         window = own.get("attention.sliding_window")
         return ModelSpec(

@@ -90,7 +90,8 @@ def pieces_of(spans: Sequence[Span], tables: Sequence[Tensor]) -> list[Piece]:
 def runs_of(spans: Sequence[Span]) -> list[tuple[tuple[int, ...], int, int]]:
     """Consecutive spans with equal groups: (groups, first span, stop). One group alone counts as
     none."""
-    runs, start = [], 0
+    runs = []
+    start = 0
     for groups, same in itertools.groupby(
         spans, lambda span: span.groups if len(span.groups) > 1 else ()
     ):
@@ -118,7 +119,9 @@ class StepAttention:
         tables: Sequence[Tensor],
         exchange: Exchange | None,
     ) -> None:
-        self.kernels, self.pool, self.exchange = kernels, pool, exchange
+        self.kernels = kernels
+        self.pool = pool
+        self.exchange = exchange
         pieces = pieces_of(spans, tables)
         self.written, self.places = _writes(pool, pieces)
         self.runs = [
@@ -154,7 +157,9 @@ class StepAttention:
 
 def _writes(pool: KvPool, pieces: Sequence[Piece]) -> tuple[Tensor | None, Tensor | None]:
     """Rows to store (None: all) and the pool rows they go to (None: nothing to store)."""
-    pages, slots, rows = [], [], []
+    pages = []
+    slots = []
+    rows = []
     for piece in pieces:
         if piece.writes:
             where = torch.arange(piece.cached, piece.cached + piece.rows)

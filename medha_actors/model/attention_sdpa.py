@@ -80,9 +80,11 @@ class SdpaAttention:
     def prefill(
         self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
     ) -> None:
-        kv_heads, rows = self.pool.kv_heads, chunk.rows
+        kv_heads = self.pool.kv_heads
+        rows = chunk.rows
         own_q = q[rows].transpose(0, 1).contiguous()  # [heads, rows, head_dim]
-        outs, lses = [], []
+        outs = []
+        lses = []
         if chunk.head_pages is not None:
             keys, values = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
             folded = own_q.view(1, kv_heads, -1, own_q.shape[-1])
@@ -136,7 +138,8 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tenso
         q.shape[1] != keys.shape[1]
     ):  # only the chunk's own keys: few, so that copying them costs little
         share = q.shape[1] // keys.shape[1]
-        keys, values = keys.repeat_interleave(share, 1), values.repeat_interleave(share, 1)
+        keys = keys.repeat_interleave(share, 1)
+        values = values.repeat_interleave(share, 1)
     if q.dtype == torch.float32:
         found = _ops._scaled_dot_product_efficient_attention(
             q, keys, values, None, True, is_causal=causal

@@ -56,10 +56,13 @@ class Layer:
     """One transformer layer; `local` is its place in the stage's KV pool."""
 
     def __init__(self, loader: Loader, number: int, local: int) -> None:
-        spec, prefix = loader.spec, f"model.layers.{number}"
+        spec = loader.spec
+        prefix = f"model.layers.{number}"
         names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
         self.local = local
-        self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
+        self.heads = spec.heads
+        self.kv_heads = spec.kv_heads
+        self.head_dim = spec.head_dim
         self.attention_norm = loader.norm(f"{prefix}.input_layernorm")
         self.qkv = loader.linear(*names, bias=spec.qkv_bias)
         self.q_norm = loader.norm(f"{prefix}.self_attn.q_norm") if spec.qk_norm else None
@@ -96,7 +99,9 @@ class TorchDecoder:
         page_tokens: int,
         attention: str,
     ) -> None:
-        spec, self.device, self.dtype = loader.spec, loader.device, loader.dtype
+        spec = loader.spec
+        self.device = loader.device
+        self.dtype = loader.dtype
         shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
         self.pool = KvPool(*shape, self.device, self.dtype, token_major=attention == "flash_attn")
         self.kernels = _kernels(self.pool, attention)

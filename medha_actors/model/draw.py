@@ -93,7 +93,8 @@ def _threshold_among(
     settled = floor >= peak - depth  # whatever may pass is in `best`
     if 0 < params.top_k < len(row):
         if len(best) >= params.top_k:
-            best, settled = best[: params.top_k], True
+            best = best[: params.top_k]
+            settled = True
             floor = float(best[-1])
         elif not settled:
             return None

@@ -13,7 +13,12 @@ from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.model_spec import ModelSpec
 
-F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
+F32 = 0
+F16 = 1
+Q4_0 = 2
+Q4_1 = 3
+Q8_0 = 8
+BF16 = 30
 _BLOCK_BYTES = {
     F32: 4,
     F16: 2,

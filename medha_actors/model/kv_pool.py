@@ -38,12 +38,10 @@ class KvPool:
             if on_cpu
             else torch.zeros(shape, dtype=dtype, device=device)
         )
-        self.pages, self.page_tokens, self.kv_heads, self.head_dim = (
-            pages,
-            page_tokens,
-            kv_heads,
-            head_dim,
-        )
+        self.pages = pages
+        self.page_tokens = page_tokens
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
         self.strides = (
             (kv_heads, 1) if token_major else (1, page_tokens)
         )  # of a token and of a head, in rows

@@ -124,7 +124,8 @@ class Loader:
         return RmsNorm(self.tensor(f"{name}.weight"), self.spec.eps)
 
     def mlp(self, layer: int) -> Mlp:
-        prefix, bias = f"model.layers.{layer}.mlp", self.spec.mlp_bias
+        prefix = f"model.layers.{layer}.mlp"
+        bias = self.spec.mlp_bias
         return Mlp(
             self.linear(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
             self.linear(f"{prefix}.down_proj", bias=bias),

@@ -22,9 +22,11 @@ class Rotary:
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Positions [rows] -> cos, sin, each [rows, 1, head_dim / 2]."""
         angles = (positions.float()[:, None] * self.frequencies)[:, None, :]
-        cos, sin = angles.cos(), angles.sin()
+        cos = angles.cos()
+        sin = angles.sin()
         if self.scale != 1.0:
-            cos, sin = cos * self.scale, sin * self.scale
+            cos = cos * self.scale
+            sin = sin * self.scale
         return cos.to(dtype), sin.to(dtype)
 
 
@@ -32,7 +34,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [rows, heads, head_dim]; the pairs are (i, i + head_dim / 2) as in Hugging Face
     checkpoints."""
     half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
+    left = x[..., :half]
+    right = x[..., half:]
     out = torch.empty_like(x)
     torch.mul(left, cos, out=out[..., :half]).addcmul_(right, sin, value=-1)
     torch.mul(right, cos, out=out[..., half:]).addcmul_(left, sin)
@@ -45,7 +48,8 @@ def frequencies_of(rope: Rope, head_dim: int, max_positions: int) -> tuple[Tenso
     `dynamic` stretches once, for the longest sequence that is served: cached keys cannot be rotated
     again when a sequence grows.
     """
-    theta, scale = rope.theta, 1.0
+    theta = rope.theta
+    scale = 1.0
     if rope.kind == "dynamic":
         length = max(max_positions, rope.original_max_positions)
         stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
@@ -80,10 +84,13 @@ def _yarn(plain: Tensor, rope: Rope, head_dim: int) -> tuple[Tensor, float]:
         ratio = rope.original_max_positions / (turns * 2 * math.pi)
         return head_dim * math.log(ratio) / (2 * math.log(rope.theta))
 
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    low = dimension(rope.beta_fast)
+    high = dimension(rope.beta_slow)
     if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+        low = math.floor(low)
+        high = math.ceil(high)
+    low = max(low, 0)
+    high = min(high, head_dim - 1)
     width = high - low or 0.001
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
     scaled = plain / rope.factor * ramp + plain * (1 - ramp)

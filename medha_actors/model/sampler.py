@@ -69,7 +69,10 @@ class Sampler:
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
         """Sample where the spans say so, and report prompt log-probabilities where they were asked
         for. A request for which that fails is noted in `failures`, and nothing of it returned."""
-        rows, sampled, prompts, first = [], [], [], 0
+        rows = []
+        sampled = []
+        prompts = []
+        first = 0
         for span in spans:
             if self.histories and span.request_id in self.histories:
                 with failures.guard(span.request_id):

@@ -63,9 +63,13 @@ class Stage:
         threads: int = 1,
         attention: str = "auto",
     ) -> None:
-        self.spec, self.group, self.pages, self.page_tokens = spec, group, pages, page_tokens
+        self.spec = spec
+        self.group = group
+        self.pages = pages
+        self.page_tokens = page_tokens
         self.device = torch.device(device)
-        self.is_first, self.is_last = stages[0] == 0, stages[0] == stages[1] - 1
+        self.is_first = stages[0] == 0
+        self.is_last = stages[0] == stages[1] - 1
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         with torch.inference_mode():

@@ -50,7 +50,8 @@ class RandomWeights:
 
     def __init__(self, spec: ModelSpec, seed: int) -> None:
         self.seed = seed
-        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        wide = spec.heads * spec.head_dim
+        narrow = spec.kv_heads * spec.head_dim
         self.shapes = {
             "q_proj": (wide, spec.hidden),
             "k_proj": (narrow, spec.hidden),
@@ -90,7 +91,9 @@ class SafetensorsWeights:
                 self.files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
             else:
                 names = sorted(path.name for path in folder.glob("*.safetensors"))
-                self.files = {name: file for file in names for name in self._open(file).keys()}  # noqa: SIM118
+                self.files = {}
+                for file in names:
+                    self.files |= dict.fromkeys(self._open(file).keys(), file)
         except (ValueError, KeyError, OSError) as error:
             raise ModelError(f"{index} cannot be read: {error}") from error
         if not self.files:

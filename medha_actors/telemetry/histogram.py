@@ -99,7 +99,8 @@ def exposition(families: list[Family], common: Labels = ()) -> str:
 
 
 def _histogram_lines(name: str, labels: Labels, histogram: Histogram) -> list[str]:
-    lines, count = [], 0
+    lines = []
+    count = 0
     for bound, here in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         count += here
         lines.append(f"{name}_bucket{_braces((*labels, ('le', _number(bound))))} {count}")

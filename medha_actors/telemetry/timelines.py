@@ -193,7 +193,8 @@ def _joined_gaps(gaps: list[Gap]) -> list[Gap]:
         if second.until_at is None:
             joined += [first, second]
             continue
-        first.until_at, first.count = second.until_at, first.count + second.count
+        first.until_at = second.until_at
+        first.count = first.count + second.count
         first.gap_s += second.gap_s
         joined.append(first)
     return joined + (gaps[-1:] if len(gaps) % 2 else [])

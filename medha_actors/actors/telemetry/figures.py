@@ -39,7 +39,8 @@ class Figures:
 
     def __init__(self, stages: int, groups: int, pages_per_group: int) -> None:
         self._pages = pages_per_group
-        self.ttft_s, self.tbt_s = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
+        self.ttft_s = deque[float](maxlen=_RECENT)
+        self.tbt_s = deque[float](maxlen=_RECENT)
         self._histograms: dict[str, tuple[str, dict[Labels, Histogram]]] = {}
         new = self._new
         self._ttft = self._by_class(
@@ -80,7 +81,9 @@ class Figures:
         self._exchange_s = [[0.0] * groups for _ in range(stages)]
         self._bubble_s = [[0.0] * groups for _ in range(stages)]
         self._free_at = [[0.0] * groups for _ in range(stages)]
-        self.control_s, self.steps, self.rebuilds = 0.0, 0, 0
+        self.control_s = 0.0
+        self.steps = 0
+        self.rebuilds = 0
         self._had_rest = [False] * groups  # nobody was live some time since the group's last batch
 
     def _new(self, name: str, bounds: tuple[float, ...], text: str) -> Histogram:
@@ -124,7 +127,8 @@ class Figures:
         self._iteration.observe(batch.prefill_tokens + batch.decode_tokens)
         slowest_s = 0.0
         for result in results:
-            k, rested = result.group, self._had_rest[result.group]
+            k = result.group
+            rested = self._had_rest[result.group]
             self._had_rest[k] = False
             for s, (start, seconds) in enumerate(
                 zip(result.stage_starts, result.stage_seconds, strict=True)
@@ -152,7 +156,8 @@ class Figures:
 
     def ended(self, timeline: Timeline) -> None:
         """A request is over."""
-        reason, size = timeline.reason or "error", length_class(timeline.prompt_tokens)
+        reason = timeline.reason or "error"
+        size = length_class(timeline.prompt_tokens)
         _count(self._endings, finished_reason=reason)
         if timeline.finished_at is not None:
             self._e2e[size].observe(timeline.finished_at - timeline.arrived_at)
@@ -239,11 +244,10 @@ class Figures:
 
     def _counters(self, stats: Stats) -> list[Family]:
         def grid(name: str, text: str, seconds: list[list[float]]) -> Family:
-            series: dict[Labels, float] = {
-                (("stage", str(s)), ("group", str(k))): value
-                for s, row in enumerate(seconds)
-                for k, value in enumerate(row)
-            }
+            series: dict[Labels, float] = {}
+            for s, row in enumerate(seconds):
+                for k, value in enumerate(row):
+                    series[("stage", str(s)), ("group", str(k))] = value
             return Family(name, "counter", text, series)
 
         def kinds(name: str, text: str, seconds: tuple[float, float]) -> Family:

@@ -79,7 +79,9 @@ class Observer(Silence):
             self.figures.done(batch, results)
 
     def happened(self, events: Sequence[Event]) -> None:
-        live, happened, token = self.recorder.live, self.recorder.happened, self.figures.token
+        live = self.recorder.live
+        happened = self.recorder.happened
+        token = self.figures.token
         for event in events:
             if isinstance(event, TokenEvent):
                 timeline = live.get(event.request_id)

@@ -18,6 +18,7 @@ from medha_actors.messages import (
     Event,
     FinishedEvent,
     Request,
+    Span,
     StepResult,
     TokenEvent,
 )
@@ -41,7 +42,8 @@ class Recorder:
     """`last` finished requests are kept, and all live ones."""
 
     def __init__(self, last: int, max_chunks: int) -> None:
-        self._last, self._max_chunks = last, max_chunks
+        self._last = last
+        self._max_chunks = max_chunks
         self.live: dict[str, Timeline] = {}
         self.finished: OrderedDict[str, Timeline] = OrderedDict()
         self.steps: deque[Step] = deque(maxlen=RECENT_BATCHES)
@@ -79,14 +81,10 @@ class Recorder:
         chunks: list[tuple[Timeline, Chunk]] = []
         if record.slacks:
             requests = len(record.slacks) + batch.decode_tokens
-            spans = {
-                span.request_id: span
-                for message in batch.groups
-                if message
-                for span in message.spans
-            }
+            spans = _spans_of(batch)
             for request_id, slack_s, total_work_s in record.slacks:
-                timeline, span = self.live.get(request_id), spans[request_id]
+                timeline = self.live.get(request_id)
+                span = spans[request_id]
                 if timeline is None:
                     continue
                 chunk = Chunk(
@@ -135,11 +133,10 @@ class Recorder:
             )
             for _, chunk in own:
                 _work(chunk, result)
-        actual_s = max(
-            [seconds for result in results for seconds in result.stage_seconds], default=0.0
-        )
+        actual_s = max([max(result.stage_seconds, default=0.0) for result in results], default=0.0)
         for timeline, chunk in chunks:
-            chunk.done_at, chunk.actual_s = now, actual_s
+            chunk.done_at = now
+            chunk.actual_s = actual_s
             if len(timeline.chunks) > self._max_chunks:
                 coalesce(timeline, self._max_chunks)
         return batch
@@ -192,16 +189,13 @@ class Recorder:
 
     def _finish(self, timeline: Timeline, event: FinishedEvent) -> None:
         self._resume(timeline, event.finished_at)
-        timeline.scheduled_at, timeline.prefilled_at = event.scheduled_at, event.prefilled_at
-        timeline.finished_at, timeline.reason, timeline.message = (
-            event.finished_at,
-            event.reason,
-            event.message,
-        )
-        timeline.preemptions, timeline.recomputed_tokens = (
-            event.preemptions,
-            event.recomputed_tokens,
-        )
+        timeline.scheduled_at = event.scheduled_at
+        timeline.prefilled_at = event.prefilled_at
+        timeline.finished_at = event.finished_at
+        timeline.reason = event.reason
+        timeline.message = event.message
+        timeline.preemptions = event.preemptions
+        timeline.recomputed_tokens = event.recomputed_tokens
         timeline.cached_tokens = event.cached_tokens
         del self.live[timeline.id]
         self.finished[timeline.id] = timeline
@@ -231,7 +225,17 @@ class Recorder:
     def _resume(timeline: Timeline, now: float) -> None:
         if timeline.gaps and timeline.gaps[-1].until_at is None:
             gap = timeline.gaps[-1]
-            gap.until_at, gap.gap_s = now, now - gap.from_at
+            gap.until_at = now
+            gap.gap_s = now - gap.from_at
+
+
+def _spans_of(batch: Batch) -> dict[str, Span]:
+    """By request; the last group's where several have one."""
+    spans: dict[str, Span] = {}
+    for message in batch.groups:
+        if message is not None:
+            spans |= {span.request_id: span for span in message.spans}
+    return spans
 
 
 def _work(chunk: Chunk, result: StepResult) -> None:

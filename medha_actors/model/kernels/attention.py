@@ -63,11 +63,9 @@ def _tile(
     tile; `first` is 1 for the first tile of a row; p is scratch for the weights; the next tile's
     addresses are prefetched.
     """
-    size, state_row, sums = (
-        2 if bfloat else 4,
-        e.times(e.at(dims, STATE_EXTRA), 4),
-        e.times(dims, 4),
-    )
+    size = 2 if bfloat else 4
+    state_row = e.times(e.at(dims, STATE_EXTRA), 4)
+    sums = e.times(dims, 4)
     states = [e.at(state, e.times(state_row, r)) for r in range(rows)]
     scores = _scores(e, rows, bfloat, dims, q, keys, states, next_keys)
     _hide(e, scores, limits, start)
@@ -97,8 +95,10 @@ def _scores(
     states: list[ir.Value], next_keys: ir.Value,
 ) -> list[list[ir.Value]]:  # fmt: skip
     """q k - m for each row, in VECTORS registers."""
-    b, pair = e.b, 2 if bfloat else 1
-    q_row, exponent = e.times(dims, 4 // pair), e.times(e.at(dims, 16), 4)
+    b = e.b
+    pair = 2 if bfloat else 1
+    q_row = e.times(dims, 4 // pair)
+    exponent = e.times(e.at(dims, 16), 4)
     scores = []
     for r in range(rows):
         start = e.splat(b.fneg(e.load(e.at(states[r], exponent), F32)))
@@ -174,7 +174,8 @@ def _add_values(
     next_values: ir.Value,
 ) -> None:
     """output += p v, for as many dimensions at a time as the registers hold, then 16 at a time."""
-    b, pair = e.b, 2 if bfloat else 1
+    b = e.b
+    pair = 2 if bfloat else 1
 
     def columns(start: ir.Value, vectors: int) -> None:
         places = [[e.at(s, start, 64 * c) for c in range(vectors)] for s in states]
@@ -207,11 +208,9 @@ def _rows(bfloat: bool) -> Any:
         state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
         next_keys: ir.Value, next_values: ir.Value,
     ) -> None:  # fmt: skip
-        done, q_row, state_row = (
-            I64(0),
-            e.times(dims, 2 if bfloat else 4),
-            e.times(e.at(dims, STATE_EXTRA), 4),
-        )
+        done = I64(0)
+        q_row = e.times(dims, 2 if bfloat else 4)
+        state_row = e.times(e.at(dims, STATE_EXTRA), 4)
         for size in TILE_ROWS:
             tiles = e.b.udiv(e.b.sub(rows, done), I64(size))
             with e.loop(tiles) as loop:
@@ -240,7 +239,8 @@ def _rows(bfloat: bool) -> Any:
     return kernel(12, emit)
 
 
-_kernel_bfloat, _kernel_float = _rows(True), _rows(False)
+_kernel_bfloat = _rows(True)
+_kernel_float = _rows(False)
 
 
 # numba's cache wants a function in a file for each
@@ -298,19 +298,23 @@ def attend(
     logarithm) are written.
     """
     state, limits, p = scratch
-    rows, visible = tokens * share, cached + tokens * writes
+    rows = tokens * share
+    visible = cached + tokens * writes
     for r in range(rows):
         limits[r] = cached + (r // share + 1) * writes
         state[r, dims:] = 0  # the outputs are set to zero with the first tile
     size = TILE * dims * (2 if bfloat else 4)
     tiles = (visible + TILE - 1) // TILE
     for t in range(tiles):
-        start, place = t * TILE, pages[t // page_tiles] * page_bytes + t % page_tiles * size
+        start = t * TILE
+        place = pages[t // page_tiles] * page_bytes + t % page_tiles * size
         after = min(t + 1, tiles - 1)
         ahead = pages[after // page_tiles] * page_bytes + after % page_tiles * size
         skip = max(start - cached, 0) * share  # rows that end before this tile
-        left, first = rows - skip, 1 if t == 0 else 0
-        s, n = address(state) + skip * (dims + STATE_EXTRA) * 4, address(limits) + skip * 8
+        left = rows - skip
+        first = 1 if t == 0 else 0
+        s = address(state) + skip * (dims + STATE_EXTRA) * 4
+        n = address(limits) + skip * 8
         _call_rows(
             code,
             left,
@@ -330,7 +334,8 @@ def attend(
         total = np.float32(0)
         for lane in range(16):
             total += state[r, dims + lane]
-        row, head = r // share, r % share
+        row = r // share
+        head = r % share
         if visible == 0:
             out[row, head] = 0
             lse[row, head] = -np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -87,7 +88,9 @@ class CpuLayers:
         page_tokens: int,
         bfloat: bool,
     ) -> None:
-        self.shape, self.weights, self.page_tokens = shape, _together(weights), page_tokens
+        self.shape = shape
+        self.weights = _together(weights)
+        self.page_tokens = page_tokens
         layer_bytes = pages * page_tokens * shape.kv_heads * shape.head_dim * (2 if bfloat else 4)
         self.keys = aligned(layer_bytes * len(self.weights), np.uint8)
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
@@ -153,7 +156,8 @@ class CpuLayers:
         with the attention over this group's pieces, float32 [rows, heads, head_dim] and [rows,
         heads] (-inf: nothing seen), and replaces rows of `out` by what they are over all groups.
         """
-        s, rows = self.shape, len(x)
+        s = self.shape
+        rows = len(x)
         q = aligned(rows * s.heads * s.head_dim, np.float32)
         out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(rows, s.heads, s.head_dim)
         lse = np.empty((rows, s.heads), np.float32)
@@ -194,7 +198,8 @@ class CpuLayers:
         row."""
         table = np.zeros((len(spans), 5), np.int64)
         slots = np.full(rows, -1, np.int64)
-        pages, start = [], 0
+        pages = []
+        start = 0
         for number, span in enumerate(spans):
             held = np.asarray(span.pages, np.int32)
             table[number] = (span.first, span.rows, span.cached, span.writes, start)
@@ -218,9 +223,10 @@ class CpuLayers:
 
 def _together(weights: Sequence[LayerWeights]) -> list[LayerWeights]:
     """Move all matrices into one block of memory, which the system maps with huge pages."""
-    matrices = [matrix for layer in weights for matrix in layer[:4]]
+    matrices = list(itertools.chain.from_iterable([layer[:4] for layer in weights]))
     store = aligned(sum(matrix.data.size for matrix in matrices), np.uint8)
-    moved, start = [], 0
+    moved = []
+    start = 0
     for layer in weights:
         mine = []
         for matrix in layer[:4]:

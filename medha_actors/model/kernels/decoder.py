@@ -47,7 +47,9 @@ class KernelDecoder:
     def __init__(
         self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int
     ) -> None:
-        spec, self.loader, self.pages = loader.spec, loader, pages
+        spec = loader.spec
+        self.loader = loader
+        self.pages = pages
         self.exact = loader.dtype == torch.float32
         shape = Dimensions(
             spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim, spec.eps
@@ -72,7 +74,8 @@ class KernelDecoder:
         cos, sin = (
             part.view(len(x), -1).contiguous() for part in self.rotary(positions, torch.float32)
         )
-        rows, first = [], 0
+        rows = []
+        first = 0
         for span, table in zip(spans, tables, strict=True):
             count = span.stop - span.start
             rows.append(SpanRows(first, count, span.piece_tokens, span.writes, table.numpy()))
@@ -102,12 +105,12 @@ class KernelDecoder:
         return [torch.from_numpy(store).view(dtype).view(shape) for store in stores]
 
     def _layer(self, number: int) -> LayerWeights:
-        spec, prefix = self.loader.spec, f"model.layers.{number}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        qkv, gate_up = (
-            [f"{attention}.{n}_proj" for n in "qkv"],
-            [f"{mlp}.{n}_proj" for n in ("gate", "up")],
-        )
+        spec = self.loader.spec
+        prefix = f"model.layers.{number}"
+        attention = f"{prefix}.self_attn"
+        mlp = f"{prefix}.mlp"
+        qkv = [f"{attention}.{n}_proj" for n in "qkv"]
+        gate_up = [f"{mlp}.{n}_proj" for n in ("gate", "up")]
         return LayerWeights(
             qkv=self._matrix(*qkv, activations="int16"),
             out=self._matrix(f"{attention}.o_proj"),

@@ -28,14 +28,17 @@ FORM: Form = (
     else "plain"
 )
 Sums = list[ir.Value]
-_V16S, _V32S = ir.VectorType(I16, 16), ir.VectorType(I16, 32)
+_V16S = ir.VectorType(I16, 16)
+_V32S = ir.VectorType(I16, 32)
 
 
 class ByteDot:
     """The sums of one block of 32 inputs, for weights of 4 or 8 bits."""
 
     def __init__(self, e: Emit, bits: int, form: Form = FORM) -> None:
-        self.e, self.bits, self.form = e, bits, form
+        self.e = e
+        self.bits = bits
+        self.form = form
 
     def zero(self) -> Sums:
         if self.form == "pairs":
@@ -66,7 +69,8 @@ class ByteDot:
         """The sums as V16I."""
         if self.form != "pairs":
             return sums[0]
-        b, ones = self.e.b, self.e.constant(1, _V16S)
+        b = self.e.b
+        ones = self.e.constant(1, _V16S)
         whole = [
             self._joined(
                 [
@@ -104,8 +108,10 @@ class ByteDot:
         )
 
     def _plain(self, total: ir.Value, weights: ir.Value, values: ir.Value) -> ir.Value:
-        e, b = self.e, self.e.b
-        byte, top = e.constant(255, V16I), e.constant(24, V16I)
+        e = self.e
+        b = self.e.b
+        byte = e.constant(255, V16I)
+        top = e.constant(24, V16I)
         for j in range(4):
             weight = b.and_(b.lshr(weights, e.constant(8 * j, V16I)), byte)
             value = b.ashr(b.shl(values, e.constant(24 - 8 * j, V16I)), top)

@@ -11,7 +11,9 @@ from llvmlite import ir
 
 from medha_actors.model.kernels.ir import F32, I16, I32, I64, V16C, V16F, V16I, Emit, kernel
 
-_V8F, _V8S, _V4I = ir.VectorType(F32, 8), ir.VectorType(I16, 8), ir.VectorType(I32, 4)
+_V8F = ir.VectorType(F32, 8)
+_V8S = ir.VectorType(I16, 8)
+_V4I = ir.VectorType(I32, 4)
 INT8, FLOAT, BFLOAT = range(3)  # forms of activations
 _LOG2_E = 1.4426950408889634
 
@@ -75,7 +77,9 @@ def _round_block(
 ) -> list[ir.Value]:
     """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the
     sum."""
-    b, place, four_i = e.b, e.at(x, e.times(number, 128)), e.times(number, 4)
+    b = e.b
+    place = e.at(x, e.times(number, 128))
+    four_i = e.times(number, 4)
     values = [e.load(place), e.load(e.at(place, 64))]
     top = e.largest(e.maximum(*[e.call("llvm.fabs.v16f32", V16F, value) for value in values]))
     step = b.fmul(top, F32(1 / steps))
@@ -131,9 +135,12 @@ def _rotate(e: Emit, x: ir.Value, cos: ir.Value, sin: ir.Value, half: ir.Value) 
     b = e.b
     with e.loop(b.udiv(half, I64(8))) as loop:
         offset = e.times(loop.index, 32)
-        left, right = e.at(x, offset), e.at(x, offset, e.times(half, 4))
-        a, z = e.load(left, _V8F), e.load(right, _V8F)
-        c, s = e.load(e.at(cos, offset), _V8F), e.load(e.at(sin, offset), _V8F)
+        left = e.at(x, offset)
+        right = e.at(x, offset, e.times(half, 4))
+        a = e.load(left, _V8F)
+        z = e.load(right, _V8F)
+        c = e.load(e.at(cos, offset), _V8F)
+        s = e.load(e.at(sin, offset), _V8F)
         e.store(b.fsub(b.fmul(a, c), b.fmul(z, s)), left)
         e.store(b.fadd(b.fmul(z, c), b.fmul(a, s)), right)
 
@@ -148,7 +155,8 @@ def _put_key(
         value = e.load(e.at(x, e.times(loop.index, 32)), _V8F)
         with b.if_else(b.icmp_signed("!=", bfloat, I64(0))) as (yes, no):
             with yes:
-                words, count = b.bitcast(e.bfloat(value), _V4I), 4
+                words = b.bitcast(e.bfloat(value), _V4I)
+                count = 4
                 for i in range(count):
                     place = e.at(out, e.times(e.at(e.times(loop.index, count), i), stride))
                     e.store(b.extract_element(words, I32(i)), place)

@@ -45,7 +45,9 @@ class _BFloat(ir.types.Type):
         return hash("bfloat")
 
 
-F32, F16, BF16 = ir.FloatType(), ir.HalfType(), _BFloat()
+F32 = ir.FloatType()
+F16 = ir.HalfType()
+BF16 = _BFloat()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 V16F, V16I, V16H, V16B, V16C = (ir.VectorType(kind, LANES) for kind in (F32, I32, F16, BF16, I8))
 V64C = ir.VectorType(I8, 64)
@@ -117,7 +119,8 @@ class Emit:
         if native:
             return self.b.fptrunc(x, ir.VectorType(BF16, lanes))
         kind = ir.VectorType(I32, lanes)
-        bits, sixteen = self.b.bitcast(x, kind), self.constant(16, kind)
+        bits = self.b.bitcast(x, kind)
+        sixteen = self.constant(16, kind)
         odd = self.b.and_(self.b.lshr(bits, sixteen), self.constant(1, kind))
         rounded = self.b.add(bits, self.b.add(odd, self.constant(0x7FFF, kind)))
         upper = self.b.trunc(self.b.lshr(rounded, sixteen), ir.VectorType(I16, lanes))
@@ -130,7 +133,8 @@ class Emit:
         if native:
             pairs = self.b.bitcast(x, _V32B), self.b.bitcast(y, _V32B)
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", V16F, acc, *pairs)
-        shift, high = self.constant(16, V16I), self.constant(0xFFFF0000, V16I)
+        shift = self.constant(16, V16I)
+        high = self.constant(0xFFFF0000, V16I)
         upper = [self.b.bitcast(self.b.and_(v, high), V16F) for v in (x, y)]
         lower = [self.b.bitcast(self.b.shl(v, shift), V16F) for v in (x, y)]
         return self.fma(*lower, self.fma(*upper, acc))

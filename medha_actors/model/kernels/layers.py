@@ -73,8 +73,13 @@ def apply(model, linear, rows, x, out, add, constants):
 
     constants: address of (eps, scale, one); x and out are addresses of contiguous rows.
     """
-    kind, code, data, columns, blocks = linear[0], linear[1], linear[2], linear[3], linear[4]
-    inputs, out_row = blocks * 32, columns * 64
+    kind = linear[0]
+    code = linear[1]
+    data = linear[2]
+    columns = linear[3]
+    blocks = linear[4]
+    inputs = blocks * 32
+    out_row = columns * 64
     if kind <= Q8_INT8:
         for r in range(rows):
             to_int8(
@@ -151,7 +156,8 @@ def _add_bias(bias, rows, count, x):
 def _turn(model, vectors, step, row, first, heads, constants):
     """Normalise (if the model does) and rotate the `heads` of one row of queries and keys."""
     half = model.head_dim // 2
-    cos, sin = step.cos + row * half * 4, step.sin + row * half * 4
+    cos = step.cos + row * half * 4
+    sin = step.sin + row * half * 4
     for head in range(heads):
         place = first + head * model.head_dim * 4
         gain = vectors[Q_NORM] if head < model.heads else vectors[K_NORM]
@@ -164,7 +170,8 @@ def _turn(model, vectors, step, row, first, heads, constants):
 def _store(model, layer, step, row, first, slot, constants):
     """Put one row's queries where attention reads them, and its keys and values into `slot` (-1:
     nowhere)."""
-    dims, share = model.head_dim, model.heads // model.kv_heads
+    dims = model.head_dim
+    share = model.heads // model.kv_heads
     size = 2 if model.bfloat else 4
     for head in range(model.kv_heads):
         place = step.q + ((head * step.rows + row) * share) * dims * size
@@ -175,7 +182,8 @@ def _store(model, layer, step, row, first, slot, constants):
             scaled(source, share * dims, constants + 4, place)
         if slot < 0:
             continue
-        page, offset = slot // model.page_tokens, slot % model.page_tokens
+        page = slot // model.page_tokens
+        offset = slot % model.page_tokens
         tile = layer * model.layer_bytes
         tile += (
             ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE)
@@ -197,7 +205,9 @@ def before(model, linears, vectors, layer, step, slots):
     """Norm, query, key and value projections, RoPE, and the writing of keys and values; slots int64
     [rows]."""
     constants = address(model) + MODEL_EPS
-    m, s, v = model[0], step[0], vectors[layer]
+    m = model[0]
+    s = step[0]
+    v = vectors[layer]
     width = (m.heads + 2 * m.kv_heads) * m.head_dim
     for start in range(0, s.rows, ROWS):
         count = min(ROWS, s.rows - start)
@@ -215,8 +225,10 @@ def before(model, linears, vectors, layer, step, slots):
 @compiled
 def between(model, layer, step, spans, pages, scratch, out, lse):
     """Attention of all spans: out float32 [rows, heads, head_dim], lse float32 [rows, heads]."""
-    m, s = model[0], step[0]
-    share, dims = m.heads // m.kv_heads, m.head_dim
+    m = model[0]
+    s = step[0]
+    share = m.heads // m.kv_heads
+    dims = m.head_dim
     size = 2 if m.bfloat else 4
     page_bytes = m.kv_heads * m.page_tokens * dims * size
     for span in spans:
@@ -226,7 +238,8 @@ def between(model, layer, step, spans, pages, scratch, out, lse):
             cached = span[CACHED] + part * span[WRITES]
             for head in range(m.kv_heads):
                 skip = layer * m.layer_bytes + head * m.page_tokens * dims * size
-                rows, heads = slice(row, row + count), slice(head * share, head * share + share)
+                rows = slice(row, row + count)
+                heads = slice(head * share, head * share + share)
                 attend(
                     m.tile_code,
                     s.q + (head * s.rows + row) * share * dims * size,
@@ -251,7 +264,9 @@ def between(model, layer, step, spans, pages, scratch, out, lse):
 def after(model, linears, vectors, layer, step):
     """Output projection and gated MLP, both added to the residual stream."""
     constants = address(model) + MODEL_EPS
-    m, s, v = model[0], step[0], vectors[layer]
+    m = model[0]
+    s = step[0]
+    v = vectors[layer]
     wide = m.heads * m.head_dim
     for start in range(0, s.rows, ROWS):
         count = min(ROWS, s.rows - start)

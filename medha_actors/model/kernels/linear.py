@@ -75,7 +75,11 @@ class _Tile:
         out_row: ir.Value,
         add: ir.Value,
     ) -> None:
-        self.e, self.rows, self.blocks, self.w, self.add = e, range(rows), blocks, w, add
+        self.e = e
+        self.rows = range(rows)
+        self.blocks = blocks
+        self.w = w
+        self.add = add
         self.x, self.s, self.out = (
             [e.at(start, e.times(step, r)) for r in self.rows]
             for start, step in ((x, x_row), (s, s_row), (out, out_row))
@@ -103,8 +107,11 @@ class _Tile:
         A row of x is int8 [inputs]; with two bytes the high ones [inputs] and the low ones
         [inputs], signed both.
         """
-        e, b = self.e, self.e.b
-        low, four, dot = e.constant(0x0F0F0F0F, V16I), e.constant(4, V16I), ByteDot(e, bits)
+        e = self.e
+        b = self.e.b
+        low = e.constant(0x0F0F0F0F, V16I)
+        four = e.constant(4, V16I)
+        dot = ByteDot(e, bits)
         with e.loop(self.blocks) as loop:
             block = self.block(loop.index, Q4_INT8 if bits == 4 else Q8_INT8)
             acc = [[dot.zero() for _ in range(1 + two_bytes)] for _ in self.rows]
@@ -126,14 +133,16 @@ class _Tile:
                 value = e.fma(
                     m, e.broadcast(e.at(place, e.times(self.blocks, 4))), b.load(self.total[r])
                 )
-                scale, whole = b.fmul(d, e.broadcast(place)), dot.total(acc[r][0])
+                scale = b.fmul(d, e.broadcast(place))
+                whole = dot.total(acc[r][0])
                 if two_bytes:
                     whole = b.add(b.shl(whole, e.constant(8, V16I)), dot.total(acc[r][1]))
                 b.store(e.fma(b.sitofp(whole, V16F), scale, value), self.total[r])
 
     def with_float(self, bits: int) -> None:
         """s: [rows][blocks], the sum of each block (not used with 8 bits)."""
-        e, b = self.e, self.e.b
+        e = self.e
+        b = self.e.b
         with e.loop(self.blocks) as loop:
             block = self.block(loop.index, Q4_FLOAT if bits == 4 else Q8_FLOAT)
             acc = [e.constant(0.0) for _ in self.rows]
@@ -154,14 +163,16 @@ class _Tile:
 
     def nibble(self, block: ir.Value, i: int) -> ir.Value:
         """q of input i, as float32."""
-        b, raw = self.e.b, self.e.load(self.e.at(block, 64 * (i // 8)), V16I, 32)
+        b = self.e.b
+        raw = self.e.load(self.e.at(block, 64 * (i // 8)), V16I, 32)
         shifted = b.lshr(raw, self.e.constant(8 * (i % 4) + 4 * (i // 4 % 2), V16I))
         return b.sitofp(b.and_(shifted, self.e.constant(15, V16I)), V16F)
 
     def byte(self, block: ir.Value, i: int) -> ir.Value:
         """2**24 q of input i: the byte is moved to the top of its word, which takes one
         instruction."""
-        b, raw = self.e.b, self.e.load(self.e.at(block, 64 * (i // 4)), V16I, 32)
+        b = self.e.b
+        raw = self.e.load(self.e.at(block, 64 * (i // 4)), V16I, 32)
         signed = b.bitcast(b.xor(raw, self.e.constant(0x80808080, V16I)), V64C)
         order = [4 * (place // 4) + i % 4 if place % 4 == 3 else 64 for place in range(64)]
         moved = b.shuffle_vector(
@@ -189,7 +200,8 @@ class _Tile:
 
     def plain(self, bfloat: bool) -> None:
         """bfloat16 (pairs of inputs in a lane) or float32 weights and activations."""
-        e, b = self.e, self.e.b
+        e = self.e
+        b = self.e.b
         with e.loop(e.times(self.blocks, BLOCK // (2 if bfloat else 1) // 8)) as loop:
             words = e.at(self.w, e.times(loop.index, 512))
             if len(self.rows) > 1:
@@ -199,10 +211,8 @@ class _Tile:
             for i in range(8):
                 weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
                 for r in self.rows:
-                    place, value = (
-                        e.at(self.x[r], e.times(loop.index, 32), 4 * i),
-                        b.load(self.total[r]),
-                    )
+                    place = e.at(self.x[r], e.times(loop.index, 32), 4 * i)
+                    value = b.load(self.total[r])
                     if bfloat:
                         b.store(e.dot_bf16(value, weight, e.broadcast(place, I32)), self.total[r])
                     else:
@@ -233,7 +243,8 @@ def _linear(kind: int) -> Any:
                 with e.loop(tiles) as tile:
                     row = e.at(first, e.times(tile.index, size))
                     place = e.at(out, e.times(out_row, row), e.times(column.index, 64))
-                    xr, sr = e.at(x, e.times(x_row, row)), e.at(s, e.times(s_row, row))
+                    xr = e.at(x, e.times(x_row, row))
+                    sr = e.at(s, e.times(s_row, row))
                     _Tile(e, size, blocks, panel, xr, x_row, sr, s_row, place, out_row, add).emit(
                         kind
                     )

@@ -47,7 +47,8 @@ class Packed(NamedTuple):
     def row(self) -> tuple[int, int, int, int, int]:
         """(kind, code address, data address, columns, blocks) for the table that the kernels
         read."""
-        columns, blocks = self.outputs // _LANES, self.inputs // BLOCK
+        columns = self.outputs // _LANES
+        blocks = self.inputs // BLOCK
         return self.kind, linear_address(self.kind), self.data.ctypes.data, columns, blocks
 
 
@@ -81,7 +82,8 @@ def _pack_q4(rows: np.ndarray, kind: int, has_minimum: bool) -> Packed:
     blocks = width // (head + BLOCK // 2)
     columns = outputs // _LANES
     split = rows.reshape(columns, _LANES, blocks, head + BLOCK // 2)
-    scale, nibbles = split[..., :2], split[..., head:]
+    scale = split[..., :2]
+    nibbles = split[..., head:]
     if has_minimum:
         minimum = split[..., 2:4]
     else:  # Q4_0 is (q - 8) d
@@ -101,7 +103,8 @@ def _pack_q4(rows: np.ndarray, kind: int, has_minimum: bool) -> Packed:
 
 def _pack_q8_0(rows: np.ndarray, kind: int) -> Packed:
     outputs, width = rows.shape
-    blocks, columns = width // (2 + BLOCK), outputs // _LANES
+    blocks = width // (2 + BLOCK)
+    columns = outputs // _LANES
     split = rows.reshape(columns, _LANES, blocks, 2 + BLOCK)
     values = (split[..., 2:] ^ 128).reshape(
         columns, _LANES, blocks, 8, 4
