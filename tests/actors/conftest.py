@@ -1,10 +1,10 @@
-"""One local Ray for the actor tests."""
+"""One local Ray for all actor tests."""
 
 import pytest
 import ray
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
