@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from deployments import offsets
 from deployments.admission import Choice, Job
 from deployments.detokenize import TokenTable
 from deployments.outbox import Piece
@@ -25,9 +26,8 @@ from deployments.replies import (
 )
 from medha_actors.messages import Accepted, FinishedEvent, PromptLogprobsEvent, TokenEvent
 
-Entry = tuple[
-    int, float | None, tuple[tuple[int, float], ...]
-]  # token, its log-probability, the likeliest ones
+# token, its log-probability, the likeliest ones, where it starts in the text
+Entry = tuple[int, float | None, tuple[tuple[int, float], ...], int]
 
 
 class Answer(Protocol):
@@ -129,7 +129,7 @@ class _Written:
     """What a text choice has said so far."""
 
     started: bool = False
-    offset: int = 0
+    echoed: int = 0  # characters of the prompt
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
 
 
@@ -172,18 +172,20 @@ class TextAnswer:
         written.prompt_logprobs += piece.prompt_logprobs
         if piece.generated == 0 and piece.finish_reason is None:
             return None
-        entries: list[Entry] = [
-            (token.token_id, token.logprob, token.top_logprobs) for token in piece.tokens
-        ]
+        entries: list[Entry] = []
         text = piece.text
         if not written.started:
             written.started = True
             if choice.prompt_text is not None:
                 text = choice.prompt_text + text
-                entries = [*self._prompt_entries(choice, written), *entries]
+                written.echoed = len(choice.prompt_text)
+                entries += self._prompt_entries(choice, choice.prompt_text, written)
+        for token, start in zip(piece.tokens, piece.starts, strict=True):
+            place = written.echoed + start
+            entries.append((token.token_id, token.logprob, token.top_logprobs, place))
         logprobs = None
         if choice.request.sampling.logprobs is not None:
-            logprobs = self._logprobs(entries, written)
+            logprobs = self._logprobs(entries)
         return TextChoice(
             index=piece.index,
             text=text,
@@ -192,31 +194,41 @@ class TextAnswer:
             stop_reason=piece.stop_reason,
         )
 
-    def _prompt_entries(self, choice: Choice, written: _Written) -> Iterable[Entry]:
+    def _prompt_entries(self, choice: Choice, text: str, written: _Written) -> Iterable[Entry]:
         if choice.request.sampling.prompt_logprobs is None:
             return []
-        entries: list[Entry] = [(choice.prompt[0], None, ())]
+        places = offsets.starts(choice.prompt, text, self._table)
+        entries: list[Entry] = [(choice.prompt[0], None, (), places[0])]
         for part in sorted(written.prompt_logprobs, key=lambda part: part.start):
-            known = choice.prompt[part.start + 1 : part.start + 1 + len(part.entries)]
-            entries += [(i, *entry) for i, entry in zip(known, part.entries, strict=False)]
+            first = part.start + 1
+            known = zip(choice.prompt[first:], part.entries, places[first:], strict=False)
+            entries += [(i, logprob, top, place) for i, (logprob, top), place in known]
         written.prompt_logprobs.clear()
         return entries
 
-    def _logprobs(self, entries: Sequence[Entry], written: _Written) -> TextLogprobs:
+    def _logprobs(self, entries: Iterable[Entry]) -> TextLogprobs:
         result = TextLogprobs()
-        for token_id, logprob, top in entries:
+        for token_id, logprob, top, place in entries:
             token = self._name(token_id)
             result.tokens.append(token)
-            result.text_offset.append(written.offset)
-            written.offset += len(self._table.text_of(token_id))
+            result.text_offset.append(place)
             if logprob is None:  # the prompt's first token has no log-probability
                 result.token_logprobs.append(None)
                 result.top_logprobs.append(None)
                 continue
             result.token_logprobs.append(finite(logprob))
-            likeliest = {self._name(i): finite(value) for i, value in top}
-            result.top_logprobs.append({**likeliest, token: finite(logprob)})
+            result.top_logprobs.append(self._likeliest([*top, (token_id, logprob)]))
         return result
+
+    def _likeliest(self, top: Iterable[tuple[int, float]]) -> dict[str, float]:
+        """By name. Of several tokens of one name the likeliest: a client that asks whether a token
+        was the likeliest one compares with the largest value."""
+        named: dict[str, float] = {}
+        for token_id, logprob in top:
+            name = self._name(token_id)
+            value = finite(logprob)
+            named[name] = max(value, named.get(name, value))
+        return named
 
     def _name(self, token_id: int) -> str:
         """A token as text; one that is not whole characters as OpenAI writes it, `bytes:\\xe2`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from tokenizers import Tokenizer
@@ -24,6 +25,11 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed."""
+        ...
+
+    def start_of(self, token_id: int) -> int:
+        """Where this token would start if it came next: the characters of the whole text before
+        the one that its first byte belongs to."""
         ...
 
 
@@ -73,6 +79,11 @@ class TokenTable:
         """One token alone, as log-probabilities show it."""
         return self.bytes_of(token_id).decode("utf-8", "replace")
 
+    def special_ids(self, names: Iterable[str]) -> dict[int, str]:
+        """Those of the names that are a special token's whole text, by its id."""
+        ids = {self.tokenizer.token_to_id(name): name for name in names}
+        return {i: name for i, name in ids.items() if i in self.special}
+
     def _compute(self, token: str) -> bytes:
         if self.byte_level:
             values = [_ALPHABET.get(char) for char in token]
@@ -96,14 +107,33 @@ class ByteDetokenizer:
     def __init__(self, table: TokenTable) -> None:
         self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._chars = 0  # of the text so far
 
     def push(self, token_id: int) -> str:
         if token_id in self._table.special:
             return ""
-        return self._decoder.decode(self._table.bytes_of(token_id))
+        text = self._decoder.decode(self._table.bytes_of(token_id))
+        self._chars += len(text)
+        return text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
+
+    def start_of(self, token_id: int) -> int:
+        begun = self._decoder.getstate()[0]  # bytes of a character that is not complete
+        first = self._table.bytes_of(token_id)[:1]
+        if not begun or not first or token_id in self._table.special or _goes_on(begun + first):
+            return self._chars
+        return self._chars + 1  # what had begun becomes one U+FFFD
+
+
+def _goes_on(raw: bytes) -> bool:
+    """Whether this can be the beginning of UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")("strict").decode(raw)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class WindowDetokenizer:
@@ -114,6 +144,7 @@ class WindowDetokenizer:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._shown = 0  # tokens of the window whose text is out
+        self._chars = 0  # of the text so far
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)
@@ -122,10 +153,14 @@ class WindowDetokenizer:
             return ""
         self._window = self._window[self._shown :]
         self._shown = len(self._window)
+        self._chars += len(text) - len(before)
         return text[len(before) :]
 
     def flush(self) -> str:
         return self._decode(len(self._window))[len(self._decode(self._shown)) :]
+
+    def start_of(self, token_id: int) -> int:
+        return self._chars
 
     def _decode(self, count: int) -> str:
         return str(self._tokenizer.decode(self._window[:count], skip_special_tokens=True))
@@ -136,7 +171,7 @@ class StopStrings:
 
     Only text that could still become a stop string is held back. Among stop strings the one that is
     complete first wins (the longest of those that end together), so the result does not depend on
-    how the text is split.
+    how the text is split. A stop string counts by where it ends, not by where it begins.
     """
 
     def __init__(self, stops: list[str], include: bool = False) -> None:
@@ -147,18 +182,21 @@ class StopStrings:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str) -> str:
-        """The text that is now safe to show. After a match (`matched` is set) nothing follows."""
+    def push(self, text: str, counts: bool = True) -> str:
+        """The text that is now safe to show. After a match (`matched` is set) nothing follows.
+        `counts` False: what is complete with this text is no stop string yet."""
         if not self._stops:
             return text
         if not text or self.matched is not None:
             return ""
+        before = len(self._held)
         text = self._held + text
-        found = [
-            (start + len(stop), start, stop)
-            for stop in self._stops
-            if (start := text.find(stop)) >= 0
-        ]
+        found = []
+        if counts:
+            for stop in self._stops:
+                start = text.find(stop, max(0, before - len(stop) + 1))
+                if start >= 0:
+                    found.append((start + len(stop), start, stop))
         if found:
             end, start, self.matched = min(found)
             self._held = ""

@@ -177,6 +177,8 @@ class ChoiceWriter:
         self._body = job.body
         self._detokenizer = text.detokenizer()
         self._stops = StopStrings(job.body.stops, job.body.include_stop_str_in_output)
+        # special tokens have no text in which these could be found
+        self._special_stops = text.table.special_ids(job.body.stops)
         self._stop_ids = frozenset(sampling.stop_token_ids)
         self._eos = frozenset(text.eos_token_ids)
         self._keep_tokens = sampling.logprobs is not None
@@ -199,30 +201,46 @@ class ChoiceWriter:
     def _token(self, event: TokenEvent) -> Piece:
         text = self._release_held()
         self._generated += 1
+        piece = Piece(self._index, generated=self._generated)
+        if self._keep_tokens:
+            piece.tokens.append(event)
+            piece.starts.append(self._detokenizer.start_of(event.token_id))
+        special = self._special_stops.get(event.token_id)
         if event.token_id in self._stop_ids:
             self._held = event
+        elif special is not None and self._stops_count:
+            text += self._detokenizer.flush()
         else:
+            special = None
             text += self._detokenizer.push(event.token_id)
-        piece = Piece(
-            self._index,
-            self._shown(text),
-            [event] if self._keep_tokens else [],
-            generated=self._generated,
-        )
+        piece.text = self._shown(text)
         if self._generated == 1:
             piece.first_token_at = event.at
         if self._stops.matched is not None:
-            piece.finish_reason, piece.stop_reason = "stop", self._stops.matched
-            self.finished = True
+            self._finish(piece, self._stops.matched)
+        elif special is not None and self._held is None:
+            piece.text += self._stops.flush() + self._stop_text(special)
+            self._finish(piece, special)
         return piece
+
+    def _finish(self, piece: Piece, stop: str) -> None:
+        piece.finish_reason, piece.stop_reason = "stop", stop
+        self.finished = True
+
+    def _stop_text(self, stop: str) -> str:
+        return stop if self._body.include_stop_str_in_output else ""
 
     def _release_held(self) -> str:
         held, self._held = self._held, None
         return self._detokenizer.push(held.token_id) if held is not None else ""
 
     def _shown(self, text: str) -> str:
-        # Stop strings count from the token after min_tokens on.
-        return text if self._generated <= self._body.min_tokens else self._stops.push(text)
+        return self._stops.push(text, self._stops_count)
+
+    @property
+    def _stops_count(self) -> bool:
+        """Stop strings that are complete with the token after min_tokens, or later."""
+        return self._generated > self._body.min_tokens
 
     def _end(self, event: FinishedEvent) -> Piece:
         self.finished = True
@@ -234,16 +252,16 @@ class ChoiceWriter:
             )
         if event.reason == "error":
             raise EngineError(event.message or "the engine failed")
-        stop_reason: str | int | None = None
+        stop_reason = self._stop_reason(event)
         text = ""
         if event.reason != "stop" or self._body.include_stop_str_in_output:
             text = self._release_held()
-        elif self._held is not None and self._held.token_id not in self._eos:
-            stop_reason = self._held.token_id
         text = self._shown(text + self._detokenizer.flush()) + self._stops.flush()
         reason = event.reason
         if self._stops.matched is not None:
             reason, stop_reason = "stop", self._stops.matched
+        elif isinstance(stop_reason, str):
+            text += self._stop_text(stop_reason)
         return Piece(
             self._index,
             text,
@@ -252,3 +270,13 @@ class ChoiceWriter:
             stop_reason=stop_reason,
             ending=event,
         )
+
+    def _stop_reason(self, event: FinishedEvent) -> str | int | None:
+        """Which of the client's stops ended the request; None: the end of the answer, or nothing
+        the engine knows of."""
+        if event.reason != "stop" or self._held is None:
+            return None
+        stop = self._special_stops.get(self._held.token_id)
+        if stop is not None or self._held.token_id in self._eos:
+            return stop
+        return self._held.token_id

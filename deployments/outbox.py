@@ -19,6 +19,7 @@ class Piece:
     tokens: list[TokenEvent] = field(
         default_factory=list
     )  # kept only where log-probabilities are wanted
+    starts: list[int] = field(default_factory=list)  # where each of `tokens` starts in the text
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far
     first_token_at: float | None = None  # epoch seconds; set on the piece with the first token
@@ -29,6 +30,7 @@ class Piece:
     def absorb(self, later: Piece) -> None:
         self.text += later.text
         self.tokens += later.tokens
+        self.starts += later.starts
         self.prompt_logprobs += later.prompt_logprobs
         self.generated = later.generated
         self.first_token_at = self.first_token_at or later.first_token_at

@@ -265,3 +265,17 @@ def test_groups_that_do_not_write_say_nothing():
     assert run(
         sampler, logits_of(1), [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)]
     ) == ((), ())
+
+
+def test_a_greedy_token_of_the_prompt_equals_the_largest_log_probability():
+    """Exactly: harnesses compare the two numbers. Ties and large logits included."""
+    vocabulary = 50_000
+    logits = torch.cat([logits_of(300, scale=s, vocabulary=vocabulary) for s in (0.01, 2.0, 50.0)])
+    logits[:10] = logits[:10].round(decimals=3)
+    greedy = most_likely(logits).tolist()
+    sampler = Sampler(vocabulary)
+    sampler.open(Sequence("a", params(prompt_logprobs=1)))
+    span = Span("a", 0, 900, pack_tokens([0, *greedy[:-1]]), 0, 0, (), next_token_id=greedy[-1])
+    _, (found,) = run(sampler, logits, [span])
+    assert all(logprob == top[0][1] for logprob, top in found.entries)
+    assert len(found.entries) == 900

@@ -101,10 +101,10 @@ def test_plain_decoders_use_the_window() -> None:
     assert "".join(incremental(table, [0, 1, 1])) == tokenizer.decode([0, 1, 1])
 
 
-def cut(text: str, stops: list[str], include: bool) -> str:
-    """The definition: read character by character; the first stop string that is complete ends the
-    text."""
-    for end in range(1, len(text) + 1):
+def cut(text: str, stops: list[str], include: bool, counts_from: int = 0) -> str:
+    """The definition: read character by character; the first stop string that is complete, after so
+    many characters that do not count, ends the text."""
+    for end in range(counts_from + 1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
             return text[: end if include else end - len(max(found, key=len))]
@@ -117,15 +117,18 @@ def cut(text: str, stops: list[str], include: bool) -> str:
     stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
     cuts=st.sets(st.integers(0, 16)),
     include=st.booleans(),
+    counts_from=st.integers(0, 16),
 )
 def test_stop_strings_at_any_split(
-    text: str, stops: list[str], cuts: set[int], include: bool
+    text: str, stops: list[str], cuts: set[int], include: bool, counts_from: int
 ) -> None:
     watch = StopStrings(stops, include)
-    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    shown = "".join(watch.push(text[a:b]) for a, b in pairwise(edges))
-    assert shown + watch.flush() == cut(text, stops, include)
-    assert (watch.matched is not None) == any(stop in text for stop in stops)
+    edges = sorted({0, len(text), *(cut for cut in {*cuts, counts_from} if cut < len(text))})
+    shown = "".join(watch.push(text[a:b], counts=b > counts_from) for a, b in pairwise(edges))
+    assert shown + watch.flush() == cut(text, stops, include, counts_from)
+    ended = cut(text, stops, True, counts_from)
+    counted = any(ended.endswith(stop) for stop in stops) and len(ended) > counts_from
+    assert (watch.matched is not None) == counted
 
 
 def test_only_what_could_become_a_stop_string_is_held_back() -> None:
