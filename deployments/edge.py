@@ -39,8 +39,14 @@ _OWN_ROUTES: Final = (
     "/v1/models",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
     "/health",
+    "/ping",
+    "/version",
+    "/load",
     "/metrics",
+    "/openapi.json",
+    "/medha",
 )
 _NO_SUCH_PATH: Final = "for available routes."  # how Serve's own 404 ends
 _SERVES_OWN_ROUTES: Final = "/-/"  # health checks, which are plain text

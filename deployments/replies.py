@@ -129,6 +129,31 @@ class DetokenizeReply(_Reply, kw_only=True):
     prompt: str
 
 
+class HealthReply(_Reply, kw_only=True):
+    status: Literal["ok"] = "ok"
+
+
+class VersionReply(_Reply, kw_only=True):
+    version: str
+
+
+class LoadReply(_Reply, kw_only=True):
+    """Requests that are being answered by the replica that was asked."""
+
+    server_load: int
+
+
+class TokenizerInfoReply(_Reply, kw_only=True):
+    """Named as in a Hugging Face tokenizer_config.json; null: the model has none."""
+
+    eos_token: str | None
+    bos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    model_max_length: int
+
+
 class ErrorDetail(_Reply, kw_only=True):
     message: str
     type: str

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import failures, protocol
+from deployments.about import About, answer_with
 from deployments.admission import Admission, Job
 from deployments.answers import Answer, ChatAnswer, TextAnswer
 from deployments.bodies import Bodies, Body, until_disconnected
@@ -26,8 +26,9 @@ from deployments.handle import EngineHandle
 from deployments.limits import check_ids, over_tokens
 from deployments.objectives import answer_within_s
 from deployments.observatory import Observatory
+from deployments.operations import operation_at
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from deployments.replies import DetokenizeReply, ModelList, ModelReply, TokenizeReply
+from deployments.replies import DetokenizeReply, TokenizeReply
 from deployments.responses import Sent, send_stream, send_whole
 from deployments.resuming import place_of
 from deployments.text import Text, TooManyTokensError
@@ -37,12 +38,12 @@ from medha_actors.errors import (
     NotFoundError,
     RequestError,
     RequestTimeoutError,
-    UnavailableError,
 )
 
 log = logging.getLogger(__name__)
 _LEAST_VALUES: Final = 2**20  # JSON values that any body may have, however short the context is
 B = TypeVar("B", TokenizeBody, DetokenizeBody)
+Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer]]]
 
 
@@ -74,30 +75,40 @@ class Server:
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
         # Counting a document that is longer than the context is what /tokenize is for.
         self._most_tokens = max(context, config.limits.max_tokenize_tokens)
-        self.started_at = int(time.time())
         self.observatory = observatory
+        self.open_requests = 0  # of the routes that generate
+        self.about = About(config, engine, text, self.admission, lambda: self.open_requests)
 
     def asgi(self) -> Starlette:
-        routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
-            ("GET", "/health", self.health),
-            ("GET", "/v1/models", self.models),
-            ("GET", "/v1/models/{model:path}", self.model),
-            ("POST", "/tokenize", self.tokenize),
-            ("POST", "/detokenize", self.detokenize),
-        ]
+        routes = [*self._routes(), *(self.observatory.routes() if self.observatory else [])]
+        self.about.describe([operation_at(route.path) for route in routes])
         return Starlette(
-            routes=[
-                self._generating("/v1/completions", self.complete),
-                self._generating("/v1/chat/completions", self.chat),
-                *[
-                    Route(path, self._guarded(handler), methods=[method])
-                    for method, path, handler in routes
-                ],
-                *(self.observatory.routes() if self.observatory else []),
-            ],
+            routes=routes,
             exception_handlers={404: _no_route, 405: _no_method},
             lifespan=self._life,
         )
+
+    def _routes(self) -> list[Route]:
+        about = self.about
+        plain: dict[str, Handler] = {
+            "/health": about.health,
+            "/ping": about.health,
+            "/version": about.version,
+            "/load": about.load,
+            "/openapi.json": about.api,
+            "/favicon.ico": about.icon,
+            "/": about.home,
+            "/v1/models": about.models,
+            "/v1/models/{model:path}": about.model,
+            "/tokenizer_info": about.tokenizer_info,
+            "/tokenize": self.tokenize,
+            "/detokenize": self.detokenize,
+        }
+        return [
+            self._generating("/v1/completions", self.complete),
+            self._generating("/v1/chat/completions", self.chat),
+            *[self._plain(path, handler) for path, handler in plain.items()],
+        ]
 
     @contextlib.asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
@@ -149,10 +160,8 @@ class Server:
             )
         self.admission.resume(job, place, record)
 
-    def _guarded(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """A plain route: errors become OpenAI's error object."""
+    def _plain(self, path: str, handler: Handler) -> Route:
+        """A route that answers at once: errors become OpenAI's error object."""
 
         async def guarded(request: Request) -> Response:
             headers = self.own_headers(request)
@@ -163,34 +172,13 @@ class Server:
             response.headers.update(headers)
             return response
 
-        return guarded
+        return Route(path, guarded, methods=operation_at(path).methods)
 
     def own_headers(self, request: Request) -> dict[str, str]:
         """What every answer carries."""
         if not self._echo_request_id:
             return {}
         return {"x-request-id": request.headers.get("x-request-id") or uuid.uuid4().hex}
-
-    async def health(self, request: Request) -> Response:
-        if not self.engine.ready():
-            raise UnavailableError("the engine is not ready", retry_after_s=2.0)
-        return _json({"status": "ok"})
-
-    async def models(self, request: Request) -> Response:
-        return _json(ModelList(data=[self._model()]))
-
-    async def model(self, request: Request) -> Response:
-        self.admission.check_model(request.path_params["model"])
-        return _json(self._model())
-
-    def _model(self) -> ModelReply:
-        loading = self.config.model_loading_config
-        return ModelReply(
-            id=loading.model_id,
-            root=loading.model_source,
-            created=self.started_at,
-            max_model_len=self.admission.context_tokens,
-        )
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._decoded(request, TokenizeBody)
@@ -211,7 +199,7 @@ class Server:
             else None
         )
         length = self.admission.context_tokens
-        return _json(
+        return answer_with(
             TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names)
         )
 
@@ -228,7 +216,7 @@ class Server:
         if len(body.tokens) > self._most_tokens:
             raise over_tokens("tokens", len(body.tokens), self._most_tokens)
         check_ids("tokens", body.tokens, self.text.vocabulary)
-        return _json(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
+        return answer_with(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
 
     async def _decoded(self, request: Request, kind: type[B]) -> B:
         async with self.bodies.read(request) as body:
@@ -247,6 +235,7 @@ class _Generating:
         request = Request(scope, receive)
         headers = self._server.own_headers(request)
         sent = Sent(send)
+        self._server.open_requests += 1
         try:
             limit_s = answer_within_s(request.headers, self._server.config.objectives)
             async with asyncio.timeout(limit_s):
@@ -256,6 +245,8 @@ class _Generating:
             await failures.response(error, headers)(scope, receive, send)
         except TimeoutError:
             await sent.end(RequestTimeoutError("the request's time limit passed"), headers)
+        finally:
+            self._server.open_requests -= 1
 
     async def _watched(
         self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], sent: Sent
@@ -298,10 +289,6 @@ class _Generating:
             log.exception("a request failed in a way that should not happen")
             internal = MedhaError("internal error; see the server's log")
             await failures.response(internal, headers)(request.scope, request.receive, send)
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

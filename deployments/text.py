@@ -63,9 +63,9 @@ class Text:
         self.vocabulary: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.context_tokens = context_tokens
-        self._template = (
-            ChatTemplate(chat_template, special_tokens or {}) if chat_template else None
-        )
+        self.special_tokens = dict(special_tokens or {})
+        self.chat_template = chat_template
+        self._template = ChatTemplate(chat_template, self.special_tokens) if chat_template else None
         self._longest_token = max(
             len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)
         )

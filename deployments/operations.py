@@ -1,0 +1,93 @@
+"""Every route that a server may have, as /openapi.json tells of it: one row each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from deployments import replies
+from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+Struct = type[msgspec.Struct]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One path, with the methods it answers."""
+
+    path: str
+    summary: str
+    methods: tuple[str, ...] = ("GET",)
+    body: Struct | None = None
+    reply: Struct | None = None  # of JSON; None: anything
+    choice: Struct | None = None  # what `choices` of the reply holds
+    media: tuple[str, ...] = (JSON,)
+    status: int = 200
+    key: bool = True  # needs an API key where the server has some
+    query: tuple[tuple[str, dict[str, object]], ...] = ()  # parameters and their schemas
+
+
+_POST: Final = ("POST",)
+_ROWS: Final = (
+    Operation(
+        "/v1/completions",
+        "Complete a prompt, or several",
+        _POST,
+        CompletionBody,
+        replies.Reply,
+        replies.TextChoice,
+        (JSON, EVENTS),
+    ),
+    Operation(
+        "/v1/chat/completions",
+        "Answer a chat",
+        _POST,
+        ChatBody,
+        replies.Reply,
+        replies.ChatChoice,
+        (JSON, EVENTS),
+    ),
+    Operation("/v1/models", "The model served, as a list", reply=replies.ModelList),
+    Operation("/v1/models/{model}", "The model served", reply=replies.ModelReply),
+    Operation("/tokenize", "Text to token ids", _POST, TokenizeBody, replies.TokenizeReply),
+    Operation("/detokenize", "Token ids to text", _POST, DetokenizeBody, replies.DetokenizeReply),
+    Operation(
+        "/tokenizer_info",
+        "Special tokens and the chat template",
+        reply=replies.TokenizerInfoReply,
+    ),
+    Operation("/health", "Whether requests are served now", reply=replies.HealthReply, key=False),
+    Operation(
+        "/ping", "The same as /health", ("GET", "POST"), reply=replies.HealthReply, key=False
+    ),
+    Operation("/version", "The version of this server", reply=replies.VersionReply),
+    Operation("/load", "Requests being answered now", reply=replies.LoadReply),
+    Operation("/metrics", "Figures for Prometheus", media=("text/plain",)),
+    Operation("/openapi.json", "This description"),
+    Operation("/", "Leads to the live page, or to this description", media=(), status=307),
+    Operation("/favicon.ico", "The icon of the pages", media=("image/svg+xml",)),
+    Operation("/medha", "The live page", media=("text/html",)),
+    Operation("/medha/live", "What the live page shows, as events", media=(EVENTS,)),
+    Operation(
+        "/medha/timelines",
+        "The last requests as a Perfetto file",
+        query=(("last", {"type": "integer", "minimum": 0, "maximum": 999_999_999}),),
+    ),
+    Operation(
+        "/medha/trace/{name}",
+        "Where one request's time went",
+        query=(("format", {"type": "string", "enum": ["perfetto", "timeline"]}),),
+    ),
+)
+_BY_PATH: Final = {row.path: row for row in _ROWS}
+_CONVERTER: Final = re.compile(r":\w+\}")
+
+
+def operation_at(path: str) -> Operation:
+    """Of a route's path, as Starlette writes it (`/v1/models/{model:path}`)."""
+    return _BY_PATH[_CONVERTER.sub("}", path)]
