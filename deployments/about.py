@@ -50,7 +50,7 @@ class About:
         self._started_at = int(time.time())
         self._api = b""
 
-    def describe(self, operations: Sequence[Operation], with_keys: bool = False) -> None:
+    def describe(self, operations: Sequence[Operation], with_keys: bool) -> None:
         """What /openapi.json shall say."""
         self._api = msgspec.json.encode(openapi.document(operations, own_version(), with_keys))
 

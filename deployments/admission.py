@@ -257,6 +257,15 @@ def cache_salt(body: GenerationBody, headers: Mapping[str, str]) -> str:
     first kind never equals one of the second."""
     if body.cache_salt is not None:
         return f"salt:{body.cache_salt}"
-    key = headers.get("authorization", "")
+    key = _api_key(headers)
     digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return f"key:{digest}" if key else ""
+
+
+def _api_key(headers: Mapping[str, str]) -> str:
+    """The same however it is shown: as OpenAI's clients do, or as Anthropic's."""
+    authorization = headers.get("authorization", "")
+    scheme, _, secret = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    return headers.get("x-api-key") or authorization

@@ -13,6 +13,7 @@ import ray
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
+from deployments.keys import load_keys
 from deployments.observatory import Observatory
 from deployments.scheduler_actor import SchedulerActor
 from deployments.server import Server
@@ -75,6 +76,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     """Check the configuration and the model (ConfigError, ModelError: the reason in one line), then
     assemble."""
     config: MedhaConfig = load(args)
+    load_keys(config.api_keys)
     load_spec(config.model_loading_config)
     controller = DeploymentActorConfig(
         name=_CONTROLLER,

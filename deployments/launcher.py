@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from deployments.keys import load_keys
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 
@@ -73,7 +74,7 @@ def free_port(wanted: int) -> int:
 
 def drain_timeout_s(path: Path) -> float:
     """The longest time that an application of ours in this configuration wants; raises ConfigError
-    for what is wrong in its args."""
+    for what is wrong in its args, or with its API keys."""
     try:
         config = msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
         applications = [dict(application) for application in config.get("applications") or []]
@@ -82,7 +83,10 @@ def drain_timeout_s(path: Path) -> float:
     except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise ConfigError(f"is no Serve configuration: {error}") from None
     ours = [app for app in applications if app.get("import_path") == _APPLICATION]
-    return max((load(app.get("args") or {}).drain_timeout_s for app in ours), default=0.0)
+    loaded = [load(app.get("args") or {}) for app in ours]
+    for args in loaded:
+        load_keys(args.api_keys)
+    return max((args.drain_timeout_s for args in loaded), default=0.0)
 
 
 def main(arguments: list[str] | None = None) -> int:

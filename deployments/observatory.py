@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.gate import key_of
 from deployments.live import LivePage
 from deployments.metrics import CONTENT_TYPE, ReplicaFigures, page
 from deployments.telemetry.http_record import HttpRecord
@@ -67,6 +68,7 @@ class Observatory:
             parent,
             begin(parent, self.config.telemetry.tracing.sample_ratio),
         )
+        record.key = key_of(scope)
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":

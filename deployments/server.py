@@ -16,13 +16,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments import failures, protocol
+from deployments import failures, gate, protocol
 from deployments.about import About, answer_with
 from deployments.admission import Admission, Job
 from deployments.answers import Answer, ChatAnswer, TextAnswer
 from deployments.bodies import Bodies, Body, until_disconnected
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
+from deployments.keys import load_keys
 from deployments.limits import check_ids, over_tokens
 from deployments.objectives import answer_within_s
 from deployments.observatory import Observatory
@@ -76,14 +77,17 @@ class Server:
         # Counting a document that is longer than the context is what /tokenize is for.
         self._most_tokens = max(context, config.limits.max_tokenize_tokens)
         self.observatory = observatory
+        self._keys = load_keys(config.api_keys)
         self.open_requests = 0  # of the routes that generate
         self.about = About(config, engine, text, self.admission, lambda: self.open_requests)
 
     def asgi(self) -> Starlette:
         routes = [*self._routes(), *(self.observatory.routes() if self.observatory else [])]
-        self.about.describe([operation_at(route.path) for route in routes])
+        operations = [operation_at(route.path) for route in routes]
+        self.about.describe(operations, with_keys=self._keys is not None)
         return Starlette(
             routes=routes,
+            middleware=gate.middlewares(self.config.cors, self._keys, self.own_headers),
             exception_handlers={404: _no_route, 405: _no_method},
             lifespan=self._life,
         )

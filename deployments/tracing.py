@@ -152,6 +152,8 @@ class Tracing:
             model=job.model if job else "",
             prompt_tokens=job.prompt_tokens if job else 0,
             request_ids=record.request_ids,
+            key=record.key.name if record.key else None,
+            tenant=record.key.tenant if record.key else None,
         )
 
 

@@ -6,15 +6,13 @@ nothing is mutated. `None` means "derive it".
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import msgspec.inspect
 from msgspec import Meta
 
+from medha_actors.bounds import Bounds, check, explained, numbers
 from medha_actors.errors import ConfigError
 
 Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
@@ -30,6 +28,11 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 RopeFactor = Annotated[float, Meta(ge=0.0, le=1e6)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Place = Annotated[str, Meta(min_length=1, max_length=4096)]  # a path, a hub id or a URL
+LOOPBACK: Final = "loopback"
+Origin = Annotated[
+    str, Meta(max_length=256, pattern=r"^(loopback|\*|[a-z][a-z0-9+.-]*://[^\s/*?#@]+)$")
+]
+Variable = Annotated[str, Meta(max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Options = Annotated[dict[str, Any], Meta(max_length=256)]
 
 
@@ -195,6 +198,21 @@ class StreamConfig(_Section, frozen=True):
     resume_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 128 * 1024 * 1024
 
 
+class ApiKeysConfig(_Section, frozen=True):
+    """Where the API keys are (docs/access.md); without any, everybody may ask. They are read at
+    start, on every node with an ingress replica."""
+
+    file: Place | None = None
+    environment: Variable | None = None  # the name of a variable
+
+
+class CorsConfig(_Section, frozen=True):
+    """Pages of which origins may read our answers in a browser."""
+
+    # `loopback`: pages of this host; `*`: all; others as browsers write them: https://chat.example
+    origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = (LOOPBACK,)
+
+
 class TracingConfig(_Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
@@ -238,6 +256,8 @@ class MedhaConfig(_Section, frozen=True):
     predictor: PredictorConfig = PredictorConfig()
     limits: LimitsConfig = LimitsConfig()
     stream: StreamConfig = StreamConfig()
+    api_keys: ApiKeysConfig = ApiKeysConfig()
+    cors: CorsConfig = CorsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     # What is in flight when the server stops, or when a new configuration replaces this one, may
     # take so long to finish; what is left then ends with an error.
@@ -261,45 +281,11 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
     try:
         config = msgspec.convert(args, MedhaConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explained(str(error), args)) from None
-    for path, bounds in numbers(MedhaConfig):
-        value = _value(config, path)
-        # "not a number" is neither below nor above a bound, so the conversion lets it pass
-        if value is not None and not bounds.low <= value <= bounds.high:
-            raise _outside(path, value, bounds)
-    for path, bounds in _relations(config):
-        value = _value(config, path)
-        if value is not None and not bounds.low <= value <= bounds.high:
-            raise _outside(path, value, bounds)
+        raise ConfigError(explained(str(error), args, MedhaConfig)) from None
+    # "not a number" is neither below nor above a bound, so the conversion lets it pass
+    for path, bounds in (*numbers(MedhaConfig), *_relations(config)):
+        check(config, path, bounds)
     return config
-
-
-class Bounds(NamedTuple):
-    """What a number may be, both ends included."""
-
-    low: float
-    high: float
-
-
-def numbers(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Bounds]]:
-    """The dotted path of every number in a tree of Structs, with its bounds (infinite where the
-    type states none)."""
-    for field in msgspec.structs.fields(kind):
-        path = prefix + field.encode_name
-        for part in _parts(msgspec.inspect.type_info(field.type)):
-            if isinstance(part, msgspec.inspect.StructType):
-                yield from numbers(part.cls, path + ".")
-            elif isinstance(part, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-                lower = [-math.inf, part.gt, part.ge]
-                upper = [math.inf, part.lt, part.le]
-                low = max(bound for bound in lower if bound is not None)
-                high = min(bound for bound in upper if bound is not None)
-                yield path, Bounds(low, high)
-
-
-def _parts(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
-    """A union's members; any other type alone."""
-    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
 
 
 def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
@@ -313,33 +299,3 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
         ("objectives.tpot_s", Bounds(objectives.min_tpot_s, 3600)),
         ("objectives.default_timeout_s", Bounds(0.001, objectives.max_timeout_s)),
     ]
-
-
-def _value(config: MedhaConfig, path: str) -> float | None:
-    """The number at a dotted path; None where it, or a section above it, is not given."""
-    value: Any = config
-    for name in path.split("."):
-        if value is None:
-            break
-        value = getattr(value, name)
-    number: float | None = value
-    return number
-
-
-def _outside(path: str, value: object, bounds: Bounds) -> ConfigError:
-    return ConfigError(f"args: {path} is {value}, allowed is {bounds.low} to {bounds.high}")
-
-
-_PATH: Final = re.compile(r"^Expected `(?:int|float)` [<>]=? .* - at `\$\.(?P<path>[\w.]+)`$")
-
-
-def _explained(text: str, args: Mapping[str, Any]) -> str:
-    """msgspec's message; for a number outside its bounds, its value and both bounds instead."""
-    match = _PATH.match(text)
-    bounds = dict(numbers(MedhaConfig)).get(match["path"]) if match else None
-    if match is None or bounds is None:
-        return f"args: {text}".replace("`$", "`args")
-    value: Any = args
-    for name in match["path"].split("."):
-        value = value[name]
-    return _outside(match["path"], value, bounds).message

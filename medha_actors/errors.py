@@ -4,6 +4,7 @@ MedhaError
  ├─ ConfigError            a key of serve_config.yaml is wrong; names its path
  ├─ ModelError             the model is missing, broken or of an unsupported architecture
  ├─ RequestError           the client's fault, HTTP 400; `param` names the field
+ │   ├─ UnauthorizedError  no API key, or one that is not known, 401
  │   ├─ NotFoundError      a model or request that does not exist, 404
  │   ├─ TooLargeError      the body is over the limit, 413
  │   └─ NeverFitsError     more KV cache than there is at all, 400, with the numbers
@@ -51,6 +52,14 @@ class RequestError(MedhaError):
 
     status = 400
     kind = "invalid_request_error"
+
+
+class UnauthorizedError(RequestError):
+    """The server has API keys, and the request shows none of them."""
+
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
 
 
 class NotFoundError(RequestError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from deployments.admission import Job
+from deployments.keys import Key
 from medha_actors.telemetry.traceparent import TraceParent
 
 
@@ -17,6 +18,7 @@ class HttpRecord:
         "body_at",
         "ended_at",
         "job",
+        "key",
         "method",
         "parent",
         "route",
@@ -37,6 +39,7 @@ class HttpRecord:
         self.admitted_at: float | None = None
         self.status: int | None = None
         self.job: Job | None = None
+        self.key: Key | None = None
 
     def admitted(self, job: Job, body_at: float) -> None:
         """The body, whole at `body_at`, has become a job."""

@@ -50,6 +50,8 @@ class Edges(msgspec.Struct, kw_only=True):
     model: str = ""
     prompt_tokens: int = 0
     request_ids: list[str] = []
+    key: str | None = None  # the name of the API key, and whose it is
+    tenant: str | None = None
 
 
 class _Tree:
@@ -142,6 +144,8 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
         "gen_ai.request.model": edges.model,
         "gen_ai.usage.input_tokens": edges.prompt_tokens,
         "medha.replica": edges.replica,
+        "medha.api_key": edges.key,
+        "medha.tenant": edges.tenant,
     }
     if not timelines:
         return facts

@@ -12,6 +12,7 @@ from deployments.server import Server
 from deployments.text import Text
 from deployments.text_sources import TOY_TEMPLATE, toy_text
 from medha_actors.config import MedhaConfig, TelemetryConfig
+from medha_actors.errors import UnavailableError
 from tests.fakes import FakeEngine, finished, saying, token
 from tests.serve.conftest import MODEL, listening
 
@@ -19,13 +20,13 @@ EOS = 256
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def observed(telemetry: TelemetryConfig) -> Server:
+def observed(telemetry: TelemetryConfig, **sections: Any) -> Server:
     """A server with all routes; nobody asks its controller."""
 
     async def ask(method: str, *arguments: Any) -> bytes:
-        raise NotImplementedError
+        raise UnavailableError("there is no controller", retry_after_s=1.0)
 
-    config = MedhaConfig(model_loading_config=MODEL, telemetry=telemetry)
+    config = MedhaConfig(model_loading_config=MODEL, telemetry=telemetry, **sections)
     text = toy_text(512, 4096)
     observatory = Observatory(config, ask, "r1")
     return Server(config, FakeEngine(saying(b"x")), text, observatory=observatory)

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from medha_actors.config import MedhaConfig, load, numbers
+from medha_actors.bounds import numbers
+from medha_actors.config import MedhaConfig, load
 from medha_actors.errors import ConfigError
 from tests.system.serve_process import shipped_args
 
