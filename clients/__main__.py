@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
-    if len(given) > 1 and given[0] == "trace":
+    if given[:1] == ["trace"]:  # the prompt of this one word: `-- trace`
         return trace.main(given[1:])
     options = parse(arguments)
     try:

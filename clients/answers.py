@@ -86,6 +86,7 @@ def read_accepted(headers: Mapping[str, str]) -> Accepted:
         headers.get("x-request-id"),
         _seconds(headers.get("x-medha-ttft-deadline-ms")),
         _seconds(headers.get("x-medha-predicted-ttft-ms")),
+        headers.get("x-medha-trace-id"),
     )
 
 

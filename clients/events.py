@@ -14,6 +14,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     request_id: str | None = None
     ttft_deadline_s: float | None = None
     predicted_ttft_s: float | None = None
+    trace_id: str | None = None  # for `medha-client trace`
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -36,7 +36,7 @@ class JsonView:
 
 class TextView:
     """The text as it comes, a progress line while a long prompt is read, and a summary at the
-    end."""
+    end, with the id that `medha-client trace` takes."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out = out
@@ -50,7 +50,7 @@ class TextView:
         self._reasons: list[str] = []
         self._resumed_times = 0
         self._line_open = False  # a progress line to be wiped
-        self._ends_with_newline = True
+        self._ends_with_newline = False  # an empty answer is a line, too
 
     def show(self, event: Event) -> None:
         if isinstance(event, Token):
@@ -70,9 +70,10 @@ class TextView:
     def close(self) -> None:
         """End the line, and tell how it went."""
         self._wipe()
-        if not self._ends_with_newline:
+        answered = bool(self._usage or self._pieces or self._reasons)
+        if answered and not self._ends_with_newline:
             print(file=self._out, flush=True)
-        if self._usage is not None or self._pieces:
+        if answered:
             print(self.summary(), file=self._err, flush=True)
 
     def summary(self) -> str:
@@ -88,6 +89,8 @@ class TextView:
         parts.append(f"{self._last_s:.3f} s in all")
         if self._resumed_times:
             parts.append(f"cut and resumed: {self._resumed_times}")
+        if self._accepted.trace_id:
+            parts.append(f"id {self._accepted.trace_id}")
         unusual = sorted(set(self._reasons) - {"stop"})
         return ", ".join(parts) + (f" (finished: {', '.join(unusual)})" if unusual else "")
 
@@ -130,7 +133,8 @@ class TextView:
         self._wipe()
         self._resumed_times = event.times
         tokens = "all" if event.tokens is None else f"{event.tokens:,}"
-        lead = "\n" if self._err.isatty() and not self._ends_with_newline else ""
+        open_line = self._pieces and not self._ends_with_newline
+        lead = "\n" if self._err.isatty() and open_line else ""
         print(
             f"{lead}[the connection was cut; resumed after {tokens} tokens]",
             file=self._err,

@@ -1,5 +1,5 @@
-"""`medha-client trace ID`: why a request was late, as a waterfall. ID: trace id, x-request-id, or
-the answer's id.
+"""`medha-client trace ID`: why a request was late, as a waterfall. ID: what medha-client printed, a
+trace id, x-request-id, the answer's id, or a request's name on the live page.
 
 Needs no tracing backend: the server keeps the timelines of its last requests. `--perfetto FILE`
 saves it for https://ui.perfetto.dev.
@@ -25,9 +25,12 @@ LINES = 24  # of chunks, about
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Without arguments, the help, and exit code 2."""
     parser = argparse.ArgumentParser("medha-client trace", description=__doc__)
     parser.add_argument(
-        "id", help="a trace id (header x-medha-trace-id), x-request-id, or the id of an answer"
+        "id",
+        help="what medha-client printed at the end of its answer: a trace id (header "
+        "x-medha-trace-id); or x-request-id, the id of an answer, or a name on the live page",
     )
     parser.add_argument(
         "--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000")
@@ -36,6 +39,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace"
     )
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     return parser.parse_args(arguments)
 
 

@@ -132,6 +132,47 @@ def test_a_resumed_answer_does_not_look_broken_on_a_terminal() -> None:
     assert err.getvalue().endswith(", cut and resumed: 1\n")
 
 
+def test_an_answer_is_a_line_and_tells_the_id_that_trace_takes() -> None:
+    for text, shown in (("hi", "hi\n"), ("hi\n", "hi\n"), ("", "\n")):
+        out, err = io.StringIO(), io.StringIO()
+        view = TextView(out, err)
+        view.show(Accepted("request", trace_id="0af7651916cd43dd8448eb211c80319c"))
+        view.show(Token(text, 1.0))
+        view.show(Finished("stop", 1.0))
+        view.close()
+        assert out.getvalue() == shown
+        assert err.getvalue().endswith(", id 0af7651916cd43dd8448eb211c80319c\n")
+
+
+def test_no_answer_is_no_line() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    view = TextView(out, err)
+    view.show(Accepted(trace_id="7"))
+    view.close()
+    assert (out.getvalue(), err.getvalue()) == ("", "")
+
+
+async def test_the_id_that_is_printed_is_the_servers(serving) -> None:
+    head, _, body = ANSWER.partition(b"\r\n\r\n")
+    raw, _ = await serving(head + b"\r\nx-medha-trace-id: 0af7651916\r\n\r\n" + body)
+    _, _, err = await run("hi", "--base-url", raw.url, "--model", "m")
+    assert ", id 0af7651916 (finished: length)\n" in err
+
+
+def test_trace_without_an_id_is_helped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["trace"])
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: medha-client trace ")
+    assert "x-medha-trace-id" in shown
+    assert "--perfetto FILE" in shown
+
+
+def test_the_prompt_of_one_word_that_is_a_command() -> None:
+    assert parse(["--", "trace"]).prompt == "trace"
+
+
 def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("document")
     monkeypatch.setattr("sys.stdin", io.StringIO("question"))

@@ -8,6 +8,8 @@ from chromium import browse, executable
 from local import LocalController
 from test_observatory import World
 
+from medha_actors.actors.telemetry.recorder import page_name
+
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium")
 
 
@@ -65,6 +67,8 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         await page.until("document.getElementById('state').className === 'lost'")
         make_world.down = False
         await page.until("document.getElementById('state').className === ''")
+        for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "cmpl-a", "mine"):
+            assert await page.evaluate(f"short('{name}')") == page_name(name)
         assert page.errors == []
     while make_world.observatory.live._task is not None:
         await asyncio.wait([make_world.observatory.live._task], timeout=0.1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from stories import TRACE, Story, convoy
 
 from deployments.telemetry.perfetto import trace_of
+from medha_actors.actors.telemetry.recorder import page_name
 from medha_actors.telemetry.timelines import MAX_STALLS, Timeline
 
 
@@ -149,6 +150,23 @@ def test_requests_are_found_by_every_name_they_have():
     for name in (TRACE, "mine", "chatcmpl-mine", "chatcmpl-mine-1a2b-0"):
         assert [t.id for t in find(name)] == ["chatcmpl-mine-1a2b-0"]
     assert find("min") == find("") == find("other") == []
+
+
+@pytest.mark.parametrize(
+    ("request_id", "name"),
+    [
+        ("chatcmpl-0123456789abcdef01234567-1a2b3c4d-0", "01234567-1a2b3c4d"),
+        ("cmpl-f0e1d2c3-aaaa-bbbb-cccc-0123456789ab-1a2b3c4d-1", "f0e1d2c3-1a2b3c4d"),
+        ("cmpl-a-1a2b3c4d5e6f7a8b9c0d1e2f-0", "a-1a2b3c4d5e6f7a8b9c"),
+        ("mine", "mine"),
+    ],
+)
+def test_a_request_is_found_by_its_name_on_the_live_page(request_id, name):
+    story = Story()
+    story.arrives("chatcmpl-another-99999999-0")
+    story.arrives(request_id)
+    assert page_name(request_id) == name
+    assert [t.id for t in story.recorder.find(name)] == [request_id]
 
 
 def test_a_timeline_crosses_processes():

@@ -7,6 +7,7 @@ tokens of a step.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
@@ -36,6 +37,14 @@ from medha_actors.telemetry.timelines import (
 
 STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
 RECENT_BATCHES = 1024
+_KIND = re.compile(r"^(chat)?cmpl-")
+
+
+def page_name(request_id: str) -> str:
+    """What the live page calls a request (medha.html: `short`)."""
+    parts = _KIND.sub("", request_id).split("-")
+    name = f"{parts[0][:8]}-{parts[-2]}" if len(parts) > 2 else request_id
+    return name[:20]
 
 
 class Recorder:
@@ -161,12 +170,13 @@ class Recorder:
         return timeline
 
     def find(self, name: str) -> list[Timeline]:
-        """By trace id, engine request id, or the beginning of one (the id that the client sees)."""
+        """By trace id, engine request id, the beginning of one (the id that the client sees), or
+        the name that the live page gives it."""
         both = [*self.finished.values(), *self.live.values()]
         exact = [t for t in both if t.id == name or (t.traceparent or "")[3:35] == name]
-        return exact or [
-            t for t in both if t.id.startswith((f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-"))
-        ]
+        known = (f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-")
+        begun = [] if exact else [t for t in both if t.id.startswith(known)]
+        return exact or begun or [t for t in both if page_name(t.id) == name]
 
     def _token(self, timeline: Timeline, event: TokenEvent) -> None:
         timeline.tokens += 1
