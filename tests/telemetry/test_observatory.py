@@ -10,13 +10,21 @@ import httpx
 import msgspec
 import pytest
 from local import LocalController
+from opentelemetry.sdk.resources import Resource
 from prometheus_client.parser import text_string_to_metric_families
 from stories import TRACE, accepted
 
 from deployments.observatory import Observatory
 from deployments.server import Server
+from deployments.telemetry.spans import build
 from deployments.text_sources import toy_text
-from medha_actors.config import MedhaConfig, ModelLoadingConfig, TelemetryConfig, TracingConfig
+from medha_actors.config import (
+    ApiKeysConfig,
+    MedhaConfig,
+    ModelLoadingConfig,
+    TelemetryConfig,
+    TracingConfig,
+)
 from medha_actors.errors import UnavailableError
 from medha_actors.messages import FinishedEvent, Rejected, TokenEvent
 from medha_actors.telemetry.traceparent import TraceParent
@@ -61,7 +69,13 @@ class World:
     """A real server with a scripted engine, whose requests a local controller's recorder is told
     of."""
 
-    def __init__(self, answer=None, tracing: TracingConfig | None = None, **telemetry) -> None:
+    def __init__(
+        self,
+        answer=None,
+        tracing: TracingConfig | None = None,
+        api_keys: ApiKeysConfig | None = None,
+        **telemetry,
+    ) -> None:
         self.controller = LocalController()
         script = saying(b"hello")
 
@@ -76,7 +90,9 @@ class World:
         self.engine = FakeEngine(told, answer)
         self.down = False
         section = TelemetryConfig(tracing=tracing or TracingConfig(), **telemetry)
-        config = MedhaConfig(model_loading_config=MODEL, telemetry=section)
+        config = MedhaConfig(
+            model_loading_config=MODEL, telemetry=section, api_keys=api_keys or ApiKeysConfig()
+        )
         self.observatory = Observatory(config, Reachable(self), "r1")
         self.export = Export()
         if tracing is not None:
@@ -191,6 +207,20 @@ async def test_refusals_and_errors_are_traced_too(make, monkeypatch):
     assert (await world.complete(max_tokens=-1)).status_code == 400
     offered = await world.traced(2)
     assert sorted(edges.status for edges, _ in offered) == [400, 429]
+
+
+async def test_a_trace_tells_whose_request_it_was_and_no_key(make, monkeypatch, tmp_path):
+    secret = "sk-ann-0123456789"
+    (tmp_path / "keys").write_text(f"ann research {secret}")
+    keys = ApiKeysConfig(file=str(tmp_path / "keys"))
+    world = make(tracing=exporting(monkeypatch), api_keys=keys)
+    assert (await world.complete()).status_code == 401
+    assert (await world.complete({"authorization": f"Bearer {secret}"})).status_code == 200
+    ((edges, timelines),) = await world.traced()
+    assert (edges.key, edges.tenant) == ("ann", "research")
+    facts = [dict(span.attributes) for span in build(edges, timelines, Resource.create({}))]
+    assert facts[0]["medha.tenant"] == "research"
+    assert secret not in f"{facts} {edges} {timelines}"
 
 
 async def test_without_sampling_only_missed_requests_are_sent(make, monkeypatch):
