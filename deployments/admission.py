@@ -13,6 +13,7 @@ import msgspec
 from deployments import limits, objectives, resuming
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
 from deployments.resuming import Past, Place
+from deployments.silence import wants_comments
 from deployments.text import Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
@@ -45,6 +46,7 @@ class Job:
     arrived_at: float  # epoch seconds
     body: GenerationBody
     event_ids: bool = False  # the client wants `id:` lines, to resume a cut stream
+    comments: bool = True  # the client's stream may have comments
     choices: list[Choice] = field(default_factory=list)
     prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
     past: Past | None = None  # of an answer that is resumed
@@ -192,7 +194,14 @@ class Admission:
     ) -> Job:
         given = body.request_id or headers.get("x-request-id", "")[:256]
         name = f"{kind}-{given or secrets.token_hex(12)}"
-        return Job(name, self.model_id, arrived_at, body, resuming.wants_ids(headers))
+        return Job(
+            name,
+            self.model_id,
+            arrived_at,
+            body,
+            event_ids=resuming.wants_ids(headers),
+            comments=wants_comments(headers),
+        )
 
     def _numbered(self, job: Job) -> Job:
         """An answer with one choice can be resumed by its id."""

@@ -13,6 +13,7 @@ from deployments import failures, resuming, sse
 from deployments.answers import Answer, timing_of, usage_of
 from deployments.generation import Generation
 from deployments.outbox import Piece
+from deployments.silence import Silence
 from medha_actors.config import StreamConfig
 from medha_actors.errors import EngineError, MedhaError
 from medha_actors.messages import FinishedEvent, ProgressEvent
@@ -105,15 +106,15 @@ async def send_stream(
     headers: dict[str, str],
     send: Send,
 ) -> None:
-    """Headers at once, then one event per token; errors become an event, and `[DONE]` is always
-    last."""
+    """Headers at once, then one event per token, and comments while there is none; errors become
+    an event, and `[DONE]` is always last."""
     tally = Tally(live)
     writer = StreamWriter(live, answer, stream, tally)
     await _start(send, 200, {**headers, **tally.headers(), **sse.HEADERS})
-    await _part(send, sse.comment("accepted") + writer.beginning())
+    await _part(send, writer.beginning())
     try:
         while not (tally.finished or writer.failed):
-            await _part(send, writer.write(await live.take(stream.keep_alive_s)))
+            await _part(send, writer.write(await live.take(writer.wait_s())))
         closing = b"" if writer.failed else writer.closing()
     except OSError:
         return  # the client has gone
@@ -166,6 +167,7 @@ class StreamWriter:
             options and options.continuous_usage_stats and options.include_usage
         )
         self._ids = self._job.event_ids and len(self._job.choices) == 1
+        self._silence = Silence(stream, live.job.comments)
         self._next_progress_at = 0.0
         self.failed = False
 
@@ -180,11 +182,13 @@ class StreamWriter:
         shown = self._live.shown or Piece(0)
         return sse.place(resuming.event_id(self._job.id, shown))
 
+    def wait_s(self) -> float:
+        """How long to wait for something to write."""
+        return self._silence.wait_s()
+
     def write(self, items: list[Any]) -> bytes:
         """Frames for what happened; a comment for silence. An error is the last frame and sets
         `failed`."""
-        if not items:
-            return sse.KEEP_ALIVE
         frames: list[bytes] = []
         for item in items:
             if isinstance(item, ProgressEvent):
@@ -195,7 +199,8 @@ class StreamWriter:
                 break
             else:
                 frames.append(self._piece(item))
-        return b"".join(frames)
+        written = b"".join(frames)
+        return self._silence.ended() + written if written else self._silence.comment()
 
     def closing(self) -> bytes:
         return sse.data(self._answer.closing(self._tally.usage())) if self._usage else b""
@@ -213,14 +218,15 @@ class StreamWriter:
         return sse.data(reply, event_id=event_id)
 
     def _progress(self, event: ProgressEvent) -> bytes:
+        left_s = max(0.0, event.seconds_left)
+        if not self._job.body.medha.progress:
+            done = f"{event.prefilled_tokens}/{event.total_tokens}"
+            self._silence.progressed(f"progress {done} tokens, {left_s:.1f} s left")
+            return b""
         now = time.monotonic()
         if now < self._next_progress_at:
             return b""
         self._next_progress_at = now + self._stream.progress_s
-        left_s = max(0.0, event.seconds_left)
-        if not self._job.body.medha.progress:
-            done = f"{event.prefilled_tokens}/{event.total_tokens}"
-            return sse.comment(f"progress {done} tokens, {left_s:.1f} s left")
         return sse.data(
             {
                 "id": self._job.id,

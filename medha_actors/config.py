@@ -187,6 +187,10 @@ class LimitsConfig(_Section, frozen=True):
 class StreamConfig(_Section, frozen=True):
     """Server-sent events."""
 
+    # say something while there are no tokens, for proxies that end silent streams
+    comments: bool = True
+    # the first after so much silence, others after so much
+    first_comment_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
     keep_alive_s: Annotated[float, Meta(ge=0.05, le=3600.0)] = 10.0
     # at most one progress comment or event in this time
     progress_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0

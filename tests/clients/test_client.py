@@ -200,7 +200,7 @@ async def test_against_the_real_server() -> None:
 
     config = MedhaConfig(
         model_loading_config=ModelLoadingConfig(model_id="toy", model_source="random"),
-        stream=StreamConfig(progress_s=0.0),
+        stream=StreamConfig(progress_s=0.0, first_comment_s=0.0),
     )
     engine = FakeEngine(slowly)
     async with (

@@ -61,7 +61,7 @@ async def test_stream(start) -> None:
     assert response.headers["x-request-id"] == "abc"
     assert response.headers["x-medha-ttft-deadline-ms"] == "2500.0"
     assert response.headers["x-medha-predicted-ttft-ms"] == "1250.0"
-    assert response.text.startswith(": accepted\n\n")
+    assert response.text.startswith("data: ")
     *tokens, usage, done = frames(response.text)
     assert done == "[DONE]"
     assert [frame["choices"][0]["text"] for frame in tokens] == [

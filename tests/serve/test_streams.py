@@ -20,7 +20,7 @@ async def forever(request: Request):
     await asyncio.Event().wait()
 
 
-async def test_headers_and_comment_come_before_any_token(start) -> None:
+async def test_headers_come_before_any_token_and_no_comment_with_quick_ones(start) -> None:
     go = asyncio.Event()
 
     async def script(request: Request):
@@ -29,10 +29,11 @@ async def test_headers_and_comment_come_before_any_token(start) -> None:
 
     service = await start(script)
     async with service.http.stream("POST", "/v1/completions", json=BODY) as response:
-        lines = response.aiter_lines()
-        assert await anext(lines) == ": accepted"
+        assert response.headers["x-medha-ttft-deadline-ms"] == "2500.0"
         go.set()
-        assert [line async for line in lines][-2] == "data: [DONE]"
+        lines = [line async for line in response.aiter_lines()]
+    assert lines[-2] == "data: [DONE]"
+    assert not any(line.startswith(":") for line in lines)
 
 
 async def test_keep_alive_while_silent(start) -> None:
@@ -50,7 +51,7 @@ async def until(response: httpx.Response, wanted: str):
 
 
 async def test_progress_is_shown_while_it_is_news(start) -> None:
-    service = await start(slow_progress, stream=StreamConfig(progress_s=0.0))
+    service = await start(slow_progress, stream=StreamConfig(progress_s=0.0, first_comment_s=0.0))
     text = (await service.post("/v1/completions", BODY)).text
     assert ": progress 512/4096 tokens, 12.3 s left\n\n" in text
     text = (await service.post("/v1/completions", {**BODY, "medha": {"progress": True}})).text
@@ -76,7 +77,7 @@ async def slow_progress(request: Request):
 
 
 async def test_progress_is_rate_limited(start) -> None:
-    service = await start(slow_progress, stream=StreamConfig(progress_s=60.0))
+    service = await start(slow_progress, stream=StreamConfig(progress_s=60.0, first_comment_s=0.0))
     assert (await service.post("/v1/completions", BODY)).text.count(": progress") == 1
 
 
@@ -87,7 +88,7 @@ async def test_disconnect_cancels(start, stream: bool) -> None:
         async with service.http.stream(
             "POST", "/v1/completions", json={**BODY, "n": 2}
         ) as response:
-            await anext(response.aiter_lines())
+            await anext(response.aiter_lines())  # the first token is there
     else:
         call = asyncio.ensure_future(service.post("/v1/completions", {**BODY, "stream": False}))
         await service.engine.until(lambda: bool(service.engine.requests))
@@ -112,7 +113,7 @@ async def test_a_cancelled_server_task_cancels_the_request(start, toy) -> None:
         "query_string": b"",
     }
     task = asyncio.ensure_future(service.server.asgi()(scope, receive, sent.put))
-    for _ in range(3):  # the start, the first comment, the first token
+    for _ in range(2):  # the start, the first token
         await sent.get()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -4,7 +4,10 @@ import pytest
 from serve_process import serving, shipped_args
 
 # Telling more of each request than is told by default, so that tests can watch.
-WATCHED = {"stream": {"progress_s": 0}, "telemetry": {"max_chunk_spans": 10_000}}
+WATCHED = {
+    "stream": {"progress_s": 0, "first_comment_s": 0},
+    "telemetry": {"max_chunk_spans": 10_000},
+}
 
 
 @pytest.fixture(scope="session")

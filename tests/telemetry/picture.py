@@ -189,7 +189,7 @@ def traced() -> list[Span]:
         "model_loading_config": {"model_source": "embedded", "model_id": "medha"},
         "parallel": {"spp": 2},
         "scheduler": {"batch_budget_s": 0.4},
-        "stream": {"progress_s": 0.01},
+        "stream": {"progress_s": 0.01, "first_comment_s": 0.0},
         "telemetry": {"tracing": {"exporter": "otlp_http", "endpoint": receiver.endpoint}},
     }
     try:
