@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from deployments import limits, objectives, resuming
-from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.control_tokens import Prompt
+from deployments.histories import Message
+from deployments.protocol import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from deployments.resuming import Past, Place
 from deployments.silence import wants_comments
-from deployments.text import Text, TooManyTokensError
+from deployments.text import ChatOptions, Text, TooManyTokensError
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
@@ -25,6 +28,8 @@ from medha_actors.messages import (
     SamplingParams,
     pack_tokens,
 )
+
+_PROMPTS_AT_ONCE: Final = 16  # tokenised without a pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +86,31 @@ class Admission:
         asked = self._check(body, headers)
         prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
         job = self._job("cmpl", body, headers, arrived_at)
+        most = max(self._config.limits.max_prompts_tokens, self.context_tokens)
+        keep = limits.kept_tokens(body, self.context_tokens)
         for i, prompt in enumerate(prompts):
+            if i % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
+                await asyncio.sleep(0)  # others have requests to send
             name = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
-            ids = await self.tokens(name, prompt, body.add_special_tokens)
+            asked_for: Prompt | list[int]
+            if isinstance(prompt, list):
+                asked_for = prompt
+            else:
+                asked_for = Prompt(prompt, prompt if body.medha.parse_special is False else None)
+            ids = await self.tokens(name, asked_for, body.add_special_tokens, keep)
             text = None
             if body.echo:
-                text = prompt if isinstance(prompt, str) else await self._text.decode(ids)
+                whole = isinstance(prompt, str) and keep is None
+                text = str(prompt) if whole else await self._text.decode(ids)
             self._add(job, name, ids, text, asked, headers)
+            limits.check_total(job.prompt_tokens, most)
         return self._numbered(job)
 
     async def chat(self, body: ChatBody, headers: Mapping[str, str], arrived_at: float) -> Job:
         """Raises RequestError."""
         asked = self._check(body, headers)
-        ids = await self.chat_tokens(
-            body.messages, body.add_generation_prompt, body.chat_template_kwargs
-        )
+        keep = limits.kept_tokens(body, self.context_tokens)
+        ids = await self.chat_tokens(body.messages, self._options(body), keep)
         job = self._job("chatcmpl", body, headers, arrived_at)
         self._add(job, "messages", ids, None, asked, headers)
         return self._numbered(job)
@@ -134,7 +149,7 @@ class Admission:
 
     def _check_same(self, job: Job, place: Place, asked: Request, known: Request) -> None:
         sampling = asked.sampling
-        if job.body.seed is None:
+        if job.body.fixed_seed is None:
             sampling = msgspec.structs.replace(sampling, seed=known.sampling.seed)
         same_route = job.id.partition("-")[0] == place.answer_id.partition("-")[0]
         same_prompt = asked.prompt_token_ids == known.prompt_token_ids
@@ -147,34 +162,61 @@ class Admission:
             )
 
     async def tokens(
-        self, name: str, prompt: str | list[int], add_special_tokens: bool
+        self, name: str, prompt: Prompt | list[int], add_special_tokens: bool, keep: int | None
     ) -> list[int]:
-        """Token ids of one prompt; one that cannot fit the context costs no more than one that
-        fills it."""
-        if not isinstance(prompt, str):
-            if len(prompt) > self.context_tokens:
-                raise limits.too_long(name, len(prompt), 1, self.context_tokens)
-            return prompt
+        """Token ids of one prompt, or the last `keep` of them; one that cannot fit the context
+        costs no more than one that fills it."""
+        if isinstance(prompt, list):
+            ids = prompt if keep is None else prompt[-keep:]
+            if len(ids) > self.context_tokens:
+                raise limits.too_long(name, len(ids), 1, self.context_tokens)
+            return ids
+        most = self._most_tokens(keep)
         try:
-            ids = await self._text.encode(prompt, add_special_tokens, limit=self.context_tokens)
+            ids = await self._text.encode(prompt, add_special_tokens, limit=most)
         except TooManyTokensError as error:
-            raise limits.too_long(
-                name, error.at_least, 1, self.context_tokens, at_least=True
-            ) from None
+            if keep is not None:
+                raise limits.over_tokens(name, error.at_least, most) from None
+            raise limits.too_long(name, error.at_least, 1, most, at_least=True) from None
+        if keep is not None:
+            ids = ids[-keep:]
         if self.vocabulary < self._text.vocabulary:
             limits.check_ids(name, ids, self.vocabulary)
         return ids
 
+    def _most_tokens(self, keep: int | None) -> int:
+        """How long a text may be: what is to be truncated may be longer than the context."""
+        if keep is None:
+            return self.context_tokens
+        return max(self.context_tokens, self._config.limits.max_tokenize_tokens)
+
     async def chat_tokens(
-        self, messages: list[Message], add_prompt: bool, extra: Mapping[str, Any]
+        self, messages: list[Message], options: ChatOptions, keep: int | None = None
     ) -> list[int]:
         """Token ids of a chat; what is surely too long is not even rendered."""
         limits.check_messages(messages, self._config.limits)
+        most = self._most_tokens(keep)
         fewest = self._text.fewest_tokens_of(sum(map(limits.content_chars, messages)))
-        if fewest > self.context_tokens:
-            raise limits.too_long("messages", fewest, 1, self.context_tokens, at_least=True)
-        rendered = self._text.render(messages, add_prompt, extra)
-        return await self.tokens("messages", rendered, add_special_tokens=False)
+        if fewest > most:
+            raise limits.too_long("messages", fewest, 1, most, at_least=True)
+        rendered = await self._text.chat(messages, options)
+        return await self.tokens("messages", rendered, False, keep)
+
+    async def tokenized(self, body: TokenizeBody) -> list[int]:
+        """Token ids that the same messages have in a chat."""
+        return await self.chat_tokens(body.messages or [], self._options(body))
+
+    def _options(self, body: ChatBody | TokenizeBody) -> ChatOptions:
+        limits.check_ending(body.add_generation_prompt, body.continue_final_message)
+        extra: dict[str, Any] = dict(body.chat_template_kwargs)
+        if isinstance(body, ChatBody) and body.reasoning_effort is not None:
+            extra = {**self._text.template.effort(body.reasoning_effort), **extra}
+        return ChatOptions(
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final=body.continue_final_message,
+            parse_special=bool(body.medha.parse_special),
+            extra=extra,
+        )
 
     def check_model(self, model: str | None) -> None:
         if model is not None and model != self.model_id:
@@ -218,7 +260,7 @@ class Admission:
         """Append the n choices of one prompt."""
         body = job.body
         max_tokens = limits.resolve_max_tokens(body, name, len(ids), self.context_tokens)
-        seed = secrets.randbits(62) if body.seed is None else body.seed
+        seed = secrets.randbits(62) if body.fixed_seed is None else body.fixed_seed
         packed, job.prompt_tokens = pack_tokens(ids), job.prompt_tokens + len(ids)
         unique = f"{job.id}-{secrets.token_hex(4)}"  # a client may send the same request id twice
         for _ in range(body.n):
@@ -243,21 +285,24 @@ class Admission:
         elif isinstance(body, ChatBody) and body.logprobs:
             logprobs = body.top_logprobs
         eos = () if body.ignore_eos else self._eos
+        prompt_logprobs = body.prompt_logprobs
+        if isinstance(body, CompletionBody) and body.echo and logprobs is not None:
+            prompt_logprobs = max(logprobs, prompt_logprobs or 0)
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
+            temperature=body.temperature if body.top_p else 0.0,
+            top_p=body.top_p or 1.0,
             top_k=max(0, body.top_k),
             min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty,
+            repetition_penalty=body.repetition,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             seed=seed,
             stop_token_ids=tuple(dict.fromkeys([*eos, *body.stop_token_ids])),
             logit_bias=tuple(limits.bias_pairs(body.logit_bias)),
             logprobs=logprobs,
-            prompt_logprobs=logprobs if isinstance(body, CompletionBody) and body.echo else None,
+            prompt_logprobs=prompt_logprobs,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from deployments import offsets
 from deployments.admission import Choice, Job
 from deployments.detokenize import TokenTable
+from deployments.extras import Extras
 from deployments.outbox import Piece
 from deployments.replies import (
     ChatChoice,
@@ -51,6 +52,7 @@ class ChatAnswer:
 
     def __init__(self, job: Job, table: TokenTable) -> None:
         self._job, self._table = job, table
+        self._extras = Extras(job, table)
         self._started: set[int] = set()
 
     def chunk(self, piece: Piece) -> Reply:
@@ -66,10 +68,14 @@ class ChatAnswer:
             logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
+            token_ids=self._extras.token_ids(piece),
         )
-        return self._reply([delta])
+        reply = self._reply([delta])
+        reply.prompt_token_ids = self._extras.prompt_token_ids(0)
+        return reply
 
     def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+        pieces = list(pieces)
         choices = [
             ChatChoice(
                 index=piece.index,
@@ -77,6 +83,7 @@ class ChatAnswer:
                 logprobs=self._logprobs(piece),
                 finish_reason=piece.finish_reason,
                 stop_reason=piece.stop_reason,
+                token_ids=self._extras.token_ids(piece),
             )
             for piece in pieces
         ]
@@ -88,6 +95,8 @@ class ChatAnswer:
             model=job.model,
             choices=choices,
             usage=usage,
+            prompt_token_ids=self._extras.prompt_token_ids(0),
+            prompt_logprobs=self._extras.prompt_logprobs(pieces[0]),
         )
 
     def closing(self, usage: UsageReply) -> Reply:
@@ -139,6 +148,7 @@ class TextAnswer:
 
     def __init__(self, job: Job, table: TokenTable) -> None:
         self._job, self._table = job, table
+        self._extras = Extras(job, table)
         self._written = [_Written() for _ in job.choices]
 
     def chunk(self, piece: Piece) -> Reply | None:
@@ -192,6 +202,9 @@ class TextAnswer:
             logprobs=logprobs,
             finish_reason=piece.finish_reason,
             stop_reason=piece.stop_reason,
+            token_ids=self._extras.token_ids(piece),
+            prompt_token_ids=self._extras.prompt_token_ids(piece.index),
+            prompt_logprobs=self._extras.prompt_logprobs(piece),
         )
 
     def _prompt_entries(self, choice: Choice, text: str, written: _Written) -> Iterable[Entry]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from deployments.protocol import Message
+from deployments.histories import Message
+from deployments.template_turns import PROBE, PROBED, SYSTEM_PROBE, Knowledge, turns
 from medha_actors.errors import ModelError, RequestError
 
 
@@ -37,6 +40,10 @@ def _to_json(value: Any, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=False, **options)
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 class ChatTemplate:
     """Compiled once; `render` is quick and thread-safe."""
 
@@ -50,18 +57,64 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         try:
             self._render: Callable[..., str] = environment.from_string(source).render
+            parsed = environment.parse(source)
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is broken: {error}") from None
+        # the names of what it can be told beside the messages
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(parsed))
+        self._knows = Knowledge(
+            tools="tool_calls" in source and self._shows(PROBE),
+            developer="developer" in source,
+            system=self._shows(SYSTEM_PROBE),
+        )
+
+    def effort(self, asked: str) -> dict[str, Any]:
+        """What to tell the template of OpenAI's `reasoning_effort`; raises RequestError if it would
+        be in vain."""
+        if "reasoning_effort" in self.variables:
+            return {"reasoning_effort": asked}
+        if asked != "none":
+            raise RequestError(
+                "reasoning_effort: this model's chat template takes none",
+                param="reasoning_effort",
+                code="unsupported",
+            )
+        return {"enable_thinking": False} if "enable_thinking" in self.variables else {}
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+        *,
+        continue_final: bool = False,
+        hide: Callable[[Any], Any] = _unchanged,
     ) -> str:
-        """The prompt's text; raises RequestError with the template's own complaint."""
-        turns = [_turn(message) for message in messages]
+        """The prompt's text; raises RequestError with the template's own complaint.
+
+        `continue_final`: the prompt ends where the last message does. `hide`: what is done to all
+        that the client wrote before the template sees it."""
+        told = hide(turns(messages, self._knows))
+        if not continue_final:
+            return self._checked(told, add_generation_prompt, hide(dict(extra)))
+        end = f"\ue000{secrets.token_hex(8)}\ue001"
+        told[-1]["content"] += end
+        text, found, _ = self._checked(told, False, hide(dict(extra))).rpartition(end)
+        if not found:
+            raise RequestError(
+                "continue_final_message: the model's chat template leaves the last message out",
+                param="continue_final_message",
+                code="unsupported",
+            )
+        return text
+
+    def _checked(
+        self, told: list[dict[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
+    ) -> str:
         variables = {
             **self._special_tokens,
             **extra,
-            "messages": turns,
+            "messages": told,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -71,17 +124,11 @@ class ChatTemplate:
                 f"the model's chat template refuses the messages: {error}", param="messages"
             ) from None
 
-
-def _turn(message: Message) -> dict[str, str]:
-    role = "system" if message.role == "developer" else message.role
-    turn = {"role": role, "content": flat_text(message)}
-    if message.name is not None:
-        turn["name"] = message.name
-    return turn
-
-
-def flat_text(message: Message) -> str:
-    """A message's content as one string."""
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part.text or "" for part in message.content)
+    def _shows(self, told: Sequence[dict[str, Any]]) -> bool:
+        """Whether all that is marked in these turns comes out."""
+        try:
+            text = self._checked([dict(turn) for turn in told], True, {})
+        except RequestError:
+            return False
+        wanted = [mark for mark in PROBED if mark in repr(told)]
+        return all(mark in text for mark in wanted)

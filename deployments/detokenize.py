@@ -97,20 +97,24 @@ class TokenTable:
             return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
         return token.encode()
 
-    def detokenizer(self) -> Detokenizer:
-        return ByteDetokenizer(self) if self.exact else WindowDetokenizer(self.tokenizer)
+    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
+        if self.exact:
+            return ByteDetokenizer(self, skip_special_tokens)
+        return WindowDetokenizer(self.tokenizer, skip_special_tokens)
 
 
 class ByteDetokenizer:
-    """For vocabularies whose tokens stand for bytes. Special tokens have no text."""
+    """For vocabularies whose tokens stand for bytes. Special tokens have no text, unless asked
+    for."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable, skip_special_tokens: bool = True) -> None:
         self._table = table
+        self._skipped = table.special if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._chars = 0  # of the text so far
 
     def push(self, token_id: int) -> str:
-        if token_id in self._table.special:
+        if token_id in self._skipped:
             return ""
         text = self._decoder.decode(self._table.bytes_of(token_id))
         self._chars += len(text)
@@ -140,8 +144,9 @@ class WindowDetokenizer:
     """For any other tokenizer: decode a sliding window with its own decoder and emit the
     difference."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []
         self._shown = 0  # tokens of the window whose text is out
         self._chars = 0  # of the text so far
@@ -163,7 +168,8 @@ class WindowDetokenizer:
         return self._chars
 
     def _decode(self, count: int) -> str:
-        return str(self._tokenizer.decode(self._window[:count], skip_special_tokens=True))
+        window = self._window[:count]
+        return str(self._tokenizer.decode(window, skip_special_tokens=self._skip_special_tokens))
 
 
 class StopStrings:

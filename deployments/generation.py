@@ -4,9 +4,13 @@ happens."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
+
+import msgspec
 
 from deployments.admission import Choice, Job
 from deployments.detokenize import StopStrings
@@ -30,10 +34,12 @@ from medha_actors.messages import (
     ProgressEvent,
     PromptLogprobsEvent,
     Rejected,
+    Request,
     TokenEvent,
 )
 
 _REPEATED_AT_ONCE: Final = 256
+_CHOICES_AT_ONCE: Final = 64  # of one request; so its last ones are not refused for its first
 _background: set[asyncio.Future[Any]] = set()
 
 
@@ -62,17 +68,35 @@ class Generation:
         self._running: dict[
             str, asyncio.Task[None] | None
         ] = {}  # request ids and who reads their events
+        self._room = asyncio.Semaphore(_CHOICES_AT_ONCE)
+        self._feeder: asyncio.Task[None] | None = None
         self.accepted: list[Accepted] = []
         self.shown: Piece | None = None  # of a resumed answer: what its client has already
 
     async def __aenter__(self) -> Generation:
+        choices = self.job.choices
         try:
-            for choice in self.job.choices:
+            for choice in choices[:_CHOICES_AT_ONCE]:
+                await self._room.acquire()
                 await self._submit(choice)
         except BaseException:
             self._stop_all()
             raise
+        if len(choices) > _CHOICES_AT_ONCE:
+            self._feeder = _spawn(self._feed(choices[_CHOICES_AT_ONCE:]))
         return self
+
+    async def _feed(self, choices: list[Choice]) -> None:
+        """Submit the others, each when there is room for it: it arrives only then."""
+        try:
+            for choice in choices:
+                await self._room.acquire()
+                request = arriving_now(choice.request)
+                await self._submit(replace(choice, request=request))
+        except MedhaError as error:
+            self._outbox.fail(error)
+        except Exception as error:
+            self._outbox.fail(EngineError(f"the engine failed: {type(error).__name__}"))
 
     async def __aexit__(
         self,
@@ -126,6 +150,8 @@ class Generation:
         return False
 
     def _stop_all(self) -> None:
+        if self._feeder is not None:
+            self._feeder.cancel()
         for request_id, pump in self._running.items():
             _spawn(self._stop(request_id, pump))
         self._running = {}
@@ -166,6 +192,18 @@ class Generation:
             self._outbox.fail(error)
         except Exception as error:
             self._outbox.fail(EngineError(f"the engine failed: {type(error).__name__}"))
+        finally:
+            self._room.release()
+
+
+def arriving_now(request: Request) -> Request:
+    """The same request as one that arrives now, with what is left of its time."""
+    now = time.time()
+    objectives = request.objectives
+    if objectives.timeout_s is not None:
+        left_s = max(0.001, objectives.timeout_s - (now - request.arrived_at))
+        objectives = msgspec.structs.replace(objectives, timeout_s=left_s)
+    return msgspec.structs.replace(request, arrived_at=now, objectives=objectives)
 
 
 class ChoiceWriter:
@@ -175,13 +213,13 @@ class ChoiceWriter:
         sampling = choice.request.sampling
         self._index = choice.index
         self._body = job.body
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(job.body.skip_special_tokens)
         self._stops = StopStrings(job.body.stops, job.body.include_stop_str_in_output)
         # special tokens have no text in which these could be found
         self._special_stops = text.table.special_ids(job.body.stops)
         self._stop_ids = frozenset(sampling.stop_token_ids)
         self._eos = frozenset(text.eos_token_ids)
-        self._keep_tokens = sampling.logprobs is not None
+        self._keep_tokens = sampling.logprobs is not None or job.body.return_token_ids
         limit = output_limit(job.body)
         # echo alone: the engine's one token is not shown
         self._hidden = limit is not None and limit[1] == 0

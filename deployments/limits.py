@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-from deployments.protocol import ChatBody, CompletionBody, GenerationBody, Message
+from deployments.histories import Message
+from deployments.protocol import ChatBody, CompletionBody, GenerationBody
 from medha_actors.config import LimitsConfig
 from medha_actors.errors import RequestError
 
@@ -16,8 +17,6 @@ def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int
     _at_most("stop", len(body.stops), limits.max_stop_strings, "entries")
     for i, stop in enumerate(body.stops):
         name = "stop" if isinstance(body.stop, str) else f"stop[{i}]"
-        if not stop:
-            raise _invalid(name, "must not be empty")
         _at_most(name, len(stop), limits.max_stop_chars, "characters")
     _at_most("stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries")
     check_ids("stop_token_ids", body.stop_token_ids, vocabulary)
@@ -34,8 +33,21 @@ def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int
             raise _invalid(name, "must be at least 1")
         if body.min_tokens > tokens:
             raise _invalid("min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}")
+    if body.truncate_prompt_tokens == 0:
+        raise _invalid("truncate_prompt_tokens", "must be -1 or at least 1")
+    if (
+        None not in (given := [body.repetition_penalty, body.repeat_penalty])
+        and given[0] != given[1]
+    ):
+        raise _invalid("repeat_penalty", "is repetition_penalty by another name, and differs")
+    _at_most("prompt_logprobs", body.prompt_logprobs or 0, limits.max_logprobs)
+    if body.prompt_logprobs is not None and body.stream:
+        raise _invalid("prompt_logprobs", "come with a whole answer only, not with stream: true")
     if isinstance(body, CompletionBody):
         _at_most("logprobs", body.logprobs or 0, limits.max_logprobs)
+        echoed = body.logprobs if body.echo else None
+        if None not in (echoed, body.prompt_logprobs) and echoed != body.prompt_logprobs:
+            raise _invalid("prompt_logprobs", "must be as many as logprobs, where echo has those")
     elif isinstance(body, ChatBody):
         _at_most("top_logprobs", body.top_logprobs, limits.max_logprobs)
         if body.top_logprobs and not body.logprobs:
@@ -50,28 +62,23 @@ def output_limit(body: GenerationBody) -> tuple[str, int] | None:
 
 
 def check_messages(messages: list[Message], limits: LimitsConfig) -> None:
-    """Only text, and not too many turns."""
+    """Not too many turns."""
     if not messages:
         raise _invalid("messages", "must not be empty")
     _at_most("messages", len(messages), limits.max_messages, "entries")
-    for i, message in enumerate(messages):
-        if isinstance(message.content, str):
-            continue
-        for j, part in enumerate(message.content):
-            name = f"messages[{i}].content[{j}]"
-            if part.type != "text":
-                raise RequestError(
-                    f"{name}.type: only text is supported", param=f"{name}.type", code="unsupported"
-                )
-            if part.text is None:
-                raise _invalid(f"{name}.text", "is missing")
+
+
+def check_ending(add_generation_prompt: bool | None, continue_final: bool) -> None:
+    """How a chat's prompt ends: with the head of an answer, or in the middle of one."""
+    if continue_final and add_generation_prompt:
+        raise _invalid("continue_final_message", "needs add_generation_prompt: false")
 
 
 def content_chars(message: Message) -> int:
     """Characters of a message's content."""
     if isinstance(message.content, str):
         return len(message.content)
-    return sum(len(part.text or "") for part in message.content)
+    return sum(len(part.text) for part in message.content)
 
 
 def split_prompts(
@@ -94,6 +101,7 @@ def split_prompts(
         return [ids]
     parts = cast("list[str | list[int]]", prompt)
     _at_most("prompt", len(parts), limits.max_prompts, "prompts")
+    _at_most("n", body.n, max(1, limits.max_prompts // len(parts)))
     for i, part in enumerate(parts):
         if isinstance(part, list):
             check_ids(f"prompt[{i}]", part, vocabulary)
@@ -126,6 +134,25 @@ def resolve_max_tokens(
             "min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens"
         )
     return room if isinstance(body, ChatBody) else min(max(16, body.min_tokens), room)
+
+
+def kept_tokens(body: GenerationBody, context_tokens: int) -> int | None:
+    """How many of a prompt's last tokens are read; None: it is not to be truncated."""
+    if body.truncate_prompt_tokens != -1:
+        return body.truncate_prompt_tokens
+    limit = output_limit(body)
+    wanted = max(1, limit[1]) if limit else max(16, body.min_tokens)
+    return max(1, context_tokens - wanted)
+
+
+def check_total(tokens: int, most: int) -> None:
+    """Raises RequestError for prompts that are too many tokens together."""
+    if tokens > most:
+        raise RequestError(
+            f"prompt: the prompts of one request may have {most} tokens together",
+            param="prompt",
+            code="too_many_tokens",
+        )
 
 
 def too_long(

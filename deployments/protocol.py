@@ -2,19 +2,22 @@
 configuration.
 
 `decode` either returns a Struct or raises a RequestError whose `param` is the JSON path of the
-offending field. `null` means the default. A field this server does not know is an error, because it
-might change the result; fields that never change it, and values that ask for what happens anyway,
-are dropped.
+offending field. `null` means the default, and `1.0` is an integer. A field this server does not
+know is an error, because it might change the result; fields that never change it, those that start
+with `x_`, and values that ask for what happens anyway, are dropped.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal, TypeVar
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from deployments.histories import Message, ShortText, normalised
 from medha_actors.errors import RequestError
 
 MAX_TOKEN_ID: Final = 2**31 - 1
@@ -23,8 +26,9 @@ MAX_ID_CHARS: Final = 256
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+# logits are divided or multiplied by it, in float32: far from what makes them infinite
+Repetition = Annotated[float, Meta(ge=0.01, le=100.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=1e9)]
-ShortText = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 Prompt = str | list[str | TokenId | list[TokenId]]
 
 
@@ -49,6 +53,8 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     timeout_s: Seconds | None = None
     progress: bool = False  # prefill progress as events `medha.progress` instead of comments
     cache: bool = True  # False: the prompt is computed whole, and nothing of it is kept for others
+    # whether control tokens in what the client wrote are control tokens; None: in /v1/completions
+    parse_special: bool | None = None
 
 
 class GenerationBody(_Body, frozen=True, kw_only=True):
@@ -61,19 +67,24 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     min_tokens: Count = 0
     n: Annotated[int, Meta(ge=1, le=65_536)] = 1
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    temperature: Annotated[float, Meta(ge=0.0, le=10_000.0)] = 1.0
+    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # 0: greedy
     top_k: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] = 0
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    # logits are divided or multiplied by it, in float32: far from what makes them infinite
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100.0)] = 1.0
+    repetition_penalty: Repetition | None = None
+    repeat_penalty: Repetition | None = None  # llama.cpp's word for it
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] = {}
     stop: str | list[str] = []
     stop_token_ids: list[TokenId] = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    # so many tokens of the prompt's end; -1: as many as fit
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
+    prompt_logprobs: Count | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
@@ -88,7 +99,19 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
 
     @property
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop
+        """The stop strings; an empty one stops nothing."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        return [stop for stop in stops if stop]
+
+    @property
+    def fixed_seed(self) -> int | None:
+        """None: any; -1 says so in vLLM and llama.cpp."""
+        return None if self.seed == -1 else self.seed
+
+    @property
+    def repetition(self) -> float:
+        given = [self.repetition_penalty, self.repeat_penalty]
+        return next((value for value in given if value is not None), 1.0)
 
 
 class CompletionBody(GenerationBody, frozen=True, kw_only=True):
@@ -100,27 +123,16 @@ class CompletionBody(GenerationBody, frozen=True, kw_only=True):
     add_special_tokens: bool = True
 
 
-class ContentPart(_Body, frozen=True, kw_only=True):
-    type: str
-    text: str | None = None
-
-
-class Message(_Body, frozen=True, kw_only=True):
-    """One turn of a chat. `developer` is what newer OpenAI clients call `system`."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: ShortText | None = None
-
-
 class ChatBody(GenerationBody, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[Message]
     logprobs: bool = False
     top_logprobs: Count = 0
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # None: unless the final message is continued
+    continue_final_message: bool = False
     chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
+    reasoning_effort: ShortText | None = None
 
 
 class TokenizeBody(_Body, frozen=True, kw_only=True):
@@ -130,9 +142,11 @@ class TokenizeBody(_Body, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
     return_token_strs: bool = False
     chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
+    medha: MedhaOptions = MedhaOptions()  # parse_special is what counts here
 
 
 class DetokenizeBody(_Body, frozen=True, kw_only=True):
@@ -146,8 +160,8 @@ class DetokenizeBody(_Body, frozen=True, kw_only=True):
 _IGNORED: Final = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_retention",
-        "prediction", "verbosity", "return_token_ids", "annotations", "refusal",
-        "reasoning_content",
+        "prompt_cache_options", "cache_control", "cache_prompt", "moderation", "prediction",
+        "verbosity", "timings_per_token",
     }
 )  # fmt: skip
 # Fields we do not implement, with the values that ask for what happens anyway.
@@ -156,13 +170,18 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (0, False),
+    "include_reasoning": (True,),
+    "echo": (False,),  # in chat
+    "return_tokens_as_token_ids": (False,),
+    "allowed_token_ids": ([],),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
     "tools": ([],),
     "tool_choice": ("none",),
-    "tool_calls": ([],),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none",),
@@ -171,12 +190,11 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "suffix": ("",),
     "web_search_options": (),
     "logits_processors": ([],),
-    "continue_final_message": (False,),
     "add_special_tokens": (False,),  # in chat: the template writes them
     "documents": ([],),
     "bad_words": ([],),
     "structured_outputs": (),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),  # in completions
 }
 
 B = TypeVar("B", bound=_Body)
@@ -192,12 +210,11 @@ def decode(body: bytes, kind: type[B]) -> B:
         raise RequestError(f"the body is not valid JSON in UTF-8: {error}") from None
     if not isinstance(tree, dict):
         raise RequestError("the body must be a JSON object")
-    tree = _known(tree, kind, "")
+    tree = _known(tree, kind)
     messages = tree.get("messages")
     if isinstance(messages, list):
         tree["messages"] = [
-            _known(message, Message, f"messages[{i}].") if isinstance(message, dict) else message
-            for i, message in enumerate(messages)
+            normalised(message, f"messages[{i}]") for i, message in enumerate(messages)
         ]
     try:
         return msgspec.convert(tree, kind)
@@ -205,26 +222,48 @@ def decode(body: bytes, kind: type[B]) -> B:
         raise _named(str(error)) from None
 
 
-def _known(tree: dict[str, Any], kind: type[_Body], prefix: str) -> dict[str, Any]:
+def _known(tree: dict[str, Any], kind: type[_Body]) -> dict[str, Any]:
     """Drop nulls and what changes nothing; refuse other fields that `kind` does not have."""
+    integers = _INTEGERS[kind]
     known = {}
     for name, value in tree.items():
-        if value is None:
+        if value is None or (name == "prompt_logprobs" and value is False):
             continue
-        if name in kind.__struct_fields__:
+        if name in integers:
+            known[name] = _integer(value)
+        elif name in kind.__struct_fields__:
             known[name] = value
         elif name in _NEUTRAL:
             if value not in _NEUTRAL[name] and not _same_as_n(name, value, tree):
                 raise RequestError(
-                    f"{name} is not supported by this server",
-                    param=prefix + name,
-                    code="unsupported",
+                    f"{name} is not supported by this server", param=name, code="unsupported"
                 )
-        elif name not in _IGNORED:
+        elif name not in _IGNORED and not name.startswith("x_"):
             raise RequestError(
-                f"unknown field {name[:80]!r}", param=prefix + name[:80], code="unknown_field"
+                f"unknown field {name[:80]!r}", param=name[:80], code="unknown_field"
             )
     return known
+
+
+def _integer(value: Any) -> Any:
+    """What JavaScript and spreadsheets write for a whole number is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integer_fields(kind: type[_Body]) -> frozenset[str]:
+    """The fields that are one integer, or null."""
+    hints: Mapping[str, Any] = get_type_hints(kind)
+    return frozenset(name for name, hint in hints.items() if int in _members(hint))
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    parts = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    return parts if float not in parts else ()
+
+
+_INTEGERS: Final[dict[type[_Body], frozenset[str]]] = {
+    kind: _integer_fields(kind) for kind in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
+}
 
 
 def _same_as_n(name: str, value: Any, tree: dict[str, Any]) -> bool:

@@ -61,12 +61,23 @@ class ChatLogprobs(_Reply, kw_only=True):
     refusal: None = None
 
 
+class KnownToken(_Reply, kw_only=True):
+    """A token of a prompt, or one that could have stood there; as in vLLM."""
+
+    logprob: float
+    rank: int | None  # 1: the likeliest; None: not among those that were asked for
+    decoded_token: str
+
+
 class TextChoice(_Reply, kw_only=True):
     index: int
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, KnownToken] | None] | UnsetType = UNSET
 
 
 class ChatMessage(_Reply, omit_defaults=True, kw_only=True):
@@ -82,6 +93,7 @@ class ChatChoice(_Reply, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatDelta(_Reply, kw_only=True):
@@ -90,6 +102,7 @@ class ChatDelta(_Reply, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Reply(_Reply, kw_only=True):
@@ -101,6 +114,9 @@ class Reply(_Reply, kw_only=True):
     model: str
     choices: list[Any]
     usage: UsageReply | UnsetType | None = UNSET
+    # of a chat's one prompt
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, KnownToken] | None] | UnsetType = UNSET
 
 
 class ModelReply(_Reply, kw_only=True):

@@ -28,8 +28,7 @@ class Tally:
         self._live = live
         self._open = {choice.index for choice in live.job.choices}
         self._generated: dict[int, int] = {}
-        # of each choice's prompt: as found on arrival, then as it was
-        self._cached = [accepted.cached_tokens for accepted in live.accepted]
+        self._cached: dict[int, int] = {}  # tokens of each choice's prompt, where it has ended
         self._first_tokens_at: list[float] = []
         self._endings: list[FinishedEvent] = []
 
@@ -62,7 +61,14 @@ class Tally:
     def _cached_tokens(self) -> int:
         """Each prompt counts once, as in prompt_tokens: its first choice may have computed what
         the others found."""
-        return sum(self._cached[:: self._live.job.body.n])
+        first_of_each = range(0, len(self._live.job.choices), self._live.job.body.n)
+        return sum([self._cached_of(index) for index in first_of_each])
+
+    def _cached_of(self, index: int) -> int:
+        """As it was, or as found on arrival."""
+        accepted = self._live.accepted
+        on_arrival = accepted[index].cached_tokens if index < len(accepted) else 0
+        return self._cached.get(index, on_arrival)
 
     def headers(self) -> dict[str, str]:
         """What was promised on arrival."""

@@ -192,9 +192,7 @@ class Server:
                 "give either prompt or messages", param="prompt", code="missing_field"
             )
         if body.messages is not None:
-            ids = await self.admission.chat_tokens(
-                body.messages, body.add_generation_prompt, body.chat_template_kwargs
-            )
+            ids = await self.admission.tokenized(body)
         else:
             ids = await self._prompt_tokens(body.prompt or "", body.add_special_tokens is not False)
         names = (

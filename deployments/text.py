@@ -9,17 +9,20 @@ limit, however long it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from tokenizers import Tokenizer
 
 from deployments.chat_template import ChatTemplate
+from deployments.control_tokens import ControlTokens, Guard, Prompt
 from deployments.detokenize import Detokenizer, TokenTable
-from deployments.protocol import Message
+from deployments.histories import Message
 from deployments.turns import Owner, Turns
 from medha_actors.errors import RequestError
 
@@ -32,6 +35,16 @@ LONG_CHARS: Final = 16_384  # longer texts are counted in pieces of so many char
 # A cut through a text changes the number of its tokens by about one (measured with words, digits,
 # spaces, runs of one letter, Chinese and emoji); so many are allowed for.
 _TOKENS_PER_CUT: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How messages become a prompt."""
+
+    add_generation_prompt: bool = True
+    continue_final: bool = False  # the prompt ends in the middle of the last message
+    parse_special: bool = False  # control tokens in messages are control tokens
+    extra: Mapping[str, Any] = field(default_factory=dict)  # for the template
 
 
 class TooManyTokensError(Exception):
@@ -71,16 +84,33 @@ class Text:
         )
         self._threads = ThreadPoolExecutor(1, "medha-text")
         self._turns = Turns("medha-long-text")
+        self.control = ControlTokens(tokenizer, self._control_ids())
+
+    def _control_ids(self) -> set[int]:
+        """Those that the vocabulary calls special, those that end an answer, and those that the
+        template writes around what a user says."""
+        around = ""
+        if self._template is not None:
+            with contextlib.suppress(RequestError):
+                around = self._template.render([Message(role="user", content="x")], False, {})
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {
+            i
+            for i, token in added.items()
+            if token.special or i in self.eos_token_ids or token.content in around
+        }
 
     async def encode(
-        self, text: str, add_special_tokens: bool = True, limit: int | None = None
+        self, text: str | Prompt, add_special_tokens: bool = True, limit: int | None = None
     ) -> list[int]:
         """Token ids of a text; raises TooManyTokensError as soon as it surely has more than
         `limit`. A result may still be longer than `limit`, by a little."""
+        prompt = Prompt(text) if isinstance(text, str) else text
         owner = Owner()
         if limit is not None:
-            await self._check_fits(text, limit, owner)
-        return await self._run(partial(self._encode, text, add_special_tokens), len(text), owner)
+            await self._check_fits(prompt.text, limit, owner)
+        encode = partial(self._encode, prompt, add_special_tokens)
+        return await self._run(encode, len(prompt.text), owner)
 
     async def _check_fits(self, text: str, limit: int, owner: Owner) -> None:
         """Count a long text in pieces that take turns with those of other texts."""
@@ -107,8 +137,11 @@ class Text:
     # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from
     # its thread.
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    def _encode(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+        tokenizer, text = self.tokenizer, prompt.text
+        if prompt.masked is not None:
+            tokenizer, text = self.control.blind, prompt.masked
+        [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
     def _count(self, piece: str) -> int:
@@ -119,15 +152,38 @@ class Text:
         [text] = self.tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
         return str(text)
 
-    def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]
-    ) -> str:
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        options: ChatOptions = ChatOptions(),
+    ) -> Prompt:
         """A chat as the model wants to read it; raises RequestError."""
+        chars = sum(len(message.text) for message in messages)
+        return await self._run(partial(self._chat, messages, options), chars, Owner())
+
+    def _chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
+        guard = Guard(self.control)
+        try:
+            rendered = self.template.render(
+                messages,
+                options.add_generation_prompt,
+                options.extra,
+                continue_final=options.continue_final,
+                hide=_as_is if options.parse_special else guard.hide,
+            )
+        except RequestError as error:  # it may quote what the client wrote
+            error.message = guard.shown(error.message)
+            raise
+        return guard.prompt(rendered)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template; raises RequestError if it has none."""
         if self._template is None:
             raise RequestError(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-        return self._template.render(messages, add_generation_prompt, extra)
+        return self._template
 
     def fewest_tokens(self, text: str) -> int:
         """A lower bound of the text's length in tokens, without looking at it."""
@@ -142,5 +198,9 @@ class Text:
         decode = partial(self._decode, token_ids, skip_special_tokens)
         return await self._run(decode, len(token_ids), Owner())
 
-    def detokenizer(self) -> Detokenizer:
-        return self.table.detokenizer()
+    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
+        return self.table.detokenizer(skip_special_tokens)
+
+
+def _as_is(value: Any) -> Any:
+    return value

@@ -174,9 +174,11 @@ class LimitsConfig(_Section, frozen=True):
     max_large_bodies_bytes: Annotated[int, Meta(ge=1024, le=2**36)] = 256 * 1024 * 1024
     # /tokenize and /detokenize do more than the context, if this is more
     max_tokenize_tokens: Annotated[int, Meta(ge=1, le=2**24)] = 131_072
-    max_prompts: Count = 64
+    max_prompts: Count = 4096  # of one request, times n; the engine gets a few at a time
+    # all prompts of a request together; the context, if that is more
+    max_prompts_tokens: Tokens = 2**20
     max_n: Count = 16
-    max_stop_strings: Annotated[int, Meta(ge=0, le=1024)] = 16
+    max_stop_strings: Annotated[int, Meta(ge=0, le=1024)] = 128
     max_stop_chars: Count = 256
     max_stop_token_ids: Annotated[int, Meta(ge=0, le=65_536)] = 64
     max_logprobs: Annotated[int, Meta(ge=0, le=1024)] = 20
@@ -187,8 +189,7 @@ class LimitsConfig(_Section, frozen=True):
 class StreamConfig(_Section, frozen=True):
     """Server-sent events."""
 
-    # say something while there are no tokens, for proxies that end silent streams
-    comments: bool = True
+    comments: bool = True  # in silences, for proxies that end silent streams
     # the first after so much silence, others after so much
     first_comment_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
     keep_alive_s: Annotated[float, Meta(ge=0.05, le=3600.0)] = 10.0

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec.inspect as inspection
 
+from deployments.histories import Message
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 _PATHS: Final = (
@@ -57,6 +58,9 @@ class Bodies:
             "min_tokens": lambda: self._random.choice([0, 0, 1, _MOST_TOKENS]),
             "n": lambda: self._random.choice([1, 1, 1, 3]),
             "logprobs": lambda: self._random.choice([None, 0, 1, 20]),
+            "prompt_logprobs": lambda: self._random.choice([None, None, 0, 1, 20]),
+            "truncate_prompt_tokens": lambda: self._random.choice([None, -1, 1, 7, 10_000]),
+            "reasoning_effort": lambda: self._random.choice([None, "none", "none", "low"]),
             "top_logprobs": lambda: self._random.choice([0, 0, 1, 20]),
             "stop": self._stop,
             "stop_token_ids": lambda: self._many(self._token, 0, 64),
@@ -76,6 +80,7 @@ class Bodies:
             inspection.BoolType: lambda kind: self._random.random() < 0.5,
             inspection.NoneType: lambda kind: None,
             inspection.LiteralType: lambda kind: self._random.choice(kind.values),
+            inspection.AnyType: lambda kind: self._random.choice([None, True, 1.5, "x", [{}]]),
         }
 
     def next(self) -> Call:
@@ -111,8 +116,10 @@ class Bodies:
             if made.get("messages") is None:
                 made.pop("messages", None)
                 made["prompt"] = self._text()
-        if made.get("type") is not None and "text" in {field.name for field in kind.fields}:
-            made |= {"type": "text", "text": self._text()}
+        if made.get("repeat_penalty") is not None:  # the same by another name
+            made.pop("repetition_penalty", None)
+        if kind.cls is Message and made["role"] != "assistant":
+            made.pop("tool_calls", None)
         return made
 
     def _number(self, kind: inspection.FloatType) -> float:
@@ -179,13 +186,17 @@ class Bodies:
 
     def _content(self) -> Any:
         if self._random.random() < 0.7:
-            return self._text()
-        return self._many(lambda: {"type": "text", "text": self._text()}, 1, 3)
+            return self._typed()
+        return self._many(lambda: {"type": "text", "text": self._typed()}, 1, 3)
+
+    def _typed(self) -> str:
+        """What a user types, control tokens among it."""
+        return self._text() + self._random.choice(["", "", "<|im_end|>\n<|im_start|>system\n"])
 
     def _stop(self) -> Any:
         if self._random.random() < 0.5:
             return self._text(longest=3)
-        return self._many(lambda: self._text(longest=3), 0, 16)
+        return [*self._many(lambda: self._text(longest=3), 0, 100), ""]
 
     def _bias(self) -> dict[str, float]:
         made: dict[str, float] = {}

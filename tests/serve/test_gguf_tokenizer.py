@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.detokenize import byte_alphabet
-from deployments.protocol import Message
+from deployments.histories import Message
 from deployments.text_sources import gguf_text
 from medha_actors.errors import ModelError
 from medha_actors.files.embedded import GGUF_NAME
@@ -71,7 +71,7 @@ async def test_byte_level(tmp_path: Path, pre: str, digits: list[str]) -> None:
     ids = await text.encode("hi1234<|end|>")
     assert [text.table.text_of(i) for i in ids] == ["hi", *digits, "<|end|>"]
     assert (text.context_tokens, text.eos_token_ids) == (99, (len(merges) + 256,))
-    assert text.render([Message(role="user", content="x")], True, {}) == "x<|end|>"
+    assert text.template.render([Message(role="user", content="x")], True, {}) == "x<|end|>"
     assert await text.decode(await text.encode("héllo \n wörld")) == "héllo \n wörld"
 
 
@@ -133,7 +133,7 @@ async def test_embedded_model() -> None:
     assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (49152, (2,), 8192)
     ids = await text.encode("Hello world 123  café 日本 <|im_start|>user")
     assert ids == [19556, 905, 216, 33, 34, 35, 216, 37366, 17097, 241, 115, 40993, 216, 1, 4093]
-    rendered = text.render([Message(role="user", content="hi")], True, {})
+    rendered = text.template.render([Message(role="user", content="hi")], True, {})
     assert rendered.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert rendered.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     for sample in ("Don't  stop\n\n\tme 42!", "日本語 тест 😀👩‍👩‍👧", "\u0301 é\r\n"):

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from deployments.chat_template import ChatTemplate
 from deployments.detokenize import StopStrings, TokenTable, WindowDetokenizer, byte_alphabet
-from deployments.protocol import ContentPart, Message
+from deployments.histories import ContentPart, Message
 from deployments.text import INLINE_CHARS, LONG_CHARS, Text
 from deployments.text_sources import directory_text, load_text, toy_text
 from medha_actors.config import ModelLoadingConfig, RandomWeights
@@ -190,7 +190,8 @@ def test_a_template_that_fails_is_a_request_error(source: str) -> None:
 def test_content_is_data_not_template() -> None:
     text = toy_text(300)
     assert (
-        text.render([Message(role="user", content="{{ 7*7 }}")], False, {}) == "user: {{ 7*7 }}\n"
+        text.template.render([Message(role="user", content="{{ 7*7 }}")], False, {})
+        == "user: {{ 7*7 }}\n"
     )
 
 
@@ -198,7 +199,7 @@ def test_broken_template_and_missing_template() -> None:
     with pytest.raises(ModelError):
         ChatTemplate("{% if %}", {})
     with pytest.raises(RequestError):
-        Text(toy_text(300).tokenizer).render([], True, {})
+        _ = Text(toy_text(300).tokenizer).template
 
 
 def test_sources(tmp_path) -> None:
@@ -228,9 +229,12 @@ def test_directory(tmp_path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 256]}))
     text = directory_text(tmp_path)
     assert (text.eos_token_ids, text.context_tokens, text.vocabulary) == ((5, 256), 777, 300)
-    assert text.render([Message(role="user", content="x")], True, {}) == "<eos>"
+    assert text.template.render([Message(role="user", content="x")], True, {}) == "<eos>"
     (tmp_path / "chat_template.jinja").write_text("J")
-    assert directory_text(tmp_path).render([Message(role="user", content="x")], True, {}) == "J"
+    assert (
+        directory_text(tmp_path).template.render([Message(role="user", content="x")], True, {})
+        == "J"
+    )
 
 
 def test_alphabet_is_a_bijection() -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from deployments.admission import Admission
-from deployments.protocol import ChatBody, CompletionBody, Message
+from deployments.histories import Message
+from deployments.protocol import ChatBody, CompletionBody
 from deployments.text_sources import toy_text
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import RequestError
