@@ -196,7 +196,7 @@ class Admission:
         """Token ids of a chat; what is surely too long is not even rendered."""
         limits.check_messages(messages, self._config.limits)
         most = self._most_tokens(keep)
-        fewest = self._text.fewest_tokens_of(sum(map(limits.content_chars, messages)))
+        fewest = self._text.fewest_tokens_of(sum([len(message.text) for message in messages]))
         if fewest > most:
             raise limits.too_long("messages", fewest, 1, most, at_least=True)
         rendered = await self._text.chat(messages, options)

@@ -12,6 +12,7 @@ from msgspec import Meta
 from medha_actors.errors import RequestError
 
 ShortText = Annotated[str, Meta(max_length=256)]
+_TURN_CHARS: Final = 50  # what a turn costs beside its text
 
 
 class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,6 +27,13 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
 
     name: ShortText
     arguments: str | dict[str, Any] | None = None
+
+    @property
+    def chars(self) -> int:
+        """Characters of the arguments."""
+        if isinstance(self.arguments, dict):
+            return len(msgspec.json.encode(self.arguments))
+        return len(self.arguments or "")
 
     def parsed(self) -> Any:
         """The arguments as templates want them: an object if they are one."""
@@ -62,6 +70,12 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if isinstance(self.content, str):
             return self.content
         return "\n".join([part.text for part in self.content])
+
+    @property
+    def chars(self) -> int:
+        """About how many characters there are to render."""
+        called = [len(call.function.name) + call.function.chars for call in self.tool_calls]
+        return len(self.text) + len(self.reasoning_content or "") + sum(called) + _TURN_CHARS
 
 
 # What clients send back of an answer, or keep beside it, that says nothing to the model.

@@ -74,13 +74,6 @@ def check_ending(add_generation_prompt: bool | None, continue_final: bool) -> No
         raise _invalid("continue_final_message", "needs add_generation_prompt: false")
 
 
-def content_chars(message: Message) -> int:
-    """Characters of a message's content."""
-    if isinstance(message.content, str):
-        return len(message.content)
-    return sum(len(part.text) for part in message.content)
-
-
 def split_prompts(
     body: CompletionBody, limits: LimitsConfig, vocabulary: int
 ) -> list[str | list[int]]:

@@ -158,8 +158,8 @@ class Text:
         options: ChatOptions = ChatOptions(),
     ) -> Prompt:
         """A chat as the model wants to read it; raises RequestError."""
-        chars = sum(len(message.text) for message in messages)
-        return await self._run(partial(self._chat, messages, options), chars, Owner())
+        size = sum([message.chars for message in messages])
+        return await self._run(partial(self._chat, messages, options), size, Owner())
 
     def _chat(self, messages: Sequence[Message], options: ChatOptions) -> Prompt:
         guard = Guard(self.control)
