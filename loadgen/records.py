@@ -17,6 +17,17 @@ LONG = "long"
 PROBE = "probe"
 
 
+class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The place of a request in a session: its prompt is everything said before, and a message."""
+
+    session: int
+    number: int  # from 0
+    count: int  # turns of the session
+    message_tokens: int
+    # from the last token of the answer before to this request: thinking, or a tool at work
+    pause_s: float = 0.0
+
+
 class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request of a workload, before anything is sent."""
 
@@ -29,6 +40,11 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # prefix blocks: equal ids at the start of two prompts are equal tokens
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
+    turn: Turn | None = None
+    after: int | None = None  # index of the turn before, whose answer it waits for
+    # tokens that earlier requests of the workload begin with too: what a cache without bounds
+    # would know; None: in this workload nothing is shared
+    known_tokens: int | None = None
 
 
 class RequestRecord(msgspec.Struct, kw_only=True):
@@ -54,11 +70,20 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     finish_reason: str | None = None
     usage_prompt_tokens: int | None = None
     usage_completion_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt, by the server's account
     error: str | None = None  # None: all is well
     cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
     isolated_ttft_s: float | None = None  # predicted time to first token on the idle server
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
+    turn: Turn | None = None
+    known_tokens: int | None = None
+    answer: list[str] | None = None  # pieces of its text, kept where a next turn repeats it
+
+    @property
+    def warm(self) -> bool | None:
+        """Whether at least half of the prompt could come from a cache; None: nothing is shared."""
+        return None if self.known_tokens is None else 2 * self.known_tokens >= self.prompt_tokens
 
     @property
     def completed(self) -> bool:
@@ -91,6 +116,9 @@ def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
         id=f"{run_id}-{request.kind}-{request.index}",
         blocks=request.blocks,
         block_tokens=request.block_tokens,
+        turn=request.turn,
+        known_tokens=request.known_tokens,
+        answer=None if request.turn is None else [],
     )
 
 

@@ -71,13 +71,13 @@ async def prepare(
             f"{model.max_model_len}: use --max-model-len {model.max_model_len} to leave such "
             "requests out, or --scale-lengths"
         )
-    alphabet = await server.alphabet(model)
+    alphabet = await server.alphabet(model, text=plan.sessions > 0)
     if plan.shortest_prompt <= alphabet.overhead:
         raise LoadgenError(
             f"the shortest prompt has {plan.shortest_prompt} tokens, but the server itself adds "
             f"{alphabet.overhead}"
         )
-    prompts = PromptMaker(alphabet, options.workload.seed)
+    prompts = PromptMaker(alphabet, _unlike_others(options.workload.seed))
     target = OpenAITarget(server.address, server.style(model), prompts)
 
     async def ask(request: PlannedRequest) -> RequestRecord:
@@ -92,10 +92,17 @@ async def prepare(
 
 
 async def _warm_up(plan: Plan, count: int, ask: Ask) -> None:
-    """The plan's first requests, one by one."""
+    """As long as the plan's first requests, one by one; they share no beginning with the load."""
     for index in range(count):
         request = plan.requests[index % len(plan.requests)]
-        await ask(msgspec.structs.replace(request, index=index, kind="warmup"))
+        await ask(
+            PlannedRequest(
+                index=index,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                kind="warmup",
+            )
+        )
 
 
 async def _isolated(plan: Plan, source: str | None, ask: Ask, say: Say) -> Points:
@@ -170,7 +177,8 @@ def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOpt
     """What sends the plan, with probes beside it where they are asked for."""
     seed = options.workload.seed
     style = server.style(prepared.model, prepared.objectives)
-    target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, seed))
+    tokens = seed if options.server.same_prompts else _unlike_others(seed)
+    target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, tokens))
     pace = Pace(
         closed_loop=plan.closed_loop,
         max_concurrency=options.pace.max_concurrency,
@@ -193,6 +201,11 @@ def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOpt
         run_id=f"lg-{time.time_ns() // 1_000_000:x}",
         on_record=expect,
     )
+
+
+def _unlike_others(seed: int) -> str:
+    """A seed for the tokens of prompts that no server has in its cache from an earlier load."""
+    return f"{seed}/{time.time_ns()}"
 
 
 def configuration(options: RunOptions, plan: Plan, prepared: Prepared) -> dict[str, Any]:

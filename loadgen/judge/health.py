@@ -19,6 +19,7 @@ Result = Literal["PASSED", "FAILED", "NOTE", "SKIPPED"]
 _OWN = ("Lateness", "Event loop", "CPU")
 LATE_S = 0.05  # P99 of lateness and of the event loop's lag
 
+_FOREIGN_SHARE = 0.02  # of the prompts may be cached from elsewhere: chat templates
 _SHORTEST_S = 1.0  # of a run whose use of the processor says something
 
 
@@ -85,6 +86,7 @@ def examine(run: RunRecord, *, late_s: float = LATE_S, exact_outputs: bool = Fal
         _prompt_lengths(run, completed),
         _output_lengths(completed, exact_outputs),
         _events(completed),
+        _cache(completed),
     ]
     return Health(tuple(checks))
 
@@ -162,7 +164,8 @@ def _prompt_lengths(run: RunRecord, completed: Sequence[RequestRecord]) -> Check
     off = [
         r.usage_prompt_tokens - r.prompt_tokens
         for r in completed
-        if r.usage_prompt_tokens is not None
+        # the history of a session is text that may become a few tokens more or less
+        if r.usage_prompt_tokens is not None and not (r.turn and r.turn.number)
     ]
     title = "Prompt length"
     if not off:
@@ -213,6 +216,22 @@ def _events(completed: Sequence[RequestRecord]) -> Check:
         "tokens"
     )
     return Check("Tokens per event", "NOTE", summary)
+
+
+def _cache(completed: Sequence[RequestRecord]) -> Check:
+    """Whoever finds more in the server's cache than the run has sent measures an earlier run."""
+    title = "Prefix cache"
+    told = [record for record in completed if record.cached_tokens is not None]
+    if not told:
+        return Check(title, "SKIPPED", "the server does not tell what it had cached")
+    prompt = sum(record.prompt_tokens for record in told)
+    cached = sum(record.cached_tokens or 0 for record in told)
+    known = sum(record.known_tokens or 0 for record in told)
+    summary = f"{cached} of {prompt} prompt tokens came from the server's cache"
+    if cached <= known + _FOREIGN_SHARE * prompt:
+        return Check(title, "PASSED", summary)
+    summary += f", though only {known} had been sent before: is it warm from an earlier run?"
+    return Check(title, "FAILED", summary)
 
 
 def _spread(seconds: Sequence[float]) -> tuple[tuple[str, str], ...]:

@@ -97,6 +97,17 @@ def measure_all(run: RunRecord, objectives: Objectives) -> list[RequestMetrics]:
     return [measure(record, objectives) for record in run.records]
 
 
+def by_warmth(requests: Iterable[RequestMetrics]) -> dict[str, list[RequestMetrics]]:
+    """The load by what a cache without bounds would know of each prompt: at least half, or less;
+    empty if the workload shares nothing."""
+    load = [request for request in load_of(requests) if request.record.warm is not None]
+    parts = {
+        "cold": [request for request in load if not request.record.warm],
+        "warm": [request for request in load if request.record.warm],
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
 def load_of(requests: Iterable[RequestMetrics], kind: str | None = None) -> list[RequestMetrics]:
     """The requests of one class; `None` is all of the load, which leaves probes out."""
     return [
@@ -175,11 +186,27 @@ def summarise(
         figures["attainment"] = good / settled
         if duration_s > 0:
             figures["request_goodput"] = good / duration_s
-    figures |= _fluidity(requests)
+    figures |= _fluidity(requests) | hits_of(completed)
     for metric in LATENCIES:
         spread = distribution(requests, metric, percentiles)
         if spread:
             figures[metric] = spread
+    return figures
+
+
+def hits_of(completed: Sequence[RequestRecord]) -> dict[str, Any]:
+    """Tokens of prompts that came from the server's cache, by its account, and their share; and the
+    share that a cache without bounds would have had, by the plan."""
+    told = [record for record in completed if record.cached_tokens is not None]
+    figures: dict[str, Any] = {}
+    prompt = sum(record.usage_prompt_tokens or record.prompt_tokens for record in told)
+    if prompt:
+        figures["cached_tokens"] = sum(record.cached_tokens or 0 for record in told)
+        figures["hit_rate"] = figures["cached_tokens"] / prompt
+    shared = [record for record in completed if record.known_tokens is not None]
+    planned = sum(record.prompt_tokens for record in shared)
+    if planned:
+        figures["hit_bound"] = sum(record.known_tokens or 0 for record in shared) / planned
     return figures
 
 

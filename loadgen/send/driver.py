@@ -2,7 +2,8 @@
 
 Open loop: requests go out when they are due, however slow the server is; the difference is written
 down as lateness. Closed loop: a fixed number of requests is under way at any time, started one by
-one over the ramp-up. Probes run beside either until the load is done.
+one over the ramp-up. In either, what is let go may be the first turn of a session, whose next one
+follows its answer after a pause. Probes run beside the load until it is done.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import msgspec
 
 from loadgen.records import PROBE, PlannedRequest, RequestRecord, open_record
 from loadgen.send.targets import Target
+from loadgen.workload.sessions import as_answered
 
+UNSENT = "not sent: the turn before it failed"
 _HEARTBEAT_S = 0.05
 
 
@@ -60,6 +63,12 @@ class Driver:
         self._sleepers: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
         self._load_active = 0
+        self._first = [request for request in requests if request.after is None]
+        self._following = {
+            request.after: request for request in requests if request.after is not None
+        }
+        self._turns: set[asyncio.Task[None]] = set()  # pauses of sessions
+        self._broken: BaseException | None = None
         self._idle: asyncio.Event = asyncio.Event()
 
     async def run(self) -> float:
@@ -74,12 +83,15 @@ class Driver:
             if self.pace.closed_loop:
                 await self._closed_loop()
             else:
-                await self._open_loop(self.requests)
+                await self._open_loop(self._first)
             self.done_sending = True
-            while self._load_active and not self.stopped:
+            while (self._load_active or self._turns) and not self.stopped:
                 self._idle.clear()
                 await self._idle.wait()
+            if self._broken is not None:
+                raise self._broken
         finally:
+            tasks += self._turns
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,7 +141,7 @@ class Driver:
             self._send(record, prepared)
 
     async def _closed_loop(self) -> None:
-        pending = iter(self.requests)
+        pending = iter(self._first)
         places = self.pace.max_concurrency or 1
         gap = self.pace.ramp_up_s / places
         await asyncio.gather(
@@ -171,12 +183,64 @@ class Driver:
         def done(record: RequestRecord) -> None:
             del self.active[record.id]
             self._load_active -= load
-            _wake(answered)
+            following = self._following.get(record.index) if load else None
+            if following is None:
+                _wake(answered)
+            else:
+                self._go_on(following, record, answered)
             _wake(self._room)
             if not self._load_active:
                 self._idle.set()
 
         self.target.send(prepared, record, done)
+
+    def _go_on(
+        self,
+        request: PlannedRequest,
+        before: RequestRecord,
+        answered: asyncio.Future[None] | None,
+    ) -> None:
+        """A session's next turn, if it can have one; whoever waits for the answer waits on."""
+        if not before.completed or self.stopped:
+            self._break_off(request, before)
+            _wake(answered)
+            return
+        task = asyncio.get_running_loop().create_task(self._take_turn(request, before, answered))
+        self._turns.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._turns.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                self._broken = task.exception()
+                self.stop()
+            self._idle.set()
+
+        task.add_done_callback(over)
+
+    async def _take_turn(
+        self,
+        request: PlannedRequest,
+        before: RequestRecord,
+        answered: asyncio.Future[None] | None,
+    ) -> None:
+        assert request.turn is not None
+        assert before.ended_at is not None
+        record, prepared = self._prepare(as_answered(request, before))
+        record.scheduled_at = record.released_at = before.ended_at + request.turn.pause_s
+        if await self._until(record.scheduled_at):
+            self._send(record, prepared, answered)
+        else:
+            _wake(answered)
+
+    def _break_off(self, request: PlannedRequest | None, before: RequestRecord) -> None:
+        """What is left of a session whose turn failed fails too, unsent; not if we gave it up."""
+        while request is not None and not before.cancelled and not self.stopped:
+            record = open_record(request, self._run_id)
+            record.scheduled_at = record.released_at = self._clock()
+            record.ended_at = record.released_at
+            record.error = UNSENT
+            self.records.append(record)
+            request = self._following.get(request.index)
 
     async def _until(self, instant: float) -> bool:
         """Wait for an instant of the clock; False if the run was stopped meanwhile."""

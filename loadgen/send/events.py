@@ -40,10 +40,21 @@ class _Choice(msgspec.Struct, gc=False):
             return False
         return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
 
+    def content(self) -> str:
+        """What a chat would send back in its next turn: reasoning is not."""
+        if self.delta is not None:
+            return self.delta.content or ""
+        return self.text or ""
+
+
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
 
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -113,11 +124,15 @@ class TokenStream:
         for choice in event.choices or ():
             if choice.has_content():
                 record.token_times.append(now)
+                if record.answer is not None:
+                    record.answer.append(choice.content())
             if choice.finish_reason is not None:
                 record.finish_reason = choice.finish_reason
         if event.usage is not None:
             record.usage_prompt_tokens = event.usage.prompt_tokens
             record.usage_completion_tokens = event.usage.completion_tokens
+            details = event.usage.prompt_tokens_details
+            record.cached_tokens = None if details is None else details.cached_tokens
 
 
 def error_text(error: Any) -> str:

@@ -26,6 +26,10 @@ class ServerOptions(msgspec.Struct, kw_only=True, frozen=True):
     prompt_format: Annotated[
         Literal["auto", "ids", "text", "approximate"], flag("how prompts are sent")
     ] = "auto"
+    same_prompts: Annotated[
+        bool,
+        flag("same --seed, same tokens; else every load has its own, which no server has cached"),
+    ] = False
     token_ids: Annotated[
         str | None, flag("token ids that prompts are made of", metavar="LO:HI")
     ] = None

@@ -124,10 +124,13 @@ class ServerProbe:
             objective_headers=headers_of,
         )
 
-    async def alphabet(self, model: Model) -> Alphabet:
-        """What prompts are made of, tried out: token ids where they are accepted, else words."""
+    async def alphabet(self, model: Model, text: bool = False) -> Alphabet:
+        """What prompts are made of, tried out: token ids where they are accepted, else words.
+        `text`: words, because answers, which are text, become part of prompts."""
         wanted = self.options.prompt_format
-        if wanted in ("auto", "ids") and not self.options.chat:
+        if text and wanted == "ids":
+            raise LoadgenError("--sessions send text: leave out --prompt-format ids")
+        if wanted in ("auto", "ids") and not self.options.chat and not text:
             alphabet = ids_alphabet(await self._token_ids(model))
             try:
                 return await self._tried(model, alphabet)

@@ -4,7 +4,8 @@ A prompt is a sequence of atoms: pieces of JSON that are one token each. In the 
 are token ids, in the `text` format words whose sequence was checked to be one token per word
 (loadgen.send.alphabet). A prompt starts with atoms of its own, so that no prefix cache helps, and
 goes on with a slice of a common pool, which is a mere copy of bytes. Prompts whose plan has prefix
-blocks are put together from blocks: equal block ids give equal tokens.
+blocks are put together from blocks: equal block ids give equal tokens. Of a session's turn only the
+message is made here (loadgen.send.talks puts the history before it).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def text_alphabet(words: tuple[str, ...], overhead: int = 0, exact: bool = True)
 class PromptMaker:
     """Makes the JSON value of a request's prompt; the same for the same seed and request."""
 
-    def __init__(self, alphabet: Alphabet, seed: int) -> None:
+    def __init__(self, alphabet: Alphabet, seed: int | str) -> None:
         self.alphabet = alphabet
         self.seed = seed
         rng = random.Random(f"{seed}/pool")
@@ -64,6 +65,12 @@ class PromptMaker:
 
     def make(self, request: PlannedRequest) -> bytes:
         """JSON of exactly `request.prompt_tokens` tokens, the server's own overhead included."""
+        return b"".join((self.alphabet.opening, self.content(request), self.alphabet.closing))
+
+    def content(self, request: PlannedRequest) -> bytes:
+        """The inside of that; of a turn with a history, its message."""
+        if request.after is not None and request.turn is not None:
+            return self._piece(f"{self.seed}/turn/{request.index}", request.turn.message_tokens)
         wanted = request.prompt_tokens - self.alphabet.overhead
         if wanted < 1:
             least = self.alphabet.overhead + 1
@@ -80,9 +87,7 @@ class PromptMaker:
             missing -= take
         if missing:
             parts.append(self._piece(f"{self.seed}/{request.kind}/{request.index}", missing))
-        return b"".join(
-            (self.alphabet.opening, self.alphabet.separator.join(parts), self.alphabet.closing)
-        )
+        return self.alphabet.separator.join(parts)
 
     def _block(self, block_id: int, atoms: int) -> bytes:
         """The first `atoms` atoms of a prefix block; whole blocks are kept, the least used are

@@ -14,6 +14,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.records import PlannedRequest, RequestRecord
 from loadgen.send.prompts import PromptMaker
+from loadgen.send.talks import Talks
 from loadgen.send.wire import Connection, HttpExchange, clock
 
 Done = Callable[[RequestRecord], None]
@@ -92,6 +93,7 @@ class OpenAITarget:
         self.address = address
         self.style = style
         self.prompts = prompts
+        self._talks = Talks(prompts, style.chat)
         self._tls = ssl.create_default_context() if address.tls else None
         self._idle: list[Connection] = []
         self._active: set[HttpExchange] = set()
@@ -116,13 +118,13 @@ class OpenAITarget:
 
     def prepare(self, request: PlannedRequest, record: RequestRecord) -> HttpExchange:
         """The bytes of a request. `done` is filled in when it is sent."""
-        prompt = self.prompts.make(request)
-        if self.style.chat:
-            field = b'"messages":[{"role":"user","content":' + prompt + b"}]"
-            limit = b"max_completion_tokens"
+        limit = b"max_completion_tokens" if self.style.chat else b"max_tokens"
+        if request.turn is not None:
+            field = self._talks.prompt(request, request.turn)
+        elif self.style.chat:
+            field = b'"messages":[{"role":"user","content":' + self.prompts.make(request) + b"}]"
         else:
-            field = b'"prompt":' + prompt
-            limit = b"max_tokens"
+            field = b'"prompt":' + self.prompts.make(request)
         body = b'%b,"%b":%d,%b}' % (self._body, limit, request.output_tokens, field)
         extra = f"x-request-id: {record.id}\r\nContent-Length: {len(body)}\r\n"
         if self.style.objective_headers is not None:
@@ -137,6 +139,8 @@ class OpenAITarget:
     def send(self, prepared: HttpExchange, record: RequestRecord, done: Done) -> None:
         def ended(record: RequestRecord) -> None:
             self._active.discard(prepared)
+            if record.turn is not None:
+                self._talks.answered(record, record.turn)
             done(record)
 
         prepared.done = ended

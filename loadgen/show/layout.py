@@ -35,8 +35,9 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         per_token = request.e2el / tokens
     row = {
         "request_id": record.index,
-        "session_id": record.index,
-        "session_total_requests": 1,
+        "session_id": record.turn.session if record.turn else record.index,
+        "session_total_requests": record.turn.count if record.turn else 1,
+        "turn": record.turn.number if record.turn else None,
         "scheduler_ready_at": record.scheduled_at,
         "scheduler_dispatched_at": record.released_at,
         "client_picked_up_at": record.sent_at,
@@ -63,6 +64,8 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "cancelled": record.cancelled or None,
         "answered_at": record.answered_at,
         "tokens_reported": record.usage_completion_tokens,
+        "cached_tokens": record.cached_tokens,
+        "known_tokens": record.known_tokens,
         "isolated_ttft": record.isolated_ttft_s,
         "normalized_ttft": request.normalized_ttft,
         "lateness": request.lateness,
@@ -94,6 +97,8 @@ def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
         ended_at=row.get("client_completed_at"),
         usage_prompt_tokens=row["num_total_prompt_tokens"],
         usage_completion_tokens=row["num_output_tokens"],
+        cached_tokens=row.get("cached_tokens"),
+        known_tokens=row.get("known_tokens"),
         error=row.get("error"),
         cancelled=row.get("cancelled", False),
         isolated_ttft_s=row.get("isolated_ttft"),
@@ -133,8 +138,8 @@ def trace_row(record: RequestRecord) -> dict[str, Any]:
     """One line of trace.jsonl: what was sent and when; may be replayed as a Mooncake trace."""
     row = {
         "request_id": record.index,
-        "session_id": record.index,
-        "session_size": 1,
+        "session_id": record.turn.session if record.turn else record.index,
+        "session_size": record.turn.count if record.turn else 1,
         "dispatched_at": record.sent_at,
         "timestamp": 1000 * record.scheduled_at,
         "input_length": record.prompt_tokens,

@@ -127,7 +127,8 @@ class ProgressView:
     def _figures(self) -> dict[str, float]:
         elapsed = max(clock() - self._driver.origin, 1e-9)
         requests = self._driver.requests
-        due = sum(1 for request in requests if request.at is None or request.at <= elapsed)
+        first = [request for request in requests if request.after is None]
+        due = sum(1 for request in first if request.at is None or request.at <= elapsed)
         waiting = [
             clock() - r.sent_at
             for r in self._pending

@@ -27,6 +27,7 @@ from loadgen.judge.latencies import percentile
 from loadgen.judge.metrics import (
     LATENCIES,
     RequestMetrics,
+    by_warmth,
     classes_of,
     errors_of,
     load_of,
@@ -111,6 +112,7 @@ def flat_result(
         "attainment",
     ]
     copied += ["completion_rate", "fluidity_index", "deadline_miss_rate"]
+    copied += ["cached_tokens", "hit_rate", "hit_bound"]
     result |= {key: figures[key] for key in copied if key in figures}
     for metric in LATENCIES:
         unit = "" if metric == "normalized_ttft" else "_ms"
@@ -125,6 +127,10 @@ def flat_result(
             goodput=goodput and kind != PROBE,
         )
         for kind in classes_of(requests)
+    }
+    result["classes"] |= {
+        warmth: summarise(part, run.duration_s, terms.percentiles, goodput=goodput)
+        for warmth, part in by_warmth(requests).items()
     }
     result |= {"errors": errors_of(load), "health": "PASSED" if health.passed else "FAILED"}
     result |= {

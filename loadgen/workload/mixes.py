@@ -88,8 +88,11 @@ def synthetic(
 def with_arrivals(
     requests: Iterable[PlannedRequest], instants: Iterator[float]
 ) -> list[PlannedRequest]:
-    """The same requests, due at these instants."""
-    return [msgspec.structs.replace(request, at=next(instants)) for request in requests]
+    """The same requests, due at these instants; a turn of a session is due after the one before."""
+    return [
+        msgspec.structs.replace(request, at=next(instants)) if request.after is None else request
+        for request in requests
+    ]
 
 
 def probes(rate: float, prompt_tokens: int, seed: int) -> Iterator[PlannedRequest]:

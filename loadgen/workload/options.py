@@ -10,9 +10,11 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.flags import flag
 from loadgen.workload.mixes import PRESETS, Mix
+from loadgen.workload.sessions import SESSIONS, SessionMix
 from loadgen.workload.traces import FORMATS, TIMED_TRACE_BLOCK
 
 DEFAULT_COUNT = 1000
+DEFAULT_SESSIONS = 100
 _PLAIN = Mix()
 
 
@@ -26,6 +28,25 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
     dataset_path: Annotated[
         str | None,
         flag("trace to replay; also sample:mooncake, sample:azure", metavar="FILE"),
+    ] = None
+    sessions: Annotated[
+        tuple[str, ...],
+        flag(
+            "conversations instead of single requests, of one kind or of several",
+            choices=tuple(SESSIONS),
+        ),
+    ] = ()
+    num_sessions: Annotated[int | None, flag("of them", shown=f"{DEFAULT_SESSIONS}", ge=1)] = None
+    turns: Annotated[
+        str | None, flag("requests of a session", shown="by kind", metavar="LENGTHS")
+    ] = None
+    system_len: Annotated[
+        int | None,
+        flag("tokens that sessions of a kind begin with", shown="by kind", ge=0),
+    ] = None
+    pause_ms: Annotated[
+        str | None,
+        flag("from an answer to the next turn", shown="by kind", metavar="LENGTHS"),
     ] = None
     num_prompts: Annotated[
         int | None, flag("requests", shown=f"{DEFAULT_COUNT}; of a trace: all", ge=1)
@@ -89,6 +110,18 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
                 given[name] = value
         return msgspec.structs.replace(base, **given)
 
+    def session_mixes(self) -> list[SessionMix]:
+        """The kinds of sessions, with whatever was given beside them: --input-len is every
+        message's."""
+        given: dict[str, str | int] = {}
+        for name in ("turns", "system_len", "pause_ms", "output_len"):
+            value = getattr(self, name)
+            if value is not None:
+                given[name] = value
+        if self.input_len is not None:
+            given |= {"first_len": self.input_len, "message_len": self.input_len}
+        return [msgspec.structs.replace(SESSIONS[name], **given) for name in self.sessions]
+
     def scales(self) -> tuple[float, float]:
         """Factors for prompt and answer lengths."""
         try:
@@ -107,11 +140,13 @@ class PaceOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     request_rate: Annotated[
         float | None,
-        flag("requests/s, inf: all at once", shown="a trace: its own times", gt=0),
+        flag("requests (or sessions) per second, inf: all at once", shown="a trace: its own", gt=0),
     ] = None
     burstiness: Annotated[float, flag("shape of gamma arrivals; 1: Poisson", gt=0)] = 1.0
     arrival: Annotated[Literal["poisson", "fixed"], flag("fixed: at even intervals")] = "poisson"
-    max_concurrency: Annotated[int | None, flag("requests under way at most", ge=1)] = None
+    max_concurrency: Annotated[
+        int | None, flag("requests (or sessions) under way at most", ge=1)
+    ] = None
     ramp_up: Annotated[float, flag("seconds until the full rate or concurrency", ge=0)] = 0.0
     probe_request_rate: Annotated[float, flag("1-token requests/s beside the load", ge=0)] = 0.0
     probe_input_len: Annotated[int, flag("their prompt tokens", ge=1)] = 32

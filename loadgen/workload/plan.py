@@ -12,7 +12,14 @@ from loadgen.flags import check
 from loadgen.records import PlannedRequest
 from loadgen.workload.arrivals import arrival_times
 from loadgen.workload.mixes import synthetic, until, with_arrivals, within
-from loadgen.workload.options import DEFAULT_COUNT, PaceOptions, WorkloadOptions
+from loadgen.workload.options import (
+    DEFAULT_COUNT,
+    DEFAULT_SESSIONS,
+    PaceOptions,
+    WorkloadOptions,
+)
+from loadgen.workload.sessions import sessions, whole
+from loadgen.workload.sharing import with_known
 from loadgen.workload.traces import TraceOptions, read_trace, trace_path
 
 
@@ -31,6 +38,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def shortest_prompt(self) -> int:
         return min(request.prompt_tokens for request in self.requests)
 
+    @property
+    def sessions(self) -> int:
+        """How many there are."""
+        return sum(request.turn is not None and request.after is None for request in self.requests)
+
     def describe(self) -> str:
         """One line for people."""
         prompts = [request.prompt_tokens for request in self.requests]
@@ -41,7 +53,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             "tokens"
         )
         text += f" ({sum(prompts):,} in all), answers {outputs:,} tokens in all"
-        last = self.requests[-1].at
+        if self.sessions:
+            text += f", in {self.sessions} sessions"
+        last = max([request.at or 0.0 for request in self.requests])
         if last and not self.closed_loop:
             text += f", sent over {last:.1f} s"
         return text + (f"; {self.dropped} too long ones left out" if self.dropped else "")
@@ -54,21 +68,34 @@ def build_plan(workload: WorkloadOptions, pace: PaceOptions) -> Plan:
     check(pace)
     _refuse_contradictions(workload, pace)
     timed = False
-    if workload.dataset_path is not None and workload.dataset_name != "random":
+    if workload.sessions:
+        requests = _sessions(workload, pace)
+    elif workload.dataset_path is not None and workload.dataset_name != "random":
         requests = read_trace(trace_path(workload.dataset_path), trace_options(workload))
         has_times = requests[0].at is not None
         timed = has_times and pace.request_rate is None and not pace.closed_loop
     else:
-        count = _count(workload, pace)
+        count = _count(workload.num_prompts, DEFAULT_COUNT, workload.duration, pace)
         requests = synthetic(workload.mix(), count, workload.seed, workload.scales())
     closed = pace.closed_loop and not timed
     if closed:
         requests = [msgspec.structs.replace(request, at=None) for request in requests]
     elif not timed:
         requests = with_arrivals(requests, _instants(pace, workload.seed))
-    requests = until(requests, workload.duration)
+    requests = whole(until(requests, workload.duration))
     requests, dropped = within(requests, workload.max_model_len)
-    return Plan(requests=requests, closed_loop=closed, dropped=dropped)
+    return Plan(requests=with_known(whole(requests)), closed_loop=closed, dropped=dropped)
+
+
+def _sessions(workload: WorkloadOptions, pace: PaceOptions) -> list[PlannedRequest]:
+    return sessions(
+        workload.session_mixes(),
+        _count(workload.num_sessions, DEFAULT_SESSIONS, workload.duration, pace),
+        workload.seed,
+        scale=workload.scales(),
+        scale_time=workload.scale_time,
+        long_threshold=workload.long_threshold,
+    )
 
 
 def trace_options(workload: WorkloadOptions) -> TraceOptions:
@@ -94,16 +121,19 @@ def _instants(pace: PaceOptions, seed: int) -> Iterator[float]:
     return arrival_times(rate, seed, kind=kind, burstiness=pace.burstiness, ramp_up_s=pace.ramp_up)
 
 
-def _count(workload: WorkloadOptions, pace: PaceOptions) -> int:
-    """How many synthetic requests: those that may be due within --duration, where the number is not
-    given."""
-    if workload.num_prompts is not None:
-        return workload.num_prompts
-    if pace.request_rate is None or not math.isfinite(workload.duration):
-        return DEFAULT_COUNT
-    expected = pace.request_rate * workload.duration
+def _count(given: int | None, default: int, duration: float, pace: PaceOptions) -> int:
+    """How many synthetic requests or sessions: those that may be due within --duration, where the
+    number is not given."""
+    if given is not None:
+        return given
+    if pace.request_rate is None or not math.isfinite(duration):
+        return default
+    expected = pace.request_rate * duration
     if not math.isfinite(expected) or expected > 5e6:
-        raise LoadgenError("--duration with such a rate gives too many requests; use --num-prompts")
+        raise LoadgenError(
+            "--duration with such a rate gives too many requests; use --num-prompts or "
+            "--num-sessions"
+        )
     spread = max(1.0, 1 / math.sqrt(pace.burstiness))
     return math.ceil(expected + 6 * spread * math.sqrt(expected) + 10)
 
@@ -115,3 +145,21 @@ def _refuse_contradictions(workload: WorkloadOptions, pace: PaceOptions) -> None
         raise LoadgenError("--scale-time and --burstiness must be finite")
     if workload.dataset_name not in ("auto", "random") and workload.dataset_path is None:
         raise LoadgenError(f"--dataset-name {workload.dataset_name} needs --dataset-path")
+    _refuse_beside_sessions(workload, pace)
+
+
+def _refuse_beside_sessions(workload: WorkloadOptions, pace: PaceOptions) -> None:
+    """What has no meaning with sessions, or none without."""
+    if not workload.sessions:
+        for name in ("num_sessions", "turns", "system_len", "pause_ms"):
+            if getattr(workload, name) is not None:
+                raise LoadgenError(f"--{name.replace('_', '-')} needs --sessions chat or agent")
+        return
+    for name in ("dataset_path", "workload", "num_prompts", "long_fraction"):
+        if getattr(workload, name) is not None:
+            raise LoadgenError(f"--sessions and --{name.replace('_', '-')} exclude each other")
+    if pace.request_rate is not None and pace.max_concurrency is not None:
+        raise LoadgenError(
+            "--sessions arrive at --request-rate or keep --max-concurrency of them under way, "
+            "not both"
+        )

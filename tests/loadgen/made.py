@@ -33,6 +33,7 @@ def made(index=0, sent=0.0, tokens=(1.0, 1.1, 1.3), kind="short", **more):
         "finish_reason": "length",
         "usage_prompt_tokens": 10,
         "usage_completion_tokens": len(times),
+        "cached_tokens": 0,
     }
     return RequestRecord(**(fields | more))
 

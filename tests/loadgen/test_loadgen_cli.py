@@ -49,13 +49,23 @@ def test_a_run(tmp_path, capsys):
     assert "12 requests (" in printed.err
 
 
-def test_same_seed_same_prompts(tmp_path):
+def test_same_seed_same_prompts_where_that_is_asked_for(tmp_path):
     with ScriptedServer() as server:
         for name in "ab":
-            assert load(server, tmp_path / name, "--seed", "3") == 0
+            assert load(server, tmp_path / name, "--seed", "3", "--same-prompts") == 0
         prompts = [str(call.body["prompt"]) for call in server.calls]
     assert sorted(prompts[:13]) == sorted(prompts[13:])
     assert len(set(prompts)) == 13
+
+
+def test_no_load_sends_prompts_that_the_server_may_have_cached_from_an_earlier_one(tmp_path):
+    with ScriptedServer() as server:
+        for name in "ab":
+            assert load(server, tmp_path / name, "--seed", "3") == 0
+        prompts = [call.body["prompt"] for call in server.calls]
+    lengths = [len(prompt) for prompt in prompts]
+    assert sorted(lengths[:13]) == sorted(lengths[13:])
+    assert len({str(prompt[:16]) for prompt in prompts}) == 25  # the trial is always the same
 
 
 def test_closed_loop_probes_warmups_and_isolated_times(tmp_path):

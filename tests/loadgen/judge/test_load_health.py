@@ -38,6 +38,9 @@ def test_a_good_run_passes_everything():
         (a_run([made(usage_prompt_tokens=None)]), "Prompt length", "SKIPPED"),
         (a_run([made(output_tokens=99)]), "Output length", "NOTE"),
         (a_run([made(usage_completion_tokens=9)]), "Tokens per event", "NOTE"),
+        (a_run([made(cached_tokens=None)]), "Prefix cache", "SKIPPED"),
+        (a_run([made(cached_tokens=5)]), "Prefix cache", "FAILED"),
+        (a_run([made(cached_tokens=5, known_tokens=5)]), "Prefix cache", "PASSED"),
     ],
 )
 def test_findings(run, title, result):

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 def view_of(records, stream):
     driver = SimpleNamespace(
-        records=records, requests=[SimpleNamespace(at=0.0)] * 40, origin=clock() - 2.0
+        records=records, requests=[SimpleNamespace(at=0.0, after=None)] * 40, origin=clock() - 2.0
     )
     return ProgressView(driver, title="lars -> http://x (m)", stream=stream), driver
 
