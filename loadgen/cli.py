@@ -20,6 +20,7 @@ from loadgen.show.options import ReportOptions, WatchOptions
 from loadgen.twin.commands.fidelity import FidelityOptions
 from loadgen.twin.commands.laboratory import LaboratoryOptions
 from loadgen.twin.commands.planner import GridOptions, PlanOptions
+from loadgen.twin.commands.prefix import PrefixOptions
 from loadgen.twin.commands.simulate import SimulateOptions
 from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions
@@ -95,6 +96,13 @@ def _add_simulated_commands(commands: Commands) -> None:
         commands, "reproduce", "the paper's figures in simulation: theirs, ours, the ratio"
     )
     add_flags(reproduce, ReproduceOptions)
+    prefix = _command(
+        commands, "prefix", "what the prefix cache saves: a workload with it and without, simulated"
+    )
+    add_flags(prefix, PrefixOptions)
+    _add_group(prefix, "deployment", DeploymentOptions)
+    _add_group(prefix, _WORKLOAD, WorkloadOptions)
+    _add_group(prefix, _PACE, PaceOptions)
     plan = _command(commands, "plan", "find the cheapest deployment that meets objectives")
     search = _add_group(plan, "search", GridOptions)
     search.add_argument(

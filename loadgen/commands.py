@@ -23,8 +23,11 @@ from loadgen.show.tables import all_and_classes, as_text, class_table
 from loadgen.twin.commands.fidelity import FidelityOptions, fidelity
 from loadgen.twin.commands.laboratory import LaboratoryOptions, laboratory
 from loadgen.twin.commands.planner import plan
+from loadgen.twin.commands.prefix import PrefixOptions, prefix
 from loadgen.twin.commands.simulate import simulate
+from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions, reproduce
+from loadgen.workload.options import PaceOptions, WorkloadOptions
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -84,6 +87,16 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return reproduce(fill(arguments, ReproduceOptions), say)
 
 
+def _prefix(arguments: argparse.Namespace) -> int:
+    return prefix(
+        fill(arguments, PrefixOptions),
+        fill(arguments, DeploymentOptions),
+        fill(arguments, WorkloadOptions),
+        fill(arguments, PaceOptions),
+        say,
+    )
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     return plan(cli.plan_options(arguments), say)
 
@@ -104,6 +117,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "experiment": _experiment,
     "simulate": _simulate,
     "reproduce": _reproduce,
+    "prefix": _prefix,
     "plan": _plan,
     "fidelity": _fidelity,
     "laboratory": _laboratory,

@@ -15,6 +15,7 @@ import msgspec
 SHORT = "short"
 LONG = "long"
 PROBE = "probe"
+UNSENT = "not sent: the turn before it failed"
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):

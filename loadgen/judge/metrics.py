@@ -197,13 +197,14 @@ def summarise(
 def hits_of(completed: Sequence[RequestRecord]) -> dict[str, Any]:
     """Tokens of prompts that came from the server's cache, by its account, and their share; and the
     share that a cache without bounds would have had, by the plan."""
+    # nothing to tell of a workload that shares nothing, unless there were hits all the same
     told = [record for record in completed if record.cached_tokens is not None]
     figures: dict[str, Any] = {}
     prompt = sum(record.usage_prompt_tokens or record.prompt_tokens for record in told)
-    if prompt:
-        figures["cached_tokens"] = sum(record.cached_tokens or 0 for record in told)
-        figures["hit_rate"] = figures["cached_tokens"] / prompt
+    cached = sum(record.cached_tokens or 0 for record in told)
     shared = [record for record in completed if record.known_tokens is not None]
+    if prompt and (cached or shared):
+        figures |= {"cached_tokens": cached, "hit_rate": cached / prompt}
     planned = sum(record.prompt_tokens for record in shared)
     if planned:
         figures["hit_bound"] = sum(record.known_tokens or 0 for record in shared) / planned

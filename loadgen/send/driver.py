@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from loadgen.records import PROBE, PlannedRequest, RequestRecord, open_record
+from loadgen.records import PROBE, UNSENT, PlannedRequest, RequestRecord, open_record
 from loadgen.send.targets import Target
 from loadgen.workload.sessions import as_answered
 
-UNSENT = "not sent: the turn before it failed"
 _HEARTBEAT_S = 0.05
 
 

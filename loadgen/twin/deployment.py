@@ -40,6 +40,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     tpot_s: float = 0.05
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}
+    prefix_cache: bool = True
     measured: Profile | None = None  # a server's own calibration instead of the cost model
     noise: float = 0.0  # relative standard deviation of the time of a batch in a stage
     seed: int = 0
@@ -80,7 +81,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             ),
             scheduler=self.scheduler,
             objectives=ObjectivesConfig(tpot_s=self.tpot_s, **self.objectives),
-            kv_cache=KvCacheConfig(page_tokens=PAGE_TOKENS),
+            kv_cache=KvCacheConfig(page_tokens=PAGE_TOKENS, prefix_cache=self.prefix_cache),
         )
 
     @property

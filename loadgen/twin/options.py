@@ -39,6 +39,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         flag("a server's calibration instead of the cost model", metavar="FILE|auto"),
     ] = None
+    no_prefix_cache: Annotated[bool, flag("as kv_cache.prefix_cache: false")] = False
     noise: Annotated[float, flag("relative spread of batch times", ge=0)] = 0.0
 
 
@@ -60,6 +61,7 @@ def deployment_of(options: DeploymentOptions, longest: int, seed: int = 0) -> De
         tpot_s=options.tpot_ms / 1000,
         scheduler=scheduler_of(options.policy, options.scheduler),
         measured=measured,
+        prefix_cache=not options.no_prefix_cache,
         noise=options.noise,
         seed=seed,
     )

@@ -7,17 +7,17 @@ import contextlib
 import gc
 import math
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from loadgen.judge.isolated import Points, lengths_to_measure, monotone, predict
-from loadgen.records import PlannedRequest, RequestRecord, RunRecord
+from loadgen.records import UNSENT, PlannedRequest, RequestRecord, RunRecord, open_record
+from loadgen.twin.clients import Clients, name_of, succeeded
 from loadgen.twin.deployment import Deployment
 from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
-from medha_actors.messages import Objectives, Rejected, Request, SamplingParams
+from medha_actors.messages import Rejected
 
 
 class Played(msgspec.Struct, kw_only=True):
@@ -31,18 +31,6 @@ class Played(msgspec.Struct, kw_only=True):
     stamps: list[Stamp]
 
 
-def request_of(planned: PlannedRequest, at: float, objectives: Objectives | None = None) -> Request:
-    """The request as the scheduler sees it; its tokens are zeros, and nobody else's."""
-    return Request(
-        id=f"{planned.kind}-{planned.index}",
-        prompt_token_ids=bytes(4 * planned.prompt_tokens),
-        sampling=SamplingParams(max_tokens=planned.output_tokens, temperature=0.0),
-        objectives=objectives or Objectives(),
-        arrived_at=at,
-        cache=False,
-    )
-
-
 def play(
     deployment: Deployment,
     requests: Sequence[PlannedRequest],
@@ -50,9 +38,12 @@ def play(
     concurrency: int | None = None,
     **more: Any,
 ) -> Played:
-    """Run a workload. Replicas take the requests in turn; `concurrency` (a closed loop) is that of
-    all of them."""
-    shares = [requests[replica :: deployment.replicas] for replica in range(deployment.replicas)]
+    """Run a workload. Replicas take the requests in turn, each all turns of a session;
+    `concurrency` (a closed loop) is that of all of them."""
+    shares: list[list[PlannedRequest]] = [[] for _ in range(deployment.replicas)]
+    for number, request in enumerate(requests):
+        turn = request.turn
+        shares[(turn.session if turn else number) % deployment.replicas].append(request)
     played = []
     for replica, share in enumerate(shares):
         if share:
@@ -80,21 +71,12 @@ def _play_one(
     concurrency: int | None,
     more: dict[str, Any],
 ) -> Played:
-    waiting = deque(requests if concurrency is None else requests[concurrency:])
-
-    def follow(log: RequestLog, now: float) -> Request | None:
-        return request_of(waiting.popleft(), now) if waiting else None
-
-    if concurrency is not None:
-        more = more | {"follow": follow}
-        started = [request_of(planned, 0.0) for planned in requests[:concurrency]]
-    else:
-        started = [request_of(planned, planned.at or 0.0) for planned in requests]
-    simulation = deployment.simulation(**more)
+    clients = Clients(requests, concurrency)
+    simulation = deployment.simulation(follow=clients.follow, **more)
     with _no_collection():
-        result = simulation.run(started)
+        result = simulation.run(clients.start())
     logs = result.requests
-    records = [record_of(planned, logs[f"{planned.kind}-{planned.index}"]) for planned in requests]
+    records = [record_of(planned, logs.get(name_of(planned))) for planned in requests]
     return Played(
         records=records,
         duration_s=max((record.ended_at or 0.0 for record in records), default=0.0),
@@ -122,22 +104,17 @@ def _busy(result: SimulationResult) -> list[float]:
     return result.busy if result.batches else [0.0]
 
 
-def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
-    """What a client of the simulated server would have seen."""
+def record_of(planned: PlannedRequest, log: RequestLog | None) -> RequestRecord:
+    """What a client of the simulated server would have seen; without a log, it did not send this
+    turn."""
+    record = open_record(planned, "")
+    record.id = name_of(planned)
+    record.answer = None
+    if log is None:
+        record.error = UNSENT
+        return record
     at = log.request.arrived_at
-    record = RequestRecord(
-        index=planned.index,
-        kind=planned.kind,
-        prompt_tokens=planned.prompt_tokens,
-        output_tokens=planned.output_tokens,
-        id=log.request.id,
-        scheduled_at=at,
-        released_at=at,
-        sent_at=at,
-        answered_at=at,
-        blocks=planned.blocks,
-        block_tokens=planned.block_tokens,
-    )
+    record.scheduled_at = record.released_at = record.sent_at = record.answered_at = at
     if isinstance(log.answer, Rejected):
         record.status = log.answer.status
         record.error = log.answer.message
@@ -151,8 +128,9 @@ def record_of(planned: PlannedRequest, log: RequestLog) -> RequestRecord:
         record.error = "never finished"
         return record
     record.ended_at = log.finished.finished_at
+    record.cached_tokens = log.finished.cached_tokens
     record.finish_reason = log.finished.reason
-    if log.finished.reason not in ("stop", "length"):
+    if not succeeded(log.finished):
         record.error = log.finished.message or log.finished.reason
     return record
 
@@ -213,6 +191,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "max_tokens_per_kvp_group": deployment.cutoff if deployment.kvp > 1 else None,
         "kv_tokens_per_group": deployment.kv_tokens,
         "tpot_s": deployment.tpot_s,
+        "prefix_cache": deployment.prefix_cache,
         "scheduler": msgspec.to_builtins(deployment.scheduler),
     }
 

@@ -34,7 +34,11 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
             "max_running_requests": deployment.scheduler.max_running_requests,
         },
         "objectives": {"tpot_s": round(deployment.tpot_s, 6)},
-        "kv_cache": {"page_tokens": PAGE_TOKENS, "budget_bytes": int(deployment.free_bytes)},
+        "kv_cache": {
+            "page_tokens": PAGE_TOKENS,
+            "budget_bytes": int(deployment.free_bytes),
+            "prefix_cache": deployment.prefix_cache,
+        },
         **({} if cpu else {"accelerator_type": deployment.device.name.upper()}),
     }
 

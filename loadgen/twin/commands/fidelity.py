@@ -151,6 +151,7 @@ def deployment_of(options: FidelityOptions, record: LoadedRun) -> Deployment:
         tpot_s=objectives.pop("tpot_s"),
         objectives=objectives,
         scheduler=scheduler,
+        prefix_cache=config.kv_cache.prefix_cache,
         measured=profile,
     )
 

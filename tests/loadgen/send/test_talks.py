@@ -6,9 +6,9 @@ import json
 import pytest
 
 from loadgen.__main__ import main
-from loadgen.records import PlannedRequest, Turn, open_record
+from loadgen.records import UNSENT, PlannedRequest, Turn, open_record
 from loadgen.send.alphabet import WORDS
-from loadgen.send.driver import UNSENT, Driver, Pace
+from loadgen.send.driver import Driver, Pace
 from loadgen.send.prompts import PromptMaker, text_alphabet
 from loadgen.send.talks import Talks
 from tests.loadgen.commands import error_line, load, result_of, rows_of

@@ -1,5 +1,7 @@
 """Sessions, and what of a workload's prompts is known from earlier ones."""
 
+from itertools import pairwise
+
 import pytest
 
 from loadgen.errors import LoadgenError
@@ -30,7 +32,7 @@ def test_a_turn_holds_everything_said_before_and_a_message():
         ]
         assert turns[0].prompt_tokens == 200 + turns[0].turn.message_tokens
         assert (turns[0].blocks, turns[0].block_tokens) == ((-1,), 200)
-        for before, after in zip(turns, turns[1:], strict=False):
+        for before, after in pairwise(turns):
             history = before.prompt_tokens + before.output_tokens
             assert after.prompt_tokens == history + after.turn.message_tokens
             assert after.turn.pause_s >= 1.0
@@ -116,7 +118,7 @@ def test_sessions_know_their_history_and_the_prompt_of_their_kind():
     known = {(r.turn.session, r.turn.number): r.known_tokens for r in plan.requests}
     assert known[0, 0] == 0
     assert all(known[session, 0] == 200 for session in range(1, 5))
-    for before, after in zip(plan.requests, plan.requests[1:], strict=False):
+    for before, after in pairwise(plan.requests):
         if after.turn.number:
             assert after.known_tokens == before.prompt_tokens + before.output_tokens - 1
 
