@@ -19,7 +19,7 @@ Result = Literal["PASSED", "FAILED", "NOTE", "SKIPPED"]
 _OWN = ("Lateness", "Event loop", "CPU")
 LATE_S = 0.05  # P99 of lateness and of the event loop's lag
 
-_FOREIGN_SHARE = 0.02  # of the prompts may be cached from elsewhere: chat templates
+_FOREIGN_SHARE = 0.02  # of the prompts may be cached from elsewhere
 _SHORTEST_S = 1.0  # of a run whose use of the processor says something
 
 
@@ -86,7 +86,7 @@ def examine(run: RunRecord, *, late_s: float = LATE_S, exact_outputs: bool = Fal
         _prompt_lengths(run, completed),
         _output_lengths(completed, exact_outputs),
         _events(completed),
-        _cache(completed),
+        _cache(completed, run.config.get("prompt_overhead_tokens", 0)),
     ]
     return Health(tuple(checks))
 
@@ -218,15 +218,16 @@ def _events(completed: Sequence[RequestRecord]) -> Check:
     return Check("Tokens per event", "NOTE", summary)
 
 
-def _cache(completed: Sequence[RequestRecord]) -> Check:
-    """Whoever finds more in the server's cache than the run has sent measures an earlier run."""
+def _cache(completed: Sequence[RequestRecord], overhead: int) -> Check:
+    """Whoever finds more in the server's cache than the run has sent measures an earlier run. The
+    `overhead` of a prompt, a chat template, is alike in all of them."""
     title = "Prefix cache"
     told = [record for record in completed if record.cached_tokens is not None]
     if not told:
         return Check(title, "SKIPPED", "the server does not tell what it had cached")
     prompt = sum(record.prompt_tokens for record in told)
     cached = sum(record.cached_tokens or 0 for record in told)
-    known = sum(record.known_tokens or 0 for record in told)
+    known = sum(overhead + (record.known_tokens or 0) for record in told)
     summary = f"{cached} of {prompt} prompt tokens came from the server's cache"
     if cached <= known + _FOREIGN_SHARE * prompt:
         return Check(title, "PASSED", summary)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loadgen.judge.metrics import RequestMetrics, classes_of, load_of, values_of
-from loadgen.records import RequestRecord
+from loadgen.records import RequestRecord, Turn
 
 # Our name of a metric: veeksha's file name and column title.
 VEEKSHA = {
@@ -38,6 +38,10 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "session_id": record.turn.session if record.turn else record.index,
         "session_total_requests": record.turn.count if record.turn else 1,
         "turn": record.turn.number if record.turn else None,
+        "message_tokens": record.turn.message_tokens if record.turn else None,
+        "pause": record.turn.pause_s if record.turn else None,
+        "hash_ids": record.blocks or None,
+        "block_tokens": record.block_tokens or None,
         "scheduler_ready_at": record.scheduled_at,
         "scheduler_dispatched_at": record.released_at,
         "client_picked_up_at": record.sent_at,
@@ -102,6 +106,9 @@ def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
         error=row.get("error"),
         cancelled=row.get("cancelled", False),
         isolated_ttft_s=row.get("isolated_ttft"),
+        blocks=tuple(row.get("hash_ids", ())),
+        block_tokens=row.get("block_tokens", 0),
+        turn=_turn_of(row) if "turn" in row else None,
     )
     return RequestMetrics(
         record=record,
@@ -114,6 +121,16 @@ def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
         good=row.get("met_objectives"),
         deadlines=row.get("deadlines"),
         missed_deadlines=row.get("missed_deadlines"),
+    )
+
+
+def _turn_of(row: Mapping[str, Any]) -> Turn:
+    return Turn(
+        session=row["session_id"],
+        number=row["turn"],
+        count=row["session_total_requests"],
+        message_tokens=row["message_tokens"],
+        pause_s=row["pause"],
     )
 
 

@@ -32,43 +32,54 @@ class Clients:
     session at a time."""
 
     def __init__(self, requests: Sequence[PlannedRequest], concurrency: int | None = None) -> None:
-        first = [request for request in requests if request.after is None]
-        self._started = first if concurrency is None else first[:concurrency]
-        self._waiting = deque(() if concurrency is None else first[concurrency:])
-        self._next: dict[str, PlannedRequest] = {}  # by id of the request before
-        by_index = {request.index: request for request in requests}
-        for request in requests:
-            if request.after is not None:
-                self._next[name_of(by_index[request.after])] = request
+        # whatever waits for nobody's answer; of a record, later turns have instants of their own
+        free = [request for request in requests if request.after is None or request.at is not None]
         self._closed = concurrency is not None
+        self._started = free[:concurrency]
+        self._waiting = deque(free[concurrency:] if self._closed else ())
+        self._following = {
+            request.after: request for request in requests if request.after is not None
+        }
+        self._index = {name_of(request): request.index for request in requests}
+        self._said: dict[int, bytes] = {}  # prompt and answer, for the turn after
         self._blocks: dict[int, int] = {}  # block id: its number
 
     def start(self) -> Iterator[Request]:
-        """Whatever waits for nobody's answer."""
+        """What is sent at instants that are known."""
         for planned in self._started:
-            at = 0.0 if self._closed else planned.at or 0.0
-            yield self._request(planned, at, self._beginning(planned))
+            yield self._request(planned, 0.0 if self._closed else planned.at or 0.0)
 
     def follow(self, log: RequestLog, now: float) -> Request | None:
         """What the client sends whose request has just ended."""
-        planned = self._next.get(log.request.id)
-        if planned is not None and planned.turn is not None and succeeded(log.finished):
-            prompt = self._continued(log, planned.turn.message_tokens, planned.index)
-            return self._request(planned, now + planned.turn.pause_s, prompt)
-        if not self._waiting:
-            return None
-        planned = self._waiting.popleft()
-        return self._request(planned, now, self._beginning(planned))
+        planned = self._following.get(self._index[log.request.id])
+        if planned is not None and planned.at is None and succeeded(log.finished):
+            assert planned.turn is not None
+            return self._request(planned, now + planned.turn.pause_s)
+        return self._request(self._waiting.popleft(), now) if self._waiting else None
 
-    def _request(self, planned: PlannedRequest, at: float, prompt: bytes) -> Request:
+    def _request(self, planned: PlannedRequest, at: float) -> Request:
         return Request(
             id=name_of(planned),
-            prompt_token_ids=prompt,
+            prompt_token_ids=self._prompt(planned),
             sampling=SamplingParams(max_tokens=planned.output_tokens, temperature=0.0),
             objectives=Objectives(),
             arrived_at=at,
             cache=planned.known_tokens is not None,
         )
+
+    def _prompt(self, planned: PlannedRequest) -> bytes:
+        """Its tokens. What the answer to it will be is known before: a fixed function."""
+        if planned.after is None:
+            prompt = self._beginning(planned)
+        else:
+            assert planned.turn is not None
+            message = _own(planned.index, planned.turn.message_tokens)
+            prompt = self._said.pop(planned.after) + message
+        if planned.index in self._following:
+            name = name_of(planned)
+            answer = [token_of(name, number) for number in range(planned.output_tokens)]
+            self._said[planned.index] = prompt + pack_tokens(answer)
+        return prompt
 
     def _beginning(self, planned: PlannedRequest) -> bytes:
         """The prompt of a request without a history."""
@@ -83,10 +94,6 @@ class Clients:
             missing -= count
         parts.append(_own(planned.index, missing))
         return b"".join(parts)
-
-    def _continued(self, log: RequestLog, message_tokens: int, index: int) -> bytes:
-        answer = pack_tokens([token_of(log.request.id, at) for at in range(len(log.token_times))])
-        return log.request.prompt_token_ids + answer + _own(index, message_tokens)
 
 
 def name_of(planned: PlannedRequest) -> str:

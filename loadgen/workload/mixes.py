@@ -125,7 +125,7 @@ def until(requests: list[PlannedRequest], seconds: float) -> list[PlannedRequest
     if math.isinf(seconds):
         return requests
     kept = [request for request in requests if request.at is None or request.at <= seconds]
-    if not kept:
+    if all(request.after is not None for request in kept):
         raise LoadgenError(
             f"no request is due within {seconds:g} s; raise --duration or --request-rate"
         )

@@ -7,8 +7,12 @@ from msgspec.structs import replace
 from twin_world import by_hand, deployment_of, request
 
 from loadgen.__main__ import main
+from loadgen.judge.metrics import measure_all
+from loadgen.judge.options import Terms
 from loadgen.records import UNSENT, Turn
+from loadgen.show.compare import read_run
 from loadgen.twin.clients import Clients
+from loadgen.twin.commands.fidelity import compare, requests_of
 from loadgen.twin.commands.prefix import at_rate
 from loadgen.twin.replay import play
 from loadgen.workload.options import PaceOptions, WorkloadOptions
@@ -16,6 +20,7 @@ from loadgen.workload.plan import build_plan
 from loadgen.workload.sharing import with_known
 from medha_actors.core.simulator import token_of
 from medha_actors.messages import unpack_tokens
+from tests.loadgen.made import a_run
 
 PAGE = 64
 
@@ -208,3 +213,20 @@ def test_prefix_puts_cache_and_no_cache_side_by_side(tmp_path, capsys):
 def test_prefix_needs_something_shared(capsys):
     assert main(["prefix", *SMALL, "--num-prompts", "5"]) == 2
     assert "nothing is shared" in capsys.readouterr().err
+
+
+def test_fidelity_replays_sessions_and_blocks_with_their_hits(tmp_path, monkeypatch):
+    """A record made by the twin: replayed at its instants, every hit is there again."""
+    monkeypatch.setattr("loadgen.show.figures.available", lambda: False)
+    arguments = ["simulate", *SMALL, *CHATS, "--request-rate", "0.2"]
+    assert main([*arguments, "--result-dir", str(tmp_path / "r")]) == 0
+    record = read_run(tmp_path / "r")
+    requests = requests_of(record)
+    assert [request.at is None for request in requests] == [False] * len(requests)
+    replayed = played(requests, tpot_s=0.2)
+    hits = sorted(request.record.cached_tokens for request in record.requests)
+    assert sorted(again.cached_tokens for again in replayed) == hits
+    assert sum(hits) > 0
+    rows, within = compare(record.requests, measure_all(a_run(replayed), Terms().objectives))
+    assert within
+    assert any(row[0] == "warm: TTFT P50" for row in rows)

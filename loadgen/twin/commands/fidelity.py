@@ -25,9 +25,9 @@ from loadgen.flags import flag
 from loadgen.judge.health import examine
 from loadgen.judge.isolated import read_points
 from loadgen.judge.latencies import percentile
-from loadgen.judge.metrics import RequestMetrics, load_of, measure_all, values_of
+from loadgen.judge.metrics import RequestMetrics, by_warmth, load_of, measure_all, values_of
 from loadgen.judge.options import Terms
-from loadgen.records import LONG, SHORT, PlannedRequest
+from loadgen.records import LONG, SHORT, PlannedRequest, Turn
 from loadgen.show.compare import LoadedRun, read_run
 from loadgen.show.output import Say, claim_directory
 from loadgen.show.results import write_results
@@ -178,49 +178,69 @@ def _config(path: str | None) -> MedhaConfig:
 
 def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the
-    load."""
+    load. Turns of sessions too are sent when they were, whatever the twin has answered by then."""
     in_order = sorted(record.requests, key=lambda request: request.record.sent_at or 0.0)
     planned = []
+    last: dict[int, PlannedRequest] = {}  # of each session
     for number, request in enumerate(in_order):
         entry = request.record
         if entry.sent_at is None or not entry.completed:
             continue
-        planned.append(
-            PlannedRequest(
-                index=number,
-                prompt_tokens=entry.usage_prompt_tokens or entry.prompt_tokens,
-                output_tokens=max(1, entry.generated_tokens),
-                at=entry.sent_at,
-                kind=entry.kind,
-            )
+        sent = PlannedRequest(
+            index=number,
+            prompt_tokens=entry.usage_prompt_tokens or entry.prompt_tokens,
+            output_tokens=max(1, entry.generated_tokens),
+            at=entry.sent_at,
+            kind=entry.kind,
+            blocks=entry.blocks,
+            block_tokens=entry.block_tokens,
+            known_tokens=entry.known_tokens,
         )
+        if entry.turn is not None:
+            sent = _as_turn(sent, entry.turn, last.get(entry.turn.session))
+            last[entry.turn.session] = sent
+        planned.append(sent)
     if not planned:
         raise LoadgenError("the record has no completed request")
     return planned
 
 
+def _as_turn(sent: PlannedRequest, turn: Turn, before: PlannedRequest | None) -> PlannedRequest:
+    """A turn of a session behind the one before; its message is what its prompt has more."""
+    if before is None:
+        return msgspec.structs.replace(sent, turn=turn)
+    message = sent.prompt_tokens - before.prompt_tokens - before.output_tokens
+    if message < 1:  # a few tokens of the answer became fewer, and there was no more in it
+        return sent
+    turn = msgspec.structs.replace(turn, message_tokens=message)
+    return msgspec.structs.replace(sent, turn=turn, after=before.index)
+
+
 def compare(
     real: Sequence[RequestMetrics], twin: Sequence[RequestMetrics]
 ) -> tuple[list[list[str]], bool]:
-    """P50 and P90 of TTFT and TBT, all and by class."""
+    """P50 and P90 of TTFT and TBT, all and by class, warm and cold."""
     rows: list[list[str]] = []
     within = True
-    kinds: list[str | None] = [kind for kind in (SHORT, LONG) if load_of(real, kind)]
-    if len(kinds) < 2:
-        kinds = []
-    for kind in (None, *kinds):
+    parts = {"all": (load_of(real), load_of(twin))}
+    kinds = {kind: load_of(real, kind) for kind in (SHORT, LONG)}
+    if all(kinds.values()):
+        parts |= {kind: (requests, load_of(twin, kind)) for kind, requests in kinds.items()}
+    in_twin = by_warmth(twin)
+    parts |= {kind: (part, in_twin.get(kind, [])) for kind, part in by_warmth(real).items()}
+    for kind, (of_real, of_twin) in parts.items():
         for metric, title in (("ttft", "TTFT"), ("itl", "TBT")):
-            measured = values_of(load_of(real, kind), metric)
-            simulated = values_of(load_of(twin, kind), metric)
+            measured = values_of(of_real, metric)
+            simulated = values_of(of_twin, metric)
             if not len(measured) or not len(simulated):
                 continue
             for percent in (50, 90):
-                name = f"{kind or 'all'}: {title} P{percent}"
+                name = f"{kind}: {title} P{percent}"
                 row, good = _compared(
                     name, percentile(measured, percent), percentile(simulated, percent)
                 )
                 rows.append(row)
-                within = within and (good or kind is not None)
+                within = within and (good or kind != "all")
     return rows, within
 
 

@@ -68,6 +68,13 @@ class Sustained(msgspec.Struct, frozen=True, kw_only=True):
     cached: float
     hit_rate: float
 
+    def told(self) -> str:
+        """One line."""
+        return (
+            f"sustained: {self.without:.3g} requests/s without the cache, {self.cached:.3g} with "
+            f"it ({100 * self.hit_rate:.1f}% hits)"
+        )
+
 
 def prefix(
     asked: PrefixOptions,
@@ -94,19 +101,18 @@ def prefix(
         f"room for {deployment.kv_tokens * deployment.kvp * deployment.replicas:,} tokens"
     )
     sustained = _sustained(deployment, requests)
-    say(
-        f"sustained: {sustained.without:.3g} requests/s without the cache, {sustained.cached:.3g} "
-        f"with it ({100 * sustained.hit_rate:.1f}% hits)"
-    )
+    say(sustained.told())
     outcomes = []
     for load in asked.loads:
         for cache in (False, True):
             sent = at_rate(requests, sustained.without * load)
             outcomes.append(_outcome(deployment, sent, sustained.without * load, load, cache))
-    print(as_text(table_of(outcomes)), flush=True)
+    print(f"{as_text(table_of(outcomes))}\n\n{sustained.told()}", flush=True)
     if asked.result_dir is not None:
         directory = Path(asked.result_dir)
-        (directory / "prefix.md").write_text(as_markdown(table_of(outcomes)) + "\n")
+        (directory / "prefix.md").write_text(
+            f"{as_markdown(table_of(outcomes))}\n\n{sustained.told()}\n"
+        )
         content = {
             "sustained": msgspec.to_builtins(sustained),
             "outcomes": msgspec.to_builtins(outcomes),

@@ -47,6 +47,12 @@ def test_findings(run, title, result):
     assert result_of(run, title) == result
 
 
+def test_a_chat_template_is_alike_in_all_prompts():
+    for overhead, result in ((4, "FAILED"), (5, "PASSED")):
+        run = a_run([made(cached_tokens=5)], config={"prompt_overhead_tokens": overhead})
+        assert result_of(run, "Prefix cache") == result
+
+
 def test_answers_that_ignore_eos_must_be_as_long_as_planned():
     assert (
         result_of(a_run([made(output_tokens=99)]), "Output length", exact_outputs=True) == "FAILED"

@@ -83,6 +83,8 @@ def test_turns_of_sessions_that_come_too_late_are_left_out_with_them():
     plan = plan_of(sessions=("chat",), request_rate=2.0, turns="2", duration=10.0)
     assert 10 <= plan.sessions <= 35
     assert len(plan.requests) == 2 * plan.sessions
+    with pytest.raises(LoadgenError, match="no request is due within"):
+        plan_of(sessions=("chat",), num_sessions=3, request_rate=0.001, duration=0.001)
 
 
 def test_scales_and_lengths_of_ones_own():
