@@ -24,6 +24,7 @@ from medha_actors.core.request import Piece, RequestState
 
 # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
+LOOKED_UP = 128  # pages at a time
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,8 +117,7 @@ class KvPlan:
         """
         pieces, start = self._shared(tokens, hit)
         for piece in pieces:
-            idle = [page for page in piece.pages if not self.store.users(piece.group, page)]
-            needed = len(idle) + piece.promised
+            needed = self.store.unused(piece.group, piece.pages) + piece.promised
             if self.available(piece.group) - headroom[piece.group] < needed:
                 return None
         if start >= tokens:
@@ -141,7 +141,7 @@ class KvPlan:
 
     def spoiled(self, piece: Piece) -> int:
         """How many pages that waiting requests have found a placed piece would evict."""
-        idle = len([page for page in piece.pages if not self.store.users(piece.group, page)])
+        idle = self.store.unused(piece.group, piece.pages)
         kept = max(0, self.store.kept(piece.group) - idle)
         return max(0, piece.promised + idle + kept - self.available(piece.group))
 
@@ -254,11 +254,13 @@ class KvPlan:
     def _reach(self, keys: PageKeys, start: int, limit: int, group: int) -> list[int]:
         """The pages that a group has side by side, from the start-th of a sequence on."""
         pages: list[int] = []
-        for index in range(start, limit):
-            page = self.store.find(group, keys[index])
-            if page is None:
+        while start < limit:
+            some = keys.some(start, min(limit, start + LOOKED_UP))
+            found = self.store.reach(group, some)
+            pages += found
+            start += len(some)
+            if len(found) < len(some):
                 break
-            pages.append(page)
         return pages
 
     def _shared(self, tokens: int, hit: Hit) -> tuple[list[Piece], int]:

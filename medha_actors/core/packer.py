@@ -191,6 +191,10 @@ class Packer:
         `sparing`: not if it would spoil the hits of others.
         """
         fresh = not state.pieces
+        long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
+        closed = self._shut | self._long_groups if long else self._shut
+        if fresh and self._slots > 0 and len(closed) == self._grid.groups:
+            return 1  # wherever its hits are: looking for them is most of an offer's cost
         if fresh and not self._place(state):
             self._full = True
             return 0
@@ -199,9 +203,8 @@ class Packer:
             self._sparing.append(state)
             return 1
         groups = {piece.group for piece, _ in holders(state, state.dispatched)}
-        long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
         share = self._share(state) if long and len(queue) > 1 else 1.0
-        barred = bool(groups & (self._shut | self._long_groups if long else self._shut))
+        barred = bool(groups & closed)
         room_s = self._limit(limit_s) if long else limit_s
         tokens = 0 if barred else self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:

@@ -50,6 +50,12 @@ class PageKeys:
             keys.append(blake2b(before + tokens, digest_size=KEY_BYTES).digest())
         return keys[page]
 
+    def some(self, start: int, stop: int) -> list[PageKey]:
+        """The keys of pages [start, stop): the first of them, and what follows as far as it has
+        been made already."""
+        self[start]
+        return self._keys[start:stop]
+
     def known(self, stop: int) -> list[PageKey]:
         """The keys of pages [0, stop), as far as they have been made already."""
         return self._keys[:stop]

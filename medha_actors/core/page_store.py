@@ -10,9 +10,12 @@ always its beginning. Idle pages that a waiting request has found go last.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
 
 from medha_actors.core.page_keys import PageKey
+
+_NONE = -1  # instead of a page's number
 
 
 class _Group:
@@ -91,13 +94,19 @@ class PageStore:
             if not pages.users[page]:
                 pages.rest(page, pages.key_of[page] in self._wanted)
 
+    def unused(self, group: int, pages: Sequence[int]) -> int:
+        """How many of these pages nobody uses."""
+        return list(map(self._groups[group].users.__getitem__, pages)).count(0)
+
     def users(self, group: int, page: int) -> int:
         """How many requests use a page."""
         return self._groups[group].users[page]
 
-    def find(self, group: int, key: PageKey) -> int | None:
-        """The page with this key."""
-        return self._groups[group].page_of.get(key)
+    def reach(self, group: int, keys: Sequence[PageKey]) -> list[int]:
+        """The pages with these keys, from the first on as far as the group has them. (A decision
+        asks for thousands: no loop of our own.)"""
+        pages = list(map(self._groups[group].page_of.get, keys, repeat(_NONE)))
+        return pages[: pages.index(_NONE)] if _NONE in pages else pages
 
     def publish(self, group: int, page: int, key: PageKey) -> bool:
         """A used page is full and computed, and will not be written to again. False: the group has

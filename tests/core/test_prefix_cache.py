@@ -411,3 +411,27 @@ def _common(one, other):
             break
         count += 1
     return count
+
+
+@pytest.mark.parametrize("policy", ["lars", "spf", "lrs"])
+def test_who_cannot_ride_along_is_not_looked_up(policy, monkeypatch):
+    """A decision walks the hits of a few requests, not of all that wait behind a long prefill."""
+    world = world_of(policy=policy, model=ExecutionModel.analytic(token_s=1e-3))
+    serve(world, "a", 3000, 1)
+    begins = world.known("a")[:3000]
+    for index in range(100):
+        world.add(request_of(f"r{index}", 3900, 1, world.now, begins=begins))
+    looked_up = 0
+    kv = world.scheduler.live.kv
+    hits = kv.hits
+
+    def counted(keys, limit):
+        nonlocal looked_up
+        looked_up += 1
+        return hits(keys, limit)
+
+    monkeypatch.setattr(kv, "hits", counted)
+    for _ in range(3):
+        looked_up = 0
+        world.launch()
+        assert looked_up <= 10

@@ -36,7 +36,7 @@ def prompts_of(requests, **more):
 
 
 def chats(**more):
-    given = {"sessions": ("chat",), "num_sessions": 20, "turns": "2:6", "max_model_len": 8000}
+    given = {"sessions": ("chat",), "num_sessions": 15, "turns": "2:6", "output_len": "10:60"}
     pace = PaceOptions(request_rate=more.pop("rate", 0.2))
     return build_plan(WorkloadOptions(**given | more), pace).requests
 
