@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 from tokenizers import Tokenizer
+
+from medha_actors.files.spelling import token_bytes
+from medha_actors.files.vocabulary import spelling_of
 
 
 class Detokenizer(Protocol):
@@ -33,29 +35,12 @@ class Detokenizer(Protocol):
         ...
 
 
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, which byte-level vocabularies are written
-    in."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(byte): byte for byte in plain} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
-
-
-_ALPHABET: Final = byte_alphabet()
-_BYTE_TOKEN: Final = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
-
-
 class TokenTable:
     """Bytes of every token, filled as tokens are met."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-        kinds = {part["type"] for part in decoder.get("decoders", [decoder])} if decoder else set()
-        self.byte_level = "ByteLevel" in kinds
-        self.byte_fallback = "ByteFallback" in kinds or "Metaspace" in kinds
+        self._spelling = spelling_of(json.loads(tokenizer.to_str())["decoder"])
         self.special = frozenset(
             i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
@@ -64,15 +49,14 @@ class TokenTable:
     @property
     def exact(self) -> bool:
         """Whether tokens stand for bytes; if not, a WindowDetokenizer is needed."""
-        return self.byte_level or self.byte_fallback
+        return self._spelling != "plain"
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of one token, special ones included; empty for an id without a token."""
         known = self._bytes.get(token_id)
         if known is None:
-            known = self._bytes[token_id] = self._compute(
-                self.tokenizer.id_to_token(token_id) or ""
-            )
+            token = self.tokenizer.id_to_token(token_id) or ""
+            known = self._bytes[token_id] = token_bytes(token, self._spelling)
         return known
 
     def text_of(self, token_id: int) -> str:
@@ -83,19 +67,6 @@ class TokenTable:
         """Those of the names that are a special token's whole text, by its id."""
         ids = {self.tokenizer.token_to_id(name): name for name in names}
         return {i: name for i, name in ids.items() if i in self.special}
-
-    def _compute(self, token: str) -> bytes:
-        if self.byte_level:
-            values = [_ALPHABET.get(char) for char in token]
-            return (
-                token.encode()
-                if None in values
-                else bytes(value for value in values if value is not None)
-            )
-        if self.byte_fallback:
-            match = _BYTE_TOKEN.match(token)
-            return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
-        return token.encode()
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
         if self.exact:

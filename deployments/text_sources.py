@@ -10,12 +10,13 @@ from typing import Any, Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from deployments import gguf_tokenizer
-from deployments.detokenize import byte_alphabet
 from deployments.text import Text
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ConfigError, ModelError
+from medha_actors.files.directory_tokenizer import directory_tokenizer
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
+from medha_actors.files.spelling import byte_alphabet
 
 TOY_TEMPLATE: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -82,10 +83,7 @@ def gguf_text(path: Path) -> Text:
 def directory_text(path: Path) -> Text:
     """A Hugging Face model directory."""
     settings, config = _json(path / "tokenizer_config.json"), _json(path / "config.json")
-    if (path / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    else:
-        tokenizer = _converted(path)
+    tokenizer = directory_tokenizer(path)
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {name: _content(settings[name]) for name in names if settings.get(name)}
     eos = _json(path / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
@@ -119,13 +117,3 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
     return value if isinstance(value, dict) else {}
-
-
-def _converted(path: Path) -> Tokenizer:
-    """For directories that only have a SentencePiece model: transformers converts it."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path).backend_tokenizer
-    except Exception as error:
-        raise ModelError(f"no usable tokenizer in {path}: {error}".splitlines()[0]) from None

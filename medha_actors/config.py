@@ -184,6 +184,10 @@ class LimitsConfig(_Section, frozen=True):
     max_logprobs: Annotated[int, Meta(ge=0, le=1024)] = 20
     max_logit_bias: Annotated[int, Meta(ge=0, le=2**20)] = 1024
     max_messages: Count = 2048
+    max_tools: Count = 128
+    # of response_format, structured_outputs and forced tools
+    max_grammar_bytes: Annotated[int, Meta(ge=1, le=2**24)] = 65_536
+    grammar_timeout_s: Annotated[float, Meta(ge=0.01, le=60.0)] = 2.0
 
 
 class StreamConfig(_Section, frozen=True):

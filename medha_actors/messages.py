@@ -30,6 +30,13 @@ def unpack_tokens(packed: bytes) -> list[int]:
     return tokens.tolist()
 
 
+class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must look like."""
+
+    text: str  # in llguidance's variant of Lark
+    end_ids: tuple[int, ...]  # tokens that come where the grammar may end, and only there
+
+
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How tokens are chosen; all values are already validated and resolved (EOS ids are in
     `stop_token_ids`)."""
@@ -46,7 +53,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     seed: int = 0  # always set by the ingress; the draw for token i depends on (seed, i) alone
     stop_token_ids: tuple[
         int, ...
-    ] = ()  # generation ends with finish "stop" after one of them (from min_tokens on)
+    ] = ()  # generation ends with finish "stop" after one of them (from min_tokens on; with a
+    # grammar also before, where it lets nothing else follow)
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = (
         None  # None: no log-probabilities; k: the chosen token's and the k most likely ones'
@@ -54,6 +62,21 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     prompt_logprobs: int | None = (
         None  # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
     )
+    grammar: Grammar | None = None
+
+    @property
+    def penalised(self) -> bool:
+        """True if earlier tokens change the logits."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def looks_back(self) -> bool:
+        """True if earlier tokens change what may be drawn."""
+        return self.penalised or self.grammar is not None
 
 
 class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -133,7 +156,7 @@ class Sequence(msgspec.Struct, frozen=True, array_like=True):
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
     token_ids: bytes = (
-        b""  # int32, positions [0, n) that this group will see no span of; only penalties need them
+        b""  # int32, positions [0, n) that this group will see no span of; for those that look back
     )
 
 

@@ -135,3 +135,4 @@ class Service:
             failures,
         )
         control.send(_encode(result))
+        self._stage.look_ahead(output)

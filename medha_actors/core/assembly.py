@@ -70,10 +70,8 @@ def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
 def introduction(state: RequestState, start: int) -> SequenceInfo:
     """What a group must know of a request whose first span there begins at `start`."""
     sampling = state.request.sampling
-    penalised = (
-        sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-    )
-    return SequenceInfo(state.id, sampling, state.tokens(0, start) if penalised else b"")
+    before = state.tokens(0, start) if sampling.looks_back else b""
+    return SequenceInfo(state.id, sampling, before)
 
 
 def assemble(

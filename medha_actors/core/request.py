@@ -170,7 +170,9 @@ class RequestState:
         """Why generation ends with the token just appended, if it does; `max_tokens`: the model's
         length."""
         sampling = self.request.sampling
-        if token_id in sampling.stop_token_ids and self.output >= sampling.min_tokens:
+        # With a grammar an early stop token comes only where nothing else may.
+        may_stop = self.output >= sampling.min_tokens or sampling.grammar is not None
+        if may_stop and token_id in sampling.stop_token_ids:
             return "stop"
         if self.output >= sampling.max_tokens or self.known >= max_tokens:
             return "length"

@@ -9,15 +9,6 @@ from torch import Tensor
 from medha_actors.messages import SamplingParams, Sequence
 
 
-def needs_history(params: SamplingParams) -> bool:
-    """True if the request's earlier tokens change its logits."""
-    return (
-        params.repetition_penalty != 1.0
-        or params.presence_penalty != 0.0
-        or params.frequency_penalty != 0.0
-    )
-
-
 class History:
     """A request's tokens by position, so that a prefill that is computed again counts nothing
     twice."""
@@ -39,6 +30,11 @@ class History:
             grown[: len(self.tokens)] = self.tokens
             self.tokens = grown
         self.tokens[start:stop] = new
+
+    def between(self, start: int, stop: int) -> list[int]:
+        """The tokens of positions [start, stop)."""
+        known: list[int] = self.tokens[start:stop].tolist()
+        return known
 
     def penalise(self, logits: Tensor, params: SamplingParams, prompt: int, stop: int) -> None:
         """Apply the penalties to one row of logits: repetition over all `stop` tokens, the others
@@ -65,7 +61,7 @@ class History:
 
 def adjusts(params: SamplingParams, index: int) -> bool:
     """True if anything but temperature and filters changes the logits of output token `index`."""
-    return bool(params.logit_bias) or index < params.min_tokens or needs_history(params)
+    return bool(params.logit_bias) or index < params.min_tokens or params.penalised
 
 
 def adjust(
@@ -74,10 +70,19 @@ def adjust(
     """Change one row of logits in place, in vLLM's order. The row predicts position `stop`, output
     token `index`."""
     if index < params.min_tokens and params.stop_token_ids:
-        logits[torch.tensor(params.stop_token_ids, device=logits.device)] = -torch.inf
+        _hide_stops(logits, params)
     if params.logit_bias:
         token_ids, biases = zip(*params.logit_bias, strict=True)
         where = torch.tensor(token_ids, device=logits.device)
         logits.index_add_(0, where, torch.tensor(biases, dtype=logits.dtype, device=logits.device))
-    if history is not None:
+    if history is not None and params.penalised:
         history.penalise(logits, params, stop - index, stop)
+
+
+def _hide_stops(logits: Tensor, params: SamplingParams) -> None:
+    """Keep the request going, unless its grammar lets nothing else follow."""
+    where = torch.tensor(params.stop_token_ids, device=logits.device)
+    before = logits[where]
+    logits[where] = -torch.inf
+    if params.grammar is not None and logits.max() == -torch.inf:
+        logits[where] = before

@@ -21,9 +21,10 @@ from medha_actors.messages import (
     Span,
     unpack_tokens,
 )
+from medha_actors.model.constraints import Constraint, Grammars
 from medha_actors.model.draw import draw, most_likely
 from medha_actors.model.guard import Failures, require_known, require_numbers
-from medha_actors.model.penalties import History, adjust, adjusts, needs_history
+from medha_actors.model.penalties import History, adjust, adjusts
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 _COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
@@ -37,13 +38,16 @@ Logits = Callable[
 
 
 class Sampler:
-    """Chooses tokens for the spans of a step; keeps each request's parameters and, for penalties,
-    its tokens."""
+    """Chooses tokens for the spans of a step; keeps each request's parameters and, for penalties
+    and grammars, its tokens."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, grammars: Grammars | None = None) -> None:
+        """`grammars`: None where nothing is sampled."""
         self.vocabulary = vocabulary
+        self.grammars = grammars
         self.params: dict[str, SamplingParams] = {}
         self.histories: dict[str, History] = {}
+        self.constraints: dict[str, Constraint] = {}
 
     def open(self, sequence: Sequence) -> None:
         """A request begins (or begins again). Raises RowError; its spans may come all the same."""
@@ -56,13 +60,16 @@ class Sampler:
             if ids:
                 require_known(what, min(ids), max(ids), self.vocabulary)
         self.params[sequence.request_id] = params
-        if needs_history(params):
+        if params.looks_back:
             self.histories[sequence.request_id] = History(sequence, self.vocabulary)
+        if params.grammar is not None and self.grammars is not None:
+            self.constraints[sequence.request_id] = self.grammars.constraint(params.grammar)
 
     def close(self, request_id: str) -> None:
         """Forget a request."""
         self.params.pop(request_id, None)
         self.histories.pop(request_id, None)
+        self.constraints.pop(request_id, None)
 
     def __call__(
         self, spans: Items[Span], logits: Logits, failures: Failures
@@ -112,10 +119,12 @@ class Sampler:
         """Draw from logits [rows, vocabulary], which are changed; RowError if some are not
         numbers."""
         params = [self.params[span.request_id] for span in spans]
+        if self.constraints:
+            self._constrain(spans, logits)
         wants = [row for row, one in enumerate(params) if one.logprobs is not None]
-        raw = (
-            logits[wants].clone() if wants else None
-        )  # log-probabilities are of the model's own distribution
+        # Log-probabilities are of the model's own distribution; with a grammar, of what it lets
+        # pass, as in vLLM.
+        raw = logits[wants].clone() if wants else None
         for row, (span, one) in enumerate(zip(spans, params, strict=True)):
             if adjusts(one, span.index):
                 adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
@@ -139,6 +148,21 @@ class Sampler:
                     spans[row].request_id, spans[row].index, token_ids[row], logprob, top
                 )
         return tuple(tokens)
+
+    def _constrain(self, spans: Items[Span], logits: Tensor) -> None:
+        for row, span in enumerate(spans):
+            constraint = self.constraints.get(span.request_id)
+            if constraint is not None:
+                history = self.histories[span.request_id]
+                constraint.apply(logits[row], history.between(span.stop - span.index, span.stop))
+
+    def look_ahead(self, tokens: Items[SampledToken]) -> None:
+        """What was drawn is on its way back: work out what may follow it, before it comes again.
+        Errors will show then."""
+        for token in tokens:
+            constraint = self.constraints.get(token.request_id)
+            if constraint is not None:
+                constraint.expect(token.index, token.token_id)
 
     def _prompt(self, span: Span, first: int, logits: Logits) -> PromptLogprobs:
         """Log-probabilities of the tokens that follow the span's positions, as far as they are

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medha_actors.config import ModelLoadingConfig
+from medha_actors.files.vocabulary import load_vocabulary
 from medha_actors.messages import (
     Failure,
     PromptLogprobs,
@@ -22,8 +23,10 @@ from medha_actors.messages import (
 )
 from medha_actors.model.attention import Exchange
 from medha_actors.model.backend import build_decoder
+from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.layers import Embedding, Loader
+from medha_actors.model.matchers import Matchers
 from medha_actors.model.sampler import Sampler
 from medha_actors.model.weights import open_weights
 from medha_actors.model_spec import ModelSpec
@@ -78,7 +81,9 @@ class Stage:
             self.decoder = build_decoder(
                 loader, layers, self.is_last, pages, page_tokens, attention
             )
-        self.sampler = Sampler(spec.vocabulary)
+        matchers = Matchers(lambda: load_vocabulary(config), spec.vocabulary)
+        self.grammars = Grammars(matchers) if self.is_last else None
+        self.sampler = Sampler(spec.vocabulary, self.grammars)
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
 
     @torch.inference_mode()
@@ -102,10 +107,14 @@ class Stage:
         found = self.sampler(spans, lambda rows: self._logits(x, rows), failures)
         return StageOutput(None, *found, failures.all())
 
+    def look_ahead(self, output: StageOutput) -> None:
+        """After a step whose output is on its way: what can be done before the next one comes."""
+        self.sampler.look_ahead(output.tokens)
+
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
-        self.sampler = Sampler(self.spec.vocabulary)
+        self.sampler = Sampler(self.spec.vocabulary, self.grammars)
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from deployments.detokenize import byte_alphabet
 from deployments.histories import Message
 from deployments.text_sources import gguf_text
 from medha_actors.errors import ModelError
 from medha_actors.files.embedded import GGUF_NAME
 from medha_actors.files.folders import cache_folder
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.spelling import byte_alphabet
 
 
 def packed(value: Any) -> bytes:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from deployments.chat_template import ChatTemplate
-from deployments.detokenize import StopStrings, TokenTable, WindowDetokenizer, byte_alphabet
+from deployments.detokenize import StopStrings, TokenTable, WindowDetokenizer
 from deployments.histories import ContentPart, Message
 from deployments.text import INLINE_CHARS, LONG_CHARS, Text
 from deployments.text_sources import directory_text, load_text, toy_text
 from medha_actors.config import ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ConfigError, ModelError, RequestError
+from medha_actors.files.spelling import byte_alphabet
 
 TOY = toy_text(300)
 

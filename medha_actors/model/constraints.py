@@ -1,0 +1,90 @@
+"""Grammars beside the sampler: which tokens may come next in a request's answer.
+
+A mask depends on the request's own output alone, so it is the same after its cache was dropped, in
+another group, and after a stage has died: the matcher begins anew and is told the known tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+from torch import Tensor
+
+from medha_actors.errors import MedhaError
+from medha_actors.messages import Grammar
+from medha_actors.model.guard import RowError
+from medha_actors.model.matchers import Matchers, require_sound
+
+
+class Grammars:
+    """Makes constraints, in a thread of its own: while a prefill is computed, nobody waits."""
+
+    def __init__(self, matchers: Matchers) -> None:
+        self._matchers = matchers
+        self._thread = ThreadPoolExecutor(1, "grammars")
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """For a request that begins, or begins again."""
+        return Constraint(grammar, self._thread.submit(self._matchers.matcher, grammar))
+
+
+class Constraint:
+    """Follows one request's output; all that can go wrong is a RowError."""
+
+    def __init__(self, grammar: Grammar, coming: Future[LLMatcher]) -> None:
+        self._ends = frozenset(grammar.end_ids)
+        self._coming = coming
+        self._matcher: LLMatcher | None = None
+        self._followed = 0  # output tokens that the matcher knows
+        self._over = False  # an end token came, and the request goes on all the same (ignore_eos)
+        self._forbidden: Tensor | None = None  # after the tokens that were followed
+
+    def apply(self, logits: Tensor, output: Items[int]) -> None:
+        """Make one row's logits minus infinity where the grammar does not let the token follow the
+        output."""
+        new = output[self._followed :]
+        if new or self._forbidden is None:
+            self._follow(new)
+        if self._forbidden is not None:
+            logits.masked_fill_(self._forbidden[: len(logits)].to(logits.device), -torch.inf)
+
+    def expect(self, index: int, token_id: int) -> None:
+        """Output token `index` was drawn: be ready for the next one."""
+        if index == self._followed:
+            with suppress(Exception):  # it comes again when the mask is needed
+                self._follow([token_id])
+
+    def _follow(self, new: Items[int]) -> None:
+        """Take tokens in that follow those known, and find what may follow them."""
+        self._forbidden = None
+        try:
+            if self._matcher is None:
+                self._matcher = self._coming.result()
+            for token_id in new:
+                self._take(token_id)
+            if not self._over:
+                self._forbidden = _forbidden(self._matcher)
+        except MedhaError as error:
+            raise RowError(error.message) from None
+
+    def _take(self, token_id: int) -> None:
+        assert self._matcher is not None
+        self._over = self._over or token_id in self._ends
+        if not self._over:
+            self._matcher.consume_token(token_id)
+            require_sound(self._matcher)
+        self._followed += 1
+
+
+def _forbidden(matcher: LLMatcher) -> Tensor:
+    """True for each token that must not come."""
+    packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    require_sound(matcher)
+    if not packed.any():
+        raise RowError("the grammar leaves no token that could follow")
+    return torch.from_numpy(np.unpackbits(~packed, bitorder="little").view(np.bool_))
