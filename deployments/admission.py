@@ -16,11 +16,14 @@ from deployments.control_tokens import Prompt
 from deployments.histories import Message
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from deployments.resuming import Past, Place
+from deployments.shaping import Shaping
 from deployments.silence import wants_comments
 from deployments.text import ChatOptions, Text, TooManyTokensError
+from deployments.tools import ToolUse
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
+    Grammar,
     Objectives,
     Record,
     Request,
@@ -55,6 +58,8 @@ class Job:
     choices: list[Choice] = field(default_factory=list)
     prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
     past: Past | None = None  # of an answer that is resumed
+    tools: ToolUse | None = None
+    grammar: Grammar | None = None  # of each choice
 
     @property
     def created(self) -> int:
@@ -78,6 +83,8 @@ class Admission:
         self._eos = tuple([i for i in text.eos_token_ids if i < self.vocabulary])
         self.context_tokens = context_tokens
         self.model_id = config.model_loading_config.model_id
+        rows = model_vocabulary or text.vocabulary
+        self._shaping = Shaping(config, text, rows, self._eos)
 
     async def completion(
         self, body: CompletionBody, headers: Mapping[str, str], arrived_at: float
@@ -86,6 +93,7 @@ class Admission:
         asked = self._check(body, headers)
         prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
         job = self._job("cmpl", body, headers, arrived_at)
+        job.grammar = await self._shaping.grammar(body)
         most = max(self._config.limits.max_prompts_tokens, self.context_tokens)
         keep = limits.kept_tokens(body, self.context_tokens)
         for i, prompt in enumerate(prompts):
@@ -110,8 +118,11 @@ class Admission:
         """Raises RequestError."""
         asked = self._check(body, headers)
         keep = limits.kept_tokens(body, self.context_tokens)
-        ids = await self.chat_tokens(body.messages, self._options(body), keep)
         job = self._job("chatcmpl", body, headers, arrived_at)
+        job.tools = self._shaping.tools(body)
+        job.grammar = await self._shaping.grammar(body, job.tools)
+        messages, told = self._shaping.told(body.messages, job.tools)
+        ids = await self.chat_tokens(messages, self._options(body, told), keep)
         self._add(job, "messages", ids, None, asked, headers)
         return self._numbered(job)
 
@@ -206,7 +217,9 @@ class Admission:
         """Token ids that the same messages have in a chat."""
         return await self.chat_tokens(body.messages or [], self._options(body))
 
-    def _options(self, body: ChatBody | TokenizeBody) -> ChatOptions:
+    def _options(
+        self, body: ChatBody | TokenizeBody, tools: list[dict[str, Any]] | None = None
+    ) -> ChatOptions:
         limits.check_ending(body.add_generation_prompt, body.continue_final_message)
         extra: dict[str, Any] = dict(body.chat_template_kwargs)
         if isinstance(body, ChatBody) and body.reasoning_effort is not None:
@@ -216,6 +229,7 @@ class Admission:
             continue_final=body.continue_final_message,
             parse_special=bool(body.medha.parse_special),
             extra=extra,
+            tools=tools,
         )
 
     def check_model(self, model: str | None) -> None:
@@ -268,7 +282,7 @@ class Admission:
             request = Request(
                 id=f"{unique}-{index}",
                 prompt_token_ids=packed,
-                sampling=self._sampling(body, max_tokens, (seed + index) % 2**63),
+                sampling=self._sampling(job, max_tokens, (seed + index) % 2**63),
                 objectives=asked,
                 priority=body.priority,
                 arrived_at=job.arrived_at,
@@ -278,7 +292,8 @@ class Admission:
             )
             job.choices.append(Choice(index, request, ids, text))
 
-    def _sampling(self, body: GenerationBody, max_tokens: int, seed: int) -> SamplingParams:
+    def _sampling(self, job: Job, max_tokens: int, seed: int) -> SamplingParams:
+        body = job.body
         logprobs: int | None = None
         if isinstance(body, CompletionBody):
             logprobs = body.logprobs
@@ -303,6 +318,7 @@ class Admission:
             logit_bias=tuple(limits.bias_pairs(body.logit_bias)),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=job.grammar,
         )
 
 

@@ -89,17 +89,21 @@ class ChatTemplate:
         *,
         continue_final: bool = False,
         hide: Callable[[Any], Any] = _unchanged,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt's text; raises RequestError with the template's own complaint.
 
         `continue_final`: the prompt ends where the last message does. `hide`: what is done to all
-        that the client wrote before the template sees it."""
+        that the client wrote before the template sees it. `tools`: as the client described
+        them."""
         told = hide(turns(messages, self._knows))
+        shown = None if tools is None else hide([dict(tool) for tool in tools])
+        written = hide(dict(extra))
         if not continue_final:
-            return self._checked(told, add_generation_prompt, hide(dict(extra)))
+            return self._checked(told, add_generation_prompt, written, shown)
         end = f"\ue000{secrets.token_hex(8)}\ue001"
         told[-1]["content"] += end
-        text, found, _ = self._checked(told, False, hide(dict(extra))).rpartition(end)
+        text, found, _ = self._checked(told, False, written, shown).rpartition(end)
         if not found:
             raise RequestError(
                 "continue_final_message: the model's chat template leaves the last message out",
@@ -109,7 +113,11 @@ class ChatTemplate:
         return text
 
     def _checked(
-        self, told: list[dict[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
+        self,
+        told: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        extra: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         variables = {
             **self._special_tokens,
@@ -118,7 +126,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._render(tools=None, documents=None, **variables)
+            return self._render(tools=tools, documents=None, **variables)
         except Exception as error:  # a template can fail in any way on what it did not expect
             raise RequestError(
                 f"the model's chat template refuses the messages: {error}", param="messages"

@@ -219,6 +219,8 @@ class ChoiceWriter:
         self._special_stops = text.table.special_ids(job.body.stops)
         self._stop_ids = frozenset(sampling.stop_token_ids)
         self._eos = frozenset(text.eos_token_ids)
+        # control tokens that the reader of calls must see
+        self._markers = job.tools.markers if job.tools is not None else {}
         self._keep_tokens = sampling.logprobs is not None or job.body.return_token_ids
         limit = output_limit(job.body)
         # echo alone: the engine's one token is not shown
@@ -250,7 +252,8 @@ class ChoiceWriter:
             text += self._detokenizer.flush()
         else:
             special = None
-            text += self._detokenizer.push(event.token_id)
+            marker = self._markers.get(event.token_id)
+            text += marker or self._detokenizer.push(event.token_id)
         piece.text = self._shown(text)
         if self._generated == 1:
             piece.first_token_at = event.at

@@ -18,6 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from deployments.histories import Message, ShortText, normalised
+from deployments.structure import ResponseFormat, StructuredOutputs
+from deployments.tool_fields import Tool, ToolChoice
 from medha_actors.errors import RequestError
 
 MAX_TOKEN_ID: Final = 2**31 - 1
@@ -85,6 +87,8 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     # so many tokens of the prompt's end; -1: as many as fit
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
     prompt_logprobs: Count | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
@@ -133,6 +137,9 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
     reasoning_effort: ShortText | None = None
+    tools: list[Tool] = []
+    tool_choice: ToolChoice | None = None  # None: auto where there are tools
+    parallel_tool_calls: bool = True
 
 
 class TokenizeBody(_Body, frozen=True, kw_only=True):
@@ -185,7 +192,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "suffix": ("",),
     "web_search_options": (),
@@ -193,7 +199,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "add_special_tokens": (False,),  # in chat: the template writes them
     "documents": ([],),
     "bad_words": ([],),
-    "structured_outputs": (),
     "reasoning_effort": ("none",),  # in completions
 }
 
@@ -239,8 +244,9 @@ def _known(tree: dict[str, Any], kind: type[_Body]) -> dict[str, Any]:
                     f"{name} is not supported by this server", param=name, code="unsupported"
                 )
         elif name not in _IGNORED and not name.startswith("x_"):
+            hint = "; use structured_outputs" if name.startswith("guided_") else ""
             raise RequestError(
-                f"unknown field {name[:80]!r}", param=name[:80], code="unknown_field"
+                f"unknown field {name[:80]!r}{hint}", param=name[:80], code="unknown_field"
             )
     return known
 

@@ -80,11 +80,26 @@ class TextChoice(_Reply, kw_only=True):
     prompt_logprobs: list[dict[str, KnownToken] | None] | UnsetType = UNSET
 
 
+class CalledFunction(_Reply, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class ToolCall(_Reply, kw_only=True):
+    """A call of a tool, or a delta of one (with `index`; id, type and name come first)."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: CalledFunction
+
+
 class ChatMessage(_Reply, omit_defaults=True, kw_only=True):
     """A whole message, or a delta of one."""
 
     role: Literal["assistant"] | None = None
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(_Reply, kw_only=True):

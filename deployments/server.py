@@ -33,6 +33,7 @@ from deployments.replies import DetokenizeReply, TokenizeReply
 from deployments.responses import Sent, send_stream, send_whole
 from deployments.resuming import place_of
 from deployments.text import Text, TooManyTokensError
+from deployments.tool_answer import ToolAnswer
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import (
     MedhaError,
@@ -140,6 +141,8 @@ class Server:
             protocol.decode(body, ChatBody), request.headers, arrived_at
         )
         await self._resume(job, request)
+        if job.tools is not None:
+            return job, ToolAnswer(job, self.text.table, job.tools)
         return job, ChatAnswer(job, self.text.table)
 
     async def _resume(self, job: Job, request: Request) -> None:

@@ -45,6 +45,7 @@ class ChatOptions:
     continue_final: bool = False  # the prompt ends in the middle of the last message
     parse_special: bool = False  # control tokens in messages are control tokens
     extra: Mapping[str, Any] = field(default_factory=dict)  # for the template
+    tools: Sequence[Mapping[str, Any]] | None = None  # that the model may call
 
 
 class TooManyTokensError(Exception):
@@ -170,6 +171,7 @@ class Text:
                 options.extra,
                 continue_final=options.continue_final,
                 hide=_as_is if options.parse_special else guard.hide,
+                tools=options.tools,
             )
         except RequestError as error:  # it may quote what the client wrote
             error.message = guard.shown(error.message)

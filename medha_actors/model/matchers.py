@@ -21,14 +21,15 @@ from medha_actors.messages import Grammar
 _KEPT: Final = 64  # compiled grammars
 # What one grammar may cost. Far above what schemas of real tools need; the worst we could write
 # takes 130 ms to compile, and 20 ms of a step before it is given up (tests/model/test_matchers.py).
-_LIMITS: Final = {
-    "max_items_in_row": 1000,
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 10_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000,
-}
+_LIMITS: Final = LLParserLimits(
+    max_items_in_row=1000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=10_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
 
 
 class GrammarError(MedhaError):
@@ -91,10 +92,9 @@ class _Words:
 
 
 def _compile(text: str, tokenizer: LLTokenizer) -> LLMatcher:
-    limits = LLParserLimits(verbose_errors=False, **_LIMITS)
     # At the end: errors name the lines that the client knows, and it wins over the client's own.
     options = '\n%llguidance {"no_forcing": true}\n'
-    matcher = LLMatcher(tokenizer, text + options, log_level=0, limits=limits)
+    matcher = LLMatcher(tokenizer, text + options, log_level=0, limits=_LIMITS)
     require_sound(matcher)
     return matcher
 

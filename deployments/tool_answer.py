@@ -1,0 +1,78 @@
+"""Chat answers with calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import UNSET
+
+from deployments.admission import Job
+from deployments.answers import ChatAnswer
+from deployments.detokenize import TokenTable
+from deployments.outbox import Piece
+from deployments.replies import CalledFunction, ChatMessage, Reply, ToolCall, UsageReply
+from deployments.tool_reader import Read
+from deployments.tools import ToolUse
+
+
+class ToolAnswer(ChatAnswer):
+    """Reads each choice's text for calls, as it comes."""
+
+    def __init__(self, job: Job, table: TokenTable, use: ToolUse) -> None:
+        super().__init__(job, table)
+        self._readers = {
+            choice.index: use.reader(f"{job.id}:{choice.index}") for choice in job.choices
+        }
+
+    def chunk(self, piece: Piece) -> Reply:
+        reply = super().chunk(piece)
+        [choice] = reply.choices
+        read = self._read(piece)
+        choice.delta.content = read.content or UNSET
+        calls = [
+            ToolCall(
+                index=call.index,
+                id=call.id or UNSET,
+                type=UNSET if call.id is None else "function",
+                function=CalledFunction(name=call.name or UNSET, arguments=call.arguments),
+            )
+            for call in read.calls
+        ]
+        if calls:
+            choice.delta.tool_calls = calls
+        choice.finish_reason = self._reason(piece)
+        return reply
+
+    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+        ordered = list(pieces)
+        reply = super().whole(ordered, usage)
+        for choice, piece in zip(reply.choices, ordered, strict=True):
+            choice.message = _whole(self._read(piece))
+            choice.finish_reason = self._reason(piece)
+        return reply
+
+    def _read(self, piece: Piece) -> Read:
+        reader = self._readers[piece.index]
+        read = reader.push(piece.text)
+        if piece.finish_reason is not None:
+            read.content += reader.finish().content
+        return read
+
+    def _reason(self, piece: Piece) -> str | None:
+        called = self._readers[piece.index].calls > 0
+        return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+
+
+def _whole(read: Read) -> ChatMessage:
+    message = ChatMessage(role="assistant", content=read.content)
+    calls: list[ToolCall] = []
+    for call in read.calls:
+        if call.id is None:
+            calls[-1].function.arguments += call.arguments
+            continue
+        function = CalledFunction(name=call.name or "", arguments=call.arguments)
+        calls.append(ToolCall(id=call.id, type="function", function=function))
+    if calls:
+        message.tool_calls = calls
+        message.content = read.content or None
+    return message
