@@ -7,7 +7,7 @@ from core_world import decoding_world, request_of, spans_of, world_of
 from medha_actors.core.live import decode_rows
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import token_of
-from medha_actors.messages import Objectives
+from medha_actors.messages import Grammar, Objectives
 
 
 def test_the_next_chunk_of_a_prompt_is_dispatched_before_the_last_one_is_computed():
@@ -198,6 +198,10 @@ def test_the_end_of_generation():
     world.add(request_of("late", 8, 9, world.now, stop_token_ids=stop, min_tokens=2))
     edge = (token_of("edge", 0), token_of("edge", 1))
     world.add(request_of("edge", 8, 9, world.now, stop_token_ids=edge, min_tokens=2))
+    # with a grammar an early stop token comes only where nothing else may
+    grammar = Grammar("start: /a/", stop)
+    early = {"stop_token_ids": (token_of("early", 0),), "min_tokens": 5, "grammar": grammar}
+    world.add(request_of("early", 8, 9, world.now, **early))
     world.add(request_of("model", 7990, 10, world.now))
     world.drain()
     ends = {name: (event.reason, event.generated_tokens) for name, event in world.finished.items()}
@@ -206,6 +210,7 @@ def test_the_end_of_generation():
         "stop": ("stop", 3),
         "late": ("length", 9),
         "edge": ("stop", 2),
+        "early": ("stop", 1),
         "model": ("length", 10),
     }
 

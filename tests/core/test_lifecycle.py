@@ -8,6 +8,7 @@ from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import results_of
 from medha_actors.messages import (
     Accepted,
+    Grammar,
     PromptLogprobs,
     PromptLogprobsEvent,
     Rejected,
@@ -61,15 +62,18 @@ def test_prompt_log_probabilities_are_reported_once():
     assert scores == [(at, -float(at)) for at in range(1, 64)]
 
 
-def test_a_late_group_learns_the_tokens_only_if_penalties_need_them():
-    for penalty in (1.0, 1.3):
+def test_a_late_group_learns_the_tokens_only_if_something_looks_back():
+    grammar = Grammar("start: /a/", (0,))
+    for looks_back, changes in enumerate(
+        ({}, {"repetition_penalty": 1.3}, {"presence_penalty": 0.5}, {"grammar": grammar})
+    ):
         world = world_of(groups=2, cutoff=20)
-        world.add(request_of("a", 30, 1, world.now, repetition_penalty=penalty))
+        world.add(request_of("a", 30, 1, world.now, **changes))
         world.drain()
         told = [
             m.opened[0].token_ids for batch in world.batches for m in batch.groups if m and m.opened
         ]
-        assert [len(tokens) // 4 for tokens in told] == [0, 20 if penalty > 1 else 0]
+        assert [len(tokens) // 4 for tokens in told] == [0, 20 if looks_back else 0]
 
 
 def test_what_is_asked_in_one_batch_comes_back_in_order():
