@@ -7,6 +7,7 @@ form says: deployments.grammars tries a grammar before it is used.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -20,6 +21,9 @@ Name = Annotated[str, Meta(max_length=256)]
 Schema = dict[str, Any] | bool
 # Between the parts of a JSON value; a small model that may write endless whitespace does.
 _WHITESPACE: Final = r"[ \t\r\n]{1,24}"
+# Of a grammar of llama.cpp's kind: it is rewritten in a time that grows with the square.
+_MOST_RULES: Final = 256
+_MOST_CHARS: Final = 32_768
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,16 +70,19 @@ class Wanted(NamedTuple):
 def of_response_format(asked: ResponseFormat) -> Wanted:
     """For a type that is not text; raises RequestError."""
     if asked.type == "json_object":
-        return Wanted("response_format", "start: " + json_text(asked.schema or {"type": "object"}))
+        schema = {"type": "object"} if asked.schema is None else asked.schema
+        return _wanted("response_format", lambda: "start: " + json_text(schema))
     if asked.json_schema is None or asked.json_schema.schema is None:
         raise RequestError(
             "response_format.json_schema.schema is missing",
             param="response_format.json_schema.schema",
             code="missing_field",
         )
-    lenient = not asked.json_schema.strict
-    text = json_text(asked.json_schema.schema, lenient=lenient)
-    return Wanted("response_format.json_schema.schema", "start: " + text)
+    wrapped, lenient = asked.json_schema.schema, not asked.json_schema.strict
+    return _wanted(
+        "response_format.json_schema.schema",
+        lambda: "start: " + json_text(wrapped, lenient=lenient),
+    )
 
 
 def of_structured_outputs(asked: StructuredOutputs) -> Wanted:
@@ -94,11 +101,13 @@ def of_structured_outputs(asked: StructuredOutputs) -> Wanted:
             param="structured_outputs",
             code="invalid_value",
         )
-    [name] = names
-    param = f"structured_outputs.{name}"
+    return _wanted(f"structured_outputs.{names[0]}", lambda: _text(asked))
+
+
+def _wanted(param: str, make: Callable[[], str]) -> Wanted:
     try:
-        return Wanted(param, _text(asked))
-    except ValueError as error:
+        return Wanted(param, make())
+    except (ValueError, RecursionError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise RequestError(
             f"{param}: {reason[:300]}", param=param, code="invalid_grammar"
@@ -123,8 +132,11 @@ def _text(asked: StructuredOutputs) -> str:
 
 def _lark(grammar: str) -> str:
     """A grammar of llama.cpp's kind in Lark; one in Lark as it is."""
-    if "::=" not in grammar:
+    rules = grammar.count("::=")
+    if not rules:
         return grammar
+    if rules > _MOST_RULES or len(grammar) > _MOST_CHARS:
+        raise ValueError(f"has over {_MOST_RULES} rules or {_MOST_CHARS} characters; Lark may")
     try:
         return str(gbnf_to_lark(grammar))
     except Exception as error:  # it can fail in any way on what it did not expect
@@ -152,4 +164,4 @@ def json_text(schema: Schema, *, lenient: bool = False, whitespace: str | None =
         options["whitespace_pattern"] = whitespace or _WHITESPACE
     asked = whole.get("x-guidance")
     whole["x-guidance"] = options | (asked if isinstance(asked, dict) else {})
-    return "%json " + json.dumps(whole, ensure_ascii=False)
+    return "%json " + msgspec.json.encode(whole).decode()

@@ -105,6 +105,9 @@ def test_white_space_has_an_end(accepts) -> None:
         ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"grammar": 'a ::= "x"\n' * 300}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"json": "[" * 100_000}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": '{"enum": ["\\ud800"]}'}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": False}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": {"type": "x"}}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": {"uniqueItems": True}}}, "structured_outputs.json"),
@@ -119,6 +122,7 @@ def test_white_space_has_an_end(accepts) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
             "response_format.json_schema.schema",
         ),
+        ({"response_format": {"type": "json_object", "schema": False}}, "response_format"),
         (
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
             "structured_outputs",
