@@ -20,12 +20,12 @@ from medha_actors.messages import Grammar
 
 _KEPT: Final = 64  # compiled grammars
 # What one grammar may cost. Far above what schemas of real tools need; the worst we could write
-# takes 130 ms to compile, and 40 ms of a step before it is given up (tests/model/test_matchers.py).
+# takes 130 ms to compile, and 10 ms of a step before it is given up (tests/model/test_matchers.py).
 _LIMITS: Final = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
-    step_max_items=5_000,
+    step_max_items=3_000,
     max_lexer_states=50_000,
     max_grammar_size=200_000,
     verbose_errors=False,

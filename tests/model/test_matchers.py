@@ -17,7 +17,7 @@ from medha_actors.messages import Grammar
 from medha_actors.model.matchers import GrammarError, Matchers, require_sound
 
 ENDS = (2,)
-PLENTY_S = 2.0  # the slowest step is about 40 ms; a machine that is shared is slower
+PLENTY_S = 2.0  # the slowest step is about 10 ms; a machine that is shared is slower
 
 
 @pytest.fixture(scope="module")
