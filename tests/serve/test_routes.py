@@ -25,7 +25,12 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("/v1/completions", {}, 400, "prompt"),
         ("/v1/completions", {"prompt": "x", "medha": {"ttft_s": "soon"}}, 400, "medha.ttft_s"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
-        ("/v1/chat/completions", {**CHAT, "tools": [{"type": "function"}]}, 400, "tools"),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "tools": [{"type": "function"}]},
+            400,
+            "tools[0].function",
+        ),
         ("/tokenize", {}, 400, "prompt"),
         ("/detokenize", {"tokens": [512]}, 400, "tokens"),
         ("/detokenize", {"tokens": "x"}, 400, "tokens"),

@@ -262,4 +262,4 @@ async def test_openai_client(start) -> None:
             final = await stream.get_final_completion()
         assert final.choices[0].message.parsed == Person(name="Ada", age=36)
         grammar = service.engine.requests[-1].sampling.grammar
-        assert '"title": "Person"' in grammar.text
+        assert '"title":"Person"' in grammar.text
