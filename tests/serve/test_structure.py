@@ -8,6 +8,7 @@ import threading
 
 import msgspec
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from deployments.grammars import GrammarCheck
 from deployments.structure import (
@@ -182,3 +183,20 @@ def test_the_stage_spells_tokens_as_the_edge_does(config) -> None:
     assert len(words.tokens) == text.vocabulary
     assert words.tokens == [text.table.bytes_of(i) for i in range(text.vocabulary)]
     assert set(words.control) >= text.table.special
+
+
+def test_a_directory_with_byte_fallback_is_spelled_alike(tmp_path) -> None:
+    words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581a", "b\u2581"]
+    tokenizer = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True)
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text("{}")
+    config = ModelLoadingConfig(model_source=str(tmp_path))
+    vocabulary, text = load_vocabulary(config), load_text(config)
+    assert vocabulary.tokens == [text.table.bytes_of(i) for i in range(text.vocabulary)]
+    assert vocabulary.tokens[-3:] == [b" a", b"b ", b"<tool_call>"]
+    assert vocabulary.control == [1]
