@@ -12,12 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import (
-    LONE_BUDGETS,
-    UNIT,
-    largest_chunk,
-    pipeline_share,
-)
+from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, pipeline_share
 from medha_actors.core.kv_plan import Grid, holders, piece_end
 from medha_actors.core.placement import Placement
 from medha_actors.core.policies import PrefillQueue
