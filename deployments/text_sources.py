@@ -3,17 +3,17 @@ id, or a toy."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from deployments import gguf_tokenizer
 from deployments.text import Text
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ConfigError, ModelError
+from medha_actors.files import gguf_tokenizer
 from medha_actors.files.directory_tokenizer import directory_tokenizer
+from medha_actors.files.ends import content_of, folder_ends, gguf_ends, read_json
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
 from medha_actors.files.spelling import byte_alphabet
@@ -54,7 +54,8 @@ def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
 
 def gguf_text(path: Path) -> Text:
     """Everything from one GGUF file's metadata; takes about a second."""
-    metadata = GgufFile(path, texts=True).metadata
+    file = GgufFile(path, texts=True)
+    metadata = file.metadata
     tokens = metadata.get("tokenizer.ggml.tokens") or []
     ids = {
         name: metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -68,32 +69,41 @@ def gguf_text(path: Path) -> Text:
     }
     architecture = metadata.get("general.architecture", "llama")
     return Text(
-        gguf_tokenizer.build(metadata),
+        _gguf_tokenizer(path, metadata),
         chat_template=metadata.get("tokenizer.chat_template"),
         special_tokens={
             f"{name}_token": tokens[i]
             for name, i in ids.items()
             if i is not None and i < len(tokens)
         },
-        eos_token_ids=[i for i in (ids["eos"], ids["eot"]) if i is not None],
+        eos_token_ids=gguf_ends(file),
         context_tokens=metadata.get(f"{architecture}.context_length"),
     )
 
 
+def _gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
+    try:
+        return gguf_tokenizer.build(metadata)
+    except ModelError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain ones, for a merge of unknown tokens
+        raise ModelError(f"{path}: its tokenizer is broken: {error}".splitlines()[0]) from error
+
+
 def directory_text(path: Path) -> Text:
     """A Hugging Face model directory."""
-    settings, config = _json(path / "tokenizer_config.json"), _json(path / "config.json")
-    tokenizer = directory_tokenizer(path)
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: _content(settings[name]) for name in names if settings.get(name)}
-    eos = _json(path / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
-    named = tokenizer.token_to_id(special.get("eos_token", ""))
+    settings = read_json(path / "tokenizer_config.json")
+    config = read_json(path / "config.json")
+    tokenizer, special = directory_tokenizer(path)
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        text = content_of(settings.get(name))
+        if text:
+            special[name] = text
     return Text(
         tokenizer,
         chat_template=_template(path, settings),
         special_tokens=special,
-        eos_token_ids=[*eos_ids, *([named] if named is not None else [])],
+        eos_token_ids=folder_ends(path),
         context_tokens=config.get("max_position_embeddings"),
     )
 
@@ -105,15 +115,3 @@ def _template(path: Path, settings: dict[str, Any]) -> str | None:
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
-
-
-def _content(token: Any) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    return value if isinstance(value, dict) else {}

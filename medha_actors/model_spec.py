@@ -16,6 +16,7 @@ from medha_actors.errors import ModelError
 
 # The head runs only for rows that are sampled; of a nominal batch that is about one row in sixteen.
 _HEAD_SHARE = 1 / 16
+SUPPORTED = "Llama, Mistral, SmolLM, Qwen2, Qwen2.5 and Qwen3 (dense)"
 
 
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     eps: float
     rope: Rope
     max_positions: int  # the longest sequence that is served
+    # Of sliding-window attention. A sequence that fits in it is exact without one, so none is
+    # longer: max_positions is never above it.
+    window: int | None = None
     tied_head: bool  # the LM head is the embedding table
     qkv_bias: bool = False
     o_bias: bool = False
@@ -90,10 +94,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
     """The configured RoPE scaling in place of the model's own."""
-    trained = spec.max_positions
-    if spec.rope.kind != "default":
-        trained = spec.rope.original_max_positions
-    original = asked.original_max_position_embeddings or trained
+    original = asked.original_max_position_embeddings or spec.rope.original_max_positions
     given = {}
     for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
         value = getattr(asked, name)
@@ -107,9 +108,10 @@ def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
         attention_factor=asked.attention_factor,
         **given,
     )
-    return msgspec.structs.replace(
-        spec, rope=rope, max_positions=max(int(original * asked.factor), 1)
-    )
+    positions = max(int(original * asked.factor), 1)
+    if spec.window is not None:
+        positions = min(positions, spec.window)
+    return msgspec.structs.replace(spec, rope=rope, max_positions=positions)
 
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -18,7 +18,10 @@ from medha_actors.files.spelling import Spelling, token_bytes
 
 TOY_END: Final = 256  # the end token of random weights' vocabulary, after one token per byte
 _GGUF_SPELLINGS: Final[dict[str, Spelling]] = {"gpt2": "byte_level", "llama": "byte_fallback"}
-_GGUF_UNKNOWN, _GGUF_CONTROL, _GGUF_UNUSED = 2, 3, 5  # token types that are no text
+# token types that are no text
+_GGUF_UNKNOWN = 2
+_GGUF_CONTROL = 3
+_GGUF_UNUSED = 5
 
 
 class Vocabulary(NamedTuple):
@@ -59,7 +62,7 @@ def _gguf(path: Path) -> Vocabulary:
 
 
 def _directory(path: Path) -> Vocabulary:
-    tokenizer = directory_tokenizer(path)
+    tokenizer, _ = directory_tokenizer(path)
     spelling = spelling_of(json.loads(tokenizer.to_str()).get("decoder"))
     words = tokenizer.get_vocab(with_added_tokens=True)
     tokens = [b""] * (max(words.values()) + 1)

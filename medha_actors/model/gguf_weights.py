@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.gguf_kinds import KINDS
 from medha_actors.model_spec import ModelSpec
 
 F32 = 0
@@ -19,15 +21,8 @@ Q4_0 = 2
 Q4_1 = 3
 Q8_0 = 8
 BF16 = 30
-_BLOCK_BYTES = {
-    F32: 4,
-    F16: 2,
-    BF16: 2,
-    Q4_0: 18,
-    Q4_1: 20,
-    Q8_0: 34,
-}  # of one value, or of a block of 32
-_BLOCK = 32
+_PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+_BLOCK = 32  # values, in each of the kinds that are dequantised here
 _AT_ONCE = 8192  # blocks dequantised together: temporaries stay in the cache
 
 _NAMES = {
@@ -95,11 +90,9 @@ def gguf_name(name: str) -> str:
 
 def raw_tensor(file: GgufFile, name: str) -> Tensor:
     """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector)."""
-    info = file.tensors[name]
-    width = info.shape[-1] * _BLOCK_BYTES[info.kind] // (_BLOCK if info.kind in _DEQUANTISE else 1)
-    rows = int(np.prod(info.shape[:-1]))
-    stored = file.bytes[info.offset : info.offset + rows * width]
-    return torch.from_numpy(np.array(stored)).view(rows, width)  # a copy: the map is read-only
+    rows = math.prod(file.tensors[name].shape[:-1])
+    stored = np.array(file.stored(name))  # a copy: the map is read-only
+    return torch.from_numpy(stored).view(rows, -1)
 
 
 def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
@@ -107,19 +100,17 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     info = file.tensors.get(name)
     if info is None:
         raise ModelError(f"{file.path} has no tensor {name}")
-    if info.kind not in _BLOCK_BYTES:
-        return _by_gguf_package(file, name).to(dtype)
-    raw = raw_tensor(file, name)
+    if info.kind in _PLAIN:
+        return raw_tensor(file, name).view(-1).view(_PLAIN[info.kind]).view(info.shape).to(dtype)
     if info.kind in _DEQUANTISE:
-        return dequantise(raw, info.kind, dtype).view(info.shape)
-    plain = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}[info.kind]
-    return raw.view(-1).view(plain).view(info.shape).to(dtype)
+        return dequantise(raw_tensor(file, name), info.kind, dtype).view(info.shape)
+    return _by_gguf_package(file, name).to(dtype)
 
 
 def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     """Stored rows, uint8 [rows, bytes of a row] -> [rows, values], worked out in float32 and
     rounded to `dtype`."""
-    blocks = raw.reshape(-1, _BLOCK_BYTES[kind])
+    blocks = raw.reshape(-1, KINDS[kind].size)
     out = torch.empty(len(blocks), _BLOCK, dtype=dtype, device=raw.device)
     for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
         into.copy_(_DEQUANTISE[kind](some))
@@ -128,20 +119,12 @@ def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
 
 def _by_gguf_package(file: GgufFile, name: str) -> Tensor:
     """Every other kind (K-quants and so on): complete, but slower."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     info = file.tensors[name]
-    try:
-        kind = GGMLQuantizationType(info.kind)
-        block, size = GGML_QUANT_SIZES[kind]
-        width = info.shape[-1] // block * size
-        stored = file.bytes[info.offset : info.offset + int(np.prod(info.shape[:-1])) * width]
-        return torch.from_numpy(dequantize(stored.reshape(*info.shape[:-1], width), kind)).view(
-            info.shape
-        )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{file.path}: tensor {name} has an unsupported type: {error}") from error
+    rows = file.stored(name).reshape(math.prod(info.shape[:-1]), -1)
+    return torch.from_numpy(dequantize(rows, GGMLQuantizationType(info.kind))).view(info.shape)
 
 
 def _nibbles(packed: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.source import resolve
-from medha_actors.model import architectures
+from medha_actors.model.architectures import from_hugging_face
+from medha_actors.model.gguf_spec import from_gguf
 from medha_actors.model_spec import ModelSpec, Rope, rescale, split_layers
 
 __all__ = [
@@ -26,9 +27,9 @@ def load_spec(config: ModelLoadingConfig) -> ModelSpec:
     if source.kind == "random":
         spec = random_spec(config)
     elif source.kind == "gguf":
-        spec = architectures.from_gguf(source.files)
+        spec = from_gguf(source.files)
     else:
-        spec = architectures.from_hugging_face(source.files)
+        spec = from_hugging_face(source.files)
     if config.rope_scaling is not None:
         spec = rescale(spec, config.rope_scaling)
     return _limit(spec, config.max_model_len_tokens)
@@ -56,6 +57,11 @@ def random_spec(config: ModelLoadingConfig) -> ModelSpec:
 def _limit(spec: ModelSpec, asked: int | None) -> ModelSpec:
     if asked is None:
         return spec
+    if asked > spec.max_positions and spec.window == spec.max_positions:
+        raise ModelError(
+            f"max_model_len_tokens is {asked}, but the model attends to a sliding window of "
+            f"{spec.window} tokens: served exactly up to there, and not at all beyond"
+        )
     if asked > spec.max_positions:
         raise ModelError(
             f"max_model_len_tokens is {asked}, but the model was made for {spec.max_positions}; "

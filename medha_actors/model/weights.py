@@ -16,7 +16,10 @@ from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
 from medha_actors.model.gguf_weights import GgufWeights
+from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
+
+_PLAIN = ("F64", "F32", "F16", "BF16")  # safetensors' words for values as they are
 
 
 class Weights(Protocol):
@@ -42,7 +45,7 @@ def open_weights(spec: ModelSpec, config: ModelLoadingConfig) -> Weights:
         return RandomWeights(spec, config.random.seed)
     if source.kind == "gguf":
         return GgufWeights(GgufFile(source.files), spec)
-    return SafetensorsWeights(source.files)
+    return SafetensorsWeights(source.files, spec)
 
 
 class RandomWeights:
@@ -50,27 +53,15 @@ class RandomWeights:
 
     def __init__(self, spec: ModelSpec, seed: int) -> None:
         self.seed = seed
-        wide = spec.heads * spec.head_dim
-        narrow = spec.kv_heads * spec.head_dim
-        self.shapes = {
-            "q_proj": (wide, spec.hidden),
-            "k_proj": (narrow, spec.hidden),
-            "v_proj": (narrow, spec.hidden),
-            "o_proj": (spec.hidden, wide),
-            "gate_proj": (spec.intermediate, spec.hidden),
-            "up_proj": (spec.intermediate, spec.hidden),
-            "down_proj": (spec.hidden, spec.intermediate),
-            "embed_tokens": (spec.vocabulary, spec.hidden),
-        }
-        self.hidden = spec.hidden
+        self.shapes = tensor_shapes(spec)
 
     def __contains__(self, name: str) -> bool:
-        return name.split(".")[-2] in self.shapes
+        return name in self.shapes
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        shape = self.shapes.get(name.split(".")[-2])
-        if shape is None:  # a norm
-            return torch.ones(self.hidden, dtype=dtype)
+        shape = self.shapes[name]
+        if len(shape) == 1:  # a norm
+            return torch.ones(shape, dtype=dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         return (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(dtype)
 
@@ -82,8 +73,9 @@ class SafetensorsWeights:
     """A folder of safetensors files, one or sharded with an index; only files that are needed are
     opened."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self.folder = folder
+        self.shapes = tensor_shapes(spec)
         self.opened: dict[str, Any] = {}
         index = folder / "model.safetensors.index.json"
         try:
@@ -113,9 +105,31 @@ class SafetensorsWeights:
         return self.opened[file]
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        from safetensors import SafetensorError
+
         if name not in self.files:
             raise ModelError(f"{self.folder} has no tensor {name}")
-        return self._open(self.files[name]).get_tensor(name).to(dtype)
+        file = self._open(self.files[name])
+        try:
+            self._check(name, file.get_slice(name))
+            return file.get_tensor(name).to(dtype)
+        except SafetensorError as error:
+            raise ModelError(f"{self.folder / self.files[name]}: {error}") from error
+
+    def _check(self, name: str, stored: Any) -> None:
+        """What the file says of a tensor, before it is read."""
+        shape = tuple(stored.get_shape())
+        kind = stored.get_dtype()
+        if shape != self.shapes[name]:
+            raise ModelError(
+                f"{self.folder / self.files[name]}: tensor {name} has shape {list(shape)}; by "
+                f"config.json it has {list(self.shapes[name])}"
+            )
+        if kind not in _PLAIN:
+            raise ModelError(
+                f"{self.folder / self.files[name]}: tensor {name} holds {kind}; quantised "
+                "safetensors are not supported"
+            )
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         return None

@@ -188,14 +188,6 @@ def test_missing_files_are_named(tmp_path):
         load_spec(ModelLoadingConfig(model_source=str(tmp_path / "bad.gguf")))
 
 
-def test_a_sliding_window_bounds_the_length(tmp_path):
-    config = MistralConfig(**SMALL, num_attention_heads=4, sliding_window=100).to_dict()
-    (tmp_path / "config.json").write_text(
-        json.dumps({**config, "architectures": ["MistralForCausalLM"]})
-    )
-    assert load_spec(ModelLoadingConfig(model_source=str(tmp_path))).max_positions == 100
-
-
 def test_layers_are_split_by_cost():
     spec = load_spec(ModelLoadingConfig())
     assert split_layers(spec, 1) == [(0, 30)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
+from gguf_files import SMALL, convert, write
 from stage_driver import GREEDY, Driver
 from transformers import (
     LlamaConfig,
@@ -21,10 +22,16 @@ from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.embedded import embedded_gguf
 from medha_actors.files.gguf import GgufFile
-from medha_actors.model.gguf_weights import gguf_name, read_tensor
+from medha_actors.files.gguf_kinds import KINDS
+from medha_actors.model.gguf_weights import read_tensor
 from medha_actors.model.spec import load_spec
 
 Kind = gguf.GGMLQuantizationType
+
+
+def test_the_sizes_of_blocks_are_the_gguf_packages():
+    theirs = {kind: (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in map(Kind, KINDS)}
+    assert theirs == KINDS
 
 
 @pytest.mark.parametrize(
@@ -62,53 +69,6 @@ def test_metadata_is_the_gguf_packages():
     assert {t.name: (int(t.tensor_type), t.data_offset) for t in theirs.tensors} == {
         name: (t.kind, t.offset) for name, t in mine.tensors.items()
     }
-
-
-def write(writer):
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def convert(model, path, name, rope_divisors=None):
-    """What llama.cpp's converter writes, in little."""
-    config = model.config
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    writer = gguf.GGUFWriter(path, name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_key_length(dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_eos_token_id(3)
-    writer.add_eot_token_id(5)
-    for key, values in model.state_dict().items():
-        for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
-            if name == "llama" and part in key:
-                values = values.view(count, 2, dim // 2, -1).transpose(1, 2).reshape(values.shape)
-        if key != "lm_head.weight" or not config.tie_word_embeddings:
-            writer.add_tensor(gguf_name(key), values.numpy())
-    if rope_divisors is not None:
-        writer.add_tensor("rope_freqs.weight", rope_divisors.numpy())
-    write(writer)
-
-
-SMALL = {
-    "vocab_size": 160,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-}
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])

@@ -11,6 +11,7 @@ from deployments.histories import Message
 from deployments.text_sources import gguf_text
 from medha_actors.errors import ModelError
 from medha_actors.files.embedded import GGUF_NAME
+from medha_actors.files.ends import gguf_ends
 from medha_actors.files.folders import cache_folder
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.spelling import byte_alphabet
@@ -101,6 +102,47 @@ async def test_sentencepiece(tmp_path: Path) -> None:
     assert "".join(map(detokenizer.push, ids)) == " ab aé"  # mid-sequence, so its space counts
 
 
+def ends_of(path: Path) -> tuple[int, ...]:
+    """The same for the text side and for the engine, which does not read the vocabulary."""
+    ends = gguf_text(path).eos_token_ids
+    assert gguf_ends(GgufFile(path)) == gguf_ends(GgufFile(path, texts=True)) == ends
+    return ends
+
+
+def with_tokens(*texts: str, types: int = 3, **named: int) -> dict[str, Any]:
+    """Metadata with more tokens behind the 257 of `byte_level`; `named`: eos, eot, eom."""
+    metadata = byte_level("llama-bpe", [])
+    metadata["tokenizer.ggml.tokens"] += texts
+    metadata["tokenizer.ggml.token_type"] += [types] * len(texts)
+    for key in ("merges", "eos_token_id"):
+        del metadata[f"tokenizer.ggml.{key}"]
+    return metadata | {f"tokenizer.ggml.{name}_token_id": i for name, i in named.items()}
+
+
+def test_a_llama_3_file_that_names_the_wrong_end_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+    texts = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>")
+    path = write(tmp_path / "m.gguf", with_tokens(*texts, eos=257))
+    assert ends_of(path) == (257, 256, 258, 259)  # 256 is <|end|>, of every file written here
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ends"),
+    [
+        (with_tokens("a", "b", "c", types=1, eos=257, eot=258, eom=259), (257, 258, 259, 256)),
+        (with_tokens("<|im_start|>", "<|im_end|>", eos=258, eot=258), (258, 256)),
+        (with_tokens("</s>", "<end_of_turn>", "<|endoftext|>"), (256, 257, 258, 259)),
+        (with_tokens("</s>", "<|im_end|>", types=1), (256,)),
+        (with_tokens("</s>", "<|im_end|>", types=4), (256,)),
+        (with_tokens(eos=7), (7, 256)),
+    ],
+)
+def test_the_ends_that_a_file_names_or_that_are_well_known(
+    tmp_path: Path, metadata: dict[str, Any], ends: tuple[int, ...]
+) -> None:
+    """Only where they are control tokens: a text of markup may be an ordinary token."""
+    assert ends_of(write(tmp_path / "m.gguf", metadata)) == ends
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -112,6 +154,20 @@ async def test_sentencepiece(tmp_path: Path) -> None:
 def test_unknown_kinds_say_so(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
         gguf_text(write(tmp_path / "m.gguf", byte_level("gpt-2", ["h i"]) | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer.ggml.merges": ["h notthere"]},
+        {"tokenizer.ggml.token_type": [1]},
+        {"tokenizer.ggml.bos_token_id": 99_999, "tokenizer.ggml.add_bos_token": True},
+    ],
+)
+def test_broken_tokenizers_say_so(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write(tmp_path / "m.gguf", byte_level("gpt-2", ["h i"]) | change)
+    with pytest.raises(ModelError, match="its tokenizer is broken"):
+        gguf_text(path)
 
 
 def test_broken_files(tmp_path: Path) -> None:
@@ -130,7 +186,7 @@ async def test_embedded_model() -> None:
     """Ids as in the model's own tokenizer.json (digits one by one), checked once against
     transformers by hand."""
     text = gguf_text(cache_folder() / GGUF_NAME)
-    assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (49152, (2,), 8192)
+    assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (49152, (2, 0), 8192)
     ids = await text.encode("Hello world 123  café 日本 <|im_start|>user")
     assert ids == [19556, 905, 216, 33, 34, 35, 216, 37366, 17097, 241, 115, 40993, 216, 1, 4093]
     rendered = text.template.render([Message(role="user", content="hi")], True, {})

@@ -146,10 +146,8 @@ def _add_edges(
     tokenizer: Tokenizer, metadata: dict[str, Any], tokens: list[str], default_bos: bool
 ) -> None:
     """Begin- and end-of-sequence tokens around every plain prompt, if the file says so."""
-    bos, eos = (
-        metadata.get("tokenizer.ggml.bos_token_id"),
-        metadata.get("tokenizer.ggml.eos_token_id"),
-    )
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
     head = (
         [tokens[bos]]
         if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", default_bos)

@@ -1,0 +1,78 @@
+"""Writes small GGUF files, as llama.cpp's converter would."""
+
+from __future__ import annotations
+
+import gguf
+
+from medha_actors.model.gguf_weights import gguf_name
+
+SMALL = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+
+
+def write(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def convert(model, path, name, rope_divisors=None, keys=None, tensors=None, part_tensors=0):
+    """A model of transformers as a file of architecture `name`.
+
+    `keys` are added (without the architecture's name), `tensors` replaced (None: left out);
+    `part_tensors`: the file is split into parts of so many.
+    """
+    config = model.config
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=part_tensors)
+    given = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.freq_base": config.rope_parameters["rope_theta"],
+        **(keys or {}),
+    }
+    for key, value in given.items():
+        add(writer, f"{name}.{key}", value)
+    writer.add_eos_token_id(3)
+    writer.add_eot_token_id(5)
+    stored = {}
+    for key, values in model.state_dict().items():
+        for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
+            if name == "llama" and part in key:
+                values = values.view(count, 2, dim // 2, -1).transpose(1, 2).reshape(values.shape)
+        if key != "lm_head.weight" or not config.tie_word_embeddings:
+            stored[gguf_name(key)] = values.numpy()
+    if rope_divisors is not None:
+        stored["rope_freqs.weight"] = rope_divisors.numpy()
+    for key, values in {**stored, **(tensors or {})}.items():
+        if values is not None:
+            writer.add_tensor(key, values)
+    write(writer)
+
+
+def add(writer, key, value):
+    """One key with the type that its value has in such files."""
+    kinds = {
+        bool: gguf.GGUFValueType.BOOL,
+        int: gguf.GGUFValueType.UINT32,
+        float: gguf.GGUFValueType.FLOAT32,
+        str: gguf.GGUFValueType.STRING,
+        list: gguf.GGUFValueType.ARRAY,
+    }
+    writer.add_key_value(key, value, kinds[type(value)])
