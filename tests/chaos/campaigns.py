@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.chaos import hostile as attacks
 from tests.chaos import tables
+from tests.chaos.filling import fill
 from tests.chaos.growth import MEMORY_BYTES, MEMORY_SHARE
 from tests.chaos.server import Server, running
 
@@ -29,6 +30,7 @@ def fuzz(requests: int, results: Path) -> int:
 def hostile(requests: int, results: Path) -> int:
     """Exit status 1 also if memory did not come back."""
     with running(results / "server") as server:
+        fill(server)
         result = attacks.run(server.url, server.session, requests)
         wrong = [*result.wrong, *_rebuilt(server)]
     wrong += kept(result.before_mb, result.settled_mb)

@@ -1,6 +1,6 @@
 """`soak`: mixed load for a long time with deaths in its first half, and nothing may have grown.
 
-A warm-up and a quiet time come before the first look, a quiet time before each later one. Deaths
+A warm-up, a KV cache filled to the last page and a quiet time come before the first look, a quiet time before each later one. Deaths
 stop at half-time, so that a leak in a process that replaced another has time to show.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from tests.chaos import census, tables
+from tests.chaos.filling import fill
 from tests.chaos.growth import Snapshot, grown, rows
 from tests.chaos.server import Server, running
 from tests.chaos.traffic import Traffic
@@ -51,6 +52,7 @@ def run(minutes: float, results: Path) -> int:
     with running(results / "server") as server:
         traffic = Traffic(server.url, server.model, seed=1)
         asyncio.run(traffic.run(min(_WARM_UP_S, 2 * half_s * _WARM_UP)))
+        fill(server)
         moments = [look(server, quiet_s)]
         asyncio.run(_deadly(server, traffic, half_s, deaths))
         moments.append(look(server, quiet_s))
