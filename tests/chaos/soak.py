@@ -1,7 +1,8 @@
 """`soak`: mixed load for a long time with deaths in its first half, and nothing may have grown.
 
-A warm-up, a KV cache filled to the last page and a quiet time come before the first look, a quiet time before each later one. Deaths
-stop at half-time, so that a leak in a process that replaced another has time to show.
+A warm-up, a KV cache filled to the last page and a quiet time come before the first look, a quiet
+time before each later one. Deaths stop at half-time, so that a leak in a process that replaced
+another has time to show.
 """
 
 from __future__ import annotations
