@@ -22,7 +22,7 @@ from tests.chaos.server import Server, running
 def fuzz(requests: int, results: Path) -> int:
     """Exit status 1 if the campaign found something, or the pipeline was rebuilt during it."""
     campaign = importlib.import_module("tests.chaos.fuzz")
-    with running(results / "server") as server:
+    with running(results / "server", **campaign.MODEL) as server:
         wrong = [*campaign.run(server.url, requests), *_rebuilt(server)]
     return _told("fuzz", requests, wrong, {"requests": requests, "wrong": wrong}, results)
 

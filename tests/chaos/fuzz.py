@@ -17,6 +17,17 @@ import aiohttp
 
 from tests.chaos.calls import Bodies, Call
 
+# A model of random weights, so small that many requests can be sent; all else is the real thing.
+MODEL: Final[dict[str, Any]] = {
+    "model_loading_config": {
+        "model_id": "random",
+        "model_source": "random",
+        "max_model_len_tokens": 2048,
+    },
+    "parallel": {"spp": 2, "kvp": 1},
+    "kv_cache": {"budget_bytes": 2**22},
+    "predictor": {"calibrate": False},
+}
 _ANSWER_S: Final = 120.0
 _REBUILDS: Final = re.compile(r"^medha_pipeline_rebuilds_total(?:\{.*\})? (\S+)$", re.MULTILINE)
 _MOST_FAULTS: Final = 20  # after so many the rest is not worth sending
