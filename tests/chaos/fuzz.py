@@ -161,6 +161,6 @@ def _wrong(status: int, text: str) -> str | None:
 
 
 def _frames(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
+    for line in text.split("\n"):  # text may hold other ends of lines
         if line.startswith("data: {"):
             yield json.loads(line[6:])
