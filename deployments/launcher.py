@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from deployments import haproxy
 from deployments.keys import load_keys
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
@@ -51,6 +52,7 @@ PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
+_OWN_HAPROXY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _APPLICATION = "deployments.app:build_app"
 _LEAVE_S = 10.0  # Ray's processes end by themselves in this time
 _LOOK_S = 0.2
@@ -59,7 +61,8 @@ _LOOK_S = 0.2
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the server: what is given, and our defaults for the rest."""
     ports = {name: str(free_port(port)) for name, port in PORTS.items() if name not in given}
-    return {**DEFAULTS, **ports, **given}
+    proxy = {} if _OWN_HAPROXY in given else haproxy.environment()
+    return {**DEFAULTS, **proxy, **ports, **given}
 
 
 def free_port(wanted: int) -> int:

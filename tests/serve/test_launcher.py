@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import haproxy
 from deployments.launcher import DEFAULTS, PORTS, drain_timeout_s, environment, free_port, main
 from medha_actors.errors import ConfigError
 
@@ -21,7 +22,27 @@ def test_what_the_user_has_set_stays():
     given = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_HAPROXY_STATS_PORT": "1", "HOME": "/"}
     chosen = environment(given)
     assert chosen.items() >= given.items()
-    assert chosen.keys() == given.keys() | DEFAULTS.keys() | PORTS.keys()
+    ours = haproxy.environment().keys()
+    assert chosen.keys() == given.keys() | DEFAULTS.keys() | PORTS.keys() | ours
+
+
+def test_haproxy_answers_with_our_errors_unless_the_user_has_another_one():
+    chosen = environment({})
+    assert Path(chosen["RAY_SERVE_HAPROXY_BINARY_PATH"]).name == "medha-haproxy"
+    own = environment({"RAY_SERVE_HAPROXY_BINARY_PATH": "/usr/sbin/haproxy"})
+    assert own["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/usr/sbin/haproxy"
+    assert "MEDHA_HAPROXY_BINARY" not in own
+
+
+def test_our_errors_are_added_to_serves_configuration():
+    added = haproxy.add_errors("defaults\n    mode http\n    option abortonclose\nfrontend x\n")
+    lines = added.split("\n")
+    assert [line.split()[:2] for line in lines[3:5]] == [["errorfile", "400"], ["errorfile", "408"]]
+    for line in lines[3:5]:
+        head, _, body = Path(line.split()[2]).read_bytes().partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert haproxy.add_errors("another form") == "another form"
 
 
 def test_a_port_that_is_taken_is_replaced():

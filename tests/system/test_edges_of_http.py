@@ -162,3 +162,15 @@ def test_errors_are_error_objects(server: str, request_bytes: bytes, status: int
     assert answer.status == status
     if status != 200:
         assert answer.error["message"]
+
+
+def test_a_half_closed_client_gets_an_error_object(embedded: str):
+    parts = urlsplit(embedded)
+    with closing(socket.create_connection((parts.hostname, parts.port), timeout=30)) as link:
+        link.sendall(post(ENDLESS))
+        link.shutdown(socket.SHUT_WR)
+        with link.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.lower()
+    assert json.loads(body)["error"]["code"] == "bad_request"

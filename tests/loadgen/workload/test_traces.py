@@ -32,6 +32,13 @@ def test_mooncake_with_blocks(tmp_path):
     assert (one.kind, two.kind) == ("long", "short")
 
 
+def test_only_newlines_end_a_line(tmp_path):
+    row = MOONCAKE[0] | {"note": "one\u2028two\x85three"}
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert len(read_trace(path, TraceOptions())) == 1
+
+
 def test_scaling_keeps_shared_blocks_shared(tmp_path):
     options = TraceOptions(scale_input=0.1, scale_output=0.5, scale_time=2.0)
     one, two = read_trace(lines(tmp_path / "t.jsonl", MOONCAKE), options)
