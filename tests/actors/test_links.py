@@ -1,5 +1,6 @@
 """Links between processes' ends, over both kinds of socket."""
 
+import os
 import socket
 import threading
 
@@ -66,6 +67,20 @@ def test_a_message_larger_than_every_buffer_arrives_whole():
     sender.join()
     assert received[0] == message
     assert torch.equal(received[1], tensor)
+    ours.close(), theirs.close()
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for():
+    """Not taken for a death: something else in the process may have changed its mode."""
+    ours, theirs = pair()
+    os.set_blocking(theirs.fileno(), False)
+    reader, received = in_thread(theirs.recv)
+    os.set_blocking(ours.fileno(), False)
+    message, tensor = bytes(range(256)) * 50_000, torch.randn(4_000, 1_000)
+    ours.send(message, tensor)
+    reader.join(timeout=30)
+    assert received[0][0] == message
+    assert torch.equal(received[0][1], tensor)
     ours.close(), theirs.close()
 
 
