@@ -44,8 +44,11 @@ class About:
         open_requests: Callable[[], int],
     ) -> None:
         """`open_requests`: how many requests this replica is answering."""
-        self._loading, self._engine, self._text = config.model_loading_config, engine, text
-        self._admission, self._open_requests = admission, open_requests
+        self._loading = config.model_loading_config
+        self._engine = engine
+        self._text = text
+        self._admission = admission
+        self._open_requests = open_requests
         self._has_page = config.telemetry.enabled and config.telemetry.live_page
         self._started_at = int(time.time())
         self._api = b""

@@ -275,7 +275,8 @@ class Admission:
         body = job.body
         max_tokens = limits.resolve_max_tokens(body, name, len(ids), self.context_tokens)
         seed = secrets.randbits(62) if body.fixed_seed is None else body.fixed_seed
-        packed, job.prompt_tokens = pack_tokens(ids), job.prompt_tokens + len(ids)
+        packed = pack_tokens(ids)
+        job.prompt_tokens = job.prompt_tokens + len(ids)
         unique = f"{job.id}-{secrets.token_hex(4)}"  # a client may send the same request id twice
         for _ in range(body.n):
             index = len(job.choices)

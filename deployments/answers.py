@@ -51,7 +51,8 @@ class ChatAnswer:
     """/v1/chat/completions."""
 
     def __init__(self, job: Job, table: TokenTable) -> None:
-        self._job, self._table = job, table
+        self._job = job
+        self._table = table
         self._extras = Extras(job, table)
         self._started: set[int] = set()
 
@@ -147,7 +148,8 @@ class TextAnswer:
     token."""
 
     def __init__(self, job: Job, table: TokenTable) -> None:
-        self._job, self._table = job, table
+        self._job = job
+        self._table = table
         self._extras = Extras(job, table)
         self._written = [_Written() for _ in job.choices]
 
@@ -178,7 +180,8 @@ class TextAnswer:
         )
 
     def _choice(self, piece: Piece) -> TextChoice | None:
-        choice, written = self._job.choices[piece.index], self._written[piece.index]
+        choice = self._job.choices[piece.index]
+        written = self._written[piece.index]
         written.prompt_logprobs += piece.prompt_logprobs
         if piece.generated == 0 and piece.finish_reason is None:
             return None

@@ -96,13 +96,16 @@ class CallReader:
             raise NotACallError
 
     def _begin(self, state: Callable[[str], None]) -> None:
-        self._state, self._text, self._end = state, [], JsonEnd()
+        self._state = state
+        self._text = []
+        self._end = JsonEnd()
 
     def _in_key(self, char: str) -> None:
         self._text.append(char)
         self._end.takes(char)
         if self._end.complete:
-            self._key, self._state = self._string(), self._colon
+            self._key = self._string()
+            self._state = self._colon
 
     def _colon(self, char: str) -> None:
         if char == ":":

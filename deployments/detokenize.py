@@ -124,7 +124,8 @@ class WindowDetokenizer:
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)
-        before, text = self._decode(self._shown), self._decode(len(self._window))
+        before = self._decode(self._shown)
+        text = self._decode(len(self._window))
         if len(text) <= len(before) or text.endswith("\ufffd"):
             return ""
         self._window = self._window[self._shown :]
@@ -154,7 +155,9 @@ class StopStrings:
     def __init__(self, stops: list[str], include: bool = False) -> None:
         self._stops = stops
         self._include = include
-        self._prefixes = {stop[:length] for stop in stops for length in range(1, len(stop))}
+        self._prefixes: set[str] = set()
+        for stop in stops:
+            self._prefixes |= {stop[:length] for length in range(1, len(stop))}
         self._longest = max(map(len, stops), default=0)
         self._held = ""
         self.matched: str | None = None
@@ -191,5 +194,6 @@ class StopStrings:
 
     def flush(self) -> str:
         """What was held back and can no longer become a stop string."""
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         return held

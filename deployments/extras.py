@@ -17,7 +17,8 @@ class Extras:
     """What one job's answer says beside text, where it was asked for."""
 
     def __init__(self, job: Job, table: TokenTable) -> None:
-        self._job, self._table = job, table
+        self._job = job
+        self._table = table
         self._has_prompt: set[int] = set()  # choices that have told their prompt
 
     def token_ids(self, piece: Piece) -> list[int] | UnsetType:

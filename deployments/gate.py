@@ -74,7 +74,9 @@ class Gate:
     def __init__(
         self, app: ASGIApp, keys: Keys, own_headers: Callable[[Request], dict[str, str]]
     ) -> None:
-        self._app, self._keys, self._own_headers = app, keys, own_headers
+        self._app = app
+        self._keys = keys
+        self._own_headers = own_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "").removeprefix(scope.get("root_path", "").rstrip("/"))

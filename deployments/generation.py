@@ -63,7 +63,9 @@ class Generation:
     the block."""
 
     def __init__(self, engine: EngineHandle, text: Text, job: Job, max_buffered: int) -> None:
-        self._engine, self._text, self.job = engine, text, job
+        self._engine = engine
+        self._text = text
+        self.job = job
         self._outbox = Outbox(max_buffered)
         self._running: dict[
             str, asyncio.Task[None] | None
@@ -265,14 +267,16 @@ class ChoiceWriter:
         return piece
 
     def _finish(self, piece: Piece, stop: str) -> None:
-        piece.finish_reason, piece.stop_reason = "stop", stop
+        piece.finish_reason = "stop"
+        piece.stop_reason = stop
         self.finished = True
 
     def _stop_text(self, stop: str) -> str:
         return stop if self._body.include_stop_str_in_output else ""
 
     def _release_held(self) -> str:
-        held, self._held = self._held, None
+        held = self._held
+        self._held = None
         return self._detokenizer.push(held.token_id) if held is not None else ""
 
     def _shown(self, text: str) -> str:
@@ -300,7 +304,8 @@ class ChoiceWriter:
         text = self._shown(text + self._detokenizer.flush()) + self._stops.flush()
         reason = event.reason
         if self._stops.matched is not None:
-            reason, stop_reason = "stop", self._stops.matched
+            reason = "stop"
+            stop_reason = self._stops.matched
         elif isinstance(stop_reason, str):
             text += self._stop_text(stop_reason)
         return Piece(

@@ -69,9 +69,11 @@ class LivePage:
         while True:
             try:
                 snapshot = await self._reports.snapshot(seq)
-                seq, frame = snapshot.seq, sse.data(snapshot)
+                seq = snapshot.seq
+                frame = sse.data(snapshot)
             except MedhaError as error:
-                seq, frame = 0, sse.data({"error": error.message})
+                seq = 0
+                frame = sse.data({"error": error.message})
             for mailbox in self._viewers:
                 if not mailbox.full():
                     mailbox.put_nowait(frame)

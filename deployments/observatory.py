@@ -101,7 +101,8 @@ class Observatory:
             await self._tell()
             families = await self._reports.metrics()
         except MedhaError:
-            families, engine_up = self.figures.families(), False
+            families = self.figures.families()
+            engine_up = False
         text = page(families, self.config.model_loading_config.model_id, engine_up)
         return Response(text, media_type=CONTENT_TYPE)
 
@@ -134,7 +135,9 @@ class _Observed:
     """An ASGI application that is observed (Starlette takes plain functions for something else)."""
 
     def __init__(self, observatory: Observatory, app: ASGIApp, route: str) -> None:
-        self._observatory, self._app, self._route = observatory, app, route
+        self._observatory = observatory
+        self._app = app
+        self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._observatory.observe(self._app, self._route, scope, receive, send)

@@ -44,8 +44,10 @@ def document(operations: Iterable[Operation], version: str, with_keys: bool) -> 
 
 def _schemas(rows: list[Operation]) -> Schema:
     bodies = {row.body for row in rows if row.body is not None}
-    replies = {kind for row in rows for kind in (row.reply, row.choice) if kind is not None}
-    kinds = sorted({*bodies, *replies, Message, ErrorReply}, key=lambda kind: kind.__name__)
+    replies = {row.reply for row in rows if row.reply is not None}
+    choices = {row.choice for row in rows if row.choice is not None}
+    named = {*bodies, *replies, *choices, Message, ErrorReply}
+    kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     for kind in (*bodies, Message):
         _allow_null(schemas[kind.__name__])

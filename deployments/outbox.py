@@ -34,11 +34,9 @@ class Piece:
         self.prompt_logprobs += later.prompt_logprobs
         self.generated = later.generated
         self.first_token_at = self.first_token_at or later.first_token_at
-        self.finish_reason, self.stop_reason, self.ending = (
-            later.finish_reason,
-            later.stop_reason,
-            later.ending,
-        )
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+        self.ending = later.ending
 
 
 Item = Piece | ProgressEvent | MedhaError

@@ -164,7 +164,9 @@ class StreamWriter:
     def __init__(
         self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally
     ) -> None:
-        self._answer, self._stream, self._tally = answer, stream, tally
+        self._answer = answer
+        self._stream = stream
+        self._tally = tally
         self._live = live
         self._job = live.job
         options = live.job.body.stream_options

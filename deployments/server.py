@@ -65,7 +65,9 @@ class Server:
         """`context_tokens`: the longest prompt plus output; None: as configured, else what the
         model's files say. `echo_request_id`: False behind a proxy that puts x-request-id on every
         answer, as Ray Serve's does. `model_vocabulary`: see Admission."""
-        self.config, self.engine, self.text = config, engine, text
+        self.config = config
+        self.engine = engine
+        self.text = text
         self._echo_request_id = echo_request_id
         context = (
             context_tokens
@@ -233,7 +235,8 @@ class _Generating:
     time is over."""
 
     def __init__(self, server: Server, admit: Admit) -> None:
-        self._server, self._admit = server, admit
+        self._server = server
+        self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived_at = time.time()

@@ -42,7 +42,8 @@ class Shaping:
 
     async def grammar(self, body: GenerationBody, use: ToolUse | None = None) -> Grammar | None:
         """The grammar that each answer must follow; raises RequestError."""
-        outputs, shape = body.structured_outputs, body.response_format
+        outputs = body.structured_outputs
+        shape = body.response_format
         if shape is not None and shape.type == "text":
             shape = None
         forced = use if use is not None and use.forced else None

@@ -78,7 +78,8 @@ def of_response_format(asked: ResponseFormat) -> Wanted:
             param="response_format.json_schema.schema",
             code="missing_field",
         )
-    wrapped, lenient = asked.json_schema.schema, not asked.json_schema.strict
+    wrapped = asked.json_schema.schema
+    lenient = not asked.json_schema.strict
     return _wanted(
         "response_format.json_schema.schema",
         lambda: "start: " + json_text(wrapped, lenient=lenient),

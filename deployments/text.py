@@ -139,9 +139,11 @@ class Text:
     # its thread.
 
     def _encode(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
-        tokenizer, text = self.tokenizer, prompt.text
+        tokenizer = self.tokenizer
+        text = prompt.text
         if prompt.masked is not None:
-            tokenizer, text = self.control.blind, prompt.masked
+            tokenizer = self.control.blind
+            text = prompt.masked
         [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 

@@ -60,11 +60,13 @@ class TimelineRoutes:
 
     def _facts(self, timeline: Timeline) -> dict[str, Any]:
         """The timeline with what follows from it."""
-        span, template = parse(timeline.traceparent), self._config.tracing.ui_url
+        span = parse(timeline.traceparent)
+        template = self._config.tracing.ui_url
         facts: dict[str, Any] = msgspec.to_builtins(timeline)
         facts["trace_id"] = span.trace if span else None
         facts["ui_url"] = template.replace("{trace_id}", span.trace) if span and template else None
-        facts["ttft_s"], facts["tpot_s"] = timeline.ttft_s, timeline.tpot_s
+        facts["ttft_s"] = timeline.ttft_s
+        facts["tpot_s"] = timeline.tpot_s
         facts["missed"] = list(timeline.missed())
         return facts
 

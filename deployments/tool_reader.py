@@ -44,7 +44,10 @@ class ToolReader:
         self, style: Style, names: frozenset[str], answer_id: str, most: int | None = None
     ) -> None:
         """`most`: further calls are left out."""
-        self._style, self._names, self._answer_id, self._most = style, names, answer_id, most
+        self._style = style
+        self._names = names
+        self._answer_id = answer_id
+        self._most = most
         self._state = self._in_text
         self._held = ""  # may be a call, or text
         self._space = ""  # nothing, until content follows
@@ -108,7 +111,9 @@ class ToolReader:
         return self._give_up() if len(self._held) > _MOST_HELD else ""
 
     def _begin(self, call: CallReader, char: str) -> str:
-        self._call, self._told, self._state = call, False, self._in_call
+        self._call = call
+        self._told = False
+        self._state = self._in_call
         return self._feed(call, char)
 
     def _in_call(self, char: str) -> str:
@@ -128,7 +133,8 @@ class ToolReader:
             return self._give_up()
         if call.complete:
             self._tell()
-            self._call, self._held = None, ""
+            self._call = None
+            self._held = ""
             self._state = self._after_call if self._style.closing else self._before_call
         return ""
 
@@ -138,16 +144,21 @@ class ToolReader:
             return ""
         self._held += char
         if self._held == self._style.closing:
-            self._held, self._state = "", self._in_text
+            self._held = ""
+            self._state = self._in_text
         elif not self._style.closing.startswith(self._held):
-            again, self._held, self._state = self._held, "", self._in_text
+            again = self._held
+            self._held = ""
+            self._state = self._in_text
             return again
         return ""
 
     def _give_up(self) -> str:
         """It was no call: its first character is text, the rest is read again."""
-        again, self._held = self._held, ""
-        self._call, self._state = None, self._in_text
+        again = self._held
+        self._held = ""
+        self._call = None
+        self._state = self._in_text
         if len(again) > _MOST_HELD or not self._style.opening:
             again = again if self._content or not self.calls else again.lstrip(_BETWEEN)
             self._show(again)

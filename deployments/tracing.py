@@ -109,7 +109,8 @@ class Tracing:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        records, self._ended = self._ended, []
+        records = self._ended
+        self._ended = []
         task = asyncio.ensure_future(self._trace(records))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -299,7 +299,8 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
 
 def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
     """Bounds that depend on other fields."""
-    scheduler, objectives = config.scheduler, config.objectives
+    scheduler = config.scheduler
+    objectives = config.objectives
     rows = min(65_536, scheduler.max_batch_tokens - 1)
     return [
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),

@@ -93,10 +93,8 @@ class Backend(SpanExporter):
         set_for_all = next(
             (os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ), "localhost"
         )
-        self._exporter, self._where = (
-            exporter,
-            f"{config.exporter} to {config.endpoint or set_for_all}",
-        )
+        self._exporter = exporter
+        self._where = f"{config.exporter} to {config.endpoint or set_for_all}"
         self._room = config.queue_spans
         self.reachable = True
         self.sent_spans = 0
@@ -124,7 +122,8 @@ class Backend(SpanExporter):
         try:
             result = self._exporter.export(spans)
         except Exception as error:
-            result, reason = SpanExportResult.FAILURE, f"{type(error).__name__}: {error}"
+            result = SpanExportResult.FAILURE
+            reason = f"{type(error).__name__}: {error}"
         self._done += len(spans)
         if result is not SpanExportResult.SUCCESS:
             self._failed += len(spans)

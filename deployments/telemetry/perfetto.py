@@ -15,7 +15,8 @@ from medha_actors.telemetry.reports import Step
 from medha_actors.telemetry.timelines import Chunk, Timeline
 
 Event = dict[str, Any]
-_REQUESTS, _STAGES = 1, 2
+_REQUESTS = 1
+_STAGES = 2
 
 
 def trace_of(timelines: Sequence[Timeline], steps: Sequence[Step] = ()) -> dict[str, Any]:

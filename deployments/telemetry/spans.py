@@ -13,6 +13,7 @@ Several choices in one HTTP request have a `choice[i]` span each. Nothing is sam
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,8 @@ class _Tree:
     """Makes the spans of one trace."""
 
     def __init__(self, trace_id: int, resource: Resource) -> None:
-        self._trace_id, self._resource = trace_id, resource
+        self._trace_id = trace_id
+        self._resource = resource
         self.spans: list[ReadableSpan] = []
 
     def context(self, span_id: int) -> SpanContext:
@@ -149,7 +151,7 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
     }
     if not timelines:
         return facts
-    missed = sorted({objective for timeline in timelines for objective in timeline.missed()})
+    missed = sorted(set(itertools.chain.from_iterable([each.missed() for each in timelines])))
     facts["gen_ai.usage.output_tokens"] = sum(timeline.tokens for timeline in timelines)
     facts["gen_ai.response.finish_reasons"] = [
         timeline.reason or "unfinished" for timeline in timelines

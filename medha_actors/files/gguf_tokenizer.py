@@ -118,12 +118,14 @@ def _sentencepiece(
     scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
     # A merge for every way to make a token of two others, the best-scored token first: what
     # SentencePiece would do.
-    ranked = [
-        (-scores[i], i, vocabulary[token[:cut]], vocabulary[token[cut:]], token[:cut], token[cut:])
-        for i, token in enumerate(tokens)
-        for cut in range(1, len(token))
-        if token[:cut] in vocabulary and token[cut:] in vocabulary
-    ]
+    ranked: list[tuple[float, int, int, int, str, str]] = []
+    for i, token in enumerate(tokens):
+        for cut in range(1, len(token)):
+            left = token[:cut]
+            right = token[cut:]
+            if left in vocabulary and right in vocabulary:
+                place = (-scores[i], i, vocabulary[left], vocabulary[right])
+                ranked.append((*place, left, right))
     merges = [(left, right) for *_, left, right in sorted(ranked)]
     unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     tokenizer = Tokenizer(
