@@ -162,10 +162,9 @@ class Link:
             view = view[got:]
 
     def _await(self, event: int) -> None:
-        """Wait for a socket that says "try again" although it is to block: something else in this
-        process has changed the descriptor's mode (seen once in 100,000 requests, on a machine with
-        three servers). That is no death of the peer."""
-        self._socket.setblocking(True)
+        """Wait for a descriptor that does not block: uvloop, which Ray runs async actors on, makes
+        those that it watches so. A frame that has come in part is then "try again", not the death
+        of the peer."""
         waiting = select.poll()
         waiting.register(self._socket, event)
         waiting.poll()

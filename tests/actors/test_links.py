@@ -71,7 +71,7 @@ def test_a_message_larger_than_every_buffer_arrives_whole():
 
 
 def test_a_descriptor_that_does_not_block_is_waited_for():
-    """Not taken for a death: something else in the process may have changed its mode."""
+    """A frame that has come in part is no death; uvloop makes the descriptors it watches so."""
     ours, theirs = pair()
     os.set_blocking(theirs.fileno(), False)
     reader, received = in_thread(theirs.recv)
