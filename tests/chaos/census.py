@@ -27,6 +27,7 @@ _ROLES: Final = (
 )
 _PROGRAMS: Final = {"haproxy": "haproxy", "raylet": "raylet", "gcs_server": "gcs", "serve": "serve"}
 OTHER: Final = "other"
+LOG_MONITOR: Final = "log monitor"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -46,7 +47,10 @@ def role_of(name: str, command: list[str]) -> str:
     for beginning, role in _ROLES:
         if title.startswith(beginning):
             return role
-    if "dashboard" in " ".join(command):
+    whole = " ".join(command)
+    if "log_monitor.py" in whole:
+        return LOG_MONITOR
+    if "dashboard" in whole:
         return "dashboard"
     return _PROGRAMS.get(name, OTHER)
 
