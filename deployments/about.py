@@ -29,6 +29,7 @@ from medha_actors.config import MedhaConfig
 from medha_actors.errors import UnavailableError
 
 _ICON: Final = Path(__file__).parent / "static" / "favicon.svg"
+_KEPT: Final = {"cache-control": "max-age=86400"}
 _DISTRIBUTION: Final = "medha-on-ray"
 
 
@@ -108,9 +109,6 @@ class About:
 
     async def icon(self, request: Request) -> Response:
         return FileResponse(_ICON, media_type="image/svg+xml", headers=_KEPT)
-
-
-_KEPT: Final = {"cache-control": "max-age=86400"}
 
 
 def own_version() -> str:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from deployments.histories import Message
 from deployments.operations import EVENTS, JSON, Operation
-from deployments.protocol import Message
 from deployments.replies import ErrorReply
 
 Schema = dict[str, Any]

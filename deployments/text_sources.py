@@ -11,12 +11,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from deployments.text import Text
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ConfigError, ModelError
-from medha_actors.files import gguf_tokenizer
+from medha_actors.files import gguf_tokenizer, toy
 from medha_actors.files.directory_tokenizer import directory_tokenizer
 from medha_actors.files.ends import content_of, folder_ends, gguf_ends, read_json
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
-from medha_actors.files.spelling import byte_alphabet
 
 TOY_TEMPLATE: Final = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -37,18 +36,20 @@ def load_text(config: ModelLoadingConfig) -> Text:
 def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
     """One token per byte, an end token, and fillers for the rest of the vocabulary, which only a
     model can produce."""
-    if vocabulary < 257:
+    if vocabulary < toy.FEWEST:
         raise ConfigError(
             f"args: model_loading_config.random.vocabulary is {vocabulary}; bytes and an end need "
-            "257"
+            f"{toy.FEWEST}"
         )
-    fillers = {f"<{i}>": i for i in range(257, vocabulary)}
-    tokenizer = Tokenizer(models.BPE(vocab={**byte_alphabet(), "<eos>": 256, **fillers}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=toy.toy_words(vocabulary), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<eos>", special=True, normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(toy.END_TEXT, special=True, normalized=False)])
     return Text(
-        tokenizer, chat_template=TOY_TEMPLATE, eos_token_ids=(256,), context_tokens=context_tokens
+        tokenizer,
+        chat_template=TOY_TEMPLATE,
+        eos_token_ids=(toy.END,),
+        context_tokens=context_tokens,
     )
 
 

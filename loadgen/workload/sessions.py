@@ -84,8 +84,10 @@ class _Drawn:
     ) -> None:
         self._system_block = -1 - number
         self._system = scaled(mix.system_len, scale[0]) if mix.system_len else 0
-        self._first, self._message = parse_lengths(mix.first_len), parse_lengths(mix.message_len)
-        self._output, self._turns = parse_lengths(mix.output_len), parse_lengths(mix.turns)
+        self._first = parse_lengths(mix.first_len)
+        self._message = parse_lengths(mix.message_len)
+        self._output = parse_lengths(mix.output_len)
+        self._turns = parse_lengths(mix.turns)
         self._pause_ms = parse_lengths(mix.pause_ms)
         self._scale = scale
         self._scale_time = scale_time

@@ -43,7 +43,9 @@ class _Seen:
 
     def add(self, blocks: Iterable[int], block_tokens: int, prompt_tokens: int) -> int:
         """Take in a prompt; returns how many of its first tokens were there before."""
-        node, known, left = _ROOT, 0, prompt_tokens
+        node = _ROOT
+        known = 0
+        left = prompt_tokens
         found = True
         for block in blocks:
             tokens = min(block_tokens, left)

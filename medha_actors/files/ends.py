@@ -11,9 +11,9 @@ import msgspec
 
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.gguf_kinds import TokenType
 
 _TOKENS: Final = "tokenizer.ggml.tokens"
-_CONTROL: Final = 3  # a type of token
 _NAMED: Final = ("eos", "eot", "eom")
 # By these llama.cpp knows the ends of a family whose file names only one of them, or the wrong one:
 # a Llama 3 Instruct file may say <|end_of_text|> where turns end with <|eot_id|>.
@@ -35,7 +35,7 @@ def gguf_ends(file: GgufFile) -> tuple[int, ...]:
     known = [
         place
         for place in file.places(_TOKENS, WELL_KNOWN)
-        if place < len(types) and types[place] == _CONTROL
+        if place < len(types) and types[place] == TokenType.CONTROL
     ]
     return _ids([*named, *known])
 

@@ -1,11 +1,24 @@
-"""The kinds of values that a GGUF file may hold, and how many bytes a block of each takes.
+"""What the numbers in a GGUF file stand for: types of tokens, and the kinds of values with how many
+bytes a block of each takes.
 
-The gguf package has the same table, but importing it takes longer than reading a file's header.
+The gguf package has the same tables, but importing it takes longer than reading a file's header.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Final, NamedTuple
+
+
+class TokenType(IntEnum):
+    """What `tokenizer.ggml.token_type` says of a token (gguf.TokenType)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
 
 
 class Kind(NamedTuple):

@@ -21,8 +21,7 @@ from tokenizers import (
 )
 
 from medha_actors.errors import ModelError
-
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types; the others are not matched in text
+from medha_actors.files.gguf_kinds import TokenType
 
 _LLAMA3: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -58,20 +57,21 @@ def build(metadata: dict[str, Any]) -> Tokenizer:
         if kind == "gpt2"
         else _sentencepiece(metadata, tokens, vocabulary)
     )
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    # Of the types, these two are matched in text; the others are not.
+    types = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
     typed = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [
             AddedToken(token, special=True, normalized=False)
             for token, kind_ in typed
-            if kind_ == _CONTROL
+            if kind_ == TokenType.CONTROL
         ]
     )
     tokenizer.add_tokens(
         [
             AddedToken(token, special=False, normalized=False)
             for token, kind_ in typed
-            if kind_ == _USER_DEFINED
+            if kind_ == TokenType.USER_DEFINED
         ]
     )
     _add_edges(

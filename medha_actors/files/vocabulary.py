@@ -11,17 +11,15 @@ from typing import Any, Final, NamedTuple
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
+from medha_actors.files import toy
 from medha_actors.files.directory_tokenizer import directory_tokenizer
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.gguf_kinds import TokenType
 from medha_actors.files.source import resolve
 from medha_actors.files.spelling import Spelling, token_bytes
 
-TOY_END: Final = 256  # the end token of random weights' vocabulary, after one token per byte
 _GGUF_SPELLINGS: Final[dict[str, Spelling]] = {"gpt2": "byte_level", "llama": "byte_fallback"}
-# token types that are no text
-_GGUF_UNKNOWN = 2
-_GGUF_CONTROL = 3
-_GGUF_UNUSED = 5
+_NO_TEXT: Final = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED)
 
 
 class Vocabulary(NamedTuple):
@@ -42,10 +40,9 @@ def load_vocabulary(config: ModelLoadingConfig) -> Vocabulary:
 
 
 def _toy(count: int) -> Vocabulary:
-    tokens = [bytes([byte]) for byte in range(256)]
-    tokens.append(b"<eos>")
-    tokens += [f"<{i}>".encode() for i in range(len(tokens), count)]
-    return Vocabulary(tokens[:count], [TOY_END])
+    words = toy.toy_words(count)
+    ordered = sorted(words, key=words.__getitem__)
+    return Vocabulary([token_bytes(word, "byte_level") for word in ordered], [toy.END])
 
 
 def _gguf(path: Path) -> Vocabulary:
@@ -56,8 +53,7 @@ def _gguf(path: Path) -> Vocabulary:
         raise ModelError(f"the GGUF file's tokenizer is of kind {kind!r}")
     spelling = _GGUF_SPELLINGS[kind]
     types = metadata.get("tokenizer.ggml.token_type") or []
-    no_text = (_GGUF_UNKNOWN, _GGUF_CONTROL, _GGUF_UNUSED)
-    control = [i for i, type_ in enumerate(types) if type_ in no_text]
+    control = [i for i, type_ in enumerate(types) if type_ in _NO_TEXT]
     return Vocabulary([token_bytes(text, spelling) for text in texts], control)
 
 

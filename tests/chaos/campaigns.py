@@ -7,11 +7,11 @@ kind of process before, at most, and when it was quiet again.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import fuzz as random_requests
 from tests.chaos import hostile as attacks
 from tests.chaos import tables
 from tests.chaos.filling import fill
@@ -21,9 +21,8 @@ from tests.chaos.server import Server, running
 
 def fuzz(requests: int, results: Path) -> int:
     """Exit status 1 if the campaign found something, or the pipeline was rebuilt during it."""
-    campaign = importlib.import_module("tests.chaos.fuzz")
-    with running(results / "server", **campaign.MODEL) as server:
-        wrong = [*campaign.run(server.url, requests), *_rebuilt(server)]
+    with running(results / "server", **random_requests.MODEL) as server:
+        wrong = [*random_requests.run(server.url, requests), *_rebuilt(server)]
     return _told("fuzz", requests, wrong, {"requests": requests, "wrong": wrong}, results)
 
 

@@ -143,7 +143,8 @@ def at_rate(requests: list[PlannedRequest], rate: float) -> list[PlannedRequest]
 
 def _sustained(deployment: Deployment, requests: list[PlannedRequest]) -> Sustained:
     at_once = [_at_once(request) for request in requests]
-    rates, hits = [], 0.0
+    rates = []
+    hits = 0.0
     for cache in (False, True):
         played = play(_with(deployment, cache), at_once)
         rates.append(len(requests) / played.duration_s)
