@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -199,8 +198,3 @@ def describe(deployment: Deployment) -> dict[str, Any]:
 def longest_of(requests: Sequence[PlannedRequest]) -> int:
     """Tokens of the longest request, prompt and answer."""
     return max(request.prompt_tokens + request.output_tokens for request in requests)
-
-
-def room_for(longest: int) -> int:
-    """A context length with a little room, rounded up to 8K tokens."""
-    return math.ceil(longest / 8192) * 8192

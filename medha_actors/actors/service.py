@@ -77,11 +77,6 @@ class Service:
         self._thread = threading.Thread(target=self._run, name="stage-loop", daemon=True)
         self._thread.start()
 
-    @property
-    def working(self) -> bool:
-        """Whether its links are still there."""
-        return self._thread.is_alive()
-
     def stop(self) -> None:
         """Close the links and wait for the step under way."""
         self._wires.close()
