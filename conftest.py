@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which children inherit:
 # servers and clients that tests interrupt would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No example has a time limit: how long one takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Tests that start Ray, in the order in which they run: those whose processes wait for each other
 # while they spin come last, when the other tests have ended.

@@ -246,5 +246,5 @@ class Machine(RuleBasedStateMachine):
             assert self.records.size == 0
 
 
-Machine.TestCase.settings = settings(max_examples=60, deadline=None, stateful_step_count=30)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestRecords = Machine.TestCase

@@ -41,7 +41,7 @@ def test_split_at_every_byte(end: bytes) -> None:
         assert parse(stream[:cut], b"", stream[cut:]) == FRAMES
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.sampled_from([b"data: x", b"\r", b"\n", b"\r\n", b":c", b"event: e", b"data"]),

@@ -62,7 +62,7 @@ def test_a_group_is_onboarded_only_when_the_piece_before_is_full(cutoff):
     assert len({group for _, group in pieces}) == len(pieces)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 150),
     st.integers(1, 40),
@@ -131,7 +131,6 @@ def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pa
     assert KvPlan(grid).cutoff == cutoff
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 600), st.integers(1, 300), st.integers(1, 400_000))
 def test_the_default_cutoff_refuses_nothing_that_memory_could_hold(groups, pages, page, longest):
     plan = KvPlan(grid_of(groups=groups, pages=pages, page=page, length=longest))

@@ -21,7 +21,7 @@ from medha_actors.core.simulator import token_of
 from medha_actors.messages import Failure, SampledToken, StepResult
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     policy=st.sampled_from(get_args(Policy)),
     stages=st.integers(1, 3),
@@ -71,7 +71,7 @@ def test_only_the_poison_is_ended(
             assert event.message == "the pipeline died repeatedly while this request was in it"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     stages=st.integers(1, 3),
     groups=st.integers(1, 2),

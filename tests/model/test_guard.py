@@ -139,7 +139,7 @@ def test_weights_that_are_no_numbers_end_every_request_with_its_own_error(value)
 VALUES = [math.nan, math.inf, -math.inf, 0.0, 3e38, -3e38, 1e-40, 1.0, -1.0, 50.0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
     """Rows of their own, some of them absurd: each is answered, and normal rows as if alone."""

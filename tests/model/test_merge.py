@@ -34,7 +34,7 @@ def pieces(draw):
     return q, k, v, lengths, draw(st.permutations(range(len(lengths))))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(pieces())
 def test_pieces_merge_to_the_whole_in_any_order(case):
     q, k, v, lengths, order = case
@@ -46,7 +46,7 @@ def test_pieces_merge_to_the_whole_in_any_order(case):
         torch.testing.assert_close(lse, whole_lse, atol=1e-5, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pieces())
 def test_merging_is_associative(case):
     q, k, v, lengths, _ = case

@@ -89,7 +89,7 @@ def filtered(logits, one):
     return (probabilities / probabilities.sum()).float()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.integers(0, 10**6),
     st.sampled_from([0.01, 0.3, 3.0]),
@@ -122,7 +122,7 @@ def test_the_most_likely():
     assert most_likely(logits).tolist() == logits.argmax(-1).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.data())
 def test_a_draw_does_not_depend_on_its_company(seed, data):
     rows = data.draw(st.integers(1, 9))

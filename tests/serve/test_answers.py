@@ -81,7 +81,7 @@ async def test_offsets_under_echo(start, prompt, ids, starts, stream) -> None:
     assert choice["logprobs"]["text_offset"] == [*starts, echoed, echoed, echoed + 1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("a é😀\n", max_size=12))
 def test_a_prompt_is_walked_as_it_is_generated(text: str) -> None:
     ids = list(text.encode())

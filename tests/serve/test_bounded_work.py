@@ -87,7 +87,7 @@ async def test_a_text_that_fits_is_never_refused(smollm: Text, unit: str) -> Non
     assert await smollm.encode(text, add_special_tokens=False, limit=len(tokens)) == tokens
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text(min_size=1, max_size=30), st.integers(LONG_CHARS + 1, 3 * LONG_CHARS))
 def test_what_is_refused_is_too_long(unit: str, chars: int) -> None:
     text = (unit * (1 + chars // len(unit)))[:chars]

@@ -62,7 +62,7 @@ async def test_a_continued_message_too() -> None:
     assert SMOLLM.tokenizer.decode(cut, skip_special_tokens=False).endswith(EVIL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", " ", "é", "a", "|>"])))
 def test_any_text_comes_back_without_a_control_token(parts: list[str]) -> None:
     text = "".join(parts)

@@ -35,7 +35,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     body=st.dictionaries(st.sampled_from(FIELDS), values, max_size=8) | values,
     kind=st.sampled_from([CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]),
@@ -56,7 +56,7 @@ def test_any_json_is_ok_or_a_request_error(body: object, kind: type, prompt: boo
         msgspec.json.encode(error.message)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=st.binary(max_size=60), tail=st.binary(max_size=10))
 def test_any_bytes_are_ok_or_a_request_error(raw: bytes, tail: bytes) -> None:
     for body in (raw, b'{"prompt": "' + raw + b'"}' + tail, b'{"prompt": "x", "n": ' + raw + b"}"):

@@ -50,7 +50,7 @@ def incremental(table: TokenTable, ids: list[int]) -> list[str]:
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 299), max_size=40))
 def test_incremental_equals_full_decode_byte_level(ids: list[int]) -> None:
     assert "".join(incremental(TOY.table, ids)) == TOY.tokenizer.decode(
@@ -58,7 +58,7 @@ def test_incremental_equals_full_decode_byte_level(ids: list[int]) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=30))
 def test_only_whole_characters_are_shown(text: str) -> None:
     shown = incremental(TOY.table, list(text.encode()))
@@ -68,7 +68,7 @@ def test_only_whole_characters_are_shown(text: str) -> None:
     assert shown[:-1] == [decoder.decode(bytes([byte])) for byte in text.encode()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["é", "hello", "\u2581", "😀", "a"]), max_size=12))
 def test_incremental_equals_full_decode_byte_fallback(words: list[str]) -> None:
     tokenizer = sentencepiece()
@@ -87,7 +87,7 @@ def test_ids_without_a_token_have_no_text() -> None:
     assert incremental(TOY.table, [100_000, 65]) == ["", "A", ""]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text("aé€😀 ", max_size=12))
 def test_other_tokenizers_go_through_a_window(text: str) -> None:
     detokenizer = WindowDetokenizer(TOY.tokenizer)
@@ -112,7 +112,7 @@ def cut(text: str, stops: list[str], include: bool, counts_from: int = 0) -> str
     return text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.text("ab\n", max_size=16),
     stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),

@@ -63,7 +63,7 @@ def test_objectives(first_token_after, reason, missed):
 @given(
     st.lists(st.sampled_from(["chunk", "chunk", "chunk", "gap", "two"]), min_size=1, max_size=300)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_happens_a_timeline_is_bounded_and_loses_no_token(story_line):
     story = Story(max_chunks=8)
     story.arrives("long", 10_000)
