@@ -17,14 +17,14 @@ import torch
 
 from medha_actors.actors.links import Link
 from medha_actors.errors import LinkClosedError
-from medha_actors.model.attention import Exchange
 from medha_actors.model.kernels import Mailboxes
+from medha_actors.model.merge import Exchange, merge_packed, pack
 
 _SPINS = 20_000  # looks at a counter before the thread offers its core to others, some 50 us
 
 
-class LinkExchange(Exchange):
-    """Over links."""
+class PeerExchange(Exchange):
+    """With the same stage in the other groups, each at the end of a link."""
 
     def __init__(self, group: int, peers: dict[int, Link]) -> None:
         self._group = group
@@ -37,7 +37,14 @@ class LinkExchange(Exchange):
         self._seconds = 0.0
         return seconds
 
-    def all_gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:
+
+class LinkExchange(PeerExchange):
+    """Over links: every group gathers all partials and merges them in the same order."""
+
+    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+        out.copy_(merge_packed(self._gather(groups, pack(out, lse))))
+
+    def _gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:
         """Every pair talks in an order both know (the lower group first), so full socket buffers
         cannot deadlock."""
         began = time.perf_counter()
@@ -57,8 +64,8 @@ class LinkExchange(Exchange):
         return [gathered[group] for group in groups]
 
 
-class SharedExchange(LinkExchange):
-    """Through shared memory; the links only tell when a peer dies."""
+class SharedExchange(PeerExchange):
+    """Through shared memory, for stages on a CPU; the links only tell when a peer dies."""
 
     def __init__(self, group: int, peers: dict[int, Link], boxes: Mailboxes) -> None:
         super().__init__(group, peers)
@@ -67,9 +74,13 @@ class SharedExchange(LinkExchange):
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
         began = time.perf_counter()
+        merged = out.float()  # `out` itself, unless it is of 16 bits
         rows = self._boxes.block_rows
         for start in range(0, len(out), rows):
-            self._swap(groups, out[start : start + rows].numpy(), lse[start : start + rows].numpy())
+            block = slice(start, start + rows)
+            self._swap(groups, merged[block].numpy(), lse[block].numpy())
+        if merged is not out:
+            out.copy_(merged)
         self._seconds += time.perf_counter() - began
 
     def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import LinkExchange, SharedExchange
+from medha_actors.actors.exchange import LinkExchange, PeerExchange, SharedExchange
 from medha_actors.actors.links import Link
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
@@ -46,7 +46,7 @@ class Wires:
         else:
             self.peers[caller.group] = link
 
-    def exchange(self, cell: Cell) -> LinkExchange | None:
+    def exchange(self, cell: Cell) -> PeerExchange | None:
         """How this cell merges partial attention; None: it is the only group."""
         if not self.peers:
             return None

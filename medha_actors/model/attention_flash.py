@@ -6,33 +6,23 @@ Its pool is token-major within a page, and its pages must be multiples of 256 to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from medha_actors.errors import ModelError
-from medha_actors.model.attention import Piece
-from medha_actors.model.kv_pool import KvPool
+from medha_actors.model.attention import Attention
+from medha_actors.model.kv_pool import KvPool, Layout
+from medha_actors.model.step_plan import SpanRows, StepPlan
 
-PAGE_MULTIPLE = 256
-
-
-def load_flash_attn() -> ModuleType:
-    """The flash_attn package; it is imported only when it was chosen."""
-    try:
-        import flash_attn
-    except ImportError as error:
-        raise ModelError(
-            f"attention flash_attn is configured, but the package cannot be imported: {error}"
-        ) from error
-    return flash_attn
+_PAGE_MULTIPLE = 256
 
 
 @dataclass(slots=True)
-class Pages:
+class PagedRows:
     """Rows that attend to paged contexts, in one call: a chunk of one request, or single rows of
     several."""
 
@@ -43,60 +33,78 @@ class Pages:
     causal: bool  # the rows are the last ones of their context
 
 
-class FlashAttention:
-    """See attention.Kernels. The step's own keys are in the pool before these are called."""
+class FlashAttention(Attention[list[PagedRows]]):
+    """See Attention; keys and values are read from the pool alone."""
+
+    layout: ClassVar[Layout] = "token_major"
 
     def __init__(self, pool: KvPool) -> None:
-        if pool.page_tokens % PAGE_MULTIPLE:
-            raise ModelError(
-                "attention flash_attn needs kv_cache.page_tokens to be a multiple of "
-                f"{PAGE_MULTIPLE}"
-            )
-        self.pool = pool
-        self.attend = load_flash_attn().flash_attn_with_kvcache
+        super().__init__(pool)
+        self.call = _load()
 
-    def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Pages], list[Pages]]:
-        chunks = [
-            self._pages(slice(piece.first, piece.stop), [piece])
-            for piece in pieces
-            if piece.rows > 1 and (piece.writes or piece.cached)
-        ]
-        single = [piece for piece in pieces if piece.rows == 1 and piece.cached + piece.writes > 0]
-        if not single:
-            return chunks, []
-        rows = torch.tensor([piece.first for piece in single], device=self.pool.data.device)
-        return chunks, [self._pages(rows, single)]
+    @classmethod
+    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+        """The package is imported only where it could be used."""
+        if device.type != "cuda" or dtype == torch.float32:
+            return f"needs CUDA and a 16-bit dtype, not {device.type} and {dtype}"
+        if page_tokens % _PAGE_MULTIPLE:
+            return f"needs kv_cache.page_tokens to be a multiple of {_PAGE_MULTIPLE}"
+        try:
+            _load()
+        except (ImportError, AttributeError) as error:  # flash-attn 4 is a package without it
+            return f"needs the package flash-attn, which cannot be imported: {error}"
+        return None
 
-    def _pages(self, rows: slice | Tensor, pieces: Sequence[Piece]) -> Pages:
+    def prepare(self, plan: StepPlan) -> list[PagedRows]:
+        calls = []
+        for run in plan.runs:
+            seeing = [span for span in run.spans if span.tokens]
+            for span in seeing:
+                if span.rows > 1:
+                    calls.append(self._paged(slice(span.first, span.stop), [span]))
+            single = [span for span in seeing if span.rows == 1]
+            if single:
+                rows = torch.tensor([span.first for span in single], device=self.pool.data.device)
+                calls.append(self._paged(rows, single))
+        return calls
+
+    def _paged(self, rows: slice | Tensor, spans: Sequence[SpanRows]) -> PagedRows:
         device = self.pool.data.device
-        lengths = [piece.cached + piece.rows * piece.writes for piece in pieces]
-        tables = torch.zeros(
-            len(pieces), -(-max(lengths) // self.pool.page_tokens), dtype=torch.int32
-        )
-        for row, (piece, length) in enumerate(zip(pieces, lengths, strict=True)):
-            pages = -(-length // self.pool.page_tokens)
-            tables[row, :pages] = piece.table[:pages]
+        lengths = [span.tokens for span in spans]
+        longest = -(-max(lengths) // self.pool.page_tokens)
+        tables = torch.zeros(len(spans), longest, dtype=torch.int32)
+        for row, span in enumerate(spans):
+            pages = -(-span.tokens // self.pool.page_tokens)
+            tables[row, :pages] = torch.from_numpy(span.pages[:pages])
         counts = torch.tensor(lengths, dtype=torch.int32, device=device)
-        return Pages(
-            rows, len(pieces), counts, tables.to(device), pieces[0].writes and pieces[0].rows > 1
-        )
+        causal = spans[0].writes and spans[0].rows > 1
+        return PagedRows(rows, len(spans), counts, tables.to(device), causal)
 
-    def prefill(
-        self, layer: int, chunk: Pages, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+    def attend(
+        self,
+        layer: int,
+        prepared: list[PagedRows],
+        q: Tensor,
+        kv: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
     ) -> None:
-        self.decode(layer, chunk, q, out, lse)
-
-    def decode(self, layer: int, batch: Pages, q: Tensor, out: Tensor, lse: Tensor | None) -> None:
         heads, head_dim = q.shape[1:]
-        done, done_lse = self.attend(
-            q[batch.rows].view(batch.batch, -1, heads, head_dim),
-            self.pool.data[layer, 0],
-            self.pool.data[layer, 1],
-            cache_seqlens=batch.lengths,
-            block_table=batch.tables,
-            causal=batch.causal,
-            return_softmax_lse=True,
-        )
-        out[batch.rows] = done.view(-1, heads, head_dim)
-        if lse is not None:
-            lse[batch.rows] = done_lse.transpose(1, 2).reshape(-1, heads)
+        for paged in prepared:
+            done, done_lse = self.call(
+                q[paged.rows].view(paged.batch, -1, heads, head_dim),
+                self.pool.data[layer, 0],
+                self.pool.data[layer, 1],
+                cache_seqlens=paged.lengths,
+                block_table=paged.tables,
+                causal=paged.causal,
+                return_softmax_lse=True,
+            )
+            out[paged.rows] = done.view(-1, heads, head_dim)
+            if lse is not None:
+                lse[paged.rows] = done_lse.transpose(1, 2).reshape(-1, heads)
+
+
+def _load() -> Callable[..., Any]:
+    call: Callable[..., Any] = importlib.import_module("flash_attn").flash_attn_with_kvcache
+    return call

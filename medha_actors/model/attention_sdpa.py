@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from medha_actors.model.attention import Piece
-from medha_actors.model.kv_pool import KvPool
+from medha_actors.model.attention import Attention
+from medha_actors.model.kv_pool import KvPool, Layout
 from medha_actors.model.merge import merge
+from medha_actors.model.step_plan import SpanRows, StepPlan
 
 _ops = torch.ops.aten
 
@@ -39,45 +41,70 @@ class DecodeBatch:
     mask: Tensor  # [batch, 1, 1, pages * page_tokens], 0 or -inf
 
 
-class SdpaAttention:
-    """See attention.Kernels."""
+class Work(NamedTuple):
+    """All rows of a step that see something in this group."""
+
+    chunks: list[Chunk]
+    decodes: list[DecodeBatch]
+
+
+class SdpaAttention(Attention[Work]):
+    """See Attention."""
+
+    layout: ClassVar[Layout] = "head_major"
 
     def __init__(self, pool: KvPool) -> None:
-        self.pool = pool
+        super().__init__(pool)
         self.device = pool.data.device
 
-    def prepare(self, pieces: Sequence[Piece]) -> tuple[list[Chunk], list[DecodeBatch]]:
-        chunks = [
-            self._chunk(piece)
-            for piece in pieces
-            if piece.rows > 1 and (piece.writes or piece.cached)
-        ]
-        single = [piece for piece in pieces if piece.rows == 1 and piece.cached + piece.writes > 0]
-        return chunks, [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
+    @classmethod
+    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+        """It works everywhere."""
+        return None
 
-    def _chunk(self, piece: Piece) -> Chunk:
-        pages = -(-piece.cached // self.pool.page_tokens)
-        head_pages = self.pool.head_pages_of(piece.table[:pages].to(self.device)) if pages else None
-        return Chunk(slice(piece.first, piece.stop), piece.cached, piece.writes, head_pages)
+    def prepare(self, plan: StepPlan) -> Work:
+        chunks = []
+        decodes = []
+        for run in plan.runs:
+            seeing = [span for span in run.spans if span.tokens]
+            chunks += [self._chunk(span) for span in seeing if span.rows > 1]
+            single = [span for span in seeing if span.rows == 1]
+            decodes += [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
+        return Work(chunks, decodes)
 
-    def _batch(self, pieces: Sequence[Piece]) -> DecodeBatch:
+    def _chunk(self, span: SpanRows) -> Chunk:
+        pages = -(-span.cached // self.pool.page_tokens)
+        head_pages = None
+        if pages:
+            table = torch.from_numpy(span.pages[:pages]).to(self.device, torch.int64)
+            head_pages = self.pool.head_pages_of(table)
+        return Chunk(slice(span.first, span.stop), span.cached, span.writes, head_pages)
+
+    def _batch(self, spans: Sequence[SpanRows]) -> DecodeBatch:
         size = self.pool.page_tokens
-        lengths = torch.tensor([piece.cached + piece.writes for piece in pieces])
+        lengths = torch.tensor([span.tokens for span in spans])
         longest = -(-int(lengths.max()) // size)
-        tables = torch.zeros(len(pieces), longest, dtype=torch.int64)
-        for row, piece in enumerate(pieces):
-            pages = -(-(piece.cached + piece.writes) // size)
-            tables[row, :pages] = piece.table[:pages]
-            tables[row, pages:] = piece.table[0]  # not another's, which may hold NaN
+        tables = torch.zeros(len(spans), longest, dtype=torch.int64)
+        for row, span in enumerate(spans):
+            pages = -(-span.tokens // size)
+            tables[row, :pages] = torch.from_numpy(span.pages[:pages])
+            tables[row, pages:] = int(span.pages[0])  # not another's, which may hold NaN
         hidden = (torch.arange(longest * size) >= lengths[:, None]).to(self.device)
         mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype, device=self.device)
         mask.masked_fill_(hidden, -torch.inf)
-        rows = torch.tensor([piece.first for piece in pieces], device=self.device)
-        return DecodeBatch(
-            rows, self.pool.head_pages_of(tables.to(self.device)), mask[:, None, None]
-        )
+        rows = torch.tensor([span.first for span in spans], device=self.device)
+        head_pages = self.pool.head_pages_of(tables.to(self.device))
+        return DecodeBatch(rows, head_pages, mask[:, None, None])
 
-    def prefill(
+    def attend(
+        self, layer: int, prepared: Work, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+    ) -> None:
+        for chunk in prepared.chunks:
+            self._prefill(layer, chunk, q, kv, out, lse)
+        for batch in prepared.decodes:
+            self._decode(layer, batch, q, out, lse)
+
+    def _prefill(
         self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
     ) -> None:
         kv_heads = self.pool.kv_heads
@@ -88,22 +115,22 @@ class SdpaAttention:
         if chunk.head_pages is not None:
             keys, values = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
             folded = own_q.view(1, kv_heads, -1, own_q.shape[-1])
-            piece, piece_lse = _fused(folded, keys, values, causal=False)
-            outs.append(piece.reshape(own_q.shape))
-            lses.append(piece_lse.reshape(own_q.shape[:2]))
+            partial, partial_lse = _fused(folded, keys, values, causal=False)
+            outs.append(partial.reshape(own_q.shape))
+            lses.append(partial_lse.reshape(own_q.shape[:2]))
         if chunk.writes:
             own = kv[rows].transpose(0, 1)[None]
-            piece, piece_lse = _fused(
-                own_q[None], own[:, :kv_heads], own[:, kv_heads:], causal=True
-            )
-            outs.append(piece[0])
-            lses.append(piece_lse[0])
+            own_keys = own[:, :kv_heads]
+            own_values = own[:, kv_heads:]
+            partial, partial_lse = _fused(own_q[None], own_keys, own_values, causal=True)
+            outs.append(partial[0])
+            lses.append(partial_lse[0])
         both, both_lse = merge(outs, lses) if len(outs) > 1 else (outs[0], lses[0])
         out[rows] = both.transpose(0, 1)
         if lse is not None:
             lse[rows] = both_lse.transpose(0, 1)
 
-    def decode(
+    def _decode(
         self, layer: int, batch: DecodeBatch, q: Tensor, out: Tensor, lse: Tensor | None
     ) -> None:
         keys, values = self.pool.gather(layer, batch.head_pages)
@@ -115,14 +142,14 @@ class SdpaAttention:
             lse.index_copy_(0, batch.rows, done_lse.reshape(own_q.shape[:2]))
 
 
-def _similar(pieces: Sequence[Piece], page_tokens: int) -> list[list[Piece]]:
+def _similar(spans: Sequence[SpanRows], page_tokens: int) -> list[list[SpanRows]]:
     """Groups in which the longest context is at most twice the shortest (or all are short)."""
-    batches: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: piece.cached):
-        if batches and piece.cached <= max(2 * batches[-1][0].cached, 4 * page_tokens):
-            batches[-1].append(piece)
+    batches: list[list[SpanRows]] = []
+    for span in sorted(spans, key=lambda span: span.cached):
+        if batches and span.cached <= max(2 * batches[-1][0].cached, 4 * page_tokens):
+            batches[-1].append(span)
         else:
-            batches.append([piece])
+            batches.append([span])
     return batches
 
 

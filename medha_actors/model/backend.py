@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+from typing import Any
 
 import torch
 
 from medha_actors.errors import ModelError
-from medha_actors.model.attention_flash import PAGE_MULTIPLE
+from medha_actors.model.attention import Attention
+from medha_actors.model.attention_flash import FlashAttention
+from medha_actors.model.attention_sdpa import SdpaAttention
 from medha_actors.model.decoder import Decoder, TorchDecoder
 from medha_actors.model.layers import Loader
 
 _log = logging.getLogger("medha.model")
+
+# By the names of the configuration; "auto" takes the first that works.
+ATTENTIONS: dict[str, type[Attention[Any]]] = {
+    "flash_attn": FlashAttention,
+    "sdpa": SdpaAttention,
+}
 
 
 def build_decoder(
@@ -34,17 +42,17 @@ def build_decoder(
     _log.info(
         "layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen
     )
-    return TorchDecoder(loader, layers, head, pages, page_tokens, chosen)
+    return TorchDecoder(loader, layers, head, pages, page_tokens, ATTENTIONS[chosen])
 
 
 def choose_attention(asked: str, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str:
     """Resolve "auto"; refuse what cannot work."""
-    possible = device.type == "cuda" and dtype != torch.float32
-    if asked == "auto":
-        installed = possible and importlib.util.find_spec("flash_attn") is not None
-        return "flash_attn" if installed and page_tokens % PAGE_MULTIPLE == 0 else "sdpa"
-    if asked == "flash_attn" and not possible:
-        raise ModelError(
-            f"attention flash_attn needs CUDA and a 16-bit dtype, not {device.type} and {dtype}"
-        )
-    return asked
+    obstacles = []
+    for name in ATTENTIONS if asked == "auto" else (asked,):
+        obstacle = ATTENTIONS[name].obstacle(device, dtype, page_tokens)
+        if obstacle is None:
+            return name
+        obstacles.append(f"attention {name} {obstacle}")
+        if asked == "auto":
+            _log.info("%s", obstacles[-1])
+    raise ModelError("; ".join(obstacles))

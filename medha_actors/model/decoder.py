@@ -4,17 +4,17 @@ float16."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from medha_actors.messages import Span
-from medha_actors.model.attention import Exchange, Kernels, StepAttention
-from medha_actors.model.attention_sdpa import SdpaAttention
+from medha_actors.model.attention import Attention, StepAttention
 from medha_actors.model.kv_pool import KvPool
 from medha_actors.model.layers import Loader
+from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary, rotate
+from medha_actors.model.step_plan import StepPlan
 
 
 class Decoder(Protocol):
@@ -22,11 +22,8 @@ class Decoder(Protocol):
 
     dtype: torch.dtype  # of hidden states between layers
 
-    def __call__(
-        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
-    ) -> Tensor:
-        """Run a step's rows [rows, hidden] through the layers; tables are the spans' page numbers
-        (int64, CPU)."""
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
+        """Run a step's rows [rows, hidden] through the layers."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -97,26 +94,22 @@ class TorchDecoder:
         head: bool,
         pages: int,
         page_tokens: int,
-        attention: str,
+        attention: type[Attention[Any]],
     ) -> None:
         spec = loader.spec
         self.device = loader.device
         self.dtype = loader.dtype
         shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
-        self.pool = KvPool(*shape, self.device, self.dtype, token_major=attention == "flash_attn")
-        self.kernels = _kernels(self.pool, attention)
+        self.pool = KvPool(*shape, self.device, self.dtype, attention.layout)
+        self.attention = attention(self.pool)
         self.layers = [Layer(loader, number, number - layers[0]) for number in range(*layers)]
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, self.device)
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
-    def __call__(
-        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
-    ) -> Tensor:
-        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(
-            self.device
-        )
-        attention = StepAttention(self.kernels, self.pool, spans, tables, exchange)
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
+        positions = torch.from_numpy(plan.positions).to(self.device)
+        attention = StepAttention(self.attention, plan, exchange)
         step = Step(*self.rotary(positions, self.dtype), attention)
         for layer in self.layers:
             x = layer(x, step)
@@ -132,11 +125,3 @@ class TorchDecoder:
 
     def fill(self, pages: int) -> None:
         self.pool.data[:, :, :pages].normal_()
-
-
-def _kernels(pool: KvPool, attention: str) -> Kernels:
-    if attention == "flash_attn":
-        from medha_actors.model.attention_flash import FlashAttention
-
-        return FlashAttention(pool)
-    return SdpaAttention(pool)

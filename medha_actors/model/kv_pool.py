@@ -6,17 +6,21 @@ are numbers.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
+
+Layout = Literal["head_major", "token_major"]
 
 
 class KvPool:
     """Keys and values, [layers, 2, pages, kv_heads, page_tokens, head_dim].
 
     Head-major within a page: the tokens of one head lie side by side, which attention on a CPU
-    reads twice as fast. With `token_major` a page is [page_tokens, kv_heads, head_dim] instead, as
-    flash-attn wants it.
+    reads twice as fast. With the layout "token_major" a page is [page_tokens, kv_heads, head_dim]
+    instead, as flash-attn wants it.
     """
 
     def __init__(
@@ -28,8 +32,9 @@ class KvPool:
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
-        token_major: bool = False,
+        layout: Layout = "head_major",
     ) -> None:
+        token_major = layout == "token_major"
         page = (page_tokens, kv_heads) if token_major else (kv_heads, page_tokens)
         shape = (layers, 2, pages, *page, head_dim)
         on_cpu = device.type == "cpu"
@@ -52,13 +57,14 @@ class KvPool:
             layer.view(-1, page_tokens, head_dim) for layer in self.data
         ]  # if head-major
 
-    def rows_of(self, pages: Tensor, slots: Tensor) -> Tensor:
-        """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` of `pages`: keys first,
-        then values."""
+    def rows_of(self, slots: Tensor) -> Tensor:
+        """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` (see StepPlan): keys
+        first, then values."""
         token, head = self.strides
-        heads = torch.arange(self.kv_heads, device=pages.device) * head
+        heads = torch.arange(self.kv_heads, device=slots.device) * head
         rows = self.kv_heads * self.page_tokens
-        first = (pages * rows + slots * token)[:, None] + heads
+        page_first = slots // self.page_tokens * rows
+        first = (page_first + slots % self.page_tokens * token)[:, None] + heads
         return torch.cat((first, first + self.pages * rows), 1).view(-1)
 
     def head_pages_of(self, pages: Tensor) -> Tensor:

@@ -3,10 +3,29 @@ log-sum-exp."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from medha_actors.model.step_plan import StepPlan
+
+
+class Exchange(ABC):
+    """How a stage's KV groups merge their partial attention, whatever computed it."""
+
+    @abstractmethod
+    def merge(self, groups: tuple[int, ...], out: Tensor, lse: Tensor) -> None:
+        """Replace this group's `out` [rows, heads, head_dim] (lse float32 [rows, heads], -inf:
+        nothing seen) by the attention over the pieces of all `groups`, merged in float32."""
+
+
+def merge_shared(plan: StepPlan, exchange: Exchange | None, out: Tensor, lse: Tensor) -> None:
+    """Merge the rows of a step that several groups share; `out` and `lse` are all its rows'."""
+    for run in plan.shared:
+        assert exchange is not None, "a span with several groups needs an exchange"
+        exchange.merge(run.groups, out[run.rows], lse[run.rows])
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -23,20 +42,19 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     total = shares.sum(0)
     shares /= total.clamp_min(torch.finfo(torch.float32).tiny)
     out = outs[0].float() * shares[0, ..., None]
-    for piece, share in zip(outs[1:], shares[1:], strict=True):
-        out.addcmul_(piece.float(), share[..., None])
+    for partial, share in zip(outs[1:], shares[1:], strict=True):
+        out.addcmul_(partial.float(), share[..., None])
     return out, peak + total.log()
 
 
 def pack(out: Tensor, lse: Tensor) -> Tensor:
-    """One tensor for the exchange between groups: float32 [rows, heads, head_dim + 1], the LSE
-    last."""
+    """One tensor to send to other groups: float32 [rows, heads, head_dim + 1], the LSE last."""
     return torch.cat((out.float(), lse[..., None]), -1)
 
 
 def merge_packed(partials: Sequence[Tensor]) -> Tensor:
     """Merge packed partials; the order of summation is the order given. Returns float32 [rows,
     heads, head_dim]."""
-    return merge(
-        [partial[..., :-1] for partial in partials], [partial[..., -1] for partial in partials]
-    )[0]
+    outs = [partial[..., :-1] for partial in partials]
+    lses = [partial[..., -1] for partial in partials]
+    return merge(outs, lses)[0]

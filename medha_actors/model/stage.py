@@ -21,13 +21,14 @@ from medha_actors.messages import (
     Span,
     StepMessage,
 )
-from medha_actors.model.attention import Exchange
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
+from medha_actors.model.merge import Exchange
 from medha_actors.model.sampler import Sampler
+from medha_actors.model.step_plan import plan_step
 from medha_actors.model.weights import open_weights
 from medha_actors.model_spec import ModelSpec
 
@@ -98,10 +99,8 @@ class Stage:
         if not spans:
             return StageOutput(hidden, failures=failures.all())
         x = self._embed(spans, failures) if hidden is None else hidden.to(self.device)
-        tables = [
-            torch.from_numpy(np.array(self.tables[span.request_id], np.int64)) for span in spans
-        ]
-        x = self.decoder(x.to(self.decoder.dtype), spans, tables, exchange)
+        plan = plan_step(spans, self.tables, self.page_tokens)
+        x = self.decoder(x.to(self.decoder.dtype), plan, exchange)
         if not self.is_last:
             return StageOutput(x, failures=failures.all())
         found = self.sampler(spans, lambda rows: self._logits(x, rows), failures)
@@ -122,7 +121,7 @@ class Stage:
             self.tables.pop(request_id, None)
             self.sampler.close(request_id)
         for sequence in message.opened:
-            self.tables[sequence.request_id] = array("q")
+            self.tables[sequence.request_id] = array("i")
             with failures.guard(sequence.request_id):
                 self.sampler.open(sequence)
         unused: list[int] = []

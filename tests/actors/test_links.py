@@ -16,6 +16,7 @@ from medha_actors.actors.exchange import (
 )
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.merge import merge_packed, pack
 
 
 @pytest.fixture
@@ -121,27 +122,55 @@ def test_endpoint_differs_by_actor():
     first.close(), second.close()
 
 
-@pytest.mark.parametrize("groups", [2, 3, 4])
-def test_exchange_gathers_in_the_order_asked_for(groups: int):
-    links: dict[tuple[int, int], Link] = {}
+def peers_of(groups: int) -> list[dict[int, Link]]:
+    """For each group its links to the others."""
+    peers: list[dict[int, Link]] = [{} for _ in range(groups)]
     for a in range(groups):
         for b in range(a + 1, groups):
-            links[a, b], links[b, a] = pair()
-    exchanges = [
-        LinkExchange(k, {j: links[k, j] for j in range(groups) if j != k}) for k in range(groups)
-    ]
-    order = tuple(reversed(range(groups)))
-    partials = [
-        torch.full((2_000, 9, 65), float(k)) for k in range(groups)
-    ]  # far larger than a socket's buffer
+            peers[a][b], peers[b][a] = pair()
+    return peers
+
+
+def close_all(peers: list[dict[int, Link]]) -> None:
+    for links in peers:
+        for link in links.values():
+            link.close()
+
+
+def partials_of(groups: int, rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(rows)
+    outs = [torch.randn(rows, 9, 64, generator=generator) for _ in range(groups)]
+    lses = [torch.randn(rows, 9, generator=generator) * 10 for _ in range(groups)]
+    lses[0][0] = -torch.inf  # an empty piece
+    return outs, lses
+
+
+def merged_by(exchanges, order, outs, lses):
+    """What each group has after a merge."""
+    copies = [out.clone() for out in outs]
     running = [
-        in_thread(exchange.all_gather, order, partials[k]) for k, exchange in enumerate(exchanges)
+        in_thread(exchange.merge, order, copies[k], lses[k].clone())
+        for k, exchange in enumerate(exchanges)
     ]
     for thread, results in running:
-        thread.join(timeout=30)
-        assert [gathered[0, 0, 0].item() for gathered in results[0]] == list(order)
-    for link in links.values():
-        link.close()
+        thread.join(timeout=60)
+        assert results == [None]
+    return copies
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_links_merge_in_float32_in_the_order_asked_for(groups: int, dtype: torch.dtype):
+    """Every group has the same bits, however large the partials are beside a socket's buffer."""
+    peers = peers_of(groups)
+    exchanges = [LinkExchange(k, peers[k]) for k in range(groups)]
+    outs, lses = partials_of(groups, 2_000)
+    outs = [out.to(dtype) for out in outs]
+    for order in (tuple(range(groups)), tuple(reversed(range(groups)))):
+        whole = merge_packed([pack(outs[k], lses[k]) for k in order]).to(dtype)
+        for merged in merged_by(exchanges, order, outs, lses):
+            assert torch.equal(merged, whole)
+    close_all(peers)
 
 
 def expect_closed(link: Link) -> None:
@@ -150,37 +179,23 @@ def expect_closed(link: Link) -> None:
 
 
 @pytest.mark.parametrize(("groups", "rows"), [(2, 1), (2, 1000), (3, 5)])
-def test_shared_memory_merges_as_links_do(groups: int, rows: int):
-    heads, head_dim = 9, 64
-    links: dict[tuple[int, int], Link] = {}
-    for a in range(groups):
-        for b in range(a + 1, groups):
-            links[a, b], links[b, a] = pair()
-    peers = [{j: links[k, j] for j in range(groups) if j != k} for k in range(groups)]
-    boxes = [open_mailboxes("medha-test-exchange", groups, heads, head_dim) for _ in range(groups)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shared_memory_merges_as_links_do(groups: int, rows: int, dtype: torch.dtype):
+    peers = peers_of(groups)
+    boxes = [open_mailboxes("medha-test-exchange", groups, 9, 64) for _ in range(groups)]
     forget_mailboxes("medha-test-exchange")
     shared = [SharedExchange(k, peers[k], boxes[k]) for k in range(groups)]
     plain = [LinkExchange(k, peers[k]) for k in range(groups)]
-    generator = torch.Generator().manual_seed(rows)
+    outs, lses = partials_of(groups, rows)
+    outs = [out.to(dtype) for out in outs]
+    error = 1e-5 if dtype == torch.float32 else 2**-7
     for swap in range(5):
         order = tuple(range(groups)) if swap % 2 else tuple(reversed(range(groups)))
-        outs = [torch.randn(rows, heads, head_dim, generator=generator) for _ in range(groups)]
-        lses = [torch.randn(rows, heads, generator=generator) * 10 for _ in range(groups)]
-        lses[0][0] = -torch.inf  # an empty piece
-        merged = []
-        for exchanges in (plain, shared):
-            copies = [out.clone() for out in outs]
-            running = [
-                in_thread(exchanges[k].merge, order, copies[k], lses[k].clone())
-                for k in range(groups)
-            ]
-            for thread, _ in running:
-                thread.join(timeout=60)
-            merged.append(copies)
-        for k in range(groups):
-            torch.testing.assert_close(merged[1][k], merged[0][k], atol=1e-5, rtol=1e-5)
-    for link in links.values():
-        link.close()
+        over_links = merged_by(plain, order, outs, lses)
+        in_memory = merged_by(shared, order, outs, lses)
+        for mine, theirs in zip(in_memory, over_links, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=error, rtol=error)
+    close_all(peers)
 
 
 def test_shared_memory_notices_a_dead_peer():

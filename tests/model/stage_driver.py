@@ -17,7 +17,7 @@ from medha_actors.messages import (
     StepMessage,
     pack_tokens,
 )
-from medha_actors.model import attention
+from medha_actors.model import merge
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model.stage import Stage, StageOutput
 
@@ -28,7 +28,7 @@ PAGE_TOKENS = {"auto": 64, "sdpa": 16}  # the CPU kernels need 64
 
 
 class Rendezvous:
-    """An all_gather between threads, one per group, that meet in the same order."""
+    """Where threads meet, one per group, in the same order, and leave what they have."""
 
     def __init__(self, groups: int) -> None:
         self.barriers = {}
@@ -40,11 +40,15 @@ class Rendezvous:
         return Exchange(self, group)
 
 
-class Exchange(attention.Exchange):
+class Exchange(merge.Exchange):
     def __init__(self, meeting: Rendezvous, group: int) -> None:
         self.meeting, self.group = meeting, group
 
-    def all_gather(self, groups, partial):
+    def merge(self, groups, out, lse):
+        partials = self.gather(groups, merge.pack(out, lse))
+        out.copy_(merge.merge_packed(partials))
+
+    def gather(self, groups, partial):
         meeting = self.meeting
         with meeting.lock:
             barrier = meeting.barriers.setdefault(

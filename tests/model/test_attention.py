@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import sys
 import types
+import typing
 
 import pytest
 import torch
 from stage_driver import GREEDY, Driver
 
-from medha_actors.config import ModelLoadingConfig, RandomWeights
+from medha_actors.config import ActorConfig, ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ModelError
-from medha_actors.model import attention_sdpa, decoder
-from medha_actors.model.attention_flash import FlashAttention
-from medha_actors.model.backend import choose_attention
-from medha_actors.model.kv_pool import KvPool
+from medha_actors.model import attention_sdpa
+from medha_actors.model.backend import ATTENTIONS, choose_attention
 
 RANDOM = ModelLoadingConfig(
     model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300)
@@ -56,10 +55,17 @@ def flash_attn_with_kvcache(
 
 
 @pytest.fixture
-def flash_attn(monkeypatch):
+def installed(monkeypatch):
+    """A flash_attn package that can be imported."""
     module = types.ModuleType("flash_attn")
     module.flash_attn_with_kvcache = flash_attn_with_kvcache
     monkeypatch.setitem(sys.modules, "flash_attn", module)
+    return module
+
+
+@pytest.fixture
+def flash_attn(installed, monkeypatch):
+    """It is used on a CPU, which the real one refuses."""
     monkeypatch.setattr("medha_actors.model.backend.choose_attention", lambda *_: "flash_attn")
 
 
@@ -97,24 +103,37 @@ def test_two_matrix_products_equal_the_fused_operator():
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_the_choice():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_attention("auto", cpu, torch.float32, 64) == "sdpa"
-    assert choose_attention("auto", cuda, torch.bfloat16, 64) == "sdpa"
-    assert choose_attention("sdpa", cuda, torch.bfloat16, 256) == "sdpa"
-    assert choose_attention("flash_attn", cuda, torch.bfloat16, 256) == "flash_attn"
-    for device, dtype in ((cpu, torch.bfloat16), (cuda, torch.float32)):
-        with pytest.raises(ModelError, match="flash_attn"):
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+def test_every_backend_has_a_name_in_the_configuration():
+    names = typing.get_args(typing.get_type_hints(ActorConfig)["attention"])
+    assert set(names) == {"auto", *ATTENTIONS}
+
+
+def test_auto_takes_the_first_that_works(installed, monkeypatch):
+    assert choose_attention("auto", CPU, torch.float32, 64) == "sdpa"
+    assert choose_attention("auto", CUDA, torch.float32, 256) == "sdpa"
+    assert choose_attention("auto", CUDA, torch.bfloat16, 64) == "sdpa"
+    assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "flash_attn"
+    del installed.flash_attn_with_kvcache  # flash-attn 4 installs a package of this name without it
+    assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "sdpa"
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "sdpa"
+
+
+def test_what_is_asked_for_is_taken_or_refused_with_the_reason(installed, monkeypatch):
+    assert choose_attention("sdpa", CUDA, torch.bfloat16, 256) == "sdpa"
+    assert choose_attention("flash_attn", CUDA, torch.bfloat16, 256) == "flash_attn"
+    for device, dtype in ((CPU, torch.bfloat16), (CUDA, torch.float32)):
+        with pytest.raises(ModelError, match="flash_attn needs CUDA and a 16-bit dtype"):
             choose_attention("flash_attn", device, dtype, 256)
-
-
-def test_a_missing_flash_attn_and_wrong_pages_are_named(monkeypatch):
-    shape = (1, 2, 64, 2, 16, torch.device("cpu"), torch.float32)
     with pytest.raises(ModelError, match="multiple of 256"):
-        FlashAttention(KvPool(*shape, token_major=True))
+        choose_attention("flash_attn", CUDA, torch.bfloat16, 64)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ModelError, match="cannot be imported"):
-        decoder._kernels(KvPool(1, 2, 256, *shape[3:], token_major=True), "flash_attn")
+        choose_attention("flash_attn", CUDA, torch.bfloat16, 256)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

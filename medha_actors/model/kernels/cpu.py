@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medha_actors.model.kernels import layers as code
 from medha_actors.model.kernels.attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.pack import Packed, aligned
-
-Merge = Callable[[Tensor, Tensor], None]
+from medha_actors.model.merge import Exchange, merge_shared
+from medha_actors.model.step_plan import StepPlan
 
 
 def native() -> bool:
@@ -61,16 +62,6 @@ class LayerWeights(NamedTuple):
     down_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
-
-
-class SpanRows(NamedTuple):
-    """Rows of a step that belong to one request, and the keys they may see in this group's pool."""
-
-    first: int
-    rows: int
-    cached: int  # tokens in the piece before the span
-    writes: bool  # the span's own keys are stored behind them
-    pages: Sequence[int]
 
 
 class CpuLayers:
@@ -143,41 +134,35 @@ class CpuLayers:
         )
 
     def step(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        spans: Sequence[SpanRows],
-        merge: Merge | None = None,
+        self, x: Tensor, turns: tuple[Tensor, Tensor], plan: StepPlan, exchange: Exchange | None
     ) -> None:
         """Run all layers on x, float32 [rows, hidden], in place.
 
-        cos, sin: float32 [rows, head_dim / 2]. merge(out, lse), if given, is called in every layer
-        with the attention over this group's pieces, float32 [rows, heads, head_dim] and [rows,
-        heads] (-inf: nothing seen), and replaces rows of `out` by what they are over all groups.
+        turns: cos and sin, each float32 [rows, head_dim / 2]. The exchange is used in every layer
+        of a step with rows that several groups share, and in no other.
         """
         s = self.shape
-        rows = len(x)
+        rows = plan.rows
         q = aligned(rows * s.heads * s.head_dim, np.float32)
         out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(rows, s.heads, s.head_dim)
         lse = np.empty((rows, s.heads), np.float32)
-        table, pages, slots = self._tables(rows, spans)
+        table, pages = _tables(plan)
         step = np.zeros(1, code.STEP)
         step[0] = (
             rows,
             x.data_ptr(),
             q.ctypes.data,
             out.ctypes.data,
-            cos.data_ptr(),
-            sin.data_ptr(),
+            turns[0].data_ptr(),
+            turns[1].data_ptr(),
         )
-        if merge is None:
+        if not plan.shared:
             code.layers(
                 self.model,
                 self.linears,
                 self.vectors,
                 step,
-                slots,
+                plan.slots,
                 table,
                 pages,
                 self.scratch,
@@ -185,33 +170,13 @@ class CpuLayers:
                 lse,
             )
             return
+        partial = torch.from_numpy(out)
+        partial_lse = torch.from_numpy(lse)
         for layer in range(len(self.weights)):
-            code.before(self.model, self.linears, self.vectors, layer, step, slots)
+            code.before(self.model, self.linears, self.vectors, layer, step, plan.slots)
             code.between(self.model, layer, step, table, pages, self.scratch, out, lse)
-            merge(torch.from_numpy(out), torch.from_numpy(lse))
+            merge_shared(plan, exchange, partial, partial_lse)
             code.after(self.model, self.linears, self.vectors, layer, step)
-
-    def _tables(
-        self, rows: int, spans: Sequence[SpanRows]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The step's spans, page numbers and the slot (page * page_tokens + offset, or -1) of each
-        row."""
-        table = np.zeros((len(spans), 5), np.int64)
-        slots = np.full(rows, -1, np.int64)
-        pages = []
-        start = 0
-        for number, span in enumerate(spans):
-            held = np.asarray(span.pages, np.int32)
-            table[number] = (span.first, span.rows, span.cached, span.writes, start)
-            pages.append(held)
-            start += len(held)
-            if span.writes:
-                places = np.arange(span.cached, span.cached + span.rows)
-                slots[span.first : span.first + span.rows] = (
-                    held[places // self.page_tokens].astype(np.int64) * self.page_tokens
-                    + places % self.page_tokens
-                )
-        return table, np.concatenate(pages) if pages else np.zeros(1, np.int32), slots
 
     def logits(self, x: Tensor, norm: Tensor, matrix: Packed) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
@@ -219,6 +184,18 @@ class CpuLayers:
         linear = np.array(matrix.row(), np.int64)
         code.head(self.model, linear, norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
         return out
+
+
+def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The step's spans as the kernels read them, and their page numbers one behind the other."""
+    table = np.empty((len(plan.spans), 5), np.int64)
+    pages = []
+    start = 0
+    for number, span in enumerate(plan.spans):
+        table[number] = (span.first, span.rows, span.cached, span.writes, start)
+        pages.append(span.pages)
+        start += len(span.pages)
+    return table, np.concatenate(pages)
 
 
 def _together(weights: Sequence[LayerWeights]) -> list[LayerWeights]:

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medha_actors.messages import Span
-from medha_actors.model.attention import Exchange
 from medha_actors.model.kernels import cpu
-from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, LayerWeights, Merge, SpanRows
+from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, LayerWeights
 from medha_actors.model.kernels.pack import Activations, Packed, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
+from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
+from medha_actors.model.step_plan import StepPlan
 
 
 def suits(loader: Loader, page_tokens: int) -> bool:
@@ -66,21 +66,12 @@ class KernelDecoder:
             else None
         )
 
-    def __call__(
-        self, x: Tensor, spans: Sequence[Span], tables: Sequence[Tensor], exchange: Exchange | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
         x = x.to(torch.float32, copy=True)  # the layers work in place
-        positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        cos, sin = (
-            part.view(len(x), -1).contiguous() for part in self.rotary(positions, torch.float32)
-        )
-        rows = []
-        first = 0
-        for span, table in zip(spans, tables, strict=True):
-            count = span.stop - span.start
-            rows.append(SpanRows(first, count, span.piece_tokens, span.writes, table.numpy()))
-            first += count
-        self.layers.step(x, cos, sin, rows, _merge(spans, exchange))
+        cos, sin = self.rotary(torch.from_numpy(plan.positions), torch.float32)
+        shape = (plan.rows, -1)
+        turns = (cos.view(shape).contiguous(), sin.view(shape).contiguous())
+        self.layers.step(x, turns, plan, exchange)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -143,27 +134,3 @@ class KernelDecoder:
 
     def _vector(self, *names: str) -> Tensor:
         return torch.cat([self.loader.weights.tensor(name, torch.float32) for name in names])
-
-
-def _merge(spans: Sequence[Span], exchange: Exchange | None) -> Merge | None:
-    """What to do with the attention of rows that several KV groups share, in each layer; None if
-    there are none."""
-    runs: list[tuple[tuple[int, ...], slice]] = []
-    first = 0
-    for span in spans:
-        stop = first + span.stop - span.start
-        if len(span.groups) > 1:
-            if runs and runs[-1][0] == span.groups and runs[-1][1].stop == first:
-                runs[-1] = (span.groups, slice(runs[-1][1].start, stop))
-            else:
-                runs.append((span.groups, slice(first, stop)))
-        first = stop
-    if not runs:
-        return None
-    assert exchange is not None, "a span with several groups needs an exchange"
-
-    def merge(out: Tensor, lse: Tensor) -> None:
-        for groups, rows in runs:
-            exchange.merge(groups, out[rows], lse[rows])
-
-    return merge
