@@ -141,6 +141,7 @@ class CpuLayers:
         turns: cos and sin, each float32 [rows, head_dim / 2]. The exchange is used in every layer
         of a step with rows that several groups share, and in no other.
         """
+        assert len(x) == plan.rows, "rows are read by their addresses"
         s = self.shape
         rows = plan.rows
         q = aligned(rows * s.heads * s.head_dim, np.float32)
