@@ -149,7 +149,7 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected", kw_only=True):
     retry_after_s: float | None = None
 
 
-class Sequence(msgspec.Struct, frozen=True, array_like=True):
+class Introduction(msgspec.Struct, frozen=True, array_like=True):
     """What a stage must know of a request before its first span (or again after its KV was
     dropped)."""
 
@@ -201,7 +201,7 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
 
     batch_id: int
     spans: tuple[Span, ...]
-    opened: tuple[Sequence, ...] = ()
+    opened: tuple[Introduction, ...] = ()
     # requests whose replicated state can be dropped; their pages may be in this batch already
     closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far

@@ -24,7 +24,7 @@ import msgspec
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.exchange_cost import with_exchange
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
-from medha_actors.messages import SamplingParams, Sequence, Span, StepMessage, pack_tokens
+from medha_actors.messages import Introduction, SamplingParams, Span, StepMessage, pack_tokens
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
@@ -83,7 +83,7 @@ def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMess
         for row, name in enumerate(names)
     )
     return StepMessage(
-        batch_id=-1, spans=spans, opened=tuple(Sequence(name, sampling) for name in names)
+        batch_id=-1, spans=spans, opened=tuple(Introduction(name, sampling) for name in names)
     )
 
 

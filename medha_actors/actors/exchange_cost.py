@@ -11,8 +11,8 @@ import msgspec
 from medha_actors.actors.cluster import Cluster
 from medha_actors.core.predictor import Profile
 from medha_actors.messages import (
+    Introduction,
     SamplingParams,
-    Sequence,
     Span,
     StepMessage,
     StepResult,
@@ -96,5 +96,5 @@ def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
         groups=tuple(range(groups)),
     )
     return StepMessage(
-        0, (span,), (Sequence(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,)
+        0, (span,), (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,)
     )

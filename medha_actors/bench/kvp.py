@@ -21,8 +21,8 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.bench.session import start_ray
 from medha_actors.config import load
 from medha_actors.messages import (
+    Introduction,
     SamplingParams,
-    Sequence,
     Span,
     StepMessage,
     StepResult,
@@ -171,5 +171,7 @@ def _message(
         sample=writes and rows == 1,
         groups=groups if len(groups) > 1 else (),
     )
-    opened = (Sequence(name, SamplingParams(max_tokens=1, temperature=0.0)),) if step == 0 else ()
+    opened = (
+        (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),) if step == 0 else ()
+    )
     return StepMessage(step, (span,), opened)

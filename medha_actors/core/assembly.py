@@ -10,8 +10,7 @@ from typing import NamedTuple
 from medha_actors.core.kv_plan import holders
 from medha_actors.core.packer import Pick
 from medha_actors.core.request import Piece, RequestState
-from medha_actors.messages import Batch, Span, StepMessage
-from medha_actors.messages import Sequence as SequenceInfo
+from medha_actors.messages import Batch, Introduction, Span, StepMessage
 
 
 class Flown(NamedTuple):
@@ -67,11 +66,11 @@ def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
     return spans
 
 
-def introduction(state: RequestState, start: int) -> SequenceInfo:
+def introduce(state: RequestState, start: int) -> Introduction:
     """What a group must know of a request whose first span there begins at `start`."""
     sampling = state.request.sampling
     before = state.tokens(0, start) if sampling.looks_back else b""
-    return SequenceInfo(state.id, sampling, before)
+    return Introduction(state.id, sampling, before)
 
 
 def assemble(
@@ -80,12 +79,12 @@ def assemble(
     """The messages of a batch. `closing`: ids each group has still to be told to forget; those sent
     are removed."""
     spans: list[list[Span]] = [[] for _ in closing]
-    opened: list[list[SequenceInfo]] = [[] for _ in closing]
+    opened: list[list[Introduction]] = [[] for _ in closing]
     for pick in picks:
         for piece, span in spans_of(pick):
             spans[piece.group].append(span)
             if not piece.opened:
-                opened[piece.group].append(introduction(pick.state, span.start))
+                opened[piece.group].append(introduce(pick.state, span.start))
                 piece.opened = True
     messages: list[StepMessage | None] = []
     for group, own in enumerate(spans):

@@ -6,7 +6,7 @@ another group, and after a stage has died: the matcher begins anew and is told t
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
@@ -44,7 +44,7 @@ class Constraint:
         self._over = False  # an end token came, and the request goes on all the same (ignore_eos)
         self._forbidden: Tensor | None = None  # after the tokens that were followed
 
-    def apply(self, logits: Tensor, output: Items[int]) -> None:
+    def apply(self, logits: Tensor, output: Sequence[int]) -> None:
         """Make one row's logits minus infinity where the grammar does not let the token follow the
         output."""
         new = output[self._followed :]
@@ -59,7 +59,7 @@ class Constraint:
             with suppress(Exception):  # it comes again when the mask is needed
                 self._follow([token_id])
 
-    def _follow(self, new: Items[int]) -> None:
+    def _follow(self, new: Sequence[int]) -> None:
         """Take tokens in that follow those known, and find what may follow them."""
         self._forbidden = None
         try:

@@ -6,18 +6,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medha_actors.messages import SamplingParams, Sequence
+from medha_actors.messages import Introduction, SamplingParams
 
 
 class History:
     """A request's tokens by position, so that a prefill that is computed again counts nothing
     twice."""
 
-    def __init__(self, sequence: Sequence, vocabulary: int) -> None:
+    def __init__(self, introduction: Introduction, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self.tokens = torch.empty(0, dtype=torch.int32)
         self.in_prompt: Tensor | None = None
-        self.record(0, sequence.token_ids)
+        self.record(0, introduction.token_ids)
 
     def record(self, start: int, packed: bytes) -> None:
         """Note the tokens of positions [start, ...)."""

@@ -6,18 +6,17 @@ what goes wrong with it harms no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from medha_actors.messages import (
     TOKEN_BYTES,
+    Introduction,
     PromptLogprobs,
     SampledToken,
     SamplingParams,
-    Sequence,
     Span,
     unpack_tokens,
 )
@@ -33,7 +32,7 @@ _PROMPT_BLOCK = (
 )
 
 Logits = Callable[
-    [Items[int]], Tensor
+    [Sequence[int]], Tensor
 ]  # rows of the step -> float32 [rows, vocabulary]; computes the head for these
 
 
@@ -49,21 +48,21 @@ class Sampler:
         self.histories: dict[str, History] = {}
         self.constraints: dict[str, Constraint] = {}
 
-    def open(self, sequence: Sequence) -> None:
+    def open(self, introduction: Introduction) -> None:
         """A request begins (or begins again). Raises RowError; its spans may come all the same."""
-        params = sequence.sampling or _GREEDY
-        self.params[sequence.request_id] = _GREEDY
+        params = introduction.sampling or _GREEDY
+        self.params[introduction.request_id] = _GREEDY
         for what, ids in (
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
         ):
             if ids:
                 require_known(what, min(ids), max(ids), self.vocabulary)
-        self.params[sequence.request_id] = params
+        self.params[introduction.request_id] = params
         if params.looks_back:
-            self.histories[sequence.request_id] = History(sequence, self.vocabulary)
+            self.histories[introduction.request_id] = History(introduction, self.vocabulary)
         if params.grammar is not None and self.grammars is not None:
-            self.constraints[sequence.request_id] = self.grammars.constraint(params.grammar)
+            self.constraints[introduction.request_id] = self.grammars.constraint(params.grammar)
 
     def close(self, request_id: str) -> None:
         """Forget a request."""
@@ -72,7 +71,7 @@ class Sampler:
         self.constraints.pop(request_id, None)
 
     def __call__(
-        self, spans: Items[Span], logits: Logits, failures: Failures
+        self, spans: Sequence[Span], logits: Logits, failures: Failures
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
         """Sample where the spans say so, and report prompt log-probabilities where they were asked
         for. A request for which that fails is noted in `failures`, and nothing of it returned."""
@@ -100,7 +99,7 @@ class Sampler:
         return tokens, tuple([entry for entry in scored if entry.entries])
 
     def _sample(
-        self, spans: Items[Span], rows: Items[int], logits: Logits, failures: Failures
+        self, spans: Sequence[Span], rows: Sequence[int], logits: Logits, failures: Failures
     ) -> tuple[SampledToken, ...]:
         """All rows at once, or if that fails one by one."""
         try:
@@ -115,7 +114,7 @@ class Sampler:
                 tokens += self._choose([span], again[row : row + 1])
         return tuple(tokens)
 
-    def _choose(self, spans: Items[Span], logits: Tensor) -> tuple[SampledToken, ...]:
+    def _choose(self, spans: Sequence[Span], logits: Tensor) -> tuple[SampledToken, ...]:
         """Draw from logits [rows, vocabulary], which are changed; RowError if some are not
         numbers."""
         params = [self.params[span.request_id] for span in spans]
@@ -149,14 +148,14 @@ class Sampler:
                 )
         return tuple(tokens)
 
-    def _constrain(self, spans: Items[Span], logits: Tensor) -> None:
+    def _constrain(self, spans: Sequence[Span], logits: Tensor) -> None:
         for row, span in enumerate(spans):
             constraint = self.constraints.get(span.request_id)
             if constraint is not None:
                 history = self.histories[span.request_id]
                 constraint.apply(logits[row], history.between(span.stop - span.index, span.stop))
 
-    def look_ahead(self, tokens: Items[SampledToken]) -> None:
+    def look_ahead(self, tokens: Sequence[SampledToken]) -> None:
         """What was drawn is on its way back: work out what may follow it, before it comes again.
         Errors will show then."""
         for token in tokens:
@@ -180,7 +179,7 @@ class Sampler:
 
 
 def logprob_entries(
-    logits: Tensor, token_ids: Items[int], counts: Items[int]
+    logits: Tensor, token_ids: Sequence[int], counts: Sequence[int]
 ) -> Iterable[tuple[float, tuple[tuple[int, float], ...]]]:
     """For each row: the given token's log-probability and the `count` most likely tokens with
     theirs. RowError if there are logits that are not numbers."""

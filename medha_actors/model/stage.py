@@ -4,7 +4,7 @@ of each request."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +15,9 @@ from medha_actors.config import ModelLoadingConfig
 from medha_actors.files.vocabulary import load_vocabulary
 from medha_actors.messages import (
     Failure,
+    Introduction,
     PromptLogprobs,
     SampledToken,
-    Sequence,
     Span,
     StepMessage,
 )
@@ -120,10 +120,10 @@ class Stage:
         for request_id in message.closed:
             self.tables.pop(request_id, None)
             self.sampler.close(request_id)
-        for sequence in message.opened:
-            self.tables[sequence.request_id] = array("i")
-            with failures.guard(sequence.request_id):
-                self.sampler.open(sequence)
+        for introduction in message.opened:
+            self.tables[introduction.request_id] = array("i")
+            with failures.guard(introduction.request_id):
+                self.sampler.open(introduction)
         unused: list[int] = []
         for span in message.spans:
             table = self.tables[span.request_id]
@@ -133,7 +133,7 @@ class Stage:
         if unused:
             self.decoder.clear(unused)
 
-    def _embed(self, spans: Items[Span], failures: Failures) -> Tensor:
+    def _embed(self, spans: Sequence[Span], failures: Failures) -> Tensor:
         assert self.embedding is not None, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = np.frombuffer(packed, np.int32)
@@ -141,7 +141,7 @@ class Stage:
             _find_strangers(spans, token_ids, self.embedding, failures)
         return self.embedding(torch.from_numpy(token_ids).to(self.device))
 
-    def _logits(self, x: Tensor, rows: Items[int]) -> Tensor:
+    def _logits(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         """Logits, float32 [rows, vocabulary], of some of the step's rows."""
         chosen = (
             x if len(rows) == len(x) else x.index_select(0, torch.tensor(rows, device=x.device))
@@ -163,7 +163,7 @@ class Stage:
                     else torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
                 )
                 self.step(
-                    StepMessage(0, (span,), (Sequence("warm-up", None),), ("warm-up",)),
+                    StepMessage(0, (span,), (Introduction("warm-up", None),), ("warm-up",)),
                     hidden,
                     None,
                 )
@@ -171,7 +171,7 @@ class Stage:
 
 
 def _find_strangers(
-    spans: Items[Span], token_ids: np.ndarray, embedding: Embedding, failures: Failures
+    spans: Sequence[Span], token_ids: np.ndarray, embedding: Embedding, failures: Failures
 ) -> None:
     """Note the spans with ids that the embedding does not have, and put 0 in the place of these."""
     first = 0

@@ -10,9 +10,9 @@ import torch
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import (
+    Introduction,
     SampledToken,
     SamplingParams,
-    Sequence,
     Span,
     StepMessage,
     pack_tokens,
@@ -175,7 +175,7 @@ class Driver:
             if group not in request.pieces:
                 request.pieces[group], request.pages[group] = [start, 0], []
                 before = pack_tokens(request.tokens[:start])
-                opened[group].append(Sequence(request.id, request.sampling, before))
+                opened[group].append(Introduction(request.id, request.sampling, before))
             first, held = request.pieces[group]
             new = 0
             if writes:

@@ -14,7 +14,7 @@ from stage_driver import Driver
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.vocabulary import load_vocabulary
-from medha_actors.messages import Grammar, SamplingParams, Sequence, Span, pack_tokens
+from medha_actors.messages import Grammar, Introduction, SamplingParams, Span, pack_tokens
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures
 from medha_actors.model.matchers import Matchers
@@ -60,7 +60,7 @@ class Row:
         self.sampling, self.start, self.look_ahead = sampling, start, look_ahead
         self.boost = list(boost)
         self.tokens, self.sampled, self.failed = [], [], None
-        self.sampler.open(Sequence("a", sampling, pack_tokens([1] * start)))
+        self.sampler.open(Introduction("a", sampling, pack_tokens([1] * start)))
 
     def logits(self, index):
         values = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(1000 + index))
@@ -87,7 +87,7 @@ class Row:
         """As after a preemption: closed, and opened again with what is known."""
         self.sampler.close("a")
         known = pack_tokens([1] * self.start + self.tokens)
-        self.sampler.open(Sequence("a", self.sampling, known))
+        self.sampler.open(Introduction("a", self.sampling, known))
 
     def run(self, most=60):
         while len(self.tokens) < most and self.failed is None and END not in self.tokens:
@@ -181,8 +181,10 @@ def test_no_vocabulary_and_no_end():
 
     sampler = Sampler(VOCABULARY, Grammars(Matchers(missing, VOCABULARY)))
     for name, ends in (("a", (END,)), ("b", ())):
-        sampler.open(Sequence(name, msgspec.structs.replace(GREEDY, grammar=Grammar(CHOICE, ends))))
-    sampler.open(Sequence("c", GREEDY))
+        sampler.open(
+            Introduction(name, msgspec.structs.replace(GREEDY, grammar=Grammar(CHOICE, ends)))
+        )
+    sampler.open(Introduction("c", GREEDY))
     spans = [Span(n, 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0) for n in "abc"]
     failures = Failures()
     tokens, _ = sampler(spans, lambda rows: torch.zeros(len(rows), VOCABULARY), failures)
@@ -195,7 +197,7 @@ def test_no_vocabulary_and_no_end():
 @pytest.mark.parametrize("size", [260, 512, 700])
 def test_a_head_of_another_size_than_the_vocabulary(size):
     sampler = Sampler(size, Grammars(Matchers(lambda: load_vocabulary(RANDOM), size)))
-    sampler.open(Sequence("a", constrained(CHOICE)))
+    sampler.open(Introduction("a", constrained(CHOICE)))
     logits = torch.zeros(1, size)
     logits[0, size - 1] = 9.0
     span = Span("a", 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stage_driver import Driver
 
 from medha_actors.config import ModelLoadingConfig
-from medha_actors.messages import SamplingParams, Sequence, Span, pack_tokens
+from medha_actors.messages import Introduction, SamplingParams, Span, pack_tokens
 from medha_actors.model.guard import Failures
 from medha_actors.model.sampler import Sampler
 
@@ -172,7 +172,7 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
             }
         else:
             normal[name] = number
-        sampler.open(Sequence(name, SamplingParams(**fields)))
+        sampler.open(Introduction(name, SamplingParams(**fields)))
         rows.append(logits)
         spans.append(Span(name, 0, 1, pack_tokens([3]), 0, 0, (), True, True, 0))
     table = torch.stack(rows)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medha_actors.messages import SamplingParams, Sequence, Span, pack_tokens
+from medha_actors.messages import Introduction, SamplingParams, Span, pack_tokens
 from medha_actors.model.draw import draw, most_likely, threshold, uniform
 from medha_actors.model.guard import Failures
 from medha_actors.model.sampler import Sampler
@@ -160,9 +160,9 @@ def decode(request_id, index, token=1, start=10, **changes):
 
 def test_greedy_and_cold_rows_take_the_most_likely_token():
     sampler = Sampler(VOCABULARY)
-    sampler.open(Sequence("a", params(temperature=0.0)))
-    sampler.open(Sequence("b", params(temperature=1e-9)))
-    sampler.open(Sequence("c", params(temperature=0.01)))
+    sampler.open(Introduction("a", params(temperature=0.0)))
+    sampler.open(Introduction("b", params(temperature=1e-9)))
+    sampler.open(Introduction("c", params(temperature=0.01)))
     logits = logits_of(3)
     tokens, prompt = run(sampler, logits, [decode("a", 0), decode("b", 0), decode("c", 0)])
     assert [token.token_id for token in tokens] == logits.argmax(-1).tolist()
@@ -175,13 +175,17 @@ def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
     logits = logits_of(1)
     first, second = logits[0].topk(2)[1].tolist()
     sampler.open(
-        Sequence("a", params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1))
+        Introduction(
+            "a", params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1)
+        )
     )
     for index, expected in ((0, second), (1, second), (2, first)):
         (token,), _ = run(sampler, logits, [decode("a", index)])
         assert token.token_id == expected
         assert token.top_logprobs[0][0] == first  # log-probabilities are the model's own
-    sampler.open(Sequence("b", params(temperature=0.0, logit_bias=((7, 100.0), (first, -100.0)))))
+    sampler.open(
+        Introduction("b", params(temperature=0.0, logit_bias=((7, 100.0), (first, -100.0))))
+    )
     assert run(sampler, logits, [decode("b", 0)])[0][0].token_id == 7
 
 
@@ -197,7 +201,7 @@ def test_penalties_count_by_position(dropped):
         logprobs=0,
     )
     sampler = Sampler(VOCABULARY)
-    sampler.open(Sequence("a", one))
+    sampler.open(Introduction("a", one))
     logits = torch.full((3, VOCABULARY), -10.0)
     logits[:, 3:7] = torch.tensor([8.0, -4.0, 9.0, 3.9])
     spans = [Span("a", 0, 3, pack_tokens([3, 3, 4]), 0, 0, (), True, True, 0)]
@@ -205,7 +209,7 @@ def test_penalties_count_by_position(dropped):
     run(sampler, logits, [decode("a", 1, 5, 2)])
     if dropped:
         sampler.close("a")
-        sampler.open(Sequence("a", one))
+        sampler.open(Introduction("a", one))
         run(sampler, logits, [Span("a", 0, 2, pack_tokens([3, 3]), 0, 0, ())])
         spans = [Span("a", 2, 5, pack_tokens([4, 5, 5]), 0, 2, (), True, True, 2)]
     else:
@@ -222,7 +226,7 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 8], logits[0, 9] = 2.0, 1.0
     sampler = Sampler(VOCABULARY)
-    sampler.open(Sequence("a", one, pack_tokens([8, 2])))
+    sampler.open(Introduction("a", one, pack_tokens([8, 2])))
     assert (
         run(sampler, logits, [Span("a", 2, 3, pack_tokens([1]), 0, 0, (), True, True, 0)])[0][
             0
@@ -233,8 +237,8 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
 
 def test_logprobs_of_sampled_and_prompt_tokens():
     sampler = Sampler(VOCABULARY)
-    sampler.open(Sequence("a", params(seed=5, logprobs=2, prompt_logprobs=1, top_k=3)))
-    sampler.open(Sequence("b", params(temperature=0.0, logprobs=0)))
+    sampler.open(Introduction("a", params(seed=5, logprobs=2, prompt_logprobs=1, top_k=3)))
+    sampler.open(Introduction("b", params(temperature=0.0, logprobs=0)))
     logits = logits_of(5)
     expected = logits.log_softmax(-1)
     spans = [
@@ -261,7 +265,7 @@ def test_logprobs_of_sampled_and_prompt_tokens():
 
 def test_groups_that_do_not_write_say_nothing():
     sampler = Sampler(VOCABULARY)
-    sampler.open(Sequence("a", None))
+    sampler.open(Introduction("a", None))
     assert run(
         sampler, logits_of(1), [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)]
     ) == ((), ())
@@ -274,7 +278,7 @@ def test_a_greedy_token_of_the_prompt_equals_the_largest_log_probability():
     logits[:10] = logits[:10].round(decimals=3)
     greedy = most_likely(logits).tolist()
     sampler = Sampler(vocabulary)
-    sampler.open(Sequence("a", params(prompt_logprobs=1)))
+    sampler.open(Introduction("a", params(prompt_logprobs=1)))
     span = Span("a", 0, 900, pack_tokens([0, *greedy[:-1]]), 0, 0, (), next_token_id=greedy[-1])
     _, (found,) = run(sampler, logits, [span])
     assert all(logprob == top[0][1] for logprob, top in found.entries)
