@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from deployments import openapi
 from deployments.admission import Admission
 from deployments.handle import EngineHandle
-from deployments.openapi import Operation
+from deployments.operations import Operation
 from deployments.replies import (
     HealthReply,
     LoadReply,

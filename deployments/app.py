@@ -37,7 +37,7 @@ _DEFAULTS: dict[str, Any] = {
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
-    async def __init__(self, args: dict[str, Any]) -> None:
+    async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # awaited by Serve
         config = load(args)
         engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
         text = load_text(config.model_loading_config)
@@ -92,16 +92,15 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         **config.deployment_config,
     }
     ingress = serve.ingress()(Ingress)
-    return serve.deployment(ingress, name="medha", deployment_actors=[controller], **options).bind(
-        args
-    )
+    deploy = serve.deployment(name="medha", deployment_actors=[controller], **options)
+    application: serve.Application = deploy(ingress).bind(args)
+    return application
 
 
 def ready_url() -> str:
     """Where clients reach this application."""
-    status = serve.status()
-    proxies = status.proxies
-    options = serve.context._get_global_client().http_config if proxies else None
+    client = serve.context._get_global_client() if serve.status().proxies else None
+    options = None if client is None else client.http_config
     port = getattr(options, "port", 8000)
     host = getattr(options, "host", "127.0.0.1")
     return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"

@@ -113,7 +113,11 @@ def _finder(
     if tokenizer.normalizer is not None:
         finder.normalizer = tokenizer.normalizer
     finder.add_special_tokens(list(chosen.values()))
-    places = {finder.token_to_id(token.content): i for i, token in chosen.items()}
+    places: dict[int, int] = {}
+    for token_id, token in chosen.items():
+        own_id = finder.token_to_id(token.content)
+        assert own_id is not None, "added above"
+        places[own_id] = token_id
     return places, finder
 
 

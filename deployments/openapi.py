@@ -46,10 +46,11 @@ def _schemas(rows: list[Operation]) -> Schema:
     bodies = {row.body for row in rows if row.body is not None}
     replies = {row.reply for row in rows if row.reply is not None}
     choices = {row.choice for row in rows if row.choice is not None}
-    named = {*bodies, *replies, *choices, Message, ErrorReply}
+    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, Message, ErrorReply}
     kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
-    for kind in (*bodies, Message):
+    loose: list[type[msgspec.Struct]] = [*bodies, Message]
+    for kind in loose:
         _allow_null(schemas[kind.__name__])
     return schemas
 

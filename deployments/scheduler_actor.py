@@ -20,6 +20,7 @@ class SchedulerActor(Controller):
 
     def __init__(self, args: dict[str, Any]) -> None:
         name = ray.get_runtime_context().get_actor_name()
+        assert name is not None, "Serve names its deployment actors"
         patience_s = load(args).actors.orphan_timeout_s
         super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
         self._name = name

@@ -62,9 +62,11 @@ def drain(timeout_s: float) -> int:
 
 def _has_replica(status: ApplicationStatusOverview) -> bool:
     """Whether a replica runs; without one nothing is in flight, and nobody would answer."""
-    return any(
-        deployment.replica_states.get("RUNNING", 0) for deployment in status.deployments.values()
-    )
+    for deployment in status.deployments.values():
+        for state, count in deployment.replica_states.items():
+            if state == "RUNNING" and count:
+                return True
+    return False
 
 
 def _drain_application(name: str, until: float) -> int:

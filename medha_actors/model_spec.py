@@ -18,12 +18,14 @@ from medha_actors.errors import ModelError
 _HEAD_SHARE = 1 / 16
 SUPPORTED = "Llama, Mistral, SmolLM, Qwen2, Qwen2.5 and Qwen3 (dense)"
 
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+
 
 class Rope(msgspec.Struct, frozen=True, kw_only=True):
     """RoPE parameters; names as in a Hugging Face config."""
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    kind: RopeKind = "default"
     factor: float = 1.0
     original_max_positions: int = 2048
     low_freq_factor: float = 1.0

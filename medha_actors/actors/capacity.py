@@ -28,7 +28,7 @@ def pages_of(
     pages = []
     token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
     for cell, place in places.items():
-        budget = config.kv_cache.budget_bytes
+        budget: float | None = config.kv_cache.budget_bytes
         if budget is None:
             budget = _free_share(config, spec, layers[cell.stage], dtype, place, places)
         pages.append(int(budget // (page_tokens * token_bytes[cell.stage])))

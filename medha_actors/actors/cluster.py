@@ -138,9 +138,9 @@ class Cluster:
         """Write noise into the first pages of every KV pool."""
         await self.crew.everybody("fill", pages)
 
-    async def measure(self, steps: list[list[bytes]], repeats: int) -> list[list[float]]:
+    async def measure(self, steps: list[bytes], repeats: int) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
-        together."""
+        together; `steps`: what each stage computes, packed."""
         calls = {Cell(stage, 0): (packed, repeats) for stage, packed in enumerate(steps)}
         measured = await self.crew.call("measure", calls)
         return [measured[Cell(stage, 0)] for stage in range(len(steps))]

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -63,7 +63,7 @@ class Controller:
         self._starting: asyncio.Task[Pipeline] | None = None
         epoch = time.time()
         anchor = time.monotonic()
-        self._now = lambda: epoch + time.monotonic() - anchor
+        self._now: Callable[[], float] = lambda: epoch + time.monotonic() - anchor
 
     # ---------------------------------------------------------------- life
 

@@ -183,6 +183,7 @@ class Crew:
         return {"name": self._owner.name, "lifetime": "detached"}
 
     def _spawn_at(self, cell: Cell) -> Any:
+        assert self._room is not None, "reserved or adopted before"
         actors = self.config.actors
         where = PlacementGroupSchedulingStrategy(
             placement_group=self._room,

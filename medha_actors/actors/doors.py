@@ -40,7 +40,7 @@ def crash_only_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         try:
             await work
         except Exception:
-            crash(f"{work.__qualname__} failed")
+            crash(f"{getattr(work, '__qualname__', 'a task')} failed")
 
     return asyncio.create_task(guarded())
 

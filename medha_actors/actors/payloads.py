@@ -29,12 +29,12 @@ def packed(tensor: torch.Tensor) -> tuple[bytes, memoryview]:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if not flat.numel():
         return head, memoryview(b"")
-    return head, memoryview(flat.view(torch.uint8).numpy())
+    return head, flat.view(torch.uint8).numpy().data
 
 
 def received(packed_head: bytes, nbytes: int, read: Callable[[memoryview], None]) -> torch.Tensor:
     """The tensor (on the CPU) that a head describes; `read` fills a buffer with its bytes."""
     head = _decode_head(packed_head)
     flat = torch.empty(nbytes, dtype=torch.uint8)
-    read(memoryview(flat.numpy()))
+    read(flat.numpy().data)
     return flat.view(_DTYPES[head.dtype]).view(head.shape)

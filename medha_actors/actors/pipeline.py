@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -113,7 +113,7 @@ class Pipeline:
             await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
         return len(unfinished)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = crash_only_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -53,7 +54,7 @@ def start_ray() -> None:
             num_cpus=max(4, os.cpu_count() or 1),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
 
 
@@ -64,7 +65,8 @@ async def engine(
     """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down
     afterwards."""
     start_ray()
-    controller = ray.remote(controller_class).options(num_cpus=0, max_concurrency=1000).remote(args)
+    remote_class = ray.remote(controller_class).options(num_cpus=0, max_concurrency=1000)
+    controller: Any = remote_class.remote(args)  # Ray has no types for an actor's methods
     handle = RayEngine(lambda: controller)
     try:
         await handle.start()

@@ -26,6 +26,7 @@ def _converted(path: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path).backend_tokenizer
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
+        return tokenizer
     except Exception as error:
         raise ModelError(f"no usable tokenizer in {path}: {error}".splitlines()[0]) from None

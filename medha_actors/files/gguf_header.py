@@ -44,7 +44,7 @@ class Header:
     """What a file says before its data; raises ValueError or struct.error where it is broken."""
 
     def __init__(self, data: np.ndarray, texts: bool) -> None:
-        self.buffer = memoryview(data)
+        self.buffer = data.data
         self.texts = texts
         self.at = 0
         self.lists: dict[str, tuple[int, int]] = {}  # of texts: where each begins, its length

@@ -10,7 +10,7 @@ from statistics import quantiles
 from medha_actors.actors.telemetry.observer import Observer
 from medha_actors.core.record import waiting
 from medha_actors.core.scheduler import Scheduler
-from medha_actors.telemetry.histogram import Family
+from medha_actors.telemetry.histogram import Family, Labels
 from medha_actors.telemetry.reports import Asked, Snapshot, Step
 from medha_actors.telemetry.timelines import Timeline
 
@@ -51,7 +51,7 @@ class Reporter(Mute):
 
     def metrics(self) -> list[Family]:
         families = self._observer.figures.families(self._scheduler.stats(), self._model_id)
-        tasks = {(): float(len(asyncio.all_tasks()))}
+        tasks: dict[Labels, float] = {(): float(len(asyncio.all_tasks()))}
         families.append(Family("medha_controller_tasks", "gauge", "Tasks on the event loop", tasks))
         return families + _merged(self._observer.replicas.values())
 
