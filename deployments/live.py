@@ -21,6 +21,7 @@ from medha_actors.telemetry.reports import Reports
 
 _PAGE = Path(__file__).parent / "static" / "medha.html"
 _MAX_VIEWERS = 32
+TASK = "live page"  # the name of the task that runs while somebody looks
 _QUEUE = 8  # snapshots a slow viewer may be behind; it skips the others
 
 
@@ -53,7 +54,7 @@ class LivePage:
         mailbox: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
         self._viewers.add(mailbox)
         if self._task is None:
-            self._task = asyncio.ensure_future(self._poll())
+            self._task = asyncio.create_task(self._poll(), name=TASK)
         try:
             yield sse.comment("live")
             while True:

@@ -24,7 +24,7 @@ from medha_actors.telemetry.timelines import Timeline
 from medha_actors.telemetry.traceparent import TraceParent
 
 _DELAY_S = 1.0
-_CLOSE_S = 2.0
+CLOSE_S = 2.0
 
 
 class Tracing:
@@ -54,9 +54,9 @@ class Tracing:
         serve = self.serve_span()
         if serve is None or header is None or serve.trace_id == header.trace_id:
             return serve or header
-        if _serve_spans is None:  # they go elsewhere, out of our reach
+        if serve_spans is None:  # they go elsewhere, out of our reach
             return header
-        _serve_spans.move(serve.trace_id, header)
+        serve_spans.move(serve.trace_id, header)
         return header._replace(span_id=serve.span_id) if header.sampled else header
 
     def serve_span(self) -> TraceParent | None:
@@ -79,9 +79,9 @@ class Tracing:
             return
         self._ended.append(record)
         if len(self._ended) >= self._at_once:
-            self._flush()
+            self.flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self._flush)
+            self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self.flush)
 
     def spans(self) -> tuple[int, int]:
         """Spans sent and lost so far."""
@@ -92,20 +92,21 @@ class Tracing:
         """Send what is left, at the end of a replica; no longer than a few seconds, whatever the
         backend does."""
         if self.export is not None:
-            self._flush()
-            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
-        if self.export is not None or _serve_spans is not None:
+            self.flush()
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        if self.export is not None or serve_spans is not None:
             closing = threading.Thread(target=self._send_rest, daemon=True)
             closing.start()
-            await asyncio.to_thread(closing.join, _CLOSE_S)
+            await asyncio.to_thread(closing.join, CLOSE_S)
 
     def _send_rest(self) -> None:
         if self.export is not None:
             self.export.close()
-        if _serve_spans is not None:
-            _serve_spans.force_flush()
+        if serve_spans is not None:
+            serve_spans.force_flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Trace what has ended so far."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -158,13 +159,13 @@ class Tracing:
         )
 
 
-_serve_spans: Any = None  # the processor of Serve's spans in this process, if they are sent by ours
+serve_spans: Any = None  # the processor of Serve's spans in this process, if they are sent by ours
 
 
 def serve_span_processors() -> list[Any]:
     """For Ray Serve's `tracing_config.exporter_import_path`: its spans to
     $OTEL_EXPORTER_OTLP_ENDPOINT (HTTP)."""
-    global _serve_spans
+    global serve_spans
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from deployments.telemetry.export import Backend, exporter_of
@@ -174,7 +175,7 @@ def serve_span_processors() -> list[Any]:
         "OTEL_SERVICE_NAME", "ray-serve"
     )  # Serve names none: backends would show "unknown_service"
     config = TracingConfig(exporter="otlp_http")
-    _serve_spans = Moving(
+    serve_spans = Moving(
         BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000)
     )
-    return [_serve_spans]
+    return [serve_spans]

@@ -34,7 +34,7 @@ from loadgen.show.tables import as_text, shown
 from loadgen.workload.options import PaceOptions
 from loadgen.workload.plan import build_plan
 
-_LOOK_S = 0.5
+LOOK_S = 0.5
 
 
 class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +82,7 @@ class Doubt:
 
     async def watch(self, driver: Driver) -> None:
         while self.bad <= self.allowed:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(LOOK_S)
             self.look(driver, clock())
 
     def look(self, driver: Driver, now: float) -> None:

@@ -99,21 +99,21 @@ class Backend(SpanExporter):
         self.reachable = True
         self.sent_spans = 0
         # Each is written by one thread alone: that which makes spans, or that which sends them.
-        self._taken = self._dropped = self._done = self._failed = 0
+        self.taken_spans = self.dropped_spans = self._done = self._failed = 0
         for noisy in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
     @property
     def lost_spans(self) -> int:
-        return self._dropped + self._failed
+        return self.dropped_spans + self._failed
 
     def take(self, count: int) -> bool:
         """Whether the queue has room for so many spans more; if not, they are lost."""
-        if self._taken - self._done + count > self._room:
-            self._dropped += count
+        if self.taken_spans - self._done + count > self._room:
+            self.dropped_spans += count
             self._lose("the backend is too slow")
             return False
-        self._taken += count
+        self.taken_spans += count
         return True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -131,7 +131,7 @@ class Backend(SpanExporter):
             return result
         self.sent_spans += len(spans)
         if (
-            not self.reachable and self._taken - self._done <= self._room // 2
+            not self.reachable and self.taken_spans - self._done <= self._room // 2
         ):  # one that is too slow is not back yet
             self.reachable = True
             _log.warning(

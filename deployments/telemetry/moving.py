@@ -21,24 +21,24 @@ class Moving(SpanProcessor):
 
     def __init__(self, then: SpanProcessor) -> None:
         self._then = then
-        self._callers: dict[int, TraceParent] = {}
+        self.callers: dict[int, TraceParent] = {}
 
     def move(self, trace_id: int, caller: TraceParent) -> None:
         """Until its first span ends, `trace_id` is a part of the caller's trace; not sent if that
         is not sampled."""
-        self._callers[trace_id] = caller
+        self.callers[trace_id] = caller
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         self._then.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
         trace_id = span.context.trace_id if span.context is not None else 0
-        caller = self._callers.get(trace_id)
+        caller = self.callers.get(trace_id)
         if caller is None:
             self._then.on_end(span)
             return
         if span.parent is None:  # the first to begin is the last to end
-            del self._callers[trace_id]
+            del self.callers[trace_id]
         if caller.sampled:
             self._then.on_end(_moved(span, caller))
 

@@ -18,7 +18,7 @@ from medha_actors.core.page_keys import PageKey
 _NONE = -1  # instead of a page's number
 
 
-class _Group:
+class GroupPages:
     """The pages of one group."""
 
     __slots__ = ("free", "idle", "kept", "key_of", "page_of", "users")
@@ -50,26 +50,26 @@ class PageStore:
     """Pages by group and number, and by group and key."""
 
     def __init__(self, groups: int, pages_per_group: int) -> None:
-        self._groups = [_Group(pages_per_group) for _ in range(groups)]
+        self.groups = [GroupPages(pages_per_group) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
         self.lost: list[PageKey] = []  # wanted ones that went nevertheless; whoever reads clears it
 
     def available(self, group: int) -> int:
         """Pages that nobody uses."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         return len(pages.free) + len(pages.idle) + len(pages.kept)
 
     def kept(self, group: int) -> int:
         """Those of them that waiting requests count on."""
-        return len(self._groups[group].kept)
+        return len(self.groups[group].kept)
 
     def cached(self, group: int) -> int:
         """Pages with a key, used or not."""
-        return len(self._groups[group].page_of)
+        return len(self.groups[group].page_of)
 
     def take(self, group: int) -> int:
         """A page for one user to write to; there must be one available."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         if pages.free:
             page = pages.free.pop()
         else:
@@ -80,7 +80,7 @@ class PageStore:
 
     def share(self, group: int, shared: Iterable[int]) -> None:
         """One more user for each of these pages, all of which have a key."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         for page in shared:
             if not pages.users[page]:
                 pages.wake(page)
@@ -88,7 +88,7 @@ class PageStore:
 
     def give_back(self, group: int, used: Iterable[int]) -> None:
         """One user less for each of these pages. The deepest must come first."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         for page in used:
             pages.users[page] -= 1
             if not pages.users[page]:
@@ -96,22 +96,22 @@ class PageStore:
 
     def unused(self, group: int, pages: Sequence[int]) -> int:
         """How many of these pages nobody uses."""
-        return list(map(self._groups[group].users.__getitem__, pages)).count(0)
+        return list(map(self.groups[group].users.__getitem__, pages)).count(0)
 
     def users(self, group: int, page: int) -> int:
         """How many requests use a page."""
-        return self._groups[group].users[page]
+        return self.groups[group].users[page]
 
     def reach(self, group: int, keys: Sequence[PageKey]) -> list[int]:
         """The pages with these keys, from the first on as far as the group has them. (A decision
         asks for thousands: no loop of our own.)"""
-        pages = list(map(self._groups[group].page_of.get, keys, repeat(_NONE)))
+        pages = list(map(self.groups[group].page_of.get, keys, repeat(_NONE)))
         return pages[: pages.index(_NONE)] if _NONE in pages else pages
 
     def publish(self, group: int, page: int, key: PageKey) -> bool:
         """A used page is full and computed, and will not be written to again. False: the group has
         another page with that key already, in use, and this one stays without."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         other = pages.page_of.get(key)
         if other is not None:
             if pages.users[other]:
@@ -125,14 +125,14 @@ class PageStore:
 
     def withdraw(self, group: int, page: int) -> None:
         """Nobody shall find this page any more, which is in use."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         key = pages.key_of[page]
         if key is not None:
             self._forget(pages, page)
 
     def forget(self, group: int) -> None:
         """The contents of a group are gone; nobody may be using its pages."""
-        pages = self._groups[group]
+        pages = self.groups[group]
         for page in (*pages.idle, *pages.kept):
             self._forget(pages, page)
             pages.free.append(page)
@@ -143,7 +143,7 @@ class PageStore:
         """A waiting request has found these, the first of its tokens: they are the last to go."""
         for key in reversed(tuple(keys)):  # the deepest is the first of them to go
             self._wanted[key] = self._wanted.get(key, 0) + 1
-            for pages in self._groups:
+            for pages in self.groups:
                 page = pages.page_of.get(key)
                 if page is not None and not pages.users[page]:
                     pages.wake(page)
@@ -156,13 +156,13 @@ class PageStore:
             if self._wanted[key]:
                 continue
             del self._wanted[key]
-            for pages in self._groups:
+            for pages in self.groups:
                 page = pages.page_of.get(key)
                 if page is not None and page in pages.kept:
                     del pages.kept[page]
                     pages.idle[page] = None
 
-    def _forget(self, pages: _Group, page: int) -> None:
+    def _forget(self, pages: GroupPages, page: int) -> None:
         key = pages.key_of[page]
         assert key is not None
         pages.key_of[page] = None

@@ -341,12 +341,12 @@ class World:
         assert len(live.holding) <= self.config.scheduler.max_running_requests
         for group, pages in enumerate(held):
             self.check_pages(group, Counter(pages))
-            assert live.kv._promised[group] == promised[group]
-            assert live.kv.available(group) >= 0
+            unused = live.kv.store.available(group)
+            assert live.kv.available(group) == unused - promised[group] >= 0
 
     def check_pages(self, group, users):
         """Every page is used by those who hold it, or idle with a key, or free: none is lost."""
-        pages = self.scheduler.live.kv.store._groups[group]
+        pages = self.scheduler.live.kv.store.groups[group]
         count = self.grid.pages_per_group
         assert pages.users == [users[page] for page in range(count)]
         resting = [*pages.free, *pages.idle, *pages.kept]

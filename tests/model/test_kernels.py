@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
-from medha_actors.model.gguf_weights import _DEQUANTISE, Q4_0, Q4_1, Q8_0
+from medha_actors.model.gguf_weights import Q4_0, Q4_1, Q8_0, dequantise
 from medha_actors.model.kernels import cpu
 from medha_actors.model.kernels.attention import STATE_EXTRA, TILE, attend, tile_address
 from medha_actors.model.kernels.decoder import KernelDecoder
@@ -41,8 +41,8 @@ def stored(kind):
     blocks[:, : 2 * scales] = (
         generator.uniform(-0.1, 0.1, (len(blocks), scales)).astype(np.float16).view(np.uint8)
     )
-    values = _DEQUANTISE[kind](torch.from_numpy(blocks)).float().view(OUTPUTS, WIDTH)
-    return torch.from_numpy(blocks).view(OUTPUTS, -1), values
+    stored = torch.from_numpy(blocks).view(OUTPUTS, -1)
+    return stored, dequantise(stored, kind, torch.float32)
 
 
 @pytest.mark.parametrize(

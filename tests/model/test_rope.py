@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -10,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from medha_actors.config import ModelLoadingConfig, RandomWeights, RopeScaling
 from medha_actors.errors import ModelError
-from medha_actors.model.architectures import _rope
+from medha_actors.model.architectures import from_hugging_face
 from medha_actors.model.rope import Rotary, frequencies_of, rotate
 from medha_actors.model.spec import load_spec
 
@@ -44,6 +46,15 @@ VARIANTS = [
     },
 ]
 
+PLAIN = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 1,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+}
+
 
 def config_of(parameters):
     return LlamaConfig(
@@ -54,10 +65,17 @@ def config_of(parameters):
     )
 
 
+def read(folder, **fields):
+    """What is made of a config.json with these fields."""
+    folder.joinpath("config.json").write_text(json.dumps({**fields, **PLAIN}))
+    spec = from_hugging_face(folder)
+    return spec.rope, spec.max_positions
+
+
 @pytest.mark.parametrize("parameters", VARIANTS, ids=lambda p: p["rope_type"])
-def test_frequencies_and_attention_factor(parameters):
+def test_frequencies_and_attention_factor(parameters, tmp_path):
     config = config_of(parameters)
-    rope, positions = _rope(config.to_dict())
+    rope, positions = read(tmp_path, **json.loads(config.to_json_string()))
     mine, scale = frequencies_of(rope, 32, positions)
     if parameters["rope_type"] == "default":
         expected = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
@@ -70,9 +88,9 @@ def test_frequencies_and_attention_factor(parameters):
 
 
 @pytest.mark.parametrize("parameters", VARIANTS[:1] + VARIANTS[3:5], ids=lambda p: p["rope_type"])
-def test_rotation(parameters):
+def test_rotation(parameters, tmp_path):
     config = config_of(parameters)
-    rope, positions = _rope(config.to_dict())
+    rope, positions = read(tmp_path, **json.loads(config.to_json_string()))
     where = torch.tensor([0, 3, 1000])
     q = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = Rotary(rope, 32, positions, torch.device("cpu"))(where, torch.float32)
@@ -83,13 +101,11 @@ def test_rotation(parameters):
     )
 
 
-def test_the_old_spelling_in_a_config():
-    old = {
-        "max_position_embeddings": 64,
-        "rope_theta": 9.0,
-        "rope_scaling": {"type": "linear", "factor": 2.0},
-    }
-    rope, positions = _rope(old)
+def test_the_old_spelling_in_a_config(tmp_path):
+    scaling = {"type": "linear", "factor": 2.0}
+    rope, positions = read(
+        tmp_path, max_position_embeddings=64, rope_theta=9.0, rope_scaling=scaling
+    )
     assert (rope.theta, rope.kind, rope.factor, positions) == (9.0, "linear", 2.0, 128)
 
 
@@ -107,8 +123,8 @@ def test_our_configuration_overrides_the_models_scaling():
         )
 
 
-def test_unknown_scalings_are_refused():
+def test_unknown_scalings_are_refused(tmp_path):
     with pytest.raises(ModelError, match="longrope"):
-        _rope({"rope_scaling": {"rope_type": "longrope"}})
+        read(tmp_path, rope_scaling={"rope_type": "longrope"})
     with pytest.raises(ModelError, match="partial"):
-        _rope({"partial_rotary_factor": 0.5})
+        read(tmp_path, partial_rotary_factor=0.5)

@@ -12,8 +12,10 @@ import pytest
 from local import LocalController
 from opentelemetry.sdk.resources import Resource
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 from stories import TRACE, accepted
 
+from deployments import live
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.telemetry.spans import build
@@ -108,7 +110,7 @@ class World:
 
     async def traced(self, count: int = 1) -> list:
         """What was sent, once it is; the delay is cut short."""
-        self.observatory.tracing._flush()
+        self.observatory.tracing.flush()
         while len(self.export.offered) < count:
             self.export.changed.clear()
             await self.export.changed.wait()
@@ -270,7 +272,7 @@ async def test_what_is_left_is_sent_at_the_end(make, monkeypatch):
 
 async def test_a_backend_that_does_not_answer_delays_the_end_little(make, monkeypatch):
     world, stuck = make(tracing=exporting(monkeypatch)), threading.Event()
-    monkeypatch.setattr("deployments.tracing._CLOSE_S", 0.1)
+    monkeypatch.setattr("deployments.tracing.CLOSE_S", 0.1)
     world.export.close = lambda: stuck.wait(30)
     began = time.perf_counter()
     await world.observatory.close()
@@ -335,12 +337,18 @@ async def test_the_live_page_is_served_and_can_be_switched_off(make):
     assert (await make(live_page=False).http.get("/medha")).status_code == 404
 
 
+def asking() -> list[asyncio.Task]:
+    """The task that asks the controller for the live page, if somebody looks."""
+    return [task for task in asyncio.all_tasks() if task.get_name() == live.TASK]
+
+
 async def test_the_feed_runs_only_while_somebody_looks(make):
     world = make(live_period_s=0.05)
     world.controller.add("a", 3000)
     world.controller.run(2)
-    live = world.observatory.live
-    viewers = [live._frames(), live._frames()]
+    page = world.observatory.live
+    answers = [await page.feed(Request({"type": "http"})) for _ in range(2)]
+    viewers = [answer.body_iterator for answer in answers]
     for frames in viewers:
         assert (await anext(frames)).startswith(b": ")
     snapshots = [
@@ -354,10 +362,9 @@ async def test_the_feed_runs_only_while_somebody_looks(make):
     world.down = True
     while "error" not in msgspec.json.decode((await anext(viewers[0])).removeprefix(b"data: ")):
         pass
-    task = live._task
     await viewers[0].aclose()
-    assert live._task is not None
+    [task] = asking()
     await viewers[1].aclose()
-    assert live._task is None
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    assert asking() == []

@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 from chromium import browse, executable
 from local import LocalController
-from test_observatory import World
+from test_observatory import World, asking
 
 from medha_actors.actors.telemetry.recorder import page_name
 
@@ -70,5 +70,5 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "cmpl-a", "mine"):
             assert await page.evaluate(f"short('{name}')") == page_name(name)
         assert page.errors == []
-    while make_world.observatory.live._task is not None:
-        await asyncio.wait([make_world.observatory.live._task], timeout=0.1)
+    while asking():
+        await asyncio.wait(asking(), timeout=0.1)

@@ -70,7 +70,7 @@ def test_serves_spans_are_moved_below_the_callers(moving, sent):
     assert (outer.parent.trace_id, outer.parent.span_id) == (caller.trace_id, caller.span_id)
     assert (inner.context.trace_id, inner.parent.span_id) == (caller.trace_id, span_id)
     assert outer.attributes["app"] == "medha"
-    assert moving._callers == {}
+    assert moving.callers == {}
 
 
 def test_other_spans_stay_where_they_are(moving, sent):
@@ -82,17 +82,17 @@ def test_other_spans_stay_where_they_are(moving, sent):
 def test_a_caller_who_does_not_sample_gets_none_of_serves_spans(moving, sent):
     ended(moving, parse(CALLER)._replace(sampled=False))
     assert sent.get_finished_spans() == ()
-    assert moving._callers == {}
+    assert moving.callers == {}
 
 
 @pytest.mark.parametrize("sampled", [True, False])
 async def test_our_span_is_below_serves_which_is_below_the_callers(moving, monkeypatch, sampled):
     world, caller = World(), parse(CALLER)._replace(sampled=sampled)
     monkeypatch.setattr(world.observatory.tracing, "serve_span", lambda: TraceParent(7, 1, True))
-    monkeypatch.setattr(tracing, "_serve_spans", moving)
+    monkeypatch.setattr(tracing, "serve_spans", moving)
     parent = world.observatory.tracing.parent(caller)
     assert parent == (TraceParent(caller.trace_id, 1, True) if sampled else caller)
-    assert moving._callers == {7: caller}
+    assert moving.callers == {7: caller}
     await world.http.aclose()
 
 

@@ -94,9 +94,8 @@ def test_a_turn_comes_after_the_answer_and_the_pause_with_all_that_was_said():
     requests = chats()
     sent = {}
     deployment = deployment_of()
-    simulation = deployment.simulation()
     clients = Clients(requests)
-    simulation._follow = clients.follow
+    simulation = deployment.simulation(follow=clients.follow)
     logs = simulation.run(clients.start()).requests
     assert len(logs) == len(requests)
     for planned in requests:

@@ -87,7 +87,7 @@ def test_open_loop_sends_on_time_however_slow_the_server_is():
 def test_lateness_of_the_generator_is_seen():
     def block(request):
         if request.index == 1:  # making this prompt takes two seconds
-            asyncio.get_running_loop()._now += 2.0
+            asyncio.get_running_loop().now += 2.0
 
     driver, _ = drive(requests(1.0, 1.5, 5.0), target=SlowTarget(prepare_hook=block))
     late = [record.sent_at - record.released_at for record in driver.records]

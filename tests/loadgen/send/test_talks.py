@@ -124,7 +124,8 @@ def test_the_next_prompt_is_the_history_word_for_word(chat):
         assert said[2]["prompt"].startswith(said[1]["prompt"] + "é")
         message = said[2]["prompt"].removeprefix(said[1]["prompt"] + "é")
     assert len(message.split()) == 20
-    assert not talks._said  # nothing is kept of a session that is over
+    with pytest.raises(KeyError):  # nothing is kept of a session that is over
+        talks.prompt(third, third.turn)
 
 
 def test_sessions_of_a_kind_begin_with_the_same_words():
