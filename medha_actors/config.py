@@ -278,6 +278,11 @@ class MedhaConfig(_Section, frozen=True):
     # {strategy: PACK | SPREAD | ...}
     placement_group_config: Options = msgspec.field(default_factory=dict)
 
+    @property
+    def cache_name(self) -> str | None:
+        """What cached pages are found under by other requests; None: they are not."""
+        return self.model_loading_config.model_id if self.kv_cache.prefix_cache else None
+
 
 def load(args: Mapping[str, Any]) -> MedhaConfig:
     """Convert and check the `args` of the Serve application; raises ConfigError naming the wrong

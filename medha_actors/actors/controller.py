@@ -94,7 +94,13 @@ class Controller:
             max_tokens_per_kvp_group=parallel.max_tokens_per_kvp_group,
             max_model_len_tokens=cluster.spec.max_positions,
         )
-        scheduler = Scheduler(self.config, grid, ExecutionModel(profile))
+        scheduler = Scheduler(
+            self.config.scheduler,
+            self.config.objectives,
+            self.config.cache_name,
+            grid,
+            ExecutionModel(profile),
+        )
         if self.config.telemetry.enabled:
             observer = Observer(self.config.telemetry, grid)
             model_id = self.config.model_loading_config.model_id

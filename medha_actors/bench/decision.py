@@ -113,7 +113,9 @@ class _Watch:
         )
         model = ExecutionModel.analytic(2, token_s=1e-3, step_s=5e-3, pair_s=5e-7, kv_s=7e-6)
         self.live = 0
-        self._scheduler = Scheduler(config, grid, model)
+        self._scheduler = Scheduler(
+            config.scheduler, config.objectives, config.cache_name, grid, model
+        )
         self._now = 1e9
         self._names = count()
         self._hits = self._queries = 0

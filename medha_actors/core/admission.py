@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from medha_actors.config import MedhaConfig
+from medha_actors.config import ObjectivesConfig
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
@@ -29,10 +29,20 @@ def rejected(error: MedhaError) -> Rejected:
 
 
 class Admission:
-    """Server policy: bounds, deadlines, timeouts."""
+    """Server policy: bounds, deadlines, timeouts. At most `queue` requests wait."""
 
-    def __init__(self, config: MedhaConfig, grid: Grid, table: PrefillTable, hits: Hits) -> None:
-        self._config = config
+    def __init__(
+        self,
+        queue: int,
+        objectives: ObjectivesConfig,
+        cache_name: str | None,
+        grid: Grid,
+        table: PrefillTable,
+        hits: Hits,
+    ) -> None:
+        self._queue = queue
+        self._objectives = objectives
+        self._cache_name = cache_name
         self._table = table
         self._hits = hits
         self._page_tokens = grid.page_tokens
@@ -66,18 +76,18 @@ class Admission:
             if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
                 raise RequestError("the request has all its tokens already", param="max_tokens")
             return  # it was taken once: no queue is too full for it
-        limit = self._config.scheduler.max_waiting_requests
-        if waiting >= limit:
+        if waiting >= self._queue:
             low, high = RETRY_BOUNDS_S
             retry = math.ceil(min(high, max(low, backlog_s / 2)))
             raise OverloadedError(
-                f"{waiting} requests are waiting, the queue takes {limit}", retry_after_s=retry
+                f"{waiting} requests are waiting, the queue takes {self._queue}",
+                retry_after_s=retry,
             )
 
     def admit(self, request: Request, serial: int) -> RequestState:
         """The state of a new request with its objectives: the client's within the server's bounds,
         or ours, which follow from the work that the cache does not save."""
-        ours = self._config.objectives
+        ours = self._objectives
         asked = request.objectives
         state = RequestState(
             request=request,
@@ -88,8 +98,8 @@ class Admission:
             prompt=request.prompt_tokens,
             goal=request.prompt_tokens,
         )
-        if self._config.kv_cache.prefix_cache and request.cache:
-            root = root_key(self._config.model_loading_config.model_id, "", request.cache_salt)
+        if self._cache_name is not None and request.cache:
+            root = root_key(self._cache_name, "", request.cache_salt)
             state.keys = PageKeys(root, self._page_tokens, state.tokens)
         if request.resumed is not None:
             state.resume(request.resumed)

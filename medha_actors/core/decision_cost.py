@@ -46,7 +46,7 @@ def decision_seconds(
         max_model_len_tokens=8192,
     )
     model = ExecutionModel.analytic(stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6)
-    scheduler = Scheduler(config, grid, model)
+    scheduler = Scheduler(config.scheduler, config.objectives, config.cache_name, grid, model)
     now = 0.0
     numbers = itertools.count()
 

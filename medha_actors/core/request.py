@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 from medha_actors.core.page_keys import PageKeys
 from medha_actors.messages import (
     TOKEN_BYTES,
+    Event,
     FinishedEvent,
     FinishReason,
+    PromptLogprobs,
+    PromptLogprobsEvent,
     Request,
     Resumed,
     pack_tokens,
@@ -178,13 +181,15 @@ class RequestState:
             return "length"
         return None
 
-    def unreported(self, start: int, count: int) -> tuple[int, int]:
-        """Of scored positions start+1 ... start+count: the range [low, high) in the prompt not
-        reported before."""
-        low = max(start + 1, self.logprobs_until)
-        high = min(start + count + 1, self.prompt)
+    def scored(self, scores: PromptLogprobs) -> list[Event]:
+        """Scores of positions from `start` + 1 on: those in the prompt that are new are told."""
+        first = scores.start + 1
+        low = max(first, self.logprobs_until)
+        high = min(first + len(scores.entries), self.prompt)
         self.logprobs_until = max(self.logprobs_until, high)
-        return low, high
+        if low >= high:
+            return []
+        return [PromptLogprobsEvent(self.id, low - 1, scores.entries[low - first : high - first])]
 
     def drop_cache(self) -> None:
         """Forget everything computed: the request becomes a prefill of all tokens known now. None

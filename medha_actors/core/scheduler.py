@@ -13,7 +13,7 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from medha_actors.config import MedhaConfig
+from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.assembly import Flight, Flown, assemble
 from medha_actors.core.chunking import DRIFT, PrefillTable, batch_budget
@@ -35,7 +35,6 @@ from medha_actors.messages import (
     FinishReason,
     ProgressEvent,
     PromptLogprobs,
-    PromptLogprobsEvent,
     Rejected,
     Request,
     SampledToken,
@@ -49,23 +48,30 @@ DEADLY = "the pipeline died repeatedly while this request was in it"
 class Scheduler:
     """Continuous batching over a grid of pipeline stages and KV groups, under one policy."""
 
-    def __init__(self, config: MedhaConfig, grid: Grid, model: ExecutionModel) -> None:
-        self.config = config
+    def __init__(
+        self,
+        settings: SchedulerConfig,
+        objectives: ObjectivesConfig,
+        cache_name: str | None,
+        grid: Grid,
+        model: ExecutionModel,
+    ) -> None:
+        """`cache_name`: as in MedhaConfig."""
+        self._settings = settings
         self.grid = grid
         self.model = model
-        self.budget_s = config.scheduler.batch_budget_s or batch_budget(
-            config.objectives.tpot_s, grid.stages
-        )
+        self.budget_s = settings.batch_budget_s or batch_budget(objectives.tpot_s, grid.stages)
         self.table = PrefillTable(
             model,
             stages=grid.stages,
             budget_s=self.budget_s,
-            max_chunk=config.scheduler.max_chunk_tokens,
+            max_chunk=settings.max_chunk_tokens,
             cutoff=KvPlan(grid).cutoff,
             groups=grid.groups,
         )
-        self.live = LiveRequests(config.scheduler.policy, grid, self.table)
-        self._admission = Admission(config, grid, self.table, self.live.hits)
+        self.live = LiveRequests(settings.policy, grid, self.table)
+        limit = settings.max_waiting_requests
+        self._admission = Admission(limit, objectives, cache_name, grid, self.table, self.live.hits)
         self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._flights: deque[Flight] = deque()
         self._suspects = Suspects()
@@ -120,9 +126,8 @@ class Scheduler:
         events: list[Event] = []
         while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
             limit_s = state.timeout_at - state.timeline.arrived_at
-            events.append(
-                self._finish(state, "timeout", f"not finished within its {limit_s:g} s", now)
-            )
+            message = f"not finished within its {limit_s:g} s"
+            events.append(self._finish(state, "timeout", message, now))
         return events
 
     def next_wake(self, now: float) -> float | None:
@@ -143,8 +148,7 @@ class Scheduler:
         live = self.live
         budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
         live.refresh()
-        settings = self.config.scheduler
-        packer = Packer(settings, self.grid, self.model, self._placement, now, budget_s)
+        packer = Packer(self._settings, self.grid, self.model, self._placement, now, budget_s)
         for suspect in self._suspects.due():
             if not packer.can_start(suspect, slots=self._slots(), headroom=live.running()):
                 continue
@@ -244,7 +248,7 @@ class Scheduler:
 
     def _slots(self) -> int:
         """Prefills that may start."""
-        return self.config.scheduler.max_running_requests - len(self.live.holding)
+        return self._settings.max_running_requests - len(self.live.holding)
 
     def _add_suspect(self, packer: Packer, state: RequestState, now: float) -> bool:
         """Its next span; False: it had to yield its KV."""
@@ -308,10 +312,7 @@ class Scheduler:
             state.timeline.prefilled_at = now
             self._prompt_tokens += state.prompt
         if scored is not None:
-            low, high = state.unreported(scored.start, len(scored.entries))
-            if low < high:
-                entries = scored.entries[low - scored.start - 1 : high - scored.start - 1]
-                events.append(PromptLogprobsEvent(state.id, low - 1, entries))
+            events += state.scored(scored)
         if not flown.sample:
             if not state.output:
                 left_s = self.table.seconds(state.computed, state.goal)

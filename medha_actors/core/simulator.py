@@ -95,7 +95,9 @@ class Simulation:
         record: bool = False,
         follow: Callable[[RequestLog, float], Request | None] | None = None,
     ) -> None:
-        self.scheduler = Scheduler(config, grid, model)
+        self.scheduler = Scheduler(
+            config.scheduler, config.objectives, config.cache_name, grid, model
+        )
         self.now = 0.0
         self._reality = reality or model
         self._noise = noise

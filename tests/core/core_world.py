@@ -94,7 +94,7 @@ class World:
         self.model = model or ExecutionModel.analytic(
             grid.stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6
         )
-        self.scheduler = Scheduler(config, grid, self.model)
+        self.scheduler = self.make()
         self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
         self.now = 1000.0
         self.flights = deque()
@@ -105,6 +105,12 @@ class World:
         self.poison, self.dies = {}, "its groups"
         self.struck = set()  # requests that were in flight in groups that died
         self.condemned = set()
+
+    def make(self):
+        config = self.config
+        return Scheduler(
+            config.scheduler, config.objectives, config.cache_name, self.grid, self.model
+        )
 
     def add(self, request):
         answer = self.scheduler.add(request, self.now)
@@ -170,7 +176,7 @@ class World:
         """The scheduler is lost with everything in the stages; whoever knows its requests gives
         them to a new one."""
         live = list(self.scheduler.live.by_id)
-        self.scheduler = Scheduler(self.config, self.grid, self.model)
+        self.scheduler = self.make()
         self.flights.clear()
         self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
         for name in live:

@@ -42,7 +42,9 @@ class LocalController:
             max_model_len_tokens=65_536,
         )
         model = ExecutionModel.analytic(stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8)
-        self.scheduler = Scheduler(self.config, grid, model)
+        self.scheduler = Scheduler(
+            self.config.scheduler, self.config.objectives, self.config.cache_name, grid, model
+        )
         self.observer = Observer(self.config.telemetry, grid)
         self.now = 1_000.0
         self._reporter = Reporter(self.observer, self.scheduler, "toy")
