@@ -35,8 +35,10 @@ from medha_actors.messages import (
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
 _decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent]).decode
-_decode_answer = msgspec.msgpack.Decoder(Accepted | Rejected).decode
-_decode_record = msgspec.msgpack.Decoder(Record | None).decode
+_decode_answer: Callable[[bytes], Accepted | Rejected] = msgspec.msgpack.Decoder(
+    Accepted | Rejected
+).decode
+_decode_record: Callable[[bytes], Record | None] = msgspec.msgpack.Decoder(Record | None).decode
 _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 T = TypeVar("T")
 _RETRY_S = 0.1

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from medha_actors.errors import ModelError
 from medha_actors.files.ends import folder_ends, read_json
-from medha_actors.model_spec import SUPPORTED, ModelSpec, Rope
+from medha_actors.model_spec import SUPPORTED, ModelSpec, Rope, RopeKind
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -110,7 +110,7 @@ def _rope(config: dict[str, Any]) -> tuple[Rope, int]:
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if any(isinstance(value, dict) for value in given.values()):
         raise ModelError("RoPE that differs from layer to layer is not supported")
-    kind = given.get("rope_type") or given.get("type") or "default"
+    kind: RopeKind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"RoPE scaling {kind} is not supported")
     if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:

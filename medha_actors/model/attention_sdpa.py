@@ -115,14 +115,14 @@ class SdpaAttention(Attention[Work]):
         if chunk.head_pages is not None:
             keys, values = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
             folded = own_q.view(1, kv_heads, -1, own_q.shape[-1])
-            partial, partial_lse = _fused(folded, keys, values, causal=False)
+            partial, partial_lse = fused(folded, keys, values, causal=False)
             outs.append(partial.reshape(own_q.shape))
             lses.append(partial_lse.reshape(own_q.shape[:2]))
         if chunk.writes:
             own = kv[rows].transpose(0, 1)[None]
             own_keys = own[:, :kv_heads]
             own_values = own[:, kv_heads:]
-            partial, partial_lse = _fused(own_q[None], own_keys, own_values, causal=True)
+            partial, partial_lse = fused(own_q[None], own_keys, own_values, causal=True)
             outs.append(partial[0])
             lses.append(partial_lse[0])
         both, both_lse = merge(outs, lses) if len(outs) > 1 else (outs[0], lses[0])
@@ -136,7 +136,7 @@ class SdpaAttention(Attention[Work]):
         keys, values = self.pool.gather(layer, batch.head_pages)
         own_q = q.index_select(0, batch.rows)
         folded = own_q.view(len(batch.rows), self.pool.kv_heads, -1, own_q.shape[-1])
-        done, done_lse = _masked(folded, keys, values, batch.mask)
+        done, done_lse = masked(folded, keys, values, batch.mask)
         out.index_copy_(0, batch.rows, done.reshape(own_q.shape))
         if lse is not None:
             lse.index_copy_(0, batch.rows, done_lse.reshape(own_q.shape[:2]))
@@ -153,14 +153,17 @@ def _similar(spans: Sequence[SpanRows], page_tokens: int) -> list[list[SpanRows]
     return batches
 
 
-def _fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention of q [1, heads, rows, dim] over K, V [1, kv_heads, tokens, dim], tokens > 0: out,
     LSE [1, heads, rows].
 
     Causal only with as many rows as tokens.
     """
     if q.device.type == "cpu":
-        return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, is_causal=causal)
+        on_cpu: tuple[Tensor, Tensor] = _ops._scaled_dot_product_flash_attention_for_cpu(
+            q, keys, values, is_causal=causal
+        )
+        return on_cpu
     if (
         q.shape[1] != keys.shape[1]
     ):  # only the chunk's own keys: few, so that copying them costs little
@@ -176,13 +179,16 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tenso
     return found[0], found[1][..., : q.shape[2]]  # the efficient kernel pads the LSE
 
 
-def _masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something
     to see."""
     if (
         q.device.type == "cpu" and q.dtype == torch.float32
     ):  # in 16 bits that operator is ten times slower for few rows
-        return _ops._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=mask)
+        on_cpu: tuple[Tensor, Tensor] = _ops._scaled_dot_product_flash_attention_for_cpu(
+            q, keys, values, attn_mask=mask
+        )
+        return on_cpu
     return plain_masked(q, keys, values, mask)
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import msgspec
+
 from medha_actors.model_spec import Rope
 
 _USED: Final = frozenset({
@@ -56,14 +58,16 @@ def gguf_rope(
     if kind == "linear" and factor == 1.0:
         kind = "none"
     original = given.get("scaling.original_context_length") or positions
-    return Rope(
+    rope = Rope(
         theta=given.get("freq_base", 10_000.0),
         kind="default" if kind == "none" else kind,
         factor=factor,
         original_max_positions=original if kind == "yarn" else positions,
         divisors=divisors,
-        **(_yarn(given, factor, attention) if kind == "yarn" else {}),
     )
+    if kind == "yarn":
+        return msgspec.structs.replace(rope, **_yarn(given, factor, attention))
+    return rope
 
 
 def _factor(architecture: str, given: dict[str, Any]) -> float:

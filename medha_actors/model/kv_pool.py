@@ -81,7 +81,7 @@ class KvPool:
     def gather(self, layer: int, head_pages: Tensor) -> Tensor:
         """Contiguous copies of whole pages: [2, ..., kv_heads, n] -> [2, ..., kv_heads, n *
         page_tokens, head_dim]."""
-        blocks = self.head_pages[layer].index_select(0, head_pages.view(-1))
+        blocks: Tensor = self.head_pages[layer].index_select(0, head_pages.view(-1))
         return blocks.view(*head_pages.shape[:-1], -1, self.head_dim)
 
 

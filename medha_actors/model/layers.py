@@ -28,7 +28,10 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.prepacked:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, "none", [], ""
+            )
+            return y
         return F.linear(x, self.weight, self.bias)
 
 
@@ -37,8 +40,8 @@ def _prepacks(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 class RmsNorm:

@@ -63,7 +63,8 @@ class RandomWeights:
         if len(shape) == 1:  # a norm
             return torch.ones(shape, dtype=dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-        return (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(dtype)
+        scale: float = shape[1] ** -0.5
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         return None
@@ -112,7 +113,8 @@ class SafetensorsWeights:
         file = self._open(self.files[name])
         try:
             self._check(name, file.get_slice(name))
-            return file.get_tensor(name).to(dtype)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor.to(dtype)
         except SafetensorError as error:
             raise ModelError(f"{self.folder / self.files[name]}: {error}") from error
 

@@ -97,7 +97,7 @@ def test_two_matrix_products_equal_the_fused_operator():
     mask[0, ..., 5:] = mask[1, ..., 23:] = -torch.inf
     for mine, theirs in zip(
         attention_sdpa.plain_masked(q, k, v, mask),
-        attention_sdpa._masked(q, k, v, mask),
+        attention_sdpa.masked(q, k, v, mask),
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -141,6 +141,6 @@ def test_what_is_asked_for_is_taken_or_refused_with_the_reason(installed, monkey
 def test_the_cuda_operators_take_our_arguments(dtype, heads, causal):
     """On the meta device, which has the same signatures and shapes."""
     q, keys = (torch.empty(1, n, 100, 64, dtype=dtype, device="meta") for n in (heads, 2))
-    out, lse = attention_sdpa._fused(q, keys, keys, causal)
+    out, lse = attention_sdpa.fused(q, keys, keys, causal)
     assert (out.shape, out.dtype) == (q.shape, dtype)
     assert (lse.shape, lse.dtype) == (q.shape[:3], torch.float32)

@@ -215,7 +215,7 @@ def _rows(bfloat: bool) -> Any:
             tiles = e.b.udiv(e.b.sub(rows, done), I64(size))
             with e.loop(tiles) as loop:
                 row = e.at(done, e.times(loop.index, size))
-                mine = [
+                q_at, state_at, limits_at = [
                     e.at(base, e.times(row, step))
                     for base, step in ((q, q_row), (state, state_row), (limits, 8))
                 ]
@@ -224,10 +224,11 @@ def _rows(bfloat: bool) -> Any:
                     size,
                     bfloat,
                     dims,
-                    mine[0],
+                    q_at,
                     keys,
                     values,
-                    *mine[1:],
+                    state_at,
+                    limits_at,
                     start,
                     first,
                     p,

@@ -212,5 +212,6 @@ def _together(weights: Sequence[LayerWeights]) -> list[LayerWeights]:
             place[...] = matrix.data
             mine.append(matrix._replace(data=place))
             start += place.size
-        moved.append(LayerWeights(*mine, *layer[4:]))
+        qkv, out, gate_up, down = mine
+        moved.append(layer._replace(qkv=qkv, out=out, gate_up=gate_up, down=down))
     return moved

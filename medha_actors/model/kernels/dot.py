@@ -100,7 +100,8 @@ class ByteDot:
         return [self._pick(x, x, range(start, start + size)) for start in (0, size)]
 
     def _joined(self, halves: list[ir.Value]) -> ir.Value:
-        return self._pick(*halves, range(2 * halves[0].type.count))
+        low, high = halves
+        return self._pick(low, high, range(2 * low.type.count))
 
     def _pick(self, x: ir.Value, y: ir.Value, lanes: range) -> ir.Value:
         return self.e.b.shuffle_vector(

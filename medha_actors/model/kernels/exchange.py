@@ -25,27 +25,27 @@ _I64 = ir.IntType(64)
 
 
 @intrinsic
-def _load(typing, address):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _load(typing, address):  # noqa: ANN001, ANN202
     """The counter at an address; nothing after it is read before."""
 
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def emit(context, builder, signature, args):  # noqa: ANN001, ANN202
         return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), emit
 
 
 @intrinsic
-def _store(typing, address, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _store(typing, address, value):  # noqa: ANN001, ANN202
     """Set the counter at an address; everything before it is written before."""
 
-    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def emit(context, builder, signature, args):  # noqa: ANN001, ANN202
         builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
 
 
-def _post(out, lse, floats, start, counter, number):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _post(out, lse, floats, start, counter, number):  # noqa: ANN001, ANN202
     """Fill the buffer at `start` (in floats) and raise the counter (an address) to `number`."""
     size = out.size
     floats[start : start + size] = out.reshape(-1)
@@ -53,7 +53,7 @@ def _post(out, lse, floats, start, counter, number):  # type: ignore[no-untyped-
     _store(counter, number)
 
 
-def _await(counters, numbers, spins):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _await(counters, numbers, spins):  # noqa: ANN001, ANN202
     """Wait until every counter has reached its number; False: not within that many looks."""
     for which in range(counters.size):
         left = spins
@@ -64,7 +64,7 @@ def _await(counters, numbers, spins):  # type: ignore[no-untyped-def]  # noqa: A
     return True
 
 
-def _merge(out, lse, floats, starts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
     """Replace `out` by the attention over all pieces. starts: each group's buffer in order, -1: out
     and lse itself."""
     rows, heads, dims = out.shape

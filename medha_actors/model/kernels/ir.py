@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import cfunc, config, njit, types
-from numba.core import cgutils
+from numba import cfunc, njit, types
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from medha_actors.files.folders import cache_folder
@@ -135,9 +135,9 @@ class Emit:
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", V16F, acc, *pairs)
         shift = self.constant(16, V16I)
         high = self.constant(0xFFFF0000, V16I)
-        upper = [self.b.bitcast(self.b.and_(v, high), V16F) for v in (x, y)]
-        lower = [self.b.bitcast(self.b.shl(v, shift), V16F) for v in (x, y)]
-        return self.fma(*lower, self.fma(*upper, acc))
+        upper_x, upper_y = [self.b.bitcast(self.b.and_(v, high), V16F) for v in (x, y)]
+        lower_x, lower_y = [self.b.bitcast(self.b.shl(v, shift), V16F) for v in (x, y)]
+        return self.fma(lower_x, lower_y, self.fma(upper_x, upper_y, acc))
 
     def exp2(self, x: ir.Value, degree: int = 5) -> ir.Value:
         """2**x for x <= 127; degree 5 errs by 2e-7 relative, 4 by 4e-6. Below -126 it returns
@@ -214,7 +214,9 @@ def machine_code(function: Callable[..., None], arity: int) -> int:
     call_address."""
     with _cached():
         signature = types.void(*[types.int64] * arity)
-        return int(cfunc(signature, cache=True)(function).address)
+        place = cfunc(signature, cache=True)(function).address
+        assert place is not None, "it is compiled"
+        return place
 
 
 @contextmanager

@@ -57,6 +57,7 @@ MODEL = np.dtype(
     ],
     align=True,
 )
+assert MODEL.fields is not None, "a record"
 MODEL_EPS = int(MODEL.fields["eps"][1])  # offset of (eps, scale, one)
 STEP = np.dtype(
     [(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")]
