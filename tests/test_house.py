@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("medha_actors", "deployments", "clients", "loadgen")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 CORE_STDLIB = {
     "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "functools",
@@ -133,6 +134,56 @@ def test_rooms_have_at_most_twelve_files():
     for folder in {path.parent for path in FILES if "loadgen" in path.parts}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(files) <= 12, folder
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and len(name) > 1
+
+
+def names_made_in(path: Path) -> set[str]:
+    """The private names that a file defines: functions, classes, variables, attributes."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+def is_own(node: ast.expr) -> bool:
+    """Whether this is `self`, `cls` or `super()`."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return isinstance(node, ast.Name) and node.id in ("self", "cls", "super")
+
+
+def names_read_in(path: Path) -> list[tuple[int, str]]:
+    """The private names that a file takes from elsewhere, each with its line."""
+    read: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and not is_own(node.value):
+            read.append((node.lineno, node.attr))
+        elif isinstance(node, ast.ImportFrom):
+            read += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if function in ("setattr", "getattr"):  # monkeypatch's too
+                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                read += [(node.lineno, str(text).split(".")[-1]) for text in texts]
+    return [(line, name) for line, name in read if is_private(name)]
+
+
+PRIVATE = frozenset().union(*[names_made_in(path) for path in FILES])
+
+
+@pytest.mark.parametrize("path", TESTS, ids=module_of)
+def test_tests_read_no_private_name_of_the_product(path: Path):
+    foreign = PRIVATE - names_made_in(path)
+    found = [f"{path.name}:{line} {name}" for line, name in names_read_in(path) if name in foreign]
+    assert not found
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
