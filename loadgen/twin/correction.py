@@ -25,11 +25,11 @@ class SlowedModel(ExecutionModel):
 
     def __init__(self, profile: Profile, prefill: float = 1.0, decode: float = 1.0) -> None:
         super().__init__(profile)
-        self.prefill = prefill
-        self.decode = decode
+        self._prefill_factor = prefill
+        self._decode_factor = decode
 
     def stage_seconds(self, load: Load) -> tuple[float, ...]:
-        factor = self.prefill if load.prefill_rows else self.decode
+        factor = self._prefill_factor if load.prefill_rows else self._decode_factor
         return tuple([factor * seconds for seconds in super().stage_seconds(load)])
 
 

@@ -98,7 +98,7 @@ class PrefillTable:
         left = total - done
         if left <= 0:
             return 0.0
-        scale = self._model.scales[True]
+        scale = self._model.prefill.scale
         if not 1 / DRIFT < scale / self._scale < DRIFT:
             self._clear()
         while self._ends[-1] < total:
@@ -110,7 +110,7 @@ class PrefillTable:
         return scale * (seconds + self._drain(left, total))
 
     def _clear(self) -> None:
-        self._scale = self._model.scales[True]
+        self._scale = self._model.prefill.scale
         # positions, cumulative seconds, chunk sizes
         self._ends = [0]
         self._costs = [0.0]

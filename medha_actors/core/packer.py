@@ -147,8 +147,8 @@ class Packer:
     def predicted_s(self) -> float:
         """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
         it."""
-        mixed = self._model.scales[True]
-        alone = self._model.scales[False]
+        mixed = self._model.prefill.scale
+        alone = self._model.decode.scale
         return max(
             max(seconds * mixed, decode_s * alone) if load.prefill_rows else decode_s * alone
             for load, seconds, decode_s in zip(
@@ -233,7 +233,7 @@ class Packer:
             return limit_s
         limit_s *= self._config.long_share
         if any(stop == state.goal and not state.output for state, stop in self.prefills):
-            limit_s = min(limit_s, COURTESY * self._model.scales[True] * max(self._seconds_in))
+            limit_s = min(limit_s, COURTESY * self._model.prefill.scale * max(self._seconds_in))
         return limit_s
 
     def _place(self, state: RequestState) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Self
@@ -163,9 +164,19 @@ class _Stage:
         return seconds
 
 
+@dataclass(slots=True)
+class Regime:
+    """What the batches of one kind have taught so far."""
+
+    scale: float = 1.0  # what the profile's seconds are corrected by
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    calibrated_s: float = 0.0  # what all stages were to work on them, uncorrected
+    worked_s: float = 0.0  # and did
+
+
 class ExecutionModel:
-    """Seconds of a batch. Two regimes are corrected apart: decodes alone, and batches with
-    prefill."""
+    """Seconds of a batch. Two regimes are corrected apart: batches with prefill, and decodes
+    alone."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -176,18 +187,10 @@ class ExecutionModel:
             kinds.index(stage) for stage in profile.stages
         ]  # the profile of each stage, in _unique
         self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
-        self._ratios: dict[bool, deque[float]] = {
-            False: deque(maxlen=WINDOW),
-            True: deque(maxlen=WINDOW),
-        }
-        self.scales = {False: 1.0, True: 1.0}  # keyed by "has prefill"
+        self.prefill = Regime()
+        self.decode = Regime()
         self.margin = 1.0  # how much longer than predicted one batch with prefill in ten takes
         self._errors: deque[float] = deque(maxlen=ERRORS)
-        self.calibrated_s = {
-            False: 0.0,
-            True: 0.0,
-        }  # what all stages were to work on the batches so far, uncorrected
-        self.worked_s = {False: 0.0, True: 0.0}  # and did
 
     @classmethod
     def analytic(
@@ -216,12 +219,12 @@ class ExecutionModel:
 
     def mixed(self, load: Load) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""
-        return self.base(load) * self.scales[True]
+        return self.base(load) * self.prefill.scale
 
     def predict(self, load: Load) -> float:
         """Corrected seconds of one group's part of a batch; never less than its decodes alone would
         take."""
-        alone = self.base(load.decodes()) * self.scales[False]
+        alone = self.base(load.decodes()) * self.decode.scale
         return max(self.mixed(load), alone) if load.prefill_rows else alone
 
     def stage_seconds(self, load: Load) -> tuple[float, ...]:
@@ -239,17 +242,19 @@ class ExecutionModel:
         if base_s <= 0 or actual_s <= 0:
             return
         self._errors.append(abs(predicted_s - actual_s) / actual_s)
-        ratios = self._ratios[prefill]
+        regime = self.prefill if prefill else self.decode
+        ratios = regime.ratios
         ratios.append(min(100.0, max(0.01, actual_s / base_s)))
-        self.scales[prefill] = median(ratios)
+        regime.scale = median(ratios)
         if prefill:
             slow = sorted(ratios)[len(ratios) * 9 // 10]
-            self.margin = min(LARGEST_MARGIN, max(1.0, slow / self.scales[True]))
+            self.margin = min(LARGEST_MARGIN, max(1.0, slow / regime.scale))
 
     def account(self, calibrated_s: float, worked_s: float, prefill: bool) -> None:
         """All stages together worked so long on a batch."""
-        self.calibrated_s[prefill] += calibrated_s
-        self.worked_s[prefill] += worked_s
+        regime = self.prefill if prefill else self.decode
+        regime.calibrated_s += calibrated_s
+        regime.worked_s += worked_s
 
     def errors(self) -> tuple[float | None, float | None]:
         """P50 and P90 of the relative error of recent predictions; None: nothing observed yet."""

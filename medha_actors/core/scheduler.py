@@ -79,7 +79,7 @@ class Scheduler:
         self._serials = itertools.count()
         self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
-        self._valued_at = model.scales[True]
+        self._valued_at = model.prefill.scale
         self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
 
     @property
@@ -214,7 +214,7 @@ class Scheduler:
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""
         live = self.live
-        usage = self.live.kv.usage()
+        usage = live.kv.usage()
         p50, p90 = self.model.errors()
         return Stats(
             running=len(live.decoding),
@@ -235,10 +235,10 @@ class Scheduler:
             generation_tokens_total=self._generated_tokens,
             predictor_error_p50=p50,
             predictor_error_p90=p90,
-            predictor_scale_prefill=self.model.scales[True],
-            predictor_scale_decode=self.model.scales[False],
-            worked_s=(self.model.worked_s[True], self.model.worked_s[False]),
-            calibrated_s=(self.model.calibrated_s[True], self.model.calibrated_s[False]),
+            predictor_scale_prefill=self.model.prefill.scale,
+            predictor_scale_decode=self.model.decode.scale,
+            worked_s=(self.model.prefill.worked_s, self.model.decode.worked_s),
+            calibrated_s=(self.model.prefill.calibrated_s, self.model.decode.calibrated_s),
         )
 
     def _returned_s(self) -> float:
@@ -344,7 +344,7 @@ class Scheduler:
 
     def _follow_drift(self) -> None:
         """Value the waiting work anew when the machine has become much faster or slower."""
-        scale = self.model.scales[True]
+        scale = self.model.prefill.scale
         if not 1 / DRIFT < scale / self._valued_at < DRIFT:
             self._valued_at = scale
             self.live.revalue()

@@ -82,9 +82,9 @@ def test_a_long_table_is_cheap_and_follows_the_correction(monkeypatch):
     seconds = table.seconds(0, 10_000_000)
     assert seconds == pytest.approx(100 + 1e-10 * 1e14 / 2, rel=0.01)
     assert len(asked) < 5_000
-    model.scales[True] = 1.1
+    model.prefill.scale = 1.1
     assert table.seconds(0, 10_000_000) == pytest.approx(1.1 * seconds)
-    model.scales[True] = 2.0
+    model.prefill.scale = 2.0
     assert table.seconds(0, 10_000_000) == pytest.approx(2 * seconds, rel=0.01)
 
 
@@ -94,7 +94,7 @@ def test_chunks_in_the_table_shrink_when_the_machine_slows_down():
     model = ExecutionModel.analytic(token_s=1e-3, step_s=0.04)
     table = table_of(model)
     assert table.seconds(0, 16_000) == pytest.approx(16_000 / 96 * 0.136, rel=0.01)
-    model.scales[True] = 2.0
+    model.prefill.scale = 2.0
     assert table.seconds(0, 16_000) == pytest.approx(16_000 / 32 * 2 * 0.072, rel=0.01)
 
 

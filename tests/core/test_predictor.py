@@ -52,7 +52,8 @@ def test_the_prediction_grows_with_every_span(
     stages, spans, decode, count, cached, prefill_scale, decode_scale
 ):
     model = ExecutionModel(Profile(tuple(stages)))
-    model.scales = {True: prefill_scale, False: decode_scale}
+    model.prefill.scale = prefill_scale
+    model.decode.scale = decode_scale
     load = load_from(spans)
     more = load.with_decode(cached) if decode else load.with_prefill(count, cached)
     assert model.predict(more) >= model.predict(load) * (1 - 1e-9)
@@ -89,10 +90,11 @@ def test_the_correction_follows_the_machine_and_ignores_outliers():
     model = ExecutionModel.analytic()
     for step in range(40):
         model.observe(1.0, 1.0, 50.0 if step % 10 == 9 else 1.4, prefill=True)
-    assert model.scales == {True: pytest.approx(1.4), False: 1.0}
+    assert model.prefill.scale == pytest.approx(1.4)
+    assert model.decode.scale == 1.0
     for _ in range(40):
         model.observe(1.0, 1.4, 0.7, prefill=True)
-    assert model.scales[True] == pytest.approx(0.7)
+    assert model.prefill.scale == pytest.approx(0.7)
     model.observe(0.0, 0.0, 0.0, prefill=True)  # nothing to learn
     p50, p90 = model.errors()
     assert 0 < p50 <= p90
@@ -104,7 +106,7 @@ def test_the_margin_covers_nine_batches_in_ten_of_those_with_prefill():
     for step in range(200):
         model.observe(1.0, 1.0, 1.2 if step % 5 == 0 else 1.0, prefill=True)
         model.observe(1.0, 1.0, 9.0 if step % 5 == 0 else 1.0, prefill=False)
-    assert (model.scales[True], model.margin) == (pytest.approx(1.0), pytest.approx(1.2))
+    assert (model.prefill.scale, model.margin) == (pytest.approx(1.0), pytest.approx(1.2))
     for step in range(200):
         model.observe(1.0, 1.0, 50.0 if step % 5 == 0 else 1.0, prefill=True)
     assert model.margin == 1.5
@@ -112,7 +114,8 @@ def test_the_margin_covers_nine_batches_in_ten_of_those_with_prefill():
 
 def test_prefill_beside_decodes_never_makes_them_quicker():
     model = ExecutionModel.analytic(token_s=1e-3)
-    model.scales = {True: 0.5, False: 2.0}
+    model.prefill.scale = 0.5
+    model.decode.scale = 2.0
     decodes = Load().with_decode(0).with_decode(0)
     assert model.predict(decodes) == pytest.approx(4e-3)
     assert model.predict(decodes.with_prefill(1, 0)) == pytest.approx(4e-3)
