@@ -39,11 +39,12 @@ def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> 
     """
     if cap <= 0 or fits(cap):
         return max(0, cap)
-    step = FINE if fine and (cap <= 2 * UNIT or not fits(2 * UNIT)) else UNIT
-    low, high = (
-        0,
-        -(-min(cap, 2 * UNIT) // FINE) if step == FINE else -(-cap // UNIT),
-    )  # in steps; low fits, high not
+    step = UNIT
+    if fine and (cap <= 2 * UNIT or not fits(2 * UNIT)):
+        step = FINE
+        cap = min(cap, 2 * UNIT)
+    low = 0  # in steps; low fits, high not
+    high = -(-cap // step)
     while high - low > 1:
         middle = (low + high) // 2
         if fits(middle * step):

@@ -63,10 +63,8 @@ class Packer:
         self._begun_s = [0.0] * grid.groups  # what is left of the prefills begun in each group
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
-        self._slots, self._headroom = (
-            0,
-            [0] * grid.groups,
-        )  # requests that may start; pages to leave in each group
+        self._slots = 0  # requests that may start
+        self._headroom = [0] * grid.groups  # pages to leave in each group
         self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
         self._sparing: list[RequestState] = []  # not started for the sake of others' hits
@@ -205,10 +203,8 @@ class Packer:
         if not tokens:
             if fresh:
                 self._unplace(state)
-            if (
-                not barred and not long and not state.dispatched
-            ):  # the cheapest tokens there are do not fit here
-                self._shut |= groups
+            if not barred and not long and not state.dispatched:
+                self._shut |= groups  # the cheapest tokens there are do not fit here
             return 1 if barred else TRIAL
         if fresh:
             self._kv.reserve(state, state.pieces)
