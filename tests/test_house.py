@@ -176,6 +176,20 @@ def names_read_in(path: Path) -> list[tuple[int, str]]:
     return [(line, name) for line, name in read if is_private(name)]
 
 
+def test_private_names_are_seen(tmp_path: Path):
+    path = tmp_path / "example.py"
+    path.write_text(
+        "from place import _imported\n"
+        "thing._read, self._inherited, thing.__dunder__, thing.public\n"
+        "monkeypatch.setattr('place._named', 1)\n"
+        "monkeypatch.setattr(thing, '_set', 1)\n"
+        "def _mine(): pass\n"
+    )
+    names = [name for _, name in names_read_in(path)]
+    assert sorted(names) == ["_imported", "_named", "_read", "_set"]
+    assert names_made_in(path) == {"_mine"}
+
+
 PRIVATE = frozenset().union(*[names_made_in(path) for path in FILES])
 
 
