@@ -1,12 +1,10 @@
-"""A stage actor whose process exits when a certain request is to draw, and a controller of such
-actors.
+"""A stage actor whose process exits when a certain request is to draw.
 
 In a module of their own, which Ray's workers can import.
 """
 
 import os
 
-from medha_actors.actors.controller import Controller
 from medha_actors.actors.stage import StageActor
 
 POISON = "poison"  # the id of the request
@@ -27,7 +25,3 @@ class Poisoned(StageActor):
 
         stage.step = deadly
         return resident
-
-
-class PoisonedController(Controller):
-    stage_class = Poisoned

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from medha_actors.bench.session import engine, greedy, prompt_of
+from medha_actors.bench.session import greedy, prompt_of
 from medha_actors.messages import (
     Accepted,
     FinishedEvent,
@@ -53,8 +53,8 @@ async def ending(events) -> FinishedEvent:
     return [event async for event in events][-1]
 
 
-async def test_a_drain_lets_finish_what_can_and_ends_the_rest(cluster):
-    async with engine(ARGUMENTS) as handle:
+async def test_a_drain_lets_finish_what_can_and_ends_the_rest(warm):
+    async with warm.engine(ARGUMENTS) as handle:
         long = await begin(handle, request("long", 90_000))
         short = await begin(handle, request("short", 50))
         drained = asyncio.create_task(handle.drain(3.0))
@@ -74,8 +74,8 @@ async def test_a_drain_lets_finish_what_can_and_ends_the_rest(cluster):
         assert await drained == 1
 
 
-async def test_a_drain_ends_with_the_last_request(cluster):
-    async with engine(ARGUMENTS) as handle:
+async def test_a_drain_ends_with_the_last_request(warm):
+    async with warm.engine(ARGUMENTS) as handle:
         events = await begin(handle, request("only", 50))
         assert await handle.drain(600.0) == 0
         assert (await ending(events)).reason == "length"

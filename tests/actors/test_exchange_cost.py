@@ -2,53 +2,39 @@
 
 import pytest
 
-from medha_actors.actors.calibration import cases, fit, profile_of, step
-from medha_actors.actors.cluster import Cluster
+from medha_actors.actors.calibration import cases, fit, step
 from medha_actors.actors.exchange_cost import fit_exchange
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
-from medha_actors.config import load
+from medha_actors.bench.session import generate, greedy, prompt_of
 from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile
 
 
-def config_of(cutoff=None, longest=None, kvp=2, page=64, spp=1):
-    return load(
-        {
-            "model_loading_config": {
-                "model_source": "random",
-                "dtype": "float32",
-                "max_model_len_tokens": longest or (None if cutoff else 4096),
-            },
-            "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
-            "actors": {"num_cpus": 0.5},
-            "kv_cache": {"budget_bytes": 2**21, "page_tokens": page},
-            "predictor": {"cache": False, "max_seconds": 1.0, "probe_context_tokens": 256},
-        }
-    )
+def arguments(spp, kvp, cutoff=None, longest=None, page=64):
+    return {
+        "model_loading_config": {
+            "model_source": "random",
+            "dtype": "float32",
+            "max_model_len_tokens": longest,
+        },
+        "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
+        "actors": {"num_cpus": 0.5},
+        "kv_cache": {"budget_bytes": 2**21, "page_tokens": page},
+        "predictor": {"cache": False, "probe_context_tokens": 256},
+    }
 
 
 @pytest.mark.parametrize("page", [64, 16])
 @pytest.mark.parametrize("spp", [1, 2])
-async def test_the_exchange_is_measured_on_the_real_links(spp, page, cluster):
-    config = config_of(spp=spp, page=page, longest=2048)
-    grid = await Cluster.start(config)
-    try:
-        profile = await profile_of(grid)
-    finally:
-        grid.stop()
+async def test_the_exchange_is_measured_on_the_real_links(spp, page, warm):
+    async with warm.engine(arguments(spp, 2, page=page, longest=2048)):
+        profile = await warm.profile()
+    assert len(profile.stages) == spp
     assert all(0 < stage.exchange_step_s + stage.exchange_s < 0.1 for stage in profile.stages)
 
 
-async def test_a_calibrated_grid_serves_afterwards(cluster):
+async def test_a_calibrated_grid_serves_afterwards(warm):
     found = []
     for kvp in (1, 2):
-        args = {
-            "model_loading_config": {"model_source": "random", "dtype": "float32"},
-            "parallel": {"spp": 2, "kvp": kvp, "max_tokens_per_kvp_group": 100},
-            "actors": {"num_cpus": 0.5},
-            "kv_cache": {"budget_bytes": 2**21, "page_tokens": 64},
-            "predictor": {"cache": False, "probe_context_tokens": 256},
-        }
-        async with engine(args) as handle:
+        async with warm.engine(arguments(2, kvp, cutoff=100)) as handle:
             found.append((await generate(handle, prompt_of(150), greedy(8))).tokens)
     assert found[0] == found[1]
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from medha_actors.bench.session import engine, prompt_of
+from medha_actors.bench.session import prompt_of
 from medha_actors.messages import (
     Accepted,
     FinishedEvent,
@@ -22,7 +22,7 @@ from medha_actors.messages import (
     TokenEvent,
     pack_tokens,
 )
-from tests.poisoned import POISON, PoisonedController
+from tests.poisoned import POISON, Poisoned
 from tests.processes import stage_pids
 from tests.tiny_llama import tiny_llama
 
@@ -108,7 +108,7 @@ class Followed:
     [(1, 2, 64, 32), (2, 2, 37, 2048), (1, 3, 48, 24), (2, 3, 5, 16)],
 )
 async def test_every_grid_gives_the_log_probabilities_of_transformers(
-    spp, kvp, cutoff, chunk, model
+    spp, kvp, cutoff, chunk, model, warm
 ):
     """With several long requests at once, on different groups, while others grow from one group to
     the next."""
@@ -123,7 +123,7 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
         (3, 9),
     )
     requests = [Followed(prompt, output) for prompt, output in lengths]
-    async with engine(arguments(model[1], spp, kvp, cutoff, chunk)) as handle:
+    async with warm.engine(arguments(model[1], spp, kvp, cutoff, chunk)) as handle:
         await asyncio.wait_for(
             asyncio.gather(*[request.follow(handle) for request in requests]), 120
         )
@@ -132,13 +132,12 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
         request.check(model[0])
 
 
-async def test_a_death_costs_only_those_with_a_piece_there(model):
+async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
     """Two stages by two groups, one long request on both groups and four short ones; one actor
     dies, then another."""
-    others = set(stage_pids(os.getpid()))
     # The cutoff: the long one needs both groups, the short ones never grow onto a second.
-    async with engine(arguments(model[1], 2, 2, 512, 16)) as handle:
-        cells = sorted(set(stage_pids(os.getpid())) - others)
+    async with warm.engine(arguments(model[1], 2, 2, 512, 16)) as handle:
+        cells = await warm.pids()
         assert len(cells) == 4
         for victim, prefilled in (
             (cells[1], 0),
@@ -184,7 +183,9 @@ async def test_a_death_costs_only_those_with_a_piece_there(model):
 
 
 @pytest.mark.parametrize(("spp", "kvp"), [(1, 2), (2, 1)])
-async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_on(spp, kvp, model):
+async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_on(
+    spp, kvp, model, warm
+):
     """They were in flight beside it, and each is tried alone."""
     neighbours = [Followed(length, 120) for length in (20, 30, 25)]
     poison = Followed(10, 5)
@@ -199,7 +200,7 @@ async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_
         await running.wait()
         await poison.follow(handle)
 
-    async with engine(arguments(model[1], spp, kvp, 512), PoisonedController) as handle:
+    async with warm.engine(arguments(model[1], spp, kvp, 512), Poisoned) as handle:
         followed = [neighbour.follow(handle, look) for neighbour in neighbours]
         await asyncio.wait_for(asyncio.gather(*followed, then_poison()), 120)
     assert poison.finished.reason == "error"
@@ -210,17 +211,16 @@ async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_
     assert any(neighbour.finished.recomputed_tokens for neighbour in neighbours)
 
 
-async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model):
+async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model, warm):
     """The edge lets no such penalty pass: in every stage and group beside others that go on."""
-    others = set(stage_pids(os.getpid()))
     neighbours = [Followed(length, 60) for length in (20, 100, 150)]
     bad = Followed(130, 5)
     sampling = msgspec.structs.replace(
         bad.request.sampling, repetition_penalty=1e-39, top_k=5, prompt_logprobs=None
     )
     bad.request = msgspec.structs.replace(bad.request, sampling=sampling)
-    async with engine(arguments(model[1], 2, 2, 64, 16)) as handle:
-        cells = set(stage_pids(os.getpid())) - others
+    async with warm.engine(arguments(model[1], 2, 2, 64, 16)) as handle:
+        cells = set(await warm.pids())
         followed = [request.follow(handle) for request in (*neighbours, bad)]
         await asyncio.wait_for(asyncio.gather(*followed), 120)
         assert cells <= set(stage_pids(os.getpid()))
@@ -232,11 +232,11 @@ async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model):
         assert neighbour.finished.recomputed_tokens == 0
 
 
-async def test_more_groups_than_the_cluster_has_cores_are_refused(model):
+async def test_more_groups_than_the_cluster_has_cores_are_refused(model, warm):
     args = arguments(model[1], 2, 5, 64)
     args["actors"] = {"num_cpus": 1}
     with pytest.raises(
         Exception, match="parallel: 2 stages x 5 groups need 10 CPU, the cluster has 8"
     ):
-        async with engine(args):
+        async with warm.engine(args):
             pass

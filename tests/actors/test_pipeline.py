@@ -12,7 +12,6 @@ import ray
 from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import FinishedEvent, Request, SamplingParams, TokenEvent, pack_tokens
-from tests.processes import stage_pids
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -38,30 +37,30 @@ async def together(handle, lengths=(20, 130, 60), tokens=12):
 
 
 @pytest.fixture(scope="module")
-def expected():
+def expected(warm):
     async def run():
-        async with engine(arguments()) as handle:
+        async with warm.engine(arguments()) as handle:
             return await together(handle)
 
     return asyncio.run(run())
 
 
 @pytest.mark.parametrize(("spp", "kvp"), [(2, 1), (3, 1), (1, 2), (2, 2)])
-async def test_every_grid_gives_the_same_tokens(spp, kvp, expected, cluster):
-    async with engine(arguments(spp, kvp)) as handle:
+async def test_every_grid_gives_the_same_tokens(spp, kvp, expected, warm):
+    async with warm.engine(arguments(spp, kvp)) as handle:
         assert await together(handle) == expected
         assert (await handle.stats())["kv_usage"] == 0
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "fcfs_chunked", "edf", "lrs"])
-async def test_every_policy_gives_the_same_tokens(policy, expected, cluster):
-    async with engine(arguments(2, policy=policy)) as handle:
+async def test_every_policy_gives_the_same_tokens(policy, expected, warm):
+    async with warm.engine(arguments(2, policy=policy)) as handle:
         assert await together(handle) == expected
 
 
-async def test_a_killed_stage_costs_nobody_a_token(cluster):
-    others = set(stage_pids(os.getpid()))
-    async with engine(arguments(2)) as handle:
+async def test_a_killed_stage_costs_nobody_a_token(warm):
+    async with warm.engine(arguments(2)) as handle:
+        cells = await warm.pids()
         undisturbed = await generate(handle, prompt_of(50), greedy(200))
         request = Request(
             id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200)
@@ -72,17 +71,17 @@ async def test_a_killed_stage_costs_nobody_a_token(cluster):
             if isinstance(event, TokenEvent):
                 seen.append(event.token_id)
             if len(seen) == 20:
-                os.kill(max(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
+                os.kill(cells[-1], signal.SIGKILL)
         assert isinstance(event, FinishedEvent)
         assert event.reason == "length"
         assert seen == undisturbed.tokens
 
 
-async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
-    others = set(stage_pids(os.getpid()))  # of engines that are just ending
+async def test_a_killed_shard_costs_only_those_with_a_piece_there(warm):
     args = arguments(1, 2) | {"kv_cache": {"budget_bytes": 2**21, "page_tokens": 64}}
     args["parallel"]["max_tokens_per_kvp_group"] = 512  # both stay on one group
-    async with engine(args) as handle:
+    async with warm.engine(args) as handle:
+        cells = await warm.pids()
         undisturbed = await together(handle, (20, 30), 300)
         ids = ("first", "second")  # short requests, spread over the two groups
         streams = []
@@ -105,15 +104,15 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(cluster):
                     finished[event.request_id] = event
                 if not killed and min(map(len, seen.values())) >= 10:
                     killed = True
-                    os.kill(min(set(stage_pids(os.getpid())) - others), signal.SIGKILL)
+                    os.kill(cells[0], signal.SIGKILL)
 
         await asyncio.gather(*map(follow, streams))
         assert [seen[name] for name in ids] == undisturbed
         assert sorted(finished[name].recomputed_tokens > 0 for name in ids) == [False, True]
 
 
-async def test_a_cancelled_request_frees_its_pages(cluster):
-    async with engine(arguments(2)) as handle:
+async def test_a_cancelled_request_frees_its_pages(warm):
+    async with warm.engine(arguments(2)) as handle:
         request = Request(
             id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000)
         )
@@ -131,8 +130,8 @@ async def test_a_cancelled_request_frees_its_pages(cluster):
         assert stats["kv_usage"] == 0
 
 
-async def test_a_prompt_that_never_fits_is_refused_with_its_numbers(cluster):
-    async with engine(arguments(1)) as handle:
+async def test_a_prompt_that_never_fits_is_refused_with_its_numbers(warm):
+    async with warm.engine(arguments(1)) as handle:
         with pytest.raises(EngineError, match=r"\d+ tokens"):
             await generate(handle, prompt_of(200_000), greedy(1))
 

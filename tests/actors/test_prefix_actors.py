@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from medha_actors.bench.session import engine, prompt_of
+from medha_actors.bench.session import prompt_of
 from medha_actors.messages import (
     Accepted,
     FinishedEvent,
@@ -20,7 +20,6 @@ from medha_actors.messages import (
     TokenEvent,
     pack_tokens,
 )
-from tests.processes import stage_pids
 from tests.tiny_llama import tiny_llama
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -108,10 +107,10 @@ async def everyone(handle, requests):
 @pytest.mark.parametrize(
     ("spp", "kvp", "cutoff"), [(1, 1, None), (2, 1, None), (1, 2, 128), (2, 2, 128), (2, 2, 100)]
 )
-async def test_hits_change_no_token(spp, kvp, cutoff, model):
+async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
     base = prompt_of(400, salt=1)
 
-    async with engine(arguments(model[1], spp, kvp, cutoff)) as handle:
+    async with warm.engine(arguments(model[1], spp, kvp, cutoff)) as handle:
         first = await Asked(base, 40).ask(handle)
         turns = [
             Asked(base[:shared] + prompt_of(30, salt=shared), 10)
@@ -145,10 +144,10 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model):
         assert 0 < shares[-1] <= 256, "some computed themselves what was sooner done so"
 
 
-async def test_hits_change_no_token_under_pressure(model):
+async def test_hits_change_no_token_under_pressure(model, warm):
     """A cache of 16 pages, sessions that grow beyond it together."""
     arguments_ = arguments(model[1], 2, 1, budget_bytes=16 * _PAGE * 256)
-    async with engine(arguments_) as handle:
+    async with warm.engine(arguments_) as handle:
         sessions = [prompt_of(70, salt=number) for number in range(4)]
         done = []
         for turn in range(5):
@@ -164,15 +163,14 @@ async def test_hits_change_no_token_under_pressure(model):
     assert sum(request.cached for request in done[4:]) < sum(len(r.prompt) for r in done[4:])
 
 
-async def test_hits_outlive_the_death_of_another_group(model):
+async def test_hits_outlive_the_death_of_another_group(model, warm):
     """One of two groups dies while requests that share pages decode: nothing is lost, and what the
     other group has cached is found again."""
-    others = set(stage_pids(os.getpid()))
-    async with engine(arguments(model[1], 1, 2)) as handle:
+    async with warm.engine(arguments(model[1], 1, 2)) as handle:
         bases = [prompt_of(200, salt=number) for number in range(2)]
         firsts = [Asked(base, 5) for base in bases]
         await everyone(handle, firsts)  # one on each group
-        victim = min(set(stage_pids(os.getpid())) - others)
+        victim = (await warm.pids())[0]
         turns = [Asked([*base, index], 150) for index in range(2) for base in bases]
         killed = []
 

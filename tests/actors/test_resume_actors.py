@@ -3,15 +3,15 @@
 import pytest
 from test_pipeline import arguments
 
-from medha_actors.bench.session import engine, prompt_of
+from medha_actors.bench.session import prompt_of
 from medha_actors.messages import Request, SamplingParams, pack_tokens
 from tests.resume_contract import check_resuming
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-async def test_resuming(cluster) -> None:
-    async with engine(arguments(2)) as handle:
+async def test_resuming(warm) -> None:
+    async with warm.engine(arguments(2)) as handle:
         for temperature in (0.0, 1.0):
             request = Request(
                 id=f"t{temperature:g}",

@@ -1,0 +1,118 @@
+"""Engines whose processes go on from test to test: to start them takes longer than most tests do.
+
+Everything else of an engine is its own: the controller's state, the placement group, the plans, the
+weights, the KV caches, the links. A stage actor is loaded and linked anew, as a spare or a survivor
+of a loss is. What was killed is replaced as ever, by an idle process or a new one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import msgspec
+import ray
+
+from medha_actors.actors import cluster
+from medha_actors.actors.controller import Controller
+from medha_actors.actors.crew import Crew, _answer
+from medha_actors.actors.engine import RayEngine
+from medha_actors.core.predictor import Profile
+
+
+class WarmCrew(Crew):
+    """Takes idle processes before it starts new ones; `idle`: by the class that they run."""
+
+    idle: ClassVar[dict[str, list[Any]]] = defaultdict(list)
+
+    @classmethod
+    async def muster(cls) -> None:
+        """Forget whoever has died."""
+        for kind, actors in cls.idle.items():
+            cls.idle[kind] = [a for a in actors if await _answer(a.locate.remote()) is not None]
+
+    def rest(self) -> None:
+        """Let everybody go, to be taken again."""
+        self._idle.extend([*self.actors.values(), *[spare for spare, _ in self.spares]])
+        self.actors = {}
+        self.spares = []
+
+    @property
+    def _idle(self) -> list[Any]:
+        return self.idle[getattr(self._stage_class, "__name__", "StageActor")]
+
+    def _spawn(self, **options: Any) -> Any:
+        # A process that is to outlive its placement group is none of it.
+        return self._idle.pop() if self._idle else super()._spawn(num_cpus=0)
+
+
+class WarmController(Controller):
+    """A process of one controller after the other."""
+
+    def __init__(self) -> None:
+        cluster.Crew = WarmCrew
+
+    async def begin(self, args: dict[str, Any], stage_class: Any) -> None:
+        """A new controller; of the one before it nothing is left."""
+        super().__init__(args)
+        self.stage_class = stage_class
+        await WarmCrew.muster()
+
+    async def pids(self) -> list[int]:
+        """The processes of the grid, in the order of cells: the groups of stage 0 first."""
+        actors = self._grid.crew.actors
+        return [await actors[cell].__ray_call__.remote(_pid) for cell in sorted(actors)]
+
+    async def profile(self) -> Profile:
+        """What was measured at the start."""
+        return msgspec.msgpack.decode(self._grid.profile, type=Profile)
+
+    async def stop(self) -> None:
+        if self._pipeline is not None:
+            self._grid.crew.rest()
+        await super().stop()
+        for replica in list(self._sinks._sinks):
+            self._sinks.forget(replica)
+
+    @property
+    def _grid(self) -> cluster.Cluster:
+        assert self._pipeline is not None
+        return self._pipeline._cluster
+
+
+def _pid(_: Any) -> int:
+    import os
+
+    return os.getpid()
+
+
+class Warm:
+    """One engine at a time."""
+
+    def __init__(self) -> None:
+        options = {"num_cpus": 0, "max_concurrency": 1000}
+        self.controller = ray.remote(WarmController).options(**options).remote()
+
+    @asynccontextmanager
+    async def engine(
+        self, args: dict[str, Any], stage_class: Any = None
+    ) -> AsyncIterator[RayEngine]:
+        """A started engine, which ends afterwards."""
+        await self.controller.begin.remote(args, stage_class)
+        handle = RayEngine(lambda: self.controller)
+        try:
+            await handle.start()
+            yield handle
+        finally:
+            await handle.stop()
+            await self.controller.stop.remote()
+
+    async def pids(self) -> list[int]:
+        """The processes of the stage actors, in the order of cells: the groups of stage 0 first."""
+        return await self.controller.pids.remote()
+
+    async def profile(self) -> Profile:
+        """What the engine has measured at its start."""
+        return await self.controller.profile.remote()
