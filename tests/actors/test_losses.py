@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+import pytest_asyncio
 
 from medha_actors.bench.session import greedy, prompt_of
 from medha_actors.errors import EngineError
@@ -139,31 +140,39 @@ async def grid_of(spp, kvp):
         yield Grid(handle, service, await undisturbed(handle), others)
 
 
-async def test_no_loss_of_the_controller_costs_a_token():
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two_stages(cluster):
     async with grid_of(2, 1) as grid:
-        stages = grid.stages()
-        await grid.survives(grid.kill_controller, "-killed")
-        for part in ("_take", "next_batch", "complete", "expire", "next_wake"):
-            await grid.survives(partial(grid.break_part, part), part)
-        assert grid.stages() == stages, "the stages are those of before"
-        await grid.survives(grid.break_mending, "-mending")
-        await grid.survives(grid.kill_controller_and_stage, "-both")
+        yield grid
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_loss_of_the_controller_costs_a_token(two_stages):
+    grid = two_stages
+    stages = grid.stages()
+    await grid.survives(grid.kill_controller, "-killed")
+    for part in ("_take", "next_batch", "complete", "expire", "next_wake"):
+        await grid.survives(partial(grid.break_part, part), part)
+    assert grid.stages() == stages, "the stages are those of before"
+    await grid.survives(grid.break_mending, "-mending")
+    await grid.survives(grid.kill_controller_and_stage, "-both")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_request_that_kills_every_controller_is_ended_and_its_neighbours_are_not(
+    two_stages,
+):
+    async def send_poison():
+        poison = Stream(POISON, prompt_of(9), greedy(5))
+        with pytest.raises(EngineError, match="died repeatedly"):
+            await poison.follow(two_stages.handle)
+
+    await two_stages.survives(send_poison, "-poisoned")
 
 
 async def test_no_loss_of_the_controller_of_two_groups_costs_a_token():
     async with grid_of(1, 2) as grid:
         await grid.survives(grid.kill_controller, "-killed")
-
-
-async def test_a_request_that_kills_every_controller_is_ended_and_its_neighbours_are_not():
-    async with grid_of(2, 1) as grid:
-
-        async def send_poison():
-            poison = Stream(POISON, prompt_of(9), greedy(5))
-            with pytest.raises(EngineError, match="died repeatedly"):
-                await poison.follow(grid.handle)
-
-        await grid.survives(send_poison, "-poisoned")
 
 
 async def test_a_failed_start_is_tried_again(tmp_path):

@@ -108,7 +108,7 @@ def toy(tmp_path: Path) -> Path:
                 "max_model_len_tokens": 8192,
             },
             "parallel": {"spp": 1},
-            "actors": {"num_cpus": 0.5},
+            "actors": {"num_cpus": 0.5, "spares": 0},
             "kv_cache": {"budget_bytes": 2**25},
             "predictor": {"calibrate": False},
         },

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from deployments.launcher import PORTS
+
 STEADY = 5  # good answers in a row, 0.25 s apart
 ROOT = Path(__file__).parent.parent.parent
 
@@ -23,6 +25,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def own_ports() -> dict[str, str]:
+    """Ports that no server wants which starts beside this one."""
+    return {name: str(free_port()) for name in PORTS}
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def serving(
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "RAY_ADDRESS": "local", **(environment or {})},
+        env={**os.environ, "RAY_ADDRESS": "local", **own_ports(), **(environment or {})},
         start_new_session=True,
     )
     try:

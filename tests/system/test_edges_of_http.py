@@ -19,6 +19,7 @@ TOY = {
         "max_model_len_tokens": 50_000,
     },
     "parallel": {"spp": 1},
+    "actors": {"spares": 0},
     "predictor": {"calibrate": False},
     "kv_cache": {"budget_bytes": 64 * 2**20},
 }

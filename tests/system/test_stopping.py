@@ -18,22 +18,13 @@ import pytest
 from serve_process import serving, write_config
 
 CPUS = len(os.sched_getaffinity(0))
-MANY = 15_000  # tokens: longer than any drain here
-TOY = {
-    "model_loading_config": {
-        "model_source": "random",
-        "model_id": "toy",
-        "dtype": "float32",
-        "max_model_len_tokens": 16_384,
-    },
-    "kv_cache": {"budget_bytes": 2**25, "page_tokens": 16},
-    "predictor": {"calibrate": False},
-}
+MANY = 7_000  # tokens: longer than any drain here
+SHIPPED = "smollm2-135m-instruct"
 
 
-def body(tokens: int, **more) -> dict:
+def body(tokens: int, model: str = "random", **more) -> dict:
     return {
-        "model": "toy",
+        "model": model,
         "prompt": [5, 6, 7],
         "max_tokens": tokens,
         "temperature": 0,
@@ -50,8 +41,10 @@ class Stream:
         self.frames: list[str] = []
 
     @classmethod
-    async def begin(cls, session: aiohttp.ClientSession, tokens: int) -> "Stream":
-        answer = await session.post("/v1/completions", json=body(tokens, stream=True))
+    async def begin(
+        cls, session: aiohttp.ClientSession, tokens: int, model: str = "random"
+    ) -> "Stream":
+        answer = await session.post("/v1/completions", json=body(tokens, model, stream=True))
         assert answer.status == 200, await answer.text()
         stream = cls(answer)
         while not stream.frames:
@@ -113,51 +106,65 @@ async def exit_status(launcher: int, limit_s: float) -> int:
     return await asyncio.to_thread(psutil.Process(launcher).wait, limit_s)
 
 
-async def test_sigterm_to_the_process_group_drains(tmp_path):
-    with serving(tmp_path, **TOY, drain_timeout_s=4.0) as (url, launcher):
-        processes = family(launcher)
-        assert "haproxy" in {process.name() for process in processes}
-        async with session_of(url) as session:
-            short, long = await Stream.begin(session, 50), await Stream.begin(session, MANY)
-            whole = asyncio.create_task(session.post("/v1/completions", json=body(MANY)))
-            os.killpg(launcher, signal.SIGTERM)
-            unhealthy = await until_refused(session)
-            assert unhealthy.status == 503
-            assert unhealthy.headers["retry-after"]
-            async with session.post("/v1/completions", json=body(1)) as refused:
-                assert refused.status == 503
-                assert refused.headers["retry-after"]
-                assert (await refused.json())["error"]["type"] == "service_unavailable_error"
-            assert (await short.end()).error is None
-            assert len(short.frames) == 51
-            assert (await long.end()).error["type"] == "service_unavailable_error"
-            async with await whole as answer:
-                assert answer.status == 503
-                assert answer.headers["retry-after"]
-                assert (await answer.json())["error"]["message"]
-        assert await exit_status(launcher, limit_s=30) == 0
-        assert_gone(processes, url)
+async def test_sigterm_to_the_process_group_drains(toy):
+    url, launcher = toy
+    processes = family(launcher)
+    assert "haproxy" in {process.name() for process in processes}
+    async with session_of(url) as session:
+        short = await Stream.begin(session, 50)
+        long = await Stream.begin(session, MANY)
+        whole = asyncio.create_task(session.post("/v1/completions", json=body(MANY)))
+        os.killpg(launcher, signal.SIGTERM)
+        unhealthy = await until_refused(session)
+        assert unhealthy.status == 503
+        assert unhealthy.headers["retry-after"]
+        async with session.post("/v1/completions", json=body(1)) as refused:
+            assert refused.status == 503
+            assert refused.headers["retry-after"]
+            assert (await refused.json())["error"]["type"] == "service_unavailable_error"
+        assert (await short.end()).error is None
+        assert len(short.frames) == 51
+        assert (await long.end()).error["type"] == "service_unavailable_error"
+        async with await whole as answer:
+            assert answer.status == 503
+            assert answer.headers["retry-after"]
+            assert (await answer.json())["error"]["message"]
+    assert await exit_status(launcher, limit_s=30) == 0
+    assert_gone(processes, url)
 
 
-async def test_ctrl_c_drains_and_the_second_one_ends_at_once(tmp_path):
-    with serving(tmp_path, **TOY, drain_timeout_s=600.0) as (url, launcher):
-        processes = family(launcher)
-        async with session_of(url) as session:
-            short, long = await Stream.begin(session, 50), await Stream.begin(session, MANY)
-            os.kill(launcher, signal.SIGINT)
-            await until_refused(session)
-            assert (await short.end()).error is None
-            os.kill(launcher, signal.SIGINT)
-            with suppress(aiohttp.ClientError):
-                await long.end()
-            assert "[DONE]" not in long.frames
-        assert await exit_status(launcher, limit_s=10) == 130
-        assert_gone(processes, url)
+async def test_ctrl_c_drains_and_the_second_one_ends_at_once(shipped):
+    url, launcher = shipped
+    processes = family(launcher)
+    async with session_of(url) as session:
+        short = await Stream.begin(session, 50, SHIPPED)
+        long = await Stream.begin(session, MANY, SHIPPED)
+        os.kill(launcher, signal.SIGINT)
+        await until_refused(session)
+        assert (await short.end()).error is None
+        os.kill(launcher, signal.SIGINT)
+        with suppress(aiohttp.ClientError):
+            await long.end()
+        assert "[DONE]" not in long.frames
+    assert await exit_status(launcher, limit_s=10) == 130
+    assert_gone(processes, url)
+
+
+DEPLOYED = {
+    "model_loading_config": {
+        "model_source": "random",
+        "model_id": "random",
+        "dtype": "float32",
+        "max_model_len_tokens": 16_384,
+    },
+    "kv_cache": {"budget_bytes": 2**25, "page_tokens": 16},
+    "predictor": {"calibrate": False},
+}
 
 
 async def deploy(config: Path, url: str, **args) -> None:
     """`serve deploy` of the same application with other args; returns before it is done."""
-    write_config(config, int(url.rpartition(":")[2]), **TOY, **args)
+    write_config(config, int(url.rpartition(":")[2]), **DEPLOYED, **args)
     log = (config.parent / "serve.log").read_text()
     dashboard = re.search(r"dashboard at \S*?(http://[\d.:]+)", log).group(1)
     command = [Path(sys.executable).parent / "serve", "deploy", "--address", dashboard, config]
@@ -182,7 +189,7 @@ def controllers(launcher: int) -> set[int]:
 @pytest.mark.parametrize("share", [0.25, 0.5], ids=["room for both grids", "room for one grid"])
 async def test_streams_finish_across_a_deploy(tmp_path, share):
     actors = {"num_cpus": CPUS * share}
-    with serving(tmp_path, **TOY, actors=actors) as (url, launcher):
+    with serving(tmp_path, **DEPLOYED, actors=actors) as (url, launcher):
         (old,) = controllers(launcher)
         async with session_of(url) as session:
             alone = await (await Stream.begin(session, 400)).end()

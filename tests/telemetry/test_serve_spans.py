@@ -30,7 +30,8 @@ TINY = {
         "max_model_len_tokens": 512,
         "random": {"hidden": 64, "intermediate": 128, "layers": 2},
     },
-    "actors": {"num_cpus": 0.5},
+    "parallel": {"spp": 1},
+    "actors": {"num_cpus": 0.5, "spares": 0},
     "kv_cache": {"budget_bytes": 2**22},
     "predictor": {"calibrate": False},
 }

@@ -28,7 +28,7 @@ ARGS = {
         "random": {"hidden": 128, "intermediate": 512, "layers": 8},
     },
     "parallel": {"spp": 2, "kvp": 2, "max_tokens_per_kvp_group": 2000},
-    "actors": {"num_cpus": 0.5},
+    "actors": {"num_cpus": 0.5, "spares": 0},
     "scheduler": {"batch_budget_s": 0.02},
     "kv_cache": {"budget_bytes": 2**25, "page_tokens": 16},
     "predictor": {"calibrate": False},
