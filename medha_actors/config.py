@@ -15,7 +15,22 @@ from msgspec import Meta
 from medha_actors.bounds import Bounds, check, explained, numbers
 from medha_actors.errors import ConfigError
 
-Policy = Literal["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
+Policy = Literal[
+    "fcfs",
+    "fcfs_chunked",
+    "edf",
+    "lrs",
+    "lars",
+    "hrrn",
+    "spf",
+    "relegation",
+    "dspf",
+    "boost",
+    "dboost",
+    "preflow",
+    "dpreflow",
+    "guardc",
+]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Bounds that several fields share; what only one field has stands at the field.
@@ -111,10 +126,24 @@ class ActorConfig(_Section, frozen=True):
     orphan_timeout_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 30.0
 
 
+class OrderConfig(_Section, frozen=True):
+    """Parameters of single policies (core/policies.py has the rules)."""
+
+    # dspf: how much later than its deadline a prefill may be put, in multiples of its total work
+    ageing_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 18.5
+    # boost, dboost: how fast long waits become rare; None: learned from the arrivals
+    boost_decay_per_s: Annotated[float, Meta(ge=1e-5, le=1000.0)] | None = None
+    # preflow, dpreflow: waiting for so long is worth half the work
+    preflow_doubling_s: Annotated[float, Meta(ge=0.01, le=3600.0)] = 10.0
+    # guardc: how late a lost prefill may become before it is served next, in multiples of its work
+    guard_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 8.0
+
+
 class SchedulerConfig(_Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
+    order: OrderConfig = OrderConfig()
     # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
     batch_budget_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] | None = None
     # chunked prefill with a constant size, for comparison

@@ -9,7 +9,7 @@ it would find in the server. Requests of a workload that shares nothing stay out
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from loadgen.records import PlannedRequest
 from medha_actors.core.simulator import RequestLog, token_of
@@ -25,13 +25,20 @@ from medha_actors.messages import (
 # Where numbers begin that stand for blocks and for requests. Simulated answers are below.
 _BLOCKS = 2**24
 _REQUESTS = 2**30
+_NOTHING = Objectives()  # asked for
 
 
 class Clients:
     """Those of one replica. In a closed loop `concurrency` of them send, each a request or a
-    session at a time."""
+    session at a time. `asked`: the objectives of those who ask for any, by index."""
 
-    def __init__(self, requests: Sequence[PlannedRequest], concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        requests: Sequence[PlannedRequest],
+        concurrency: int | None = None,
+        asked: Mapping[int, Objectives] | None = None,
+    ) -> None:
+        self._asked = asked or {}
         # whatever waits for nobody's answer; of a record, later turns have instants of their own
         free = [request for request in requests if request.after is None or request.at is not None]
         self._closed = concurrency is not None
@@ -62,7 +69,7 @@ class Clients:
             id=name_of(planned),
             prompt_token_ids=self._prompt(planned),
             sampling=SamplingParams(max_tokens=planned.output_tokens, temperature=0.0),
-            objectives=Objectives(),
+            objectives=self._asked.get(planned.index, _NOTHING),
             arrived_at=at,
             cache=planned.known_tokens is not None,
         )

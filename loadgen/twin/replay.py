@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from loadgen.records import UNSENT, PlannedRequest, RequestRecord, RunRecord, op
 from loadgen.twin.clients import Clients, name_of, succeeded
 from loadgen.twin.deployment import Deployment
 from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
-from medha_actors.messages import Rejected
+from medha_actors.messages import Objectives, Rejected
 
 
 class Played(msgspec.Struct, kw_only=True):
@@ -35,10 +35,11 @@ def play(
     requests: Sequence[PlannedRequest],
     *,
     concurrency: int | None = None,
+    asked: Mapping[int, Objectives] | None = None,
     **more: Any,
 ) -> Played:
     """Run a workload. Replicas take the requests in turn, each all turns of a session;
-    `concurrency` (a closed loop) is that of all of them."""
+    `concurrency` (a closed loop) is that of all of them; `asked`: objectives by request index."""
     shares: list[list[PlannedRequest]] = [[] for _ in range(deployment.replicas)]
     for number, request in enumerate(requests):
         turn = request.turn
@@ -48,7 +49,7 @@ def play(
         if share:
             seeded = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
             limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
-            played.append(_play_one(seeded, share, limit, more))
+            played.append(_play_one(seeded, Clients(share, limit, asked), share, more))
     records: list[RequestRecord] = []
     for one in played:
         records += one.records
@@ -66,11 +67,10 @@ def play(
 
 def _play_one(
     deployment: Deployment,
+    clients: Clients,
     requests: Sequence[PlannedRequest],
-    concurrency: int | None,
     more: dict[str, Any],
 ) -> Played:
-    clients = Clients(requests, concurrency)
     simulation = deployment.simulation(follow=clients.follow, **more)
     with _no_collection():
         result = simulation.run(clients.start())

@@ -11,6 +11,7 @@ from typing import Any
 
 from medha_actors.config import MedhaConfig, Policy, SchedulerConfig
 from medha_actors.core.kv_plan import Grid
+from medha_actors.core.orders import ORDERS
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.messages import (
@@ -24,7 +25,7 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
-_POLICIES: tuple[Policy, ...] = ("fcfs", "fcfs_chunked", "edf", "lrs", "lars")
+_POLICIES = tuple(ORDERS)
 _STAGE_S = 0.05
 _PAGE_TOKENS = 64
 _HISTORIES = 200

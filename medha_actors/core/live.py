@@ -7,7 +7,7 @@ import heapq
 import math
 from collections.abc import Collection, Iterable
 
-from medha_actors.config import Policy
+from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
@@ -32,12 +32,12 @@ class LiveRequests:
     forget.
     """
 
-    def __init__(self, policy: Policy, grid: Grid, table: PrefillTable) -> None:
+    def __init__(self, settings: SchedulerConfig, grid: Grid, table: PrefillTable) -> None:
         self._grid = grid
         self._table = table
         self.kv = KvPlan(grid)
         self.hits = Hits(self.kv, table)
-        self.queue = PrefillQueue(policy)
+        self.queue = PrefillQueue(settings.policy, settings.order)
         self.by_id: dict[str, RequestState] = {}
         self.holding: dict[str, RequestState] = {}
         self.decoding: dict[str, RequestState] = {}

@@ -1,23 +1,8 @@
-"""Who is prefilled next. Every policy is a line in time: key = (instant - now) / width, smallest
-first.
-
-    fcfs, fcfs_chunked  instant = arrival               width = 1
-    edf                 instant = deadline              width = 1
-    lrs                 instant = deadline - remaining  width = 1     least remaining (raw) slack
-    lars                instant = deadline - remaining  width = work  length-aware relative slack
-                                                                      (paper, 4.1)
-    hrrn                instant = arrival               width = work  highest waiting time per work
-    spf                 instant = arrival + 20 work     width = 1     shortest prefill first, aged
-    relegation          as lars, but a long prefill that cannot meet its deadline any more goes
-                        behind all others until it is late by PATIENCE times its total work: what is
-                        lost already delays nobody else
-
-`work` is the total work of a request, `remaining` what of it is not dispatched.
+"""The queue of prefills, in the order of a policy (core/orders.py has the rules).
 
 With equal widths the order never changes while nothing happens, so requests are kept sorted in
 lanes of equal priority and width, and a decision only compares the heads of the lanes: its cost
-does not grow with the queue. To keep the lanes few, lars rounds the total work to an eighth of an
-octave (at most 4.5%, as good as the predictor is). A request's `priority` sorts before all of it.
+does not grow with the queue. A request's `priority` sorts before all of it.
 """
 
 from __future__ import annotations
@@ -25,72 +10,15 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from medha_actors.config import Policy
+from medha_actors.config import OrderConfig, Policy
+from medha_actors.core.guard import Guard
+from medha_actors.core.orders import ORDERS, PATIENCE, RELEGATED_S, Tuning
 from medha_actors.core.request import RequestState
 
-LANES_PER_OCTAVE = 8
-# spf: a request goes before all that come later than so many times its total work after it
-AGEING = 20.0
-# relegation: of a prefill's total work, how late it may become before it gets its place back
-PATIENCE = 8.0
-RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
 Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width
-
-
-class Order(NamedTuple):
-    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`:
-    space sharing; `relegates`: the hopeless go last."""
-
-    instant: Callable[[RequestState], float]
-    width: Callable[[RequestState], float]
-    preemptive: bool = True
-    shares: bool = False
-    relegates: bool = False
-
-
-def _arrival(state: RequestState) -> float:
-    return state.timeline.arrived_at
-
-
-def _due(state: RequestState) -> float:
-    return state.due_at
-
-
-def _latest_start(state: RequestState) -> float:
-    return state.due_at - state.remaining_s
-
-
-def _aged(state: RequestState) -> float:
-    """Total, not remaining work: a long prefill near its end would overtake everybody for the rest
-    of it."""
-    return state.timeline.arrived_at + AGEING * state.total_work_s
-
-
-def _one(state: RequestState) -> float:
-    return 1.0
-
-
-def _rounded_work(state: RequestState) -> float:
-    octave: float = (
-        round(math.log2(max(state.total_work_s, 1e-6)) * LANES_PER_OCTAVE) / LANES_PER_OCTAVE
-    )
-    return math.pow(2.0, octave)
-
-
-ORDERS: dict[Policy, Order] = {
-    "fcfs": Order(_arrival, _one, preemptive=False),
-    "fcfs_chunked": Order(_arrival, _one),
-    "edf": Order(_due, _one),
-    "lrs": Order(_latest_start, _one),
-    "lars": Order(_latest_start, _rounded_work, shares=True),
-    "hrrn": Order(_arrival, _rounded_work, shares=True),
-    "spf": Order(_aged, _one, shares=True),
-    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True),
-}
 
 
 class _Lane:
@@ -107,8 +35,11 @@ class _Lane:
 class PrefillQueue:
     """All requests whose prefill is not wholly dispatched, in the order of a policy."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, given: OrderConfig | None = None) -> None:
         self.order = ORDERS[policy]
+        self._tuning = Tuning(given or OrderConfig())
+        self._guards: dict[float, Guard] = {}  # by priority, where the order guards
+        self._newest = -1  # serial of the last arrival that the decay has counted
         self._lanes: dict[LaneKey, _Lane] = {}
         self._places: dict[
             int, tuple[LaneKey, float, float]
@@ -126,11 +57,17 @@ class PrefillQueue:
     def put(self, state: RequestState) -> None:
         """Enter a request, or move it to where its counts say it belongs now."""
         self.remove(state)
+        if self.order.learns and state.serial > self._newest:
+            self._newest = state.serial
+            if self._tuning.decay.arrived(state.timeline.arrived_at, state.total_work_s):
+                self._sort_anew()
         key, instant = self._place(state)
         lane = self._lanes.setdefault(key, _Lane())
         insort(lane.entries, (instant, state.serial, state))
         lane.work_s += state.remaining_s
         self._places[state.serial] = key, instant, state.remaining_s
+        if self.order.guards:
+            self._guard(key[0]).put(state)
         if state.pieces:
             self.started[state.serial] = state
 
@@ -145,10 +82,19 @@ class PrefillQueue:
         lane.work_s -= work_s
         if not lane.entries:
             del self._lanes[key]
+        if self.order.guards:
+            self._guards[key[0]].remove(state.serial)
         self.started.pop(state.serial, None)
 
     def ordered(self, now: float) -> Iterator[RequestState]:
         """Requests in the policy's order at `now`; the queue must not change meanwhile."""
+        return self._guarded(now) if self.order.guards else self._by_rank(now)
+
+    def _guarded(self, now: float) -> Iterator[RequestState]:
+        for (priority, _), lane in sorted(self._lanes.items(), key=lambda item: item[0]):
+            yield from self._guards[priority].ordered(lane.entries, now)
+
+    def _by_rank(self, now: float) -> Iterator[RequestState]:
         heads = []
         for (priority, width), lane in self._lanes.items():
             for relegated, start, stop in self._stretches(lane.entries, width, now):
@@ -180,7 +126,7 @@ class PrefillQueue:
             )
 
     def key(self, state: RequestState, now: float) -> tuple[float, bool, float, int]:
-        """The sort key of one request at `now`."""
+        """The sort key of one request at `now` (where the order guards, before it does)."""
         (priority, width), instant = self._place(state)
         return priority, self._relegated(width, instant, now), (instant - now) / width, state.serial
 
@@ -197,9 +143,34 @@ class PrefillQueue:
                 ahead += lane.work_s * count / len(lane.entries)
         return ahead
 
+    def overtaken_until(self, state: RequestState) -> float:
+        """Nobody who arrives after this instant goes before `state`; infinite where the order
+        states no such bound. Among equal priorities, and as the decay is now."""
+        if self.order.least is None:
+            return math.inf
+        until = self.order.instant(state, self._tuning) - self.order.least(self._tuning)
+        if self.order.guards:
+            until = max(until, self._guard(float(state.request.priority)).rescue_at(state))
+        return until
+
     def work_s(self) -> float:
         """Remaining prefill work of all."""
         return sum(lane.work_s for lane in self._lanes.values())
+
+    def _guard(self, priority: float) -> Guard:
+        return self._guards.setdefault(priority, Guard(self._tuning.given.guard_works))
+
+    def _sort_anew(self) -> None:
+        """All instants have moved."""
+        for key, lane in self._lanes.items():
+            moved = [
+                (self.order.instant(state, self._tuning), serial, state)
+                for _, serial, state in lane.entries
+            ]
+            moved.sort(key=lambda entry: entry[:2])
+            lane.entries = moved
+            for instant, serial, _ in moved:
+                self._places[serial] = key, instant, self._places[serial][2]
 
     def _relegated(self, width: float, instant: float, now: float) -> bool:
         return (
@@ -223,6 +194,7 @@ class PrefillQueue:
         return [part for part in parts if part[1] < part[2]]
 
     def _place(self, state: RequestState) -> tuple[LaneKey, float]:
+        instant = self.order.instant(state, self._tuning)
         if not self.order.preemptive and state.pieces:  # what has begun runs to its end
-            return (-math.inf, 1.0), self.order.instant(state)
-        return (float(state.request.priority), self.order.width(state)), self.order.instant(state)
+            return (-math.inf, 1.0), instant
+        return (float(state.request.priority), self.order.width(state)), instant

@@ -69,7 +69,7 @@ class Scheduler:
             cutoff=KvPlan(grid).cutoff,
             groups=grid.groups,
         )
-        self.live = LiveRequests(settings.policy, grid, self.table)
+        self.live = LiveRequests(settings, grid, self.table)
         limit = settings.max_waiting_requests
         self._admission = Admission(limit, objectives, cache_name, grid, self.table, self.live.hits)
         self._placement = Placement(self.live.kv, self.live.hits, self.table)

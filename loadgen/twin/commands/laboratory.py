@@ -1,53 +1,33 @@
 """`medha-loadgen laboratory`: scheduling policies side by side, on the convoy mix and on recorded
-traces.
+traces, over several seeds.
 
-Capacity of a scenario is the rate at which the deployment works through all its requests when they
-are there at once, first come first served in chunks. Every policy then sees the same arrivals at
-shares of that rate.
+Every policy sees the same arrivals at shares of the capacity. With --result-dir every cell is kept
+as soon as it is played, and what is there already is not played again: a long laboratory may be
+played in parts.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.flags import flag
-from loadgen.judge.latencies import gaps, percentile, ttfts
-from loadgen.records import LONG, SHORT, PlannedRequest, RequestRecord
-from loadgen.show.output import Say, claim_directory
-from loadgen.show.tables import Table, as_text
-from loadgen.twin.deployment import Deployment
-from loadgen.twin.hardware import hardware_of
-from loadgen.twin.models import model_of
-from loadgen.twin.options import scheduler_of
-from loadgen.twin.replay import expect, idle_points, longest_of, play
-from loadgen.workload.arrivals import arrival_times
-from loadgen.workload.mixes import PRESETS, synthetic, with_arrivals
-from loadgen.workload.traces import TraceOptions, read_trace, trace_path
+from loadgen.show.output import Say
+from loadgen.show.tables import as_text
+from loadgen.twin.cells import POLICIES, Cell, Finding, Shelf
+from loadgen.twin.pairs import as_csv, page, settings_of, table_of
+from loadgen.twin.scenarios import ASKED, SCENARIOS
 
-# name: policy, and what else of the scheduler section
-POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "fcfs": ("fcfs", {}),
-    "fcfs_chunked": ("fcfs_chunked", {}),
-    "edf": ("edf", {}),
-    "lrs": ("lrs", {}),
-    "lars": ("lars", {}),
-    "hrrn": ("hrrn", {}),
-    "spf": ("spf", {}),
-    "relegation": ("relegation", {}),
-    "lars, long_share 0.25": ("lars", {"long_share": 0.25}),
-    "spf, long_share 0.25": ("spf", {"long_share": 0.25}),
-}
-SCENARIOS = ("convoy", "mooncake", "azure")
 FULL = 600  # requests
 QUICK = 120
-# a good TTFT: 5 times idle, or half a second
-_GOOD_TIMES = 5.0
-_GOOD_S = 0.5
 
 
 class LaboratoryOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,54 +39,30 @@ class LaboratoryOptions(msgspec.Struct, frozen=True, kw_only=True):
         0.5,
         0.75,
         0.9,
+        1.1,
+        2.0,
     )
     scenarios: Annotated[tuple[str, ...], flag(metavar="NAME")] = SCENARIOS
-    result_dir: Annotated[str | None, flag("also write laboratory.json there")] = None
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One policy under one load; TTFT in multiples of the idle server's."""
-
-    scenario: str
-    load: float
-    policy: str
-    good: float
-    short_p50: float
-    short_p99: float
-    long_p50: float
-    long_p99: float
-    worst: float
-    tbt_p99_s: float
-    tokens_per_s: float
-
-
-def scenario_of(name: str, count: int) -> tuple[Deployment, list[PlannedRequest]]:
-    """A deployment and requests whose arrivals have a mean rate of 1/s."""
-    if name == "convoy":
-        mix = PRESETS["convoy"]
-        requests = with_arrivals(synthetic(mix, count, 0), arrival_times(1.0, 0))
-        grid: dict[str, Any] = {
-            "model": model_of("smollm2-135m"),
-            "device": hardware_of("cpu-2core"),
-            "tpot_s": 0.15,
-        }
-    else:
-        options = TraceOptions(limit=count, long_threshold=16_384 if name == "mooncake" else 2048)
-        trace = read_trace(trace_path(f"sample:{name}"), options)
-        span = (trace[-1].at or 0.0) / len(trace)
-        requests = [msgspec.structs.replace(r, at=(r.at or 0.0) / span, blocks=()) for r in trace]
-        grid = {"model": model_of("llama-3-8b"), "device": hardware_of("a100"), "tpot_s": 0.1}
-    deployment = Deployment(
-        spp=2, max_model_len=max(8192, longest_of(requests) + 1), noise=0.03, **grid
-    )
-    return deployment, requests
-
-
-def capacity_of(deployment: Deployment, requests: list[PlannedRequest]) -> float:
-    """Requests per second when there is always something to do."""
-    at_once = [msgspec.structs.replace(request, at=0.0) for request in requests]
-    busy = msgspec.structs.replace(deployment, scheduler=scheduler_of("fcfs_chunked", {}))
-    return len(requests) / play(busy, at_once).duration_s
+    asking: Annotated[
+        tuple[str, ...],
+        flag("clients' objectives: default, tight, lax, mixed", metavar="NAME"),
+    ] = ("default",)
+    noise: Annotated[
+        tuple[float, ...], flag("relative spread of a batch's time", metavar="SHARE", ge=0, le=1)
+    ] = (0.03,)
+    seeds: Annotated[int, flag("of arrivals and noise, windows of traces", ge=1, le=1000)] = 1
+    base: Annotated[str, flag("what the others are compared with, paired")] = "lars"
+    traces: Annotated[
+        str | None,
+        flag("the whole Mooncake and Azure traces", shown="the samples", metavar="DIR"),
+    ] = None
+    workers: Annotated[int, flag("processes", ge=1, le=256)] = 1
+    limit_s: Annotated[
+        float | None, flag("begin no cell after so long; run again to go on", gt=0)
+    ] = None
+    result_dir: Annotated[
+        str | None, flag("keep cells there, and write laboratory.json, .md and .csv")
+    ] = None
 
 
 def laboratory(asked: LaboratoryOptions, say: Say) -> int:
@@ -114,102 +70,101 @@ def laboratory(asked: LaboratoryOptions, say: Say) -> int:
     for kind, given, known in (
         ("policies", asked.policies, POLICIES),
         ("scenarios", asked.scenarios, SCENARIOS),
+        ("asking", asked.asking, ASKED),
     ):
         if unknown := set(given) - set(known):
             raise LoadgenError(
                 f"--{kind} {', '.join(sorted(unknown))}: known are {', '.join(known)}"
             )
-    if asked.result_dir is not None:
-        claim_directory(Path(asked.result_dir))
-    found: list[Finding] = []
-    for name in asked.scenarios:
-        deployment, requests = scenario_of(name, QUICK if asked.quick else FULL)
-        rate = capacity_of(deployment, requests)
-        points = idle_points(
-            msgspec.structs.replace(deployment, scheduler=scheduler_of("lars", {})), requests
-        )
-        say(f"{name}: {len(requests)} requests, capacity {rate:.3g}/s")
-        for load in asked.loads:
-            sent = [msgspec.structs.replace(r, at=(r.at or 0.0) / (rate * load)) for r in requests]
-            new = [_find(deployment, sent, points, name, load, policy) for policy in asked.policies]
-            print(
-                f"{name}, {load:g} of {rate:.3g} requests/s\n{as_text(table_of(new))}\n", flush=True
-            )
-            found += new
-    if asked.result_dir is not None:
-        content = [msgspec.to_builtins(finding) for finding in found]
-        (Path(asked.result_dir) / "laboratory.json").write_text(
-            json.dumps(content, indent=1) + "\n"
-        )
+    directory = None if asked.result_dir is None else Path(asked.result_dir)
+    shelf = Shelf(None if directory is None else directory / "cells")
+    cells = list(cells_of(asked))
+    found = {cell: kept for cell in cells if (kept := shelf.finding(cell)) is not None}
+    missing = [cell for cell in cells if cell not in found]
+    if found:
+        say(f"{len(found)} of {len(cells)} cells were played before")
+    for cell, new in _played(shelf, missing, asked):
+        found[cell] = new
+    findings = [found[cell] for cell in sorted(found, key=_place_in(asked))]
+    for setting in settings_of(findings):
+        scenario, load, asking, noise = setting
+        table = as_text(table_of(findings, setting, asked.base))
+        print(f"{scenario}, load {load:g}, {asking} objectives, noise {noise:g}\n{table}\n")
+    if directory is not None:
+        (directory / "laboratory.json").write_bytes(msgspec.json.encode(findings))
+        (directory / "laboratory.md").write_text(page(findings, asked.base))
+        (directory / "laboratory.csv").write_text(as_csv(findings, asked.base))
+    if len(findings) < len(cells):
+        say(f"{len(cells) - len(findings)} cells are left: run the same command again")
     return 0
 
 
-def _find(
-    deployment: Deployment,
-    requests: list[PlannedRequest],
-    points: Any,
-    scenario: str,
-    load: float,
-    policy: str,
-) -> Finding:
-    name, more = POLICIES[policy]
-    played = play(msgspec.structs.replace(deployment, scheduler=scheduler_of(name, more)), requests)
-    expect(played.records, points)
-    good = sum(_is_good(record) for record in played.records)
-    short = ttfts(played.records, SHORT, normalised=True)
-    long = ttfts(played.records, LONG, normalised=True)
-    return Finding(
-        scenario=scenario,
-        load=load,
-        policy=policy,
-        good=good / len(played.records),
-        short_p50=percentile(short, 50),
-        short_p99=percentile(short, 99),
-        long_p50=percentile(long, 50),
-        long_p99=percentile(long, 99),
-        worst=percentile(long, 100),
-        tbt_p99_s=percentile(gaps(played.records), 99),
-        tokens_per_s=sum(r.prompt_tokens + len(r.token_times) for r in played.records)
-        / played.duration_s,
-    )
+def cells_of(asked: LaboratoryOptions) -> Iterator[Cell]:
+    """All cells; one seed after the other, so that what is cut short is whole for fewer seeds."""
+    seeds = range(1 if asked.quick else asked.seeds)
+    for seed, scenario, load, asking, noise, policy in itertools.product(
+        seeds, asked.scenarios, asked.loads, asked.asking, asked.noise, asked.policies
+    ):
+        yield msgspec.convert(
+            {
+                "scenario": scenario,
+                "load": load,
+                "asking": asking,
+                "noise": noise,
+                "seed": seed,
+                "policy": policy,
+                "count": QUICK if asked.quick else FULL,
+                "traces": asked.traces,
+            },
+            Cell,
+        )
 
 
-def _is_good(record: RequestRecord) -> bool:
-    if not len(record.token_times):
-        return False
-    ttft = record.token_times[0] - (record.sent_at or 0.0)
-    return ttft <= max(_GOOD_S, _GOOD_TIMES * (record.isolated_ttft_s or 0.0))
+def _place_in(asked: LaboratoryOptions) -> Callable[[Cell], tuple[float, ...]]:
+    """Where a cell stands in the tables: as was asked, the seeds of a policy side by side."""
+
+    def place(cell: Cell) -> tuple[float, ...]:
+        return (
+            asked.scenarios.index(cell.scenario),
+            cell.load,
+            asked.asking.index(cell.asking),
+            cell.noise,
+            asked.policies.index(cell.policy),
+            cell.seed,
+        )
+
+    return place
 
 
-def table_of(findings: list[Finding]) -> Table:
-    """One line per policy."""
-    header = [
-        "policy",
-        "good TTFT",
-        "short P50",
-        "short P99",
-        "long P50",
-        "long P99",
-        "worst",
-        "TBT P99",
-        "tokens/s",
+def _played(
+    shelf: Shelf, missing: Sequence[Cell], asked: LaboratoryOptions
+) -> Iterator[tuple[Cell, Finding]]:
+    """Play what is missing, in groups of one scenario and seed, within the time."""
+    stop_at = math.inf if asked.limit_s is None else time.monotonic() + asked.limit_s
+    groups = [
+        list(cells)
+        for _, cells in itertools.groupby(missing, key=lambda cell: (cell.seed, cell.scenario))
     ]
-    rows = []
-    for finding in findings:
-        ttft = (
-            finding.short_p50,
-            finding.short_p99,
-            finding.long_p50,
-            finding.long_p99,
-            finding.worst,
-        )
-        rows.append(
-            [
-                finding.policy,
-                f"{100 * finding.good:.1f}%",
-                *(f"{value:.3g}x" for value in ttft),
-                f"{1000 * finding.tbt_p99_s:.0f} ms",
-                f"{finding.tokens_per_s:,.0f}",
-            ]
-        )
-    return header, rows
+    if asked.workers == 1 or len(groups) < 2:
+        for group in groups:
+            yield from _play_group(shelf, group, stop_at)
+        return
+    with ProcessPoolExecutor(asked.workers) as workers:
+        running = [workers.submit(_all_of_group, shelf, group, stop_at) for group in groups]
+        for one in as_completed(running):
+            yield from one.result()
+
+
+def _all_of_group(
+    shelf: Shelf, group: Sequence[Cell], stop_at: float
+) -> list[tuple[Cell, Finding]]:
+    return list(_play_group(shelf, group, stop_at))
+
+
+def _play_group(
+    shelf: Shelf, group: Sequence[Cell], stop_at: float
+) -> Iterator[tuple[Cell, Finding]]:
+    for cell in group:
+        if time.monotonic() >= stop_at:
+            return
+        yield cell, shelf.play(cell)

@@ -1,0 +1,168 @@
+"""Who is prefilled next. Every policy is a line in time: key = (instant - now) / width, smallest
+first.
+
+    fcfs, fcfs_chunked  instant = arrival               width = 1
+    edf                 instant = deadline              width = 1
+    lrs                 instant = deadline - remaining  width = 1     least remaining (raw) slack
+    lars                instant = deadline - remaining  width = work  length-aware relative slack
+                                                                      (paper, 4.1)
+    hrrn                instant = arrival               width = work  highest waiting time per work
+    spf                 instant = arrival + 20 work     width = 1     shortest prefill first, aged
+    relegation          as lars, but a long prefill that cannot meet its deadline any more goes
+                        behind all others until it is late by PATIENCE times its total work: what is
+                        lost already delays nobody else
+    dspf                instant = deadline + 18.5 work  width = 1     spf that heeds objectives: the
+                                                                      same for default deadlines
+    boost               instant = arrival - boost(work) width = 1     gamma-Boost (arXiv 2404.08826)
+    dboost              instant = deadline - boost(work)              the same from the deadline on
+    preflow             instant = arrival + T log2(work x remaining)  PREFLOW (vllm-ascend): urgency
+                                                        width = 1     doubles each T seconds
+    dpreflow            instant = deadline + T log2(work x remaining)
+    guardc              spf, but whoever can be in time is let through first (core/guard.py)
+
+`work` is the total work of a request that the cache does not save, `remaining` what of it is not
+dispatched. boost(work) = -ln(1 - exp(-decay work)) / decay, core/decay.py says what the decay is.
+
+Starvation: where an order's width is 1, no newcomer goes before a request after an instant: its own
+instant less the least that any instant can lie behind its arrival.
+
+To keep the widths few, lars rounds the total work to an eighth of an octave (at most 4.5%, as good
+as the predictor is).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from medha_actors.config import OrderConfig, Policy
+from medha_actors.core.decay import Decay
+from medha_actors.core.request import RequestState
+
+LANES_PER_OCTAVE = 8
+# spf: a request goes before all that come later than so many times its total work after it
+AGEING = 20.0
+# relegation: of a prefill's total work, how late it may become before it gets its place back
+PATIENCE = 8.0
+RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
+# boost, preflow: work below counts as so much, so that no instant lies arbitrarily long before an
+# arrival
+LEAST_WORK_S = 0.01
+
+
+class Tuning:
+    """What the rules of one queue are set to; the decay may change while it runs."""
+
+    __slots__ = ("decay", "given")
+
+    def __init__(self, given: OrderConfig) -> None:
+        self.given = given
+        self.decay = Decay(given.boost_decay_per_s)
+
+
+class Order(NamedTuple):
+    """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`:
+    space sharing; `relegates`: the hopeless go last; `guards`: who can be in time goes first;
+    `learns`: instants follow the decay; `least`: what an instant lies behind its arrival at least
+    (before it, if negative), where that bounds who can overtake."""
+
+    instant: Callable[[RequestState, Tuning], float]
+    width: Callable[[RequestState], float]
+    preemptive: bool = True
+    shares: bool = False
+    relegates: bool = False
+    guards: bool = False
+    learns: bool = False
+    least: Callable[[Tuning], float] | None = None
+
+
+def _arrival(state: RequestState, tuning: Tuning) -> float:
+    return state.timeline.arrived_at
+
+
+def _due(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at
+
+
+def _latest_start(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at - state.remaining_s
+
+
+def _aged(state: RequestState, tuning: Tuning) -> float:
+    """Total, not remaining work: a long prefill near its end would overtake everybody for the rest
+    of it."""
+    return state.timeline.arrived_at + AGEING * state.total_work_s
+
+
+def _due_aged(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at + tuning.given.ageing_works * state.total_work_s
+
+
+def _boost_s(work_s: float, tuning: Tuning) -> float:
+    decay = tuning.decay.per_s
+    return -math.log(-math.expm1(-decay * max(work_s, LEAST_WORK_S))) / decay
+
+
+def _boosted(state: RequestState, tuning: Tuning) -> float:
+    return state.timeline.arrived_at - _boost_s(state.total_work_s, tuning)
+
+
+def _due_boosted(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at - _boost_s(state.total_work_s, tuning)
+
+
+def _held_s(work_s: float, remaining_s: float, tuning: Tuning) -> float:
+    """By how much preflow puts a prefill later than one with a second of work."""
+    octaves = math.log2(max(work_s, LEAST_WORK_S)) + math.log2(max(remaining_s, LEAST_WORK_S))
+    return tuning.given.preflow_doubling_s * octaves
+
+
+def _flowing(state: RequestState, tuning: Tuning) -> float:
+    held_s = _held_s(state.total_work_s, state.remaining_s, tuning)
+    return state.timeline.arrived_at + held_s
+
+
+def _due_flowing(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at + _held_s(state.total_work_s, state.remaining_s, tuning)
+
+
+def _one(state: RequestState) -> float:
+    return 1.0
+
+
+def _rounded_work(state: RequestState) -> float:
+    octave: float = (
+        round(math.log2(max(state.total_work_s, 1e-6)) * LANES_PER_OCTAVE) / LANES_PER_OCTAVE
+    )
+    return math.pow(2.0, octave)
+
+
+def _none(tuning: Tuning) -> float:
+    return 0.0
+
+
+def _most_boosted(tuning: Tuning) -> float:
+    return -_boost_s(0.0, tuning)
+
+
+def _least_held(tuning: Tuning) -> float:
+    return _held_s(0.0, 0.0, tuning)
+
+
+ORDERS: dict[Policy, Order] = {
+    "fcfs": Order(_arrival, _one, preemptive=False),
+    "fcfs_chunked": Order(_arrival, _one, least=_none),
+    "edf": Order(_due, _one, least=_none),
+    "lrs": Order(_latest_start, _one),
+    "lars": Order(_latest_start, _rounded_work, shares=True),
+    "hrrn": Order(_arrival, _rounded_work, shares=True),
+    "spf": Order(_aged, _one, shares=True, least=_none),
+    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True),
+    "dspf": Order(_due_aged, _one, shares=True, least=_none),
+    "boost": Order(_boosted, _one, shares=True, learns=True, least=_most_boosted),
+    "dboost": Order(_due_boosted, _one, shares=True, learns=True, least=_most_boosted),
+    "preflow": Order(_flowing, _one, shares=True, least=_least_held),
+    "dpreflow": Order(_due_flowing, _one, shares=True, least=_least_held),
+    "guardc": Order(_aged, _one, shares=True, guards=True, least=_none),
+}

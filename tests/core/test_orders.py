@@ -1,0 +1,245 @@
+"""The rules of single orders with numbers worked out by hand, and what all of them promise."""
+
+import math
+
+import pytest
+from core_world import config_of, grid_of, request_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medha_actors.config import OrderConfig
+from medha_actors.core.decay import HIGHEST_LOAD, LOWEST_LOAD, Decay, root_per_s
+from medha_actors.core.orders import ORDERS
+from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.simulator import Simulation
+
+ALL = list(ORDERS)
+BOUNDED = [name for name, order in ORDERS.items() if order.least is not None]
+NEW = ["dspf", "boost", "dboost", "preflow", "dpreflow", "guardc"]
+
+
+def state_of(serial, arrived, work, deadline=None, remaining=None, priority=0):
+    """A waiting request; `deadline`: seconds after its arrival, by default 1.5 times its work."""
+    deadline_s = 1.5 * work if deadline is None else deadline
+    state = RequestState(
+        request=request_of(f"r{serial}", 1, priority=priority),
+        serial=serial,
+        timeline=Timeline(arrived, arrived + deadline_s),
+        tpot_s=0.1,
+        timeout_at=1e9,
+        prompt=1,
+        goal=1,
+    )
+    state.total_work_s = work
+    state.remaining_s = work if remaining is None else remaining
+    return state
+
+
+def first_of(policy, *states, now=0.0, **given):
+    """The serial of the first, and of each order of insertion the same."""
+    firsts = set()
+    for inserted in (states, states[::-1]):
+        queue = PrefillQueue(policy, OrderConfig(**given))
+        for state in inserted:
+            queue.put(state)
+        firsts.add(next(queue.ordered(now)).serial)
+    assert len(firsts) == 1
+    return firsts.pop()
+
+
+def test_dspf_with_default_deadlines_is_spf():
+    # 10 s of work at 0: due at 15, instant 15 + 185 = 200; 1 s of work: arrival + 1.5 + 18.5.
+    long = state_of(0, 0.0, 10.0)
+    for policy in ("spf", "dspf"):
+        assert first_of(policy, long, state_of(1, 179.0, 1.0)) == 1
+        assert first_of(policy, long, state_of(1, 181.0, 1.0)) == 0
+
+
+def test_under_dspf_an_objective_moves_its_request_and_under_spf_it_does_not():
+    long = state_of(0, 0.0, 10.0)
+    patient = state_of(1, 179.0, 1.0, deadline=30.0)  # 179 + 30 + 18.5 = 227.5, not 199
+    assert first_of("spf", long, patient) == 1
+    assert first_of("dspf", long, patient) == 0
+    hurried = state_of(0, 0.0, 10.0, deadline=12.0)  # 12 + 185 = 197, not 200
+    assert first_of("dspf", hurried, state_of(1, 178.0, 1.0)) == 0
+    assert first_of("dspf", long, state_of(1, 178.0, 1.0), ageing_works=1.0) == 0
+
+
+def test_boost_brings_short_work_forward_by_what_the_decay_says():
+    # decay 0.1/s: boost(10) = -ln(1 - e^-1) / 0.1 = 4.587 s, boost(1) = -ln(1 - e^-0.1) / 0.1 =
+    # 23.522 s: the short one goes first up to 18.935 s after the long one's arrival.
+    long = state_of(0, 0.0, 10.0)
+    assert first_of("boost", long, state_of(1, 18.9, 1.0), boost_decay_per_s=0.1) == 1
+    assert first_of("boost", long, state_of(1, 19.0, 1.0), boost_decay_per_s=0.1) == 0
+    # from the deadlines on, 15 and arrival + 1.5: 13.5 s later
+    assert first_of("dboost", long, state_of(1, 32.4, 1.0), boost_decay_per_s=0.1) == 1
+    assert first_of("dboost", long, state_of(1, 32.5, 1.0), boost_decay_per_s=0.1) == 0
+
+
+def test_preflow_doubles_the_urgency_each_ten_seconds():
+    # 10 log2(8 * 8) = 60 s against 0 s for one second of work
+    long = state_of(0, 0.0, 8.0)
+    assert first_of("preflow", long, state_of(1, 59.0, 1.0)) == 1
+    assert first_of("preflow", long, state_of(1, 61.0, 1.0)) == 0
+    # a quarter left: 10 log2(8 * 2) = 40 s
+    nearly = state_of(0, 0.0, 8.0, remaining=2.0)
+    assert first_of("preflow", nearly, state_of(1, 41.0, 1.0)) == 0
+    assert first_of("preflow", long, state_of(1, 7.0, 1.0), preflow_doubling_s=1.0) == 0
+    # from the deadlines on, 12 and arrival + 1.5: 10.5 s later
+    assert first_of("dpreflow", long, state_of(1, 70.0, 1.0)) == 1
+    assert first_of("dpreflow", long, state_of(1, 71.0, 1.0)) == 0
+
+
+def test_guardc_runs_the_shortest_that_makes_nobody_late():
+    # At 0 the long one has 12 - 10 = 2 s to spare: one second of work goes before it, 3 s do not.
+    long = state_of(0, 0.0, 10.0, deadline=12.0)
+    assert first_of("guardc", long, state_of(1, 0.0, 1.0)) == 1
+    assert first_of("guardc", long, state_of(1, 0.0, 3.0, deadline=30.0)) == 0
+    assert first_of("spf", long, state_of(1, 0.0, 3.0, deadline=30.0)) == 1
+    # what cannot be in time any more makes nobody late either
+    assert first_of("guardc", long, state_of(1, 0.0, 3.0, deadline=2.0)) == 0
+
+
+def test_guardc_leaves_out_the_largest_of_those_who_cannot_all_be_in_time():
+    # 10 s until 12 and 4 s until 13: together 14. The largest is lost, so the other is let through.
+    long = state_of(0, 0.0, 10.0, deadline=12.0)
+    middle = state_of(1, 0.0, 4.0, deadline=13.0)
+    assert first_of("guardc", long, middle) == 1
+    # and so is 1 s of work beside them: 13 - 4 = 9 s to spare
+    assert first_of("guardc", long, middle, state_of(2, 0.0, 1.0, deadline=0.5)) == 2
+
+
+def test_guardc_rescues_what_is_late_by_8_times_its_work():
+    lost = state_of(0, 0.0, 2.0, deadline=1.0)  # due at 1, rescued at 17
+    fresh = state_of(1, 16.5, 1.0, deadline=1.2)
+    assert first_of("guardc", lost, fresh, now=16.5) == 1
+    assert first_of("guardc", lost, fresh, now=17.1) == 0
+    assert first_of("guardc", lost, fresh, now=16.5, guard_works=7.0) == 0
+    # what came before by spf and is small beside it still goes first, what came after does not
+    small = state_of(2, 17.0, 0.1, deadline=1.0)
+    assert first_of("guardc", lost, small, now=17.1) == 2
+    assert first_of("guardc", lost, state_of(2, 41.0, 0.1, deadline=1.0), now=41.0) == 0
+
+
+def test_the_decay_is_the_root_of_its_equation():
+    # all works 1 s at load 0.5: 0.5 (e^x - 1) = x at 1.2564
+    assert root_per_s([1.0], 0.5) == pytest.approx(1.256431, rel=1e-5)
+    # in units of the work
+    assert root_per_s([4.0], 0.5) == pytest.approx(1.256431 / 4, rel=1e-5)
+    works = [0.125] * 19 + [8.0]
+    decay = root_per_s(works, 0.75)
+    rate = 0.75 / (sum(works) / 20)
+    grown = sum(math.exp(decay * work) for work in works) / 20
+    assert rate * (grown - 1) == pytest.approx(decay, rel=1e-4)
+
+
+def test_load_is_taken_to_be_neither_light_nor_beyond_capacity():
+    assert root_per_s([1.0], 7.0) == root_per_s([1.0], HIGHEST_LOAD) > 0
+    assert root_per_s([1.0], 0.01) == root_per_s([1.0], LOWEST_LOAD)
+
+
+def test_the_decay_is_learned_from_arrivals():
+    decay = Decay()
+    changes = [decay.arrived(2.0 * number, 1.0) for number in range(64)]
+    assert decay.per_s == pytest.approx(1.256431, rel=1e-5)  # one a second of work each 2 s
+    assert sum(changes) <= 3  # it is learned in steps, and hardly moves while the load is steady
+    given_by_hand = Decay(0.25)
+    assert not any(given_by_hand.arrived(2.0 * number, 1.0) for number in range(64))
+    assert given_by_hand.per_s == 0.25
+
+
+@given(
+    st.lists(st.floats(1e-4, 1e4), min_size=1, max_size=256),
+    st.floats(0.0, 100.0),
+)
+def test_there_is_a_decay_for_whatever_comes(works, load):
+    decay = root_per_s(works, load)
+    assert 0 < decay < math.inf
+
+
+eighths = st.integers(0, 800).map(lambda number: number / 8)
+works = st.integers(1, 500).map(lambda number: number / 8)
+rows = st.lists(
+    st.tuples(eighths, works, eighths, st.integers(0, 8).map(lambda part: part / 8)),
+    min_size=2,
+    max_size=40,
+)
+
+
+def states_of(rows):
+    return [
+        state_of(serial, arrived, work, deadline=deadline, remaining=work * part)
+        for serial, (arrived, work, deadline, part) in enumerate(rows)
+    ]
+
+
+@given(rows, st.sampled_from(BOUNDED), st.floats(0, 300))
+def test_after_an_instant_no_newcomer_goes_before_a_request(rows, policy, now):
+    """The bound on starvation: `overtaken_until`. Guardc keeps it from the rescue on."""
+    states = states_of(rows)
+    queue = PrefillQueue(policy)
+    for state in states:
+        queue.put(state)
+    place = {state.serial: number for number, state in enumerate(queue.ordered(now))}
+    for state in states:
+        until = queue.overtaken_until(state)
+        assert until >= state.timeline.arrived_at
+        if ORDERS[policy].guards and now <= until:
+            continue
+        for other in states:
+            if other.timeline.arrived_at > until:
+                assert place[state.serial] < place[other.serial]
+
+
+@given(rows, st.sampled_from(ALL), st.floats(0, 300), st.randoms(use_true_random=False))
+def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(rows, policy, now, chance):
+    states = states_of(rows)
+    shuffled = list(states)
+    chance.shuffle(shuffled)
+    orders = []
+    for inserted in (states, shuffled):
+        queue = PrefillQueue(policy, OrderConfig(boost_decay_per_s=0.05))
+        for state in inserted:
+            queue.put(state)
+        orders.append([state.serial for state in queue.ordered(now)])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == list(range(len(states)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 100)), min_size=1, max_size=40))
+def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
+    """Whole prefills, one after the other; none is small beside another."""
+    states = [
+        state_of(serial, 0.0, float(work), deadline=float(deadline))
+        for serial, (work, deadline) in enumerate(rows)
+    ]
+    done_at = 0.0
+    for state in sorted(states, key=lambda one: one.due_at):
+        done_at += state.remaining_s
+        state.timeline.deadline_at = max(state.due_at, done_at)
+    queue = PrefillQueue("guardc")
+    for state in states:
+        queue.put(state)
+    clock = 0.0
+    while len(queue):
+        state = next(queue.ordered(clock))
+        queue.remove(state)
+        clock += state.remaining_s
+        assert clock <= state.due_at
+
+
+@pytest.mark.parametrize("policy", NEW)
+def test_a_long_prefill_gets_through_a_flood_of_short_ones(policy):
+    """More short work than the machine can do: whoever serves the shortest first never comes to the
+    long one. It comes to its turn when newcomers go behind it."""
+    shorts = [request_of(f"S{i}", 105, 1, at=i * 0.1) for i in range(4000)]
+    requests = [request_of("L", 2_000, 1, at=1.0), *shorts]
+    config = config_of(policy, tpot_s=0.05, max_chunk_tokens=256, max_batch_tokens=4096)
+    grid = grid_of(pages=20_000, page=16, length=200_000)
+    simulation = Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3))
+    logs = simulation.run(requests).requests
+    assert logs["L"].ttft_s < 150
+    shorts_ttft = sorted(log.ttft_s for name, log in logs.items() if name != "L")
+    assert shorts_ttft[len(shorts) // 2] < 30
