@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,17 +12,14 @@ from torch import Tensor
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.gguf_kinds import KINDS
+from medha_actors.model.gguf_blocks import UNPACK
 from medha_actors.model_spec import ModelSpec
 
 F32 = 0
 F16 = 1
-Q4_0 = 2
-Q4_1 = 3
-Q8_0 = 8
 BF16 = 30
 _PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
-_BLOCK = 32  # values, in each of the kinds that are dequantised here
-_AT_ONCE = 8192  # blocks dequantised together: temporaries stay in the cache
+_AT_ONCE = 1 << 18  # values dequantised together: temporaries stay in the cache
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -59,9 +55,9 @@ class GgufWeights:
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is
-        not quantised."""
+        not of a kind in UNPACK."""
         kind = self.file.tensors[gguf_name(name)].kind
-        if kind not in (Q4_0, Q4_1, Q8_0):
+        if kind not in UNPACK:
             return None
         return self._in_order(name, raw_tensor(self.file, gguf_name(name))), kind
 
@@ -102,7 +98,7 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
         raise ModelError(f"{file.path} has no tensor {name}")
     if info.kind in _PLAIN:
         return raw_tensor(file, name).view(-1).view(_PLAIN[info.kind]).view(info.shape).to(dtype)
-    if info.kind in _DEQUANTISE:
+    if info.kind in UNPACK:
         return dequantise(raw_tensor(file, name), info.kind, dtype).view(info.shape)
     return _by_gguf_package(file, name).to(dtype)
 
@@ -110,42 +106,20 @@ def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
 def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     """Stored rows, uint8 [rows, bytes of a row] -> [rows, values], worked out in float32 and
     rounded to `dtype`."""
-    blocks = raw.reshape(-1, KINDS[kind].size)
-    out = torch.empty(len(blocks), _BLOCK, dtype=dtype, device=raw.device)
-    for some, into in zip(blocks.split(_AT_ONCE), out.split(_AT_ONCE), strict=True):
-        into.copy_(_DEQUANTISE[kind](some))
+    _, values, size = KINDS[kind]
+    blocks = raw.reshape(-1, size)
+    out = torch.empty(len(blocks), values, dtype=dtype, device=raw.device)
+    count = _AT_ONCE // values
+    for some, into in zip(blocks.split(count), out.split(count), strict=True):
+        into.copy_(UNPACK[kind](some).values())
     return out.view(len(raw), -1)
 
 
 def _by_gguf_package(file: GgufFile, name: str) -> Tensor:
-    """Every other kind (K-quants and so on): complete, but slower."""
+    """Every other kind: complete, but slower."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     info = file.tensors[name]
     rows = file.stored(name).reshape(math.prod(info.shape[:-1]), -1)
     return torch.from_numpy(dequantize(rows, GGMLQuantizationType(info.kind))).view(info.shape)
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """uint8 [blocks, 16] -> [blocks, 32]: the low halves are the first 16 values."""
-    return torch.cat((packed & 15, packed >> 4), 1)
-
-
-def _scale(two_bytes: Tensor) -> Tensor:
-    return two_bytes.contiguous().view(torch.float16).float()
-
-
-def _q4_0(blocks: Tensor) -> Tensor:
-    return (_nibbles(blocks[:, 2:]).float() - 8) * _scale(blocks[:, :2])
-
-
-def _q4_1(blocks: Tensor) -> Tensor:
-    return _nibbles(blocks[:, 4:]).float() * _scale(blocks[:, :2]) + _scale(blocks[:, 2:4])
-
-
-def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * _scale(blocks[:, :2])
-
-
-_DEQUANTISE: dict[int, Callable[[Tensor], Tensor]] = {Q4_0: _q4_0, Q4_1: _q4_1, Q8_0: _q8_0}

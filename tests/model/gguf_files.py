@@ -26,11 +26,14 @@ def write(writer):
     writer.close()
 
 
-def convert(model, path, name, rope_divisors=None, keys=None, tensors=None, part_tensors=0):
+def convert(
+    model, path, name, rope_divisors=None, keys=None, tensors=None, part_tensors=0, kinds=None
+):
     """A model of transformers as a file of architecture `name`.
 
     `keys` are added (without the architecture's name), `tensors` replaced (None: left out);
-    `part_tensors`: the file is split into parts of so many.
+    `part_tensors`: the file is split into parts of so many; `kinds`: of tensors that are given as
+    stored blocks.
     """
     config = model.config
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -62,7 +65,9 @@ def convert(model, path, name, rope_divisors=None, keys=None, tensors=None, part
         stored["rope_freqs.weight"] = rope_divisors.numpy()
     for key, values in {**stored, **(tensors or {})}.items():
         if values is not None:
-            writer.add_tensor(key, values)
+            kind = (kinds or {}).get(key)
+            raw = None if kind is None else gguf.GGMLQuantizationType(kind)
+            writer.add_tensor(key, values, raw_dtype=raw)
     write(writer)
 
 

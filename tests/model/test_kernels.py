@@ -1,5 +1,5 @@
-"""The CPU kernels against plain torch: linear layers, attention, whole models; and that company
-changes nothing."""
+"""The CPU kernels against plain torch: attention, whole models; and that company changes nothing.
+(Linear layers: test_linear.py.)"""
 
 from __future__ import annotations
 
@@ -14,62 +14,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
-from medha_actors.model.gguf_weights import Q4_0, Q4_1, Q8_0, dequantise
 from medha_actors.model.kernels import cpu
 from medha_actors.model.kernels.attention import STATE_EXTRA, TILE, attend, tile_address
 from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.kernels.dot import FORM, ByteDot
 from medha_actors.model.kernels.ir import V16I, address, compiled, kernel
-from medha_actors.model.kernels.pack import aligned, pack_blocks, pack_dense
-
-WIDTH, OUTPUTS, ROWS = 96, 48, 67
+from medha_actors.model.kernels.pack import aligned
 
 
 @pytest.fixture(autouse=True)
 def _on_every_machine(monkeypatch):
     """Use the kernels even where they are not the fast way."""
     monkeypatch.setattr(cpu, "native", lambda: True)
-
-
-def stored(kind):
-    """A matrix in GGUF blocks and its values."""
-    generator = np.random.default_rng(kind)
-    scales = 2 if kind == Q4_1 else 1
-    blocks = generator.integers(
-        0, 256, (OUTPUTS * WIDTH // 32, 2 * scales + (32 if kind == Q8_0 else 16)), np.uint8
-    )
-    blocks[:, : 2 * scales] = (
-        generator.uniform(-0.1, 0.1, (len(blocks), scales)).astype(np.float16).view(np.uint8)
-    )
-    stored = torch.from_numpy(blocks).view(OUTPUTS, -1)
-    return stored, dequantise(stored, kind, torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("kind", "activations", "tolerance"),
-    [
-        *((kind, "float32", 1e-6) for kind in (Q4_0, Q4_1, Q8_0)),
-        *((kind, "int16", 4e-5) for kind in (Q4_0, Q4_1, Q8_0)),
-        *((kind, "int8", 1e-2) for kind in (Q4_0, Q4_1, Q8_0)),
-        (torch.float32, "", 1e-6),
-        (torch.bfloat16, "", 4e-3),
-    ],
-    ids=str,
-)
-def test_matrices_of_every_kind_and_number_of_rows(kind, activations, tolerance):
-    if isinstance(kind, int):
-        raw, values = stored(kind)
-        matrix = pack_blocks(raw, kind, activations)
-    else:
-        values = torch.randn(OUTPUTS, WIDTH).to(kind)
-        matrix, values = pack_dense(values), values.float()
-    x, gain = torch.randn(ROWS, WIDTH), torch.rand(WIDTH) + 0.5
-    expected = torch.nn.functional.rms_norm(x, (WIDTH,), gain, 1e-5) @ values.T
-    layers = cpu.CpuLayers(cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True)
-    found = layers.logits(x, gain, matrix)
-    assert (found - expected).norm() < tolerance * expected.norm()
-    for rows in (1, 2, 3, 5, 16, 31):  # a row's result does not depend on the rows beside it
-        assert torch.equal(layers.logits(x[:rows], gain, matrix), found[:rows])
 
 
 def pool(x, pages, kind, pair):

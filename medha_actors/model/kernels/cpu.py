@@ -15,7 +15,7 @@ from torch import Tensor
 from medha_actors.model.kernels import layers as code
 from medha_actors.model.kernels.attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
 from medha_actors.model.kernels.dot import FORM
-from medha_actors.model.kernels.pack import Packed, aligned
+from medha_actors.model.kernels.pack import Packed, Stack, aligned
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.step_plan import StepPlan
 
@@ -50,10 +50,10 @@ class Dimensions(NamedTuple):
 class LayerWeights(NamedTuple):
     """One layer: packed matrices and float32 vectors (None where the model has none)."""
 
-    qkv: Packed
-    out: Packed
-    gate_up: Packed
-    down: Packed
+    qkv: Stack
+    out: Stack
+    gate_up: Stack
+    down: Stack
     attention_norm: Tensor
     mlp_norm: Tensor
     qkv_bias: Tensor | None = None
@@ -86,8 +86,8 @@ class CpuLayers:
         self.keys = aligned(layer_bytes * len(self.weights), np.uint8)
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
         self.linears = np.array(
-            [[matrix.row() for matrix in layer[:4]] for layer in self.weights], np.int64
-        ).reshape(-1, 4, 5)
+            [[_table(stack) for stack in layer[:4]] for layer in self.weights], np.int64
+        ).reshape(-1, 4, code.PARTS, 5)
         self.vectors = np.array(
             [
                 [0 if vector is None else vector.data_ptr() for vector in layer[4:]]
@@ -102,7 +102,7 @@ class CpuLayers:
         widest = max(s.hidden, s.intermediate, s.heads * s.head_dim)
         out = max(2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim)
         self.buffers = [
-            aligned(code.ROWS * n, np.float32) for n in (widest, widest, widest // 16, out)
+            aligned(code.ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)
         ]
         share = s.heads // s.kv_heads
         states = aligned(BLOCK_TOKENS * share * (s.head_dim + STATE_EXTRA), np.float32)
@@ -179,11 +179,10 @@ class CpuLayers:
             merge_shared(plan, exchange, partial, partial_lse)
             code.after(self.model, self.linears, self.vectors, layer, step)
 
-    def logits(self, x: Tensor, norm: Tensor, matrix: Packed) -> Tensor:
+    def logits(self, x: Tensor, norm: Tensor, head: Stack) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
-        out = torch.empty(len(x), matrix.outputs)
-        linear = np.array(matrix.row(), np.int64)
-        code.head(self.model, linear, norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
+        out = torch.empty(len(x), sum(matrix.outputs for matrix in head))
+        code.head(self.model, _table(head), norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
         return out
 
 
@@ -199,19 +198,30 @@ def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     return table, np.concatenate(pages)
 
 
+def _table(stack: Stack) -> NDArray[np.int64]:
+    """A stack's rows for the table that the kernels read."""
+    rows = np.zeros((code.PARTS, 5), np.int64)
+    for place, matrix in enumerate(stack):
+        rows[place] = matrix.row()
+    return rows
+
+
 def _together(weights: Sequence[LayerWeights]) -> list[LayerWeights]:
     """Move all matrices into one block of memory, which the system maps with huge pages."""
-    matrices = list(itertools.chain.from_iterable([layer[:4] for layer in weights]))
-    store = aligned(sum(matrix.data.size for matrix in matrices), np.uint8)
-    moved = []
+    stacks = itertools.chain.from_iterable([layer[:4] for layer in weights])
+    sizes = [matrix.data.size for matrix in itertools.chain.from_iterable(stacks)]
+    store = aligned(sum(sizes), np.uint8)
     start = 0
+
+    def moved(matrix: Packed) -> Packed:
+        nonlocal start
+        place = store[start : start + matrix.data.size].reshape(matrix.data.shape)
+        place[...] = matrix.data
+        start += place.size
+        return matrix._replace(data=place)
+
+    found = []
     for layer in weights:
-        mine = []
-        for matrix in layer[:4]:
-            place = store[start : start + matrix.data.size].reshape(matrix.data.shape)
-            place[...] = matrix.data
-            mine.append(matrix._replace(data=place))
-            start += place.size
-        qkv, out, gate_up, down = mine
-        moved.append(layer._replace(qkv=qkv, out=out, gate_up=gate_up, down=down))
-    return moved
+        qkv, out, gate_up, down = (tuple(map(moved, stack)) for stack in layer[:4])
+        found.append(layer._replace(qkv=qkv, out=out, gate_up=gate_up, down=down))
+    return found

@@ -2,7 +2,7 @@
 fast.
 
 In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds
-in 4 or 8 bits stay so and are multiplied by activations in int8, as llama.cpp does, but for
+in 4 to 8 bits stay so and are multiplied by activations in int8, as llama.cpp does, but for
 queries, keys, values, down and the head, which get int16: they gain most for what they cost. All
 other matrices are bfloat16. In float32 nothing is rounded: the result is that of the dequantised
 weights to the accuracy of float32 sums. Hidden states are float32 in both. Measured on 1,024 tokens
@@ -14,13 +14,15 @@ everywhere: 5e-5, a quarter slower).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from medha_actors.model.kernels import cpu
 from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, LayerWeights
-from medha_actors.model.kernels.pack import Activations, Packed, pack_blocks, pack_dense
+from medha_actors.model.kernels.layouts import Activations
+from medha_actors.model.kernels.pack import Stack, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
@@ -119,18 +121,20 @@ class KernelDecoder:
             k_norm=self._vector(f"{attention}.k_norm.weight") if spec.qk_norm else None,
         )
 
-    def _matrix(self, *names: str, activations: Activations = "int8") -> Packed:
-        """One matrix, several names stacked along the output; as stored if all are quantised
-        alike."""
+    def _matrix(self, *names: str, activations: Activations = "int8") -> Stack:
+        """One matrix, several names stacked along the output; neighbours of one kind are packed
+        together, as they are stored."""
         stored = [self.loader.weights.blocks(f"{name}.weight") for name in names]
-        found = [part for part in stored if part is not None]
-        if len(found) == len(names) and len({kind for _, kind in found}) == 1:
-            return pack_blocks(
-                torch.cat([raw for raw, _ in found]),
-                found[0][1],
-                "float32" if self.exact else activations,
-            )
-        return pack_dense(torch.cat([self.loader.tensor(f"{name}.weight") for name in names]))
+        kinds = [None if part is None else part[1] for part in stored]
+        packed = []
+        for kind, places in groupby(range(len(names)), kinds.__getitem__):
+            if kind is None:
+                dense = [self.loader.tensor(f"{names[place]}.weight") for place in places]
+                packed.append(pack_dense(torch.cat(dense)))
+                continue
+            raw = torch.cat([part[0] for part in map(stored.__getitem__, places) if part])
+            packed.append(pack_blocks(raw, kind, "float32" if self.exact else activations))
+        return tuple(packed)
 
     def _vector(self, *names: str) -> Tensor:
         return torch.cat([self.loader.weights.tensor(name, torch.float32) for name in names])

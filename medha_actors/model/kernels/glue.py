@@ -14,7 +14,6 @@ from medha_actors.model.kernels.ir import F32, I16, I32, I64, V16C, V16F, V16I, 
 _V8F = ir.VectorType(F32, 8)
 _V8S = ir.VectorType(I16, 8)
 _V4I = ir.VectorType(I32, 4)
-INT8, FLOAT, BFLOAT = range(3)  # forms of activations
 _LOG2_E = 1.4426950408889634
 
 
@@ -52,8 +51,8 @@ def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Va
 
 
 def _to_int8(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
-    """Round blocks of 32 to int8; scales [2, blocks] gets each block's step and the sum of its
-    rounded values."""
+    """Round blocks of 32 to int8; scales [4, blocks] gets each block's step and the sums of its
+    rounded values, of their first half and of their second half."""
     with e.loop(blocks) as loop:
         for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127)):
             e.store(e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half))
@@ -76,7 +75,7 @@ def _round_block(
     e: Emit, x: ir.Value, number: ir.Value, blocks: ir.Value, scales: ir.Value, steps: int
 ) -> list[ir.Value]:
     """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the
-    sum."""
+    sums."""
     b = e.b
     place = e.at(x, e.times(number, 128))
     four_i = e.times(number, 4)
@@ -89,9 +88,11 @@ def _round_block(
     whole = [
         b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I) for value in values
     ]
-    total = e.call("llvm.vector.reduce.add.v16i32", I32, b.add(*whole))
+    halves = [e.call("llvm.vector.reduce.add.v16i32", I32, half) for half in whole]
     e.store(step, e.at(scales, four_i))
-    e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, e.times(blocks, 4), four_i))
+    for row, total in enumerate((b.add(*halves), *halves), 1):
+        place = e.at(scales, e.times(blocks, 4 * row), four_i)
+        e.store(b.fmul(b.sitofp(total, F32), step), place)
     return whole
 
 

@@ -26,12 +26,12 @@ from medha_actors.model.kernels.glue import (
     to_int16,
 )
 from medha_actors.model.kernels.ir import address, call_address, compiled, kernel
-from medha_actors.model.kernels.linear import BFLOAT, Q4_FLOAT, Q8_INT8, Q8_INT16
+from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16
 
 ROWS = 48  # rows of a block: 4 of linear.py's large tiles
-QKV, OUT, GATE_UP, DOWN = range(
-    4
-)  # a layer's rows in `linears`: (kind, code, data, columns, blocks)
+QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`
+PARTS = 3  # of such a row: matrices of several kinds side by side
+FORM, CODE, DATA, COLUMNS, BLOCKS = range(5)  # of a part; one without columns is not there
 ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(
     8
 )  # in `vectors`
@@ -68,82 +68,74 @@ call = kernel(12, call_address)
 
 
 @compiled
-def apply(model, linear, rows, x, out, add, constants):
-    """out = (out +) x W^T for float32 rows, in the form of activations that the kind of weight
-    wants.
-
-    constants: address of (eps, scale, one); x and out are addresses of contiguous rows.
-    """
-    kind = linear[0]
-    code = linear[1]
-    data = linear[2]
-    columns = linear[3]
-    blocks = linear[4]
+def _form(model, form, rows, blocks, x, constants):
+    """Bring float32 rows into a form of activations, in `packed` and `scales`; returns the address
+    and the bytes of the first row."""
     inputs = blocks * 32
-    out_row = columns * 64
-    if kind <= Q8_INT8:
+    if form == INT8:
         for r in range(rows):
-            to_int8(
-                x + r * inputs * 4, blocks, model.packed + r * inputs, model.scales + r * blocks * 8
-            )
-        call(
-            code,
-            rows,
-            columns,
-            blocks,
-            data,
-            model.packed,
-            inputs,
-            model.scales,
-            blocks * 8,
-            out,
-            out_row,
-            add,
-        )
-    elif kind <= Q8_INT16:
+            source = x + r * inputs * 4
+            to_int8(source, blocks, model.packed + r * inputs, model.scales + r * blocks * 16)
+        return model.packed, inputs
+    if form == INT16:
         for r in range(rows):
-            to_int16(
-                x + r * inputs * 4,
-                blocks,
-                model.packed + r * inputs * 2,
-                model.scales + r * blocks * 8,
-            )
-        call(
-            code,
-            rows,
-            columns,
-            blocks,
-            data,
-            model.packed,
-            inputs * 2,
-            model.scales,
-            blocks * 8,
-            out,
-            out_row,
-            add,
-        )
-    elif kind == BFLOAT:
+            source = x + r * inputs * 4
+            to_int16(source, blocks, model.packed + r * inputs * 2, model.scales + r * blocks * 16)
+        return model.packed, inputs * 2
+    if form == BFLOAT:
         for r in range(rows):
             to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
-        call(code, rows, columns, blocks, data, model.packed, inputs * 2, x, 0, out, out_row, add)
-    else:
-        if kind == Q4_FLOAT:
-            for r in range(rows):
-                block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 4)
+        return model.packed, inputs * 2
+    for r in range(rows):
+        block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)
+    return x, inputs * 4
+
+
+@compiled
+def _width(parts):
+    """Outputs of all parts."""
+    columns = 0
+    for part in parts:
+        columns += part[COLUMNS]
+    return columns * 16
+
+
+@compiled
+def apply(model, parts, rows, x, out, add, constants):
+    """out = (out +) x W^T for float32 rows, where the outputs of the parts of W lie side by side.
+
+    Each part takes the activations in a form of its own. constants: address of (eps, scale, one);
+    x and out are addresses of contiguous rows.
+    """
+    out_row = _width(parts) * 4
+    ready = -1
+    start = x
+    row = 0
+    for part in parts:
+        columns = part[COLUMNS]
+        blocks = part[BLOCKS]
+        if columns == 0:
+            continue
+        if part[FORM] != ready:
+            ready = part[FORM]
+            start, row = _form(model, ready, rows, blocks, x, constants)
+        scales = model.scales
+        step = blocks * 16
         call(
-            code,
+            part[CODE],
             rows,
             columns,
             blocks,
-            data,
-            x,
-            inputs * 4,
-            model.scales,
-            blocks * 4,
+            part[DATA],
+            start,
+            row,
+            scales,
+            step,
             out,
             out_row,
             add,
         )
+        out += columns * 64
 
 
 @compiled
@@ -297,7 +289,7 @@ def layers(model, linears, vectors, step, slots, spans, pages, scratch, out, lse
 
 
 @compiled
-def head(model, linear, gain, rows, x, out):
+def head(model, parts, gain, rows, x, out):
     """Final norm and LM head of chosen rows: x float32 [rows, hidden] and out [rows, vocabulary] by
     address."""
     constants = address(model) + MODEL_EPS
@@ -312,4 +304,4 @@ def head(model, linear, gain, rows, x, out):
                 constants,
                 m.plain + r * m.hidden * 4,
             )
-        apply(m, linear, count, m.plain, out + start * linear[3] * 64, 0, constants)
+        apply(m, parts, count, m.plain, out + start * _width(parts) * 4, 0, constants)
