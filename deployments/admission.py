@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
@@ -16,9 +15,11 @@ from deployments.control_tokens import Prompt
 from deployments.histories import Message
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from deployments.resuming import Past, Place
+from deployments.salts import cache_salt
 from deployments.shaping import Shaping
 from deployments.silence import wants_comments
 from deployments.text import ChatOptions, Text, TooManyTokensError
+from deployments.thoughts import Thinking
 from deployments.tools import ToolUse
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
@@ -59,7 +60,9 @@ class Job:
     prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
     past: Past | None = None  # of an answer that is resumed
     tools: ToolUse | None = None
+    thinking: Thinking | None = None  # how thoughts are told from answers
     grammar: Grammar | None = None  # of each choice
+    less: bool = False  # the answer may be shorter than asked where the context has no room
 
     @property
     def created(self) -> int:
@@ -92,7 +95,7 @@ class Admission:
         """Raises RequestError."""
         asked = self._check(body, headers)
         prompts = limits.split_prompts(body, self._config.limits, self.vocabulary)
-        job = self._job("cmpl", body, headers, arrived_at)
+        job = self._job("cmpl-", body, headers, arrived_at)
         job.grammar = await self._shaping.grammar(body)
         most = max(self._config.limits.max_prompts_tokens, self.context_tokens)
         keep = limits.kept_tokens(body, self.context_tokens)
@@ -114,17 +117,36 @@ class Admission:
             limits.check_total(job.prompt_tokens, most)
         return self._numbered(job)
 
-    async def chat(self, body: ChatBody, headers: Mapping[str, str], arrived_at: float) -> Job:
-        """Raises RequestError."""
+    async def chat(
+        self,
+        body: ChatBody,
+        headers: Mapping[str, str],
+        arrived_at: float,
+        kind: str = "chatcmpl-",
+        less: bool = False,
+    ) -> Job:
+        """`kind`: what the answer's id begins with; `less`: see Job. Raises RequestError."""
         asked = self._check(body, headers)
         keep = limits.kept_tokens(body, self.context_tokens)
-        job = self._job("chatcmpl", body, headers, arrived_at)
+        job = self._job(kind, body, headers, arrived_at)
+        job.less = less
         job.tools = self._shaping.tools(body)
         job.grammar = await self._shaping.grammar(body, job.tools)
-        messages, told = self._shaping.told(body.messages, job.tools)
-        ids = await self.chat_tokens(messages, self._options(body, told), keep)
+        ids = await self._chat_prompt(body, job.tools, keep)
+        job.thinking = self._shaping.thinking(ids, job.grammar)
         self._add(job, "messages", ids, None, asked, headers)
         return self._numbered(job)
+
+    async def chat_length(self, body: ChatBody) -> int:
+        """How many tokens a chat's prompt has; raises RequestError."""
+        self.check_model(body.model)
+        return len(await self._chat_prompt(body, self._shaping.tools(body), None))
+
+    async def _chat_prompt(
+        self, body: ChatBody, tools: ToolUse | None, keep: int | None
+    ) -> list[int]:
+        messages, told = self._shaping.told(body.messages, tools)
+        return await self.chat_tokens(messages, self._options(body, told), keep)
 
     def resume(self, job: Job, place: Place, record: Record) -> None:
         """Make of a job that asks anew one that goes on with a known answer: its id, seed,
@@ -249,7 +271,7 @@ class Admission:
         self, kind: str, body: GenerationBody, headers: Mapping[str, str], arrived_at: float
     ) -> Job:
         given = body.request_id or headers.get("x-request-id", "")[:256]
-        name = f"{kind}-{given or secrets.token_hex(12)}"
+        name = f"{kind}{given or secrets.token_hex(12)}"
         return Job(
             name,
             self.model_id,
@@ -273,7 +295,8 @@ class Admission:
     ) -> None:  # fmt: skip
         """Append the n choices of one prompt."""
         body = job.body
-        max_tokens = limits.resolve_max_tokens(body, name, len(ids), self.context_tokens)
+        context = self.context_tokens
+        max_tokens = limits.resolve_max_tokens(body, name, len(ids), context, job.less)
         seed = secrets.randbits(62) if body.fixed_seed is None else body.fixed_seed
         packed = pack_tokens(ids)
         job.prompt_tokens = job.prompt_tokens + len(ids)
@@ -321,22 +344,3 @@ class Admission:
             prompt_logprobs=prompt_logprobs,
             grammar=job.grammar,
         )
-
-
-def cache_salt(body: GenerationBody, headers: Mapping[str, str]) -> str:
-    """Whose cached KV a request may use: the client's salt, or one for each API key. A salt of the
-    first kind never equals one of the second."""
-    if body.cache_salt is not None:
-        return f"salt:{body.cache_salt}"
-    key = _api_key(headers)
-    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return f"key:{digest}" if key else ""
-
-
-def _api_key(headers: Mapping[str, str]) -> str:
-    """The same however it is shown: as OpenAI's clients do, or as Anthropic's."""
-    authorization = headers.get("authorization", "")
-    scheme, _, secret = authorization.partition(" ")
-    if scheme.lower() == "bearer":
-        return secret.strip()
-    return headers.get("x-api-key") or authorization

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import UNSET
+
 from deployments import offsets
 from deployments.admission import Choice, Job
 from deployments.detokenize import TokenTable
@@ -25,6 +27,7 @@ from deployments.replies import (
     TopLogprob,
     UsageReply,
 )
+from deployments.thoughts import ThoughtReader, Told
 from medha_actors.messages import Accepted, FinishedEvent, PromptLogprobsEvent, TokenEvent
 
 # token, its log-probability, the likeliest ones, where it starts in the text
@@ -55,9 +58,12 @@ class ChatAnswer:
         self._table = table
         self._extras = Extras(job, table)
         self._started: set[int] = set()
+        self._thought_readers: dict[int, ThoughtReader] = {}
+        if job.thinking is not None:
+            self._thought_readers = {choice.index: job.thinking.reader() for choice in job.choices}
 
     def chunk(self, piece: Piece) -> Reply:
-        message = ChatMessage(content=piece.text)
+        message = self._message(piece)
         if piece.index not in self._started:
             # The role comes with the first token: a frame of its own would look like a token to
             # those who measure.
@@ -80,7 +86,7 @@ class ChatAnswer:
         choices = [
             ChatChoice(
                 index=piece.index,
-                message=ChatMessage(role="assistant", content=piece.text),
+                message=self._whole_message(piece),
                 logprobs=self._logprobs(piece),
                 finish_reason=piece.finish_reason,
                 stop_reason=piece.stop_reason,
@@ -104,6 +110,29 @@ class ChatAnswer:
         reply = self._reply([])
         reply.usage = usage
         return reply
+
+    def _message(self, piece: Piece) -> ChatMessage:
+        """A delta: new text, new thoughts or both."""
+        told = self._told(piece)
+        if not told.thoughts:
+            return ChatMessage(content=told.content)
+        return ChatMessage(content=told.content or UNSET, reasoning_content=told.thoughts)
+
+    def _whole_message(self, piece: Piece) -> ChatMessage:
+        told = self._told(piece)
+        thoughts = told.thoughts or UNSET
+        return ChatMessage(role="assistant", content=told.content, reasoning_content=thoughts)
+
+    def _told(self, piece: Piece) -> Told:
+        """What a piece thinks, and what it says."""
+        reader = self._thought_readers.get(piece.index)
+        if reader is None:
+            return Told("", piece.text)
+        told = reader.push(piece.text)
+        if piece.finish_reason is None:
+            return told
+        rest = reader.finish()
+        return Told(told.thoughts + rest.thoughts, told.content + rest.content)
 
     def _reply(self, choices: list[ChatDelta]) -> Reply:
         job = self._job

@@ -8,7 +8,7 @@ Ray cluster (`medha-serve` sets it).
 - `x-request-timeout-seconds` gets our name: Serve would enforce it as well, without our error
   object, or in the middle of a stream.
 - Of a repeated header that Serve reads, the first one counts; Serve and Starlette disagree.
-- Errors that Serve writes as plain text, and exceptions, become OpenAI's error object.
+- Errors that Serve writes as plain text, and exceptions, become our error object.
 - A proxy that has just been started knows no routes yet, and says 404 for ours: that becomes 503,
   so that clients come back instead of giving up.
 """
@@ -36,6 +36,9 @@ _ONCE: Final = frozenset(
 _OWN_ROUTES: Final = (
     "/v1/completions",
     "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
     "/tokenize",
     "/detokenize",
@@ -83,7 +86,8 @@ class Edge:
             if answer.started:
                 raise
             log.exception("Ray Serve failed before the request reached the application")
-            await failures.send(MedhaError("internal error; see the server's log"), {}, send)
+            internal = MedhaError("internal error; see the server's log")
+            await failures.send(internal, {}, send, scope["path"])
 
 
 def clean(headers: Headers) -> Headers:
@@ -147,7 +151,7 @@ class _Answer:
             for name, value in start["headers"]
             if name.lower() not in (b"content-type", b"content-length")
         }
-        await failures.send(error, others, self._send)
+        await failures.send(error, others, self._send, self._path)
 
 
 def _is_plain_error(start: Message) -> bool:

@@ -1,20 +1,38 @@
-"""From errors to HTTP answers and error frames, in OpenAI's shape."""
+"""From errors to HTTP answers and error frames: in OpenAI's shape, or in Anthropic's for the routes
+of its API."""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Send
 
 from deployments import sse
-from deployments.replies import ErrorDetail, ErrorReply
+from deployments.replies import AnthropicDetail, AnthropicError, ErrorDetail, ErrorReply
 from medha_actors.errors import MedhaError
 from medha_actors.messages import Rejected
 
 # Statuses that OpenAI's clients would retry by themselves, where trying again cannot help.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 408, 413, 422})
+_ANTHROPIC_ROUTES: Final = ("/v1/messages", "/v1/messages/count_tokens")
+# What makes its SDK's tool runner go on with whole histories.
+_NO_THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+# Our statuses: Anthropic's, and its words for them.
+_ANTHROPIC: Final = {
+    400: (400, "invalid_request_error"),
+    401: (401, "authentication_error"),
+    403: (403, "permission_error"),
+    404: (404, "not_found_error"),
+    405: (405, "invalid_request_error"),
+    408: (504, "timeout_error"),
+    413: (413, "request_too_large"),
+    422: (422, "invalid_request_error"),
+    429: (429, "rate_limit_error"),
+    503: (529, "overloaded_error"),
+}
 
 
 class RejectedError(MedhaError):
@@ -39,13 +57,26 @@ def body(error: MedhaError) -> ErrorReply:
     )
 
 
-def frame(error: MedhaError) -> bytes:
-    """The error after the first byte."""
-    return sse.data(body(error))
+def anthropic_body(error: MedhaError) -> AnthropicError:
+    _, kind = _ANTHROPIC.get(error.status, (error.status, "api_error"))
+    detail = AnthropicDetail(type=kind, message=error.message)
+    if error.param == "thread":
+        detail.details = _NO_THREADS
+    return AnthropicError(error=detail)
 
 
-def response(error: MedhaError, headers: dict[str, str] | None = None) -> Response:
-    """The error before the first byte."""
+def is_anthropic(path: str) -> bool:
+    """Whether clients of Anthropic's API ask there."""
+    return path.endswith(_ANTHROPIC_ROUTES)
+
+
+def last_frame(error: MedhaError) -> bytes:
+    """The error after the first byte, as the end of a stream."""
+    return sse.data(body(error)) + sse.DONE
+
+
+def response(error: MedhaError, headers: dict[str, str] | None = None, path: str = "") -> Response:
+    """The error before the first byte, as it is said at this path."""
     headers = dict(headers or {})
     if error.status in _FINAL_STATUSES:
         headers["x-should-retry"] = "false"
@@ -57,14 +88,17 @@ def response(error: MedhaError, headers: dict[str, str] | None = None) -> Respon
         )
         headers["retry-after"] = str(max(1, math.ceil(wait_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
-    return Response(
-        msgspec.json.encode(body(error)), error.status, headers, media_type="application/json"
-    )
+    status = error.status
+    content: ErrorReply | AnthropicError = body(error)
+    if is_anthropic(path):
+        status, _ = _ANTHROPIC.get(status, (status, ""))
+        content = anthropic_body(error)
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
-async def send(error: MedhaError, headers: dict[str, str], to: Send) -> None:
+async def send(error: MedhaError, headers: dict[str, str], to: Send, path: str = "") -> None:
     """The same, outside of a route."""
-    answer = response(error, headers)
+    answer = response(error, headers, path)
     start = {"type": "http.response.start", "status": answer.status_code}
     await to({**start, "headers": answer.raw_headers})
     await to({"type": "http.response.body", "body": answer.body})

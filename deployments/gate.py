@@ -88,7 +88,7 @@ class Gate:
         if key is not None:
             await self._app({**scope, "medha_key": key}, receive, send)
         elif scope["type"] == "http":
-            await failures.send(_refusal(), self._headers(scope, is_page), send)
+            await failures.send(_refusal(), self._headers(scope, is_page), send, path)
         else:
             await send({"type": "websocket.close", "code": 1008})
 

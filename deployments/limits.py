@@ -109,15 +109,17 @@ def check_ids(name: str, ids: list[int], vocabulary: int) -> None:
 
 
 def resolve_max_tokens(
-    body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int
+    body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int, less: bool = False
 ) -> int:
     """How many tokens to generate at most; raises RequestError where prompt or output do not fit
-    the context."""
+    the context. `less`: of an output that does not, as many as fit will do."""
     if prompt_tokens == 0:
         raise _invalid(name, "is empty")
     room = context_tokens - prompt_tokens
     limit = output_limit(body)
     wanted = limit[1] if limit else 1
+    if less:
+        wanted = min(wanted, max(1, room))
     if room < max(1, wanted):
         raise too_long(name, prompt_tokens, wanted, context_tokens)
     if limit is not None:

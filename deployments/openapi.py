@@ -10,7 +10,6 @@ import msgspec
 
 from deployments.histories import Message
 from deployments.operations import EVENTS, JSON, Operation
-from deployments.replies import ErrorReply
 
 Schema = dict[str, Any]
 _REF: Final = "#/components/schemas/{name}"
@@ -28,7 +27,7 @@ def document(operations: Iterable[Operation], version: str, with_keys: bool) -> 
         "info": {
             "title": "Medha on Ray",
             "version": version,
-            "description": "An OpenAI-compatible API for language models.",
+            "description": "An API for language models: OpenAI's, and Anthropic's messages.",
         },
         "paths": paths,
         "components": components,
@@ -46,11 +45,12 @@ def _schemas(rows: list[Operation]) -> Schema:
     bodies = {row.body for row in rows if row.body is not None}
     replies = {row.reply for row in rows if row.reply is not None}
     choices = {row.choice for row in rows if row.choice is not None}
-    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, Message, ErrorReply}
+    errors = {row.error for row in rows}
+    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, *errors, Message}
     kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
-    loose: list[type[msgspec.Struct]] = [*bodies, Message]
-    for kind in loose:
+    asked: set[type[msgspec.Struct]] = {*bodies, Message}
+    for kind in asked:
         _allow_null(schemas[kind.__name__])
     return schemas
 
@@ -73,7 +73,7 @@ def _operation(row: Operation, method: str, with_keys: bool) -> Schema:
     described: Schema = {
         "operationId": "_".join([method.lower(), *words]),
         "summary": row.summary,
-        "responses": {str(row.status): _answer(row), "default": _error()},
+        "responses": {str(row.status): _answer(row), "default": _error(row)},
     }
     parameters = [_parameter(name, "path", {"type": "string"}) for name in _names(row.path)]
     parameters += [_parameter(name, "query", schema) for name, schema in row.query]
@@ -119,8 +119,8 @@ def _reply(row: Operation) -> Schema:
     return {"allOf": [_reference(row.reply), choices]}
 
 
-def _error() -> Schema:
-    content = {JSON: {"schema": _reference(ErrorReply)}}
+def _error(row: Operation) -> Schema:
+    content = {JSON: {"schema": _reference(row.error)}}
     return {"description": "What went wrong", "content": content}
 
 

@@ -9,6 +9,10 @@ from typing import Final
 import msgspec
 
 from deployments import replies
+from deployments.dialects.messages_body import CountBody, MessagesBody
+from deployments.dialects.messages_reply import CountReply, MessageReply
+from deployments.dialects.responses_body import ResponsesBody
+from deployments.dialects.responses_reply import ResponseReply
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 JSON: Final = "application/json"
@@ -30,6 +34,7 @@ class Operation:
     status: int = 200
     key: bool = True  # needs an API key where the server has some
     query: tuple[tuple[str, dict[str, object]], ...] = ()  # parameters and their schemas
+    error: Struct = replies.ErrorReply
 
 
 _POST: Final = ("POST",)
@@ -51,6 +56,31 @@ _ROWS: Final = (
         replies.Reply,
         replies.ChatChoice,
         (JSON, EVENTS),
+    ),
+    Operation(
+        "/v1/responses",
+        "Answer a chat, in OpenAI's newer words; nothing is stored",
+        _POST,
+        ResponsesBody,
+        ResponseReply,
+        media=(JSON, EVENTS),
+    ),
+    Operation(
+        "/v1/messages",
+        "Answer a chat, in the words of Anthropic's API",
+        _POST,
+        MessagesBody,
+        MessageReply,
+        media=(JSON, EVENTS),
+        error=replies.AnthropicError,
+    ),
+    Operation(
+        "/v1/messages/count_tokens",
+        "How many tokens the prompt of such a chat has",
+        _POST,
+        CountBody,
+        CountReply,
+        error=replies.AnthropicError,
     ),
     Operation("/v1/models", "The model served, as a list", reply=replies.ModelList),
     Operation("/v1/models/{model}", "The model served", reply=replies.ModelReply),

@@ -9,10 +9,21 @@ with `x_`, and values that ask for what happens anyway, are dropped.
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import Meta
@@ -59,15 +70,11 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     parse_special: bool | None = None
 
 
-class GenerationBody(_Body, frozen=True, kw_only=True):
-    """The fields that completions and chat completions share; OpenAI's, plus vLLM's sampling
-    fields."""
+class SampledBody(_Body, frozen=True, kw_only=True):
+    """What all APIs that generate take: OpenAI's fields of that kind, plus vLLM's."""
 
     model: str | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
     min_tokens: Count = 0
-    n: Annotated[int, Meta(ge=1, le=65_536)] = 1
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=10_000.0)] = 1.0
     top_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # 0: greedy
@@ -78,19 +85,13 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     repetition_penalty: Repetition | None = None
     repeat_penalty: Repetition | None = None  # llama.cpp's word for it
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] = {}
-    stop: str | list[str] = []
     stop_token_ids: list[TokenId] = []
-    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    return_token_ids: bool = False
     # so many tokens of the prompt's end; -1: as many as fit
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None = None
-    prompt_logprobs: Count | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     request_id: (
         Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")]
@@ -100,6 +101,20 @@ class GenerationBody(_Body, frozen=True, kw_only=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = None
     prompt_cache_key: ShortText | None = None  # a hint for routing; there is one place to route to
     medha: MedhaOptions = MedhaOptions()
+
+
+class GenerationBody(SampledBody, frozen=True, kw_only=True):
+    """What completions and chat completions share."""
+
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    stop: str | list[str] = []
+    include_stop_str_in_output: bool = False
+    return_token_ids: bool = False
+    prompt_logprobs: Count | None = None
+    response_format: ResponseFormat | None = None
+    stream_options: StreamOptions | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -202,10 +217,20 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "reasoning_effort": ("none",),  # in completions
 }
 
-B = TypeVar("B", bound=_Body)
+
+class Beside(NamedTuple):
+    """What bodies may have beside the fields of their Struct: what is ignored, and what is refused
+    unless it asks for what happens anyway."""
+
+    ignored: frozenset[str]
+    neutral: Mapping[str, tuple[Any, ...]]
 
 
-def decode(body: bytes, kind: type[B]) -> B:
+B = TypeVar("B", bound=msgspec.Struct)
+_BESIDE: Final = Beside(_IGNORED, _NEUTRAL)
+
+
+def decode(body: bytes, kind: type[B], beside: Beside = _BESIDE) -> B:
     """Parse a body; raises RequestError."""
     try:
         tree = msgspec.json.decode(body)
@@ -215,21 +240,26 @@ def decode(body: bytes, kind: type[B]) -> B:
         raise RequestError(f"the body is not valid JSON in UTF-8: {error}") from None
     if not isinstance(tree, dict):
         raise RequestError("the body must be a JSON object")
-    tree = _known(tree, kind)
+    tree = _known(tree, kind, beside)
     messages = tree.get("messages")
-    if isinstance(messages, list):
+    if isinstance(messages, list) and kind in (ChatBody, TokenizeBody):
         tree["messages"] = [
             normalised(message, f"messages[{i}]") for i, message in enumerate(messages)
         ]
+    return converted(tree, kind)
+
+
+def converted(tree: Any, kind: type[B], name: str = "") -> B:
+    """A JSON value as a Struct; raises RequestError. `name`: its path in the body."""
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
+        raise _named(str(error), name) from None
 
 
-def _known(tree: dict[str, Any], kind: type[_Body]) -> dict[str, Any]:
+def _known(tree: dict[str, Any], kind: type[msgspec.Struct], beside: Beside) -> dict[str, Any]:
     """Drop nulls and what changes nothing; refuse other fields that `kind` does not have."""
-    integers = _INTEGERS[kind]
+    integers = _integer_fields(kind)
     known = {}
     for name, value in tree.items():
         if value is None or (name == "prompt_logprobs" and value is False):
@@ -238,12 +268,12 @@ def _known(tree: dict[str, Any], kind: type[_Body]) -> dict[str, Any]:
             known[name] = _integer(value)
         elif name in kind.__struct_fields__:
             known[name] = value
-        elif name in _NEUTRAL:
-            if value not in _NEUTRAL[name] and not _same_as_n(name, value, tree):
+        elif name in beside.neutral:
+            if value not in beside.neutral[name] and not _same_as_n(name, value, tree):
                 raise RequestError(
                     f"{name} is not supported by this server", param=name, code="unsupported"
                 )
-        elif name not in _IGNORED and not name.startswith("x_"):
+        elif name not in beside.ignored and not name.startswith("x_"):
             hint = "; use structured_outputs" if name.startswith("guided_") else ""
             raise RequestError(
                 f"unknown field {name[:80]!r}{hint}", param=name[:80], code="unknown_field"
@@ -256,7 +286,8 @@ def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _integer_fields(kind: type[_Body]) -> frozenset[str]:
+@functools.cache
+def _integer_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     """The fields that are one integer, or null."""
     hints: Mapping[str, Any] = get_type_hints(kind)
     return frozenset(name for name, hint in hints.items() if int in _members(hint))
@@ -265,11 +296,6 @@ def _integer_fields(kind: type[_Body]) -> frozenset[str]:
 def _members(hint: Any) -> tuple[Any, ...]:
     parts = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     return parts if float not in parts else ()
-
-
-_INTEGERS: Final[dict[type[_Body], frozenset[str]]] = {
-    kind: _integer_fields(kind) for kind in (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
-}
 
 
 def _same_as_n(name: str, value: Any, tree: dict[str, Any]) -> bool:
@@ -281,12 +307,13 @@ _MISSING: Final = re.compile(r"missing required field `(?P<name>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
 
 
-def _named(text: str) -> RequestError:
-    """msgspec's message as an error that names the field."""
+def _named(text: str, name: str = "") -> RequestError:
+    """msgspec's message as an error that names the field, inside of `name`."""
     match = _PATH.match(text)
     what, path = (match["what"], match["path"]) if match else (text, "")
     field = _MISSING.search(what) or _UNKNOWN.search(what)
-    param = ".".join(part for part in (path, field["name"] if field else "") if part) or None
+    parts = (name, path, field["name"] if field else "")
+    param = ".".join(part for part in parts if part).replace(".[", "[") or None
     message = f"{param}: {what}" if param else what
     return RequestError(
         message[:500],

@@ -99,6 +99,7 @@ class ChatMessage(_Reply, omit_defaults=True, kw_only=True):
 
     role: Literal["assistant"] | None = None
     content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
@@ -194,3 +195,16 @@ class ErrorDetail(_Reply, kw_only=True):
 
 class ErrorReply(_Reply, kw_only=True):
     error: ErrorDetail
+
+
+class AnthropicDetail(_Reply, kw_only=True):
+    type: str
+    message: str
+    details: dict[str, Any] | UnsetType = UNSET
+
+
+class AnthropicError(_Reply, kw_only=True):
+    """What Anthropic's clients expect instead."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicDetail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from starlette.types import Message, Send
 
 from deployments import failures, resuming, sse
 from deployments.answers import Answer, timing_of, usage_of
+from deployments.dialect import Dialect
 from deployments.generation import Generation
 from deployments.outbox import Piece
 from deployments.silence import Silence
@@ -82,6 +84,7 @@ class Tally:
 async def send_whole(
     live: Generation,
     answer: Answer,
+    dialect: Dialect,
     stream: StreamConfig,
     headers: dict[str, str],
     send: Send,
@@ -98,7 +101,8 @@ async def send_whole(
             if isinstance(item, Piece):
                 tally.add(item)
                 whole[item.index].absorb(item)
-    body = msgspec.json.encode(answer.whole(whole.values(), tally.usage()))
+    reply = answer.whole(whole.values(), tally.usage())
+    body = msgspec.json.encode(dialect.whole(reply))
     await _start(
         send, 200, {**headers, **tally.headers(), "content-type": "application/json"}, len(body)
     )
@@ -108,14 +112,15 @@ async def send_whole(
 async def send_stream(
     live: Generation,
     answer: Answer,
+    dialect: Dialect,
     stream: StreamConfig,
     headers: dict[str, str],
     send: Send,
 ) -> None:
     """Headers at once, then one event per token, and comments while there is none; errors become
-    an event, and `[DONE]` is always last."""
+    an event."""
     tally = Tally(live)
-    writer = StreamWriter(live, answer, stream, tally)
+    writer = StreamWriter(live, answer, dialect, stream, tally)
     await _start(send, 200, {**headers, **tally.headers(), **sse.HEADERS})
     await _part(send, writer.beginning())
     try:
@@ -126,15 +131,18 @@ async def send_stream(
         return  # the client has gone
     except Exception:
         log.exception("a stream failed in a way that should not happen")
-        closing = failures.frame(EngineError("internal error; see the server's log"))
-    await send({"type": "http.response.body", "body": closing + sse.DONE})
+        closing = dialect.failure(EngineError("internal error; see the server's log"))
+    await send({"type": "http.response.body", "body": closing})
 
 
 class Sent:
     """A `send` that knows how far the answer has come, so that it can be ended from outside."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, path: str) -> None:
+        """`path`: the route's."""
         self._send = send
+        self._path = path
+        self.failure: Callable[[MedhaError], bytes] = failures.last_frame  # how a stream says it
         self._started = False
         self._streaming = False
         self._ended = False
@@ -151,20 +159,24 @@ class Sent:
     async def end(self, error: MedhaError, headers: dict[str, str]) -> None:
         """Say the error: as the answer, or as the last frame of a stream; nothing after the end."""
         if not self._started:
-            await failures.send(error, headers, self._send)
+            await failures.send(error, headers, self._send, self._path)
         elif self._streaming and not self._ended:
-            await self._send(
-                {"type": "http.response.body", "body": failures.frame(error) + sse.DONE}
-            )
+            await self._send({"type": "http.response.body", "body": self.failure(error)})
 
 
 class StreamWriter:
     """Frames of one stream."""
 
     def __init__(
-        self, live: Generation, answer: Answer, stream: StreamConfig, tally: Tally
+        self,
+        live: Generation,
+        answer: Answer,
+        dialect: Dialect,
+        stream: StreamConfig,
+        tally: Tally,
     ) -> None:
         self._answer = answer
+        self._dialect = dialect
         self._stream = stream
         self._tally = tally
         self._live = live
@@ -180,15 +192,17 @@ class StreamWriter:
         self.failed = False
 
     def beginning(self) -> bytes:
-        """From where on this stream tells the answer, for those who want to know. What the client
-        of a resumed answer has already is counted, and not sent."""
+        """What a dialect says before the first token, and from where on this stream tells the
+        answer, for those who want to know. What the client of a resumed answer has already is
+        counted, and not sent."""
         if self._live.shown is not None:
             self._tally.add(self._live.shown)
             self._answer.chunk(self._live.shown)
+        begun = self._dialect.beginning(self._tally.usage(final=False))
         if not self._ids:
-            return b""
+            return begun
         shown = self._live.shown or Piece(0)
-        return sse.place(resuming.event_id(self._job.id, shown))
+        return begun + sse.place(resuming.event_id(self._job.id, shown))
 
     def wait_s(self) -> float:
         """How long to wait for something to write."""
@@ -202,7 +216,7 @@ class StreamWriter:
             if isinstance(item, ProgressEvent):
                 frames.append(self._progress(item))
             elif isinstance(item, MedhaError):
-                frames.append(failures.frame(item))
+                frames.append(self._dialect.failure(item))
                 self.failed = True
                 break
             else:
@@ -211,7 +225,7 @@ class StreamWriter:
         return self._silence.ended() + written if written else self._silence.comment()
 
     def closing(self) -> bytes:
-        return sse.data(self._answer.closing(self._tally.usage())) if self._usage else b""
+        return self._dialect.ending(self._answer.closing(self._tally.usage()))
 
     def _piece(self, piece: Piece) -> bytes:
         self._tally.add(piece)
@@ -223,7 +237,7 @@ class StreamWriter:
         elif self._usage:
             reply.usage = None
         event_id = resuming.event_id(self._job.id, piece) if self._ids else None
-        return sse.data(reply, event_id=event_id)
+        return self._dialect.chunk(reply, event_id)
 
     def _progress(self, event: ProgressEvent) -> bytes:
         left_s = max(0.0, event.seconds_left)

@@ -19,8 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import failures, gate, protocol
 from deployments.about import About, answer_with
 from deployments.admission import Admission, Job
-from deployments.answers import Answer, ChatAnswer, TextAnswer
+from deployments.answers import Answer, TextAnswer
 from deployments.bodies import Bodies, Body, until_disconnected
+from deployments.dialect import Completions, Dialect
+from deployments.dialects.messages_reply import CountReply
+from deployments.dialects.routes import Dialects
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
 from deployments.keys import load_keys
@@ -33,7 +36,7 @@ from deployments.replies import DetokenizeReply, TokenizeReply
 from deployments.responses import Sent, send_stream, send_whole
 from deployments.resuming import place_of
 from deployments.text import Text, TooManyTokensError
-from deployments.tool_answer import ToolAnswer
+from deployments.tool_answer import chat_answer
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import (
     MedhaError,
@@ -46,7 +49,7 @@ log = logging.getLogger(__name__)
 _LEAST_VALUES: Final = 2**20  # JSON values that any body may have, however short the context is
 B = TypeVar("B", TokenizeBody, DetokenizeBody)
 Handler = Callable[[Request], Awaitable[Response]]
-Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer]]]
+Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer, Dialect]]]
 
 
 class Server:
@@ -76,6 +79,7 @@ class Server:
             or 2048
         )
         self.admission = Admission(config, text, context, model_vocabulary)
+        self.dialects = Dialects(self.admission, text)
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
         # Counting a document that is longer than the context is what /tokenize is for.
         self._most_tokens = max(context, config.limits.max_tokenize_tokens)
@@ -110,10 +114,13 @@ class Server:
             "/tokenizer_info": about.tokenizer_info,
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
+            "/v1/messages/count_tokens": self.count_tokens,
         }
         return [
             self._generating("/v1/completions", self.complete),
             self._generating("/v1/chat/completions", self.chat),
+            self._generating("/v1/responses", self.dialects.responses),
+            self._generating("/v1/messages", self.dialects.messages),
             *[self._plain(path, handler) for path, handler in plain.items()],
         ]
 
@@ -131,21 +138,21 @@ class Server:
 
     async def complete(
         self, request: Request, body: bytes, arrived_at: float
-    ) -> tuple[Job, Answer]:
+    ) -> tuple[Job, Answer, Dialect]:
         job = await self.admission.completion(
             protocol.decode(body, CompletionBody), request.headers, arrived_at
         )
         await self._resume(job, request)
-        return job, TextAnswer(job, self.text.table)
+        return job, TextAnswer(job, self.text.table), _dialect(job)
 
-    async def chat(self, request: Request, body: bytes, arrived_at: float) -> tuple[Job, Answer]:
+    async def chat(
+        self, request: Request, body: bytes, arrived_at: float
+    ) -> tuple[Job, Answer, Dialect]:
         job = await self.admission.chat(
             protocol.decode(body, ChatBody), request.headers, arrived_at
         )
         await self._resume(job, request)
-        if job.tools is not None:
-            return job, ToolAnswer(job, self.text.table, job.tools)
-        return job, ChatAnswer(job, self.text.table)
+        return job, chat_answer(job, self.text.table), _dialect(job)
 
     async def _resume(self, job: Job, request: Request) -> None:
         """If the client asks to go on with a cut answer, make the job do that."""
@@ -170,14 +177,14 @@ class Server:
         self.admission.resume(job, place, record)
 
     def _plain(self, path: str, handler: Handler) -> Route:
-        """A route that answers at once: errors become OpenAI's error object."""
+        """A route that answers at once: errors become the error object of its API."""
 
         async def guarded(request: Request) -> Response:
             headers = self.own_headers(request)
             try:
                 response = await handler(request)
             except MedhaError as error:
-                return failures.response(error, headers)
+                return failures.response(error, headers, path)
             response.headers.update(headers)
             return response
 
@@ -225,13 +232,17 @@ class Server:
         check_ids("tokens", body.tokens, self.text.vocabulary)
         return answer_with(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
 
+    async def count_tokens(self, request: Request) -> Response:
+        async with self.bodies.read(request) as body:
+            return answer_with(CountReply(input_tokens=await self.dialects.count_tokens(body.data)))
+
     async def _decoded(self, request: Request, kind: type[B]) -> B:
         async with self.bodies.read(request) as body:
             return protocol.decode(body.data, kind)
 
 
 class _Generating:
-    """The two routes that generate: one flow, and an end as soon as the client has gone or its
+    """The routes that generate: one flow, and an end as soon as the client has gone or its
     time is over."""
 
     def __init__(self, server: Server, admit: Admit) -> None:
@@ -242,7 +253,7 @@ class _Generating:
         arrived_at = time.time()
         request = Request(scope, receive)
         headers = self._server.own_headers(request)
-        sent = Sent(send)
+        sent = Sent(send, request.url.path)
         self._server.open_requests += 1
         try:
             limit_s = answer_within_s(request.headers, self._server.config.objectives)
@@ -250,7 +261,7 @@ class _Generating:
                 async with self._server.bodies.read(request) as body:
                     await self._watched(request, body, arrived_at, headers, sent)
         except MedhaError as error:
-            await failures.response(error, headers)(scope, receive, send)
+            await failures.send(error, headers, send, request.url.path)
         except TimeoutError:
             await sent.end(RequestTimeoutError("the request's time limit passed"), headers)
         finally:
@@ -273,30 +284,37 @@ class _Generating:
                 task.result()
 
     async def _work(
-        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], send: Send
+        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], sent: Sent
     ) -> None:
         server = self._server
+        path = request.url.path
         try:
             body_at = time.time()
-            job, answer = await self._admit(request, body.data, arrived_at)
+            job, answer, dialect = await self._admit(request, body.data, arrived_at)
             body.release()
+            sent.failure = dialect.failure
             if (record := request.scope.get("medha")) is not None:
                 record.admitted(job, body_at)
             async with Generation(
                 server.engine, server.text, job, server.config.stream.max_buffered_events
             ) as live:
                 respond = send_stream if job.body.stream else send_whole
-                await respond(live, answer, server.config.stream, headers, send)
+                await respond(live, answer, dialect, server.config.stream, headers, sent)
         except MedhaError as error:
             # Only before the first byte: once a stream has begun, send_stream writes errors into
             # it.
-            await failures.response(error, headers)(request.scope, request.receive, send)
+            await failures.send(error, headers, sent, path)
         except OSError:
             return  # the client has gone
         except Exception:
             log.exception("a request failed in a way that should not happen")
             internal = MedhaError("internal error; see the server's log")
-            await failures.response(internal, headers)(request.scope, request.receive, send)
+            await failures.send(internal, headers, sent, path)
+
+
+def _dialect(job: Job) -> Dialect:
+    options = job.body.stream_options
+    return Completions(tells_usage=bool(options and options.include_usage))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -308,4 +326,5 @@ async def _no_method(request: Request, error: Exception) -> Response:
         f"{request.url.path} does not answer {request.method}", code="method_not_allowed"
     )
     wrong.status = 405
-    return failures.response(wrong, dict(getattr(error, "headers", None) or {}))
+    headers = dict(getattr(error, "headers", None) or {})
+    return failures.response(wrong, headers, request.url.path)

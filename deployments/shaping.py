@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from deployments.grammars import GrammarCheck
@@ -9,6 +10,7 @@ from deployments.histories import Message
 from deployments.protocol import ChatBody, GenerationBody
 from deployments.structure import of_response_format, of_structured_outputs
 from deployments.text import Text
+from deployments.thoughts import Thinking, marks_of, thinking_after
 from deployments.tools import Tools, ToolUse
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import RequestError
@@ -26,6 +28,8 @@ class Shaping:
         """`rows`: of the model's logits."""
         self._most_tools = config.limits.max_tools
         self._tools = Tools(text)
+        self._text = text
+        self._marks = marks_of(text)
         loading = config.model_loading_config
         matchers = Matchers(lambda: load_vocabulary(loading), rows)
         self._check = GrammarCheck(matchers, end_ids, config.limits)
@@ -39,6 +43,13 @@ class Shaping:
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """What the chat template is told: turns and tools."""
         return (messages, None) if use is None else self._tools.told(messages, use)
+
+    def thinking(self, prompt: Sequence[int], grammar: Grammar | None) -> Thinking | None:
+        """How thoughts are told from the answer to a chat; None: there are none. A grammar holds
+        from the first token on, and so leaves no room for them."""
+        if self._marks is None or grammar is not None:
+            return None
+        return thinking_after(self._marks, self._text, prompt)
 
     async def grammar(self, body: GenerationBody, use: ToolUse | None = None) -> Grammar | None:
         """The grammar that each answer must follow; raises RequestError."""

@@ -27,7 +27,7 @@ class ToolAnswer(ChatAnswer):
     def chunk(self, piece: Piece) -> Reply:
         reply = super().chunk(piece)
         [choice] = reply.choices
-        read = self._read(piece)
+        read = self._read(piece, choice.delta)
         choice.delta.content = read.content or UNSET
         calls = [
             ToolCall(
@@ -47,13 +47,16 @@ class ToolAnswer(ChatAnswer):
         ordered = list(pieces)
         reply = super().whole(ordered, usage)
         for choice, piece in zip(reply.choices, ordered, strict=True):
-            choice.message = _whole(self._read(piece))
+            thoughts = choice.message.reasoning_content
+            choice.message = _whole(self._read(piece, choice.message))
+            choice.message.reasoning_content = thoughts
             choice.finish_reason = self._reason(piece)
         return reply
 
-    def _read(self, piece: Piece) -> Read:
+    def _read(self, piece: Piece, said: ChatMessage) -> Read:
+        """`said`: what the piece says beside thoughts."""
         reader = self._readers[piece.index]
-        read = reader.push(piece.text)
+        read = reader.push(said.content if isinstance(said.content, str) else "")
         if piece.finish_reason is not None:
             read.content += reader.finish().content
         return read
@@ -61,6 +64,11 @@ class ToolAnswer(ChatAnswer):
     def _reason(self, piece: Piece) -> str | None:
         called = self._readers[piece.index].calls > 0
         return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+
+
+def chat_answer(job: Job, table: TokenTable) -> ChatAnswer:
+    """How a chat is answered: read for calls where it has tools."""
+    return ChatAnswer(job, table) if job.tools is None else ToolAnswer(job, table, job.tools)
 
 
 def _whole(read: Read) -> ChatMessage:

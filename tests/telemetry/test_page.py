@@ -67,7 +67,7 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         await page.until("document.getElementById('state').className === 'lost'")
         make_world.down = False
         await page.until("document.getElementById('state').className === ''")
-        for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "cmpl-a", "mine"):
+        for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "resp_a-b-0", "mine"):
             assert await page.evaluate(f"short('{name}')") == page_name(name)
         assert page.errors == []
     while asking():

@@ -158,6 +158,8 @@ def test_requests_are_found_by_every_name_they_have():
         ("chatcmpl-0123456789abcdef01234567-1a2b3c4d-0", "01234567-1a2b3c4d"),
         ("cmpl-f0e1d2c3-aaaa-bbbb-cccc-0123456789ab-1a2b3c4d-1", "f0e1d2c3-1a2b3c4d"),
         ("cmpl-a-1a2b3c4d5e6f7a8b9c0d1e2f-0", "a-1a2b3c4d5e6f7a8b9c"),
+        ("resp_0123456789abcdef01234567-1a2b3c4d-0", "01234567-1a2b3c4d"),
+        ("msg_a-1a2b3c4d5e6f7a8b9c0d1e2f-0", "a-1a2b3c4d5e6f7a8b9c"),
         ("mine", "mine"),
     ],
 )

@@ -37,7 +37,7 @@ from medha_actors.telemetry.timelines import (
 
 STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
 RECENT_BATCHES = 1024
-_KIND = re.compile(r"^(chat)?cmpl-")
+_KIND = re.compile(r"^((chat)?cmpl-|resp_|msg_)")
 
 
 def page_name(request_id: str) -> str:
@@ -174,7 +174,8 @@ class Recorder:
         the name that the live page gives it."""
         both = [*self.finished.values(), *self.live.values()]
         exact = [t for t in both if t.id == name or (t.traceparent or "")[3:35] == name]
-        known = (f"{name}-", f"cmpl-{name}-", f"chatcmpl-{name}-")
+        kinds = ("", "cmpl-", "chatcmpl-", "resp_", "msg_")
+        known = tuple([f"{kind}{name}-" for kind in kinds])
         begun = [] if exact else [t for t in both if t.id.startswith(known)]
         return exact or begun or [t for t in both if page_name(t.id) == name]
 
