@@ -76,10 +76,12 @@ async def test_a_proxy_without_routes_asks_to_come_back() -> None:
     for path, status in (
         ("/v1/completions", 503),
         ("/prefix/v1/chat/completions", 503),
+        ("/v1/responses", 503),
+        ("/v1/messages", 529),  # Anthropic's word for it
         ("/x", 404),
     ):
         plain = PlainTextResponse(text.format(path), 404)
         async with listening(edged(plain)) as url, httpx.AsyncClient(base_url=url) as http:
             response = await http.post(path)
             assert response.status_code == status
-            assert ("retry-after" in response.headers) == (status == 503)
+            assert ("retry-after" in response.headers) == (status != 404)
