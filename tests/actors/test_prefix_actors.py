@@ -168,7 +168,7 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
     other group has cached is found again."""
     async with warm.engine(arguments(model[1], 1, 2)) as handle:
         bases = [prompt_of(200, salt=number) for number in range(2)]
-        firsts = [Asked(base, 5) for base in bases]
+        firsts = [Asked(base, 100) for base in bases]  # so long that they run beside each other
         await everyone(handle, firsts)  # one on each group
         victim = (await warm.pids())[0]
         turns = [Asked([*base, index], 150) for index in range(2) for base in bases]

@@ -7,19 +7,25 @@ of a loss is. What was killed is replaced as ever, by an idle process or a new o
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import ray
+from ray.exceptions import RayActorError
 
 from medha_actors.actors import cluster
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.crew import Crew, _answer
 from medha_actors.actors.engine import RayEngine
 from medha_actors.core.predictor import Profile
+
+if TYPE_CHECKING:
+    from medha_actors.actors.stage import StageActor
 
 
 class WarmCrew(Crew):
@@ -29,9 +35,11 @@ class WarmCrew(Crew):
 
     @classmethod
     async def muster(cls) -> None:
-        """Forget whoever has died."""
+        """Unpin everybody, and forget whoever has died."""
         for kind, actors in cls.idle.items():
-            cls.idle[kind] = [a for a in actors if await _answer(a.locate.remote()) is not None]
+            calls = [_answer(actor.__ray_call__.remote(_unpin)) for actor in actors]
+            answers = await asyncio.gather(*calls)
+            cls.idle[kind] = [one for one, pid in zip(actors, answers, strict=True) if pid]
 
     def rest(self) -> None:
         """Let everybody go, to be taken again."""
@@ -63,7 +71,8 @@ class WarmController(Controller):
     async def pids(self) -> list[int]:
         """The processes of the grid, in the order of cells: the groups of stage 0 first."""
         actors = self._grid.crew.actors
-        return [await actors[cell].__ray_call__.remote(_pid) for cell in sorted(actors)]
+        calls = [actors[cell].__ray_call__.remote(_pid) for cell in sorted(actors)]
+        return await asyncio.gather(*calls)
 
     async def profile(self) -> Profile:
         """What was measured at the start."""
@@ -82,25 +91,35 @@ class WarmController(Controller):
         return self._pipeline._cluster
 
 
-def _pid(_: Any) -> int:
-    import os
-
+def _pid(_: StageActor) -> int:
     return os.getpid()
+
+
+def _unpin(stage: StageActor) -> int:
+    os.sched_setaffinity(0, stage._place.cores)
+    return os.getpid()
+
+
+def _spawn() -> Any:
+    return ray.remote(WarmController).options(num_cpus=0, max_concurrency=1000).remote()
 
 
 class Warm:
     """One engine at a time."""
 
     def __init__(self) -> None:
-        options = {"num_cpus": 0, "max_concurrency": 1000}
-        self.controller = ray.remote(WarmController).options(**options).remote()
+        self.controller = _spawn()
 
     @asynccontextmanager
     async def engine(
         self, args: dict[str, Any], stage_class: Any = None
     ) -> AsyncIterator[RayEngine]:
         """A started engine, which ends afterwards."""
-        await self.controller.begin.remote(args, stage_class)
+        try:
+            await self.controller.begin.remote(args, stage_class)
+        except RayActorError:  # a test has failed so that its process ended
+            self.controller = _spawn()
+            await self.controller.begin.remote(args, stage_class)
         handle = RayEngine(lambda: self.controller)
         try:
             await handle.start()
