@@ -18,14 +18,18 @@ import msgspec
 import ray
 from ray.exceptions import RayActorError
 
-from medha_actors.actors import cluster
+from medha_actors.actors import cluster, controller
+from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.controller import Controller
-from medha_actors.actors.crew import Crew, _answer
+from medha_actors.actors.crew import Crew
 from medha_actors.actors.engine import RayEngine
+from medha_actors.actors.plans import Blueprint
 from medha_actors.core.predictor import Profile
 
 if TYPE_CHECKING:
     from medha_actors.actors.stage import StageActor
+
+_ANSWER_S = 10.0  # a living actor answers in this time
 
 
 class WarmCrew(Crew):
@@ -37,9 +41,8 @@ class WarmCrew(Crew):
     async def muster(cls) -> None:
         """Unpin everybody, and forget whoever has died."""
         for kind, actors in cls.idle.items():
-            calls = [_answer(actor.__ray_call__.remote(_unpin)) for actor in actors]
-            answers = await asyncio.gather(*calls)
-            cls.idle[kind] = [one for one, pid in zip(actors, answers, strict=True) if pid]
+            living = await asyncio.gather(*[_unpinned(actor) for actor in actors])
+            cls.idle[kind] = [one for one, lives in zip(actors, living, strict=True) if lives]
 
     def rest(self) -> None:
         """Let everybody go, to be taken again."""
@@ -56,48 +59,68 @@ class WarmCrew(Crew):
         return self._idle.pop() if self._idle else super()._spawn(num_cpus=0)
 
 
+class WarmCluster(Cluster):
+    """`current`: the grid of now."""
+
+    current: ClassVar[WarmCluster]
+
+    def __init__(self, crew: WarmCrew, blueprint: Blueprint, profile: bytes = b"") -> None:
+        super().__init__(crew, blueprint, profile)
+        WarmCluster.current = self
+
+
 class WarmController(Controller):
     """A process of one controller after the other."""
 
     def __init__(self) -> None:
         cluster.Crew = WarmCrew
+        controller.Cluster = WarmCluster
 
     async def begin(self, args: dict[str, Any], stage_class: Any) -> None:
         """A new controller; of the one before it nothing is left."""
         super().__init__(args)
         self.stage_class = stage_class
+        self.replicas: list[str] = []
         await WarmCrew.muster()
+
+    async def stream(self, replica: str) -> AsyncIterator[bytes]:
+        self.replicas.append(replica)
+        async for packed in super().stream(replica):
+            yield packed
 
     async def pids(self) -> list[int]:
         """The processes of the grid, in the order of cells: the groups of stage 0 first."""
-        actors = self._grid.crew.actors
+        actors = WarmCluster.current.crew.actors
         calls = [actors[cell].__ray_call__.remote(_pid) for cell in sorted(actors)]
         return await asyncio.gather(*calls)
 
     async def profile(self) -> Profile:
         """What was measured at the start."""
-        return msgspec.msgpack.decode(self._grid.profile, type=Profile)
+        return msgspec.msgpack.decode(WarmCluster.current.profile, type=Profile)
 
     async def stop(self) -> None:
+        for replica in self.replicas:
+            await self.leave(replica)
         if self._pipeline is not None:
-            self._grid.crew.rest()
+            WarmCluster.current.crew.rest()
         await super().stop()
-        for replica in list(self._sinks._sinks):
-            self._sinks.forget(replica)
-
-    @property
-    def _grid(self) -> cluster.Cluster:
-        assert self._pipeline is not None
-        return self._pipeline._cluster
 
 
 def _pid(_: StageActor) -> int:
     return os.getpid()
 
 
-def _unpin(stage: StageActor) -> int:
-    os.sched_setaffinity(0, stage._place.cores)
-    return os.getpid()
+def _unpin(stage: StageActor) -> None:
+    os.sched_setaffinity(0, stage.locate().cores)
+
+
+async def _unpinned(actor: Any) -> bool:
+    """Whether it lives, and then on all cores."""
+    try:
+        await asyncio.wait_for(actor.__ray_call__.remote(_unpin), _ANSWER_S)
+    except (RayActorError, TimeoutError):
+        return False
+    return True
 
 
 def _spawn() -> Any:
