@@ -4,9 +4,11 @@ happens."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
@@ -38,6 +40,8 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
+log = logging.getLogger(__name__)
+
 _REPEATED_AT_ONCE: Final = 256
 _CHOICES_AT_ONCE: Final = 64  # of one request; so its last ones are not refused for its first
 _background: set[asyncio.Future[Any]] = set()
@@ -67,9 +71,7 @@ class Generation:
         self._text = text
         self.job = job
         self._outbox = Outbox(max_buffered)
-        self._running: dict[
-            str, asyncio.Task[None] | None
-        ] = {}  # request ids and who reads their events
+        self._running: set[str] = set()  # the ids of requests that may have more to say
         self._room = asyncio.Semaphore(_CHOICES_AT_ONCE)
         self._feeder: asyncio.Task[None] | None = None
         self.accepted: list[Accepted] = []
@@ -115,13 +117,11 @@ class Generation:
         if past is not None and await self._repeat(past, writer):
             self.accepted.append(past.record.accepted)
             return
-        events = self._engine.events(request.id)
-        self._running[request.id] = None
-        answer = await self._engine.submit(request)
+        self._running.add(request.id)
+        answer = await self._engine.submit(request, partial(self._hear, request.id, writer))
         if isinstance(answer, Rejected):
             raise RejectedError(answer)
         self.accepted.append(answer if past is None else past.record.accepted)
-        self._running[request.id] = _spawn(self._pump(writer, request.id, events))
 
     async def _repeat(self, past: Past, writer: ChoiceWriter) -> bool:
         """Say again what a resumed answer said: in silence what the client has, the rest into the
@@ -154,48 +154,43 @@ class Generation:
     def _stop_all(self) -> None:
         if self._feeder is not None:
             self._feeder.cancel()
-        for request_id, pump in self._running.items():
-            _spawn(self._stop(request_id, pump))
-        self._running = {}
-
-    async def _stop(self, request_id: str, pump: asyncio.Task[None] | None) -> None:
-        try:
-            # First this: an engine may forget requests whose events are no longer read.
-            await self._engine.cancel(request_id)
-        finally:
-            if pump is not None:
-                pump.cancel()
+        for request_id in self._running:
+            _spawn(self._engine.cancel(request_id))
+        self._running.clear()
 
     async def take(self, timeout_s: float) -> list[Item]:
         """What happened since the last call; empty after `timeout_s` of silence."""
         return await self._outbox.take(timeout_s)
 
-    async def _pump(
-        self, writer: ChoiceWriter, request_id: str, events: AsyncIterator[Event]
-    ) -> None:
-        """Move one choice's events into the outbox."""
+    def _hear(self, request_id: str, writer: ChoiceWriter, event: Event) -> None:
+        """One choice's event, as it comes from the engine: into the outbox at once. Errors are
+        this answer's and not the engine's."""
+        if request_id not in self._running:
+            return
         try:
-            async for event in events:
-                if isinstance(event, ProgressEvent):
-                    self._outbox.put_progress(event)
-                    continue
-                piece = writer.write(event)
-                if piece is not None:
-                    self._outbox.put(piece)
-                if writer.finished:
-                    self._running.pop(request_id, None)
-                    if not isinstance(
-                        event, FinishedEvent
-                    ):  # a stop string, which the engine does not know
-                        await self._engine.cancel(request_id)
-                    return
-            raise EngineError("the engine dropped the request")
+            if isinstance(event, ProgressEvent):
+                self._outbox.put_progress(event)
+                return
+            piece = writer.write(event)
+            if piece is not None:
+                self._outbox.put(piece)
+            ended = writer.finished
         except MedhaError as error:
             self._outbox.fail(error)
+            ended = True
         except Exception as error:
+            log.exception("an event could not be written")
             self._outbox.fail(EngineError(f"the engine failed: {type(error).__name__}"))
-        finally:
-            self._room.release()
+            ended = True
+        if ended:
+            self._end(request_id, event)
+
+    def _end(self, request_id: str, last: Event) -> None:
+        """A choice has said all; one that the engine would go on with is stopped there."""
+        self._running.discard(request_id)
+        self._room.release()
+        if not isinstance(last, FinishedEvent):  # a stop string, or an error of ours
+            _spawn(self._engine.cancel(request_id))
 
 
 def arriving_now(request: Request) -> Request:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Protocol
 
 from medha_actors.messages import Accepted, Event, Record, Rejected, Request
@@ -10,19 +10,22 @@ from medha_actors.messages import Accepted, Event, Record, Rejected, Request
 
 class EngineHandle(Protocol):
     """An engine as the HTTP server sees it. Any method may raise UnavailableError while the engine
-    is rebuilt."""
+    is rebuilt. tests/engine_contract.py checks what is promised here."""
 
-    def events(self, request_id: str) -> AsyncIterator[Event]:
-        """The request's events, in order, ending after its FinishedEvent. Registers at once, before
-        `submit`."""
-        ...
+    async def submit(
+        self, request: Request, receive: Callable[[Event], None]
+    ) -> Accepted | Rejected:
+        """Hand the request to the scheduler.
 
-    async def submit(self, request: Request) -> Accepted | Rejected:
-        """Hand the request to the scheduler."""
+        Once it is accepted and this has returned, `receive` is called in the caller's event loop
+        with each of its events, in order; the last one is a FinishedEvent, also when the engine
+        stops or is lost for good. It must be quick. If it raises, the request is cancelled, and
+        nobody else's.
+        """
         ...
 
     async def cancel(self, request_id: str) -> None:
-        """Stop the request and forget its registration; harmless for unknown ids and finished
+        """Stop the request, which hears nothing more; harmless for unknown ids and finished
         requests."""
         ...
 

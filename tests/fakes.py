@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 from medha_actors.actors.records import Records
 from medha_actors.errors import UnavailableError
@@ -21,6 +22,9 @@ from medha_actors.messages import (
     unpack_tokens,
 )
 
+_DRAINING = Rejected(
+    status=503, kind="service_unavailable_error", message="stopping", retry_after_s=5.0
+)
 Script = Callable[[Request], AsyncIterator[Event]]
 
 
@@ -39,31 +43,26 @@ class FakeEngine:
         self.is_ready = True
         self.now = 0.0  # of the records
         self._records = Records(60.0, 2**20)
-        self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self._draining = False
+        self._receivers: dict[str, Callable[[Event], None]] = {}
         self._players: dict[str, asyncio.Task[None]] = {}
 
-    def events(self, request_id: str) -> AsyncIterator[Event]:
-        queue = self._queues[request_id] = asyncio.Queue()
-        return self._drain(queue)
-
-    async def _drain(self, queue: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-        while True:
-            event = await queue.get()
-            yield event
-            if isinstance(event, FinishedEvent):
-                return
-
-    async def submit(self, request: Request) -> Accepted | Rejected:
+    async def submit(
+        self, request: Request, receive: Callable[[Event], None]
+    ) -> Accepted | Rejected:
         if not self.is_ready:  # the real one waits for a while first
             raise UnavailableError("the engine is being rebuilt", retry_after_s=2)
         self.requests.append(request)
         self._changed.set()
+        if self._draining and request.resumed is None:
+            return _DRAINING
         older = self._records.superseded_by(request)
         if older is not None:
-            self._end(older)
+            self._end(older, "abort")
         answer = self.answer(request)
         if isinstance(answer, Accepted):
             self._records.begin(request, answer, self.now)
+            self._receivers[request.id] = receive
             self._players[request.id] = asyncio.ensure_future(self._play(request))
         return answer
 
@@ -75,30 +74,55 @@ class FakeEngine:
     def _tell(self, request_id: str, event: Event) -> None:
         if isinstance(event, Event):  # scripts may say nonsense
             self._records.happened([event], self.now)
+        receive = self._receivers.get(request_id)
         if isinstance(event, FinishedEvent):
             self._players.pop(request_id, None)
-        queue = self._queues.get(request_id)
-        if queue is not None:
-            queue.put_nowait(event)
+            self._receivers.pop(request_id, None)
+        if receive is None:
+            return
+        try:
+            receive(event)
+        except Exception:
+            self._stop(request_id)
 
-    def _end(self, request_id: str) -> None:
-        """As the scheduler ends a request whose client has gone."""
+    def _end(self, request_id: str, reason: FinishReason, **more: Any) -> None:
+        """As an engine ends a request before its time."""
         player = self._players.pop(request_id, None)
         if player is not None:
             player.cancel()
-            self._tell(request_id, FinishedEvent(request_id=request_id, reason="abort"))
+            self._tell(request_id, FinishedEvent(request_id=request_id, reason=reason, **more))
 
     async def cancel(self, request_id: str) -> None:
+        self._stop(request_id)
+
+    def _stop(self, request_id: str) -> None:
         self.cancelled.append(request_id)
-        self._queues.pop(request_id, None)
-        self._end(request_id)
+        self._receivers.pop(request_id, None)
+        self._end(request_id, "abort")
         self._changed.set()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Let finish what can; returns how many requests could not."""
+        self._draining = True
+        if self._players:
+            await asyncio.wait(self._players.values(), timeout=timeout_s)
+        unfinished = list(self._players)
+        for request_id in unfinished:
+            self._end(request_id, "error", message="the engine stopped", retry_after_s=5.0)
+        return len(unfinished)
+
+    async def stop(self) -> None:
+        """What is live ends with an error."""
+        self.is_ready = False
+        message = "the engine dropped the request"
+        for request_id in list(self._players):
+            self._end(request_id, "error", message=message, retry_after_s=5.0)
 
     async def record(self, answer_id: str) -> Record | None:
         return self._records.find(answer_id, self.now)
 
     def ready(self) -> bool:
-        return self.is_ready
+        return self.is_ready and not self._draining
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that submit() or cancel() brings about."""

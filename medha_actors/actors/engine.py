@@ -12,8 +12,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import msgspec
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -26,7 +26,6 @@ from medha_actors.messages import (
     DrainingEvent,
     EngineFacts,
     Event,
-    FinishedEvent,
     Record,
     Rejected,
     Request,
@@ -43,6 +42,9 @@ _decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 T = TypeVar("T")
 _RETRY_S = 0.1
 _RETRY_START_S = 2.0  # after an engine that could not start
+_ROUTED_AT_ONCE: Final = 128  # events, until others have their turn
+_DROPPED = "the engine dropped the request"
+_RETRY_AFTER_S = 5.0
 _DEADLY = "the engine died repeatedly while this request was in it"
 _SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
 _TRIAL_S = 10.0  # a suspect that has lived so long in an engine is none
@@ -66,7 +68,6 @@ class RayEngine:
         """`patience_s`: how long a new request waits for an engine that is being made anew."""
         self._find = find
         self._patience_s = patience_s
-        self._mailboxes: dict[str, asyncio.Queue[Event]] = {}  # registered, not submitted yet
         self._live: dict[str, LiveRequest] = {}
         self._session: _Session | None = None
         self._attached = asyncio.Event()
@@ -82,11 +83,25 @@ class RayEngine:
         self._model = session.facts.model
         self._enter(session)
         self._reader = asyncio.create_task(self._read(session))
+        self._reader.add_done_callback(self._reader_ended)
 
     async def stop(self) -> None:
-        """Let go of the stream."""
+        """Let go of the stream; what is live ends with an error, and in the engine too."""
+        if self._session is not None:
+            self._session.controller.leave.remote(self._session.replica)
         if self._reader is not None:
             self._reader.cancel()
+            await asyncio.wait([self._reader])
+
+    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
+        """Stopped, or broken as nobody foresaw (`check_health`): nobody is left waiting."""
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            _log.critical("the reader of the engine's events has ended", exc_info=error)
+        self._leave()
+        for live in list(self._live.values()):
+            live.lose()
+            if live.accepted:  # the others learn it from `submit`
+                self._end(live, _DROPPED, _RETRY_AFTER_S)
 
     def ready(self) -> bool:
         """Whether an engine is there now that takes requests."""
@@ -99,22 +114,23 @@ class RayEngine:
 
     # ---------------------------------------------------------------- requests
 
-    def events(self, request_id: str) -> AsyncIterator[Event]:
-        """Register at once; iterate later."""
-        mailbox = self._mailboxes[request_id] = asyncio.Queue()
-        return _deliver(mailbox)
-
-    async def submit(self, request: Request) -> Accepted | Rejected:
-        """Hand a request to the engine of now, or of soon; raises UnavailableError, EngineError."""
-        mailbox = self._mailboxes.pop(request.id, None) or asyncio.Queue()
-        live = self._live[request.id] = LiveRequest(request, mailbox)
+    async def submit(
+        self, request: Request, receive: Callable[[Event], None]
+    ) -> Accepted | Rejected:
+        """Hand a request to the engine of now, or of soon; raises UnavailableError, EngineError.
+        `receive`: see deployments.handle."""
+        live = self._live[request.id] = LiveRequest(request, receive)
         try:
             answer = await self._submit_first(live)
         except BaseException:
             self._live.pop(request.id, None)
+            if live.submitted:  # whoever waited for the answer has gone
+                self._stop_there(live)
             raise
         if isinstance(answer, Rejected):
             self._live.pop(request.id, None)
+        else:
+            asyncio.get_running_loop().call_soon(self._begin, live)
         return answer
 
     async def _submit_first(self, live: LiveRequest) -> Accepted | Rejected:
@@ -130,11 +146,17 @@ class RayEngine:
                 return answer
 
     async def cancel(self, request_id: str) -> None:
-        """Stop the request; harmless for unknown ids and finished requests."""
-        self._mailboxes.pop(request_id, None)
+        """Stop the request, which hears nothing more; harmless for unknown ids and finished
+        requests."""
         live = self._live.pop(request_id, None)
-        if live is not None and self._session is not None:
-            self._session.controller.cancel.remote(request_id)
+        if live is not None:
+            live.ended = True
+            self._stop_there(live)
+
+    def _stop_there(self, live: LiveRequest) -> None:
+        """The engine need not go on with it."""
+        if self._session is not None:
+            self._session.controller.cancel.remote(live.request.id)
 
     async def record(self, answer_id: str) -> Record | None:
         """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
@@ -153,12 +175,12 @@ class RayEngine:
 
     async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
         if self._session is None:
-            raise UnavailableError("the engine is being rebuilt", retry_after_s=5)
+            raise UnavailableError("the engine is being rebuilt", retry_after_s=_RETRY_AFTER_S)
         try:
             return await call(self._session.controller)
         except RayActorError:
             raise UnavailableError(
-                "the engine was lost and is being rebuilt", retry_after_s=5
+                "the engine was lost and is being rebuilt", retry_after_s=_RETRY_AFTER_S
             ) from None
 
     async def _somebody(self) -> _Session:
@@ -167,7 +189,9 @@ class RayEngine:
             async with asyncio.timeout(self._patience_s):
                 await self._attached.wait()
         except TimeoutError:
-            raise UnavailableError("the engine is being rebuilt", retry_after_s=5) from None
+            raise UnavailableError(
+                "the engine is being rebuilt", retry_after_s=_RETRY_AFTER_S
+            ) from None
         assert self._session is not None, "set together"
         return self._session
 
@@ -194,7 +218,7 @@ class RayEngine:
             again = asyncio.create_task(self._submit_again(session))
             try:
                 async for item in stream:
-                    self._route(session, _decode_events(await item))
+                    await self._route(session, _decode_events(await item))
             except RayError as error:
                 _log.error("the controller is lost: %s", type(error).__name__)
             finally:
@@ -216,17 +240,34 @@ class RayEngine:
         self._session = None
         self._attached.clear()
 
-    def _route(self, session: _Session, events: list[Event | DrainingEvent]) -> None:
-        for event in events:
+    async def _route(self, session: _Session, events: list[Event | DrainingEvent]) -> None:
+        """Each to its receiver. What waits for a reader that was late is much at once."""
+        for number, event in enumerate(events, 1):
+            if number % _ROUTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # others have tokens to send
             if isinstance(event, DrainingEvent):
                 session.draining = True
                 continue
             live = self._live.get(event.request_id)
-            if live is None:
-                continue
-            live.put(event)
-            if isinstance(event, FinishedEvent):
-                del self._live[event.request_id]
+            if live is not None:
+                self._tell(live, event)
+
+    def _tell(self, live: LiveRequest, event: Event) -> None:
+        live.put(event)
+        if live.ended:
+            self._let_go(live)
+
+    def _begin(self, live: LiveRequest) -> None:
+        """Whoever submitted it has its answer by now."""
+        live.begin()
+        if live.ended:
+            self._let_go(live)
+
+    def _let_go(self, live: LiveRequest) -> None:
+        """It has heard its last event, or its receiver failed."""
+        self._live.pop(live.request.id, None)
+        if live.broken:
+            self._stop_there(live)
 
     def _lose(self) -> None:
         """Count who was in the engine that is gone; one that was there alone as a suspect ends."""
@@ -237,19 +278,19 @@ class RayEngine:
         if suspect is not None and suspect.request.id in self._live and suspect.losses:
             self._end(suspect, _DEADLY)
 
-    def _end(self, live: LiveRequest, message: str) -> None:
-        live.put(live.failed(message, time.time()))
-        self._live.pop(live.request.id, None)
+    def _end(self, live: LiveRequest, message: str, retry_after_s: float | None = None) -> None:
+        last = live.failed(message, time.time(), retry_after_s)
+        self._tell(live, last)
 
     async def _submit_again(self, session: _Session) -> None:
         """Give the live requests of before to the engine of now: the suspects at last, each when
         the one before it has shown to be harmless."""
+        waiting = [live for live in self._live.values() if live.accepted and not live.submitted]
         if session.facts.model != self._model:
-            for live in list(self._live.values()):
+            for live in waiting:
                 self._end(live, "the model was replaced while this request was in the engine")
             self._model = session.facts.model
             return
-        waiting = [live for live in self._live.values() if live.accepted and not live.submitted]
         suspects = [live for live in waiting if live.losses >= _SUSPECT_LOSSES]
         others = [live for live in waiting if live.losses < _SUSPECT_LOSSES]
         await asyncio.gather(*[self._submit_one_again(session, live) for live in others])
@@ -298,11 +339,3 @@ class RayEngine:
             except MedhaError as error:
                 _log.error("the next engine could not start: %s", error.message)
                 await asyncio.sleep(_RETRY_START_S)
-
-
-async def _deliver(mailbox: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-    while True:
-        event = await mailbox.get()
-        yield event
-        if isinstance(event, FinishedEvent):
-            return

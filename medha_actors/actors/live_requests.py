@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,18 +18,24 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
+_log = logging.getLogger("medha.engine")
+
 
 class LiveRequest:
     """One request from its submission to its last event. `losses`: engines lost in a row with this
     request in them and nothing heard of it in between."""
 
-    def __init__(self, request: Request, events: asyncio.Queue[Event]) -> None:
+    def __init__(self, request: Request, receive: Callable[[Event], None]) -> None:
         self.request = request
+        self.ended = False  # its receiver hears nothing more
+        self.broken = False  # its receiver failed
         self.accepted = False  # whoever submitted it first has had its answer
         self.submitted = False  # the engine of now has it
         self.heard = asyncio.Event()  # of since the last loss
         self.losses = 0
-        self._events = events
+        self._receive = receive
+        # What came before whoever submitted it knows the answer; None: he does.
+        self._early: list[Event] | None = []
         known = request.resumed or Resumed(token_ids=b"")
         self._token_ids = bytearray(known.token_ids)
         self._first_token_at = known.first_token_at
@@ -43,7 +51,29 @@ class LiveRequest:
                 self._first_token_at = event.at
         elif isinstance(event, PromptLogprobsEvent):
             self._prompt_logprobs_until = event.start + 1 + len(event.entries)
-        self._events.put_nowait(event)
+        if self._early is None:
+            self._tell(event)
+        else:
+            self._early.append(event)
+
+    def begin(self) -> None:
+        """Its answer is known: tell what came before that, and from now on at once."""
+        early = self._early or []
+        self._early = None
+        for event in early:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """A receiver that fails ends its own request, and nobody else's."""
+        if self.ended:
+            return
+        self.ended = isinstance(event, FinishedEvent)
+        try:
+            self._receive(event)
+        except Exception:
+            _log.exception("the receiver of %s failed", self.request.id)
+            self.ended = True
+            self.broken = True
 
     def lose(self) -> None:
         """The engine is gone, and what it knew of the request."""
@@ -61,8 +91,12 @@ class LiveRequest:
         )
         return msgspec.structs.replace(self.request, resumed=known)
 
-    def failed(self, message: str, now: float) -> FinishedEvent:
+    def failed(self, message: str, now: float, retry_after_s: float | None = None) -> FinishedEvent:
         """Its end when no engine can go on with it."""
         return FinishedEvent(
-            request_id=self.request.id, reason="error", message=message, finished_at=now
+            request_id=self.request.id,
+            reason="error",
+            message=message,
+            retry_after_s=retry_after_s,
+            finished_at=now,
         )

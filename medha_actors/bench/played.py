@@ -40,7 +40,7 @@ class PlayedController:
     def __init__(self, context_tokens: int, answering: Answering | None = None) -> None:
         self._facts = EngineFacts(max_model_len_tokens=context_tokens, model="played")
         self._answering = answering or accepting
-        self._said: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
         self.ready = _Method(self._ready)
@@ -57,9 +57,9 @@ class PlayedController:
         """The same, already as it travels."""
         self._said.put_nowait(packed)
 
-    def fail(self, error: Exception) -> None:
-        """The stream breaks with this."""
-        self._said.put_nowait(error)
+    async def heard(self) -> None:
+        """Whoever listens is done with all that was said."""
+        await self._said.join()
 
     async def _ready(self) -> bytes:
         return _encode(self._facts)
@@ -71,13 +71,11 @@ class PlayedController:
 
     async def _stream(self, replica: str) -> AsyncIterator[Awaitable[bytes]]:
         while True:
-            said = await self._said.get()
-            if isinstance(said, Exception):
-                raise said
-            yield _arrived(said)
+            yield _arrived(await self._said.get())
+            self._said.task_done()
 
-    async def _leave(self, replica: str) -> None:
-        return
+    def _leave(self, replica: str) -> None:
+        """Nobody is left to tell."""
 
 
 async def accepting(request: Request) -> Accepted:

@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -18,6 +19,7 @@ from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
 from medha_actors.errors import EngineError
 from medha_actors.messages import (
+    Event,
     FinishedEvent,
     Rejected,
     Request,
@@ -77,6 +79,23 @@ async def engine(
         ray.kill(controller)
 
 
+async def events_of(handle: RayEngine, request: Request) -> AsyncIterator[Event]:
+    """Submit a request; its events, to its end. Raises EngineError when it is refused."""
+    mailbox: asyncio.Queue[Event] = asyncio.Queue()
+    answer = await handle.submit(request, mailbox.put_nowait)
+    if isinstance(answer, Rejected):
+        raise EngineError(answer.message)
+    return _emptied(mailbox)
+
+
+async def _emptied(mailbox: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    while True:
+        event = await mailbox.get()
+        yield event
+        if isinstance(event, FinishedEvent):
+            return
+
+
 async def generate(
     handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams, cache: bool = False
 ) -> Generation:
@@ -91,13 +110,9 @@ async def generate(
         arrived_at=time.time(),
         cache=cache,
     )
-    events = handle.events(request.id)
     began = time.perf_counter()
-    answer = await handle.submit(request)
-    if isinstance(answer, Rejected):
-        raise EngineError(answer.message)
     result = Generation([], [])
-    async for event in events:
+    async for event in await events_of(handle, request):
         if isinstance(event, TokenEvent):
             result.tokens.append(event.token_id)
             result.token_times_s.append(time.perf_counter() - began)

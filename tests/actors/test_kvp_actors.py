@@ -11,9 +11,8 @@ import msgspec
 import pytest
 import torch
 
-from medha_actors.bench.session import prompt_of
+from medha_actors.bench.session import events_of, prompt_of
 from medha_actors.messages import (
-    Accepted,
     FinishedEvent,
     ProgressEvent,
     PromptLogprobsEvent,
@@ -62,9 +61,7 @@ class Followed:
         self.drawn, self.moments, self.scored, self.prefilled, self.finished = [], [], {}, 0, None
 
     async def follow(self, handle, happened=lambda: None):
-        events = handle.events(self.request.id)
-        assert isinstance(await handle.submit(self.request), Accepted)
-        async for event in events:
+        async for event in await events_of(handle, self.request):
             if isinstance(event, TokenEvent):
                 assert event.index == len(self.drawn), "a token lost or doubled"
                 self.drawn.append(event)

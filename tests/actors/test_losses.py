@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
-from medha_actors.bench.session import greedy, prompt_of
+from medha_actors.bench.session import events_of, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import (
     FinishedEvent,
@@ -53,9 +53,7 @@ class Stream:
 
     async def follow(self, handle, reached=None, at=0):
         """To its end; `reached` is set when `at` tokens are there."""
-        events = handle.events(self.request.id)
-        await handle.submit(self.request)
-        async for event in events:
+        async for event in await events_of(handle, self.request):
             if isinstance(event, TokenEvent):
                 assert event.index == len(self.tokens)
                 self.tokens.append(event.token_id)

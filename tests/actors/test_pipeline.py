@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import ray
 
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
+from medha_actors.bench.session import engine, events_of, generate, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import FinishedEvent, Request, SamplingParams, TokenEvent, pack_tokens
 
@@ -65,9 +65,8 @@ async def test_a_killed_stage_costs_nobody_a_token(warm):
         request = Request(
             id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200)
         )
-        events, seen = handle.events(request.id), []
-        await handle.submit(request)
-        async for event in events:
+        seen = []
+        async for event in await events_of(handle, request):
             if isinstance(event, TokenEvent):
                 seen.append(event.token_id)
             if len(seen) == 20:
@@ -91,8 +90,7 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(warm):
                 prompt_token_ids=pack_tokens(prompt_of(length, salt=length)),
                 sampling=greedy(300),
             )
-            streams.append(handle.events(name))
-            await handle.submit(request)
+            streams.append(await events_of(handle, request))
         killed, seen, finished = False, {name: [] for name in ids}, {}
 
         async def follow(events):
@@ -116,9 +114,7 @@ async def test_a_cancelled_request_frees_its_pages(warm):
         request = Request(
             id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000)
         )
-        events = handle.events(request.id)
-        await handle.submit(request)
-        async for event in events:
+        async for event in await events_of(handle, request):
             if isinstance(event, TokenEvent):
                 break
         await handle.cancel(request.id)

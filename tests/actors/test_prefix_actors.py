@@ -10,9 +10,8 @@ import time
 import pytest
 import torch
 
-from medha_actors.bench.session import prompt_of
+from medha_actors.bench.session import events_of, prompt_of
 from medha_actors.messages import (
-    Accepted,
     FinishedEvent,
     PromptLogprobsEvent,
     Request,
@@ -73,9 +72,7 @@ class Asked:
         return self.finished.cached_tokens
 
     async def ask(self, handle, happened=lambda: None):
-        events = handle.events(self.request.id)
-        assert isinstance(await handle.submit(self.request), Accepted)
-        async for event in events:
+        async for event in await events_of(handle, self.request):
             if isinstance(event, TokenEvent):
                 assert event.index == len(self.drawn), "a token lost or doubled"
                 self.drawn.append(event)

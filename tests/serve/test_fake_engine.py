@@ -1,21 +1,32 @@
-"""The scripted engine keeps the contract that the real one keeps (test_resume_actors.py)."""
+"""The scripted engine keeps the contract that the real one keeps (test_engine_actors.py)."""
+
+from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
-from medha_actors.messages import Request, SamplingParams, pack_tokens
-from tests.fakes import FakeEngine, saying
-from tests.resume_contract import check_resuming
+import pytest
+
+from medha_actors.messages import Accepted, Event, Rejected, Request
+from tests.engine_contract import CHECKS
+from tests.fakes import FakeEngine, accept, finished, token
 
 
-async def test_resuming() -> None:
-    async def slowly(request: Request):
-        async for event in saying(range(20))(request):
-            for _ in range(20):
-                await asyncio.sleep(0)
-            yield event
+async def slowly(request: Request) -> AsyncIterator[Event]:
+    tokens = request.sampling.max_tokens
+    for index in range(tokens):
+        await asyncio.sleep(0)
+        yield token(request, index, index % 251)
+    yield finished(request, tokens)
 
-    prompt = pack_tokens([1, 2, 3])
-    sampling = SamplingParams(max_tokens=20)
-    await check_resuming(
-        FakeEngine(slowly), Request(id="r", prompt_token_ids=prompt, sampling=sampling)
-    )
+
+def bounded(request: Request) -> Accepted | Rejected:
+    if request.prompt_tokens <= 4096:
+        return accept(request)
+    return Rejected(status=400, kind="invalid_request_error", message="too long")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+async def test_the_contract(check: Any) -> None:
+    await check(FakeEngine(slowly, bounded))

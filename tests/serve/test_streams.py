@@ -149,9 +149,11 @@ async def test_an_engine_that_breaks_is_an_error_frame(start) -> None:
     async def script(request: Request):
         yield token(request, 0, ord("a"))
         yield "nonsense"
+        await asyncio.Event().wait()
 
     service = await start(script)
     text = (await service.post("/v1/completions", BODY)).text
+    await service.engine.until_all_cancelled()
     assert '"text":"a"' in text
     assert '"type":"server_error"' in text
     assert text.endswith("data: [DONE]\n\n")

@@ -1,0 +1,51 @@
+"""The real engine keeps its contract; one grid, and a handle for each check as each replica has
+one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import ray
+
+from medha_actors.actors.controller import Controller
+from medha_actors.actors.engine import RayEngine
+from tests.engine_contract import CHECKS
+
+ARGUMENTS = {
+    "model_loading_config": {
+        "model_source": "random",
+        "dtype": "float32",
+        "max_model_len_tokens": 100_000,
+    },
+    "parallel": {"spp": 2},
+    "actors": {"num_cpus": 0.5},
+    "kv_cache": {"budget_bytes": 2**26, "page_tokens": 16},
+    "predictor": {"calibrate": False},
+}
+
+
+@pytest.fixture(scope="module")
+def controller(cluster: None) -> Iterator[Any]:
+    controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(ARGUMENTS)
+    yield controller
+    ray.get(controller.stop.remote())
+    ray.kill(controller)
+
+
+@pytest.fixture
+async def engine(controller: Any) -> AsyncIterator[RayEngine]:
+    engine = RayEngine(lambda: controller)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+async def test_the_contract(check: Any, engine: RayEngine, controller: Any) -> None:
+    await check(engine)
+    stats = msgspec.msgpack.decode(await controller.stats.remote())
+    assert stats["running"] == stats["waiting"] == 0
+    assert stats["kv_usage"] == 0
