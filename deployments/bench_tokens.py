@@ -21,6 +21,7 @@ from deployments import protocol
 from deployments.admission import Admission, Job
 from deployments.answers import Answer, ChatAnswer, TextAnswer
 from deployments.control_tokens import Prompt
+from deployments.dialect import Completions
 from deployments.generation import Generation
 from deployments.protocol import ChatBody, CompletionBody
 from deployments.responses import send_stream
@@ -131,7 +132,8 @@ async def _streaming(
     )
     is_chat = isinstance(job.body, ChatBody)
     answer: Answer = ChatAnswer(job, text.table) if is_chat else TextAnswer(job, text.table)
-    return asyncio.ensure_future(send_stream(live, answer, stream, {}, frames.send))
+    dialect = Completions(tells_usage=False)
+    return asyncio.ensure_future(send_stream(live, answer, dialect, stream, {}, frames.send))
 
 
 async def _messages(jobs: list[Job], text: Text) -> list[bytes]:

@@ -67,8 +67,8 @@ async def engine(
     """Start Ray if need be, start a controller and its grid, wait until it serves; tear it down
     afterwards."""
     start_ray()
-    remote_class = ray.remote(controller_class).options(num_cpus=0, max_concurrency=1000)
-    controller: Any = remote_class.remote(args)  # Ray has no types for an actor's methods
+    actor_class: Any = ray.remote(controller_class)
+    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(args)
     handle = RayEngine(lambda: controller)
     try:
         await handle.start()

@@ -29,7 +29,8 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def controller(cluster: None) -> Iterator[Any]:
-    controller = ray.remote(Controller).options(num_cpus=0, max_concurrency=1000).remote(ARGUMENTS)
+    actor_class: Any = ray.remote(Controller)
+    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(ARGUMENTS)
     yield controller
     ray.get(controller.stop.remote())
     ray.kill(controller)
