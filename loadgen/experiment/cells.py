@@ -17,6 +17,9 @@ CONVOY: dict[str, dict[str, Any]] = {
     "lrs": {"policy": "lrs"},
     "lars-no-sharing": {"policy": "lars", "space_sharing": False},
     "spf": {"policy": "spf"},
+    "dspf": {"policy": "dspf"},
+    "dpreflow": {"policy": "dpreflow"},
+    "guardc": {"policy": "guardc"},
 }
 # Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody
 # decodes.
