@@ -87,6 +87,8 @@ class BlockReader:
         """Ask for the block so many bytes further on."""
         self.e.prefetch(self.e.at(place.values, distance), self.layout.value_bytes)
         self.e.prefetch(self.e.at(place.scales, distance), self.layout.scale_bytes)
+        if self.layout.group > 1:
+            self.e.prefetch(self.e.at(place.head, distance), 64)
 
     def column_bytes(self, blocks: ir.Value) -> ir.Value:
         """Of a column of so many blocks."""

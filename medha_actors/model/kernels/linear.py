@@ -39,6 +39,7 @@ from medha_actors.model.kernels.ir import (
 from medha_actors.model.kernels.layouts import BLOCK, Activations, Layout
 
 _WORDS = BLOCK // 4  # of the four inputs that an instruction multiplies
+_AHEAD = 4096  # bytes
 
 
 class Machine(NamedTuple):
@@ -172,12 +173,14 @@ class _Tile:
                     b.store(e.fma(acc[r], d, value), self.total[r])
 
     def block(self, number: ir.Value) -> Place:
-        """Where a block is; the same block of the next column is prefetched."""
+        """Where a block is. The same block of the next column is prefetched; for one row, which
+        is done with a column before that came, what lies _AHEAD."""
         place = self.weights.place(self.w, number)
-        if (
-            len(self.rows) > 1
-        ):  # one row at a time is read so fast that the machine's own prefetching does better
-            self.weights.prefetch(place, self.weights.column_bytes(self.blocks))
+        size = self.weights.layout.group_bytes
+        ahead = I64(-(-_AHEAD // size) * size)
+        if len(self.rows) > 1:
+            ahead = self.weights.column_bytes(self.blocks)
+        self.weights.prefetch(place, ahead)
         return place
 
     def plain(self, bfloat: bool) -> None:
