@@ -35,7 +35,7 @@ def test_the_sizes_of_blocks_are_the_gguf_packages():
 
 
 @pytest.mark.parametrize(
-    "name", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32", "Q5_0", "Q5_1", "Q6_K", "Q4_K"]
+    "name", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32", "Q5_0", "Q6_K", "Q2_K", "Q3_K", "TQ2_0"]
 )
 def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     kind = Kind[name]
