@@ -150,6 +150,8 @@ def _full(body: dict[str, Any]) -> dict[str, Any]:
 
 def _wrong(status: int, text: str) -> str | None:
     """What is wrong with an answer; a refusal, a full queue and a time limit are none of it."""
+    if status == 504 and '"timeout_error"' in text:
+        return None  # /v1/messages calls a time limit so
     if status >= 500:
         return f"{status} {text[:300]}"
     if status >= 400:
