@@ -150,16 +150,24 @@ def _full(body: dict[str, Any]) -> dict[str, Any]:
 
 def _wrong(status: int, text: str) -> str | None:
     """What is wrong with an answer; a refusal, a full queue and a time limit are none of it."""
-    if status == 504 and '"timeout_error"' in text:
-        return None  # /v1/messages calls a time limit so
+    if status == 504 and "timeout_error" in text:
+        return None
     if status >= 500:
         return f"{status} {text[:300]}"
     if status >= 400:
         return None if '"error"' in text else f"{status} without an error object: {text[:300]}"
     for frame in _frames(text):
-        if "error" in frame and frame["error"].get("code") != "request_timeout":
-            return f"an error in the stream: {frame['error']}"
+        error = frame.get("error") or frame.get("response", {}).get("error")
+        if error is not None and not _is_time_limit(error):
+            return f"an error in the stream: {error}"
     return None
+
+
+def _is_time_limit(error: dict[str, Any]) -> bool:
+    """In the words of any API; that of responses has no code for it."""
+    known = ("request_timeout", "timeout_error")
+    named = error.get("code") in known or error.get("type") in known
+    return named or error["message"].startswith("not finished within")
 
 
 def _frames(text: str) -> Iterator[dict[str, Any]]:
