@@ -25,6 +25,7 @@ Policy = Literal[
     "spf",
     "relegation",
     "dspf",
+    "aspf",
     "boost",
     "dboost",
     "preflow",
@@ -129,8 +130,10 @@ class ActorConfig(_Section, frozen=True):
 class OrderConfig(_Section, frozen=True):
     """Parameters of single policies (core/policies.py has the rules)."""
 
-    # dspf: how much later than its deadline a prefill may be put, in multiples of its total work
+    # dspf, aspf: how much later than its deadline a prefill is put, in multiples of its total work
     ageing_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 18.5
+    # aspf: so many more for each prefill of the typical length that is waiting
+    ageing_per_backlog: Annotated[float, Meta(ge=0.0, le=1000.0)] = 4.0
     # boost, dboost: how fast long waits become rare; None: learned from the arrivals
     boost_decay_per_s: Annotated[float, Meta(ge=1e-5, le=1000.0)] | None = None
     # preflow, dpreflow: waiting for so long is worth half the work

@@ -37,6 +37,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "spf": ("spf", {}),
     "relegation": ("relegation", {}),
     "dspf": ("dspf", {}),
+    "aspf": ("aspf", {}),
     "boost": ("boost", {}),
     "dboost": ("dboost", {}),
     "preflow": ("preflow", {}),

@@ -6,8 +6,11 @@ is the positive root of
 
     arrivals per second * (E[exp(decay * work)] - 1) = decay
 
-It is learned from the last arrivals: their rate and their work. The root exists below load 1 only,
-and near 0 waits have no scale; so the load is taken to be between LOWEST_LOAD and HIGHEST_LOAD.
+The distribution of the work is learned from the last arrivals. The load is not: seconds of idle
+prefill understate it, by what decodes and short batches add (1.1 to 1.8 times), and with a decay
+for light load everything longer than its inverse is served in the order of arrival, short requests
+behind it. So the load is taken to be heavy; and where more is waiting than that accounts for, the
+decay is no more than one over the seconds of work that wait.
 """
 
 from __future__ import annotations
@@ -15,52 +18,43 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 
+HEAVY_LOAD = 0.95
 WINDOW = 256  # arrivals that count
-ENOUGH = 32  # with fewer there is no rate to speak of
-USUAL_LOAD = 0.75  # which is assumed then
-LOWEST_LOAD = 0.5
-HIGHEST_LOAD = 0.95
+EACH = 32  # a root is found for so many new ones, and at the 1st, 2nd, 4th ...
 BUCKETS_PER_OCTAVE = 4  # works are counted in buckets: a root costs as much as there are of them
 FIRST_PER_S = 1 / 30  # before anybody has come
 STEPS = 60  # of Newton's method, which needs about 6
+STEP = 1.25  # the queue is sorted anew when the decay has moved this far
 
 
 class Decay:
-    """The decay of the waits under the load of the last arrivals. `per_s` moves in steps: a queue
-    that is sorted by it need not be sorted anew at each arrival."""
+    """`per_s` moves in steps, for a queue that is sorted by it."""
 
     def __init__(self, given_per_s: float | None = None) -> None:
         self.per_s = given_per_s or FIRST_PER_S
         self._given = given_per_s is not None
-        self._arrivals = deque[tuple[float, float]](maxlen=WINDOW)  # instant, work
+        self._root_per_s = FIRST_PER_S
+        self._works = deque[float](maxlen=WINDOW)
         self._count = 0
 
-    def arrived(self, at: float, work_s: float) -> bool:
-        """Count an arrival; whether `per_s` has changed."""
+    def arrived(self, work_s: float, backlog_s: float) -> bool:
+        """Count an arrival that finds so much work; whether `per_s` has changed."""
         if self._given or work_s <= 0:
             return False
-        self._arrivals.append((at, work_s))
+        self._works.append(work_s)
         self._count += 1
-        # at 1, 2, 4 ... and then at each 32nd
-        if self._count % ENOUGH and self._count & (self._count - 1):
+        if not self._count % EACH or not self._count & (self._count - 1):
+            self._root_per_s = root_per_s(list(self._works), HEAVY_LOAD)
+        wanted = min(self._root_per_s, 1 / backlog_s) if backlog_s > 0 else self._root_per_s
+        if self.per_s / STEP < wanted < self.per_s * STEP:
             return False
-        before = self.per_s
-        self.per_s = root_per_s([work for _, work in self._arrivals], self._load())
-        return self.per_s != before
-
-    def _load(self) -> float:
-        """Seconds of work that come each second."""
-        if len(self._arrivals) < ENOUGH:
-            return USUAL_LOAD
-        arrivals = sorted(self._arrivals)
-        over_s = arrivals[-1][0] - arrivals[0][0]
-        work_s = sum(work for _, work in arrivals[:-1])
-        return work_s / over_s if over_s > 0 else HIGHEST_LOAD
+        self.per_s = wanted
+        return True
 
 
 def root_per_s(works: list[float], load: float) -> float:
-    """The decay for requests with these seconds of work, all equally frequent, at a load."""
-    load = min(max(load, LOWEST_LOAD), HIGHEST_LOAD)
+    """The decay for requests with these seconds of work, all equally frequent, at a load below
+    1."""
     buckets = Counter(round(math.log2(work) * BUCKETS_PER_OCTAVE) for work in works)
     counted = [
         (math.pow(2.0, bucket / BUCKETS_PER_OCTAVE), count / len(works))

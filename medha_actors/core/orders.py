@@ -13,6 +13,8 @@ first.
                         lost already delays nobody else
     dspf                instant = deadline + 18.5 work  width = 1     spf that heeds objectives: the
                                                                       same for default deadlines
+    aspf                instant = deadline + A work     width = 1     dspf whose ageing A grows with
+                                                                      the backlog (core/congestion)
     boost               instant = arrival - boost(work) width = 1     gamma-Boost (arXiv 2404.08826)
     dboost              instant = deadline - boost(work)              the same from the deadline on
     preflow             instant = arrival + T log2(work x remaining)  PREFLOW (vllm-ascend): urgency
@@ -37,6 +39,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from medha_actors.config import OrderConfig, Policy
+from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay
 from medha_actors.core.request import RequestState
 
@@ -52,20 +55,27 @@ LEAST_WORK_S = 0.01
 
 
 class Tuning:
-    """What the rules of one queue are set to; the decay may change while it runs."""
+    """What the rules of one queue are set to; decay and congestion may change while it runs."""
 
-    __slots__ = ("decay", "given")
+    __slots__ = ("congestion", "decay", "given")
 
     def __init__(self, given: OrderConfig) -> None:
         self.given = given
         self.decay = Decay(given.boost_decay_per_s)
+        self.congestion = Congestion(given.ageing_works, given.ageing_per_backlog)
+
+    def arrived(self, state: RequestState, backlog_s: float) -> bool:
+        """Learn from an arrival; whether instants have moved."""
+        work_s = state.total_work_s
+        decayed = self.decay.arrived(work_s, backlog_s)
+        return self.congestion.arrived(work_s, backlog_s) or decayed
 
 
 class Order(NamedTuple):
     """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`:
     space sharing; `relegates`: the hopeless go last; `guards`: who can be in time goes first;
-    `learns`: instants follow the decay; `least`: what an instant lies behind its arrival at least
-    (before it, if negative), where that bounds who can overtake."""
+    `learns`: instants follow what arrives; `least`: what an instant lies behind its arrival at
+    least (before it, if negative), where that bounds who can overtake."""
 
     instant: Callable[[RequestState, Tuning], float]
     width: Callable[[RequestState], float]
@@ -97,6 +107,10 @@ def _aged(state: RequestState, tuning: Tuning) -> float:
 
 def _due_aged(state: RequestState, tuning: Tuning) -> float:
     return state.due_at + tuning.given.ageing_works * state.total_work_s
+
+
+def _due_aged_by_backlog(state: RequestState, tuning: Tuning) -> float:
+    return state.due_at + tuning.congestion.ageing_works * state.total_work_s
 
 
 def _boost_s(work_s: float, tuning: Tuning) -> float:
@@ -160,6 +174,7 @@ ORDERS: dict[Policy, Order] = {
     "spf": Order(_aged, _one, shares=True, least=_none),
     "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True),
     "dspf": Order(_due_aged, _one, shares=True, least=_none),
+    "aspf": Order(_due_aged_by_backlog, _one, shares=True, learns=True, least=_none),
     "boost": Order(_boosted, _one, shares=True, learns=True, least=_most_boosted),
     "dboost": Order(_due_boosted, _one, shares=True, learns=True, least=_most_boosted),
     "preflow": Order(_flowing, _one, shares=True, least=_least_held),

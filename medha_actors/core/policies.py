@@ -39,7 +39,7 @@ class PrefillQueue:
         self.order = ORDERS[policy]
         self._tuning = Tuning(given or OrderConfig())
         self._guards: dict[float, Guard] = {}  # by priority, where the order guards
-        self._newest = -1  # serial of the last arrival that the decay has counted
+        self._newest = -1  # serial of the last arrival that was learned from
         self._lanes: dict[LaneKey, _Lane] = {}
         self._places: dict[
             int, tuple[LaneKey, float, float]
@@ -59,7 +59,7 @@ class PrefillQueue:
         self.remove(state)
         if self.order.learns and state.serial > self._newest:
             self._newest = state.serial
-            if self._tuning.decay.arrived(state.timeline.arrived_at, state.total_work_s):
+            if self._tuning.arrived(state, self.work_s()):
                 self._sort_anew()
         key, instant = self._place(state)
         lane = self._lanes.setdefault(key, _Lane())
@@ -145,7 +145,7 @@ class PrefillQueue:
 
     def overtaken_until(self, state: RequestState) -> float:
         """Nobody who arrives after this instant goes before `state`; infinite where the order
-        states no such bound. Among equal priorities, and as the decay is now."""
+        states no such bound. Among equal priorities, and as what is learned is now."""
         if self.order.least is None:
             return math.inf
         until = self.order.instant(state, self._tuning) - self.order.least(self._tuning)
