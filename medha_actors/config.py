@@ -134,6 +134,8 @@ class OrderConfig(_Section, frozen=True):
     ageing_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 18.5
     # aspf: so many more for each prefill of the typical length that is waiting
     ageing_per_backlog: Annotated[float, Meta(ge=0.0, le=1000.0)] = 4.0
+    # aspf: and no more than this, which bounds how long a prefill can starve
+    most_ageing_works: Annotated[float, Meta(ge=0.0, le=100_000.0)] = 200.0
     # boost, dboost: how fast long waits become rare; None: learned from the arrivals
     boost_decay_per_s: Annotated[float, Meta(ge=1e-5, le=1000.0)] | None = None
     # preflow, dpreflow: waiting for so long is worth half the work

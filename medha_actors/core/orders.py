@@ -62,7 +62,9 @@ class Tuning:
     def __init__(self, given: OrderConfig) -> None:
         self.given = given
         self.decay = Decay(given.boost_decay_per_s)
-        self.congestion = Congestion(given.ageing_works, given.ageing_per_backlog)
+        self.congestion = Congestion(
+            given.ageing_works, given.ageing_per_backlog, given.most_ageing_works
+        )
 
     def arrived(self, state: RequestState, backlog_s: float) -> bool:
         """Learn from an arrival; whether instants have moved."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medha_actors.config import OrderConfig
-from medha_actors.core.congestion import MOST, Congestion
+from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay, root_per_s
 from medha_actors.core.orders import ORDERS
 from medha_actors.core.policies import PrefillQueue
@@ -86,10 +86,10 @@ def test_aspf_is_dspf_until_much_is_waiting():
 
 
 def test_aspf_ages_by_no_more_than_a_bound():
-    congestion = Congestion(18.5, 4.0)
+    congestion = Congestion(18.5, 4.0, 200.0)
     assert congestion.arrived(1.0, 1e9)
-    assert congestion.ageing_works == MOST
-    steady = Congestion(18.5, 0.0)
+    assert congestion.ageing_works == 200.0
+    steady = Congestion(18.5, 0.0, 200.0)
     assert not steady.arrived(1.0, 1e9)
     assert steady.ageing_works == 18.5
 
@@ -261,10 +261,17 @@ def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
 @pytest.mark.parametrize("policy", NEW)
 def test_a_long_prefill_gets_through_a_flood_of_short_ones(policy):
     """More short work than the machine can do: whoever serves the shortest first never comes to the
-    long one. It comes to its turn when newcomers go behind it."""
+    long one. It comes to its turn when newcomers go behind it; under aspf at the latest 3 + 60 * 2 s
+    after it came."""
     shorts = [request_of(f"S{i}", 105, 1, at=i * 0.1) for i in range(4000)]
     requests = [request_of("L", 2_000, 1, at=1.0), *shorts]
-    config = config_of(policy, tpot_s=0.05, max_chunk_tokens=256, max_batch_tokens=4096)
+    config = config_of(
+        policy,
+        tpot_s=0.05,
+        max_chunk_tokens=256,
+        max_batch_tokens=4096,
+        order=OrderConfig(most_ageing_works=60.0),
+    )
     grid = grid_of(pages=20_000, page=16, length=200_000)
     simulation = Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3))
     logs = simulation.run(requests).requests
