@@ -261,8 +261,8 @@ def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
 @pytest.mark.parametrize("policy", NEW)
 def test_a_long_prefill_gets_through_a_flood_of_short_ones(policy):
     """More short work than the machine can do: whoever serves the shortest first never comes to the
-    long one. It comes to its turn when newcomers go behind it; under aspf at the latest 3 + 60 * 2 s
-    after it came."""
+    long one. It comes to its turn when newcomers go behind it; under aspf 123 s after it came, at
+    the latest (the deadline and 60 * 2 s)."""
     shorts = [request_of(f"S{i}", 105, 1, at=i * 0.1) for i in range(4000)]
     requests = [request_of("L", 2_000, 1, at=1.0), *shorts]
     config = config_of(
