@@ -170,8 +170,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                 request.check(model[0])
             assert long.finished.recomputed_tokens > 0  # what the dead group held of it
             assert {short.finished.recomputed_tokens > 0 for short in shorts} == {False, True}
-            # Who lost nothing goes on at once: at least 12 chunks of the long one are computed again,
-            # and no token waits for them. While both decode, a token of each follows the other.
+            # Who lost nothing goes on at once: at least 12 chunks of the long one are computed
+            # again, and no token waits for them. While both decode, they take turns.
             spared = [short for short in shorts if not short.finished.recomputed_tokens]
             since = order[killed_after[0] :]
             assert min(most_between(since, short, long) for short in spared) >= 5
