@@ -23,7 +23,7 @@ from typing import Any
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import load_text
-from medha_actors.bench.session import engine
+from medha_actors.actors.local import engine
 from medha_actors.bench.table import write_table
 from medha_actors.config import load
 

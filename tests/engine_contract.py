@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from deployments.handle import EngineHandle
-from medha_actors.bench.session import prompt_of
+from medha_actors.actors.local import prompt_of
 from medha_actors.errors import RequestError
 from medha_actors.messages import (
     Accepted,

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from medha_actors.actors.cluster import Cluster
-from medha_actors.bench.session import start_ray
+from medha_actors.actors.local import start_ray
 from medha_actors.config import load
 from medha_actors.messages import (
     Introduction,

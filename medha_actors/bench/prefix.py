@@ -7,7 +7,7 @@ import time
 from statistics import median
 from typing import Any
 
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
+from medha_actors.actors.local import engine, generate, greedy, prompt_of
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import RequestState, Timeline

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from medha_actors.actors.engine import RayEngine
+from medha_actors.actors.local import engine, generate, greedy, prompt_of
 from medha_actors.bench.limits import measure
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.model.spec import load_spec
 from medha_actors.model_spec import ModelSpec

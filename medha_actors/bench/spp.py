@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any
 
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
+from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
 # stages, threads, attention: our CPU kernels use one thread per actor, so two threads means torch's
 # operators

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from medha_actors.bench.session import engine, generate, greedy, prompt_of
+from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
 _TINY = {
     "layers": 2,

@@ -4,8 +4,8 @@ import pytest
 
 from medha_actors.actors.capacity import pages_of, refuse_impossible
 from medha_actors.actors.cells import Cell
+from medha_actors.actors.local import engine
 from medha_actors.actors.plans import Place
-from medha_actors.bench.session import engine
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 from medha_actors.model.spec import load_spec

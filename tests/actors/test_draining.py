@@ -3,7 +3,7 @@ tests/engine_contract.py."""
 
 import pytest
 
-from medha_actors.bench.session import events_of, greedy, prompt_of
+from medha_actors.actors.local import events_of, greedy, prompt_of
 from medha_actors.messages import Request, pack_tokens
 
 pytestmark = pytest.mark.usefixtures("cluster")

@@ -4,7 +4,7 @@ import pytest
 
 from medha_actors.actors.calibration import cases, fit, step
 from medha_actors.actors.exchange_cost import fit_exchange
-from medha_actors.bench.session import generate, greedy, prompt_of
+from medha_actors.actors.local import generate, greedy, prompt_of
 from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile
 
 

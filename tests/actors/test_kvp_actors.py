@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from medha_actors.bench.session import events_of, prompt_of
+from medha_actors.actors.local import events_of, prompt_of
 from medha_actors.messages import (
     FinishedEvent,
     ProgressEvent,

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
-from medha_actors.bench.session import events_of, greedy, prompt_of
+from medha_actors.actors.local import events_of, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import (
     FinishedEvent,

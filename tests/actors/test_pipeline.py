@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import ray
 
-from medha_actors.bench.session import engine, events_of, generate, greedy, prompt_of
+from medha_actors.actors.local import engine, events_of, generate, greedy, prompt_of
 from medha_actors.errors import EngineError
 from medha_actors.messages import FinishedEvent, Request, SamplingParams, TokenEvent, pack_tokens
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from medha_actors.bench.session import events_of, prompt_of
+from medha_actors.actors.local import events_of, prompt_of
 from medha_actors.messages import (
     FinishedEvent,
     PromptLogprobsEvent,

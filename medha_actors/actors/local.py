@@ -1,5 +1,5 @@
-"""A whole engine without the HTTP edge: Ray, controller, stage actors; and one request through
-it."""
+"""A whole engine on this machine without the HTTP edge: Ray, controller, stage actors; and one
+request through it. For what asks an engine directly: benchmarks, and tests of the actors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Generation(msgspec.Struct):
 
 
 def start_ray() -> None:
-    """A local Ray for benchmarks, with room for several engines beside each other."""
+    """A local Ray, with room for several engines beside each other."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
