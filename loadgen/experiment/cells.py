@@ -18,7 +18,8 @@ CONVOY: dict[str, dict[str, Any]] = {
     "lars-no-sharing": {"policy": "lars", "space_sharing": False},
     "spf": {"policy": "spf"},
     "dspf": {"policy": "dspf"},
-    "dpreflow": {"policy": "dpreflow"},
+    "aspf": {"policy": "aspf"},
+    "dboost": {"policy": "dboost"},
     "guardc": {"policy": "guardc"},
 }
 # Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody

@@ -50,7 +50,7 @@ class LaboratoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     noise: Annotated[
         tuple[float, ...], flag("relative spread of a batch's time", metavar="SHARE", ge=0, le=1)
     ] = (0.03,)
-    seeds: Annotated[int, flag("of arrivals and noise, windows of traces", ge=1, le=1000)] = 1
+    seeds: Annotated[int, flag("of arrivals and noise, windows of traces", ge=1, le=1000)] = 5
     base: Annotated[str, flag("what the others are compared with, paired")] = "lars"
     traces: Annotated[
         str | None,
