@@ -85,6 +85,13 @@ def back_after_s(probes: Sequence[Probe], killed_at: float) -> float | None:
     return min([probe.ended_at for probe in steady]) - killed_at if steady else None
 
 
+def most_of_one(held: Sequence[int], streams: int) -> int:
+    """How many of the streams one replica may hold, of which some have told how many they hold:
+    those of which nobody has told may all be at another one."""
+    untold = streams - sum(held)
+    return min(streams, max([*held, untold]))
+
+
 def judge(
     streams: Sequence[Stream],
     references: Mapping[str, Stream],

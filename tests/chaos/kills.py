@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from tests.chaos import census, tables
-from tests.chaos.judging import Goal, Seen, Stream, judge, missed
+from tests.chaos.judging import Goal, Seen, Stream, judge, missed, most_of_one
 from tests.chaos.server import NotSettledError, Server, running
 from tests.chaos.streams import Load, Prober
 
@@ -200,18 +200,18 @@ class _Watch:
 
     async def _most_of_one_replica(self) -> int | None:
         """How many of the streams one ingress replica holds, at most. Each tells its own figure
-        when it is asked, so they are asked until the figures make up all streams."""
+        when it is asked, so they are asked for a while until the figures make up all streams."""
         if self._kill.replicas == 1:
             return None
         wanted = len([stream for stream in self.load.all if not stream.ended])
-        held = [wanted]
+        held: list[int] = []
         for _ in range(_MOST_QUESTIONS):
             values = await asyncio.to_thread(self._server.metrics)
             open_now = {key: value for key, value in values.items() if key[0] == _HELD}
             held = [int(value) for value in open_now.values()]
             if sum(held) == wanted:
                 break
-        return max(held)
+        return most_of_one(held, wanted)
 
     async def _strike(self, victims: Sequence[int]) -> None:
         if self._kill.stopped_s is None:

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.chaos.judging import Goal, Probe, Stream, back_after_s, is_whole, judge, missed
+from tests.chaos.judging import (
+    Goal,
+    Probe,
+    Stream,
+    back_after_s,
+    is_whole,
+    judge,
+    missed,
+    most_of_one,
+)
 
 REFERENCE = Stream("s", text="abc", tokens=3, finish_reason="length")
 GOAL = Goal(whole=1, back_s=5.0, pause_s=3.0, neighbour_pause_s=1.0)
@@ -87,3 +96,10 @@ def test_who_did_not_pass_through_the_dead_one_must_not_be_cut():
     assert missed(Goal(whole=2, neighbour_pause_s=1.0), one) == [
         "the neighbours' longest pause 8.0 s, not under 1 s"
     ]
+
+
+@pytest.mark.parametrize(
+    ("held", "most"), [([5, 4], 5), ([4], 5), ([], 9), ([7], 7), ([0, 0], 9), ([6, 5], 6)]
+)
+def test_streams_that_no_replica_has_told_of_may_all_be_at_one(held: list[int], most: int):
+    assert most_of_one(held, 9) == most
