@@ -16,8 +16,9 @@ from typing import Any
 
 from clients import trace
 from clients.client import Client
-from clients.errors import ApiError, ClientError
-from clients.terminal import JsonView, TextView, View
+from clients.errors import ClientError
+from clients.flags import add_server_flags
+from clients.terminal import JsonView, TextView, View, describe
 
 DESCRIPTION = (
     "Ask an OpenAI-compatible server and watch it answer; `medha-client trace ID` shows where the "
@@ -37,16 +38,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="a document to put before the prompt; repeatable",
     )
     add("--system", help="a system message (chat only)")
-    add("--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000"))
+    add_server_flags(parser)
     add("--model", help="default: the server's first model")
-    add("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--chat", action="store_true", help="POST /v1/chat/completions (the default)")
     kind.add_argument("--completion", action="store_true", help="POST /v1/completions")
-    add("--max-tokens", type=int, metavar="N")
-    add("--temperature", type=float, metavar="T")
-    add("--top-p", type=float, metavar="P")
-    add("--seed", type=int)
+    add("--max-tokens", type=int, metavar="N", help="end the answer after so many tokens")
+    add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
+    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens, P of all")
+    add("--seed", type=int, metavar="N", help="the same seed, the same answer")
     add("--stop", action="append", metavar="TEXT", help="stop at this text; repeatable")
     add("--ttft-s", type=float, metavar="S", help="objective: seconds to the first token")
     add("--tpot-s", type=float, metavar="S", help="objective: seconds per further token")
@@ -61,9 +61,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["trace"]:  # the prompt of this one word: `-- trace`
-        return trace.main(given[1:])
-    options = parse(arguments)
+    try:
+        tracing = given[:1] == ["trace"]  # the prompt of this one word: `-- trace`
+        status = trace.main(given[1:]) if tracing else answer(parse(given))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("medha-client: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def answer(options: argparse.Namespace) -> int:
+    """Ask, and show what comes; returns the exit code."""
     try:
         prompt = read_prompt(options)
     except (OSError, UnicodeDecodeError) as error:
@@ -74,11 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(ask(options, prompt, view))
     except KeyboardInterrupt:
         view.close()
-        print("medha-client: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except ClientError as error:
         view.close()
         print(f"medha-client: {describe(error)}", file=sys.stderr)
@@ -121,16 +129,6 @@ async def ask(options: argparse.Namespace, prompt: str, view: View) -> None:
             events = client.chat([*system, {"role": "user", "content": prompt}], **fields)
         async for event in events:
             view.show(event)
-
-
-def describe(error: ClientError) -> str:
-    """One line."""
-    text = str(error)
-    if isinstance(error, ApiError):
-        status = f" (HTTP {error.status})" if error.status else ""
-        again = f"; try again in {error.retry_after_s:g} s" if error.retry_after_s else ""
-        text = f"the server says: {error.message}{status}{again}"
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -43,13 +43,15 @@ class Client:
         resume_for_s: float = 60.0,
         resume_wait_s: float = 0.1,
     ) -> None:
-        """`base_url` with or without /v1; `model` None: the server's first. A request may last for
-        ever, but the stream must not be silent (keep-alives count) for `idle_timeout_s`.
+        """`base_url` with or without http:// and /v1; `model` None: the server's first. A request
+        may last for ever, but the stream must not be silent (keep-alives count) for
+        `idle_timeout_s`.
 
         A stream that is cut is resumed where it was, if the server can do that: at most `resumes`
         times for an answer, trying for `resume_for_s` after a cut, first after `resume_wait_s`,
         then ever more seldom."""
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        url = base_url if "://" in base_url else f"http://{base_url}"
+        self.base_url = url.rstrip("/").removesuffix("/v1")
         self.model = model
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(

@@ -8,9 +8,20 @@ from typing import Protocol, TextIO
 
 import msgspec
 
+from clients.errors import ApiError, ClientError
 from clients.events import Accepted, Event, Finished, Progress, Resumed, Token, Usage
 
 BAR_COLUMNS = 30
+
+
+def describe(error: ClientError) -> str:
+    """One line."""
+    text = str(error)
+    if isinstance(error, ApiError):
+        status = f" (HTTP {error.status})" if error.status else ""
+        again = f"; try again in {error.retry_after_s:g} s" if error.retry_after_s else ""
+        text = f"the server says: {error.message}{status}{again}"
+    return " ".join(text.split())
 
 
 class View(Protocol):

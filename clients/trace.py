@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import msgspec
 
 from clients.client import Client
 from clients.errors import ClientError, ProtocolError
+from clients.flags import add_server_flags
+from clients.terminal import describe
 
 BAR = 40
 LINES = 24  # of chunks, about
@@ -32,10 +33,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="what medha-client printed at the end of its answer: a trace id (header "
         "x-medha-trace-id); or x-request-id, the id of an answer, or a name on the live page",
     )
-    parser.add_argument(
-        "--base-url", default=os.environ.get("MEDHA_BASE_URL", "http://127.0.0.1:8000")
-    )
-    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"))
+    add_server_flags(parser)
     parser.add_argument(
         "--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace"
     )
@@ -52,8 +50,11 @@ def main(arguments: list[str]) -> int:
         facts, file = asyncio.run(fetch(options))
         if options.perfetto is not None:
             options.perfetto.write_bytes(file)
-    except (ClientError, OSError) as error:
-        print(f"medha-client: {' '.join(str(error).split())}", file=sys.stderr)
+    except ClientError as error:
+        print(f"medha-client: {describe(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"medha-client: {error}", file=sys.stderr)
         return 1
     for timeline in facts:
         print("\n".join(lines(timeline)))

@@ -19,6 +19,7 @@ class RawServer:
     def __init__(self, pieces: Sequence[bytes], hang: bool = False) -> None:
         self._pieces, self._hang = pieces, hang
         self.requests: list[bytes] = []
+        self.asked = asyncio.Event()
         self.gone = asyncio.Event()
         self.url = ""
 
@@ -33,6 +34,7 @@ class RawServer:
             0,
         )
         self.requests.append(head + await reader.readexactly(length))
+        self.asked.set()
         for piece in self._pieces:
             writer.write(piece)
             await writer.drain()

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -167,6 +168,81 @@ def test_trace_without_an_id_is_helped(capsys: pytest.CaptureFixture[str]) -> No
     assert shown.startswith("usage: medha-client trace ")
     assert "x-medha-trace-id" in shown
     assert "--perfetto FILE" in shown
+
+
+TIMELINE = {
+    "id": "cmpl-a-b-0",
+    "prompt_tokens": 3,
+    "tokens": 0,
+    "reason": None,
+    "message": None,
+    "ttft_s": None,
+    "ttft_objective_s": 0.5,
+    "tpot_s": None,
+    "tpot_objective_s": 0.1,
+    "missed": [],
+    "arrived_at": 1.0,
+    "queued_at": 1.1,
+    "first_token_at": None,
+    "last_token_at": None,
+    "finished_at": None,
+    "chunks": [],
+    "gaps": [],
+}
+TIMELINES = json.dumps({"timelines": [TIMELINE]}).encode()
+
+
+async def test_a_trace_whose_reader_has_gone_ends_quietly(serving) -> None:
+    raw, _ = await serving(whole(200, TIMELINES))
+    read, write = os.pipe()
+    os.close(read)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "clients", "trace", "ID", "--base-url", raw.url),
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"")
+
+
+async def test_a_trace_that_is_interrupted_is_one_line(serving) -> None:
+    raw, _ = await serving(hang=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "clients", "trace", "ID", "--base-url", raw.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    await raw.asked.wait()
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"medha-client: interrupted\n")
+
+
+async def test_a_trace_that_is_not_there_is_the_servers_word(serving) -> None:
+    raw, _ = await serving(whole(404, b'{"error":{"message":"nobody of that name"}}'))
+    code, out, err = await run("trace", "ID", "--base-url", raw.url)
+    assert (code, out) == (1, "")
+    assert err == "medha-client: the server says: nobody of that name (HTTP 404)\n"
+
+
+async def test_the_address_needs_no_scheme(serving) -> None:
+    raw, _ = await serving(ANSWER)
+    address = raw.url.removeprefix("http://")
+    code, out, _ = await run("hi", "--base-url", f"{address}/v1", "--model", "m")
+    assert (code, out) == (0, "Hello\n")
+
+
+def test_the_help_tells_what_every_flag_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["trace"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        lines = capsys.readouterr().out.split("options:\n")[1].splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if line.startswith("  -"):  # its help stands beside it, or below
+                assert "  " in line.strip() or following.startswith(" " * 10), line
 
 
 def test_the_prompt_of_one_word_that_is_a_command() -> None:
