@@ -1,6 +1,13 @@
-"""The live page in headless Chromium, fed by the local controller under load."""
+"""The live page in headless Chromium, fed by the local controller under load, and its colours
+wherever there is a JavaScript engine."""
 
 import asyncio
+import json
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -10,7 +17,15 @@ from test_observatory import World, asking
 
 from medha_actors.actors.telemetry.recorder import page_name
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="needs Chromium")
+PAGE = Path(__file__).parents[2] / "deployments" / "static" / "medha.html"
+# The same in every browser, in every order, for ever.
+COLOURS = {
+    "cmpl-a-b-0": "hsl(184 61% 62%)",
+    "chatcmpl-0123456789abcdef-1a2b3c4d-0": "hsl(322 70% 46%)",
+    "chatcmpl-0123456789abcdef-1a2b3c4d-1": "hsl(95 70% 62%)",
+    "mine": "hsl(156 52% 54%)",
+}
+needs_chromium = pytest.mark.skipif(executable() is None, reason="needs Chromium")
 
 
 @pytest.fixture
@@ -39,6 +54,7 @@ async def make_world():
     await world.http.aclose()
 
 
+@needs_chromium
 async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
     controller = make_world.controller
     controller.add("cmpl-first-aaaa-0", 20_000)
@@ -54,7 +70,7 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         )
         assert "2 stages" in await page.evaluate("document.getElementById('state').textContent")
         assert await page.evaluate("document.querySelectorAll('#kv .bar').length") == 1
-        assert await page.evaluate("document.querySelectorAll('.tile').length") == 10
+        assert await page.evaluate("document.querySelectorAll('.tile').length") == 11
         await page.until(  # coloured pixels in the pipeline's rows
             "(() => { const c = document.getElementById('pipeline'), d = "
             "c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0; for (let i "
@@ -69,6 +85,34 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         await page.until("document.getElementById('state').className === ''")
         for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "resp_a-b-0", "mine"):
             assert await page.evaluate(f"short('{name}')") == page_name(name)
+        for name, colour in COLOURS.items():
+            assert await page.evaluate(f"colour('{name}')") == colour
         assert page.errors == []
     while asking():
         await asyncio.wait(asking(), timeout=0.1)
+
+
+def colours(names: list[str]) -> list[str]:
+    """As the page's own function gives them, in a new process each time."""
+    (function,) = re.findall(r"^function colour.*?^}$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    script = f"{function}\nconsole.log(JSON.stringify({json.dumps(names)}.map(colour)))"
+    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    return list(json.loads(run.stdout))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_request_has_its_colour_in_every_browser():
+    names = list(COLOURS)
+    assert colours(names) == list(COLOURS.values())
+    assert colours(names[::-1]) == list(COLOURS.values())[::-1]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_requests_that_follow_each_other_look_unlike():
+    found = colours([f"chatcmpl-0123456789abcdef-{i:08x}-0" for i in range(2000)])
+    hues = [int(re.findall(r"\d+", colour)[0]) for colour in found]
+    sectors = [sum(1 for hue in hues if hue // 30 == sector) for sector in range(12)]
+    assert min(sectors) > 120  # of 167
+    near = sum(1 for one, other in pairwise(hues) if abs(one - other) < 15)
+    assert near < 240  # chance: 160
+    assert len(set(found)) > 1200
