@@ -7,13 +7,18 @@ from collections.abc import Sequence
 
 from loadgen import cli
 from loadgen.commands import COMMANDS
-from loadgen.errors import EXIT_INTERRUPTED, LoadgenError
+from loadgen.errors import EXIT_INTERRUPTED, EXIT_USAGE, LoadgenError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of the user's making are one line on standard
     error."""
-    arguments = cli.parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = cli.parser()
+    if not given:  # of a command line without a command, the commands are of more use than a line
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    arguments = parser.parse_args(given)
     try:
         return COMMANDS[arguments.command](arguments)
     except LoadgenError as error:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from loadgen.capacity import SearchOptions
+from loadgen.errors import EXIT_CODES
 from loadgen.experiment.cells import KINDS
 from loadgen.experiment.command import ExperimentOptions
 from loadgen.flags import add_flags, fill
@@ -52,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
             "Loads an OpenAI-compatible server with short and long requests and measures what they "
             "get."
         ),
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_real_commands(commands)
@@ -61,9 +64,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_real_commands(commands: Commands) -> None:
     """Those that send requests, or look at what was sent."""
-    run = _command(commands, "run", "send one load and write a results directory")
+    run = _command(commands, "run", "send one load and write a results directory", EXIT_CODES)
     _add_run_flags(run)
-    capacity = _command(commands, "capacity", "find the highest rate at which objectives hold")
+    capacity = _command(
+        commands, "capacity", "find the highest rate at which objectives hold", EXIT_CODES
+    )
     _add_run_flags(capacity)
     _add_group(capacity, "search", SearchOptions)
     compare = _command(commands, "compare", "put results directories side by side")
@@ -120,12 +125,14 @@ def _add_simulated_commands(commands: Commands) -> None:
     add_flags(laboratory, LaboratoryOptions)
 
 
-def _command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
     """What is not given is absent, so that the Structs' defaults hold."""
     return commands.add_parser(
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

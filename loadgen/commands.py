@@ -14,6 +14,7 @@ from loadgen import cli
 from loadgen.capacity import SearchOptions
 from loadgen.experiment.command import ExperimentOptions, run_experiment
 from loadgen.flags import fill
+from loadgen.judge.health import Health
 from loadgen.options import RunOptions
 from loadgen.run import run
 from loadgen.selftest import SelfTestOptions, selftest
@@ -35,7 +36,8 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = _directory(options, "run")
     result, health, status = asyncio.run(run(options, directory, say))
     _print_result(result)
-    print(f"\nload generator's own health: {health.verdict}\nresults: {directory / 'report.html'}")
+    _print_health(health, status)
+    print(f"results: {directory / 'report.html'}")
     return status
 
 
@@ -127,6 +129,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _directory(options: RunOptions, command: str) -> Path:
     name = options.report.label or options.watch.policy or command
     return directory_of(options.report.result_dir, name)
+
+
+def _print_health(health: Health, status: int) -> None:
+    """What failed, what to do about it, and what it means for the exit code."""
+    print(f"\nload generator's own health: {'PASSED' if health.passed else 'FAILED'}")
+    for check in health.failures:
+        print(f"  {check.title.lower()}: {check.summary}\n    what to do: {check.advice}")
+    if not health.passed and status == 0:
+        print("  exit code 0 all the same: the results are written (--fail-unhealthy: 3)")
 
 
 def _print_result(result: Mapping[str, Any]) -> None:

@@ -22,6 +22,25 @@ LATE_S = 0.05  # P99 of lateness and of the event loop's lag
 _FOREIGN_SHARE = 0.02  # of the prompts may be cached from elsewhere
 _SHORTEST_S = 1.0  # of a run whose use of the processor says something
 
+_BUSY = (
+    "this machine is too busy: lower --request-rate, end other work on it, or run medha-loadgen on "
+    "another machine than the server"
+)
+_ADVICE = {
+    "Lateness": f"{_BUSY}; --late-threshold-ms allows more, if that is little beside the latencies",
+    "Event loop": f"{_BUSY}; --late-threshold-ms allows more, if that is little beside the gaps",
+    "CPU": "one process can do no more: lower --request-rate, or run several medha-loadgen at once "
+    "(medha-loadgen selftest tells what this machine can do)",
+    "Completeness": "let the run end (--num-prompts or --duration make it shorter), or look at the "
+    "errors: there is little to judge",
+    "Prompt length": "the server counts tokens in another way: try --prompt-format text, or "
+    "--tokenizer with the model's tokenizer.json",
+    "Output length": "the server heeds no --ignore-eos: leave it out, and read the lengths as they "
+    "came",
+    "Prefix cache": "the server knew these prompts: leave out --same-prompts, take another --seed, "
+    "or restart it",
+}
+
 
 class Check(msgspec.Struct, frozen=True):
     """One finding. NOTE is worth reading but no failure."""
@@ -31,6 +50,11 @@ class Check(msgspec.Struct, frozen=True):
     summary: str
     details: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def advice(self) -> str:
+        """What to do about a failure; nothing otherwise."""
+        return _ADVICE[self.title] if self.result == "FAILED" else ""
+
 
 class Health(msgspec.Struct, frozen=True):
     """All findings."""
@@ -39,22 +63,22 @@ class Health(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        return all(check.result != "FAILED" for check in self.checks)
+        return not self.failures
 
     @property
     def verdict(self) -> str:
         """One line."""
-        failed = [
-            f"{check.title.lower()} ({check.summary})"
-            for check in self.checks
-            if check.result == "FAILED"
-        ]
+        failed = [f"{check.title.lower()} ({check.summary})" for check in self.failures]
         return f"FAILED: {'; '.join(failed)}" if failed else "PASSED"
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.result == "FAILED"]
 
     @property
     def own_failures(self) -> list[Check]:
         """What the load generator itself, or its machine, was too slow for."""
-        return [check for check in self.checks if check.result == "FAILED" and check.title in _OWN]
+        return [check for check in self.failures if check.title in _OWN]
 
     def text(self) -> str:
         """health_check_results.txt."""
@@ -69,6 +93,8 @@ class Health(msgspec.Struct, frozen=True):
                 "",
                 f"  {check.summary}",
             ]
+            if check.advice:
+                lines.append(f"  What to do: {check.advice}")
             lines += [f"  {name:<30} {value}" for name, value in check.details]
             parts.append("\n".join(lines) + "\n")
         return "\n".join(parts)

@@ -190,14 +190,20 @@ def test_everything_fails(tmp_path, capsys):
     assert "6 x HTTP 503: full" in capsys.readouterr().out
 
 
-def test_an_unhealthy_run_can_fail(tmp_path):
+def test_an_unhealthy_run_says_what_to_do_and_can_fail(tmp_path, capsys):
     async def miscounting(call):
         await call.stream(call.whole(extra_prompt_tokens=5 if call.number else 0))
 
     with ScriptedServer(miscounting) as server:
         assert load(server, tmp_path / "a") == 0
+    told = capsys.readouterr().out
+    assert "load generator's own health: FAILED\n" in told
+    assert "\n  prompt length: 12 of 12 prompts differ from the plan" in told
+    assert "\n    what to do: the server counts tokens in another way: try --prompt-format" in told
+    assert "\n  exit code 0 all the same: the results are written (--fail-unhealthy: 3)\n" in told
     with ScriptedServer(miscounting) as server:
         assert load(server, tmp_path / "b", "--fail-unhealthy") == 3
+    assert "exit code 0" not in capsys.readouterr().out
     assert "by +5 to +5 tokens" in (tmp_path / "b" / "health_check_results.txt").read_text()
 
 
@@ -272,6 +278,22 @@ def test_unknown_flags_are_refused_and_vllms_harmless_ones_are_taken(tmp_path, c
             == 0
         )
         assert "messages" in server.calls[-1].body
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["capacity"]])
+def test_the_help_has_the_exit_codes(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    told = capsys.readouterr().out
+    for code in (0, 1, 2, 3, 130):
+        assert f"\n  {code:<3}  " in told
+
+
+def test_no_command_is_helped(capsys):
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    for name in ("run", "capacity", "compare", "exit codes"):
+        assert name in told
 
 
 def test_importing_is_light():

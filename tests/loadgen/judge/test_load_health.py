@@ -65,6 +65,20 @@ def test_a_simulated_run_has_no_lateness():
     assert "Completeness" in titles
 
 
+def test_every_failure_says_what_to_do():
+    records = [made(i, released_at=-0.2, cached_tokens=10, output_tokens=9) for i in range(5)]
+    records[0].usage_prompt_tokens = 99
+    run = a_run(records, cpu_share=0.97, loop_lags_s=[0.3] * 30, interrupted=True)
+    health = examine(run, exact_outputs=True)
+    titles = [check.title for check in health.failures]
+    expected = ["Lateness", "Event loop", "CPU", "Completeness", "Prompt length", "Output length"]
+    assert titles == [*expected, "Prefix cache"]
+    for check in health.checks:
+        assert bool(check.advice) == (check.result == "FAILED")
+    assert "on another machine than the server" in health.failures[0].advice
+    assert health.text().count("What to do: ") == len(titles)
+
+
 def test_the_verdict_names_what_failed():
     health = examine(a_run([made(released_at=-0.2)], cpu_share=0.95))
     assert not health.passed
