@@ -22,6 +22,8 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
 # seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
 _FLOOR = 1e-4
+_NARROW = 1000  # the ends of a logarithmic axis that has room for labels at 2 and 5 too
+_TICKS = 15  # decades that all have a tick
 TITLES = {
     "ttft": ("Time to first token", "seconds"),
     "itl": ("Time between tokens", "seconds"),
@@ -191,14 +193,16 @@ def _draw_cdf(
 
 
 def plain_ticks(axes: Axes, which: str) -> None:
-    """Ticks of a logarithmic axis as plain numbers (0.1, 1, 10), with those between if there is
-    only one decade."""
+    """Ticks of a logarithmic axis at 1, 2 and 5, as plain numbers (0.1, 0.2, 0.5, 1); over many
+    decades those at 2 and 5 have no labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
-    narrow = high / max(low, 1e-12) < 30
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if narrow else (1,), numticks=12))
+    narrow = high / max(low, 1e-12) <= _NARROW
+    labelled = LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=_TICKS)
+    axis.set_major_locator(labelled)
+    axis.set_minor_locator(LogLocator(subs=(1, 2, 5), numticks=_TICKS))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -31,13 +31,18 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .9rem; text-align: right; border-bottom: 1px solid #e3e7ec; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 thead th { border-bottom: 2px solid #aab4bf; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 1rem;
-  align-items: start; }
+.figures { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
+.tables > *, .wide { max-width: 100%; }
+.wide { overflow-x: auto; }
+td.text { text-align: left; min-width: 12rem; }
 figure { margin: 0; border: 1px solid #d5dbe2; border-radius: .4rem; padding: .5rem; }
 figure img { width: 100%; height: auto; } figcaption { color: #5a6675; padding: 0 .4rem .2rem; }
 pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem;
   font-size: 13px; }
+@media (max-width: 600px) { body { padding: 1rem; } figure { padding: .2rem; }
+  th, td { padding: .22rem .5rem; } .card { flex: 1 0 40%; padding: .5rem .7rem; } }
 """
 
 
@@ -85,7 +90,8 @@ def html_table(table: Table) -> str:
     for row in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    head = f"<thead><tr>{top}</tr></thead>"
+    return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def embedded(path: Path, caption: str) -> str:
@@ -165,9 +171,13 @@ def _figures(drawn: Sequence[tuple[str, Path]]) -> str:
 def _health(health: Health | None) -> str:
     if health is None:
         return ""
-    rows = "".join(
-        f"<tr><td>{escape(check.title)}</td><td>{_badge(check.result)}</td>"
-        f'<td style="text-align:left">{escape(check.summary)}</td></tr>'
-        for check in health.checks
-    )
-    return f"<h2>Health of the load generator</h2><table><tbody>{rows}</tbody></table>"
+    rows = []
+    for check in health.checks:
+        text = escape(check.summary)
+        if check.advice:
+            text += f"<br><b>What to do:</b> {escape(check.advice)}"
+        badge = _badge(check.result)
+        name = escape(check.title)
+        rows.append(f'<tr><td>{name}</td><td>{badge}</td><td class="text">{text}</td></tr>')
+    table = f'<div class="wide"><table><tbody>{"".join(rows)}</tbody></table></div>'
+    return f"<h2>Health of the load generator</h2>{table}"

@@ -5,6 +5,8 @@ import csv
 import itertools
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,15 @@ from loadgen.judge.health import examine
 from loadgen.judge.objectives import parse_objectives
 from loadgen.judge.options import Terms
 from loadgen.show.compare import read_run, read_runs, tables, warnings, write_comparison
+from loadgen.show.figures import plain_ticks
 from loadgen.show.output import claim_directory
 from loadgen.show.results import write_results
 from loadgen.show.tables import all_and_classes, as_text, class_table
 from loadgen.workload.traces import TraceOptions, read_trace
 from tests.loadgen.made import a_run, failed, made
+
+sys.path.append(str(Path(__file__).parents[2] / "telemetry"))
+from chromium import browse, executable
 
 TERMS = Terms(
     objectives=parse_objectives(["ttft:1500", "tpot:200"]), percentiles=(50, 99), attainment=0.9
@@ -181,6 +187,47 @@ def test_the_report_is_one_file_and_escapes(results):
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "TTFT P99" in page
     assert "HTTP 503: full" in page
+
+
+@pytest.mark.skipif(executable() is None, reason="needs Chromium")
+async def test_the_report_fits_a_phone(results):
+    async with browse((results / "report.html").as_uri()) as page:
+        phone = {"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": True}
+        await page.call("Emulation.setDeviceMetricsOverride", **phone)
+        await page.until("document.readyState === 'complete' && innerWidth === 375")
+        widest = (
+            "Math.max(...[...document.images].map(image => image.getBoundingClientRect().right))"
+        )
+        assert await page.evaluate("document.documentElement.scrollWidth") == 375
+        assert 300 < await page.evaluate(widest) <= 375
+
+
+def test_nothing_in_the_report_is_wider_than_a_phone(results):
+    page = (results / "report.html").read_text()
+    assert 'name="viewport" content="width=device-width' in page
+    assert "minmax(min(480px, 100%), 1fr)" in page
+    assert page.count("<table>") == page.count('<div class="wide"><table>') > 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "labels", "unlabelled"),
+    [
+        ((0.1, 9), ["0.1", "0.2", "0.5", "1", "2", "5"], []),
+        ((0.001, 1), ["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"], []),
+        ((0.01, 90), ["0.01", "0.1", "1", "10"], [0.02, 0.05, 0.2, 0.5, 2, 5, 20, 50]),
+        ((0.12, 0.19), ["0.12", "0.13", "0.14", "0.15", "0.16"], []),
+    ],
+)
+def test_logarithmic_axes_have_ticks_at_1_2_and_5(ends, labels, unlabelled):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    axes.set(xscale="log", xlim=ends)
+    plain_ticks(axes, "x")
+    low, high = ends
+    shown = [t.get_text() for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
+    assert shown[: len(labels)] == labels
+    between = [value for value in axes.get_xticks(minor=True) if low <= value <= high]
+    assert between == pytest.approx(unlabelled)
 
 
 def test_config_is_yaml(results):
