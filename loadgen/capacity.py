@@ -22,8 +22,9 @@ from loadgen.judge.metrics import measure
 from loadgen.judge.objectives import Objectives
 from loadgen.judge.options import Terms
 from loadgen.options import RunOptions
+from loadgen.preparation import Prepared, prepare, suited, terms_of
 from loadgen.records import PROBE, RequestRecord
-from loadgen.run import Prepared, conclude, load, prepare, terms_of
+from loadgen.run import conclude, load
 from loadgen.send.driver import Driver
 from loadgen.send.probe import ServerProbe
 from loadgen.send.wire import clock
@@ -31,7 +32,7 @@ from loadgen.show import figures
 from loadgen.show.output import Say, claim_directory
 from loadgen.show.report import embedded, html_table, page
 from loadgen.show.tables import as_text, shown
-from loadgen.workload.options import PaceOptions
+from loadgen.workload.options import SEARCHED_COUNT, PaceOptions
 from loadgen.workload.plan import build_plan
 
 LOOK_S = 0.5
@@ -162,8 +163,12 @@ async def capacity(
         raise LoadgenError(
             "capacity looks for the rate: leave out --request-rate and --max-concurrency"
         )
-    plan = build_plan(options.workload, _at_rate(options.pace, search.start))
+    options = _bounded(options)
+    first = msgspec.structs.replace(options, pace=_at_rate(options.pace, search.start))
+    plan = build_plan(first.workload, first.pace)  # wrong options are told at once
     async with ServerProbe(options.server) as server:
+        suiting, plan = await suited(server, plan, first, say)
+        options = msgspec.structs.replace(options, workload=suiting.workload)
         prepared = await prepare(server, plan, terms, options, say)
         claim_directory(directory)
         trials = _Trials(server, prepared, terms, options, directory, say)
@@ -172,6 +177,16 @@ async def capacity(
     if trials.status == EXIT_INTERRUPTED:
         return outcome, EXIT_INTERRUPTED
     return outcome, 0 if outcome.best is not None else EXIT_ALL_FAILED
+
+
+def _bounded(options: RunOptions) -> RunOptions:
+    """With a number of requests a rate where none is given: many rates are tried."""
+    workload = options.workload
+    drawn = workload.dataset_path is None and not workload.sessions
+    if not drawn or workload.num_prompts is not None or math.isfinite(workload.duration):
+        return options
+    workload = msgspec.structs.replace(workload, num_prompts=SEARCHED_COUNT)
+    return msgspec.structs.replace(options, workload=workload)
 
 
 def _at_rate(pace: PaceOptions, rate: float) -> PaceOptions:
@@ -230,7 +245,8 @@ class _Trials:
         verdict = "holds" if holds else "fails"
         self._say(f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {verdict}")
         if trial.doubtful:
-            self._say(f"the load generator itself was slow: {health.own_failures[0].summary}")
+            failure = health.own_failures[0]
+            self._say(f"the load generator itself was slow: {failure.summary}; {failure.advice}")
         return trial
 
 

@@ -13,107 +13,22 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from loadgen.errors import EXIT_ALL_FAILED, EXIT_INTERRUPTED, EXIT_UNHEALTHY, LoadgenError
+from loadgen.errors import EXIT_ALL_FAILED, EXIT_INTERRUPTED, EXIT_UNHEALTHY
 from loadgen.judge.health import Health, examine
-from loadgen.judge.isolated import (
-    Points,
-    lengths_to_measure,
-    measure_isolated,
-    predict,
-    read_points,
-)
-from loadgen.judge.objectives import Objectives
-from loadgen.judge.options import JudgementOptions, Terms
+from loadgen.judge.isolated import predict
+from loadgen.judge.options import Terms
 from loadgen.options import RunOptions, public
+from loadgen.preparation import Prepared, prepare, suited, terms_of, unlike_others
 from loadgen.records import PlannedRequest, RequestRecord, RunRecord
 from loadgen.send.driver import Driver, Pace
-from loadgen.send.probe import Model, ServerProbe
-from loadgen.send.prompts import Alphabet, PromptMaker
+from loadgen.send.probe import ServerProbe
+from loadgen.send.prompts import PromptMaker
 from loadgen.send.targets import OpenAITarget
 from loadgen.show.output import Say, claim_directory
 from loadgen.show.progress import ProgressView
 from loadgen.show.results import write_results
 from loadgen.workload.mixes import probes
 from loadgen.workload.plan import Plan, build_plan
-
-Ask = Callable[[PlannedRequest], Awaitable[RequestRecord]]
-
-
-class Prepared(msgspec.Struct, frozen=True):
-    """A server that was found fit for a plan; several loads may use it."""
-
-    model: Model
-    alphabet: Alphabet
-    points: Points
-    objectives: Objectives
-
-
-def terms_of(judgement: JudgementOptions) -> Terms:
-    """How the run will be judged; raises LoadgenError."""
-    terms = judgement.terms()
-    if terms.objectives.relative and judgement.isolated_ttft is None:
-        raise LoadgenError(
-            "relative objectives (1.5x) need --isolated-ttft measure, or a file of an earlier run"
-        )
-    return terms
-
-
-async def prepare(
-    server: ServerProbe, plan: Plan, terms: Terms, options: RunOptions, say: Say
-) -> Prepared:
-    """Check the server against the plan; measure it idle and warm it up, if asked to."""
-    model = await server.model()
-    if model.max_model_len is not None and plan.longest > model.max_model_len:
-        raise LoadgenError(
-            f"the longest request has {plan.longest} tokens, the model takes "
-            f"{model.max_model_len}: use --max-model-len {model.max_model_len} to leave such "
-            "requests out, or --scale-lengths"
-        )
-    alphabet = await server.alphabet(model, text=plan.sessions > 0)
-    if plan.shortest_prompt <= alphabet.overhead:
-        raise LoadgenError(
-            f"the shortest prompt has {plan.shortest_prompt} tokens, but the server itself adds "
-            f"{alphabet.overhead}"
-        )
-    prompts = PromptMaker(alphabet, _unlike_others(options.workload.seed))
-    target = OpenAITarget(server.address, server.style(model), prompts)
-
-    async def ask(request: PlannedRequest) -> RequestRecord:
-        return await server.ask(target, request)
-
-    try:
-        await _warm_up(plan, options.pace.num_warmups, ask)
-        points = await _isolated(plan, options.judgement.isolated_ttft, ask, say)
-    finally:
-        await target.close()
-    return Prepared(model, alphabet, points, terms.objectives)
-
-
-async def _warm_up(plan: Plan, count: int, ask: Ask) -> None:
-    """As long as the plan's first requests, one by one; they share no beginning with the load."""
-    for index in range(count):
-        request = plan.requests[index % len(plan.requests)]
-        await ask(
-            PlannedRequest(
-                index=index,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.output_tokens,
-                kind="warmup",
-            )
-        )
-
-
-async def _isolated(plan: Plan, source: str | None, ask: Ask, say: Say) -> Points:
-    """Times to first token on the idle server: measured now, of an earlier run, or none."""
-    if source is None:
-        return []
-    if source != "measure":
-        return read_points(Path(source))
-    lengths = lengths_to_measure([request.prompt_tokens for request in plan.requests])
-    say(f"measuring the idle server at {', '.join(map(str, lengths))} prompt tokens")
-    return await measure_isolated(lengths, ask)
 
 
 async def load(
@@ -177,7 +92,7 @@ def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOpt
     """What sends the plan, with probes beside it where they are asked for."""
     seed = options.workload.seed
     style = server.style(prepared.model, prepared.objectives)
-    tokens = seed if options.server.same_prompts else _unlike_others(seed)
+    tokens = seed if options.server.same_prompts else unlike_others(seed)
     target = OpenAITarget(server.address, style, PromptMaker(prepared.alphabet, tokens))
     pace = Pace(
         closed_loop=plan.closed_loop,
@@ -201,11 +116,6 @@ def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOpt
         run_id=f"lg-{time.time_ns() // 1_000_000:x}",
         on_record=expect,
     )
-
-
-def _unlike_others(seed: int) -> str:
-    """A seed for the tokens of prompts that no server has in its cache from an earlier load."""
-    return f"{seed}/{time.time_ns()}"
 
 
 def configuration(options: RunOptions, plan: Plan, prepared: Prepared) -> dict[str, Any]:
@@ -249,9 +159,10 @@ def conclude(
 async def run(options: RunOptions, directory: Path, say: Say) -> tuple[dict[str, Any], Health, int]:
     """The whole command."""
     terms = terms_of(options.judgement)
-    plan = build_plan(options.workload, options.pace)
-    say(plan.describe())
+    plan = build_plan(options.workload, options.pace)  # wrong options are told at once
     async with ServerProbe(options.server) as server:
+        options, plan = await suited(server, plan, options, say)
+        say(plan.describe())
         prepared = await prepare(server, plan, terms, options, say)
         claim_directory(directory)
         finished = await load(server, prepared, plan, options, say)

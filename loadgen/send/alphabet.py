@@ -92,7 +92,9 @@ def file_counter(path: Path) -> Count:
         raise LoadgenError("--tokenizer needs the package 'tokenizers'") from None
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise LoadgenError(f"--tokenizer: there is no {file}")
+        raise LoadgenError(
+            f"--tokenizer: there is no {file}; give a tokenizer.json, or a folder that holds one"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception

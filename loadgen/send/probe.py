@@ -48,6 +48,10 @@ class ServerProbe:
         self.options = options
         self.address: ServerAddress = parse_address(options.base_url)
         self.headers = request_headers(options)
+        self._count_locally: Count | None = None
+        if options.tokenizer is not None:  # a wrong path is told, even if it would not be needed
+            self._count_locally = file_counter(Path(options.tokenizer))
+        self._alphabets: dict[tuple[str, bool], Alphabet] = {}
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> ServerProbe:
@@ -125,8 +129,14 @@ class ServerProbe:
         )
 
     async def alphabet(self, model: Model, text: bool = False) -> Alphabet:
-        """What prompts are made of, tried out: token ids where they are accepted, else words.
+        """What prompts are made of, tried out once: token ids where they are accepted, else words.
         `text`: words, because answers, which are text, become part of prompts."""
+        key = (model.id, text)
+        if key not in self._alphabets:
+            self._alphabets[key] = await self._alphabet(model, text)
+        return self._alphabets[key]
+
+    async def _alphabet(self, model: Model, text: bool) -> Alphabet:
         wanted = self.options.prompt_format
         if text and wanted == "ids":
             raise LoadgenError("--sessions send text: leave out --prompt-format ids")
@@ -192,8 +202,8 @@ class ServerProbe:
     async def _counter(self, model: Model) -> Count:
         """The best way to count tokens: a local tokenizer, `/tokenize`, or the usage of a 1-token
         request."""
-        if self.options.tokenizer is not None:
-            return file_counter(Path(self.options.tokenizer))
+        if self._count_locally is not None:
+            return self._count_locally
 
         async def by_tokenize(text: str) -> int:
             return len(await self._tokenize(model, text))

@@ -14,6 +14,7 @@ from loadgen.workload.sessions import SESSIONS, SessionMix
 from loadgen.workload.traces import FORMATS, TIMED_TRACE_BLOCK
 
 DEFAULT_COUNT = 1000
+SEARCHED_COUNT = 100  # of every rate that `capacity` tries
 DEFAULT_SESSIONS = 100
 _PLAIN = Mix()
 
@@ -49,14 +50,20 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
         flag("from an answer to the next turn", shown="by kind", metavar="LENGTHS"),
     ] = None
     num_prompts: Annotated[
-        int | None, flag("requests", shown=f"{DEFAULT_COUNT}; of a trace: all", ge=1)
+        int | None,
+        flag(
+            "requests",
+            shown=f"{DEFAULT_COUNT}; without a pace: about a minute's; capacity: "
+            f"{SEARCHED_COUNT} a rate; of a trace: all",
+            ge=1,
+        ),
     ] = None
     duration: Annotated[float, flag("send for so many seconds", gt=0)] = math.inf
     input_len: Annotated[
         str | None,
         flag(
             "prompt lengths",
-            shown=_PLAIN.input_len,
+            shown=f"suits the server; simulated: {_PLAIN.input_len}",
             aliases=("--random-input-len",),
             metavar="LENGTHS",
         ),
@@ -65,7 +72,7 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
         str | None,
         flag(
             "answer lengths",
-            shown=_PLAIN.output_len,
+            shown=f"suits the server; simulated: {_PLAIN.output_len}",
             aliases=("--random-output-len",),
             metavar="LENGTHS",
         ),
@@ -76,7 +83,11 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
     ] = None
     long_input_len: Annotated[
         str | None,
-        flag("their prompt lengths", shown=_PLAIN.long_input_len, metavar="LENGTHS"),
+        flag(
+            "their prompt lengths",
+            shown=f"suits the server; simulated: {_PLAIN.long_input_len}",
+            metavar="LENGTHS",
+        ),
     ] = None
     long_output_len: Annotated[
         str | None, flag("their answer lengths", shown="as --output-len", metavar="LENGTHS")
@@ -140,7 +151,11 @@ class PaceOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     request_rate: Annotated[
         float | None,
-        flag("requests (or sessions) per second, inf: all at once", shown="a trace: its own", gt=0),
+        flag(
+            "requests (or sessions) per second, inf: all at once",
+            shown="suits the server; with a number of requests: inf; a trace: its own",
+            gt=0,
+        ),
     ] = None
     burstiness: Annotated[float, flag("shape of gamma arrivals; 1: Poisson", gt=0)] = 1.0
     arrival: Annotated[Literal["poisson", "fixed"], flag("fixed: at even intervals")] = "poisson"

@@ -66,6 +66,8 @@ def test_waits_for_a_server_that_is_coming_up(tmp_path):
             "--prompt-format ids needs",
         ),
         (("--tokenizer", "none", "--prompt-format", "text"), "there is no none"),
+        (("--tokenizer", "none"), "there is no none; give a tokenizer.json"),
+        (("--tokenizer", ".", "--prompt-format", "ids"), "there is no tokenizer.json; give"),
         (("--isolated-ttft", "none.json"), "cannot read none.json"),
     ],
 )
