@@ -22,7 +22,7 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
 # seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
 _FLOOR = 1e-4
-_NARROW = 1000  # the ends of a logarithmic axis that has room for labels at 2 and 5 too
+_NARROW = 1e4  # the ends of a logarithmic axis that has room for labels at 2 and 5 too
 _TICKS = 15  # decades that all have a tick
 TITLES = {
     "ttft": ("Time to first token", "seconds"),

@@ -36,7 +36,7 @@ thead th { border-bottom: 2px solid #aab4bf; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
 .tables > *, .wide { max-width: 100%; }
 .wide { overflow-x: auto; }
-td.text { text-align: left; min-width: 12rem; }
+td.text { text-align: left; }
 figure { margin: 0; border: 1px solid #d5dbe2; border-radius: .4rem; padding: .5rem; }
 figure img { width: 100%; height: auto; } figcaption { color: #5a6675; padding: 0 .4rem .2rem; }
 pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; border-radius: .4rem;

@@ -200,6 +200,8 @@ async def test_the_report_fits_a_phone(results):
         )
         assert await page.evaluate("document.documentElement.scrollWidth") == 375
         assert 300 < await page.evaluate(widest) <= 375
+        cut = "[...document.querySelectorAll('.wide')].filter(one => one.scrollWidth > 343).length"
+        assert await page.evaluate(cut) == 0
 
 
 def test_nothing_in_the_report_is_wider_than_a_phone(results):
@@ -214,7 +216,8 @@ def test_nothing_in_the_report_is_wider_than_a_phone(results):
     [
         ((0.1, 9), ["0.1", "0.2", "0.5", "1", "2", "5"], []),
         ((0.001, 1), ["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"], []),
-        ((0.01, 90), ["0.01", "0.1", "1", "10"], [0.02, 0.05, 0.2, 0.5, 2, 5, 20, 50]),
+        ((0.02, 100), ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50"], []),
+        ((0.01, 400), ["0.01", "0.1", "1", "10", "100"], [0.02, 0.05, 0.2, 0.5, 2, 5, 20, 50, 200]),
         ((0.12, 0.19), ["0.12", "0.13", "0.14", "0.15", "0.16"], []),
     ],
 )
