@@ -247,8 +247,8 @@ def _network_errors(url: str) -> Iterator[None]:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise ServerDownError(f"no server at {url}: {_reason(error)}") from None
-    except aiohttp.InvalidURL:
-        raise ServerDownError(f"not a URL: {url}") from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        raise ServerDownError(f"not an HTTP URL: {url}") from None
     except TimeoutError:
         raise StreamCutError(f"the server at {url} is silent") from None
     except (aiohttp.ClientError, ConnectionError) as error:

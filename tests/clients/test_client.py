@@ -174,7 +174,8 @@ async def test_leaving_early_closes_the_connection(serving) -> None:
 async def test_no_server() -> None:
     for url, model, message in [
         ("http://127.0.0.1:9/v1/", None, "no server at http://127.0.0.1:9: Connection refused"),
-        ("ftp://nowhere", "m", "not a URL: ftp://nowhere"),
+        ("ftp://nowhere", "m", "not an HTTP URL: ftp://nowhere"),
+        ("http://[1", "m", "not an HTTP URL: http://[1"),
     ]:
         async with Client(url, model=model) as client:
             with pytest.raises(ServerDownError) as caught:
