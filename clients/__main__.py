@@ -78,7 +78,10 @@ def answer(options: argparse.Namespace) -> int:
     """Ask, and show what comes; returns the exit code."""
     try:
         prompt = read_prompt(options)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        print(f"medha-client: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"medha-client: {error}", file=sys.stderr)
         return 1
     view: View = JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stderr)
@@ -96,13 +99,20 @@ def answer(options: argparse.Namespace) -> int:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """Documents first, then the question."""
-    parts = [Path(path).read_text("utf-8") for path in options.file]
+    """Documents first, then the question; raises OSError, or ValueError for what is no text."""
+    parts = [_read(path) for path in options.file]
     if options.prompt == "-":
         parts.append(sys.stdin.read())
     elif options.prompt is not None:
         parts.append(options.prompt)
     return "\n\n".join(parts)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: no text in UTF-8") from None
 
 
 async def ask(options: argparse.Namespace, prompt: str, view: View) -> None:

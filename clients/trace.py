@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         print(f"medha-client: {describe(error)}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"medha-client: {error}", file=sys.stderr)
+        print(f"medha-client: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     for timeline in facts:
         print("\n".join(lines(timeline)))

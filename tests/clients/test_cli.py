@@ -260,5 +260,19 @@ def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert caught.value.code == 2
 
 
+def test_documents_that_cannot_be_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture").write_bytes(b"\x89PNG\xff")
+    for name, reason in (
+        ("missing", "No such file or directory"),
+        ("", "Is a directory"),
+        ("picture", "no text in UTF-8"),
+    ):
+        path = tmp_path / name
+        assert main(["--file", str(path)]) == 1
+        assert capsys.readouterr().err == f"medha-client: {path}: {reason}\n"
+
+
 def test_errors_stay_on_one_line() -> None:
     assert describe(ApiError("a\nb", status=None)) == "the server says: a b"
