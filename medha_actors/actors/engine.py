@@ -161,9 +161,7 @@ class RayEngine:
     async def record(self, answer_id: str) -> Record | None:
         """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
         await self._somebody()
-        packed = await self._call(lambda engine: engine.record.remote(answer_id))
-        record: Record | None = _decode_record(packed)
-        return record
+        return _decode_record(await self._call(lambda engine: engine.record.remote(answer_id)))
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""
@@ -203,12 +201,11 @@ class RayEngine:
         request = live.again() if live.losses else live.request
         try:
             call = session.controller.submit.remote(_encode(request), session.replica)
-            answer: Accepted | Rejected = _decode_answer(await call)
+            return _decode_answer(await call)
         except RayActorError:
             if self._session is session:
                 self._leave()
             return None
-        return answer
 
     # ---------------------------------------------------------------- the engine's life
 
