@@ -8,7 +8,6 @@ case: no model hides the cost.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import subprocess
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,7 +22,7 @@ from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import load_text
 from medha_actors.actors.local import engine
-from medha_actors.bench.table import write_table
+from medha_actors.bench.table import command
 from medha_actors.config import load
 
 _SINK = """
@@ -181,14 +179,12 @@ async def _request(app: Any, prompt: int, tokens: int, salt: int) -> None:
 
 def main() -> None:
     """Run it and print its table."""
-    parser = argparse.ArgumentParser(
-        prog="deployments.bench",
-        description="tokens/s with timelines, figures and all requests traced, and without",
+    command(
+        "deployments.bench",
+        "tokens/s with timelines, figures and all requests traced, and without",
+        12,
+        run,
     )
-    parser.add_argument("--repeats", type=int, default=12, help="rounds of the alternation (12)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    given = parser.parse_args()
-    write_table(asyncio.run(run(given.repeats)), given.json)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ message is sent when all frames of the one before are out, so that no stream joi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -29,7 +27,7 @@ from deployments.text import Text
 from deployments.text_sources import load_text
 from medha_actors.actors.engine import RayEngine
 from medha_actors.bench.played import PlayedController
-from medha_actors.bench.table import write_table
+from medha_actors.bench.table import command
 from medha_actors.config import MedhaConfig, ModelLoadingConfig, StreamConfig
 from medha_actors.messages import FinishedEvent, TokenEvent
 
@@ -164,14 +162,12 @@ def _end(job: Job) -> FinishedEvent:
 
 def main() -> None:
     """Run it and print its table."""
-    parser = argparse.ArgumentParser(
-        prog="deployments.bench_tokens",
-        description="CPU per token from the engine's message to the frames of 64 streams",
+    command(
+        "deployments.bench_tokens",
+        "CPU per token from the engine's message to the frames of 64 streams",
+        7,
+        run,
     )
-    parser.add_argument("--repeats", type=int, default=7, help="rounds (7); the median counts")
-    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    given = parser.parse_args()
-    write_table(asyncio.run(run(given.repeats)), given.json)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import platform
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+
+def command(
+    prog: str,
+    description: str,
+    rounds: int,
+    run: Callable[[int], Awaitable[list[dict[str, Any]]]],
+) -> None:
+    """The command line of a benchmark of rounds: run it, print its table."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    said = "rounds, of which the medians count (%(default)s)"
+    parser.add_argument("--repeats", type=int, default=rounds, help=said)
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    given = parser.parse_args()
+
+    async def measured() -> list[dict[str, Any]]:
+        return await run(given.repeats)
+
+    write_table(asyncio.run(measured()), given.json)
 
 
 def write_table(rows: list[dict[str, Any]], file: Path | None) -> None:
