@@ -57,8 +57,9 @@ _LONG_IN_TIME = 1.5  # times idle
 Kept = TypeVar("Kept", bound=msgspec.Struct)
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """What is played; `load` is a share of the capacity, `noise` the spread of a batch's time."""
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells cells apart; `load` is a share of the capacity, `noise` the spread of a batch's
+    time."""
 
     scenario: str
     load: float
@@ -66,6 +67,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     noise: float
     seed: int
     policy: str
+
+
+class Cell(Setup, frozen=True, kw_only=True):
+    """What is played: so many requests."""
+
     count: int
     traces: str | None = None
 
@@ -79,15 +85,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class Finding(Setup, frozen=True, kw_only=True):
     """What came of a cell; TTFT in multiples of the idle server's, shares from 0 to 1."""
 
-    scenario: str
-    load: float
-    asking: Asking
-    noise: float
-    seed: int
-    policy: str
     good: float
     short_p50: float
     short_p99: float
@@ -96,9 +96,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     worst: float
     long_in_time: float  # within 1.5 times idle
     kept: float  # first tokens within what their clients asked for, or the default
-    kept_by: dict[
-        str, float
-    ]  # the same of tight, default, lax; and of the long ones: long tight ..
+    # the same of tight, default, lax; and of the long ones: long tight ..
+    kept_by: dict[str, float]
     tbt_p99_s: float
     tokens_per_s: float
 
