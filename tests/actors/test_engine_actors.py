@@ -13,25 +13,14 @@ import ray
 
 from medha_actors.actors.controller import Controller
 from medha_actors.actors.engine import RayEngine
+from tests.actors.warm import TWO_STAGES
 from tests.engine_contract import CHECKS
-
-ARGUMENTS = {
-    "model_loading_config": {
-        "model_source": "random",
-        "dtype": "float32",
-        "max_model_len_tokens": 100_000,
-    },
-    "parallel": {"spp": 2},
-    "actors": {"num_cpus": 0.5},
-    "kv_cache": {"budget_bytes": 2**26, "page_tokens": 16},
-    "predictor": {"calibrate": False},
-}
 
 
 @pytest.fixture(scope="module")
 def controller(cluster: None) -> Iterator[Any]:
     actor_class: Any = ray.remote(Controller)
-    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(ARGUMENTS)
+    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(TWO_STAGES)
     yield controller
     ray.get(controller.stop.remote())
     ray.kill(controller)

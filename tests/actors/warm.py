@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 import ray
@@ -30,6 +30,20 @@ if TYPE_CHECKING:
     from medha_actors.actors.stage import StageActor
 
 _ANSWER_S = 10.0  # a living actor answers in this time
+
+
+# A small model that answers for long.
+TWO_STAGES: Final[dict[str, Any]] = {
+    "model_loading_config": {
+        "model_source": "random",
+        "dtype": "float32",
+        "max_model_len_tokens": 100_000,
+    },
+    "parallel": {"spp": 2},
+    "actors": {"num_cpus": 0.5},
+    "kv_cache": {"budget_bytes": 2**26, "page_tokens": 16},
+    "predictor": {"calibrate": False},
+}
 
 
 class WarmCrew(Crew):

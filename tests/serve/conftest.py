@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import uvicorn
 import uvicorn.server
@@ -63,6 +64,21 @@ def toy() -> Text:
 
 
 Start = Callable[..., Any]
+
+
+@asynccontextmanager
+async def openai_clients(start: Start, max_retries: int) -> AsyncIterator[Start]:
+    """The same as `start`, and OpenAI's own client of each: (client, service)."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(*script: Any, **options: Any) -> tuple[openai.AsyncOpenAI, Service]:
+            service = await start(*script, **options)
+            client = openai.AsyncOpenAI(
+                base_url=f"{service.url}/v1", api_key="none", max_retries=max_retries
+            )
+            return await stack.enter_async_context(client), service
+
+        yield begin
 
 
 @pytest.fixture

@@ -7,24 +7,15 @@ import pytest
 
 from medha_actors.messages import Rejected
 from tests.fakes import accept, finished, saying
+from tests.serve.conftest import openai_clients
 
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
 async def ask(start) -> AsyncIterator:
-    clients = []
-
-    async def begin(*script, **options):
-        service = await start(*script, **options)
-        clients.append(
-            openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=1)
-        )
-        return clients[-1], service
-
-    yield begin
-    for client in clients:
-        await client.close()
+    async with openai_clients(start, max_retries=1) as begin:
+        yield begin
 
 
 async def test_completions(ask) -> None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import openai
 import pydantic
 import pytest
 from openai.types.responses import Response
@@ -16,7 +15,7 @@ from deployments.dialects import responses_body
 from medha_actors.errors import RequestError
 from medha_actors.messages import unpack_tokens
 from tests.fakes import FakeEngine, finished, saying, token
-from tests.serve.conftest import EOS
+from tests.serve.conftest import EOS, openai_clients
 
 PARAMETERS = {
     "type": "object",
@@ -36,18 +35,8 @@ def prompt_of(engine: FakeEngine) -> str:
 
 @pytest.fixture
 async def ask(start) -> AsyncIterator:
-    clients = []
-
-    async def begin(*script, **options):
-        service = await start(*script, **options)
-        clients.append(
-            openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
-        )
-        return clients[-1], service
-
-    yield begin
-    for client in clients:
-        await client.close()
+    async with openai_clients(start, max_retries=0) as begin:
+        yield begin
 
 
 async def events_of(stream: Any) -> list[Any]:
