@@ -65,14 +65,15 @@ class Link:
             writer.write(head.encode() + b"Connection: close\r\n" + headers + b"\r\n")
             with suppress(ConnectionError):  # the answer may come before all is sent
                 writer.write(body[: int(len(body) * part)])
+                async with asyncio.timeout(ANSWER_S):
+                    await writer.drain()
                 if part < 1.0:
-                    await asyncio.wait_for(writer.drain(), ANSWER_S)
                     return "aborted"
-                await asyncio.wait_for(writer.drain(), ANSWER_S)
             await asyncio.sleep(pause_s)
             answer = b""
-            with suppress(ConnectionError):
-                answer = await asyncio.wait_for(reader.read(answer_bytes), ANSWER_S)
+            with suppress(ConnectionError):  # not wait_for: before 3.12 it may swallow a cancel
+                async with asyncio.timeout(ANSWER_S):
+                    answer = await reader.read(answer_bytes)
             return answer[9:12].decode("latin-1") or "cut"
         finally:
             writer.transport.abort()
