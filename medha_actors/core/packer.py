@@ -14,14 +14,14 @@ from typing import NamedTuple
 from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, pipeline_share
 from medha_actors.core.kv_plan import Grid, holders, piece_end
+from medha_actors.core.loads import BatchLoads
 from medha_actors.core.placement import Placement
 from medha_actors.core.policies import PrefillQueue
-from medha_actors.core.predictor import ExecutionModel, Load
-from medha_actors.core.request import Piece, RequestState
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.request import RequestState
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-# a batch that brings somebody's first token is made at most so much longer for a long prefill's
-# sake
+# a batch that brings somebody's first token gets at most so much longer for a long prefill's sake
 COURTESY = 1.25
 # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 PATIENCE = 64
@@ -37,7 +37,7 @@ class Pick(NamedTuple):
 
 
 class Packer:
-    """One batch in the making: picks, and the load of every group."""
+    """One batch in the making: picks, and what they amount to in every group."""
 
     def __init__(
         self,
@@ -55,9 +55,7 @@ class Packer:
         self._placement = placement
         self._kv = placement.kv
         self.budget_s = budget_s
-        self.loads = [Load()] * grid.groups
-        self._decode_s = [0.0] * grid.groups  # uncorrected seconds of the decodes in each group
-        self._seconds_in = [0.0] * grid.groups  # the same of all picks
+        self.loads = BatchLoads(model, grid.groups)
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
         self._begun_s = [0.0] * grid.groups  # what is left of the prefills begun in each group
@@ -72,18 +70,10 @@ class Packer:
 
     def add_decodes(self, states: Iterable[RequestState]) -> None:
         """One token of each of these ready requests."""
-        loads = self.loads
         for state in states:
-            touched = holders(state, state.dispatched)
-            writer = touched[-1][0]
-            for piece, cached in touched:
-                loads[piece.group] = loads[piece.group].with_decode(
-                    cached, piece is writer, len(touched)
-                )
+            self.loads.add_decode(holders(state, state.dispatched))
             self.decodes.append(Pick(state, state.dispatched + 1))
-        for group, load in enumerate(loads):
-            if load.rows and not load.prefill_rows:
-                self._decode_s[group] = self._seconds_in[group] = self._model.base(load)
+        self.loads.value_decodes()
 
     def add_prefills(
         self,
@@ -97,8 +87,8 @@ class Packer:
         """Fill the budget, and reserve the KV of the requests that start.
 
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only; `returned_s`: predicted seconds until what is on its way
-        is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so that
+        request only; `returned_s`: predicted seconds until what is on its way is back. The first
+        prefill gets `min_chunk_tokens` even if they do not fit, so that
         prefill always moves on. Half of the batches take longer than predicted; where others wait
         for their tokens, nine in ten are to keep to the budget.
         """
@@ -141,22 +131,6 @@ class Packer:
             self._place(state)
             self._kv.reserve(state, state.pieces)
         self._add(state, self._chunk(state, self.budget_s / self._model.margin, only=False))
-
-    def predicted_s(self) -> float:
-        """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
-        it."""
-        mixed = self._model.prefill.scale
-        alone = self._model.decode.scale
-        return max(
-            max(seconds * mixed, decode_s * alone) if load.prefill_rows else decode_s * alone
-            for load, seconds, decode_s in zip(
-                self.loads, self._seconds_in, self._decode_s, strict=True
-            )
-        )
-
-    def base_s(self) -> float:
-        """The same, uncorrected."""
-        return max(self._seconds_in)
 
     def _allow(self, slots: int, headroom: list[int]) -> None:
         self._slots = slots
@@ -229,7 +203,7 @@ class Packer:
             return limit_s
         limit_s *= self._config.long_share
         if any(stop == state.goal and not state.output for state, stop in self.prefills):
-            limit_s = min(limit_s, COURTESY * self._model.prefill.scale * max(self._seconds_in))
+            limit_s = min(limit_s, COURTESY * self._model.prefill.scale * self.loads.base_s())
         return limit_s
 
     def _place(self, state: RequestState) -> bool:
@@ -239,10 +213,9 @@ class Packer:
             return False
         groups = list(range(self._grid.groups))
         if len(groups) > 1:
-            groups.sort(
-                key=lambda g: (g in self._shut, self._seconds_in[g], -self._kv.available(g))
-            )
-        ahead_s = [sum(both) for both in zip(self._begun_s, self._seconds_in, strict=True)]
+            seconds = self.loads.seconds
+            groups.sort(key=lambda g: (g in self._shut, seconds[g], -self._kv.available(g)))
+        ahead_s = [sum(both) for both in zip(self._begun_s, self.loads.seconds, strict=True)]
         start = self._placement.choose(state, groups, self._headroom, ahead_s)
         if start is None:
             return False
@@ -265,21 +238,20 @@ class Packer:
         config = self._config
         start = state.dispatched
         touched = holders(state, start)
-        rows = max(self.loads[piece.group].rows for piece, _ in touched)
         end = min(piece_end(state.pieces, start, state.goal), state.edge)
-        cap = min(end - start, config.max_chunk_tokens, config.max_batch_tokens - rows)
-        if cap < min(
-            end - start, config.max_chunk_tokens
-        ):  # the batch is nearly full: whole units, no crumbs
+        wanted = min(end - start, config.max_chunk_tokens)
+        cap = min(wanted, config.max_batch_tokens - self.loads.rows(touched))
+        if cap < wanted:  # the batch is nearly full: whole units, no crumbs
             cap -= cap % UNIT
         if config.fixed_chunk_tokens is not None:
-            used = max(self.loads[piece.group].prefill_rows for piece, _ in touched)
+            used = self.loads.prefill_rows(touched)
             return max(0, min(cap, config.fixed_chunk_tokens - used))
         if only:
             cap = min(cap, pipeline_share(state.goal, self._grid.stages, max(1, cap)))
 
         def fits(tokens: int) -> bool:
-            return self._seconds(self._trial(touched, state.goal, start, tokens)) <= limit_s
+            loads = self.loads.with_chunk(touched, state.goal, start, tokens)
+            return self.loads.corrected_s(loads) <= limit_s
 
         tokens = largest_chunk(cap, fits, fine=not self.prefills)  # no crumbs beside others
         return tokens if tokens or self.prefills else max(0, min(cap, config.min_chunk_tokens))
@@ -288,57 +260,21 @@ class Packer:
         """What the short prefills left of the budget goes back to a long one that yielded."""
         state, stop = self.prefills[index]
         touched = holders(state, state.dispatched)
-        rows = max(self.loads[piece.group].rows for piece, _ in touched)
         end = min(piece_end(state.pieces, state.dispatched, state.goal), state.edge)
         room = self._config.max_chunk_tokens - (stop - state.dispatched)
-        cap = min(end - stop, room, self._config.max_batch_tokens - rows)
+        rows_left = self._config.max_batch_tokens - self.loads.rows(touched)
+        cap = min(end - stop, room, rows_left)
 
-        def trial(tokens: int) -> list[tuple[int, Load]]:
-            return self._trial(touched, state.goal, stop, tokens, extend=True)
+        def fits(tokens: int) -> bool:
+            loads = self.loads.with_chunk(touched, state.goal, stop, tokens, extend=True)
+            return self.loads.corrected_s(loads) <= limit_s
 
-        more = largest_chunk(cap, lambda tokens: self._seconds(trial(tokens)) <= limit_s)
+        more = largest_chunk(cap, fits)
         if more:
-            for group, load in trial(more):
-                self._set(group, load)
+            self.loads.take(self.loads.with_chunk(touched, state.goal, stop, more, extend=True))
             self.prefills[index] = Pick(state, stop + more)
 
     def _add(self, state: RequestState, tokens: int) -> None:
         touched = holders(state, state.dispatched)
-        for group, load in self._trial(touched, state.goal, state.dispatched, tokens):
-            self._set(group, load)
+        self.loads.take(self.loads.with_chunk(touched, state.goal, state.dispatched, tokens))
         self.prefills.append(Pick(state, state.dispatched + tokens))
-
-    def _set(self, group: int, load: Load) -> None:
-        self.loads[group] = load
-        self._seconds_in[group] = self._model.base(load)
-
-    def _seconds(self, trial: list[tuple[int, Load]]) -> float:
-        return max([self._model.mixed(load) for _, load in trial])
-
-    def _trial(
-        self,
-        touched: list[tuple[Piece, int]],
-        goal: int,
-        start: int,
-        tokens: int,
-        extend: bool = False,
-    ) -> list[tuple[int, Load]]:
-        """The loads of the touched groups with `tokens` more from `start`; `extend`: of a span
-        already picked."""
-        sample = start + tokens == goal
-        count = len(touched)
-        writer = touched[-1][0]
-        return [
-            (
-                piece.group,
-                self.loads[piece.group].with_prefill(
-                    tokens,
-                    start - piece.start if piece is writer else cached,
-                    piece is writer,
-                    count,
-                    sample,
-                    extend,
-                ),
-            )
-            for piece, cached in touched
-        ]

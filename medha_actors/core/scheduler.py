@@ -136,13 +136,11 @@ class Scheduler:
 
     @property
     def in_flight_limit(self) -> int:
-        """Batches worth having in flight: one per stage; one more for a lone request, whose wait is
-        nobody's."""
+        """One for each stage; one more for a lone request, whose wait is nobody's."""
         return self.grid.stages + (len(self.live.by_id) == 1)
 
     def next_batch(self, now: float) -> Batch | None:
-        """The next batch for stage 0; None: nothing can run before a batch in flight returns or a
-        request arrives."""
+        """For stage 0; None: nothing can run before a batch returns or a request arrives."""
         if self._flights and self._flights[-1].alone:
             return None
         live = self.live
@@ -263,7 +261,8 @@ class Scheduler:
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
         preemptive = self.live.queue.order.preemptive
-        groups = [group for group, load in enumerate(packer.loads) if preemptive or not load.rows]
+        loads = packer.loads.by_group
+        groups = [group for group, load in enumerate(loads) if preemptive or not load.rows]
         spared = {pick.state.id for pick in packer.prefills}
         packer.add_decodes(self.live.choose_decodes(groups, spared, now))
 
@@ -277,13 +276,14 @@ class Scheduler:
             id=batch_id,
             groups=messages,
             budget_s=packer.budget_s,
-            predicted_s=packer.predicted_s(),
+            predicted_s=packer.loads.predicted_s(),
             prefill_tokens=sum(stop - state.dispatched for state, stop in packer.prefills),
             decode_tokens=len(packer.decodes),
         )
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
-        calibrated_s = sum([self.model.work(load) for load in packer.loads if load.rows])
-        self._flights.append(Flight(batch, spans, packer.base_s(), calibrated_s, alone))
+        base_s = packer.loads.base_s()
+        calibrated_s = packer.loads.calibrated_s()
+        self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone))
         slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one, _ in packer.prefills]
         for state, stop in picks:
             if state.timeline.scheduled_at is None:

@@ -1,0 +1,91 @@
+"""What a batch in the making carries in every KV group, and how long that will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from medha_actors.core.predictor import ExecutionModel, Load
+from medha_actors.core.request import Piece
+
+# The pieces that a span touches, each with the tokens cached in it (core.kv_plan.holders).
+Touched = Sequence[tuple[Piece, int]]
+
+
+class BatchLoads:
+    """The load of every group. Seconds in it are uncorrected."""
+
+    def __init__(self, model: ExecutionModel, groups: int) -> None:
+        self._model = model
+        self.by_group = [Load()] * groups
+        self.seconds = [0.0] * groups
+        self._decode_s = [0.0] * groups  # of the decodes alone
+
+    def add_decode(self, touched: Touched) -> None:
+        """One more decode; `value_decodes` counts its time."""
+        writer = touched[-1][0]
+        for piece, cached in touched:
+            load = self.by_group[piece.group]
+            load = load.with_decode(cached, piece is writer, len(touched))
+            self.by_group[piece.group] = load
+
+    def value_decodes(self) -> None:
+        """The time of the decodes in the groups that have nothing else."""
+        for group, load in enumerate(self.by_group):
+            if load.rows and not load.prefill_rows:
+                self._decode_s[group] = self.seconds[group] = self._model.base(load)
+
+    def with_chunk(
+        self, touched: Touched, goal: int, start: int, tokens: int, extend: bool = False
+    ) -> list[tuple[int, Load]]:
+        """The loads of the touched groups with `tokens` more from `start`, for `take`; `extend`: of
+        a chunk that has been taken already."""
+        sample = start + tokens == goal
+        count = len(touched)
+        writer = touched[-1][0]
+        loads = []
+        for piece, cached in touched:
+            writes = piece is writer
+            before = start - piece.start if writes else cached
+            load = self.by_group[piece.group]
+            load = load.with_prefill(tokens, before, writes, count, sample, extend)
+            loads.append((piece.group, load))
+        return loads
+
+    def corrected_s(self, loads: list[tuple[int, Load]]) -> float:
+        """Seconds that the slowest of these loads with prefill would take."""
+        return max([self._model.mixed(load) for _, load in loads])
+
+    def take(self, loads: list[tuple[int, Load]]) -> None:
+        """These are the loads of their groups from now on."""
+        for group, load in loads:
+            self.by_group[group] = load
+            self.seconds[group] = self._model.base(load)
+
+    def rows(self, touched: Touched) -> int:
+        """Rows of the fullest of these groups."""
+        return max(self.by_group[piece.group].rows for piece, _ in touched)
+
+    def prefill_rows(self, touched: Touched) -> int:
+        """The same, of prefills alone."""
+        return max(self.by_group[piece.group].prefill_rows for piece, _ in touched)
+
+    def predicted_s(self) -> float:
+        """Seconds of the batch in its slowest stage and group, as ExecutionModel.predict would have
+        it."""
+        mixed = self._model.prefill.scale
+        alone = self._model.decode.scale
+        slowest_s = 0.0
+        for group, load in enumerate(self.by_group):
+            seconds = self._decode_s[group] * alone
+            if load.prefill_rows:
+                seconds = max(seconds, self.seconds[group] * mixed)
+            slowest_s = max(slowest_s, seconds)
+        return slowest_s
+
+    def base_s(self) -> float:
+        """The same, uncorrected."""
+        return max(self.seconds)
+
+    def calibrated_s(self) -> float:
+        """The same, of all stages and groups together."""
+        return sum([self._model.work(load) for load in self.by_group if load.rows])
