@@ -16,10 +16,10 @@ from collections.abc import Collection, Sequence
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.assembly import Flight, Flown, assemble
-from medha_actors.core.chunking import DRIFT, PrefillTable, batch_budget
+from medha_actors.core.chunking import PrefillTable, batch_budget
+from medha_actors.core.completion import Completion
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests, preempted
-from medha_actors.core.outcome import outcome_of
 from medha_actors.core.packer import Packer
 from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
@@ -33,13 +33,9 @@ from medha_actors.messages import (
     Batch,
     Event,
     FinishReason,
-    ProgressEvent,
-    PromptLogprobs,
     Rejected,
     Request,
-    SampledToken,
     StepResult,
-    TokenEvent,
 )
 
 DEADLY = "the pipeline died repeatedly while this request was in it"
@@ -75,12 +71,15 @@ class Scheduler:
         self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._flights: deque[Flight] = deque()
         self._suspects = Suspects()
+        self._completion = Completion(
+            self.live, self._suspects, model, self.table, grid.max_model_len_tokens
+        )
         self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
         self._serials = itertools.count()
         self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
-        self._valued_at = model.prefill.scale
-        self._preemptions = self._batches = self._prompt_tokens = self._generated_tokens = 0
+        self._preemptions = 0
+        self._batches = 0
 
     @property
     def max_tokens(self) -> int:
@@ -119,7 +118,7 @@ class Scheduler:
     ) -> list[Event]:
         """End a request now, whatever it is doing; nothing happens if it is not known."""
         state = self.live.by_id.get(request_id)
-        return [] if state is None else [self._finish(state, reason, message, now)]
+        return [] if state is None else [self._completion.finish(state, reason, message, now)]
 
     def expire(self, now: float) -> list[Event]:
         """End the requests whose timeout has passed."""
@@ -127,7 +126,7 @@ class Scheduler:
         while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
             limit_s = state.timeout_at - state.timeline.arrived_at
             message = f"not finished within its {limit_s:g} s"
-            events.append(self._finish(state, "timeout", message, now))
+            events.append(self._completion.finish(state, "timeout", message, now))
         return events
 
     def next_wake(self, now: float) -> float | None:
@@ -176,23 +175,7 @@ class Scheduler:
             return []
         if batch_id != self._flights[0].batch.id:
             raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
-        flight = self._flights.popleft()
-        outcome = outcome_of(results)
-        prefill = flight.batch.prefill_tokens > 0
-        self.model.observe(flight.base_s, flight.batch.predicted_s, outcome.longest_s, prefill)
-        self.model.account(flight.calibrated_s, outcome.work_s, prefill)
-        events: list[Event] = []
-        for flown in flight.spans:
-            name = flown.state.id
-            if flown.epoch != flown.state.epoch:
-                continue
-            if name in outcome.failed:
-                events.append(self._finish(flown.state, "error", outcome.failed[name], now))
-            else:
-                token = outcome.drawn.get(name)
-                events += self._arrived(flown, token, outcome.scored.get(name), now)
-        self._follow_drift()
-        return events
+        return self._completion.landed(self._flights.popleft(), results, now)
 
     def restart(self, now: float, lost: Collection[int] | None = None) -> list[Event]:
         """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
@@ -205,7 +188,7 @@ class Scheduler:
         convicted = self._suspects.accuse(self._flights, lost or every)
         self._flights.clear()
         self._turn = []
-        events = [self._finish(state, "error", DEADLY, now) for state in convicted]
+        events = [self._completion.finish(state, "error", DEADLY, now) for state in convicted]
         self.live.restart(every if lost is None else lost)
         return events
 
@@ -229,8 +212,8 @@ class Scheduler:
             prefix_cache_hits_total=live.prefix_hits,
             kv_cached=live.kv.cached(),
             batches_total=self._batches,
-            prompt_tokens_total=self._prompt_tokens,
-            generation_tokens_total=self._generated_tokens,
+            prompt_tokens_total=self._completion.prompt_tokens,
+            generation_tokens_total=self._completion.generated_tokens,
             predictor_error_p50=p50,
             predictor_error_p90=p90,
             predictor_scale_prefill=self.model.prefill.scale,
@@ -298,53 +281,3 @@ class Scheduler:
         self.record = BatchRecord(batch_id, tuple(slacks), tuple(taken), tuple(self.live.evicted))
         self.live.evicted.clear()
         return batch
-
-    def _arrived(
-        self, flown: Flown, drawn: SampledToken | None, scored: PromptLogprobs | None, now: float
-    ) -> list[Event]:
-        """A span that still counts has been computed."""
-        state = flown.state
-        events = list[Event]()
-        self.live.computed(state, flown.stop)
-        if state.danger:
-            self._suspects.passed(state)
-        if state.timeline.prefilled_at is None and state.computed >= state.prompt:
-            state.timeline.prefilled_at = now
-            self._prompt_tokens += state.prompt
-        if scored is not None:
-            events += state.scored(scored)
-        if not flown.sample:
-            if not state.output:
-                left_s = self.table.seconds(state.computed, state.goal)
-                events.append(ProgressEvent(state.id, state.computed, state.goal, left_s))
-            return events
-        if drawn is None or drawn.index != state.output:
-            raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
-        state.append(drawn.token_id)
-        self._generated_tokens += 1
-        state.timeline.first_token_at = state.timeline.first_token_at or now
-        events.append(
-            TokenEvent(
-                state.id, drawn.index, drawn.token_id, now, drawn.logprob, drawn.top_logprobs
-            )
-        )
-        reason = state.ending(drawn.token_id, self.grid.max_model_len_tokens)
-        if reason is None:
-            self.live.ready[state.id] = state
-        else:
-            events.append(self._finish(state, reason, None, now))
-        return events
-
-    def _finish(
-        self, state: RequestState, reason: FinishReason, message: str | None, now: float
-    ) -> Event:
-        self.live.remove(state, sound=reason != "error")
-        self._suspects.forget(state)
-        return state.finished(reason, message, now)
-
-    def _follow_drift(self) -> None:
-        """Value the waiting work anew when the machine has become much faster or slower."""
-        scale = self.model.prefill.scale
-        if not 1 / DRIFT < scale / self._valued_at < DRIFT:
-            self._valued_at = scale
-            self.live.revalue()
