@@ -10,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from medha_actors.actors.live_requests import LiveRequest
 from medha_actors.actors.reports import RayReports
-from medha_actors.errors import EngineError, MedhaError, UnavailableError
+from medha_actors.actors.sessions import Session, attach, attach_again
+from medha_actors.errors import EngineError, UnavailableError
 from medha_actors.messages import (
     Accepted,
     DrainingEvent,
-    EngineFacts,
     Event,
     Record,
     Rejected,
@@ -38,26 +37,13 @@ _decode_answer: Callable[[bytes], Accepted | Rejected] = msgspec.msgpack.Decoder
     Accepted | Rejected
 ).decode
 _decode_record: Callable[[bytes], Record | None] = msgspec.msgpack.Decoder(Record | None).decode
-_decode_facts = msgspec.msgpack.Decoder(EngineFacts).decode
 T = TypeVar("T")
-_RETRY_S = 0.1
-_RETRY_START_S = 2.0  # after an engine that could not start
 _ROUTED_AT_ONCE: Final = 128  # events, until others have their turn
 _DROPPED = "the engine dropped the request"
 _RETRY_AFTER_S = 5.0
 _DEADLY = "the engine died repeatedly while this request was in it"
 _SUSPECT_LOSSES = 2  # from so many on, a request is submitted alone
 _TRIAL_S = 10.0  # a suspect that has lived so long in an engine is none
-
-
-class _Session:
-    """One attachment to one controller."""
-
-    def __init__(self, controller: Any, facts: EngineFacts) -> None:
-        self.controller = controller
-        self.facts = facts
-        self.replica = secrets.token_hex(8)
-        self.draining = False  # it takes no new requests
 
 
 class RayEngine:
@@ -69,7 +55,7 @@ class RayEngine:
         self._find = find
         self._patience_s = patience_s
         self._live: dict[str, LiveRequest] = {}
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._attached = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._on_trial: LiveRequest | None = None
@@ -79,7 +65,7 @@ class RayEngine:
 
     async def start(self) -> None:
         """Wait until the pipeline serves; raises what kept it from starting."""
-        session = await self._attach()
+        session = await attach(self._find)
         self._model = session.facts.model
         self._enter(session)
         self._reader = asyncio.create_task(self._read(session))
@@ -183,7 +169,7 @@ class RayEngine:
                 "the engine was lost and is being rebuilt", retry_after_s=_RETRY_AFTER_S
             ) from None
 
-    async def _somebody(self) -> _Session:
+    async def _somebody(self) -> Session:
         """The session of now, or the next one if it comes soon."""
         try:
             async with asyncio.timeout(self._patience_s):
@@ -195,7 +181,7 @@ class RayEngine:
         assert self._session is not None, "set together"
         return self._session
 
-    async def _hand_over(self, session: _Session, live: LiveRequest) -> Accepted | Rejected | None:
+    async def _hand_over(self, session: Session, live: LiveRequest) -> Accepted | Rejected | None:
         """Submit to one engine; None: it is gone."""
         live.submitted = True
         request = live.again() if live.losses else live.request
@@ -209,7 +195,7 @@ class RayEngine:
 
     # ---------------------------------------------------------------- the engine's life
 
-    async def _read(self, session: _Session) -> None:
+    async def _read(self, session: Session) -> None:
         """Route events for ever; after a loss, go on with the next controller."""
         while True:
             stream = session.controller.stream.options(num_returns="streaming").remote(
@@ -228,10 +214,10 @@ class RayEngine:
             # A controller that lives after all ends what it has of this replica.
             with contextlib.suppress(RayError):
                 await session.controller.leave.remote(session.replica)
-            session = await self._attach_again()
+            session = await attach_again(self._find)
             self._enter(session)
 
-    def _enter(self, session: _Session) -> None:
+    def _enter(self, session: Session) -> None:
         self.max_model_len_tokens = session.facts.max_model_len_tokens
         self._session = session
         self._attached.set()
@@ -240,7 +226,7 @@ class RayEngine:
         self._session = None
         self._attached.clear()
 
-    async def _route(self, session: _Session, events: list[Event | DrainingEvent]) -> None:
+    async def _route(self, session: Session, events: list[Event | DrainingEvent]) -> None:
         """Each to its receiver. What waits for a reader that was late is much at once."""
         for number, event in enumerate(events, 1):
             if number % _ROUTED_AT_ONCE == 0:
@@ -282,7 +268,7 @@ class RayEngine:
         last = live.failed(message, time.time(), retry_after_s)
         self._tell(live, last)
 
-    async def _submit_again(self, session: _Session) -> None:
+    async def _submit_again(self, session: Session) -> None:
         """Give the live requests of before to the engine of now: the suspects at last, each when
         the one before it has shown to be harmless."""
         waiting = [live for live in self._live.values() if live.accepted and not live.submitted]
@@ -303,39 +289,9 @@ class RayEngine:
                 suspect.losses = 0
             self._on_trial = None
 
-    async def _submit_one_again(self, session: _Session, live: LiveRequest) -> None:
+    async def _submit_one_again(self, session: Session, live: LiveRequest) -> None:
         if live.request.id not in self._live:
             return
         answer = await self._hand_over(session, live)
         if isinstance(answer, Rejected):
             self._end(live, f"the engine was lost, and the next one refused: {answer.message}")
-
-    async def _attach(self) -> _Session:
-        """Wait for a controller that serves; raises MedhaError when it cannot start."""
-        while True:
-            try:
-                controller = self._find()
-                facts = _decode_facts(await controller.ready.remote())
-            except RayActorError as error:  # lost again while starting
-                if error.actor_init_failed:
-                    raise EngineError(str(error)) from None
-                await asyncio.sleep(_RETRY_S)
-            except ValueError:  # not made yet
-                await asyncio.sleep(_RETRY_S)
-            except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, MedhaError):
-                    raise cause from None
-                raise EngineError(str(cause)) from None
-            else:
-                return _Session(controller, facts)
-
-    async def _attach_again(self) -> _Session:
-        """The same after a loss; an engine that cannot start is asked again, for as long as it
-        takes."""
-        while True:
-            try:
-                return await self._attach()
-            except MedhaError as error:
-                _log.error("the next engine could not start: %s", error.message)
-                await asyncio.sleep(_RETRY_START_S)
