@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,25 +17,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import failures, gate, protocol
-from deployments.about import About, answer_with
+from deployments.about import About
 from deployments.admission import Admission, Job
 from deployments.answers import Answer, TextAnswer
 from deployments.bodies import Bodies, Body, until_disconnected
 from deployments.dialect import Completions, Dialect
-from deployments.dialects.messages_reply import CountReply
 from deployments.dialects.routes import Dialects
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
 from deployments.keys import load_keys
-from deployments.limits import check_ids, over_tokens
 from deployments.objectives import answer_within_s
 from deployments.observatory import Observatory
 from deployments.operations import operation_at
-from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from deployments.replies import DetokenizeReply, TokenizeReply
+from deployments.protocol import ChatBody, CompletionBody
 from deployments.responses import Sent, send_stream, send_whole
 from deployments.resuming import place_of
-from deployments.text import Text, TooManyTokensError
+from deployments.text import Text
+from deployments.tokenization import Tokenization
 from deployments.tool_answer import chat_answer
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import (
@@ -47,7 +45,6 @@ from medha_actors.errors import (
 
 log = logging.getLogger(__name__)
 _LEAST_VALUES: Final = 2**20  # JSON values that any body may have, however short the context is
-B = TypeVar("B", TokenizeBody, DetokenizeBody)
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer, Dialect]]]
 
@@ -81,8 +78,9 @@ class Server:
         self.admission = Admission(config, text, context, model_vocabulary)
         self.dialects = Dialects(self.admission, text)
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
-        # Counting a document that is longer than the context is what /tokenize is for.
-        self._most_tokens = max(context, config.limits.max_tokenize_tokens)
+        self.tokens = Tokenization(
+            text, self.admission, self.dialects, self.bodies, config.limits.max_tokenize_tokens
+        )
         self.observatory = observatory
         self._keys = load_keys(config.api_keys)
         self.open_requests = 0  # of the routes that generate
@@ -101,6 +99,7 @@ class Server:
 
     def _routes(self) -> list[Route]:
         about = self.about
+        tokens = self.tokens
         plain: dict[str, Handler] = {
             "/health": about.health,
             "/ping": about.health,
@@ -112,9 +111,9 @@ class Server:
             "/v1/models": about.models,
             "/v1/models/{model:path}": about.model,
             "/tokenizer_info": about.tokenizer_info,
-            "/tokenize": self.tokenize,
-            "/detokenize": self.detokenize,
-            "/v1/messages/count_tokens": self.count_tokens,
+            "/tokenize": tokens.tokenize,
+            "/detokenize": tokens.detokenize,
+            "/v1/messages/count_tokens": tokens.count_tokens,
         }
         return [
             self._generating("/v1/completions", self.complete),
@@ -195,50 +194,6 @@ class Server:
         if not self._echo_request_id:
             return {}
         return {"x-request-id": request.headers.get("x-request-id") or uuid.uuid4().hex}
-
-    async def tokenize(self, request: Request) -> Response:
-        body = await self._decoded(request, TokenizeBody)
-        self.admission.check_model(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise RequestError(
-                "give either prompt or messages", param="prompt", code="missing_field"
-            )
-        if body.messages is not None:
-            ids = await self.admission.tokenized(body)
-        else:
-            ids = await self._prompt_tokens(body.prompt or "", body.add_special_tokens is not False)
-        names = (
-            [self.text.tokenizer.id_to_token(i) or "" for i in ids]
-            if body.return_token_strs
-            else None
-        )
-        length = self.admission.context_tokens
-        return answer_with(
-            TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names)
-        )
-
-    async def _prompt_tokens(self, prompt: str, add_special_tokens: bool) -> list[int]:
-        try:
-            ids = await self.text.encode(prompt, add_special_tokens, limit=self._most_tokens)
-        except TooManyTokensError as error:
-            raise over_tokens("prompt", error.at_least, self._most_tokens) from None
-        return ids
-
-    async def detokenize(self, request: Request) -> Response:
-        body = await self._decoded(request, DetokenizeBody)
-        self.admission.check_model(body.model)
-        if len(body.tokens) > self._most_tokens:
-            raise over_tokens("tokens", len(body.tokens), self._most_tokens)
-        check_ids("tokens", body.tokens, self.text.vocabulary)
-        return answer_with(DetokenizeReply(prompt=await self.text.decode(body.tokens)))
-
-    async def count_tokens(self, request: Request) -> Response:
-        async with self.bodies.read(request) as body:
-            return answer_with(CountReply(input_tokens=await self.dialects.count_tokens(body.data)))
-
-    async def _decoded(self, request: Request, kind: type[B]) -> B:
-        async with self.bodies.read(request) as body:
-            return protocol.decode(body.data, kind)
 
 
 class _Generating:
