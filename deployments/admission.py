@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -13,18 +13,17 @@ import msgspec
 from deployments import limits, objectives, resuming
 from deployments.control_tokens import Prompt
 from deployments.histories import Message
+from deployments.job import Choice, Job
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody, TokenizeBody
 from deployments.resuming import Past, Place
 from deployments.salts import cache_salt
 from deployments.shaping import Shaping
 from deployments.silence import wants_comments
 from deployments.text import ChatOptions, Text, TooManyTokensError
-from deployments.thoughts import Thinking
 from deployments.tools import ToolUse
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
-    Grammar,
     Objectives,
     Record,
     Request,
@@ -34,39 +33,6 @@ from medha_actors.messages import (
 )
 
 _PROMPTS_AT_ONCE: Final = 16  # tokenised without a pause
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One sequence to generate."""
-
-    index: int
-    request: Request
-    prompt: Sequence[int]
-    prompt_text: str | None = None  # set where `echo` has to repeat it
-
-
-@dataclass(slots=True)
-class Job:
-    """One HTTP request: what its answer has to say, and its choices."""
-
-    id: str
-    model: str
-    arrived_at: float  # epoch seconds
-    body: GenerationBody
-    event_ids: bool = False  # the client wants `id:` lines, to resume a cut stream
-    comments: bool = True  # the client's stream may have comments
-    choices: list[Choice] = field(default_factory=list)
-    prompt_tokens: int = 0  # each prompt counted once, as OpenAI does
-    past: Past | None = None  # of an answer that is resumed
-    tools: ToolUse | None = None
-    thinking: Thinking | None = None  # how thoughts are told from answers
-    grammar: Grammar | None = None  # of each choice
-    less: bool = False  # the answer may be shorter than asked where the context has no room
-
-    @property
-    def created(self) -> int:
-        return int(self.arrived_at)
 
 
 class Admission:

@@ -9,9 +9,9 @@ from typing import Protocol
 from msgspec import UNSET
 
 from deployments import offsets
-from deployments.admission import Choice, Job
 from deployments.detokenize import TokenTable
 from deployments.extras import Extras
+from deployments.job import Choice, Job
 from deployments.outbox import Piece
 from deployments.replies import (
     ChatChoice,

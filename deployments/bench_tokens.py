@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from deployments import protocol
-from deployments.admission import Admission, Job
+from deployments.admission import Admission
 from deployments.answers import Answer, ChatAnswer, TextAnswer
 from deployments.control_tokens import Prompt
 from deployments.dialect import Completions
 from deployments.generation import Generation
+from deployments.job import Job
 from deployments.protocol import ChatBody, CompletionBody
 from deployments.responses import send_stream
 from deployments.text import Text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from deployments.admission import Job
 from deployments.detokenize import TokenTable
+from deployments.job import Job
 from deployments.outbox import Piece
 from deployments.replies import KnownToken
 

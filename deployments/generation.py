@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from deployments.admission import Choice, Job
 from deployments.detokenize import StopStrings
 from deployments.failures import RejectedError
 from deployments.handle import EngineHandle
+from deployments.job import Choice, Job
 from deployments.limits import output_limit
 from deployments.outbox import Item, Outbox, Piece
 from deployments.resuming import Past

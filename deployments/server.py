@@ -18,13 +18,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import failures, gate, protocol
 from deployments.about import About
-from deployments.admission import Admission, Job
+from deployments.admission import Admission
 from deployments.answers import Answer, TextAnswer
 from deployments.bodies import Bodies, Body, until_disconnected
 from deployments.dialect import Completions, Dialect
 from deployments.dialects.routes import Dialects
 from deployments.generation import Generation
 from deployments.handle import EngineHandle
+from deployments.job import Job
 from deployments.keys import load_keys
 from deployments.objectives import answer_within_s
 from deployments.observatory import Observatory

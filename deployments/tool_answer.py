@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from msgspec import UNSET
 
-from deployments.admission import Job
 from deployments.answers import ChatAnswer
 from deployments.detokenize import TokenTable
+from deployments.job import Job
 from deployments.outbox import Piece
 from deployments.replies import CalledFunction, ChatMessage, Reply, ToolCall, UsageReply
 from deployments.tool_reader import Read

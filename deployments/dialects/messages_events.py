@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from deployments import failures, sse
-from deployments.admission import Job
 from deployments.dialects.messages_reply import (
     Block,
     MessageReply,
@@ -17,6 +16,7 @@ from deployments.dialects.messages_reply import (
     ThinkingBlock,
     ToolUseBlock,
 )
+from deployments.job import Job
 from deployments.replies import ChatMessage, Reply, ToolCall, UsageReply
 from medha_actors.errors import MedhaError
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 
 from deployments import sse
-from deployments.admission import Job
 from deployments.dialects.responses_body import ResponsesBody, TextOptions
 from deployments.dialects.responses_reply import (
     IncompleteDetails,
@@ -25,6 +24,7 @@ from deployments.dialects.responses_reply import (
     ResponseUsage,
     Status,
 )
+from deployments.job import Job
 from deployments.replies import ChatLogprob, ChatMessage, Reply, ToolCall, UsageReply
 from medha_actors.errors import MedhaError
 

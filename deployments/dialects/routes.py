@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
-from deployments.admission import Admission, Job
+from deployments.admission import Admission
 from deployments.answers import ChatAnswer
 from deployments.dialect import Dialect
 from deployments.dialects import asked, messages_body, responses_body
 from deployments.dialects.messages_events import MessagesEvents
 from deployments.dialects.responses_events import ResponsesEvents
+from deployments.job import Job
 from deployments.protocol import ChatBody
 from deployments.resuming import place_of
 from deployments.text import Text

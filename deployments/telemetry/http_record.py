@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from deployments.admission import Job
+from deployments.job import Job
 from deployments.keys import Key
 from medha_actors.telemetry.traceparent import TraceParent
 
