@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments import failures
 from deployments.keys import Key, Keys
-from medha_actors.config import LOOPBACK, CorsConfig
+from medha_actors.config import CorsConfig
 from medha_actors.errors import UnauthorizedError
+from medha_actors.quantities import LOOPBACK
 
 _OPEN: Final = frozenset({"/health", "/ping"})
 # What a browser opens by itself: it can be asked for the key, and sends it as a password.

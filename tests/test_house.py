@@ -19,6 +19,7 @@ CONTRACT = (
     "medha_actors.errors",
     "medha_actors.messages",
     "medha_actors.model_spec",
+    "medha_actors.quantities",
 )
 # The load generator's rooms, lowest first: each may import those before it.
 ROOMS = ("workload", "judge", "send", "show")

@@ -9,7 +9,7 @@ from itertools import count
 from statistics import median
 from typing import Any
 
-from medha_actors.config import MedhaConfig, Policy, SchedulerConfig
+from medha_actors.config import MedhaConfig, SchedulerConfig
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.orders import ORDERS
 from medha_actors.core.predictor import ExecutionModel
@@ -24,6 +24,7 @@ from medha_actors.messages import (
     StepResult,
     pack_tokens,
 )
+from medha_actors.quantities import Policy
 
 _POLICIES = tuple(ORDERS)
 _STAGE_S = 0.05

@@ -7,12 +7,13 @@ import itertools
 import random
 from collections.abc import Callable
 
-from medha_actors.config import MedhaConfig, Policy, SchedulerConfig
+from medha_actors.config import MedhaConfig, SchedulerConfig
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
 from medha_actors.messages import Request, SamplingParams, pack_tokens
+from medha_actors.quantities import Policy
 
 
 def decision_seconds(

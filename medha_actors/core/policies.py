@@ -12,10 +12,11 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from medha_actors.config import OrderConfig, Policy
+from medha_actors.config import OrderConfig
 from medha_actors.core.guard import Guard
 from medha_actors.core.orders import ORDERS, PATIENCE, RELEGATED_S, Tuning
 from medha_actors.core.request import RequestState
+from medha_actors.quantities import Policy
 
 Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width

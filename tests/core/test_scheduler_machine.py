@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from medha_actors.config import Policy
+from medha_actors.quantities import Policy
 
 
 def last_computed(request):

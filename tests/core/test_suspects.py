@@ -16,9 +16,9 @@ from core_world import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medha_actors.config import Policy
 from medha_actors.core.simulator import token_of
 from medha_actors.messages import Failure, SampledToken, StepResult
+from medha_actors.quantities import Policy
 
 
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
