@@ -25,12 +25,12 @@ from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
     Objectives,
-    Record,
     Request,
     Resumed,
     SamplingParams,
     pack_tokens,
 )
+from medha_actors.record import Record
 
 _PROMPTS_AT_ONCE: Final = 16  # tokenised without a pause
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from medha_actors.messages import Accepted, Event, Record, Rejected, Request
+from medha_actors.messages import Accepted, Event, Rejected, Request
+from medha_actors.record import Record
 
 
 class EngineHandle(Protocol):

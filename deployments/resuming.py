@@ -14,7 +14,7 @@ from typing import Final
 
 from deployments.outbox import Piece
 from medha_actors.errors import RequestError
-from medha_actors.messages import Record
+from medha_actors.record import Record
 
 EVENT_IDS_HEADER: Final = "x-medha-event-ids"
 RESUME_HEADERS: Final = ("x-medha-resume", "last-event-id")

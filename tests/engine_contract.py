@@ -19,7 +19,6 @@ from medha_actors.messages import (
     Accepted,
     Event,
     FinishedEvent,
-    Record,
     Rejected,
     Request,
     Resumed,
@@ -28,6 +27,7 @@ from medha_actors.messages import (
     pack_tokens,
     unpack_tokens,
 )
+from medha_actors.record import Record
 
 ENDLESS: Final = 90_000  # tokens: more than any check waits for
 

@@ -15,12 +15,12 @@ from medha_actors.messages import (
     FinishedEvent,
     FinishReason,
     PromptLogprobsEvent,
-    Record,
     Rejected,
     Request,
     TokenEvent,
     unpack_tokens,
 )
+from medha_actors.record import Record
 
 _DRAINING = Rejected(
     status=503, kind="service_unavailable_error", message="stopping", retry_after_s=5.0

@@ -20,6 +20,7 @@ CONTRACT = (
     "medha_actors.messages",
     "medha_actors.model_spec",
     "medha_actors.quantities",
+    "medha_actors.record",
 )
 # The load generator's rooms, lowest first: each may import those before it.
 ROOMS = ("workload", "judge", "send", "show")

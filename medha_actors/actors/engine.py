@@ -25,10 +25,10 @@ from medha_actors.messages import (
     Accepted,
     DrainingEvent,
     Event,
-    Record,
     Rejected,
     Request,
 )
+from medha_actors.record import Record
 
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode

@@ -20,12 +20,12 @@ from medha_actors.messages import (
     Event,
     FinishedEvent,
     PromptLogprobsEvent,
-    Record,
     Request,
     Resumed,
     TokenEvent,
     pack_tokens,
 )
+from medha_actors.record import Record
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _OVERHEAD_BYTES: Final = 1024  # the objects around a record's bytes, about
