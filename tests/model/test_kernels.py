@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
 from medha_actors.model.kernels import cpu
-from medha_actors.model.kernels.attention import STATE_EXTRA, TILE, attend, tile_address
+from medha_actors.model.kernels.attention import attend, tile_address
+from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE
 from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.kernels.dot import FORM, ByteDot
 from medha_actors.model.kernels.ir import V16I, address, compiled, kernel

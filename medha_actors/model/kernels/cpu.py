@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medha_actors.model.kernels import layers as code
-from medha_actors.model.kernels.attention import BLOCK_TOKENS, STATE_EXTRA, TILE, tile_address
+from medha_actors.model.kernels.attention import BLOCK_TOKENS, tile_address
+from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
 from medha_actors.model.merge import Exchange, merge_shared

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medha_actors.model.kernels.attention import BLOCK_TOKENS, TILE, attend
+from medha_actors.model.kernels.attention import BLOCK_TOKENS, attend
+from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.glue import (
     block_sums,
     norm,
