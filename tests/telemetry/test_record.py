@@ -71,5 +71,5 @@ def test_a_resumed_request_had_its_first_token_long_ago():
     timeline = controller.observer.recorder.finished["back"]
     assert timeline.first_token_at == 900.0
     assert timeline.tokens > 2
-    assert len(controller.observer.figures.ttft_s) == 0
-    assert max(controller.observer.figures.tbt_s) < 100.0
+    assert len(controller.observer.figures.requests.ttft_s) == 0
+    assert max(controller.observer.figures.requests.tbt_s) < 100.0

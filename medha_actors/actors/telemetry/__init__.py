@@ -2,6 +2,7 @@
 
 observer  what the controller calls while it works
 recorder  fills timelines from the scheduler's records and the stages' reports
-figures   counters and histograms of the engine
+figures   counters and histograms of the engine: of its requests, of its batches, and what the
+          scheduler tells; made of series
 reporter  answers what ingress replicas ask (medha_actors.telemetry.reports)
 """

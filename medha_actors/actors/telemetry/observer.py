@@ -53,35 +53,33 @@ class Observer(Silence):
     def __init__(self, config: TelemetryConfig, grid: Grid) -> None:
         self.recorder = Recorder(config.timelines, config.max_chunk_spans)
         self.figures = Figures(grid.stages, grid.groups, grid.pages_per_group)
-        self.replicas: dict[
-            str, list[Family]
-        ] = {}  # what each ingress replica counts, as it last told us
+        # what each ingress replica counts, as it last told us
+        self.replicas: dict[str, list[Family]] = {}
 
     def answered(self, request: Request, answer: Accepted | Rejected, now: float) -> None:
         if isinstance(answer, Rejected):
-            self.figures.rejected(answer.status)
+            self.figures.requests.rejected(answer.status)
             return
         if not self.recorder.live:
-            self.figures.rest()
+            self.figures.batches.rest()
         self.recorder.accepted(request, answer, now)
 
     def sent(self, batch: Batch, record: BatchRecord, now: float) -> None:
         prefills = self.recorder.sent(batch, record, now)
         if prefills:
             live = self.recorder.live
-            self.figures.sent(
-                record, prefills, [live[request_id].prompt_tokens for request_id, _, _ in prefills]
-            )
+            prompts = [live[request_id].prompt_tokens for request_id, _, _ in prefills]
+            self.figures.batches.sent(record, prefills, prompts)
 
     def done(self, results: Sequence[StepResult], now: float) -> None:
         batch = self.recorder.done(results, now)
         if batch is not None:
-            self.figures.done(batch, results)
+            self.figures.batches.done(batch, results)
 
     def happened(self, events: Sequence[Event]) -> None:
         live = self.recorder.live
         happened = self.recorder.happened
-        token = self.figures.token
+        token = self.figures.requests.token
         for event in events:
             if isinstance(event, TokenEvent):
                 timeline = live.get(event.request_id)
@@ -91,15 +89,15 @@ class Observer(Silence):
             elif isinstance(event, FinishedEvent):
                 timeline = happened(event)
                 if timeline is not None:
-                    self.figures.ended(timeline)
+                    self.figures.requests.ended(timeline)
 
     def lost(self, now: float) -> None:
-        self.figures.rebuilds += 1
-        self.figures.rest()
+        self.figures.batches.rebuilds += 1
+        self.figures.batches.rest()
         self.recorder.lost(now)
 
     def gone(self, replica: str) -> None:
         self.replicas.pop(replica, None)
 
     def worked(self, seconds: float) -> None:
-        self.figures.control_s += seconds
+        self.figures.batches.control_s += seconds

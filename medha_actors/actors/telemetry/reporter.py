@@ -82,7 +82,7 @@ class Reporter(Mute):
 
     def snapshot(self, after: int, now: float) -> Snapshot | None:
         recorder = self._observer.recorder
-        figures = self._observer.figures
+        requests = self._observer.figures.requests
         grid = self._scheduler.grid
         live = self._scheduler.live
         recent = islice(reversed(recorder.steps), _MAX_STEPS)
@@ -98,8 +98,8 @@ class Reporter(Mute):
             steps=steps,
             queue=waiting(live.queue, grid.groups, now, _SHOWN),
             decoding=self._decoding(now),
-            ttft_s=_percentiles(figures.ttft_s),
-            tbt_s=_percentiles(figures.tbt_s),
+            ttft_s=_percentiles(requests.ttft_s),
+            tbt_s=_percentiles(requests.tbt_s),
         )
 
     def _decoding(self, now: float) -> list[tuple[str, int, float]]:
