@@ -2,88 +2,26 @@
 checked."""
 
 from collections import Counter, deque
-from zlib import crc32
 
 import msgspec
+from core_inputs import config_of, grid_of, request_of
 from core_replica import Replica
 
-from medha_actors.config import (
-    KvCacheConfig,
-    MedhaConfig,
-    ObjectivesConfig,
-    ParallelConfig,
-    SchedulerConfig,
-)
 from medha_actors.core.chunking import LONE_BUDGETS
-from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, load_of
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of, token_of
 from medha_actors.messages import (
     Accepted,
     FinishedEvent,
-    Objectives,
     ProgressEvent,
-    Request,
     Resumed,
-    SamplingParams,
     TokenEvent,
     pack_tokens,
     unpack_tokens,
 )
 
-PAGE = 4
 DEATHS = ["its groups", "one of its groups", "no actor", "all"]  # what a poisonous span costs
-
-
-def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
-    return Grid(
-        stages=stages,
-        groups=groups,
-        pages_per_group=pages,
-        page_tokens=page,
-        max_tokens_per_kvp_group=cutoff,
-        max_model_len_tokens=length,
-    )
-
-
-def config_of(policy="lars", tpot_s=0.2, objectives=None, prefix_cache=True, **scheduler):
-    return MedhaConfig(
-        parallel=ParallelConfig(),
-        scheduler=SchedulerConfig(policy=policy, **scheduler),
-        objectives=ObjectivesConfig(tpot_s=tpot_s, **(objectives or {})),
-        kv_cache=KvCacheConfig(page_tokens=PAGE, prefix_cache=prefix_cache),
-    )
-
-
-def request_of(
-    name,
-    prompt,
-    output=4,
-    at=0.0,
-    ttft_s=None,
-    timeout_s=None,
-    priority=0,
-    begins=(),
-    cache_salt="",
-    cache=True,
-    **sampling,
-):
-    """Prompt tokens differ between requests, so a mixed-up cache is seen; but for the first ones,
-    if given (`begins`)."""
-    own = crc32(name.encode()) % 2**30
-    ids = list(range(own, own + prompt))
-    ids[: len(begins)] = begins[:prompt]
-    return Request(
-        id=name,
-        prompt_token_ids=pack_tokens(ids),
-        sampling=SamplingParams(max_tokens=output, **sampling),
-        objectives=Objectives(ttft_s=ttft_s, timeout_s=timeout_s),
-        arrived_at=at,
-        priority=priority,
-        cache_salt=cache_salt,
-        cache=cache,
-    )
 
 
 class World:

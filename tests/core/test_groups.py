@@ -4,7 +4,8 @@ point."""
 import random
 
 import pytest
-from core_world import config_of, grid_of, request_of, spans_of, world_of
+from core_inputs import config_of, grid_of, request_of
+from core_world import spans_of, world_of
 
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.predictor import ExecutionModel

@@ -1,7 +1,8 @@
 """Pages and pieces: progressive onboarding, reservation, and cutoffs wherever they fall."""
 
 import pytest
-from core_world import World, config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, request_of
+from core_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,8 @@
 
 import msgspec
 import pytest
-from core_world import decoding_world, request_of, spans_of, world_of
+from core_inputs import request_of
+from core_world import decoding_world, spans_of, world_of
 
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import results_of

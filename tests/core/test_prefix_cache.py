@@ -5,7 +5,8 @@ import random
 from itertools import pairwise
 
 import pytest
-from core_world import config_of, grid_of, request_of, spans_of, world_of
+from core_inputs import config_of, grid_of, request_of
+from core_world import spans_of, world_of
 
 from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key

@@ -3,7 +3,8 @@ finishes."""
 
 from typing import get_args
 
-from core_world import DEATHS, World, config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, request_of
+from core_world import DEATHS, World
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule

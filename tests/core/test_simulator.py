@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from core_world import config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, request_of
 
 from medha_actors.core.decision_cost import decision_seconds
 from medha_actors.core.predictor import ExecutionModel

@@ -1,0 +1,70 @@
+"""Grids, configurations and requests for tests of the scheduler."""
+
+from zlib import crc32
+
+from medha_actors.config import (
+    KvCacheConfig,
+    MedhaConfig,
+    ObjectivesConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
+from medha_actors.core.kv_plan import Grid
+from medha_actors.messages import (
+    Objectives,
+    Request,
+    SamplingParams,
+    pack_tokens,
+)
+
+PAGE = 4
+
+
+def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
+    return Grid(
+        stages=stages,
+        groups=groups,
+        pages_per_group=pages,
+        page_tokens=page,
+        max_tokens_per_kvp_group=cutoff,
+        max_model_len_tokens=length,
+    )
+
+
+def config_of(policy="lars", tpot_s=0.2, objectives=None, prefix_cache=True, **scheduler):
+    return MedhaConfig(
+        parallel=ParallelConfig(),
+        scheduler=SchedulerConfig(policy=policy, **scheduler),
+        objectives=ObjectivesConfig(tpot_s=tpot_s, **(objectives or {})),
+        kv_cache=KvCacheConfig(page_tokens=PAGE, prefix_cache=prefix_cache),
+    )
+
+
+def request_of(
+    name,
+    prompt,
+    output=4,
+    at=0.0,
+    ttft_s=None,
+    timeout_s=None,
+    priority=0,
+    begins=(),
+    cache_salt="",
+    cache=True,
+    **sampling,
+):
+    """Prompt tokens differ between requests, so a mixed-up cache is seen; but for the first ones,
+    if given (`begins`)."""
+    own = crc32(name.encode()) % 2**30
+    ids = list(range(own, own + prompt))
+    ids[: len(begins)] = begins[:prompt]
+    return Request(
+        id=name,
+        prompt_token_ids=pack_tokens(ids),
+        sampling=SamplingParams(max_tokens=output, **sampling),
+        objectives=Objectives(ttft_s=ttft_s, timeout_s=timeout_s),
+        arrived_at=at,
+        priority=priority,
+        cache_salt=cache_salt,
+        cache=cache,
+    )
