@@ -324,3 +324,14 @@ def decoding_world(count, stages=1, **more):
     while world.land():
         pass
     return world
+
+
+def prefilled(world, name):
+    """Positions that were computed for a request before its first token, as ranges."""
+    spans = [
+        span
+        for b in world.batches
+        for span in spans_of(b)
+        if span.request_id == name and span.writes
+    ]
+    return [(span.start, span.stop) for span in spans if not span.sample or span.index == 0]

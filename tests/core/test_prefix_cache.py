@@ -1,19 +1,12 @@
 """The prefix cache: what is found, what it saves, and what the policies make of it. Core_world
 checks after every step that nobody reads other tokens or writes to what others read."""
 
-import random
-from itertools import pairwise
-
 import pytest
 from core_inputs import config_of, grid_of, request_of
-from core_world import spans_of, world_of
+from core_world import prefilled, spans_of, world_of
 
-from medha_actors.core.kv_plan import KvPlan
-from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.predictor import ExecutionModel
-from medha_actors.core.request import RequestState, Timeline
 from medha_actors.core.simulator import Simulation
-from medha_actors.messages import pack_tokens
 
 
 def serve(world, name, prompt, output=4, **more):
@@ -21,17 +14,6 @@ def serve(world, name, prompt, output=4, **more):
     world.add(request_of(name, prompt, output, world.now, **more))
     world.drain()
     return world.finished[name]
-
-
-def prefilled(world, name):
-    """Positions that were computed for a request before its first token, as ranges."""
-    spans = [
-        span
-        for b in world.batches
-        for span in spans_of(b)
-        if span.request_id == name and span.writes
-    ]
-    return [(span.start, span.stop) for span in spans if not span.sample or span.index == 0]
 
 
 def first_computed(world, name):
@@ -88,52 +70,6 @@ def test_a_warm_turn_overtakes_a_cold_prefill_which_loses_nothing(policy):
     assert world.finished["warm"].first_token_at < world.finished["cold"].first_token_at
     spans = prefilled(world, "cold")
     assert [start for start, _ in spans] == [0, *[stop for _, stop in spans[:-1]]]
-
-
-@pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("together", [2, 5])
-def test_requests_with_one_beginning_that_arrive_together_compute_it_once(stages, together):
-    world = world_of(stages)
-    begins = list(range(400))
-    for index in range(together):
-        world.add(request_of(f"r{index}", 440, 4, world.now, begins=begins))
-    world.drain()
-    computed = sum(
-        stop - start for i in range(together) for start, stop in prefilled(world, f"r{i}")
-    )
-    assert computed == 400 + 40 * together
-    assert all(event.reason == "length" for event in world.finished.values())
-
-
-def test_who_waits_for_another_gives_it_its_turn():
-    """The leader has all the time in the world, the follower has none: the leader runs at once."""
-    world = world_of(model=ExecutionModel.analytic(token_s=1e-3))
-    begins = list(range(400))
-    world.add(request_of("leader", 440, 1, world.now, begins=begins, ttft_s=1000.0))
-    world.launch()
-    world.add(request_of("other", 2000, 1, world.now, ttft_s=5.0))
-    world.add(request_of("follower", 440, 1, world.now, begins=begins, ttft_s=0.5))
-    world.drain()
-    firsts = sorted(world.finished, key=lambda name: world.finished[name].first_token_at)
-    assert firsts[-1] == "other"
-    assert world.finished["follower"].cached_tokens == 400
-
-
-def test_when_the_leader_goes_the_follower_goes_on():
-    for at in range(12):
-        world = world_of(2, max_chunk_tokens=64)
-        begins = list(range(400))
-        for name in ("leader", "follower", "third"):
-            world.add(request_of(name, 440, 4, world.now, begins=begins))
-        for step in range(12):
-            if step == at:
-                world.cancel("leader")
-            world.launch()
-            world.land()
-        world.drain()
-        computed = sum(stop - start for start, stop in prefilled(world, "follower"))
-        assert world.finished["follower"].reason == "length"
-        assert world.finished["follower"].cached_tokens + computed == 440
 
 
 def test_no_hit_across_salts_nor_for_who_wants_none():
@@ -289,27 +225,6 @@ def test_figures_count_tokens_looked_for_and_found():
     assert stats.kv_cached == pytest.approx((60 // 4) / 2000)
 
 
-def test_keys_are_chained_over_model_salt_and_tokens():
-    def keys(tokens, salt="", model="m", adapter=""):
-        packed = pack_tokens(tokens)
-        made = PageKeys(root_key(model, adapter, salt), 4, lambda a, b: packed[4 * a : 4 * b])
-        return [made[page] for page in range(len(tokens) // 4)]
-
-    plain = keys(range(12))
-    assert plain == keys(range(12))
-    assert keys([*range(8), 99, 9, 10, 11])[:2] == plain[:2]
-    others = [
-        keys(range(12), salt="x"),
-        keys(range(12), model="n"),
-        keys(range(12), adapter="x"),
-        keys([99, *range(1, 12)]),
-    ]
-    for other in others:
-        assert not set(other) & set(plain)
-    assert root_key("a", "bc", "") != root_key("ab", "c", "")
-    assert all(one != other for one, other in pairwise(plain))
-
-
 def test_a_shared_page_is_never_the_one_that_is_written():
     """A prompt that is cached whole, to its last full page: that page is computed again, beside."""
     world = world_of()
@@ -349,69 +264,6 @@ def test_the_simulator_shares_pages_as_the_server_does():
     ttfts = [result.requests[f"r{i}"].ttft_s for i in range(3)]
     assert ttfts[0] == pytest.approx(1.0)
     assert ttfts[1:] == [pytest.approx(0.1)] * 2
-
-
-def test_hits_are_right_whatever_was_cached_before():
-    """A page table against sets of prefixes: what KvPlan finds is the longest common beginning."""
-    rng = random.Random(5)
-    plan = KvPlan(grid_of(pages=400))
-    cached = []
-    for number in range(60):
-        base = rng.choice(cached)[: rng.randint(0, 40)] if cached and rng.random() < 0.8 else []
-        tokens = base + [rng.randrange(3) for _ in range(rng.randint(1, 40))]
-        state = RequestState(
-            request=request_of(f"r{number}", len(tokens), begins=tokens),
-            serial=number,
-            timeline=Timeline(0.0, 1.0),
-            tpot_s=1.0,
-            timeout_at=9e9,
-            prompt=len(tokens),
-            goal=len(tokens),
-        )
-        state.keys = PageKeys(root_key("m", "", ""), 4, state.tokens)
-        common = max((_common(tokens, other) for other in cached), default=0)
-        found = plan.hits(state.keys, state.hit_limit)
-        assert (found[0].tokens if found else 0) == min(common, len(tokens) - 1) // 4 * 4
-        pieces = plan.place(state.goal, [0], [0], *found)
-        assert pieces is not None
-        state.dispatched = state.computed = found[0].tokens if found else 0
-        plan.reserve(state, pieces)
-        plan.take(state, state.goal)
-        state.computed = state.goal
-        plan.publish(state)
-        plan.release(state)
-        assert plan.available(0) == 400
-        cached.append(tokens[: len(tokens) // 4 * 4])
-
-
-@pytest.mark.parametrize(
-    ("cached", "runs"),
-    [
-        (({0, 1, 2, 3, 4, 5}, {2}), [(0, 0, 6)]),
-        (({0, 1, 2, 3}, {2, 3, 4, 5, 6, 7}), [(0, 0, 2), (1, 8, 6)]),
-        (({0, 1, 2, 3}, {4, 5}), [(0, 0, 4), (1, 16, 2)]),
-        (({0}, {0, 1, 2}), [(1, 0, 3)]),
-        (({0}, {1, 2, 3}), [(0, 0, 1)]),  # a piece below the cutoff is not left
-    ],
-)
-def test_a_hit_goes_to_another_group_where_that_leads_further(cached, runs):
-    plan = KvPlan(grid_of(groups=2, pages=20, cutoff=8))
-    packed = pack_tokens(range(40))
-    keys = PageKeys(root_key("m", "", ""), 4, lambda a, b: packed[4 * a : 4 * b])
-    for group, pages in enumerate(cached):
-        for page in pages:
-            plan.store.publish(group, plan.store.take(group), keys[page])
-    found = plan.hits(keys, 40)[0]
-    assert [(run.group, run.start, len(run.pages)) for run in found.runs] == runs
-
-
-def _common(one, other):
-    count = 0
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            break
-        count += 1
-    return count
 
 
 @pytest.mark.parametrize("policy", ["lars", "spf", "lrs"])
