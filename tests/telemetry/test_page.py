@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from chromium import browse, executable
 from local import LocalController
-from test_observatory import World, asking
+from observed import World, asking
 
 from medha_actors.actors.telemetry.recorder import page_name
 

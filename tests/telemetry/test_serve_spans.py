@@ -7,12 +7,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from observed import World
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import set_span_in_context
 from receivers import HttpReceiver, children
-from test_observatory import World
 
 from deployments import tracing
 from deployments.telemetry.moving import Moving
