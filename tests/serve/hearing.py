@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IDS = {"x-medha-event-ids": "1"}
-
-
 ROUTES = {"prompt": "/v1/completions", "messages": "/v1/chat/completions"}
 
 

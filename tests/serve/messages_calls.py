@@ -8,19 +8,13 @@ from typing import Any
 import httpx
 
 HI = [{"role": "user", "content": "hi"}]
-
-
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}},
     "required": ["city"],
     "additionalProperties": False,
 }
-
-
 WEATHER = {"name": "weather", "description": "today's", "input_schema": SCHEMA}
-
-
 CLOCK = {"name": "clock", "input_schema": {"type": "object"}, "cache_control": {}}
 
 

@@ -14,14 +14,10 @@ from tests.fakes import finished, token
 from tests.serve.messages_calls import WEATHER, ask, events_of
 
 IMAGE = {"role": "user", "content": [{"type": "image", "source": {}}]}
-
-
 RESULT = {
     "role": "user",
     "content": [{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image"}]}],
 }
-
-
 CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "x"}]}
 
 
