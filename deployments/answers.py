@@ -1,4 +1,4 @@
-"""From Pieces to OpenAI's bodies: choices of a whole answer, or of one chunk."""
+"""From Additions to OpenAI's bodies: choices of a whole answer, or of one chunk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deployments import offsets
 from deployments.detokenize import TokenTable
 from deployments.extras import Extras
 from deployments.job import Choice, Job
-from deployments.outbox import Piece
+from deployments.outbox import Addition
 from deployments.replies import (
     ChatChoice,
     ChatDelta,
@@ -37,11 +37,11 @@ Entry = tuple[int, float | None, tuple[tuple[int, float], ...], int]
 class Answer(Protocol):
     """How one endpoint writes its choices."""
 
-    def chunk(self, piece: Piece) -> Reply | None:
-        """What to stream for a piece; None: nothing yet."""
+    def chunk(self, addition: Addition) -> Reply | None:
+        """What to stream for an addition; None: nothing yet."""
         ...
 
-    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+    def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
         """The body of a complete answer."""
         ...
 
@@ -62,37 +62,37 @@ class ChatAnswer:
         if job.thinking is not None:
             self._thought_readers = {choice.index: job.thinking.reader() for choice in job.choices}
 
-    def chunk(self, piece: Piece) -> Reply:
-        message = self._message(piece)
-        if piece.index not in self._started:
+    def chunk(self, addition: Addition) -> Reply:
+        message = self._message(addition)
+        if addition.index not in self._started:
             # The role comes with the first token: a frame of its own would look like a token to
             # those who measure.
-            self._started.add(piece.index)
+            self._started.add(addition.index)
             message.role = "assistant"
         delta = ChatDelta(
-            index=piece.index,
+            index=addition.index,
             delta=message,
-            logprobs=self._logprobs(piece),
-            finish_reason=piece.finish_reason,
-            stop_reason=piece.stop_reason,
-            token_ids=self._extras.token_ids(piece),
+            logprobs=self._logprobs(addition),
+            finish_reason=addition.finish_reason,
+            stop_reason=addition.stop_reason,
+            token_ids=self._extras.token_ids(addition),
         )
         reply = self._reply([delta])
         reply.prompt_token_ids = self._extras.prompt_token_ids(0)
         return reply
 
-    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
-        pieces = list(pieces)
+    def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
+        additions = list(additions)
         choices = [
             ChatChoice(
-                index=piece.index,
-                message=self._whole_message(piece),
-                logprobs=self._logprobs(piece),
-                finish_reason=piece.finish_reason,
-                stop_reason=piece.stop_reason,
-                token_ids=self._extras.token_ids(piece),
+                index=addition.index,
+                message=self._whole_message(addition),
+                logprobs=self._logprobs(addition),
+                finish_reason=addition.finish_reason,
+                stop_reason=addition.stop_reason,
+                token_ids=self._extras.token_ids(addition),
             )
-            for piece in pieces
+            for addition in additions
         ]
         job = self._job
         return Reply(
@@ -103,7 +103,7 @@ class ChatAnswer:
             choices=choices,
             usage=usage,
             prompt_token_ids=self._extras.prompt_token_ids(0),
-            prompt_logprobs=self._extras.prompt_logprobs(pieces[0]),
+            prompt_logprobs=self._extras.prompt_logprobs(additions[0]),
         )
 
     def closing(self, usage: UsageReply) -> Reply:
@@ -111,25 +111,25 @@ class ChatAnswer:
         reply.usage = usage
         return reply
 
-    def _message(self, piece: Piece) -> ChatMessage:
+    def _message(self, addition: Addition) -> ChatMessage:
         """A delta: new text, new thoughts or both."""
-        told = self._told(piece)
+        told = self._told(addition)
         if not told.thoughts:
             return ChatMessage(content=told.content)
         return ChatMessage(content=told.content or UNSET, reasoning_content=told.thoughts)
 
-    def _whole_message(self, piece: Piece) -> ChatMessage:
-        told = self._told(piece)
+    def _whole_message(self, addition: Addition) -> ChatMessage:
+        told = self._told(addition)
         thoughts = told.thoughts or UNSET
         return ChatMessage(role="assistant", content=told.content, reasoning_content=thoughts)
 
-    def _told(self, piece: Piece) -> Told:
-        """What a piece thinks, and what it says."""
-        reader = self._thought_readers.get(piece.index)
+    def _told(self, addition: Addition) -> Told:
+        """What an addition thinks, and what it says."""
+        reader = self._thought_readers.get(addition.index)
         if reader is None:
-            return Told("", piece.text)
-        told = reader.push(piece.text)
-        if piece.finish_reason is None:
+            return Told("", addition.text)
+        told = reader.push(addition.text)
+        if addition.finish_reason is None:
             return told
         rest = reader.finish()
         return Told(told.thoughts + rest.thoughts, told.content + rest.content)
@@ -144,10 +144,10 @@ class ChatAnswer:
             choices=choices,
         )
 
-    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
-        if self._job.choices[piece.index].request.sampling.logprobs is None:
+    def _logprobs(self, addition: Addition) -> ChatLogprobs | None:
+        if self._job.choices[addition.index].request.sampling.logprobs is None:
             return None
-        return ChatLogprobs(content=[self._entry(token) for token in piece.tokens])
+        return ChatLogprobs(content=[self._entry(token) for token in addition.tokens])
 
     def _entry(self, event: TokenEvent) -> ChatLogprob:
         chosen = self._top(event.token_id, event.logprob or 0.0)
@@ -182,13 +182,13 @@ class TextAnswer:
         self._extras = Extras(job, table)
         self._written = [_Written() for _ in job.choices]
 
-    def chunk(self, piece: Piece) -> Reply | None:
-        choice = self._choice(piece)
+    def chunk(self, addition: Addition) -> Reply | None:
+        choice = self._choice(addition)
         return None if choice is None else self._reply([choice])
 
-    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
+    def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
         reply = self._reply(
-            [choice for piece in pieces if (choice := self._choice(piece)) is not None]
+            [choice for addition in additions if (choice := self._choice(addition)) is not None]
         )
         reply.usage = usage
         return reply
@@ -208,35 +208,35 @@ class TextAnswer:
             choices=choices,
         )
 
-    def _choice(self, piece: Piece) -> TextChoice | None:
-        choice = self._job.choices[piece.index]
-        written = self._written[piece.index]
-        written.prompt_logprobs += piece.prompt_logprobs
-        if piece.generated == 0 and piece.finish_reason is None:
+    def _choice(self, addition: Addition) -> TextChoice | None:
+        choice = self._job.choices[addition.index]
+        written = self._written[addition.index]
+        written.prompt_logprobs += addition.prompt_logprobs
+        if addition.generated == 0 and addition.finish_reason is None:
             return None
         entries: list[Entry] = []
-        text = piece.text
+        text = addition.text
         if not written.started:
             written.started = True
             if choice.prompt_text is not None:
                 text = choice.prompt_text + text
                 written.echoed = len(choice.prompt_text)
                 entries += self._prompt_entries(choice, choice.prompt_text, written)
-        for token, start in zip(piece.tokens, piece.starts, strict=True):
+        for token, start in zip(addition.tokens, addition.starts, strict=True):
             place = written.echoed + start
             entries.append((token.token_id, token.logprob, token.top_logprobs, place))
         logprobs = None
         if choice.request.sampling.logprobs is not None:
             logprobs = self._logprobs(entries)
         return TextChoice(
-            index=piece.index,
+            index=addition.index,
             text=text,
             logprobs=logprobs,
-            finish_reason=piece.finish_reason,
-            stop_reason=piece.stop_reason,
-            token_ids=self._extras.token_ids(piece),
-            prompt_token_ids=self._extras.prompt_token_ids(piece.index),
-            prompt_logprobs=self._extras.prompt_logprobs(piece),
+            finish_reason=addition.finish_reason,
+            stop_reason=addition.stop_reason,
+            token_ids=self._extras.token_ids(addition),
+            prompt_token_ids=self._extras.prompt_token_ids(addition.index),
+            prompt_logprobs=self._extras.prompt_logprobs(addition),
         )
 
     def _prompt_entries(self, choice: Choice, text: str, written: _Written) -> Iterable[Entry]:

@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from deployments.detokenize import TokenTable
 from deployments.job import Job
-from deployments.outbox import Piece
+from deployments.outbox import Addition
 from deployments.replies import KnownToken
 
 PromptLogprobs = list[dict[str, KnownToken] | None]
@@ -21,11 +21,11 @@ class Extras:
         self._table = table
         self._has_prompt: set[int] = set()  # choices that have told their prompt
 
-    def token_ids(self, piece: Piece) -> list[int] | UnsetType:
-        """Of the tokens in this piece."""
+    def token_ids(self, addition: Addition) -> list[int] | UnsetType:
+        """Of the tokens in this addition."""
         if not self._job.body.return_token_ids:
             return UNSET
-        return [token.token_id for token in piece.tokens]
+        return [token.token_id for token in addition.tokens]
 
     def prompt_token_ids(self, index: int) -> list[int] | UnsetType:
         """Of a choice's prompt; once."""
@@ -34,14 +34,14 @@ class Extras:
         self._has_prompt.add(index)
         return list(self._job.choices[index].prompt)
 
-    def prompt_logprobs(self, piece: Piece) -> PromptLogprobs | UnsetType:
-        """Of a whole piece's prompt: for each token its own and the likeliest ones', by id; the
+    def prompt_logprobs(self, addition: Addition) -> PromptLogprobs | UnsetType:
+        """Of a whole addition's prompt: for each token its own and the likeliest ones', by id; the
         first token has none."""
         if self._job.body.prompt_logprobs is None:
             return UNSET
-        prompt = self._job.choices[piece.index].prompt
+        prompt = self._job.choices[addition.index].prompt
         told: PromptLogprobs = [None]
-        for part in sorted(piece.prompt_logprobs, key=lambda part: part.start):
+        for part in sorted(addition.prompt_logprobs, key=lambda part: part.start):
             known = prompt[part.start + 1 : part.start + 1 + len(part.entries)]
             for token_id, (logprob, top) in zip(known, part.entries, strict=False):
                 told.append(self._entry(token_id, logprob, top))

@@ -19,7 +19,7 @@ from deployments.failures import RejectedError
 from deployments.handle import EngineHandle
 from deployments.job import Choice, Job
 from deployments.limits import output_limit
-from deployments.outbox import Item, Outbox, Piece
+from deployments.outbox import Addition, Item, Outbox
 from deployments.resuming import Past
 from deployments.text import Text
 from medha_actors.errors import (
@@ -75,7 +75,7 @@ class Generation:
         self._room = asyncio.Semaphore(_CHOICES_AT_ONCE)
         self._feeder: asyncio.Task[None] | None = None
         self.accepted: list[Accepted] = []
-        self.shown: Piece | None = None  # of a resumed answer: what its client has already
+        self.shown: Addition | None = None  # of a resumed answer: what its client has already
 
     async def __aenter__(self) -> Generation:
         choices = self.job.choices
@@ -126,18 +126,18 @@ class Generation:
     async def _repeat(self, past: Past, writer: ChoiceWriter) -> bool:
         """Say again what a resumed answer said: in silence what the client has, the rest into the
         outbox. True if that is all of the answer."""
-        self.shown = Piece(0)
+        self.shown = Addition(0)
         try:
             for number, event in enumerate(past.record.events(), 1):
                 if number % _REPEATED_AT_ONCE == 0:
                     await asyncio.sleep(0)  # others have tokens to send
-                piece = writer.write(event)
-                if piece is None:
+                addition = writer.write(event)
+                if addition is None:
                     continue
-                if past.place.has(piece):
-                    self.shown.absorb(piece)
+                if past.place.has(addition):
+                    self.shown.absorb(addition)
                 else:
-                    self._outbox.put(piece)
+                    self._outbox.put(addition)
                 if writer.finished:
                     return True
         except MedhaError as error:
@@ -171,9 +171,9 @@ class Generation:
             if isinstance(event, ProgressEvent):
                 self._outbox.put_progress(event)
                 return
-            piece = writer.write(event)
-            if piece is not None:
-                self._outbox.put(piece)
+            addition = writer.write(event)
+            if addition is not None:
+                self._outbox.put(addition)
             ended = writer.finished
         except MedhaError as error:
             self._outbox.fail(error)
@@ -226,22 +226,22 @@ class ChoiceWriter:
         self._generated = 0
         self.finished = False
 
-    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Piece | None:
+    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Addition | None:
         """What to send, if anything; sets `finished`; raises MedhaError for requests that
         failed."""
         if isinstance(event, TokenEvent):
             return None if self._hidden else self._token(event)
         if isinstance(event, PromptLogprobsEvent):
-            return Piece(self._index, prompt_logprobs=[event], generated=self._generated)
+            return Addition(self._index, prompt_logprobs=[event], generated=self._generated)
         return self._end(event)
 
-    def _token(self, event: TokenEvent) -> Piece:
+    def _token(self, event: TokenEvent) -> Addition:
         text = self._release_held()
         self._generated += 1
-        piece = Piece(self._index, generated=self._generated)
+        addition = Addition(self._index, generated=self._generated)
         if self._keep_tokens:
-            piece.tokens.append(event)
-            piece.starts.append(self._detokenizer.start_of(event.token_id))
+            addition.tokens.append(event)
+            addition.starts.append(self._detokenizer.start_of(event.token_id))
         special = self._special_stops.get(event.token_id)
         if event.token_id in self._stop_ids:
             self._held = event
@@ -251,19 +251,19 @@ class ChoiceWriter:
             special = None
             marker = self._markers.get(event.token_id)
             text += marker or self._detokenizer.push(event.token_id)
-        piece.text = self._shown(text)
+        addition.text = self._shown(text)
         if self._generated == 1:
-            piece.first_token_at = event.at
+            addition.first_token_at = event.at
         if self._stops.matched is not None:
-            self._finish(piece, self._stops.matched)
+            self._finish(addition, self._stops.matched)
         elif special is not None and self._held is None:
-            piece.text += self._stops.flush() + self._stop_text(special)
-            self._finish(piece, special)
-        return piece
+            addition.text += self._stops.flush() + self._stop_text(special)
+            self._finish(addition, special)
+        return addition
 
-    def _finish(self, piece: Piece, stop: str) -> None:
-        piece.finish_reason = "stop"
-        piece.stop_reason = stop
+    def _finish(self, addition: Addition, stop: str) -> None:
+        addition.finish_reason = "stop"
+        addition.stop_reason = stop
         self.finished = True
 
     def _stop_text(self, stop: str) -> str:
@@ -282,7 +282,7 @@ class ChoiceWriter:
         """Stop strings that are complete with the token after min_tokens, or later."""
         return self._generated > self._body.min_tokens
 
-    def _end(self, event: FinishedEvent) -> Piece:
+    def _end(self, event: FinishedEvent) -> Addition:
         self.finished = True
         if event.reason == "timeout":
             raise RequestTimeoutError(event.message or "the request's time limit passed")
@@ -303,7 +303,7 @@ class ChoiceWriter:
             stop_reason = self._stops.matched
         elif isinstance(stop_reason, str):
             text += self._stop_text(stop_reason)
-        return Piece(
+        return Addition(
             self._index,
             text,
             generated=self._generated,

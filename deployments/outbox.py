@@ -11,7 +11,7 @@ from medha_actors.messages import FinishedEvent, ProgressEvent, PromptLogprobsEv
 
 
 @dataclass(slots=True)
-class Piece:
+class Addition:
     """What one choice has to say next: normally one token; several for a slow reader."""
 
     index: int
@@ -22,12 +22,12 @@ class Piece:
     starts: list[int] = field(default_factory=list)  # where each of `tokens` starts in the text
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far
-    first_token_at: float | None = None  # epoch seconds; set on the piece with the first token
+    first_token_at: float | None = None  # epoch seconds; set on the addition with the first token
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     ending: FinishedEvent | None = None
 
-    def absorb(self, later: Piece) -> None:
+    def absorb(self, later: Addition) -> None:
         self.text += later.text
         self.tokens += later.tokens
         self.starts += later.starts
@@ -39,33 +39,33 @@ class Piece:
         self.ending = later.ending
 
 
-Item = Piece | ProgressEvent | MedhaError
+Item = Addition | ProgressEvent | MedhaError
 
 
 class Outbox:
-    """One token is one Piece until `limit` pieces wait; then new text joins what its choice has
+    """One token is one Addition until `limit` of them wait; then new text joins what its choice has
     waiting."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._items: deque[Piece | MedhaError] = deque()
-        self._last: dict[int, Piece] = {}  # the newest waiting piece of every choice
+        self._items: deque[Addition | MedhaError] = deque()
+        self._last: dict[int, Addition] = {}  # the newest waiting addition of every choice
         self._progress: ProgressEvent | None = None  # only the latest is worth sending
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, piece: Piece) -> None:
+    def put(self, addition: Addition) -> None:
         """Never blocks. An ending joins the choice's last token if that is still here."""
-        last = self._last.get(piece.index)
+        last = self._last.get(addition.index)
         ending_only = (
-            piece.finish_reason is not None
+            addition.finish_reason is not None
             and last is not None
-            and piece.generated == last.generated
+            and addition.generated == last.generated
         )
         if last is not None and (ending_only or len(self._items) >= self._limit):
-            last.absorb(piece)
+            last.absorb(addition)
         else:
-            self._items.append(piece)
-            self._last[piece.index] = piece
+            self._items.append(addition)
+            self._last[addition.index] = addition
         self._progress = None
         self._wake()
 

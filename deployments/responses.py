@@ -14,7 +14,7 @@ from deployments import failures, resuming, sse
 from deployments.answers import Answer, timing_of, usage_of
 from deployments.dialect import Dialect
 from deployments.generation import Generation
-from deployments.outbox import Piece
+from deployments.outbox import Addition
 from deployments.silence import Silence
 from medha_actors.config import StreamConfig
 from medha_actors.errors import EngineError, MedhaError
@@ -38,15 +38,15 @@ class Tally:
     def finished(self) -> bool:
         return not self._open
 
-    def add(self, piece: Piece) -> None:
-        self._generated[piece.index] = piece.generated
-        if piece.finish_reason is not None:
-            self._open.discard(piece.index)
-        if piece.first_token_at is not None:
-            self._first_tokens_at.append(piece.first_token_at)
-        if piece.ending is not None:
-            self._endings.append(piece.ending)
-            self._cached[piece.index] = piece.ending.cached_tokens
+    def add(self, addition: Addition) -> None:
+        self._generated[addition.index] = addition.generated
+        if addition.finish_reason is not None:
+            self._open.discard(addition.index)
+        if addition.first_token_at is not None:
+            self._first_tokens_at.append(addition.first_token_at)
+        if addition.ending is not None:
+            self._endings.append(addition.ending)
+            self._cached[addition.index] = addition.ending.cached_tokens
 
     def usage(self, final: bool = True) -> Any:
         timing = None
@@ -91,14 +91,14 @@ async def send_whole(
 ) -> None:
     """Wait for all choices; raises MedhaError, before anything is sent, if one fails."""
     tally = Tally(live)
-    whole = {choice.index: Piece(choice.index) for choice in live.job.choices}
+    whole = {choice.index: Addition(choice.index) for choice in live.job.choices}
     if live.shown is not None:
         whole[live.shown.index].absorb(live.shown)
     while not tally.finished:
         for item in await live.take(stream.keep_alive_s):
             if isinstance(item, MedhaError):
                 raise item
-            if isinstance(item, Piece):
+            if isinstance(item, Addition):
                 tally.add(item)
                 whole[item.index].absorb(item)
     reply = answer.whole(whole.values(), tally.usage())
@@ -201,7 +201,7 @@ class StreamWriter:
         begun = self._dialect.beginning(self._tally.usage(final=False))
         if not self._ids:
             return begun
-        shown = self._live.shown or Piece(0)
+        shown = self._live.shown or Addition(0)
         return begun + sse.place(resuming.event_id(self._job.id, shown))
 
     def wait_s(self) -> float:
@@ -220,23 +220,23 @@ class StreamWriter:
                 self.failed = True
                 break
             else:
-                frames.append(self._piece(item))
+                frames.append(self._addition(item))
         written = b"".join(frames)
         return self._silence.ended() + written if written else self._silence.comment()
 
     def closing(self) -> bytes:
         return self._dialect.ending(self._answer.closing(self._tally.usage()))
 
-    def _piece(self, piece: Piece) -> bytes:
-        self._tally.add(piece)
-        reply = self._answer.chunk(piece)
+    def _addition(self, addition: Addition) -> bytes:
+        self._tally.add(addition)
+        reply = self._answer.chunk(addition)
         if reply is None:
             return b""
         if self._continuous:
             reply.usage = self._tally.usage(final=False)
         elif self._usage:
             reply.usage = None
-        event_id = resuming.event_id(self._job.id, piece) if self._ids else None
+        event_id = resuming.event_id(self._job.id, addition) if self._ids else None
         return self._dialect.chunk(reply, event_id)
 
     def _progress(self, event: ProgressEvent) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from deployments.outbox import Piece
+from deployments.outbox import Addition
 from medha_actors.errors import RequestError
 from medha_actors.record import Record
 
@@ -30,11 +30,11 @@ class Place:
     answer_id: str
     tokens: int | None  # the text of how many it has; None: it has the whole text
 
-    def has(self, piece: Piece) -> bool:
-        """Whether the client has what this piece says."""
+    def has(self, addition: Addition) -> bool:
+        """Whether the client has what this addition says."""
         if self.tokens is None:
             return True
-        return piece.finish_reason is None and piece.generated <= self.tokens
+        return addition.finish_reason is None and addition.generated <= self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ def wants_ids(headers: Mapping[str, str]) -> bool:
     return headers.get(EVENT_IDS_HEADER) == "1"
 
 
-def event_id(answer_id: str, piece: Piece) -> str:
-    """The id of the event that shows this piece of an answer with one choice."""
-    return f"{answer_id}:{_END if piece.finish_reason is not None else piece.generated}"
+def event_id(answer_id: str, addition: Addition) -> str:
+    """The id of the event that shows this addition of an answer with one choice."""
+    return f"{answer_id}:{_END if addition.finish_reason is not None else addition.generated}"
 
 
 def place_of(headers: Mapping[str, str]) -> Place | None:

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from deployments.answers import ChatAnswer
 from deployments.detokenize import TokenTable
 from deployments.job import Job
-from deployments.outbox import Piece
+from deployments.outbox import Addition
 from deployments.replies import CalledFunction, ChatMessage, Reply, ToolCall, UsageReply
 from deployments.tool_reader import Read
 from deployments.tools import ToolUse
@@ -24,10 +24,10 @@ class ToolAnswer(ChatAnswer):
             choice.index: use.reader(f"{job.id}:{choice.index}") for choice in job.choices
         }
 
-    def chunk(self, piece: Piece) -> Reply:
-        reply = super().chunk(piece)
+    def chunk(self, addition: Addition) -> Reply:
+        reply = super().chunk(addition)
         [choice] = reply.choices
-        read = self._read(piece, choice.delta)
+        read = self._read(addition, choice.delta)
         choice.delta.content = read.content or UNSET
         calls = [
             ToolCall(
@@ -40,30 +40,31 @@ class ToolAnswer(ChatAnswer):
         ]
         if calls:
             choice.delta.tool_calls = calls
-        choice.finish_reason = self._reason(piece)
+        choice.finish_reason = self._reason(addition)
         return reply
 
-    def whole(self, pieces: Iterable[Piece], usage: UsageReply) -> Reply:
-        ordered = list(pieces)
+    def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
+        ordered = list(additions)
         reply = super().whole(ordered, usage)
-        for choice, piece in zip(reply.choices, ordered, strict=True):
+        for choice, addition in zip(reply.choices, ordered, strict=True):
             thoughts = choice.message.reasoning_content
-            choice.message = _whole(self._read(piece, choice.message))
+            choice.message = _whole(self._read(addition, choice.message))
             choice.message.reasoning_content = thoughts
-            choice.finish_reason = self._reason(piece)
+            choice.finish_reason = self._reason(addition)
         return reply
 
-    def _read(self, piece: Piece, said: ChatMessage) -> Read:
-        """`said`: what the piece says beside thoughts."""
-        reader = self._readers[piece.index]
+    def _read(self, addition: Addition, said: ChatMessage) -> Read:
+        """`said`: what the addition says beside thoughts."""
+        reader = self._readers[addition.index]
         read = reader.push(said.content if isinstance(said.content, str) else "")
-        if piece.finish_reason is not None:
+        if addition.finish_reason is not None:
             read.content += reader.finish().content
         return read
 
-    def _reason(self, piece: Piece) -> str | None:
-        called = self._readers[piece.index].calls > 0
-        return "tool_calls" if called and piece.finish_reason == "stop" else piece.finish_reason
+    def _reason(self, addition: Addition) -> str | None:
+        called = self._readers[addition.index].calls > 0
+        reason = addition.finish_reason
+        return "tool_calls" if called and reason == "stop" else reason
 
 
 def chat_answer(job: Job, table: TokenTable) -> ChatAnswer:

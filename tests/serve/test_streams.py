@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from deployments.outbox import Outbox, Piece
+from deployments.outbox import Addition, Outbox
 from medha_actors.config import StreamConfig
 from medha_actors.errors import EngineError
 from medha_actors.messages import FinishedEvent, ProgressEvent, Request
@@ -185,18 +185,18 @@ async def test_a_reader_that_sleeps_gets_everything_merged(start) -> None:
 async def test_outbox_merges_beyond_its_limit() -> None:
     outbox = Outbox(2)
     for i in range(1, 6):
-        outbox.put(Piece(0, text=str(i), generated=i))
-    outbox.put(Piece(1, text="b", generated=1))
+        outbox.put(Addition(0, text=str(i), generated=i))
+    outbox.put(Addition(1, text="b", generated=1))
     outbox.put(
-        Piece(
+        Addition(
             0,
             generated=5,
             finish_reason="length",
             ending=FinishedEvent(request_id="r", reason="length"),
         )
     )
-    pieces = await outbox.take(1.0)
-    assert [(piece.index, piece.text, piece.finish_reason) for piece in pieces] == [
+    additions = await outbox.take(1.0)
+    assert [(addition.index, addition.text, addition.finish_reason) for addition in additions] == [
         (0, "1", None),
         (0, "2345", "length"),
         (1, "b", None),
