@@ -1,8 +1,8 @@
-"""Turns: one thread for long work in pieces, shared fairly.
+"""Turns: one thread for long work in parts, shared fairly.
 
-Start-time fair queueing: a piece is due at the virtual time its owner has reached, which grows by
-the sizes of the owner's pieces. A newcomer begins at the virtual time of the piece being served.
-So everybody advances at the same speed, and nobody waits for more than one piece of each other.
+Start-time fair queueing: a turn is due at the virtual time its owner has reached, which grows by
+the sizes of the owner's turns. A newcomer begins at the virtual time of the turn being served.
+So everybody advances at the same speed, and nobody waits for more than one turn of each other.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Owner:
-    """Whose pieces these are, and where it stands in virtual time (in units of work)."""
+    """Whose turns these are, and where it stands in virtual time (in units of work)."""
 
     reached: float = 0.0
 
 
 @dataclass(slots=True, order=True)
-class _Piece:
+class _Turn:
     due: float
     number: int
     work: Callable[[], Any] = field(compare=False)
@@ -38,7 +38,7 @@ class Turns:
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, name)
-        self._waiting: list[_Piece] = []
+        self._waiting: list[_Turn] = []
         self._numbers = itertools.count()
         self._now = 0.0
         self._serving: asyncio.Task[None] | None = None
@@ -50,7 +50,7 @@ class Turns:
         due = max(self._now, owner.reached)
         owner.reached = due + size
         result: asyncio.Future[T] = loop.create_future()
-        heapq.heappush(self._waiting, _Piece(due, next(self._numbers), work, result))
+        heapq.heappush(self._waiting, _Turn(due, next(self._numbers), work, result))
         if self._serving is None:
             self._serving = loop.create_task(self._serve())
         return await result
@@ -59,17 +59,17 @@ class Turns:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                piece = heapq.heappop(self._waiting)
-                if piece.result.done():  # its caller has gone
+                turn = heapq.heappop(self._waiting)
+                if turn.result.done():  # its caller has gone
                     continue
-                self._now = piece.due
+                self._now = turn.due
                 try:
-                    value = await loop.run_in_executor(self._thread, piece.work)
+                    value = await loop.run_in_executor(self._thread, turn.work)
                 except Exception as error:
-                    if not piece.result.done():
-                        piece.result.set_exception(error)
+                    if not turn.result.done():
+                        turn.result.set_exception(error)
                 else:
-                    if not piece.result.done():
-                        piece.result.set_result(value)
+                    if not turn.result.done():
+                        turn.result.set_result(value)
         finally:
             self._serving = None
