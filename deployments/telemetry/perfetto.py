@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from medha_actors.telemetry.reports import Step
+from medha_actors.telemetry.reports import StepReport
 from medha_actors.telemetry.timelines import Chunk, Timeline
 
 Event = dict[str, Any]
@@ -19,7 +19,7 @@ _REQUESTS = 1
 _STAGES = 2
 
 
-def trace_of(timelines: Sequence[Timeline], steps: Sequence[Step] = ()) -> dict[str, Any]:
+def trace_of(timelines: Sequence[Timeline], steps: Sequence[StepReport] = ()) -> dict[str, Any]:
     """The file's content."""
     events: list[Event] = [
         _name("process_name", _REQUESTS, 0, "requests"),
@@ -133,7 +133,7 @@ def chunk_facts(chunk: Chunk) -> dict[str, Any]:
     return facts
 
 
-def _step(step: Step, groups: int) -> list[Event]:
+def _step(step: StepReport, groups: int) -> list[Event]:
     if step.prefills:
         name = " + ".join(
             f"{request_id}[{start}:{start + tokens}]" for request_id, start, tokens in step.prefills

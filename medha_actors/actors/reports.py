@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 
 from medha_actors.telemetry.histogram import Family
-from medha_actors.telemetry.reports import Asked, Snapshot, Step
+from medha_actors.telemetry.reports import Asked, Snapshot, StepReport
 from medha_actors.telemetry.timelines import Timeline
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_families = msgspec.msgpack.Decoder(list[Family]).decode
 _decode_timelines = msgspec.msgpack.Decoder(list[Timeline]).decode
-_decode_last = msgspec.msgpack.Decoder(tuple[list[Timeline], list[Step]]).decode
+_decode_last = msgspec.msgpack.Decoder(tuple[list[Timeline], list[StepReport]]).decode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 Call = Callable[[Callable[[Any], Awaitable[Any]]], Awaitable[Any]]
 
@@ -41,7 +41,7 @@ class RayReports:
         taken = await self._call(lambda engine: engine.take_timelines.remote(packed))
         return _decode_timelines(taken)
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
+    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
         packed = await self._call(lambda engine: engine.last_timelines.remote(count))
         return _decode_last(packed)
 

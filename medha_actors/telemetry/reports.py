@@ -12,7 +12,7 @@ from medha_actors.telemetry.histogram import Family
 from medha_actors.telemetry.timelines import Timeline
 
 
-class Step(msgspec.Struct, array_like=True):
+class StepReport(msgspec.Struct, array_like=True):
     """One batch in one group, as the stages worked on it."""
 
     seq: int
@@ -36,7 +36,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     groups: int
     stats: Stats
     pages_per_group: int
-    steps: list[Step]
+    steps: list[StepReport]
     queue: list[Waiting]
     decoding: list[tuple[str, int, float]]  # request, tokens so far, seconds since its last token
     ttft_s: dict[str, float]
@@ -71,7 +71,7 @@ class Reports(Protocol):
         """For spans."""
         ...
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
+    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
         """The last finished requests, the live ones, and what the stages did of late."""
         ...
 

@@ -16,7 +16,7 @@ from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
 from medha_actors.messages import Accepted, Rejected, Resumed, StepResult
 from medha_actors.telemetry.histogram import Family
-from medha_actors.telemetry.reports import Asked, Snapshot, Step
+from medha_actors.telemetry.reports import Asked, Snapshot, StepReport
 from medha_actors.telemetry.timelines import Timeline
 
 
@@ -61,8 +61,8 @@ class LocalController:
     async def take_timelines(self, asked: Asked) -> list[Timeline]:
         return copied(self._reporter.take_timelines(asked), list[Timeline])
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
-        kind = tuple[list[Timeline], list[Step]]
+    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
+        kind = tuple[list[Timeline], list[StepReport]]
         return copied(self._reporter.last_timelines(count), kind)
 
     async def snapshot(self, after: int) -> Snapshot:

@@ -23,7 +23,7 @@ from medha_actors.messages import (
     StepResult,
     TokenEvent,
 )
-from medha_actors.telemetry.reports import Step
+from medha_actors.telemetry.reports import StepReport
 from medha_actors.telemetry.timelines import (
     MAX_STALLS,
     Chunk,
@@ -55,7 +55,7 @@ class Recorder:
         self._max_chunks = max_chunks
         self.live: dict[str, Timeline] = {}
         self.finished: OrderedDict[str, Timeline] = OrderedDict()
-        self.steps: deque[Step] = deque(maxlen=RECENT_BATCHES)
+        self.steps: deque[StepReport] = deque(maxlen=RECENT_BATCHES)
         self._sent: dict[int, tuple[Batch, list[tuple[Timeline, Chunk]]]] = {}
         self._seq = 0
 
@@ -127,7 +127,7 @@ class Recorder:
             own = [(timeline, chunk) for timeline, chunk in chunks if timeline.id in held]
             self._seq += 1
             self.steps.append(
-                Step(
+                StepReport(
                     self._seq,
                     batch.id,
                     result.group,

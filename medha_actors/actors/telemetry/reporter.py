@@ -11,7 +11,7 @@ from medha_actors.actors.telemetry.observer import Observer
 from medha_actors.core.record import waiting
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.telemetry.histogram import Family, Labels
-from medha_actors.telemetry.reports import Asked, Snapshot, Step
+from medha_actors.telemetry.reports import Asked, Snapshot, StepReport
 from medha_actors.telemetry.timelines import Timeline
 
 _SHOWN = 24  # requests on the live page
@@ -34,7 +34,7 @@ class Mute:
     def take_timelines(self, asked: Asked) -> list[Timeline]:
         return []
 
-    def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
+    def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
         return [], []
 
     def snapshot(self, after: int, now: float) -> Snapshot | None:
@@ -74,7 +74,7 @@ class Reporter(Mute):
                 taken.append(timeline)
         return taken
 
-    def last_timelines(self, count: int) -> tuple[list[Timeline], list[Step]]:
+    def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
         recorder = self._observer.recorder
         skipped = max(0, len(recorder.finished) - count)
         timelines = [*islice(recorder.finished.values(), skipped, None), *recorder.live.values()]
