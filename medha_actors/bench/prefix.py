@@ -10,7 +10,7 @@ from typing import Any
 from medha_actors.actors.local import engine, generate, greedy, prompt_of
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
-from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.messages import TOKEN_BYTES, Request, pack_tokens
 
 _TURN = 7500  # tokens of a turn's prompt
@@ -105,7 +105,7 @@ def _state(packed: bytes) -> RequestState:
     state = RequestState(
         request=Request(id="long", prompt_token_ids=packed, sampling=greedy(1)),
         serial=0,
-        timeline=Timeline(0.0, 0.0),
+        milestones=Milestones(0.0, 0.0),
         tpot_s=1.0,
         timeout_at=0.0,
         prompt=tokens,

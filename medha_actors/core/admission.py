@@ -9,7 +9,7 @@ from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
-from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
 from medha_actors.messages import TOKEN_BYTES, Rejected, Request
 
@@ -92,7 +92,7 @@ class Admission:
         state = RequestState(
             request=request,
             serial=serial,
-            timeline=Timeline(request.arrived_at, request.arrived_at),
+            milestones=Milestones(request.arrived_at, request.arrived_at),
             tpot_s=ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s),
             timeout_at=math.inf,
             prompt=request.prompt_tokens,
@@ -115,7 +115,7 @@ class Admission:
             if asked.timeout_s is None
             else min(asked.timeout_s, ours.max_timeout_s)
         )
-        state.timeline.deadline_at = request.arrived_at + ttft_s
+        state.milestones.deadline_at = request.arrived_at + ttft_s
         if timeout_s is not None:
             state.timeout_at = request.arrived_at + timeout_s
         return state

@@ -80,8 +80,8 @@ class Completion:
         self._live.computed(state, flown.stop)
         if state.danger:
             self._suspects.passed(state)
-        if state.timeline.prefilled_at is None and state.computed >= state.prompt:
-            state.timeline.prefilled_at = now
+        if state.milestones.prefilled_at is None and state.computed >= state.prompt:
+            state.milestones.prefilled_at = now
             self.prompt_tokens += state.prompt
         if scored is not None:
             events += state.scored(scored)
@@ -98,7 +98,7 @@ class Completion:
             raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
         state.append(drawn.token_id)
         self.generated_tokens += 1
-        state.timeline.first_token_at = state.timeline.first_token_at or now
+        state.milestones.first_token_at = state.milestones.first_token_at or now
         scores = (drawn.logprob, drawn.top_logprobs)
         events: list[Event] = [TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)]
         reason = state.ending(drawn.token_id, self._max_model_len_tokens)

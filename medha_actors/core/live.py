@@ -274,6 +274,6 @@ def preempted(
             continue
         taker = next((takers[piece.group] for piece in state.pieces if piece.group in takers), None)
         if taker is not None:
-            state.timeline.preemptions += 1
+            state.milestones.preemptions += 1
             pairs.append((state.id, taker.id))
     return pairs

@@ -91,7 +91,7 @@ class Order(NamedTuple):
 
 
 def _arrival(state: RequestState, tuning: Tuning) -> float:
-    return state.timeline.arrived_at
+    return state.milestones.arrived_at
 
 
 def _due(state: RequestState, tuning: Tuning) -> float:
@@ -105,7 +105,7 @@ def _latest_start(state: RequestState, tuning: Tuning) -> float:
 def _aged(state: RequestState, tuning: Tuning) -> float:
     """Total, not remaining work: a long prefill near its end would overtake everybody for the rest
     of it."""
-    return state.timeline.arrived_at + AGEING * state.total_work_s
+    return state.milestones.arrived_at + AGEING * state.total_work_s
 
 
 def _due_aged(state: RequestState, tuning: Tuning) -> float:
@@ -122,7 +122,7 @@ def _boost_s(work_s: float, tuning: Tuning) -> float:
 
 
 def _boosted(state: RequestState, tuning: Tuning) -> float:
-    return state.timeline.arrived_at - _boost_s(state.total_work_s, tuning)
+    return state.milestones.arrived_at - _boost_s(state.total_work_s, tuning)
 
 
 def _due_boosted(state: RequestState, tuning: Tuning) -> float:
@@ -137,7 +137,7 @@ def _held_s(work_s: float, remaining_s: float, tuning: Tuning) -> float:
 
 def _flowing(state: RequestState, tuning: Tuning) -> float:
     held_s = _held_s(state.total_work_s, state.remaining_s, tuning)
-    return state.timeline.arrived_at + held_s
+    return state.milestones.arrived_at + held_s
 
 
 def _due_flowing(state: RequestState, tuning: Tuning) -> float:

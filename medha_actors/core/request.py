@@ -46,7 +46,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Timeline:
+class Milestones:
     """Instants in epoch seconds (None: not reached) and the disturbances on the way."""
 
     arrived_at: float
@@ -65,7 +65,7 @@ class RequestState:
 
     request: Request
     serial: int
-    timeline: Timeline
+    milestones: Milestones
     tpot_s: float
     timeout_at: float
     prompt: int
@@ -105,7 +105,7 @@ class RequestState:
     def due_at(self) -> float:
         """When the next token is due: the deadline for the first, one TPOT objective later for each
         further one."""
-        return self.timeline.deadline_at + self.tpot_s * self.output
+        return self.milestones.deadline_at + self.tpot_s * self.output
 
     @property
     def prefilling(self) -> bool:
@@ -194,7 +194,7 @@ class RequestState:
     def drop_cache(self) -> None:
         """Forget everything computed: the request becomes a prefill of all tokens known now. None
         is lost."""
-        self.timeline.recomputed_tokens += self.computed
+        self.milestones.recomputed_tokens += self.computed
         self.dropped = self.computed
         self.epoch += 1
         self.pieces = []
@@ -205,8 +205,8 @@ class RequestState:
         """The first span is on its way: what lies before `start` was found in the cache."""
         self.hit = start
         if not self.epoch:
-            self.timeline.cached_tokens = min(self.hit, self.prompt)
-        self.timeline.recomputed_tokens -= min(self.hit, self.dropped)
+            self.milestones.cached_tokens = min(self.hit, self.prompt)
+        self.milestones.recomputed_tokens -= min(self.hit, self.dropped)
         self.dropped = 0
 
     def resume(self, known: Resumed) -> None:
@@ -214,9 +214,9 @@ class RequestState:
         self.generated += known.token_ids
         self.goal = self.known
         self.logprobs_until = known.prompt_logprobs_until
-        self.timeline.first_token_at = known.first_token_at
+        self.milestones.first_token_at = known.first_token_at
         if known.token_ids:
-            self.timeline.recomputed_tokens = self.dropped = self.known - 1
+            self.milestones.recomputed_tokens = self.dropped = self.known - 1
 
     def rewind(self) -> None:
         """Nothing is in flight any more and the stages have forgotten the request, but its KV is
@@ -230,20 +230,20 @@ class RequestState:
     def finished(self, reason: FinishReason, message: str | None, now: float) -> FinishedEvent:
         """The last event; results still in flight no longer count."""
         self.epoch += 1
-        timeline = self.timeline
+        milestones = self.milestones
         return FinishedEvent(
             request_id=self.id,
             reason=reason,
             message=message,
             prompt_tokens=self.prompt,
             generated_tokens=self.output,
-            arrived_at=timeline.arrived_at,
-            scheduled_at=timeline.scheduled_at,
-            prefilled_at=timeline.prefilled_at,
-            first_token_at=timeline.first_token_at,
+            arrived_at=milestones.arrived_at,
+            scheduled_at=milestones.scheduled_at,
+            prefilled_at=milestones.prefilled_at,
+            first_token_at=milestones.first_token_at,
             finished_at=now,
-            deadline_at=timeline.deadline_at,
-            preemptions=timeline.preemptions,
-            recomputed_tokens=timeline.recomputed_tokens,
-            cached_tokens=timeline.cached_tokens,
+            deadline_at=milestones.deadline_at,
+            preemptions=milestones.preemptions,
+            recomputed_tokens=milestones.recomputed_tokens,
+            cached_tokens=milestones.cached_tokens,
         )

@@ -100,10 +100,10 @@ class Scheduler:
         ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
         self.live.add(state)
         return Accepted(
-            deadline_at=state.timeline.deadline_at,
-            ttft_objective_s=state.timeline.deadline_at - state.timeline.arrived_at,
+            deadline_at=state.milestones.deadline_at,
+            ttft_objective_s=state.milestones.deadline_at - state.milestones.arrived_at,
             tpot_objective_s=state.tpot_s,
-            predicted_ttft_s=max(0.0, now - state.timeline.arrived_at)
+            predicted_ttft_s=max(0.0, now - state.milestones.arrived_at)
             + ahead_s
             + state.total_work_s,
             cached_tokens=state.hit,
@@ -124,7 +124,7 @@ class Scheduler:
         """End the requests whose timeout has passed."""
         events: list[Event] = []
         while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
-            limit_s = state.timeout_at - state.timeline.arrived_at
+            limit_s = state.timeout_at - state.milestones.arrived_at
             message = f"not finished within its {limit_s:g} s"
             events.append(self._completion.finish(state, "timeout", message, now))
         return events
@@ -269,8 +269,8 @@ class Scheduler:
         self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone))
         slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one, _ in packer.prefills]
         for state, stop in picks:
-            if state.timeline.scheduled_at is None:
-                state.timeline.scheduled_at = now
+            if state.milestones.scheduled_at is None:
+                state.milestones.scheduled_at = now
             self.live.dispatched(state, stop)
         taken: list[tuple[str, str]] = []
         if picked := [pick.state for pick in packer.prefills]:

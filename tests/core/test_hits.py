@@ -8,7 +8,7 @@ from core_inputs import grid_of, request_of
 
 from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
-from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.messages import pack_tokens
 
 
@@ -44,7 +44,7 @@ def test_hits_are_right_whatever_was_cached_before():
         state = RequestState(
             request=request_of(f"r{number}", len(tokens), begins=tokens),
             serial=number,
-            timeline=Timeline(0.0, 1.0),
+            milestones=Milestones(0.0, 1.0),
             tpot_s=1.0,
             timeout_at=9e9,
             prompt=len(tokens),

@@ -286,11 +286,11 @@ def test_a_request_goes_on_in_another_scheduler():
     world.add(request_of("chat", 5, 6, world.now))
     while len(world.tokens["chat"]) < 3:
         world.launch() or world.land()
-    deadline_at = world.scheduler.live.by_id["chat"].timeline.deadline_at
+    deadline_at = world.scheduler.live.by_id["chat"].milestones.deadline_at
     world.hand_over()
     state = world.scheduler.live.by_id["chat"]
     assert (state.goal, state.output) == (8, 3)
-    assert state.timeline.deadline_at == deadline_at
+    assert state.milestones.deadline_at == deadline_at
     world.drain()
     assert {name: event.reason for name, event in world.finished.items()} == {
         "long": "length",

@@ -13,7 +13,7 @@ from medha_actors.core.decay import Decay, root_per_s
 from medha_actors.core.orders import ORDERS
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
-from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.simulator import Simulation
 
 ALL = list(ORDERS)
@@ -27,7 +27,7 @@ def state_of(serial, arrived, work, deadline=None, remaining=None, priority=0):
     state = RequestState(
         request=request_of(f"r{serial}", 1, priority=priority),
         serial=serial,
-        timeline=Timeline(arrived, arrived + deadline_s),
+        milestones=Milestones(arrived, arrived + deadline_s),
         tpot_s=0.1,
         timeout_at=1e9,
         prompt=1,
@@ -213,11 +213,11 @@ def test_after_an_instant_no_newcomer_goes_before_a_request(rows, policy, now):
     place = {state.serial: number for number, state in enumerate(queue.ordered(now))}
     for state in states:
         until = queue.overtaken_until(state)
-        assert until >= state.timeline.arrived_at
+        assert until >= state.milestones.arrived_at
         if ORDERS[policy].guards and now <= until:
             continue
         for other in states:
-            if other.timeline.arrived_at > until:
+            if other.milestones.arrived_at > until:
                 assert place[state.serial] < place[other.serial]
 
 
@@ -248,7 +248,7 @@ def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
     done_at = 0.0
     for state in sorted(states, key=lambda one: one.due_at):
         done_at += state.remaining_s
-        state.timeline.deadline_at = max(state.due_at, done_at)
+        state.milestones.deadline_at = max(state.due_at, done_at)
     queue = PrefillQueue("guardc")
     for state in states:
         queue.put(state)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from medha_actors.core.orders import LANES_PER_OCTAVE, ORDERS
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
-from medha_actors.core.request import RequestState, Timeline
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.simulator import Simulation
 
 ALL = list(ORDERS)
@@ -152,7 +152,7 @@ def state_of(serial, arrived, due, work, priority):
     state = RequestState(
         request=request_of(f"r{serial}", 1, priority=priority),
         serial=serial,
-        timeline=Timeline(arrived, due),
+        milestones=Milestones(arrived, due),
         tpot_s=0.1,
         timeout_at=1e9,
         prompt=1,
