@@ -50,7 +50,7 @@ def default_cutoff(grid: Grid) -> int:
     return -(-tokens // grid.page_tokens) * grid.page_tokens
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """Computed pages of one group, side by side in a sequence, from position `start` on."""
 
     group: int
@@ -59,10 +59,10 @@ class Run(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """The first `tokens` of a sequence are computed already: these runs, one after the other."""
+    """The first `tokens` of a sequence are computed already: these stretches, in order."""
 
     tokens: int
-    runs: tuple[Run, ...]
+    stretches: tuple[Stretch, ...]
 
 
 NO_HIT = Hit(0, ())
@@ -229,7 +229,7 @@ class KvPlan:
         piece is in `group`. It goes on in another group where a piece may end."""
         least = self._pages(self.cutoff)  # of a piece that is not the last
         others = [other for other in range(self.grid.groups) if other != group]
-        runs: list[Run] = []
+        stretches: list[Stretch] = []
         start = 0
         pages = self._reach(keys, 0, limit, group)
         while pages:
@@ -242,14 +242,15 @@ class KvPlan:
                 if longest and edge + longest >= end:
                     break
             else:
-                runs.append(Run(group, start * self.page_tokens, pages))
+                stretches.append(Stretch(group, start * self.page_tokens, pages))
                 break
-            runs.append(Run(group, start * self.page_tokens, pages[: edge - start]))
+            stretches.append(Stretch(group, start * self.page_tokens, pages[: edge - start]))
             group = max(others, key=lambda other: len(following[other]))
             others.remove(group)
             start = edge
             pages = following[group]
-        return Hit(sum([len(run.pages) for run in runs]) * self.page_tokens, tuple(runs))
+        found = sum([len(stretch.pages) for stretch in stretches])
+        return Hit(found * self.page_tokens, tuple(stretches))
 
     def _reach(self, keys: PageKeys, start: int, limit: int, group: int) -> list[int]:
         """The pages that a group has side by side, from the start-th of a sequence on."""
@@ -265,7 +266,9 @@ class KvPlan:
 
     def _shared(self, tokens: int, hit: Hit) -> tuple[list[Piece], int]:
         """The pieces that a hit makes, and the first position that belongs to none of them."""
-        pieces = [Piece(run.group, run.start, pages=list(run.pages)) for run in hit.runs]
+        pieces = []
+        for stretch in hit.stretches:
+            pieces.append(Piece(stretch.group, stretch.start, pages=list(stretch.pages)))
         if not pieces:
             return pieces, 0
         last = pieces[-1]

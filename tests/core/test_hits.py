@@ -67,7 +67,7 @@ def test_hits_are_right_whatever_was_cached_before():
 
 
 @pytest.mark.parametrize(
-    ("cached", "runs"),
+    ("cached", "expected"),
     [
         (({0, 1, 2, 3, 4, 5}, {2}), [(0, 0, 6)]),
         (({0, 1, 2, 3}, {2, 3, 4, 5, 6, 7}), [(0, 0, 2), (1, 8, 6)]),
@@ -76,7 +76,7 @@ def test_hits_are_right_whatever_was_cached_before():
         (({0}, {1, 2, 3}), [(0, 0, 1)]),  # a piece below the cutoff is not left
     ],
 )
-def test_a_hit_goes_to_another_group_where_that_leads_further(cached, runs):
+def test_a_hit_goes_to_another_group_where_that_leads_further(cached, expected):
     plan = KvPlan(grid_of(groups=2, pages=20, cutoff=8))
     packed = pack_tokens(range(40))
     keys = PageKeys(root_key("m", "", ""), 4, lambda a, b: packed[4 * a : 4 * b])
@@ -84,7 +84,8 @@ def test_a_hit_goes_to_another_group_where_that_leads_further(cached, runs):
         for page in pages:
             plan.store.publish(group, plan.store.take(group), keys[page])
     found = plan.hits(keys, 40)[0]
-    assert [(run.group, run.start, len(run.pages)) for run in found.runs] == runs
+    stretches = [(one.group, one.start, len(one.pages)) for one in found.stretches]
+    assert stretches == expected
 
 
 def _common(one, other):
