@@ -23,7 +23,7 @@ _ops = torch.ops.aten
 
 
 @dataclass(slots=True)
-class Chunk:
+class ChunkRows:
     """A prefill chunk. `head_pages` is None where nothing is cached."""
 
     rows: slice
@@ -33,7 +33,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class DecodeBatch:
+class DecodeRows:
     """Single rows with similar context lengths, padded to the longest."""
 
     rows: Tensor
@@ -44,8 +44,8 @@ class DecodeBatch:
 class Work(NamedTuple):
     """All rows of a step that see something in this group."""
 
-    chunks: list[Chunk]
-    decodes: list[DecodeBatch]
+    chunks: list[ChunkRows]
+    decodes: list[DecodeRows]
 
 
 class SdpaAttention(Attention[Work]):
@@ -72,15 +72,15 @@ class SdpaAttention(Attention[Work]):
             decodes += [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
         return Work(chunks, decodes)
 
-    def _chunk(self, span: SpanRows) -> Chunk:
+    def _chunk(self, span: SpanRows) -> ChunkRows:
         pages = -(-span.cached // self.pool.page_tokens)
         head_pages = None
         if pages:
             table = torch.from_numpy(span.pages[:pages]).to(self.device, torch.int64)
             head_pages = self.pool.head_pages_of(table)
-        return Chunk(slice(span.first, span.stop), span.cached, span.writes, head_pages)
+        return ChunkRows(slice(span.first, span.stop), span.cached, span.writes, head_pages)
 
-    def _batch(self, spans: Sequence[SpanRows]) -> DecodeBatch:
+    def _batch(self, spans: Sequence[SpanRows]) -> DecodeRows:
         size = self.pool.page_tokens
         lengths = torch.tensor([span.tokens for span in spans])
         longest = -(-int(lengths.max()) // size)
@@ -94,7 +94,7 @@ class SdpaAttention(Attention[Work]):
         mask.masked_fill_(hidden, -torch.inf)
         rows = torch.tensor([span.first for span in spans], device=self.device)
         head_pages = self.pool.head_pages_of(tables.to(self.device))
-        return DecodeBatch(rows, head_pages, mask[:, None, None])
+        return DecodeRows(rows, head_pages, mask[:, None, None])
 
     def attend(
         self, layer: int, prepared: Work, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
@@ -105,7 +105,7 @@ class SdpaAttention(Attention[Work]):
             self._decode(layer, batch, q, out, lse)
 
     def _prefill(
-        self, layer: int, chunk: Chunk, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+        self, layer: int, chunk: ChunkRows, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
     ) -> None:
         kv_heads = self.pool.kv_heads
         rows = chunk.rows
@@ -131,7 +131,7 @@ class SdpaAttention(Attention[Work]):
             lse[rows] = both_lse.transpose(0, 1)
 
     def _decode(
-        self, layer: int, batch: DecodeBatch, q: Tensor, out: Tensor, lse: Tensor | None
+        self, layer: int, batch: DecodeRows, q: Tensor, out: Tensor, lse: Tensor | None
     ) -> None:
         keys, values = self.pool.gather(layer, batch.head_pages)
         own_q = q.index_select(0, batch.rows)
