@@ -16,7 +16,7 @@ from loadgen.judge.isolated import Points
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.replay import Played, play
-from medha_actors.core.predictor import ExecutionModel, Load, Profile
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
 
 
 class SlowedModel(ExecutionModel):
@@ -28,7 +28,7 @@ class SlowedModel(ExecutionModel):
         self._prefill_factor = prefill
         self._decode_factor = decode
 
-    def stage_seconds(self, load: Load) -> tuple[float, ...]:
+    def stage_seconds(self, load: GroupLoad) -> tuple[float, ...]:
         factor = self._prefill_factor if load.prefill_rows else self._decode_factor
         return tuple([factor * seconds for seconds in super().stage_seconds(load)])
 

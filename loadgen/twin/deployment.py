@@ -20,7 +20,7 @@ from medha_actors.config import (
     SchedulerConfig,
 )
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel, Load, Profile
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
 from medha_actors.core.simulator import Simulation
 
 PAGE_TOKENS = 64
@@ -148,7 +148,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         physical floor."""
         pieces = min(self.kvp, max(1, -(-context // self.cutoff)))
         piece = max(min(context, self.cutoff), context - (self.kvp - 1) * self.cutoff)
-        load = Load().with_decode(piece, groups=pieces)
+        load = GroupLoad().with_decode(piece, groups=pieces)
         hop_s, hop_row_s = self.hop()
         passes = (self.spp - 1) * (hop_s + hop_row_s)
         return (

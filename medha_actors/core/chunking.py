@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from medha_actors.core.predictor import ExecutionModel, Load, interpolate
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, interpolate
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
 # below two units, a batch's first chunk is one of this: late in a long context few tokens fill a
@@ -157,4 +157,4 @@ class PrefillTable:
             return 0.0
         piece = max(min(start, self._cutoff), start - (self._groups - 1) * self._cutoff)
         touched = min(self._groups, start // self._cutoff + 1)
-        return self._model.base(Load().with_prefill(rows, piece, groups=touched))
+        return self._model.base(GroupLoad().with_prefill(rows, piece, groups=touched))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medha_actors.core.predictor import ExecutionModel, Load
+from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import Piece
 
 # The pieces that a span touches, each with the tokens cached in it (core.kv_plan.holders).
@@ -16,7 +16,7 @@ class BatchLoads:
 
     def __init__(self, model: ExecutionModel, groups: int) -> None:
         self._model = model
-        self.by_group = [Load()] * groups
+        self.by_group = [GroupLoad()] * groups
         self.seconds = [0.0] * groups
         self._decode_s = [0.0] * groups  # of the decodes alone
 
@@ -36,7 +36,7 @@ class BatchLoads:
 
     def with_chunk(
         self, touched: Touched, goal: int, start: int, tokens: int, extend: bool = False
-    ) -> list[tuple[int, Load]]:
+    ) -> list[tuple[int, GroupLoad]]:
         """The loads of the touched groups with `tokens` more from `start`, for `take`; `extend`: of
         a chunk that has been taken already."""
         sample = start + tokens == goal
@@ -51,11 +51,11 @@ class BatchLoads:
             loads.append((piece.group, load))
         return loads
 
-    def corrected_s(self, loads: list[tuple[int, Load]]) -> float:
+    def corrected_s(self, loads: list[tuple[int, GroupLoad]]) -> float:
         """Seconds that the slowest of these loads with prefill would take."""
         return max([self._model.mixed(load) for _, load in loads])
 
-    def take(self, loads: list[tuple[int, Load]]) -> None:
+    def take(self, loads: list[tuple[int, GroupLoad]]) -> None:
         """These are the loads of their groups from now on."""
         for group, load in loads:
             self.by_group[group] = load

@@ -56,7 +56,7 @@ class Profile(msgspec.Struct, frozen=True):
     stages: tuple[StageProfile, ...]
 
 
-class Load(msgspec.Struct, frozen=True):
+class GroupLoad(msgspec.Struct, frozen=True):
     """What one KV group has to do in one batch."""
 
     rows: int = 0
@@ -68,9 +68,9 @@ class Load(msgspec.Struct, frozen=True):
     exchanged: int = 0
     sampled: int = 0
 
-    def with_decode(self, cached: int, writes: bool = True, groups: int = 1) -> Load:
+    def with_decode(self, cached: int, writes: bool = True, groups: int = 1) -> GroupLoad:
         """One more decode, over `cached` tokens of this group."""
-        return Load(
+        return GroupLoad(
             self.rows + 1,
             self.prefill_rows,
             self.spans + 1,
@@ -89,10 +89,10 @@ class Load(msgspec.Struct, frozen=True):
         groups: int = 1,
         sample: bool = False,
         extend: bool = False,
-    ) -> Load:
+    ) -> GroupLoad:
         """One more prefill span of `rows` over `cached` tokens of this group; `extend`: a longer
         last span."""
-        return Load(
+        return GroupLoad(
             self.rows + rows,
             self.prefill_rows + rows,
             self.spans + (not extend),
@@ -103,17 +103,17 @@ class Load(msgspec.Struct, frozen=True):
             self.sampled + (sample and writes),
         )
 
-    def decodes(self) -> Load:
+    def decodes(self) -> GroupLoad:
         """The decodes alone."""
         rows = self.rows - self.prefill_rows
-        return Load(
+        return GroupLoad(
             rows=rows, spans=rows, decode_kv=self.decode_kv, sampled=min(rows, self.sampled)
         )
 
 
-def load_of(message: StepMessage | None) -> Load:
+def load_of(message: StepMessage | None) -> GroupLoad:
     """The load of a step message, as a profiler or a simulator sees it."""
-    load = Load()
+    load = GroupLoad()
     for span in () if message is None else message.spans:
         rows = span.stop - span.start
         groups = max(1, len(span.groups))
@@ -140,7 +140,7 @@ class _Stage:
         self.slope = max(0.0, table[-1] - table[-2]) if len(table) > 1 else 0.0
         self.profile = profile
 
-    def seconds(self, load: Load) -> float:
+    def seconds(self, load: GroupLoad) -> float:
         if not load.rows:
             return 0.0
         rows = load.rows
@@ -213,26 +213,26 @@ class ExecutionModel:
         )
         return cls(Profile((stage,) * stages))
 
-    def base(self, load: Load) -> float:
+    def base(self, load: GroupLoad) -> float:
         """Uncorrected seconds of the slowest stage."""
         return max([stage.seconds(load) for stage in self._unique])
 
-    def mixed(self, load: Load) -> float:
+    def mixed(self, load: GroupLoad) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""
         return self.base(load) * self.prefill.scale
 
-    def predict(self, load: Load) -> float:
+    def predict(self, load: GroupLoad) -> float:
         """Corrected seconds of one group's part of a batch; never less than its decodes alone would
         take."""
         alone = self.base(load.decodes()) * self.decode.scale
         return max(self.mixed(load), alone) if load.prefill_rows else alone
 
-    def stage_seconds(self, load: Load) -> tuple[float, ...]:
+    def stage_seconds(self, load: GroupLoad) -> tuple[float, ...]:
         """Uncorrected seconds of every stage, first to last."""
         seconds = [stage.seconds(load) for stage in self._unique]
         return tuple([seconds[kind] for kind in self._kinds])
 
-    def work(self, load: Load) -> float:
+    def work(self, load: GroupLoad) -> float:
         """Uncorrected seconds of all stages together."""
         return sum([count * stage.seconds(load) for count, stage in self._counted])
 

@@ -5,7 +5,7 @@ import pytest
 from medha_actors.actors.calibration import cases, fit, step
 from medha_actors.actors.exchange_cost import fit_exchange
 from medha_actors.actors.local import generate, greedy, prompt_of
-from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile
 
 
 def arguments(spp, kvp, cutoff=None, longest=None, page=64):
@@ -50,7 +50,7 @@ def test_what_is_fixed_is_told_from_what_each_row_adds():
     assert profile.stages[1].exchange_step_s == 3e-3
     model = ExecutionModel(Profile(profile.stages[:1]))
     for rows, seconds in ((1, 2.1e-3), (64, 14.7e-3)):
-        shared, alone = (Load().with_prefill(rows, 100, groups=groups) for groups in (3, 1))
+        shared, alone = (GroupLoad().with_prefill(rows, 100, groups=groups) for groups in (3, 1))
         assert model.base(shared) - model.base(alone) == pytest.approx(seconds)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.predictor import ExecutionModel, Load, Profile, StageProfile, load_of
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile, load_of
 from medha_actors.messages import Span, StepMessage
 
 costs = st.floats(0, 1e-3)
@@ -30,7 +30,7 @@ spans = st.lists(
 
 
 def load_from(spans):
-    load = Load()
+    load = GroupLoad()
     for decode, count, cached, groups, sample in spans:
         if decode:
             load = load.with_decode(cached, sample, groups)
@@ -64,15 +64,16 @@ def test_the_prediction_grows_with_every_span(
 
 @given(st.integers(0, 5000), st.integers(1, 300), st.integers(1, 300))
 def test_an_extended_span_costs_what_a_longer_one_does(cached, first, second):
-    whole = Load().with_prefill(first + second, cached)
-    extended = Load().with_prefill(first, cached).with_prefill(second, cached + first, extend=True)
+    whole = GroupLoad().with_prefill(first + second, cached)
+    extended = GroupLoad().with_prefill(first, cached)
+    extended = extended.with_prefill(second, cached + first, extend=True)
     assert msgspec.structs.astuple(extended) == pytest.approx(msgspec.structs.astuple(whole))
 
 
 def test_rows_are_interpolated_and_continued():
     stage = StageProfile(rows=((1, 0.010), (3, 0.030), (5, 0.020), (9, 0.060)))
     model = ExecutionModel(Profile((stage,)))
-    seconds = [model.base(Load(rows=count)) for count in range(12)]
+    seconds = [model.base(GroupLoad(rows=count)) for count in range(12)]
     assert seconds == pytest.approx(
         [0, 0.01, 0.02, 0.03, 0.03, 0.03, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08]
     )
@@ -81,7 +82,7 @@ def test_rows_are_interpolated_and_continued():
 def test_a_batch_takes_as_long_as_its_slowest_stage():
     quick, slow = StageProfile(rows=((1, 0.001),)), StageProfile(rows=((1, 0.001),), head_s=0.005)
     model = ExecutionModel(Profile((quick, quick, slow)))
-    load = Load().with_decode(0)
+    load = GroupLoad().with_decode(0)
     assert model.stage_seconds(load) == pytest.approx((0.001, 0.001, 0.006))
     assert model.predict(load) == pytest.approx(0.006)
 
@@ -116,7 +117,7 @@ def test_prefill_beside_decodes_never_makes_them_quicker():
     model = ExecutionModel.analytic(token_s=1e-3)
     model.prefill.scale = 0.5
     model.decode.scale = 2.0
-    decodes = Load().with_decode(0).with_decode(0)
+    decodes = GroupLoad().with_decode(0).with_decode(0)
     assert model.predict(decodes) == pytest.approx(4e-3)
     assert model.predict(decodes.with_prefill(1, 0)) == pytest.approx(4e-3)
 
@@ -147,7 +148,7 @@ def test_the_load_of_a_message():
             span("d", 50, 51, 20, writes=False, groups=(0, 1)),
         ),
     )
-    assert load_of(message) == Load(
+    assert load_of(message) == GroupLoad(
         rows=44,
         prefill_rows=42,
         spans=4,
@@ -157,4 +158,4 @@ def test_the_load_of_a_message():
         exchanged=11,
         sampled=1,
     )
-    assert load_of(None) == Load()
+    assert load_of(None) == GroupLoad()

@@ -8,7 +8,7 @@ from loadgen.errors import LoadgenError
 from loadgen.twin.cost import StageCost, kv_token_bytes, layers_of, profile_of, weight_bytes
 from loadgen.twin.hardware import HARDWARE, hardware_of
 from loadgen.twin.models import MODELS, model_of
-from medha_actors.core.predictor import ExecutionModel, Load
+from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.model_spec import split_layers
 
 LLAMA = model_of("llama-3-8b")
@@ -25,7 +25,7 @@ def test_known_sizes():
 def test_a_decode_reads_every_weight_once():
     """8B on one H100: 15 GB without the embeddings at 3.0 TB/s, and the launches of 32 layers."""
     model = ExecutionModel(profile_of(LLAMA, hardware_of("h100")))
-    seconds = model.base(Load().with_decode(0))
+    seconds = model.base(GroupLoad().with_decode(0))
     assert 15.0e9 / 3.015e12 < seconds < 1.25 * 15.0e9 / 3.015e12
 
 
@@ -39,7 +39,7 @@ def test_a_large_chunk_computes_at_the_speed_of_the_units():
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_costs_rise_with_every_span(name, model):
     execution = ExecutionModel(profile_of(model_of(model), hardware_of(name), stages=2))
-    load, before = Load(), 0.0
+    load, before = GroupLoad(), 0.0
     for rows in (1, 16, 100, 700, 3000):
         load = load.with_prefill(rows, 5000, groups=2).with_decode(1000)
         assert execution.base(load) > before
@@ -74,9 +74,9 @@ def test_more_stages_than_layers_are_refused():
 def test_overlapped_reading_counts_once():
     profile = profile_of(LLAMA, hardware_of("h100")).stages[0]
     assert profile.overlapped
-    small, large = (Load().with_prefill(rows, 1_000_000) for rows in (8, 2048))
+    small, large = (GroupLoad().with_prefill(rows, 1_000_000) for rows in (8, 2048))
     model = ExecutionModel(profile_of(LLAMA, hardware_of("h100")))
-    linear = {rows: model.base(Load().with_prefill(rows, 0)) for rows in (8, 2048)}
+    linear = {rows: model.base(GroupLoad().with_prefill(rows, 0)) for rows in (8, 2048)}
     assert model.base(small) - linear[8] == pytest.approx(profile.prefill_kv_s * 1e6, rel=0.01)
     assert model.base(large) - linear[2048] == pytest.approx(profile.pair_s * 2048e6, rel=0.01)
 
