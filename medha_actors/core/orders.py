@@ -9,8 +9,8 @@ first.
     hrrn                instant = arrival               width = work  highest waiting time per work
     spf                 instant = arrival + 20 work     width = 1     shortest prefill first, aged
     relegation          as lars, but a long prefill that cannot meet its deadline any more goes
-                        behind all others until it is late by PATIENCE times its total work: what is
-                        lost already delays nobody else
+                        behind all others until it is late by RELEGATED_WORKS times its total
+                        work: what is lost already delays nobody else
     dspf                instant = deadline + 18.5 work  width = 1     spf that heeds objectives: the
                                                                       same for default deadlines
     aspf                instant = deadline + A work     width = 1     dspf whose ageing A grows with
@@ -48,7 +48,7 @@ LANES_PER_OCTAVE = 8
 # spf: a request goes before all that come later than so many times its total work after it
 AGEING = 20.0
 # relegation: of a prefill's total work, how late it may become before it gets its place back
-PATIENCE = 8.0
+RELEGATED_WORKS = 8.0
 RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
 # boost, preflow: work below counts as so much, so that no instant lies arbitrarily long before an
 # arrival

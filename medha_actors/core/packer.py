@@ -25,7 +25,7 @@ LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets 
 COURTESY = 1.25
 # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 PATIENCE = 64
-TRIAL = 8
+MISFIT = 8  # of it, for one that does not fit
 FOLLOWERS = 256  # and after so many that wait for the pages of others
 
 
@@ -179,7 +179,7 @@ class Packer:
                 self._unplace(state)
             if not barred and not long and not state.dispatched:
                 self._shut |= groups  # the cheapest tokens there are do not fit here
-            return 1 if barred else TRIAL
+            return 1 if barred else MISFIT
         if fresh:
             self._kv.reserve(state, state.pieces)
             self._slots -= 1

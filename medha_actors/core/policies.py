@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from medha_actors.config import OrderConfig
 from medha_actors.core.guard import Guard
-from medha_actors.core.orders import ORDERS, PATIENCE, RELEGATED_S, Tuning
+from medha_actors.core.orders import ORDERS, RELEGATED_S, RELEGATED_WORKS, Tuning
 from medha_actors.core.request import RequestState
 from medha_actors.quantities import Policy
 
@@ -175,7 +175,9 @@ class PrefillQueue:
 
     def _relegated(self, width: float, instant: float, now: float) -> bool:
         return (
-            self.order.relegates and width > RELEGATED_S and now - PATIENCE * width <= instant < now
+            self.order.relegates
+            and width > RELEGATED_S
+            and now - RELEGATED_WORKS * width <= instant < now
         )
 
     def _stretches(
@@ -185,7 +187,7 @@ class PrefillQueue:
         with time left."""
         if not self.order.relegates or width <= RELEGATED_S:
             return [(False, 0, len(entries))]
-        given_back = bisect_left(entries, (now - PATIENCE * width,))
+        given_back = bisect_left(entries, (now - RELEGATED_WORKS * width,))
         hopeless = bisect_left(entries, (now,))
         parts = [
             (False, 0, given_back),
