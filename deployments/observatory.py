@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gate import key_of
-from deployments.live import LivePage
+from deployments.live_page import LivePage
 from deployments.metrics import CONTENT_TYPE, ReplicaFigures, page
 from deployments.telemetry.http_record import HttpRecord
 from deployments.timelines import TimelineRoutes

@@ -6,7 +6,7 @@ import httpx
 from local import LocalController
 from stories import accepted
 
-from deployments import live
+from deployments import live_page
 from deployments.observatory import Observatory
 from deployments.server import Server
 from deployments.text_sources import toy_text
@@ -113,4 +113,4 @@ def exporting(monkeypatch, **options) -> TracingConfig:
 
 def asking() -> list[asyncio.Task]:
     """The task that asks the controller for the live page, if somebody looks."""
-    return [task for task in asyncio.all_tasks() if task.get_name() == live.TASK]
+    return [task for task in asyncio.all_tasks() if task.get_name() == live_page.TASK]
