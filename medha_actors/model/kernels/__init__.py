@@ -9,6 +9,6 @@ side of a model).
 """
 
 from medha_actors.model.kernels.decoder import KernelDecoder, suits
-from medha_actors.model.kernels.exchange import Mailboxes
+from medha_actors.model.kernels.mailboxes import Mailboxes
 
 __all__ = ["KernelDecoder", "Mailboxes", "suits"]
