@@ -36,11 +36,11 @@ class Rendezvous:
         self.lock = threading.Lock()
         self.groups = groups
 
-    def of(self, group: int) -> Exchange:
-        return Exchange(self, group)
+    def of(self, group: int) -> ThreadExchange:
+        return ThreadExchange(self, group)
 
 
-class Exchange(merge.Exchange):
+class ThreadExchange(merge.Exchange):
     def __init__(self, meeting: Rendezvous, group: int) -> None:
         self.meeting, self.group = meeting, group
 
