@@ -17,9 +17,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from ray.exceptions import RayActorError, RayError
 
-from medha_actors.actors.live_requests import LiveRequest
 from medha_actors.actors.reports import RayReports
 from medha_actors.actors.sessions import Session, attach, attach_again
+from medha_actors.actors.submissions import Submission
 from medha_actors.errors import EngineError, UnavailableError
 from medha_actors.messages import (
     Accepted,
@@ -54,11 +54,11 @@ class RayEngine:
         """`patience_s`: how long a new request waits for an engine that is being made anew."""
         self._find = find
         self._patience_s = patience_s
-        self._live: dict[str, LiveRequest] = {}
+        self._submissions: dict[str, Submission] = {}
         self._session: Session | None = None
         self._attached = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        self._on_trial: LiveRequest | None = None
+        self._on_trial: Submission | None = None
         self._model = ""
         self.max_model_len_tokens = 0
         self.reports = RayReports(self._call)
@@ -84,10 +84,10 @@ class RayEngine:
         if not reader.cancelled() and (error := reader.exception()) is not None:
             _log.critical("the reader of the engine's events has ended", exc_info=error)
         self._leave()
-        for live in list(self._live.values()):
-            live.lose()
-            if live.accepted:  # the others learn it from `submit`
-                self._end(live, _DROPPED, _RETRY_AFTER_S)
+        for submission in list(self._submissions.values()):
+            submission.lose()
+            if submission.accepted:  # the others learn it from `submit`
+                self._end(submission, _DROPPED, _RETRY_AFTER_S)
 
     def ready(self) -> bool:
         """Whether an engine is there now that takes requests."""
@@ -105,44 +105,44 @@ class RayEngine:
     ) -> Accepted | Rejected:
         """Hand a request to the engine of now, or of soon; raises UnavailableError, EngineError.
         `receive`: see deployments.handle."""
-        live = self._live[request.id] = LiveRequest(request, receive)
+        submission = self._submissions[request.id] = Submission(request, receive)
         try:
-            answer = await self._submit_first(live)
+            answer = await self._submit_first(submission)
         except BaseException:
-            self._live.pop(request.id, None)
-            if live.submitted:  # whoever waited for the answer has gone
-                self._stop_there(live)
+            self._submissions.pop(request.id, None)
+            if submission.delivered:  # whoever waited for the answer has gone
+                self._stop_there(submission)
             raise
         if isinstance(answer, Rejected):
-            self._live.pop(request.id, None)
+            self._submissions.pop(request.id, None)
         else:
-            asyncio.get_running_loop().call_soon(self._begin, live)
+            asyncio.get_running_loop().call_soon(self._begin, submission)
         return answer
 
-    async def _submit_first(self, live: LiveRequest) -> Accepted | Rejected:
+    async def _submit_first(self, submission: Submission) -> Accepted | Rejected:
         while True:
             session = await self._somebody()
-            if live.losses >= _SUSPECT_LOSSES:
+            if submission.losses >= _SUSPECT_LOSSES:
                 raise EngineError(_DEADLY)
-            answer = await self._hand_over(session, live)
+            answer = await self._hand_over(session, submission)
             if isinstance(answer, Rejected):
                 return answer
-            if answer is not None and live.submitted:  # and not lost again since
-                live.accepted = True
+            if answer is not None and submission.delivered:  # and not lost again since
+                submission.accepted = True
                 return answer
 
     async def cancel(self, request_id: str) -> None:
         """Stop the request, which hears nothing more; harmless for unknown ids and finished
         requests."""
-        live = self._live.pop(request_id, None)
-        if live is not None:
-            live.ended = True
-            self._stop_there(live)
+        submission = self._submissions.pop(request_id, None)
+        if submission is not None:
+            submission.ended = True
+            self._stop_there(submission)
 
-    def _stop_there(self, live: LiveRequest) -> None:
+    def _stop_there(self, submission: Submission) -> None:
         """The engine need not go on with it."""
         if self._session is not None:
-            self._session.controller.cancel.remote(live.request.id)
+            self._session.controller.cancel.remote(submission.request.id)
 
     async def record(self, answer_id: str) -> Record | None:
         """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
@@ -181,10 +181,12 @@ class RayEngine:
         assert self._session is not None, "set together"
         return self._session
 
-    async def _hand_over(self, session: Session, live: LiveRequest) -> Accepted | Rejected | None:
+    async def _hand_over(
+        self, session: Session, submission: Submission
+    ) -> Accepted | Rejected | None:
         """Submit to one engine; None: it is gone."""
-        live.submitted = True
-        request = live.again() if live.losses else live.request
+        submission.delivered = True
+        request = submission.again() if submission.losses else submission.request
         try:
             call = session.controller.submit.remote(_encode(request), session.replica)
             return _decode_answer(await call)
@@ -234,52 +236,60 @@ class RayEngine:
             if isinstance(event, DrainingEvent):
                 session.draining = True
                 continue
-            live = self._live.get(event.request_id)
-            if live is not None:
-                self._tell(live, event)
+            submission = self._submissions.get(event.request_id)
+            if submission is not None:
+                self._tell(submission, event)
 
-    def _tell(self, live: LiveRequest, event: Event) -> None:
-        live.put(event)
-        if live.ended:
-            self._let_go(live)
+    def _tell(self, submission: Submission, event: Event) -> None:
+        submission.put(event)
+        if submission.ended:
+            self._let_go(submission)
 
-    def _begin(self, live: LiveRequest) -> None:
+    def _begin(self, submission: Submission) -> None:
         """Whoever submitted it has its answer by now."""
-        live.begin()
-        if live.ended:
-            self._let_go(live)
+        submission.begin()
+        if submission.ended:
+            self._let_go(submission)
 
-    def _let_go(self, live: LiveRequest) -> None:
+    def _let_go(self, submission: Submission) -> None:
         """It has heard its last event, or its receiver failed."""
-        self._live.pop(live.request.id, None)
-        if live.broken:
-            self._stop_there(live)
+        self._submissions.pop(submission.request.id, None)
+        if submission.broken:
+            self._stop_there(submission)
 
     def _lose(self) -> None:
         """Count who was in the engine that is gone; one that was there alone as a suspect ends."""
         suspect = self._on_trial
         self._on_trial = None
-        for live in self._live.values():
-            live.lose()
-        if suspect is not None and suspect.request.id in self._live and suspect.losses:
+        for submission in self._submissions.values():
+            submission.lose()
+        if suspect is not None and suspect.request.id in self._submissions and suspect.losses:
             self._end(suspect, _DEADLY)
 
-    def _end(self, live: LiveRequest, message: str, retry_after_s: float | None = None) -> None:
-        last = live.failed(message, time.time(), retry_after_s)
-        self._tell(live, last)
+    def _end(
+        self, submission: Submission, message: str, retry_after_s: float | None = None
+    ) -> None:
+        last = submission.failed(message, time.time(), retry_after_s)
+        self._tell(submission, last)
 
     async def _submit_again(self, session: Session) -> None:
         """Give the live requests of before to the engine of now: the suspects at last, each when
         the one before it has shown to be harmless."""
-        waiting = [live for live in self._live.values() if live.accepted and not live.submitted]
+        waiting = [
+            submission
+            for submission in self._submissions.values()
+            if submission.accepted and not submission.delivered
+        ]
         if session.facts.model != self._model:
-            for live in waiting:
-                self._end(live, "the model was replaced while this request was in the engine")
+            for submission in waiting:
+                self._end(submission, "the model was replaced while this request was in the engine")
             self._model = session.facts.model
             return
-        suspects = [live for live in waiting if live.losses >= _SUSPECT_LOSSES]
-        others = [live for live in waiting if live.losses < _SUSPECT_LOSSES]
-        await asyncio.gather(*[self._submit_one_again(session, live) for live in others])
+        suspects = [submission for submission in waiting if submission.losses >= _SUSPECT_LOSSES]
+        others = [submission for submission in waiting if submission.losses < _SUSPECT_LOSSES]
+        await asyncio.gather(
+            *[self._submit_one_again(session, submission) for submission in others]
+        )
         for suspect in suspects:
             self._on_trial = suspect
             await self._submit_one_again(session, suspect)
@@ -289,9 +299,11 @@ class RayEngine:
                 suspect.losses = 0
             self._on_trial = None
 
-    async def _submit_one_again(self, session: Session, live: LiveRequest) -> None:
-        if live.request.id not in self._live:
+    async def _submit_one_again(self, session: Session, submission: Submission) -> None:
+        if submission.request.id not in self._submissions:
             return
-        answer = await self._hand_over(session, live)
+        answer = await self._hand_over(session, submission)
         if isinstance(answer, Rejected):
-            self._end(live, f"the engine was lost, and the next one refused: {answer.message}")
+            self._end(
+                submission, f"the engine was lost, and the next one refused: {answer.message}"
+            )

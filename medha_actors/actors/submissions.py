@@ -21,7 +21,7 @@ from medha_actors.messages import (
 _log = logging.getLogger("medha.engine")
 
 
-class LiveRequest:
+class Submission:
     """One request from its submission to its last event. `losses`: engines lost in a row with this
     request in them and nothing heard of it in between."""
 
@@ -30,7 +30,7 @@ class LiveRequest:
         self.ended = False  # its receiver hears nothing more
         self.broken = False  # its receiver failed
         self.accepted = False  # whoever submitted it first has had its answer
-        self.submitted = False  # the engine of now has it
+        self.delivered = False  # the engine of now has it
         self.heard = asyncio.Event()  # of since the last loss
         self.losses = 0
         self._receive = receive
@@ -77,9 +77,9 @@ class LiveRequest:
 
     def lose(self) -> None:
         """The engine is gone, and what it knew of the request."""
-        if self.submitted:
+        if self.delivered:
             self.losses += 1
-        self.submitted = False
+        self.delivered = False
         self.heard.clear()
 
     def again(self) -> Request:
