@@ -30,7 +30,7 @@ from loadgen.send.probe import ServerProbe
 from loadgen.send.wire import clock
 from loadgen.show import figures
 from loadgen.show.output import Say, claim_directory
-from loadgen.show.report import embedded, html_table, page
+from loadgen.show.pages import embedded, page
 from loadgen.show.tables import as_text, shown
 from loadgen.workload.options import SEARCHED_COUNT, PaceOptions
 from loadgen.workload.plan import build_plan
@@ -308,13 +308,15 @@ def _write(outcome: CapacityFound, options: RunOptions, directory: Path) -> None
         "trials": [msgspec.to_builtins(trial) for trial in outcome.trials],
     }
     (directory / "capacity.json").write_text(json.dumps(content, indent=2) + "\n")
-    parts = [f"<h1>{summary(outcome)}</h1>", html_table(table_of(outcome))]
+    header, rows = table_of(outcome)
+    pictures = []
     if figures.available() and outcome.trials:
         picture = directory / "capacity.png"
         rates = [trial.rate for trial in outcome.trials]
         shares = [trial.attainment for trial in outcome.trials]
         figures.draw_capacity(rates, shares, judgement.attainment, outcome.best, picture)
-        image = embedded(picture, "Share of requests that met all objectives")
-        parts.append(f'<div class="figures">{image}</div>')
-    (directory / "report.html").write_text(page("Capacity", parts))
-    (directory / "capacity.txt").write_text(f"{summary(outcome)}\n\n{as_text(table_of(outcome))}\n")
+        pictures.append(embedded("Share of requests that met all objectives", picture))
+    told = summary(outcome)
+    text = page("capacity", "Capacity", summary=told, header=header, rows=rows, pictures=pictures)
+    (directory / "report.html").write_text(text)
+    (directory / "capacity.txt").write_text(f"{told}\n\n{as_text((header, rows))}\n")

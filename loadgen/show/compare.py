@@ -13,7 +13,7 @@ from loadgen.judge.metrics import RequestMetrics
 from loadgen.show import figures
 from loadgen.show.layout import request_of_row
 from loadgen.show.output import claim_directory
-from loadgen.show.report import embedded, html_table, page
+from loadgen.show.pages import embedded, page
 from loadgen.show.tables import Table, as_markdown, class_table
 
 # class, metric, and which figure of it
@@ -123,18 +123,15 @@ def warnings(runs: Sequence[LoadedRun]) -> list[str]:
 def write_comparison(runs: Sequence[LoadedRun], directory: Path) -> None:
     """compare.md, compare.png and compare.html in a new directory."""
     claim_directory(directory)
-    found = tables(runs)
+    found = [(title, table) for title, table in tables(runs) if table[1]]
     doubts = warnings(runs)
     lines = [f"> {doubt}\n" for doubt in doubts]
-    lines += [f"## {title}\n\n{as_markdown(table)}\n" for title, table in found if table[1]]
+    lines += [f"## {title}\n\n{as_markdown(table)}\n" for title, table in found]
     (directory / "compare.md").write_text("\n".join(lines))
-    parts = ["<h1>Comparison</h1>", *(f'<p class="quiet">{doubt}</p>' for doubt in doubts)]
+    pictures = []
     if figures.available():
         picture = directory / "compare.png"
         figures.draw_comparison({run.name: run.requests for run in runs}, picture)
-        parts.append(embedded(picture, "Share of requests at or below a latency"))
-    shown = (
-        f"<div><h2>{title}</h2>{html_table(table)}</div>" for title, table in found if table[1]
-    )
-    parts.append(f'<div class="tables">{"".join(shown)}</div>')
-    (directory / "compare.html").write_text(page("Comparison", parts))
+        pictures.append(embedded("Share of requests at or below a latency", picture))
+    text = page("compare", "Comparison", doubts=doubts, pictures=pictures, tables=found)
+    (directory / "compare.html").write_text(text)

@@ -303,6 +303,9 @@ def test_comparing(tmp_path, results, monkeypatch):
         "compare.png",
     }
     assert "| TTFT P99, ms |" in (tmp_path / "compare" / "compare.md").read_text()
+    page = (tmp_path / "compare" / "compare.html").read_text()
+    assert "Relative to first &lt;run&gt;" in page
+    assert page.count("<h2>") == len([rows for _, (_, rows) in found.items() if rows])
 
 
 def test_comparing_needs_results(tmp_path, results):
