@@ -61,9 +61,8 @@ class SseParser:
         del buffer[: end + 2]
         frames: list[Frame] = []
         for block in blocks:
-            if (
-                block.startswith(b"data: ") and b"\n" not in block
-            ):  # nearly every event of a token stream
+            # nearly every event of a token stream
+            if block.startswith(b"data: ") and b"\n" not in block:
                 frames.append(Frame(block[6:]))
             else:
                 self._parse_block(block, frames)

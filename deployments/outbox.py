@@ -16,9 +16,8 @@ class Addition:
 
     index: int
     text: str = ""
-    tokens: list[TokenEvent] = field(
-        default_factory=list
-    )  # kept only where log-probabilities are wanted
+    # kept only where log-probabilities are wanted
+    tokens: list[TokenEvent] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # where each of `tokens` starts in the text
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far

@@ -52,9 +52,8 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class StreamOptions(_Body, frozen=True, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = (
-        None  # OpenAI's padding against traffic analysis; not done here
-    )
+    # OpenAI's padding against traffic analysis; not done here
+    include_obfuscation: bool | None = None
 
 
 class MedhaOptions(_Body, frozen=True, kw_only=True):

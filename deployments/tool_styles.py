@@ -26,9 +26,8 @@ class Style(NamedTuple):
     key: str = "arguments"
     arguments_mark: str = ""  # between a bare name and its arguments; empty: calls are JSON objects
     listed: bool = False  # calls stand in a list
-    by_template: bool = (
-        True  # the template tells the model of the tools; else a system message does
-    )
+    # the template tells the model of the tools; else a system message does
+    by_template: bool = True
 
 
 HERMES: Final = Style("hermes", "<tool_call>", "</tool_call>")

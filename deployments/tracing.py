@@ -171,9 +171,8 @@ def serve_span_processors() -> list[Any]:
     from deployments.telemetry.export import Backend, exporter_of
     from deployments.telemetry.moving import Moving
 
-    os.environ.setdefault(
-        "OTEL_SERVICE_NAME", "ray-serve"
-    )  # Serve names none: backends would show "unknown_service"
+    # Serve names none: backends would show "unknown_service"
+    os.environ.setdefault("OTEL_SERVICE_NAME", "ray-serve")
     config = TracingConfig(exporter="otlp_http")
     serve_spans = Moving(
         BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000)

@@ -287,9 +287,8 @@ class MedhaConfig(_Section, frozen=True):
     # take so long to finish; what is left then ends with an error.
     drain_timeout_s: Seconds = 30.0
     accelerator_type: Name | None = None
-    deployment_config: Options = msgspec.field(
-        default_factory=dict
-    )  # passed on to serve.deployment
+    # passed on to serve.deployment
+    deployment_config: Options = msgspec.field(default_factory=dict)
     # {strategy: PACK | SPREAD | ...}
     placement_group_config: Options = msgspec.field(default_factory=dict)
 

@@ -51,17 +51,14 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0  # always set by the ingress; the draw for token i depends on (seed, i) alone
-    stop_token_ids: tuple[
-        int, ...
-    ] = ()  # generation ends with finish "stop" after one of them (from min_tokens on; with a
-    # grammar also before, where it lets nothing else follow)
+    # generation ends with finish "stop" after one of them (from min_tokens on; with a grammar also
+    # before, where it lets nothing else follow)
+    stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
-    logprobs: int | None = (
-        None  # None: no log-probabilities; k: the chosen token's and the k most likely ones'
-    )
-    prompt_logprobs: int | None = (
-        None  # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
-    )
+    # None: no log-probabilities; k: the chosen token's and the k most likely ones'
+    logprobs: int | None = None
+    # the same for the prompt's own tokens (OpenAI's `echo` with `logprobs`)
+    prompt_logprobs: int | None = None
     grammar: Grammar | None = None
 
     @property
@@ -155,9 +152,8 @@ class Introduction(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
-    token_ids: bytes = (
-        b""  # int32, positions [0, n) that this group will see no span of; for those that look back
-    )
+    # int32, positions [0, n) that this group will see no span of; for those that look back
+    token_ids: bytes = b""
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
@@ -178,9 +174,8 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     writes: bool = True
     sample: bool = False  # draw a token from the last row (only where `writes`)
     index: int = 0  # which output token that is, 0 for the first
-    groups: tuple[
-        int, ...
-    ] = ()  # all groups that hold a piece, in sequence order; empty: this one alone
+    # all groups that hold a piece, in sequence order; empty: this one alone
+    groups: tuple[int, ...] = ()
     next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
 
 
@@ -206,9 +201,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
-    exchange_seconds: tuple[
-        float, ...
-    ] = ()  # the part of it spent exchanging partial attention with other groups
+    # the part of it spent exchanging partial attention with other groups
+    exchange_seconds: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()  # of the stages passed so far
 
 

@@ -130,9 +130,8 @@ class Backend(SpanExporter):
             self._lose(reason)
             return result
         self.sent_spans += len(spans)
-        if (
-            not self.reachable and self.taken_spans - self._done <= self._room // 2
-        ):  # one that is too slow is not back yet
+        # one that is too slow is not back yet
+        if not self.reachable and self.taken_spans - self._done <= self._room // 2:
             self.reachable = True
             _log.warning(
                 "traces arrive again (%s) after %d lost spans", self._where, self.lost_spans

@@ -49,9 +49,8 @@ class Admission:
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
         self.model_tokens = grid.max_model_len_tokens
-        self.max_tokens = min(
-            self.model_tokens, self.kv_tokens + 1
-        )  # the last token's KV is never needed
+        # the last token's KV is never needed
+        self.max_tokens = min(self.model_tokens, self.kv_tokens + 1)
 
     def check(self, request: Request, waiting: int, backlog_s: float) -> None:
         """Raise RequestError for what can never run, OverloadedError when the queue is full."""

@@ -135,9 +135,8 @@ class PrefillTable:
 
     def _until(self, position: int) -> float:
         """Uncorrected seconds of the prefill of [0, position)."""
-        if (
-            position <= self._ends[1]
-        ):  # one chunk: its overhead and the shape of the row table matter
+        # one chunk: its overhead and the shape of the row table matter
+        if position <= self._ends[1]:
             return self._chunk_s(position, 0)
         return interpolate(self._ends, self._costs, position)
 

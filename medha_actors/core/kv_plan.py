@@ -80,9 +80,8 @@ class KvPlan:
             if grid.groups == 1
             else min(grid.max_tokens_per_kvp_group or default_cutoff(grid), room)
         )
-        self.capacity_tokens = (
-            grid.groups - 1
-        ) * self.cutoff + room  # of one request that has all to itself
+        # of one request that has all to itself
+        self.capacity_tokens = (grid.groups - 1) * self.cutoff + room
         self.store = PageStore(grid.groups, grid.pages_per_group)
         self._promised = [0] * grid.groups
 

@@ -48,9 +48,8 @@ class LiveRequests:
         self.evictions = 0
         self.prefix_queries = self.prefix_hits = 0  # prompt tokens looked for and found at starts
         self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
-        self._timeouts: list[
-            tuple[float, int, str]
-        ] = []  # a heap of ids; those that have ended leave it late
+        # a heap of ids; those that have ended leave it late
+        self._timeouts: list[tuple[float, int, str]] = []
 
     def add(self, state: RequestState) -> None:
         """A new request waits."""

@@ -42,9 +42,8 @@ class PrefillQueue:
         self._guards: dict[float, Guard] = {}  # by priority, where the order guards
         self._newest = -1  # serial of the last arrival that was learned from
         self._lanes: dict[LaneKey, _Lane] = {}
-        self._places: dict[
-            int, tuple[LaneKey, float, float]
-        ] = {}  # serial: lane, instant, remaining work
+        # serial: lane, instant, remaining work
+        self._places: dict[int, tuple[LaneKey, float, float]] = {}
         self.started: dict[int, RequestState] = {}  # those that hold KV already, by serial
 
     def __len__(self) -> int:

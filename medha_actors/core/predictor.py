@@ -45,9 +45,8 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     exchange_s: float = 0.0
     head_s: float = 0.0
     exchange_step_s: float = 0.0  # fixed, in steps in which rows are merged with other groups
-    overlapped: bool = (
-        False  # a chunk's cache is read while it computes (GPUs): the longer of the two counts
-    )
+    # a chunk's cache is read while it computes (GPUs): the longer of the two counts
+    overlapped: bool = False
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -183,9 +182,8 @@ class ExecutionModel:
         by_profile = {stage: _Stage(stage) for stage in profile.stages}
         self._unique = list(by_profile.values())
         kinds = list(by_profile)
-        self._kinds = [
-            kinds.index(stage) for stage in profile.stages
-        ]  # the profile of each stage, in _unique
+        # the profile of each stage, in _unique
+        self._kinds = [kinds.index(stage) for stage in profile.stages]
         self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
         self.prefill = Regime()
         self.decode = Regime()

@@ -34,9 +34,8 @@ class Waiting(msgspec.Struct, frozen=True):
 
     request_id: str
     relative_slack: float
-    finish_in_s: (
-        float  # until its prefill is through, as things stand: the work before it and its own
-    )
+    # until its prefill is through, as things stand: the work before it and its own
+    finish_in_s: float
     deadline_in_s: float
     done_tokens: int
     total_tokens: int

@@ -77,16 +77,14 @@ class RequestState:
     epoch: int = 0  # goes up when the KV cache is dropped: results of older spans no longer count
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
-    logprobs_until: int = (
-        1  # prompt positions below this one have had their log-probabilities reported
-    )
+    # prompt positions below this one have had their log-probabilities reported
+    logprobs_until: int = 1
     keys: PageKeys | None = None  # of its pages; None: it neither finds nor leaves any
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
     published: int = 0  # pages that others can find, as far as they can be found at all
     dropped: int = 0  # tokens that were computed when its KV cache was dropped last
-    danger: range = (
-        NO_DANGER  # positions that were in flight when the pipeline died (core.suspects)
-    )
+    # positions that were in flight when the pipeline died (core.suspects)
+    danger: range = NO_DANGER
 
     @property
     def id(self) -> str:

@@ -164,9 +164,8 @@ def fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor
             q, keys, values, is_causal=causal
         )
         return on_cpu
-    if (
-        q.shape[1] != keys.shape[1]
-    ):  # only the chunk's own keys: few, so that copying them costs little
+    # only the chunk's own keys: few, so that copying them costs little
+    if q.shape[1] != keys.shape[1]:
         share = q.shape[1] // keys.shape[1]
         keys = keys.repeat_interleave(share, 1)
         values = values.repeat_interleave(share, 1)
@@ -182,9 +181,8 @@ def fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor
 def masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something
     to see."""
-    if (
-        q.device.type == "cpu" and q.dtype == torch.float32
-    ):  # in 16 bits that operator is ten times slower for few rows
+    # in 16 bits that operator is ten times slower for few rows
+    if q.device.type == "cpu" and q.dtype == torch.float32:
         on_cpu: tuple[Tensor, Tensor] = _ops._scaled_dot_product_flash_attention_for_cpu(
             q, keys, values, attn_mask=mask
         )

@@ -125,7 +125,6 @@ def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     starts = torch.where(hit > 0, ends[rows, hit - 1], 0.0)
     reached = inside.cumsum(-1) + starts[:, None]
     token = torch.searchsorted(reached, targets, right=True)[:, 0]
-    last = (
-        _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)
-    )  # rounding must not lead to a token that is masked
+    # rounding must not lead to a token that is masked
+    last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)
     return (hit * _BLOCK + torch.minimum(token, last)).clamp_max_(probabilities.shape[1] - 1)

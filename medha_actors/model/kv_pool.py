@@ -47,15 +47,12 @@ class KvPool:
         self.page_tokens = page_tokens
         self.kv_heads = kv_heads
         self.head_dim = head_dim
-        self.strides = (
-            (kv_heads, 1) if token_major else (1, page_tokens)
-        )  # of a token and of a head, in rows
-        self.rows = [
-            layer.view(-1, head_dim) for layer in self.data
-        ]  # one row per (k or v, page, head, token)
-        self.head_pages = [
-            layer.view(-1, page_tokens, head_dim) for layer in self.data
-        ]  # if head-major
+        # of a token and of a head, in rows
+        self.strides = (kv_heads, 1) if token_major else (1, page_tokens)
+        # one row per (k or v, page, head, token)
+        self.rows = [layer.view(-1, head_dim) for layer in self.data]
+        # if head-major
+        self.head_pages = [layer.view(-1, page_tokens, head_dim) for layer in self.data]
 
     def rows_of(self, slots: Tensor) -> Tensor:
         """Row numbers [tokens * 2 * kv_heads] of tokens that lie in `slots` (see StepPlan): keys

@@ -27,13 +27,11 @@ from medha_actors.model.penalties import History, adjust, adjusts
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 _COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
-_PROMPT_BLOCK = (
-    256  # rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
-)
+# rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
+_PROMPT_BLOCK = 256
 
-Logits = Callable[
-    [Sequence[int]], Tensor
-]  # rows of the step -> float32 [rows, vocabulary]; computes the head for these
+# rows of the step -> float32 [rows, vocabulary]; computes the head for these
+Logits = Callable[[Sequence[int]], Tensor]
 
 
 class Sampler:

@@ -138,9 +138,8 @@ def coalesce(timeline: Timeline, limit: int) -> None:
         timeline.chunks = _joined(timeline.chunks, run, borders)
         run *= 2
     run = 2
-    while (
-        len(timeline.chunks) > limit and run <= 2 * timeline.chunks_total
-    ):  # more interruptions than `limit`
+    # more interruptions than `limit`
+    while len(timeline.chunks) > limit and run <= 2 * timeline.chunks_total:
         timeline.chunks = _joined(timeline.chunks, run, [])
         run *= 2
     if len(timeline.gaps) > limit:

@@ -65,6 +65,5 @@ def test_nothing_is_measured_beyond_the_cache(pages):
                 max(n for span in step(case, page, 512, number).spans for n in span.new_pages)
                 < pages
             )
-        ExecutionModel(
-            Profile((fit(dict.fromkeys(measured, 1e-3), context),))
-        )  # a profile, whatever is missing
+        # a profile, whatever is missing
+        ExecutionModel(Profile((fit(dict.fromkeys(measured, 1e-3), context),)))

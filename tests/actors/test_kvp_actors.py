@@ -158,9 +158,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                     os.kill(victim, signal.SIGKILL)
 
             async def then_long(long=long, kill=kill, spread=spread, handle=handle):
-                await (
-                    spread.wait()
-                )  # before it fills one group's cache, or the short ones would all go to the other
+                # before it fills one group's cache, or the short ones would all go to the other
+                await spread.wait()
                 await long.follow(handle, kill)
 
             followed = [short.follow(handle, kill) for short in shorts]

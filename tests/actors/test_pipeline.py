@@ -118,9 +118,8 @@ async def test_a_cancelled_request_frees_its_pages(warm):
             if isinstance(event, TokenEvent):
                 break
         await handle.cancel(request.id)
-        await generate(
-            handle, prompt_of(10), greedy(2)
-        )  # a later request is served, and then nothing is held
+        # a later request is served, and then nothing is held
+        await generate(handle, prompt_of(10), greedy(2))
         stats = await handle.stats()
         assert stats["running"] == stats["waiting"] == 0
         assert stats["kv_usage"] == 0

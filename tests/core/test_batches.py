@@ -71,9 +71,8 @@ def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
     world = world_of(tpot_s=0.2, model=model)
     world.add(request_of("long", 4000, 1, world.now, ttft_s=20.0))
     world.launch()
-    world.add(
-        request_of("short", 32, 1, world.now, ttft_s=1000.0)
-    )  # later in the order than the long one
+    # later in the order than the long one
+    world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))
     world.launch()
     tokens = {span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])}
     assert tokens["short"] == 32

@@ -70,9 +70,8 @@ def test_groups_serve_short_traffic_like_replicas():
 
     alone_s = makespan_s(1)
     for groups in (2, 4):
-        assert (
-            alone_s / makespan_s(groups) > 0.8 * groups
-        )  # some is lost at the end, and in moving step by step
+        # some is lost at the end, and in moving step by step
+        assert alone_s / makespan_s(groups) > 0.8 * groups
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -101,9 +100,8 @@ def test_preempting_at_every_point(stages, groups, cutoff, pages):
 
     def run(at):
         more = {"max_chunk_tokens": 16, "min_chunk_tokens": 8, "space_sharing": False}
-        world = world_of(
-            stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more
-        )  # that is one chunk
+        # that is one chunk
+        world = world_of(stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more)
         world.add(request_of("long", 100, 14, world.now, ttft_s=50.0))
         step = 0
         while world.scheduler.live.by_id:

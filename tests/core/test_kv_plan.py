@@ -25,9 +25,8 @@ def test_pieces_go_to_the_preferred_groups_with_room():
         (1, 0, 3),
         (0, 12, 1),
     ]
-    pieces = plan.place(
-        60, [1, 0, 2], [0, 0, 0]
-    )  # the last takes the rest, and has the first choice
+    # the last takes the rest, and has the first choice
+    pieces = plan.place(60, [1, 0, 2], [0, 0, 0])
     assert [(p.group, p.start, p.promised) for p in pieces] == [(0, 0, 3), (2, 12, 3), (1, 24, 9)]
     assert plan.place(60, [1, 0, 2], [0, 2, 0])[2].group == 0
     assert plan.place(65, [1, 0, 2], [0, 0, 0]) is None

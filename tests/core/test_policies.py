@@ -143,9 +143,8 @@ def test_priority_comes_before_the_policy(policy):
     requests = [request_of(f"r{i}", 300, 1, at=0.0, priority=1) for i in range(5)]
     requests.append(request_of("urgent", 900, 1, at=0.001, priority=0))
     logs = simulate(policy, requests)
-    assert (
-        sum(log.ttft_s < logs["urgent"].ttft_s for log in logs.values()) <= 1
-    )  # the one that had begun
+    # the one that had begun
+    assert sum(log.ttft_s < logs["urgent"].ttft_s for log in logs.values()) <= 1
 
 
 def state_of(serial, arrived, due, work, priority):

@@ -73,9 +73,8 @@ def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
 
     async def answer(call):
         if call.number > 4:
-            await (
-                asyncio.Event().wait()
-            )  # silent for ever: without the cut, the trial would not end
+            # silent for ever: without the cut, the trial would not end
+            await asyncio.Event().wait()
         await call.stream(call.whole())
 
     arguments = [

@@ -114,9 +114,8 @@ def check():
             for token_id, logprob in token.top_logprobs:
                 assert abs(logprob - row[token_id]) < tolerance
         if request.prompt_logprobs:
-            assert set(range(1, request.prompt)) <= set(
-                request.prompt_logprobs
-            )  # more after a drop: known tokens
+            # more after a drop: known tokens
+            assert set(range(1, request.prompt)) <= set(request.prompt_logprobs)
         for position, (logprob, top) in request.prompt_logprobs.items():
             row = expected[position - 1]
             assert abs(logprob - row[tokens[position]]) < tolerance

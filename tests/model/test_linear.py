@@ -74,9 +74,10 @@ def test_weights_are_held_without_any_rounding(kind):
     stack = (pack_blocks(torch.from_numpy(raw), kind, "float32"),)
     picked = torch.eye(WIDTH)
     ones = torch.ones(WIDTH)
+    # with this eps the norm leaves such rows as they are
     flat = cpu.CpuLayers(
         cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1 - 1 / WIDTH), [], 1, 64, bfloat=True
-    )  # with this eps the norm leaves such rows as they are
+    )
     found = flat.logits(picked, ones, stack).T
     torch.testing.assert_close(found, values, rtol=2e-7, atol=2e-7 * values.abs().max().item())
 

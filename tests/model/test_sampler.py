@@ -102,9 +102,8 @@ def test_what_the_filters_keep(seed, scale, top_k, top_p, min_p):
     row = logits_of(1, seed, scale, 3000)[0]
     count = int((row >= threshold(row.numpy(), one)).sum())
     expected = int((filtered(row, one) > 0).sum())
-    assert abs(count - expected) <= (
-        top_p < 1.0
-    )  # rounding may move the edge of top_p by one token
+    # rounding may move the edge of top_p by one token
+    assert abs(count - expected) <= (top_p < 1.0)
 
 
 def test_a_draw_never_gives_a_masked_token():

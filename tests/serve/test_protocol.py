@@ -266,9 +266,8 @@ def test_objectives() -> None:
 
     assert resolve({}).timeout_s == 60
     assert resolve({"x-slo-ttft-ms": "250", "x-llm-d-slo-tpot-ms": "30"}).ttft_s == 0.25
-    assert (
-        resolve({"x-llm-d-slo-ttft-ms": "1", "x-slo-ttft-ms": "250"}).ttft_s == 0.1
-    )  # policy; newer name first
+    # policy; newer name first
+    assert resolve({"x-llm-d-slo-ttft-ms": "1", "x-slo-ttft-ms": "250"}).ttft_s == 0.1
     assert resolve({"x-slo-ttft-ms": "250"}, ttft_s=3.0).ttft_s == 3.0
     for asked, given_s in [("5", 5), ("0", 100), ("-3", 100), ("1e6", 100), ("0.001", 0.001)]:
         assert resolve({"x-request-timeout-seconds": asked}).timeout_s == given_s

@@ -148,9 +148,8 @@ async def test_a_killed_stage_is_replaced_and_streams_go_on(client, shipped):
 
     expected = (await ask()).choices[0].text
     running = asyncio.create_task(ask())
-    await client.completions.create(
-        model=MODEL, prompt="Hi", max_tokens=3
-    )  # by now the other one is under way
+    # by now the other one is under way
+    await client.completions.create(model=MODEL, prompt="Hi", max_tokens=3)
     os.kill(stage_pids(shipped[1])[0], signal.SIGKILL)
     assert (await running).choices[0].text == expected
     assert (await ask()).choices[0].text == expected

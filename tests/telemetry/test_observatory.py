@@ -107,9 +107,8 @@ async def test_a_trace_tells_whose_request_it_was_and_no_key(make, monkeypatch, 
 
 async def test_without_sampling_only_missed_requests_are_sent(make, monkeypatch):
     world = make(tracing=exporting(monkeypatch, sample_ratio=0.0))
-    await (
-        world.complete()
-    )  # the script's first token comes after 1.0 s: the objective of 1.0 s is just met
+    # the script's first token comes after 1.0 s: the objective of 1.0 s is just met
+    await world.complete()
     recorder = world.controller.observer.recorder
     (met,) = recorder.finished.values()
     assert not met.missed()

@@ -99,9 +99,8 @@ async def test_our_span_is_below_serves_which_is_below_the_callers(moving, monke
 
 def test_with_tracing_config_there_is_one_tree(tmp_path, monkeypatch):
     receiver = HttpReceiver(free_port())
-    monkeypatch.setenv(
-        "OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint
-    )  # both Serve's and ours go there
+    # both Serve's and ours go there
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
     path = "deployments.tracing:serve_span_processors"
     serve = {"enabled": True, "exporter_import_path": path, "sampling_ratio": 1.0}
     telemetry = {"tracing": {"exporter": "otlp_http"}}

@@ -90,9 +90,8 @@ def convoy(traced: Traced) -> dict[str, list[Span]]:
         async with aiohttp.ClientSession() as session:
             long = asyncio.ensure_future(traced.complete(session, 3500, 6, LONG))
             shorts: list[str] = []
-            while (
-                not long.done()
-            ):  # whenever two are through, two more come, as long as the long one runs
+            # whenever two are through, two more come, as long as the long one runs
+            while not long.done():
                 pair = await asyncio.gather(*[traced.complete(session, 300, 3) for _ in range(2)])
                 shorts += [trace for trace, _ in pair]
             return [(await long)[0], *shorts]

@@ -182,9 +182,8 @@ class Recorder:
     def _token(self, timeline: Timeline, event: TokenEvent) -> None:
         timeline.tokens += 1
         if timeline.gaps:
-            self._resume(
-                timeline, event.at
-            )  # its KV survived the loss of the pipeline: there was no chunk to resume
+            # its KV survived the loss of the pipeline: there was no chunk to resume
+            self._resume(timeline, event.at)
         last = timeline.last_token_at
         timeline.last_token_at = event.at
         if last is None:

@@ -66,9 +66,8 @@ def _to_int16(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.
             place = e.at(out, e.times(loop.index, 32), 16 * half)
             high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
             e.store(b.trunc(high, V16C), place)
-            e.store(
-                b.trunc(whole, V16C), e.at(place, e.times(blocks, 32))
-            )  # whole - 256 high is its low byte
+            # whole - 256 high is its low byte
+            e.store(b.trunc(whole, V16C), e.at(place, e.times(blocks, 32)))
 
 
 def _round_block(

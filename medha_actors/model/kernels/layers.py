@@ -33,9 +33,8 @@ ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`
 PARTS = 3  # of such a row: matrices of several kinds side by side
 FORM, CODE, DATA, COLUMNS, BLOCKS = range(5)  # of a part; one without columns is not there
-ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(
-    8
-)  # in `vectors`
+# in `vectors`
+ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(8)
 FIRST, COUNT, CACHED, WRITES, TABLE = range(5)  # columns of `spans`
 
 MODEL = np.dtype(
@@ -49,9 +48,8 @@ MODEL = np.dtype(
         ("keys", np.int64),  # addresses of layer 0's pools
         ("values", np.int64),
         ("layer_bytes", np.int64),
-        *(
-            (name, np.int64) for name in ("plain", "packed", "scales", "wide")
-        ),  # addresses of scratch, ROWS rows each
+        # addresses of scratch, ROWS rows each
+        *((name, np.int64) for name in ("plain", "packed", "scales", "wide")),
         ("eps", np.float32),
         ("scale", np.float32),  # log2(e) / sqrt(head_dim)
         ("one", np.float32),
@@ -60,9 +58,8 @@ MODEL = np.dtype(
 )
 assert MODEL.fields is not None, "a record"
 MODEL_EPS = int(MODEL.fields["eps"][1])  # offset of (eps, scale, one)
-STEP = np.dtype(
-    [(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")]
-)  # addresses but for `rows`
+# addresses but for `rows`
+STEP = np.dtype([(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")])
 
 
 call = kernel(12, call_address)

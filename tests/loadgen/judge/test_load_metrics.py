@@ -65,9 +65,8 @@ def test_percentiles_and_totals():
     ]
     figures = summarise(requests, 20.0, [50, 90, 99], goodput=False)
     assert figures["ttft"]["p50"] == pytest.approx(550)
-    assert figures["ttft"]["p90"] == pytest.approx(
-        910
-    )  # linear between the 9th and the 10th of ten
+    # linear between the 9th and the 10th of ten
+    assert figures["ttft"]["p90"] == pytest.approx(910)
     assert figures["ttft"]["p99"] == pytest.approx(991)
     assert figures["ttft"]["mean"] == pytest.approx(550)
     assert figures["itl"]["max"] == pytest.approx(50)
