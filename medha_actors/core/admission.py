@@ -88,11 +88,14 @@ class Admission:
         or ours, which follow from the work that the cache does not save."""
         ours = self._objectives
         asked = request.objectives
+        tpot_s = ours.tpot_s
+        if asked.tpot_s is not None:
+            tpot_s = max(asked.tpot_s, ours.min_tpot_s)
         state = RequestState(
             request=request,
             serial=serial,
             milestones=Milestones(request.arrived_at, request.arrived_at),
-            tpot_s=ours.tpot_s if asked.tpot_s is None else max(asked.tpot_s, ours.min_tpot_s),
+            tpot_s=tpot_s,
             timeout_at=math.inf,
             prompt=request.prompt_tokens,
             goal=request.prompt_tokens,
@@ -103,17 +106,16 @@ class Admission:
         if request.resumed is not None:
             state.resume(request.resumed)
         self._hits.look(state)
-        state.total_work_s = state.remaining_s = self._table.seconds(state.hit, state.goal)
+        state.total_work_s = self._table.seconds(state.hit, state.goal)
+        state.remaining_s = state.total_work_s
         work_s = self._table.seconds(state.hit, state.prompt)
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
             ttft_s = max(ours.ttft_multiplier * work_s, ours.ttft_floor_s)
-        timeout_s = (
-            ours.default_timeout_s
-            if asked.timeout_s is None
-            else min(asked.timeout_s, ours.max_timeout_s)
-        )
+        timeout_s = ours.default_timeout_s
+        if asked.timeout_s is not None:
+            timeout_s = min(asked.timeout_s, ours.max_timeout_s)
         state.milestones.deadline_at = request.arrived_at + ttft_s
         if timeout_s is not None:
             state.timeout_at = request.arrived_at + timeout_s

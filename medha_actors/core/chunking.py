@@ -63,8 +63,9 @@ def pipeline_share(tokens: int, stages: int, cap: int) -> int:
     """
     if stages == 1:
         return cap
-    chunks = max(-(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1)
-    share = -(-tokens // chunks)
+    needed = -(-tokens // cap)
+    wanted = min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE)
+    share = -(-tokens // max(needed, wanted, 1))
     return min(cap, -(-share // UNIT) * UNIT)
 
 
@@ -121,13 +122,14 @@ class PrefillTable:
     def _grow(self) -> None:
         start = self._ends[-1]
         budget_s = self._budget_s * LONE_BUDGETS / self._scale
-        chunk = max(
-            FINE,
-            largest_chunk(
-                self._max_chunk, lambda c: self._chunk_s(c, start) <= budget_s, fine=True
-            ),
-        )
-        step = chunk if len(self._ends) <= EXACT_CHUNKS else max(chunk, int(start * (STRIDE - 1)))
+
+        def fits(tokens: int) -> bool:
+            return self._chunk_s(tokens, start) <= budget_s
+
+        chunk = max(FINE, largest_chunk(self._max_chunk, fits, fine=True))
+        step = chunk
+        if len(self._ends) > EXACT_CHUNKS:
+            step = max(chunk, int(start * (STRIDE - 1)))
         seconds = self._chunk_s(chunk, start + (step - chunk) // 2) * step / chunk
         self._ends.append(start + step)
         self._costs.append(self._costs[-1] + seconds)

@@ -123,10 +123,12 @@ class KvPlan:
             return pieces
         held = {piece.group for piece in pieces}
         left = [group for group in preferred if group not in held]
-        count = min(self.grid.groups - len(held), -(-(tokens - start) // self.cutoff))
+        rest = tokens - start
+        count = min(self.grid.groups - len(held), -(-rest // self.cutoff))
         if count > len(left):
             return None
-        sizes = [self.cutoff] * (count - 1) + [tokens - start - (count - 1) * self.cutoff]
+        sizes = [self.cutoff] * (count - 1)
+        sizes.append(rest - sum(sizes))
         fresh: dict[int, Piece] = {}
         # the largest has the least choice
         for index in sorted(range(count), key=lambda i: -sizes[i]):
@@ -157,9 +159,8 @@ class KvPlan:
         there)."""
         for piece in state.pieces:
             if piece.promised and piece.start < stop:
-                missing = min(
-                    max(0, self._pages(stop - piece.start) - len(piece.pages)), piece.promised
-                )
+                needed = self._pages(stop - piece.start) - len(piece.pages)
+                missing = min(max(0, needed), piece.promised)
                 for _ in range(missing):
                     piece.pages.append(self.store.take(piece.group))
                 piece.promised -= missing
@@ -172,7 +173,8 @@ class KvPlan:
         last = state.pieces[-1]
         if position - last.start >= self.cutoff and len(state.pieces) < self.grid.groups:
             held = {piece.group for piece in state.pieces}
-            group = max((g for g in range(self.grid.groups) if g not in held), key=self.available)
+            others = [group for group in range(self.grid.groups) if group not in held]
+            group = max(others, key=self.available)
             if self.available(group) > 0:
                 state.pieces.append(Piece(group, position, pages=[self.store.take(group)]))
                 return None
@@ -219,8 +221,8 @@ class KvPlan:
         """Whether pages of a group would be available if this request gave back what it has."""
         for piece in state.pieces:
             if piece.group == group:
-                alone = any(self.store.users(group, page) == 1 for page in reversed(piece.pages))
-                return alone or piece.promised > 0
+                users = (self.store.users(group, page) for page in reversed(piece.pages))
+                return 1 in users or piece.promised > 0
         return False
 
     def _hit(self, keys: PageKeys, limit: int, group: int) -> Hit:

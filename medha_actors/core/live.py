@@ -169,15 +169,14 @@ class LiveRequests:
         left = [decode_rows(count, self._grid.stages) for count in self.running()]
         chosen = []
         for state in list(self.ready.values()):
-            own = [piece.group for piece in state.pieces]  # empty: it has yielded meanwhile
-            if (
-                own
-                and not state.danger
-                and all(left[group] and group in groups for group in own)
-                and self.make_room(state, spared, now)
-            ):
+            touched = [piece.group for piece in state.pieces]
+            if not touched or state.danger:  # none: it has yielded meanwhile
+                continue
+            if not all(left[group] and group in groups for group in touched):
+                continue
+            if self.make_room(state, spared, now):
                 chosen.append(state)
-                for group in own:
+                for group in touched:
                     left[group] -= 1
         return [state for state in chosen if state.pieces]
 
@@ -185,16 +184,7 @@ class LiveRequests:
         """Take the page that a decode's next token may need; False: the request had to yield."""
         pieces = len(state.pieces)
         while (group := self.kv.grow(state)) is not None:
-            rivals = [
-                other
-                for other in self.holding.values()
-                if other.id not in spared and self.kv.frees(other, group)
-            ]
-            victim = (
-                state
-                if not rivals
-                else max(rivals, key=lambda other: (self._slack_after(other, now), other.serial))
-            )
+            victim = self._most_patient(group, spared, now) or state
             self.evict(victim)
             self.evicted.append((victim.id, state.id))
             if victim is state:
@@ -202,6 +192,18 @@ class LiveRequests:
         if len(state.pieces) > pieces:
             self._running[state.pieces[-1].group] += 1
         return True
+
+    def _most_patient(self, group: int, spared: Collection[str], now: float) -> RequestState | None:
+        """Of those whose end would free pages of a group, the one with the most slack."""
+        rivals = []
+        for other in self.holding.values():
+            if other.id not in spared and self.kv.frees(other, group):
+                rivals.append(other)
+
+        def patience(other: RequestState) -> tuple[float, int]:
+            return self._slack_after(other, now), other.serial
+
+        return max(rivals, key=patience, default=None)
 
     def _start_decoding(self, state: RequestState) -> None:
         self.decoding[state.id] = state
@@ -271,8 +273,8 @@ def preempted(
     for state in turn:
         if state in picked or not state.prefilling:
             continue
-        taker = next((takers[piece.group] for piece in state.pieces if piece.group in takers), None)
-        if taker is not None:
+        others = [takers[piece.group] for piece in state.pieces if piece.group in takers]
+        if others:
             state.milestones.preemptions += 1
-            pairs.append((state.id, taker.id))
+            pairs.append((state.id, others[0].id))
     return pairs

@@ -140,21 +140,23 @@ class _Stage:
         self.profile = profile
 
     def seconds(self, load: GroupLoad) -> float:
-        if not load.rows:
-            return 0.0
         rows = load.rows
+        if not rows:
+            return 0.0
         table = self.table
-        linear = (
-            table[rows] if rows < len(table) else table[-1] + self.slope * (rows - len(table) + 1)
-        )
+        if rows < len(table):
+            linear = table[rows]
+        else:
+            linear = table[-1] + self.slope * (rows - len(table) + 1)
         profile = self.profile
         pairs = profile.pair_s * load.pairs
         read = profile.prefill_kv_s * load.prefill_kv
+        attention = max(pairs, read) if profile.overlapped else pairs + read
         seconds = (
             profile.step_s
             + linear
             + profile.span_s * load.spans
-            + (max(pairs, read) if profile.overlapped else pairs + read)
+            + attention
             + profile.decode_kv_s * load.decode_kv
             + profile.head_s * load.sampled
         )
@@ -259,7 +261,8 @@ class ExecutionModel:
         if not self._errors:
             return None, None
         ranked: Sequence[float] = sorted(self._errors)
-        return ranked[len(ranked) // 2], ranked[min(len(ranked) - 1, len(ranked) * 9 // 10)]
+        count = len(ranked)
+        return ranked[count // 2], ranked[min(count - 1, count * 9 // 10)]
 
 
 def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:

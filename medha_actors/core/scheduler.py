@@ -99,13 +99,13 @@ class Scheduler:
         ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
         ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
         self.live.add(state)
+        deadline_at = state.milestones.deadline_at
+        waited_s = max(0.0, now - request.arrived_at)
         return Accepted(
-            deadline_at=state.milestones.deadline_at,
-            ttft_objective_s=state.milestones.deadline_at - state.milestones.arrived_at,
+            deadline_at=deadline_at,
+            ttft_objective_s=deadline_at - request.arrived_at,
             tpot_objective_s=state.tpot_s,
-            predicted_ttft_s=max(0.0, now - state.milestones.arrived_at)
-            + ahead_s
-            + state.total_work_s,
+            predicted_ttft_s=waited_s + ahead_s + state.total_work_s,
             cached_tokens=state.hit,
         )
 
@@ -118,7 +118,9 @@ class Scheduler:
     ) -> list[Event]:
         """End a request now, whatever it is doing; nothing happens if it is not known."""
         state = self.live.by_id.get(request_id)
-        return [] if state is None else [self._completion.finish(state, reason, message, now)]
+        if state is None:
+            return []
+        return [self._completion.finish(state, reason, message, now)]
 
     def expire(self, now: float) -> list[Event]:
         """End the requests whose timeout has passed."""
@@ -267,17 +269,24 @@ class Scheduler:
         base_s = packer.loads.base_s()
         calibrated_s = packer.loads.calibrated_s()
         self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone))
-        slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one, _ in packer.prefills]
+        prefilling = [pick.state for pick in packer.prefills]
+        slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in prefilling]
         for state, stop in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now
             self.live.dispatched(state, stop)
-        taken: list[tuple[str, str]] = []
-        if picked := [pick.state for pick in packer.prefills]:
-            taken = preempted(self._turn, picked)
-            self._preemptions += len(taken)
-            self._turn = [state for state in picked if state.prefilling]
-        self._batches += 1
-        self.record = BatchRecord(batch_id, tuple(slacks), tuple(taken), tuple(self.live.evicted))
+        taken = self._next_turn(prefilling)
+        evicted = tuple(self.live.evicted)
         self.live.evicted.clear()
+        self._batches += 1
+        self.record = BatchRecord(batch_id, tuple(slacks), tuple(taken), evicted)
         return batch
+
+    def _next_turn(self, picked: list[RequestState]) -> list[tuple[str, str]]:
+        """Prefills have been picked for a batch: who of the last turn had to wait, for whom."""
+        if not picked:
+            return []
+        taken = preempted(self._turn, picked)
+        self._preemptions += len(taken)
+        self._turn = [state for state in picked if state.prefilling]
+        return taken

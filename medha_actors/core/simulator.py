@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from medha_actors.config import MedhaConfig
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel, load_of
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, load_of
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.messages import (
     Accepted,
@@ -165,18 +165,10 @@ class Simulation:
         if batch is None:
             return False
         loads = [load_of(message) for message in batch.groups if message is not None]
-        seconds = self._reality.stage_seconds(loads[0])
-        if len(loads) > 1:
-            by_group = [seconds] + [self._reality.stage_seconds(load) for load in loads[1:]]
-            seconds = tuple(map(max, *by_group))
-        if self._noise:
-            draw = self._random.gauss
-            seconds = tuple([max(0.1, draw(1.0, self._noise)) * duration for duration in seconds])
-        hop_s = (
-            self._hop_s + self._hop_row_s * max(load.rows for load in loads)
-            if self._hop_row_s
-            else self._hop_s
-        )
+        seconds = self._stage_seconds(loads)
+        hop_s = self._hop_s
+        if self._hop_row_s:
+            hop_s += self._hop_row_s * max(load.rows for load in loads)
         at = self.now
         free_at = self._free_at
         busy_s = self._busy_s
@@ -194,6 +186,17 @@ class Simulation:
             )
         return True
 
+    def _stage_seconds(self, loads: list[GroupLoad]) -> tuple[float, ...]:
+        """What a batch takes in every stage, whose groups move in step."""
+        seconds = self._reality.stage_seconds(loads[0])
+        if len(loads) > 1:
+            by_group = [seconds] + [self._reality.stage_seconds(load) for load in loads[1:]]
+            seconds = tuple(map(max, *by_group))
+        if self._noise:
+            draw = self._random.gauss
+            seconds = tuple([max(0.1, draw(1.0, self._noise)) * duration for duration in seconds])
+        return seconds
+
     def _land(self) -> None:
         _, batch, seconds = self._flights.popleft()
         self._log(self.scheduler.complete(results_of(batch, seconds), self.now))
@@ -205,10 +208,8 @@ class Simulation:
             elif isinstance(event, FinishedEvent):
                 log = self._logs[event.request_id]
                 log.finished = event
-                if (
-                    self._follow is not None
-                    and (request := self._follow(log, self.now)) is not None
-                ):
+                request = None if self._follow is None else self._follow(log, self.now)
+                if request is not None:
                     self._expect(request)
 
 
@@ -230,17 +231,14 @@ def token_of(request_id: str, index: int) -> int:
 
 def results_of(batch: Batch, stage_seconds: tuple[float, ...]) -> list[StepResult]:
     """What the last stages of all groups would send back."""
-    return [
-        StepResult(
-            message.batch_id,
-            group,
-            tuple(
-                SampledToken(span.request_id, span.index, token_of(span.request_id, span.index))
-                for span in message.spans
-                if span.sample
-            ),
-            stage_seconds,
-        )
-        for group, message in enumerate(batch.groups)
-        if message is not None
-    ]
+    results = []
+    for group, message in enumerate(batch.groups):
+        if message is None:
+            continue
+        tokens = []
+        for span in message.spans:
+            if span.sample:
+                token_id = token_of(span.request_id, span.index)
+                tokens.append(SampledToken(span.request_id, span.index, token_id))
+        results.append(StepResult(message.batch_id, group, tuple(tokens), stage_seconds))
+    return results
