@@ -1,10 +1,11 @@
 """A scheduler with a tiny model of the stages beside it: every message is replayed, every count
 checked."""
 
-from collections import Counter, deque
+from collections import deque
 
 import msgspec
 from core_inputs import config_of, grid_of, request_of
+from core_invariants import check_counts
 from core_replica import Replica
 
 from medha_actors.core.chunking import LONE_BUDGETS
@@ -262,42 +263,7 @@ class World:
         self.check()
 
     def check(self):
-        """The invariants of counts and pages."""
-        live = self.scheduler.live
-        queued = {state.id for state in live.queue.ordered(self.now)}
-        held = [[] for _ in range(self.grid.groups)]
-        promised = [0] * self.grid.groups
-        for name, state in live.by_id.items():
-            assert 0 <= state.computed <= state.dispatched <= state.known
-            assert state.known == state.prompt + len(self.tokens[name])
-            assert (name in queued) == state.prefilling == (name not in live.decoding)
-            assert (name in live.holding) == bool(state.pieces)
-            assert (name in live.ready) == (
-                state.goal <= state.dispatched == state.computed == state.known - 1
-            )
-            for piece in state.pieces:
-                held[piece.group] += piece.pages
-                promised[piece.group] += piece.promised
-        assert set(live.by_id) == queued | set(live.decoding)
-        assert set(live.queue.started) == {
-            s.serial for s in live.by_id.values() if s.prefilling and s.pieces
-        }
-        assert len(live.holding) <= self.config.scheduler.max_running_requests
-        for group, pages in enumerate(held):
-            self.check_pages(group, Counter(pages))
-            unused = live.kv.store.available(group)
-            assert live.kv.available(group) == unused - promised[group] >= 0
-
-    def check_pages(self, group, users):
-        """Every page is used by those who hold it, or idle with a key, or free: none is lost."""
-        pages = self.scheduler.live.kv.store.groups[group]
-        count = self.grid.pages_per_group
-        assert pages.users == [users[page] for page in range(count)]
-        resting = [*pages.free, *pages.idle, *pages.kept]
-        assert sorted([*users, *resting]) == list(range(count)), "pages leaked or doubled"
-        named = {page for page in range(count) if pages.key_of[page] is not None}
-        assert {pages.key_of[page]: page for page in named} == pages.page_of
-        assert {*pages.idle, *pages.kept} == named - set(users)
+        check_counts(self)
 
 
 def spans_of(batch):
