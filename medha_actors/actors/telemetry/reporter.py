@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from itertools import islice
-from statistics import quantiles
+
+import numpy as np
 
 from medha_actors.actors.telemetry.observer import Observer
 from medha_actors.core.record import waiting
@@ -118,8 +119,8 @@ def _percentiles(values: Iterable[float]) -> dict[str, float]:
     data = list(values)
     if len(data) < 2:
         return {}
-    cuts = quantiles(data, n=100, method="inclusive")
-    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]}
+    p50, p90, p99 = np.percentile(data, (50, 90, 99)).tolist()
+    return {"p50": p50, "p90": p90, "p99": p99}
 
 
 def _merged(replicas: Iterable[list[Family]]) -> list[Family]:
