@@ -97,7 +97,7 @@ class PrefillQueue:
     def _by_rank(self, now: float) -> Iterator[RequestState]:
         heads = []
         for (priority, width), lane in self._lanes.items():
-            for relegated, start, stop in self._stretches(lane.entries, width, now):
+            for relegated, start, stop in self._parts(lane.entries, width, now):
                 instant, serial, _ = lane.entries[start]
                 heads.append(
                     (
@@ -179,7 +179,7 @@ class PrefillQueue:
             and now - RELEGATED_WORKS * width <= instant < now
         )
 
-    def _stretches(
+    def _parts(
         self, entries: list[Entry], width: float, now: float
     ) -> list[tuple[bool, int, int]]:
         """A lane in up to three parts: (relegated, start, stop), from the latest entries to those
