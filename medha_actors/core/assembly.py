@@ -95,8 +95,12 @@ def assemble(
         # rows then agree on it, whatever else each has in the batch. Stable, so in one order
         # everywhere.
         own.sort(key=lambda span: (not span.groups, span.groups))
-        messages.append(
-            StepMessage(batch_id, tuple(own), tuple(opened[group]), tuple(closing[group]))
+        message = StepMessage(
+            batch_id=batch_id,
+            spans=tuple(own),
+            opened=tuple(opened[group]),
+            closed=tuple(closing[group]),
         )
+        messages.append(message)
         closing[group] = []
     return tuple(messages)

@@ -146,16 +146,19 @@ class PrefillTable:
         """The last chunk still passes the other stages when the first has done all."""
         if self._stages == 1:
             return 0.0
-        chunk = min(left, pipeline_share(total, self._stages, self._chunk_at(total)))
+        share = pipeline_share(total, self._stages, self._chunk_at(total))
+        chunk = min(left, share)
         return (self._stages - 1) * self._chunk_s(chunk, total - chunk)
 
     def _chunk_at(self, total: int) -> int:
         """Tokens of the chunk that position `total` ends, at most."""
-        return self._chunks[min(bisect_right(self._ends, total - 1), len(self._chunks) - 1)]
+        index = bisect_right(self._ends, total - 1)
+        return self._chunks[min(index, len(self._chunks) - 1)]
 
     def _chunk_s(self, rows: int, start: int) -> float:
         if rows <= 0:
             return 0.0
-        piece = max(min(start, self._cutoff), start - (self._groups - 1) * self._cutoff)
+        before_last = (self._groups - 1) * self._cutoff
+        piece = max(min(start, self._cutoff), start - before_last)
         touched = min(self._groups, start // self._cutoff + 1)
         return self._model.base(GroupLoad().with_prefill(rows, piece, groups=touched))

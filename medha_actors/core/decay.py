@@ -45,7 +45,9 @@ class Decay:
         self._count += 1
         if not self._count % EACH or not self._count & (self._count - 1):
             self._root_per_s = root_per_s(list(self._works), HEAVY_LOAD)
-        wanted = min(self._root_per_s, 1 / backlog_s) if backlog_s > 0 else self._root_per_s
+        wanted = self._root_per_s
+        if backlog_s > 0:
+            wanted = min(wanted, 1 / backlog_s)
         if self.per_s / STEP < wanted < self.per_s * STEP:
             return False
         self.per_s = wanted

@@ -75,6 +75,8 @@ def decision_seconds(
     while scheduler.live.queue:
         step()
     for index in range(waiting):
-        prompt = 6000 if index % 20 == 0 else min(512, max(1, int(rng.lognormvariate(4.6, 0.6))))
+        prompt = 6000
+        if index % 20:
+            prompt = min(512, max(1, int(rng.lognormvariate(4.6, 0.6))))
         add(f"waiting-{index}", prompt, 4)
     return [step() for _ in range(decisions)]

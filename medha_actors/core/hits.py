@@ -121,7 +121,8 @@ class Hits:
         if leader.dispatched < common:
             return leader
         wait_s = returned_s + self._table.seconds(common, state.goal)
-        return leader if wait_s <= self._table.seconds(state.hit, state.goal) else None
+        alone_s = self._table.seconds(state.hit, state.goal)
+        return leader if wait_s <= alone_s else None
 
     def _unregister(self, state: RequestState) -> None:
         found = self._found.pop(state.serial, None)

@@ -149,10 +149,9 @@ def _one(state: RequestState) -> float:
 
 
 def _rounded_work(state: RequestState) -> float:
-    octave: float = (
-        round(math.log2(max(state.total_work_s, 1e-6)) * LANES_PER_OCTAVE) / LANES_PER_OCTAVE
-    )
-    return math.pow(2.0, octave)
+    octaves = math.log2(max(state.total_work_s, 1e-6))
+    lane = round(octaves * LANES_PER_OCTAVE)
+    return math.pow(2.0, lane / LANES_PER_OCTAVE)
 
 
 def _none(tuning: Tuning) -> float:

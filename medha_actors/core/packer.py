@@ -93,7 +93,9 @@ class Packer:
         for their tokens, nine in ten are to keep to the budget.
         """
         self._allow(slots, headroom)
-        limit_s = self.budget_s * LONE_BUDGETS if alone else self.budget_s / self._model.margin
+        limit_s = self.budget_s / self._model.margin
+        if alone:
+            limit_s = self.budget_s * LONE_BUDGETS
         self._alone = alone
         self._begun_s = self._placement.begun_s(queue)
         patience = PATIENCE
@@ -231,7 +233,8 @@ class Packer:
         """The share of the budget a long prefill keeps (paper, 4.2)."""
         if not self._config.space_sharing or self._config.fixed_chunk_tokens is not None:
             return 1.0
-        return 1.0 - min(max(state.relative_slack(self._now), 0.0), self._config.max_yield)
+        slack = max(state.relative_slack(self._now), 0.0)
+        return 1.0 - min(slack, self._config.max_yield)
 
     def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
         """Tokens of the next chunk within `limit_s`; 0: none fit."""
@@ -254,7 +257,9 @@ class Packer:
             return self.loads.corrected_s(loads) <= limit_s
 
         tokens = largest_chunk(cap, fits, fine=not self.prefills)  # no crumbs beside others
-        return tokens if tokens or self.prefills else max(0, min(cap, config.min_chunk_tokens))
+        if tokens or self.prefills:
+            return tokens
+        return max(0, min(cap, config.min_chunk_tokens))
 
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""

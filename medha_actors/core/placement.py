@@ -69,10 +69,12 @@ class Placement:
     def spoils(self, state: RequestState, now: float) -> bool:
         """Whether a placed request would evict what waiting requests have found, although it is
         quicker to serve those first than to compute it again, and there is time for that."""
-        lost = self.kv.page_tokens * sum([self.kv.spoiled(piece) for piece in state.pieces])
-        if not lost:
+        spoiled = sum([self.kv.spoiled(piece) for piece in state.pieces])
+        if not spoiled:
             return False
-        again_s = first_s = 0.0
+        lost = self.kv.page_tokens * spoiled
+        again_s = 0.0
+        first_s = 0.0
         for other in self.hits.finders():
             if lost <= 0:
                 break

@@ -150,7 +150,8 @@ class PrefillQueue:
             return math.inf
         until = self.order.instant(state, self._tuning) - self.order.least(self._tuning)
         if self.order.guards:
-            until = max(until, self._guard(float(state.request.priority)).rescue_at(state))
+            guard = self._guard(float(state.request.priority))
+            until = max(until, guard.rescue_at(state))
         return until
 
     def work_s(self) -> float:
@@ -179,9 +180,7 @@ class PrefillQueue:
             and now - RELEGATED_WORKS * width <= instant < now
         )
 
-    def _parts(
-        self, entries: list[Entry], width: float, now: float
-    ) -> list[tuple[bool, int, int]]:
+    def _parts(self, entries: list[Entry], width: float, now: float) -> list[tuple[bool, int, int]]:
         """A lane in up to three parts: (relegated, start, stop), from the latest entries to those
         with time left."""
         if not self.order.relegates or width <= RELEGATED_S:

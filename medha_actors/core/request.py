@@ -152,16 +152,15 @@ class RequestState:
 
     def tokens(self, start: int, stop: int) -> bytes:
         """Packed ids of the known tokens at positions [start, stop)."""
+        first = start * TOKEN_BYTES
+        end = stop * TOKEN_BYTES
+        prompt_end = self.prompt * TOKEN_BYTES
         if start >= self.prompt:
-            return bytes(
-                self.generated[
-                    (start - self.prompt) * TOKEN_BYTES : (stop - self.prompt) * TOKEN_BYTES
-                ]
-            )
-        head = self.request.prompt_token_ids[
-            start * TOKEN_BYTES : min(stop, self.prompt) * TOKEN_BYTES
-        ]
-        return head if stop <= self.prompt else head + self.tokens(self.prompt, stop)
+            return bytes(self.generated[first - prompt_end : end - prompt_end])
+        prompt = self.request.prompt_token_ids
+        if stop <= self.prompt:
+            return prompt[first:end]
+        return prompt[first:prompt_end] + bytes(self.generated[: end - prompt_end])
 
     def append(self, token_id: int) -> None:
         """One more known token."""

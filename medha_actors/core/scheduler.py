@@ -145,7 +145,8 @@ class Scheduler:
         if self._flights and self._flights[-1].alone:
             return None
         live = self.live
-        budget_s = min(self.budget_s, batch_budget(live.tightest_tpot(), self.grid.stages))
+        tightest_s = batch_budget(live.tightest_tpot(), self.grid.stages)
+        budget_s = min(self.budget_s, tightest_s)
         live.refresh()
         packer = Packer(self._settings, self.grid, self.model, self._placement, now, budget_s)
         for suspect in self._suspects.due():
@@ -167,7 +168,9 @@ class Scheduler:
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
-        return self._dispatch(packer, now) if packer.decodes or packer.prefills else None
+        if not packer.decodes and not packer.prefills:
+            return None
+        return self._dispatch(packer, now)
 
     def complete(self, results: Sequence[StepResult], now: float) -> list[Event]:
         """The results of the oldest batch in flight, of all groups. Those of before a restart are

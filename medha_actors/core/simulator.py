@@ -47,7 +47,9 @@ class RequestLog:
     @property
     def ttft_s(self) -> float | None:
         """Arrival to first token."""
-        return self.token_times[0] - self.request.arrived_at if self.token_times else None
+        if not self.token_times:
+            return None
+        return self.token_times[0] - self.request.arrived_at
 
 
 @dataclass(slots=True)
