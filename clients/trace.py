@@ -169,10 +169,10 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
             text += f" ({gap['count']} times, waited {_time(gap['gap_s'])})"
         rows.append((gap["from_at"], gap["until_at"] or end, text))
     if timeline["first_token_at"] is not None:
-        text = (
-            f"decode: {timeline['tokens']} tokens, longest gap {_time(timeline['largest_gap_s'])}"
-        )
-        rows.append((timeline["first_token_at"], end, f"{text}, {timeline['stalls_total']} stalls"))
+        longest = _time(timeline["largest_gap_s"])
+        text = f"decode: {timeline['tokens']} tokens, longest gap {longest}"
+        text += f", {timeline['stalls_total']} stalls"
+        rows.append((timeline["first_token_at"], end, text))
     return rows
 
 

@@ -64,7 +64,8 @@ _LOADS: list[tuple[str, dict[str, Any], int, int, int, int]] = [
 async def run(repeats: int = 12) -> list[dict[str, Any]]:
     """Output tokens/s off and on, the median of their ratios round by round, and spans sent."""
     rows = []
-    with subprocess.Popen([sys.executable, "-c", _SINK], stdout=subprocess.PIPE, text=True) as sink:  # noqa: ASYNC220
+    command = [sys.executable, "-c", _SINK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sink:  # noqa: ASYNC220
         try:
             assert sink.stdout is not None
             endpoint = f"http://127.0.0.1:{int(sink.stdout.readline())}"

@@ -95,10 +95,9 @@ def relative(runs: Sequence[LoadedRun]) -> Table:
         first = values[0]
         if first:
             shown = ["-" if value is None else f"{value / first:.3g}x" for value in values]
-            title = (
-                f"{kind}: {metric.replace('itl', 'TBT').replace('ttft', 'TTFT').replace('_', ' ')}"
-            )
-            rows.append([f"{title} {name.replace('median', 'p50').upper()}".strip(), *shown])
+            what = metric.replace("itl", "TBT").replace("ttft", "TTFT").replace("_", " ")
+            which = name.replace("median", "p50").upper()
+            rows.append([f"{kind}: {what} {which}".strip(), *shown])
     return header, rows
 
 

@@ -29,10 +29,8 @@ def parse_lengths(text: str) -> Draw:
             raise ValueError
         return _MAKERS[name](*numbers)
     except (KeyError, TypeError, ValueError):
-        known = (
-            "128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:LO:HI[:THETA] or stair:LO:HI:STEPS"
-        )
-        raise LoadgenError(f"'{text}' is no length: use {known}") from None
+        known = "128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:LO:HI[:THETA]"
+        raise LoadgenError(f"'{text}' is no length: use {known} or stair:LO:HI:STEPS") from None
 
 
 def _unnamed(text: str) -> list[str]:

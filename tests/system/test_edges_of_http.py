@@ -86,9 +86,8 @@ def unchunked(data: bytes) -> bytes:
 
 def post(body: dict | bytes, *headers: bytes, path: str = "/v1/completions") -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += f"Content-Length: {len(data)}\r\n"
     return head.encode() + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + data
 
 

@@ -65,9 +65,8 @@ class Page:
 
     async def until(self, condition: str, timeout_s: float = 20) -> None:
         """Wait until an expression is true; it is looked at in every frame."""
-        look = (
-            f"const look = () => ({condition}) ? done(true) : requestAnimationFrame(look); look()"
-        )
+        again = "requestAnimationFrame(look)"
+        look = f"const look = () => ({condition}) ? done(true) : {again}; look()"
         await asyncio.wait_for(self.evaluate(f"new Promise(done => {{ {look} }})"), timeout_s)
 
     async def screenshot(self) -> bytes:

@@ -100,9 +100,8 @@ def told(span: Span) -> str:
         took = f"predicted {_time(fact['predicted_s'])}, took {_time(fact['actual_s'])}"
         return f"{fact['tokens']} tokens, {took}, slack {_time(fact['slack_before_s'])}"
     if span.name == "prefill":
-        return (
-            f"{fact['tokens']} tokens, {fact['chunks']} chunks, {fact['preemptions']} preemptions"
-        )
+        chunks = f"{fact['chunks']} chunks, {fact['preemptions']} preemptions"
+        return f"{fact['tokens']} tokens, {chunks}"
     if span.name == "preempted":
         return f"by {fact['by'][:13]}…, waited {_time(fact['waited_s'])}"
     if span.name == "decode":
