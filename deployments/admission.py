@@ -266,7 +266,8 @@ class Admission:
         seed = secrets.randbits(62) if body.fixed_seed is None else body.fixed_seed
         packed = pack_tokens(ids)
         job.prompt_tokens = job.prompt_tokens + len(ids)
-        unique = f"{job.id}-{secrets.token_hex(4)}"  # a client may send the same request id twice
+        # a client may send the same request id twice
+        unique = f"{job.id}-{secrets.token_hex(4)}"
         for _ in range(body.n):
             index = len(job.choices)
             request = Request(

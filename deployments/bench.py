@@ -96,7 +96,8 @@ async def _compare(
                     )
                 if repeat >= 0:
                     speeds[side].append(at_once * rounds * tokens / (time.perf_counter() - began))
-        await asyncio.sleep(2.5)  # the last spans are sent a moment after the requests have ended
+        # the last spans are sent a moment after the requests have ended
+        await asyncio.sleep(2.5)
         sent, lost = servers["on"][1].tracing.spans()
     return {
         "load": name,

@@ -158,4 +158,5 @@ async def until_disconnected(receive: Receive) -> None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return
-        await asyncio.sleep(0)  # a server that repeats empty messages must not hold the loop
+        # a server that repeats empty messages must not hold the loop
+        await asyncio.sleep(0)

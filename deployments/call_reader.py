@@ -63,7 +63,8 @@ class CallReader:
         self._state: Callable[[str], None] = self._value if self._bare else self._start
         self._key = "arguments"
         self._end = JsonEnd()
-        self._text: list[str] = []  # of the key or value being read, where it is needed whole
+        # of the key or value being read, where it is needed whole
+        self._text: list[str] = []
         self._arguments: list[str] = []  # of their text, what was not asked for yet
         self._any = False  # there were arguments
 

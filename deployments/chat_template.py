@@ -127,7 +127,8 @@ class ChatTemplate:
         }
         try:
             return self._render(tools=tools, documents=None, **variables)
-        except Exception as error:  # a template can fail in any way on what it did not expect
+        except Exception as error:
+            # a template can fail in any way on what it did not expect
             raise RequestError(
                 f"the model's chat template refuses the messages: {error}", param="messages"
             ) from None

@@ -43,7 +43,8 @@ from medha_actors.messages import (
 log = logging.getLogger(__name__)
 
 _REPEATED_AT_ONCE: Final = 256
-_CHOICES_AT_ONCE: Final = 64  # of one request; so its last ones are not refused for its first
+# of one request; so its last ones are not refused for its first
+_CHOICES_AT_ONCE: Final = 64
 _background: set[asyncio.Future[Any]] = set()
 
 
@@ -75,7 +76,8 @@ class Generation:
         self._room = asyncio.Semaphore(_CHOICES_AT_ONCE)
         self._feeder: asyncio.Task[None] | None = None
         self.accepted: list[Accepted] = []
-        self.shown: Addition | None = None  # of a resumed answer: what its client has already
+        # of a resumed answer: what its client has already
+        self.shown: Addition | None = None
 
     async def __aenter__(self) -> Generation:
         choices = self.job.choices
@@ -222,7 +224,8 @@ class ChoiceWriter:
         limit = output_limit(job.body)
         # echo alone: the engine's one token is not shown
         self._hidden = limit is not None and limit[1] == 0
-        self._held: TokenEvent | None = None  # a stop token: no text if the request ends with it
+        # a stop token: no text if the request ends with it
+        self._held: TokenEvent | None = None
         self._generated = 0
         self.finished = False
 

@@ -123,7 +123,8 @@ def resolve_max_tokens(
     if room < max(1, wanted):
         raise too_long(name, prompt_tokens, wanted, context_tokens)
     if limit is not None:
-        return max(1, wanted)  # 0 is only allowed with echo: one token is generated and not shown
+        # 0 is only allowed with echo: one token is generated and not shown
+        return max(1, wanted)
     if body.min_tokens > room:
         raise _invalid(
             "min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens"

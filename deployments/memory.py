@@ -10,7 +10,8 @@ import asyncio
 import ctypes
 from typing import Final
 
-_WORTH_BYTES: Final = 4 * 2**20  # of request bodies; what they became was several times as much
+# of request bodies; what they became was several times as much
+_WORTH_BYTES: Final = 4 * 2**20
 _DELAY_S: Final = 0.5
 
 

@@ -24,7 +24,8 @@ TTFT_HEADERS: Final = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 TPOT_HEADERS: Final = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 TIMEOUT_HEADER: Final = "x-medha-timeout-seconds"
 SERVE_TIMEOUT_HEADER: Final = "x-request-timeout-seconds"
-_AHEAD_SHARE: Final = 0.2  # how far our limit lies ahead of Serve's: a share of it, but at most
+# how far our limit lies ahead of Serve's: a share of it, but at most
+_AHEAD_SHARE: Final = 0.2
 _AHEAD_S: Final = 0.5
 
 

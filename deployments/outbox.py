@@ -18,10 +18,12 @@ class Addition:
     text: str = ""
     # kept only where log-probabilities are wanted
     tokens: list[TokenEvent] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # where each of `tokens` starts in the text
+    # where each of `tokens` starts in the text
+    starts: list[int] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobsEvent] = field(default_factory=list)
     generated: int = 0  # tokens of this choice so far
-    first_token_at: float | None = None  # epoch seconds; set on the addition with the first token
+    # epoch seconds; set on the addition with the first token
+    first_token_at: float | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     ending: FinishedEvent | None = None

@@ -63,8 +63,10 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     timeout_s: Seconds | None = None
-    progress: bool = False  # prefill progress as events `medha.progress` instead of comments
-    cache: bool = True  # False: the prompt is computed whole, and nothing of it is kept for others
+    # prefill progress as events `medha.progress` instead of comments
+    progress: bool = False
+    # False: the prompt is computed whole, and nothing of it is kept for others
+    cache: bool = True
     # whether control tokens in what the client wrote are control tokens; None: in /v1/completions
     parse_special: bool | None = None
 
@@ -98,7 +100,8 @@ class SampledBody(_Body, frozen=True, kw_only=True):
     ) = None
     # who may find the KV of whose prompts: those with the same salt (default: the same API key)
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = None
-    prompt_cache_key: ShortText | None = None  # a hint for routing; there is one place to route to
+    # a hint for routing; there is one place to route to
+    prompt_cache_key: ShortText | None = None
     medha: MedhaOptions = MedhaOptions()
 
 

@@ -30,7 +30,8 @@ class Tally:
         self._live = live
         self._open = {choice.index for choice in live.job.choices}
         self._generated: dict[int, int] = {}
-        self._cached: dict[int, int] = {}  # tokens of each choice's prompt, where it has ended
+        # tokens of each choice's prompt, where it has ended
+        self._cached: dict[int, int] = {}
         self._first_tokens_at: list[float] = []
         self._endings: list[FinishedEvent] = []
 
@@ -142,7 +143,8 @@ class Sent:
         """`path`: the route's."""
         self._send = send
         self._path = path
-        self.failure: Callable[[MedhaError], bytes] = failures.last_frame  # how a stream says it
+        # how a stream says it
+        self.failure: Callable[[MedhaError], bytes] = failures.last_frame
         self._started = False
         self._streaming = False
         self._ended = False

@@ -45,7 +45,8 @@ from medha_actors.errors import (
 )
 
 log = logging.getLogger(__name__)
-_LEAST_VALUES: Final = 2**20  # JSON values that any body may have, however short the context is
+# JSON values that any body may have, however short the context is
+_LEAST_VALUES: Final = 2**20
 Handler = Callable[[Request], Awaitable[Response]]
 Admit = Callable[[Request, bytes, float], Awaitable[tuple[Job, Answer, Dialect]]]
 

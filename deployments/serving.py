@@ -36,7 +36,8 @@ def main(path: str, timeout_s: float) -> int:
     except SystemExit:  # `serve run` has said why
         return 1
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())  # Ray has set its own
+    # Ray has set its own
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     while not stopped.wait(_LOOK_S) and os.getppid() == parent:
         pass
     _say(f"stopping; requests in flight have {timeout_s:g} s to finish (Ctrl-C: end at once)")

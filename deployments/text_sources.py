@@ -87,7 +87,8 @@ def _gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
         return gguf_tokenizer.build(metadata)
     except ModelError:
         raise
-    except Exception as error:  # `tokenizers` raises plain ones, for a merge of unknown tokens
+    except Exception as error:
+        # `tokenizers` raises plain ones, for a merge of unknown tokens
         raise ModelError(f"{path}: its tokenizer is broken: {error}".splitlines()[0]) from error
 
 

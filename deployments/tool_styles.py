@@ -24,7 +24,8 @@ class Style(NamedTuple):
     opening: str = ""  # before calls; empty: an answer that calls is nothing else
     closing: str = ""  # after each call
     key: str = "arguments"
-    arguments_mark: str = ""  # between a bare name and its arguments; empty: calls are JSON objects
+    # between a bare name and its arguments; empty: calls are JSON objects
+    arguments_mark: str = ""
     listed: bool = False  # calls stand in a list
     # the template tells the model of the tools; else a system message does
     by_template: bool = True

@@ -159,7 +159,8 @@ class Tracing:
         )
 
 
-serve_spans: Any = None  # the processor of Serve's spans in this process, if they are sent by ours
+# the processor of Serve's spans in this process, if they are sent by ours
+serve_spans: Any = None
 
 
 def serve_span_processors() -> list[Any]:

@@ -61,7 +61,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     output_tokens: int  # asked for
     id: str = ""
     scheduled_at: float = 0.0  # when the workload wanted it sent
-    released_at: float = 0.0  # when the concurrency limit let it go: the same, without a limit
+    # when the concurrency limit let it go: the same, without a limit
+    released_at: float = 0.0
     sent_at: float | None = None  # just before it was handed to the socket
     answered_at: float | None = None  # the response's headers
     # one per event with content
@@ -127,7 +128,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """A finished run, measured or simulated."""
 
     records: list[RequestRecord]
-    duration_s: float  # from the start to the end of the last request of the load (probes left out)
+    # from the start to the end of the last request of the load (probes left out)
+    duration_s: float
     config: dict[str, Any]  # what config.yml holds
     label: str = ""
     started_at: float = 0.0  # seconds since the epoch

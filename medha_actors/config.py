@@ -246,7 +246,8 @@ class TracingConfig(_Section, frozen=True):
     headers: Annotated[dict[str, str], Meta(max_length=64)] = msgspec.field(default_factory=dict)
     service_name: Name = "medha"
     sample_ratio: Share = 1.0  # of new traces; a client's traceparent decides for its own
-    always_missed: bool = True  # requests that missed an objective are sent whatever the ratio says
+    # requests that missed an objective are sent whatever the ratio says
+    always_missed: bool = True
     # spans that wait for the backend; more are dropped
     queue_spans: Annotated[int, Meta(ge=512, le=2**24)] = 16_384
     timeout_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 5.0

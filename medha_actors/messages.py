@@ -50,7 +50,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    seed: int = 0  # always set by the ingress; the draw for token i depends on (seed, i) alone
+    # always set by the ingress; the draw for token i depends on (seed, i) alone
+    seed: int = 0
     # generation ends with finish "stop" after one of them (from min_tokens on; with a grammar also
     # before, where it lets nothing else follow)
     stop_token_ids: tuple[int, ...] = ()
@@ -114,7 +115,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
     traceparent: str | None = None
-    answer_id: str | None = None  # of the answer that is this sequence alone; None: of several
+    # of the answer that is this sequence alone; None: of several
+    answer_id: str | None = None
     resumed: Resumed | None = None
     cache_salt: str = ""  # the KV of requests with another salt is never used for this one
     cache: bool = True  # False: uses nobody's KV, and leaves nothing for others to use
@@ -200,7 +202,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     # requests whose replicated state can be dropped; their pages may be in this batch already
     closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
-    stage_starts: tuple[float, ...] = ()  # when each of them began, epoch seconds of its host
+    # when each of them began, epoch seconds of its host
+    stage_starts: tuple[float, ...] = ()
     # the part of it spent exchanging partial attention with other groups
     exchange_seconds: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()  # of the stages passed so far
@@ -231,7 +234,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     batch_id: int
     group: int
     tokens: tuple[SampledToken, ...]
-    stage_seconds: tuple[float, ...]  # seconds of work (waits for input left out) of each stage
+    # seconds of work (waits for input left out) of each stage
+    stage_seconds: tuple[float, ...]
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     stage_starts: tuple[float, ...] = ()  # as in StepMessage
     exchange_seconds: tuple[float, ...] = ()
@@ -284,7 +288,8 @@ class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True
     request_id: str
     reason: FinishReason
     message: str | None = None  # for "error" and "timeout"
-    retry_after_s: float | None = None  # for "error": the request may succeed when sent again then
+    # for "error": the request may succeed when sent again then
+    retry_after_s: float | None = None
     prompt_tokens: int = 0
     generated_tokens: int = 0
     arrived_at: float = 0.0

@@ -137,7 +137,8 @@ class _History:
     """From items to turns: what an assistant thought, said and called is one turn."""
 
     def __init__(self) -> None:
-        self._turns: list[tuple[str, dict[str, Any]]] = []  # and the name of what began each
+        # and the name of what began each
+        self._turns: list[tuple[str, dict[str, Any]]] = []
         self._thoughts: str | None = None  # of the turn that follows
 
     def add(self, turn: dict[str, Any], name: str) -> None:

@@ -11,7 +11,8 @@ import msgspec
 
 CONVOY: dict[str, dict[str, Any]] = {
     "lars": {"policy": "lars"},
-    "fcfs": {"policy": "fcfs", "batch_budget_s": 0.2},  # chunks may be large while nobody decodes
+    # chunks may be large while nobody decodes
+    "fcfs": {"policy": "fcfs", "batch_budget_s": 0.2},
     "fcfs_chunked": {"policy": "fcfs_chunked"},
     "edf": {"policy": "edf"},
     "lrs": {"policy": "lrs"},

@@ -28,7 +28,8 @@ from loadgen.judge.objectives import Objectives, deadlines
 from loadgen.records import LONG, PROBE, SHORT, RequestRecord, RunRecord
 
 LATENCIES = ("ttft", "itl", "tpot", "e2el", "normalized_ttft")
-_MS = {"ttft", "itl", "tpot", "e2el"}  # reported in milliseconds; normalised TTFT has no unit
+# reported in milliseconds; normalised TTFT has no unit
+_MS = {"ttft", "itl", "tpot", "e2el"}
 
 
 class RequestMetrics(msgspec.Struct, kw_only=True):
@@ -41,7 +42,8 @@ class RequestMetrics(msgspec.Struct, kw_only=True):
     e2el: float | None = None
     normalized_ttft: float | None = None
     lateness: float | None = None  # the load generator's own fault
-    good: bool | None = None  # met every objective; None: there are none, or it was cancelled
+    # met every objective; None: there are none, or it was cancelled
+    good: bool | None = None
     missed_deadlines: int | None = None
     deadlines: int | None = None
 

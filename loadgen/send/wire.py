@@ -143,7 +143,8 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             return
         if not exchange.progress and self.used and self._lost(exchange):
-            return  # a kept connection that the server had given up: sent again on a new one
+            # a kept connection that the server had given up: sent again on a new one
+            return
         if exchange.record.status is None:
             exchange.end(
                 "the server closed the connection without an "

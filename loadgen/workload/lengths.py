@@ -17,7 +17,8 @@ from itertools import accumulate
 
 from loadgen.errors import LoadgenError
 
-Draw = Callable[[random.Random, float], int]  # (randomness, position in the run 0..1) -> tokens
+# (randomness, position in the run 0..1) -> tokens
+Draw = Callable[[random.Random, float], int]
 
 
 def parse_lengths(text: str) -> Draw:

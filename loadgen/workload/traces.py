@@ -143,7 +143,8 @@ def _read(path: Path) -> str:
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     decoder = msgspec.json.Decoder(dict[str, Any])
-    for line, content in enumerate(text.split("\n"), start=1):  # U+2028 ends no line of JSON
+    # U+2028 ends no line of JSON
+    for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             try:
                 yield line, decoder.decode(content)

@@ -86,6 +86,7 @@ def _free_share(
         beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
     share = place.free_bytes * min(1.0, config.actors.num_gpus)
-    tables = 2 * spec.vocabulary * spec.hidden  # embedding and head, where the stage has them
+    # embedding and head, where the stage has them
+    tables = 2 * spec.vocabulary * spec.hidden
     weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
     return max(0.0, (share - weights) * _CUDA_KV_SHARE)

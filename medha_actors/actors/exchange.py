@@ -20,7 +20,8 @@ from medha_actors.errors import LinkClosedError
 from medha_actors.model.kernels import Mailboxes
 from medha_actors.model.merge import Exchange, merge_packed, pack
 
-_SPINS = 20_000  # looks at a counter before the thread offers its core to others, some 50 us
+# looks at a counter before the thread offers its core to others, some 50 us
+_SPINS = 20_000
 
 
 class PeerExchange(Exchange):

@@ -45,7 +45,8 @@ def _watch(owner: Owner) -> None:
     seen_at = time.monotonic()
     while True:
         time.sleep(_PERIOD_S)
-        with contextlib.suppress(Exception):  # Ray itself is away: its raylet ends this process
+        # Ray itself is away: its raylet ends this process
+        with contextlib.suppress(Exception):
             if owner.exists():
                 seen_at = time.monotonic()
         if time.monotonic() - seen_at > owner.patience_s:

@@ -41,7 +41,8 @@ _STOPPING = Rejected(
     retry_after_s=RETRY_AFTER_S,
 )
 _MAX_REBUILDS = 3  # in a row; then the process exits and Serve makes a new one
-_SPARES_DELAY_S = 10.0  # new spares are not to compete with those who compute again what was lost
+# new spares are not to compete with those who compute again what was lost
+_SPARES_DELAY_S = 10.0
 
 
 class Pipeline:
@@ -64,9 +65,11 @@ class Pipeline:
         self._records = records
         self._observer = observer
         self._now = now
-        self._computing: set[int] = set()  # groups whose stage 0 has not given its credit back
+        # groups whose stage 0 has not given its credit back
+        self._computing: set[int] = set()
         self._linked = False
-        self._drained: asyncio.Event | None = None  # set when nobody is left; None: not draining
+        # set when nobody is left; None: not draining
+        self._drained: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -43,7 +43,8 @@ class _Entry:
     token_ids: bytearray = field(default_factory=bytearray)
     first_token_at: float | None = None
     prompt_logprobs_until: int = 1
-    scored: list[bytes] = field(default_factory=list)  # msgpack; only with log-probabilities
+    # msgpack; only with log-probabilities
+    scored: list[bytes] = field(default_factory=list)
     finished: FinishedEvent | None = None
     ended_at: float | None = None
     size: int = _OVERHEAD_BYTES

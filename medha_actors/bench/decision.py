@@ -32,7 +32,8 @@ _PAGE_TOKENS = 64
 _HISTORIES = 200
 _HISTORY_TOKENS = 6000
 _AT_ONCE = 10  # requests of one beginning that nobody has computed yet
-_ROOM_PAGES = 25_000  # four in five are the histories': whatever is computed evicts something
+# four in five are the histories': whatever is computed evicts something
+_ROOM_PAGES = 25_000
 
 
 def run(waiting: int = 1000, batches: int = 300) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ UNIT = 16  # chunks are multiples of this, unless they end a prefill
 # below two units, a batch's first chunk is one of this: late in a long context few tokens fill a
 # budget
 FINE = 4
-LONE_BUDGETS = 1.5  # the only live request may use so many: there is nobody whose tokens it delays
+# the only live request may use so many: there is nobody whose tokens it delays
+LONE_BUDGETS = 1.5
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
 CHUNKS_PER_STAGE = 4
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides

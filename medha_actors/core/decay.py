@@ -21,7 +21,8 @@ from collections import Counter, deque
 HEAVY_LOAD = 0.95
 WINDOW = 256  # arrivals that count
 EACH = 32  # a root is found for so many new ones, and at the 1st, 2nd, 4th ...
-BUCKETS_PER_OCTAVE = 4  # works are counted in buckets: a root costs as much as there are of them
+# works are counted in buckets: a root costs as much as there are of them
+BUCKETS_PER_OCTAVE = 4
 FIRST_PER_S = 1 / 30  # before anybody has come
 STEPS = 60  # of Newton's method, which needs about 6
 STEP = 1.25  # the queue is sorted anew when the decay has moved this far

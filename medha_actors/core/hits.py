@@ -40,7 +40,8 @@ class Hits:
         self._stale: Waiters = {}
         self._leaders: dict[PageKey, RequestState] = {}
         self._leading: dict[int, PageKey] = {}  # by serial
-        self._common: dict[int, tuple[int, int]] = {}  # follower: leader, tokens both begin with
+        # follower: leader, tokens both begin with
+        self._common: dict[int, tuple[int, int]] = {}
 
     def look(self, state: RequestState) -> None:
         """Set the hit of a waiting request to what is in the cache now."""

@@ -15,7 +15,8 @@ from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import RequestState
 
 REFRESHED = 32  # waiting requests whose hits are looked up again before one batch, at most
-DECODE_SPLIT = 2  # running decodes per stage from which on they are split into micro-batches
+# running decodes per stage from which on they are split into micro-batches
+DECODE_SPLIT = 2
 
 
 def decode_rows(running: int, stages: int) -> int:
@@ -46,8 +47,10 @@ class LiveRequests:
         self._running = [0] * grid.groups  # decoding requests with a piece in each group
         self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
-        self.prefix_queries = self.prefix_hits = 0  # prompt tokens looked for and found at starts
-        self.evicted: list[tuple[str, str]] = []  # (who lost its KV, for whom) since the last batch
+        # prompt tokens looked for and found at starts
+        self.prefix_queries = self.prefix_hits = 0
+        # (who lost its KV, for whom) since the last batch
+        self.evicted: list[tuple[str, str]] = []
         # a heap of ids; those that have ended leave it late
         self._timeouts: list[tuple[float, int, str]] = []
 

@@ -58,7 +58,8 @@ class Packer:
         self.loads = BatchLoads(model, grid.groups)
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
-        self._begun_s = [0.0] * grid.groups  # what is left of the prefills begun in each group
+        # what is left of the prefills begun in each group
+        self._begun_s = [0.0] * grid.groups
         self._shut: set[int] = set()  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
         self._slots = 0  # requests that may start

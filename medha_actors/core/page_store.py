@@ -29,7 +29,8 @@ class GroupPages:
         self.key_of: list[PageKey | None] = [None] * pages
         self.page_of: dict[PageKey, int] = {}
         self.idle: OrderedDict[int, None] = OrderedDict()  # longest unused first
-        self.kept: OrderedDict[int, None] = OrderedDict()  # the same, wanted by waiting requests
+        # the same, wanted by waiting requests
+        self.kept: OrderedDict[int, None] = OrderedDict()
 
     def rest(self, page: int, wanted: bool) -> None:
         """Nobody uses this page any more."""
@@ -52,7 +53,8 @@ class PageStore:
     def __init__(self, groups: int, pages_per_group: int) -> None:
         self.groups = [GroupPages(pages_per_group) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
-        self.lost: list[PageKey] = []  # wanted ones that went nevertheless; whoever reads clears it
+        # wanted ones that went nevertheless; whoever reads clears it
+        self.lost: list[PageKey] = []
 
     def available(self, group: int) -> int:
         """Pages that nobody uses."""

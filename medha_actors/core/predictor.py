@@ -44,7 +44,8 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     decode_kv_s: float = 0.0
     exchange_s: float = 0.0
     head_s: float = 0.0
-    exchange_step_s: float = 0.0  # fixed, in steps in which rows are merged with other groups
+    # fixed, in steps in which rows are merged with other groups
+    exchange_step_s: float = 0.0
     # a chunk's cache is read while it computes (GPUs): the longer of the two counts
     overlapped: bool = False
 
@@ -189,7 +190,8 @@ class ExecutionModel:
         self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
         self.prefill = Regime()
         self.decode = Regime()
-        self.margin = 1.0  # how much longer than predicted one batch with prefill in ten takes
+        # how much longer than predicted one batch with prefill in ten takes
+        self.margin = 1.0
         self._errors: deque[float] = deque(maxlen=ERRORS)
 
     @classmethod

@@ -26,7 +26,8 @@ class BatchRecord(NamedTuple):
     batch_id: int
     slacks: tuple[Slack, ...]  # of the prefills in it, in the order they were picked
     preempted: tuple[tuple[str, str], ...]  # unfinished prefills whose turn another took
-    evicted: tuple[tuple[str, str], ...]  # requests that lost their KV since the batch before
+    # requests that lost their KV since the batch before
+    evicted: tuple[tuple[str, str], ...]
 
 
 class Waiting(msgspec.Struct, frozen=True):

@@ -56,7 +56,8 @@ class Milestones:
     first_token_at: float | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, that were found in the cache when it first started
+    # of the prompt, that were found in the cache when it first started
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,8 @@ class RequestState:
     dispatched: int = 0
     computed: int = 0
     pieces: list[Piece] = field(default_factory=list)
-    epoch: int = 0  # goes up when the KV cache is dropped: results of older spans no longer count
+    # goes up when the KV cache is dropped: results of older spans no longer count
+    epoch: int = 0
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
     # prompt positions below this one have had their log-probabilities reported

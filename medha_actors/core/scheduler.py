@@ -74,7 +74,8 @@ class Scheduler:
         self._completion = Completion(
             self.live, self._suspects, model, self.table, grid.max_model_len_tokens
         )
-        self._turn: list[RequestState] = []  # unfinished prefills of the last batch that had any
+        # unfinished prefills of the last batch that had any
+        self._turn: list[RequestState] = []
         self._serials = itertools.count()
         self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is

@@ -110,7 +110,8 @@ class Simulation:
         self._in_flight_limit = in_flight
         self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
-        self._flights: deque[tuple[float, Batch, tuple[float, ...]]] = deque()  # they land in order
+        # they land in order
+        self._flights: deque[tuple[float, Batch, tuple[float, ...]]] = deque()
         self._batches = 0
         self._logs: dict[str, RequestLog] = {}
         self._arrivals: list[tuple[float, int, Request]] = []

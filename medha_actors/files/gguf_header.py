@@ -47,7 +47,8 @@ class Header:
         self.buffer = data.data
         self.texts = texts
         self.at = 0
-        self.lists: dict[str, tuple[int, int]] = {}  # of texts: where each begins, its length
+        # of texts: where each begins, its length
+        self.lists: dict[str, tuple[int, int]] = {}
         magic, version, tensor_count, key_count = self._take("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"magic {magic!r}, version {version}")

@@ -41,7 +41,8 @@ class Constraint:
         self._coming = coming
         self._matcher: LLMatcher | None = None
         self._followed = 0  # output tokens that the matcher knows
-        self._over = False  # an end token came, and the request goes on all the same (ignore_eos)
+        # an end token came, and the request goes on all the same (ignore_eos)
+        self._over = False
         self._forbidden: Tensor | None = None  # after the tokens that were followed
 
     def apply(self, logits: Tensor, output: Sequence[int]) -> None:

@@ -32,7 +32,8 @@ _NEUTRAL: Final = {
     "attention.causal": (True,),
 }
 _FREQUENCIES: Final = "rope_freqs.weight"
-_UNUSED: Final = ("attn_rot_embd", "rope_freqs")  # in old files, and by llama.cpp not read either
+# in old files, and by llama.cpp not read either
+_UNUSED: Final = ("attn_rot_embd", "rope_freqs")
 
 
 def from_gguf(path: Path) -> ModelSpec:

@@ -30,7 +30,8 @@ class SpanRows(NamedTuple):
     cached: int  # tokens in this group's piece before the span; all rows see them
     writes: bool  # the span's own keys follow the cached ones, causal among themselves
     pages: NDArray[np.int32]  # page numbers of the piece
-    groups: tuple[int, ...]  # all that hold a piece, in sequence order; empty: this one alone
+    # all that hold a piece, in sequence order; empty: this one alone
+    groups: tuple[int, ...]
 
     @property
     def rows(self) -> int:

@@ -38,7 +38,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
     pages_per_group: int
     steps: list[StepReport]
     queue: list[Waiting]
-    decoding: list[tuple[str, int, float]]  # request, tokens so far, seconds since its last token
+    # request, tokens so far, seconds since its last token
+    decoding: list[tuple[str, int, float]]
     ttft_s: dict[str, float]
     tbt_s: dict[str, float]
 

@@ -36,7 +36,8 @@ def test_a_piece_larger_than_a_group_is_refused():
         r"1000 bytes a token .*budget_bytes of 704000 or more",
     ):
         refuse_impossible(config_of(cutoff=641), 10, TOKEN_BYTES)
-    refuse_impossible(config_of(cutoff=641, kvp=1), 10, TOKEN_BYTES)  # one group has no pieces
+    # one group has no pieces
+    refuse_impossible(config_of(cutoff=641, kvp=1), 10, TOKEN_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,8 @@ def test_a_context_longer_than_the_pieces_is_refused(cutoff, kvp, most, pages_ne
         f"of {pages_needed * 64 * TOKEN_BYTES} or",
     ):
         assert number in str(caught.value)
-    refuse_impossible(too_long, pages_needed, TOKEN_BYTES)  # what the message asks for is enough
+    # what the message asks for is enough
+    refuse_impossible(too_long, pages_needed, TOKEN_BYTES)
 
 
 def test_a_budget_without_a_page_is_refused():

@@ -131,7 +131,8 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
     assert (scored.cached, other.cached, private.cached) == (0, 0, 0)
     assert len(scored.scored) == len(base) - 1
     assert later.cached > 0
-    if kvp == 1:  # with several groups, hits are weighed against the load of those that have them
+    # with several groups, hits are weighed against the load of those that have them
+    if kvp == 1:
         assert [turn.cached for turn in turns] == [0, 64, 64, 128, 192, 384]
         assert [request.cached for request in whole] == [128, 192]
         assert history.cached == 384
@@ -165,7 +166,8 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
     other group has cached is found again."""
     async with warm.engine(arguments(model[1], 1, 2)) as handle:
         bases = [prompt_of(200, salt=number) for number in range(2)]
-        firsts = [Asked(base, 100) for base in bases]  # so long that they run beside each other
+        # so long that they run beside each other
+        firsts = [Asked(base, 100) for base in bases]
         await everyone(handle, firsts)  # one on each group
         victim = (await warm.pids())[0]
         turns = [Asked([*base, index], 150) for index in range(2) for base in bases]

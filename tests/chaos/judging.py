@@ -45,7 +45,8 @@ class Goal(msgspec.Struct, frozen=True):
     whole: int  # streams that end as if nothing had happened
     back_s: float | None = None  # until every new request is answered again
     pause_s: float | None = None  # between two tokens of any stream
-    neighbour_pause_s: float | None = None  # of the streams that did not pass through the dead one
+    # of the streams that did not pass through the dead one
+    neighbour_pause_s: float | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):

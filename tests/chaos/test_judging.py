@@ -54,7 +54,8 @@ def test_the_longest_pause_lies_between_two_tokens():
         ([(0.1, 0.2, False), (1.0, 6.0, True), (2.0, 5.5, True)], 5.5),
         ([(0.1, 0.2, True), (0.2, 0.3, False), (0.3, 0.4, True)], 0.4),
         ([(0.1, 0.2, True), (0.2, 0.3, False)], None),
-        ([(0.3, 0.4, True), (0.2, 9.0, False)], 0.4),  # in the order in which they were sent
+        # in the order in which they were sent
+        ([(0.3, 0.4, True), (0.2, 9.0, False)], 0.4),
     ],
 )
 def test_service_is_back_when_no_later_request_fails(probes, expected):

@@ -24,7 +24,8 @@ class Replica:
         self.tables = {}
         self.slots = {}
         self.readers = Counter()
-        self.seen = {}  # of each request: the positions below this, whose tokens the stages know
+        # of each request: the positions below this, whose tokens the stages know
+        self.seen = {}
 
     def read(self, request_id, start, tokens, readable):
         """The (position, token) pairs cached in [start, start + tokens); what others have written

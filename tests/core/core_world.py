@@ -22,7 +22,8 @@ from medha_actors.messages import (
     unpack_tokens,
 )
 
-DEATHS = ["its groups", "one of its groups", "no actor", "all"]  # what a poisonous span costs
+# what a poisonous span costs
+DEATHS = ["its groups", "one of its groups", "no actor", "all"]
 
 
 class World:

@@ -138,7 +138,8 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     assert all(row[-1] == "100%" for row in body)
     assert "-" not in body[0][1:]
     assert "lars" in file.read_text()
-    (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")  # for `fidelity --metrics`
+    # for `fidelity --metrics`
+    (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")
     assert "medha_batch_calibrated_seconds_total" in counted.read_text()
     assert (
         read_config(counted.parent / "serve_config.json")["applications"][0]["args"]["scheduler"][

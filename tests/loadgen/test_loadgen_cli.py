@@ -65,7 +65,8 @@ def test_no_load_sends_prompts_that_the_server_may_have_cached_from_an_earlier_o
         prompts = [call.body["prompt"] for call in server.calls]
     lengths = [len(prompt) for prompt in prompts]
     assert sorted(lengths[:13]) == sorted(lengths[13:])
-    assert len({str(prompt[:16]) for prompt in prompts}) == 25  # the trial is always the same
+    # the trial is always the same
+    assert len({str(prompt[:16]) for prompt in prompts}) == 25
 
 
 def test_closed_loop_probes_warmups_and_isolated_times(tmp_path):

@@ -117,7 +117,8 @@ def test_auto_takes_the_first_that_works(installed, monkeypatch):
     assert choose_attention("auto", CUDA, torch.float32, 256) == "sdpa"
     assert choose_attention("auto", CUDA, torch.bfloat16, 64) == "sdpa"
     assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "flash_attn"
-    del installed.flash_attn_with_kvcache  # flash-attn 4 installs a package of this name without it
+    # flash-attn 4 installs a package of this name without it
+    del installed.flash_attn_with_kvcache
     assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "sdpa"
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     assert choose_attention("auto", CUDA, torch.bfloat16, 256) == "sdpa"

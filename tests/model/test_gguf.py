@@ -42,9 +42,8 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     values = np.random.default_rng(0).standard_normal((6, 512), np.float32)
     try:
         stored = quantize(values, kind)
-    except (
-        NotImplementedError
-    ):  # the package can only read K-quants: any bytes will do, with scales that are finite
+    except NotImplementedError:
+        # the package can only read K-quants: any bytes will do, with scales that are finite
         _, size = gguf.GGML_QUANT_SIZES[kind]
         stored = np.random.default_rng(0).integers(0, 60, (6, 512 // 256 * size), np.uint8)
     path = tmp_path / "one.gguf"

@@ -147,7 +147,8 @@ def test_portable_bfloat16_rounds_and_multiplies_like_torch():
         )
 
     x, y = torch.randn(32) * 1e3, torch.randn(32).bfloat16()
-    x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e8])  # two ties, of which one goes up
+    # two ties, of which one goes up
+    x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e8])
     rounded, sums = torch.zeros(32, dtype=torch.bfloat16), torch.zeros(16)
     _compiled(emit, 4)(x.data_ptr(), y.data_ptr(), rounded.data_ptr(), sums.data_ptr())
     assert torch.equal(rounded, x.bfloat16())

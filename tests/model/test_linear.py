@@ -48,7 +48,8 @@ def test_every_kind_of_blocks_and_number_of_rows(kind, form):
     stack = (pack_blocks(torch.from_numpy(raw), kind, form),)
     found = layers().logits(x, gain, stack)
     assert (found - expected).norm() < TOLERANCES[form] * expected.norm()
-    for rows in (1, 2, 3, 5, 16, 31):  # a row's result does not depend on the rows beside it
+    # a row's result does not depend on the rows beside it
+    for rows in (1, 2, 3, 5, 16, 31):
         assert torch.equal(layers().logits(x[:rows], gain, stack), found[:rows])
 
 

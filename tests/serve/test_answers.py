@@ -40,7 +40,8 @@ async def choice_of(service: Any, stream: bool = False, **fields: Any) -> dict[s
 STARTS: list[tuple[list[int], str, list[int]]] = [
     (list("😀 b".encode()), "😀 b", [0, 0, 0, 0, 1, 2]),
     ([97, EOS, 98], "ab", [0, 1, 1]),  # a special token has no text
-    ([0xE2, 97, 98], "\ufffdab", [0, 1, 2]),  # half a character, which ends where "a" begins
+    # half a character, which ends where "a" begins
+    ([0xE2, 97, 98], "\ufffdab", [0, 1, 2]),
     ([0xE2, 0x82, EOS, 0xAC, 97], "€a", [0, 0, 0, 0, 1]),
     ([97, 0xF4, 0x90, 98], "a\ufffd\ufffdb", [0, 1, 2, 3]),
     ([97, 400, 98], "a<400>b", [0, 1, 6]),
@@ -61,7 +62,8 @@ async def test_an_offset_is_where_the_token_starts(start, ids, text, starts, str
     ("prompt", "ids", "starts"),
     [
         ("é😀 b", None, [0, 0, 1, 1, 1, 1, 2, 3]),
-        ([97, EOS, 98], [97, EOS, 98], [0, 1, 6]),  # ids are echoed with their special tokens
+        # ids are echoed with their special tokens
+        ([97, EOS, 98], [97, EOS, 98], [0, 1, 6]),
         ([0xE2, 97], [0xE2, 97], [0, 1]),
     ],
 )

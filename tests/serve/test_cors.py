@@ -49,7 +49,8 @@ async def test_which_origins(start, origins, origin: str, allowed: bool) -> None
     service = await start(cors=CorsConfig(origins=origins))
     asked = await question(service.http, origin)
     answer = await service.post("/v1/completions", BODY, headers={"origin": origin})
-    assert answer.text.endswith("data: [DONE]\n\n")  # the browser, not the server, keeps it away
+    # the browser, not the server, keeps it away
+    assert answer.text.endswith("data: [DONE]\n\n")
     for response in (asked, answer):
         shown = response.headers.get(ALLOW)
         assert (shown in (origin, "*")) == allowed

@@ -99,7 +99,8 @@ async def test_sentencepiece(tmp_path: Path) -> None:
     ]
     assert await text.decode(ids[1:]) == "ab aé"
     detokenizer = text.detokenizer()
-    assert "".join(map(detokenizer.push, ids)) == " ab aé"  # mid-sequence, so its space counts
+    # mid-sequence, so its space counts
+    assert "".join(map(detokenizer.push, ids)) == " ab aé"
 
 
 def ends_of(path: Path) -> tuple[int, ...]:
@@ -122,7 +123,8 @@ def with_tokens(*texts: str, types: int = 3, **named: int) -> dict[str, Any]:
 def test_a_llama_3_file_that_names_the_wrong_end_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
     texts = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>")
     path = write(tmp_path / "m.gguf", with_tokens(*texts, eos=257))
-    assert ends_of(path) == (257, 256, 258, 259)  # 256 is <|end|>, of every file written here
+    # 256 is <|end|>, of every file written here
+    assert ends_of(path) == (257, 256, 258, 259)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ async def test_cut_anywhere(start, case: str) -> None:
     whole = await listen(service, body)
     tokens = whole.end[2]["completion_tokens"]
     if not isinstance(whole.choices[-1]["stop_reason"], str):
-        tokens += 1  # also between the last token and the end, which a stop string brings with it
+        # also between the last token and the end, which a stop string brings with it
+        tokens += 1
     for generated in range(tokens):
         for shown in {0, max(0, generated - 1), generated}:
             await check_a_cut(service, script, body, whole, generated, shown)

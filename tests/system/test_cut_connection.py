@@ -27,7 +27,8 @@ async def test_a_connection_dies_in_the_middle_of_an_answer(embedded: str) -> No
     code, expected, _ = await ask(embedded)
     assert code == 0
     assert len(expected.split()) > 20
-    model = ("--model", "smollm2-135m-instruct")  # so that the first connection is the answer's
+    # so that the first connection is the answer's
+    model = ("--model", "smollm2-135m-instruct")
     async with cutting(embedded, [3000, 4000, 2000], reset=True) as proxy:
         code, out, err = await ask(proxy.url, *model)
         connections = proxy.connections

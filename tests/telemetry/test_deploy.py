@@ -135,7 +135,8 @@ async def samples() -> dict[str, set[str]]:
     return found
 
 
-UNSEEN = {"medha_request_rejected_total": {"status"}}  # labels of a family without a sample yet
+# labels of a family without a sample yet
+UNSEEN = {"medha_request_rejected_total": {"status"}}
 
 
 async def test_every_metric_of_the_docs_exists(samples):

@@ -172,7 +172,8 @@ def _config(path: str | None) -> MedhaConfig:
         return load(tree["applications"][0]["args"])
     except OSError as error:
         raise LoadgenError(f"--serve-config: cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # YAML, missing keys, and every ConfigError: one line is enough
+    except Exception as error:
+        # YAML, missing keys, and every ConfigError: one line is enough
         raise LoadgenError(f"--serve-config {path}: {error}") from None
 
 

@@ -33,7 +33,8 @@ class BatchFigures:
         self._exchange_s = [[0.0] * groups for _ in range(stages)]
         self._bubble_s = [[0.0] * groups for _ in range(stages)]
         self._free_at = [[0.0] * groups for _ in range(stages)]
-        self._had_rest = [False] * groups  # nobody was live some time since the group's last batch
+        # nobody was live some time since the group's last batch
+        self._had_rest = [False] * groups
         self._steps = 0
         self.rebuilds = 0
         self.control_s = 0.0

@@ -101,7 +101,8 @@ def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
         place = e.at(x, e.times(loop.index, 128))
         both = e.b.fadd(e.load(place), e.load(e.at(place, 64)))
         total = F32(0)
-        for lane in range(8):  # a fixed tree: the compiler may not reorder float sums by itself
+        # a fixed tree: the compiler may not reorder float sums by itself
+        for lane in range(8):
             pair = [e.b.extract_element(both, I32(2 * lane + i)) for i in range(2)]
             total = e.b.fadd(total, e.b.fadd(*pair))
         e.store(total, e.at(sums, e.times(loop.index, 4)))

@@ -144,7 +144,8 @@ class Emit:
         2**-126."""
         magic = self.constant(1.5 * 2**23)
         x = self.maximum(x, self.constant(-126.0))
-        shifted = self.b.fadd(x, magic)  # the integer part of x now stands in the lowest bits
+        # the integer part of x now stands in the lowest bits
+        shifted = self.b.fadd(x, magic)
         fraction = self.b.fsub(x, self.b.fsub(shifted, magic))
         value = self.constant(_EXP2[degree][degree])
         for coefficient in reversed(_EXP2[degree][:degree]):

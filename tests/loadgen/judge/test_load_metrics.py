@@ -129,8 +129,10 @@ def test_what_is_no_objective(word):
     [
         ([1.0, 1.125, 1.25], (0, 3)),
         ([0.5, 1.125, 1.25], (0, 3)),  # the first token's slack of 0.5 s carries over
-        ([0.5, 1.25, 1.375], (2, 4)),  # 0.75 s against 0.125 + 0.5: missed, and slack starts anew
-        ([1.25], (3, 3)),  # the first token two deadlines late: the first deadline and two more
+        # 0.75 s against 0.125 + 0.5: missed, and slack starts anew
+        ([0.5, 1.25, 1.375], (2, 4)),
+        # the first token two deadlines late: the first deadline and two more
+        ([1.25], (3, 3)),
         ([1.0, 1.75], (6, 7)),  # a stall misses a deadline for each 0.125 s
         ([], (0, 0)),
     ],

@@ -74,7 +74,8 @@ def test_poisson_has_the_rate_and_is_not_clipped():
     assert statistics.mean(intervals) == pytest.approx(0.25, rel=0.02)
     # exponential: spread equals mean
     assert statistics.stdev(intervals) == pytest.approx(0.25, rel=0.03)
-    assert max(intervals) > 0.25 * 8  # clipping at three deviations would end at 4 times the mean
+    # clipping at three deviations would end at 4 times the mean
+    assert max(intervals) > 0.25 * 8
     assert sum(interval > 1.0 for interval in intervals) / 50_000 == pytest.approx(
         math.exp(-4), rel=0.1
     )

@@ -44,7 +44,8 @@ def test_scaling_keeps_shared_blocks_shared(tmp_path):
     one, two = read_trace(lines(tmp_path / "t.jsonl", MOONCAKE), options)
     assert two.at == 6.0
     assert one.block_tokens == two.block_tokens == 51
-    assert one.prompt_tokens == 2 * 51 + 8  # two whole blocks and a tenth of the 76 tokens left
+    # two whole blocks and a tenth of the 76 tokens left
+    assert one.prompt_tokens == 2 * 51 + 8
     assert two.prompt_tokens == 51 + 49
     assert (one.blocks, two.blocks) == ((0, 1, 2), (0, 5))
     assert one.output_tokens == 26
