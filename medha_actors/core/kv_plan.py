@@ -97,13 +97,18 @@ class KvPlan:
     def cached(self) -> float:
         """Share of all pages that can be found by what is in them, 0 to 1."""
         pages = max(1, self.grid.groups * self.grid.pages_per_group)
-        return sum([self.store.cached(group) for group in range(self.grid.groups)]) / pages
+        cached = [self.store.cached(group) for group in range(self.grid.groups)]
+        return sum(cached) / pages
 
     def hits(self, keys: PageKeys, limit: int) -> list[Hit]:
         """What is computed of the first `limit` tokens of a sequence: the longest hit that begins
         in each group, where there is one; the longest first."""
-        found = [self._hit(keys, limit // self.page_tokens, g) for g in range(self.grid.groups)]
-        return sorted([hit for hit in found if hit.tokens], key=lambda hit: -hit.tokens)
+        hits = []
+        for group in range(self.grid.groups):
+            hit = self._hit(keys, limit // self.page_tokens, group)
+            if hit.tokens:
+                hits.append(hit)
+        return sorted(hits, key=lambda hit: -hit.tokens)
 
     def place(
         self, tokens: int, preferred: Sequence[int], headroom: Sequence[int], hit: Hit = NO_HIT
@@ -133,9 +138,10 @@ class KvPlan:
         # the largest has the least choice
         for index in sorted(range(count), key=lambda i: -sizes[i]):
             pages = self._pages(sizes[index])
-            group = next((g for g in left if self.available(g) - headroom[g] >= pages), None)
-            if group is None:
+            roomy = [group for group in left if self.available(group) - headroom[group] >= pages]
+            if not roomy:
                 return None
+            group = roomy[0]
             left.remove(group)
             fresh[index] = Piece(group, start + index * self.cutoff, promised=pages)
         return pieces + [fresh[index] for index in range(count)]

@@ -147,7 +147,10 @@ class Packer:
         seen = set()
         for state in queue.ordered(self._now):
             if self._full and not state.pieces:
-                rest = [other for serial, other in queue.started.items() if serial not in seen]
+                rest = []
+                for serial, other in queue.started.items():
+                    if serial not in seen:
+                        rest.append(other)
                 yield from sorted(rest, key=lambda other: queue.key(other, self._now))
                 return
             seen.add(state.serial)
@@ -176,7 +179,9 @@ class Packer:
         share = self._share(state) if long and len(queue) > 1 else 1.0
         barred = bool(groups & closed)
         room_s = self._limit(limit_s) if long else limit_s
-        tokens = 0 if barred else self._chunk(state, room_s * share, only=len(queue) == 1)
+        tokens = 0
+        if not barred:
+            tokens = self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:
             if fresh:
                 self._unplace(state)

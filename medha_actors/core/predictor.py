@@ -135,7 +135,9 @@ class _Stage:
         table = [0.0]
         for (low, low_s), (high, high_s) in pairwise(points):
             slope = (high_s - low_s) / (high - low)
-            table += [max(table[-1], low_s + slope * rows) for rows in range(1, high - low + 1)]
+            floor_s = table[-1]
+            for rows in range(1, high - low + 1):
+                table.append(max(floor_s, low_s + slope * rows))
         self.table = table
         self.slope = max(0.0, table[-1] - table[-2]) if len(table) > 1 else 0.0
         self.profile = profile

@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import mul
 
 from medha_actors.config import MedhaConfig
 from medha_actors.core.kv_plan import Grid
@@ -193,11 +194,13 @@ class Simulation:
         """What a batch takes in every stage, whose groups move in step."""
         seconds = self._reality.stage_seconds(loads[0])
         if len(loads) > 1:
-            by_group = [seconds] + [self._reality.stage_seconds(load) for load in loads[1:]]
+            by_group = [seconds]
+            by_group += [self._reality.stage_seconds(load) for load in loads[1:]]
             seconds = tuple(map(max, *by_group))
         if self._noise:
             draw = self._random.gauss
-            seconds = tuple([max(0.1, draw(1.0, self._noise)) * duration for duration in seconds])
+            factors = [max(0.1, draw(1.0, self._noise)) for _ in seconds]
+            seconds = tuple(map(mul, factors, seconds))
         return seconds
 
     def _land(self) -> None:
@@ -243,5 +246,11 @@ def results_of(batch: Batch, stage_seconds: tuple[float, ...]) -> list[StepResul
             if span.sample:
                 token_id = token_of(span.request_id, span.index)
                 tokens.append(SampledToken(span.request_id, span.index, token_id))
-        results.append(StepResult(message.batch_id, group, tuple(tokens), stage_seconds))
+        result = StepResult(
+            batch_id=message.batch_id,
+            group=group,
+            tokens=tuple(tokens),
+            stage_seconds=stage_seconds,
+        )
+        results.append(result)
     return results

@@ -87,4 +87,6 @@ def _writes(pool: KvPool, plan: StepPlan) -> tuple[Tensor | None, Tensor | None]
         return None, None
     device = pool.data.device
     places = pool.rows_of(torch.from_numpy(plan.slots[rows])).to(device)
-    return (None if len(rows) == plan.rows else torch.from_numpy(rows).to(device)), places
+    if len(rows) == plan.rows:
+        return None, places
+    return torch.from_numpy(rows).to(device), places

@@ -61,7 +61,7 @@ def require_numbers(values: Tensor) -> None:
 def require_known(what: str, smallest: int, largest: int, vocabulary: int) -> None:
     """Raise RowError if token ids are none of the model's."""
     if smallest < 0 or largest >= vocabulary:
+        wrong = largest if largest >= vocabulary else smallest
         raise RowError(
-            f"{what} has token id {largest if largest >= vocabulary else smallest}; "
-            f"this model's vocabulary ends at {vocabulary - 1}"
+            f"{what} has token id {wrong}; this model's vocabulary ends at {vocabulary - 1}"
         )
