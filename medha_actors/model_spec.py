@@ -16,7 +16,7 @@ from medha_actors.errors import ModelError
 
 # The head runs only for rows that are sampled; of a nominal batch that is about one row in sixteen.
 _HEAD_SHARE = 1 / 16
-SUPPORTED = "Llama, Mistral, SmolLM, Qwen2, Qwen2.5 and Qwen3 (dense)"
+SUPPORTED = "Llama, Mistral, Mixtral, SmolLM, Qwen2, Qwen2.5, Qwen3, Qwen2-MoE and Qwen3-MoE"
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
@@ -40,8 +40,27 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     divisors: tuple[float, ...] = ()
 
 
+class Experts(msgspec.Struct, frozen=True, kw_only=True):
+    """A mixture of experts in the place of every layer's MLP: a row takes the `used` that a router
+    rates highest."""
+
+    count: int
+    used: int
+    normalised: bool  # the weights of those that a row takes sum to 1
+    shared: int = 0  # intermediate size of one more that every row takes (Qwen2-MoE); 0: none
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.used <= self.count:
+            raise ValueError(f"no router can choose {self.used} of {self.count} experts")
+
+    def taken(self, rows: int) -> float:
+        """How many so many rows take together, where every choice is as likely as any other."""
+        left: float = (1 - self.used / self.count) ** rows
+        return self.count * (1 - left)
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A dense decoder of the Llama family. Lengths in tokens."""
+    """A decoder of the Llama family, dense or a mixture of experts. Lengths in tokens."""
 
     architecture: str
     layers: int
@@ -49,7 +68,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int
+    intermediate: int  # of the MLP, or of one expert
     vocabulary: int
     eps: float
     rope: Rope
@@ -63,12 +82,37 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool = False
     qk_norm: bool = False  # Qwen3: RMSNorm of every query and key head
     eos_ids: tuple[int, ...] = ()
+    experts: Experts | None = None
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one layer's projections."""
+        return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Weights of one layer's MLP, or of one of its experts."""
+        return 3 * self.hidden * self.intermediate
+
+    @property
+    def routing_parameters(self) -> int:
+        """Weights of one layer's router, and of the expert that every row takes."""
+        if self.experts is None:
+            return 0
+        return self.hidden * (self.experts.count + 3 * self.experts.shared)
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's linear maps."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
+        """Weights of one layer's linear maps: what it takes of memory."""
+        return self._layer(self.experts.count if self.experts else 1)
+
+    @property
+    def active_layer_parameters(self) -> int:
+        """Those by which a row is multiplied: what it takes of time."""
+        return self._layer(self.experts.used if self.experts else 1)
+
+    def _layer(self, mlps: int) -> int:
+        return self.attention_parameters + self.routing_parameters + mlps * self.mlp_parameters
 
     @property
     def head_parameters(self) -> int:
@@ -82,6 +126,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.layers * self.layer_parameters + tables
 
     @property
+    def active_parameters(self) -> int:
+        """Weights by which a sampled row is multiplied, about."""
+        return self.layers * self.active_layer_parameters + self.head_parameters
+
+    @property
     def pair_flops(self) -> float:
         """Operations of one (query, key) pair in one layer, all heads: two products of head_dim, 2
         each."""
@@ -90,8 +139,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     def prefill_flops(self, tokens: int) -> float:
         """Operations that a prompt needs: matrix products, causal attention, one row of the
         head."""
-        linear = 2.0 * self.layers * self.layer_parameters * tokens + 2.0 * self.head_parameters
-        return linear + self.layers * self.pair_flops * tokens * (tokens + 1) / 2
+        linear = 2.0 * self.layers * self.active_layer_parameters * tokens
+        attention = self.layers * self.pair_flops * tokens * (tokens + 1) / 2
+        return linear + 2.0 * self.head_parameters + attention
 
 
 def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
@@ -125,13 +175,13 @@ def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: str) -> 
 
 
 def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
-    """Layer ranges [first, last) of the stages, balanced by cost; the last stage also has the LM
-    head."""
+    """Layer ranges [first, last) of the stages, balanced by what a row is multiplied by; the last
+    stage also has the LM head."""
     if stages > spec.layers:
         raise ModelError(f"parallel.spp is {stages}, but the model has only {spec.layers} layers")
     if stages == 1:
         return [(0, spec.layers)]
-    head = _HEAD_SHARE * spec.head_parameters / spec.layer_parameters  # in layers
+    head = _HEAD_SHARE * spec.head_parameters / spec.active_layer_parameters  # in layers
 
     def slowest(last: int) -> float:
         return max(-(-(spec.layers - last) // (stages - 1)), last + head)

@@ -65,7 +65,7 @@ def _pages_each(case: Case, page_tokens: int) -> int:
 
 def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
     """The case as a message; its sequences use the pool's first pages and are closed by the next
-    step."""
+    step. They are of unlike tokens, as in service: like ones would all take the same experts."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
     names = [f"calibration-{number}-{row}" for row in range(case.rows)]
     pages_each = _pages_each(case, page_tokens)
@@ -74,7 +74,7 @@ def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMess
             request_id=name,
             start=case.cached,
             stop=case.cached + case.tokens,
-            token_ids=pack_tokens(i % vocabulary for i in range(case.tokens)),
+            token_ids=pack_tokens((row + i) % vocabulary for i in range(case.tokens)),
             piece_start=0,
             piece_tokens=case.cached,
             new_pages=tuple(range(row * pages_each, (row + 1) * pages_each)),
@@ -91,7 +91,7 @@ async def profile_of(cluster: Cluster) -> Profile:
     """The profile of a started cluster: from the disk, or measured now (seconds)."""
     config = cluster.config
     if not config.predictor.calibrate:
-        token_s = 2 * cluster.spec.parameters / _GUESSED_FLOPS
+        token_s = 2 * cluster.spec.active_parameters / _GUESSED_FLOPS
         return ExecutionModel.analytic(config.parallel.spp, token_s=token_s, step_s=1e-3).profile
     path = _cache_path(cluster)
     if config.predictor.cache and path.exists():

@@ -7,13 +7,16 @@ from typing import Any, Final
 
 from medha_actors.errors import ModelError
 from medha_actors.files.ends import folder_ends, read_json
-from medha_actors.model_spec import SUPPORTED, ModelSpec, Rope, RopeKind
+from medha_actors.model_spec import SUPPORTED, Experts, ModelSpec, Rope, RopeKind
 
 _ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
     "Qwen2ForCausalLM": "qwen2",
+    "Qwen2MoeForCausalLM": "qwen2moe",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3moe",
 }
 # What transformers takes where a config.json says nothing, in so far as the families differ.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
@@ -34,7 +37,33 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "sliding_window": 4096,
         "head_dim": 128,
     },
+    "mixtral": {
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "qwen2moe": {
+        "max_position_embeddings": 32_768,
+        "num_key_value_heads": 16,
+        "sliding_window": 4096,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    "qwen3moe": {
+        "max_position_embeddings": 32_768,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
 }
+_QWEN_EXPERTS: Final = ("qwen2moe", "qwen3moe")
 
 
 def from_hugging_face(folder: Path) -> ModelSpec:
@@ -56,11 +85,18 @@ def from_hugging_face(folder: Path) -> ModelSpec:
         )
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} lacks or misstates {error}") from error
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from error
 
 
 def _from_config(architecture: str, config: dict[str, Any], eos_ids: tuple[int, ...]) -> ModelSpec:
     heads = config["num_attention_heads"]
-    attention_bias = bool(config.get("attention_bias")) and architecture in ("llama", "qwen3")
+    biased = ("llama", "qwen3", "qwen3moe")
+    attention_bias = bool(config.get("attention_bias")) and architecture in biased
+    always_biased = architecture == "qwen2" or (
+        architecture == "qwen2moe" and bool(config.get("qkv_bias", True))
+    )
+    wide = "moe_intermediate_size" if architecture in _QWEN_EXPERTS else "intermediate_size"
     rope, positions = _rope(config)
     window = _window(architecture, config)
     return ModelSpec(
@@ -70,18 +106,35 @@ def _from_config(architecture: str, config: dict[str, Any], eos_ids: tuple[int, 
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        intermediate=config["intermediate_size"],
+        intermediate=config[wide],
         vocabulary=config["vocab_size"],
         eps=config.get("rms_norm_eps", 1e-6),
         rope=rope,
         max_positions=min(positions, window) if window else positions,
         window=window,
         tied_head=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=architecture == "qwen2" or attention_bias,
+        qkv_bias=always_biased or attention_bias,
         o_bias=attention_bias,
         mlp_bias=bool(config.get("mlp_bias")) and architecture == "llama",
-        qk_norm=architecture == "qwen3",
+        qk_norm=architecture in ("qwen3", "qwen3moe"),
         eos_ids=eos_ids,
+        experts=_experts(architecture, config),
+    )
+
+
+def _experts(architecture: str, config: dict[str, Any]) -> Experts | None:
+    """The mixture in the place of MLPs; one that some layers do without is refused."""
+    qwen = architecture in _QWEN_EXPERTS
+    if architecture != "mixtral" and not qwen:
+        return None
+    for key, neutral in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
+        if qwen and (config.get(key) or neutral) != neutral:
+            raise ModelError(f"layers without experts ({key}: {config[key]}) are not supported")
+    return Experts(
+        count=config.get("num_local_experts") or config["num_experts"],
+        used=config["num_experts_per_tok"],
+        normalised=not qwen or bool(config.get("norm_topk_prob", False)),
+        shared=config["shared_expert_intermediate_size"] if architecture == "qwen2moe" else 0,
     )
 
 
@@ -91,13 +144,17 @@ def _window(architecture: str, config: dict[str, Any]) -> int | None:
     for kind in kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(f"layers of type {kind} are not supported")
     window = config.get("sliding_window")
-    if architecture not in ("qwen2", "qwen3"):
+    asked = bool(window) and bool(config.get("use_sliding_window"))
+    if not architecture.startswith("qwen"):
         slides = bool(window) or "sliding_attention" in kinds
+    elif architecture == "qwen3moe":
+        slides = asked  # in every layer
     elif kinds:
         slides = "sliding_attention" in kinds
+    elif architecture == "qwen2moe":
+        slides = asked and config.get("max_window_layers", 28) > 0  # in every other of the first
     else:
-        some = config.get("max_window_layers", 28) < config["num_hidden_layers"]
-        slides = bool(window) and bool(config.get("use_sliding_window")) and some
+        slides = asked and config.get("max_window_layers", 28) < config["num_hidden_layers"]
     if not slides:
         return None
     if not isinstance(window, int) or window < 1:

@@ -11,10 +11,11 @@ import torch
 from medha_actors.errors import ModelError
 from medha_actors.files.ends import gguf_ends
 from medha_actors.files.gguf import GgufFile
+from medha_actors.model.gguf_experts import gguf_experts
 from medha_actors.model.gguf_rope import gguf_rope
-from medha_actors.model.gguf_weights import gguf_name, read_tensor
+from medha_actors.model.gguf_weights import expert_of, gguf_name, read_tensor
 from medha_actors.model.shapes import tensor_shapes
-from medha_actors.model_spec import SUPPORTED, ModelSpec
+from medha_actors.model_spec import SUPPORTED, Experts, ModelSpec
 
 _ATTENTION: Final = frozenset({
     "head_count", "head_count_kv", "key_length", "value_length", "layer_norm_rms_epsilon",
@@ -22,7 +23,9 @@ _ATTENTION: Final = frozenset({
 })  # fmt: skip
 # Keys that change what is computed, and the values with which they do not.
 _NEUTRAL: Final = {
-    "expert_count": (0,),
+    "leading_dense_block_count": (0,),
+    "interleave_moe_layer_step": (0, 1),
+    "moe_every_n_layers": (0, 1),
     "logit_scale": (0, 1),
     "residual_scale": (0, 1),
     "embedding_scale": (0, 1),
@@ -41,7 +44,7 @@ def from_gguf(path: Path) -> ModelSpec:
     file = GgufFile(path)
     data = file.metadata
     name = data.get("general.architecture", "(none given)")
-    if name not in ("llama", "qwen2", "qwen3"):
+    if name not in ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"):
         raise ModelError(f"GGUF architecture {name} is not supported; supported are {SUPPORTED}")
     own = {
         key.removeprefix(f"{name}."): value
@@ -70,6 +73,7 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
     window = own.get("attention.sliding_window") or None
     if "token_embd.weight" not in tensors:
         raise KeyError("token_embd.weight")
+    experts = gguf_experts(name, own)
     divisors: tuple[float, ...] = ()
     if _FREQUENCIES in tensors:
         if tensors[_FREQUENCIES].shape != (head_dim // 2,):
@@ -82,7 +86,7 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
         heads=heads,
         kv_heads=_count(own, "attention.head_count_kv", heads),
         head_dim=head_dim,
-        intermediate=_count(own, "feed_forward_length"),
+        intermediate=_width(name, own, experts),
         vocabulary=tensors["token_embd.weight"].shape[0],
         eps=own["attention.layer_norm_rms_epsilon"],
         rope=gguf_rope(name, own, head_dim, positions, divisors),
@@ -92,9 +96,18 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
         qkv_bias="blk.0.attn_q.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_gate.bias" in tensors,
-        qk_norm=name == "qwen3",
+        qk_norm=name in ("qwen3", "qwen3moe"),
         eos_ids=gguf_ends(file),
+        experts=experts,
     )
+
+
+def _width(name: str, own: dict[str, Any], experts: Experts | None) -> int:
+    """Of the MLP, or of one expert."""
+    if experts is None or name == "llama":
+        return _count(own, "feed_forward_length")
+    share = own.get("feed_forward_length", 0) // experts.used
+    return _count(own, "expert_feed_forward_length", share)
 
 
 def _count(own: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -121,12 +134,12 @@ def _refuse_keys(path: Path, name: str, own: dict[str, Any]) -> None:
 
 def _check_tensors(file: GgufFile, spec: ModelSpec) -> None:
     """Every tensor of the model is there with its shape, and no other that would have a say."""
-    shapes = {gguf_name(name): shape for name, shape in tensor_shapes(spec).items()}
+    shapes = _stored_shapes(spec)
     for name, shape in shapes.items():
         tensor = file.tensors.get(name)
         if tensor is None:
             raise ModelError(f"{file.path} has no tensor {name}")
-        if tensor.shape != shape:
+        if shape not in (tensor.shape, (1, *tensor.shape)):  # a matrix of one row may be a vector
             raise ModelError(
                 f"{file.path}: tensor {name} has shape {list(tensor.shape)}; by the file's "
                 f"metadata it has {list(shape)}"
@@ -134,3 +147,13 @@ def _check_tensors(file: GgufFile, spec: ModelSpec) -> None:
     for name in file.tensors:
         if name not in shapes and not any(unused in name for unused in _UNUSED):
             raise ModelError(f"{file.path}: tensor {name} is none that a {spec.architecture} has")
+
+
+def _stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """By name in the file, where all experts of a layer are one tensor."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tensor_shapes(spec).items():
+        if spec.experts is not None and expert_of(name) is not None:
+            shape = (spec.experts.count, *shape)
+        shapes[gguf_name(name)] = shape
+    return shapes

@@ -13,6 +13,7 @@ from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.gguf_kinds import KINDS
 from medha_actors.model.gguf_blocks import UNPACK
+from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
 
 F32 = 0
@@ -36,7 +37,16 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+_EXPERT = re.compile(r"(?<=\.experts\.)(\d+)\.")
 
 
 class GgufWeights:
@@ -45,13 +55,15 @@ class GgufWeights:
     def __init__(self, file: GgufFile, spec: ModelSpec) -> None:
         self.file = file
         self.spec = spec
+        self.shapes = tensor_shapes(spec)
 
     def __contains__(self, name: str) -> bool:
         return gguf_name(name) in self.file.tensors
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The dequantised tensor."""
-        return self._in_order(name, read_tensor(self.file, gguf_name(name), dtype))
+        values = read_tensor(self.file, gguf_name(name), dtype, expert_of(name))
+        return self._in_order(name, values.view(self.shapes[name]))
 
     def blocks(self, name: str) -> tuple[Tensor, int] | None:
         """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is
@@ -59,7 +71,8 @@ class GgufWeights:
         kind = self.file.tensors[gguf_name(name)].kind
         if kind not in UNPACK:
             return None
-        return self._in_order(name, raw_tensor(self.file, gguf_name(name))), kind
+        raw = raw_tensor(self.file, gguf_name(name), expert_of(name))
+        return self._in_order(name, raw), kind
 
     def _in_order(self, name: str, tensor: Tensor) -> Tensor:
         """Undo llama.cpp's reordering of query and key rows.
@@ -76,31 +89,44 @@ class GgufWeights:
 
 
 def gguf_name(name: str) -> str:
-    """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight"""
-    stem, kind = name.rsplit(".", 1)
+    """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight; all experts' are one tensor."""
+    stem, kind = _EXPERT.sub("", name).rsplit(".", 1)
     if stem.startswith("model.layers."):
         _, _, layer, rest = stem.split(".", 3)
         return f"blk.{layer}.{_NAMES[rest]}.{kind}"
     return f"{_NAMES[stem]}.{kind}"
 
 
-def raw_tensor(file: GgufFile, name: str) -> Tensor:
-    """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector)."""
-    rows = math.prod(file.tensors[name].shape[:-1])
-    stored = np.array(file.stored(name))  # a copy: the map is read-only
-    return torch.from_numpy(stored).view(rows, -1)
+def expert_of(name: str) -> int | None:
+    """Whose tensor of all experts' it is."""
+    found = _EXPERT.search(name)
+    return int(found[1]) if found else None
 
 
-def read_tensor(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
-    """The tensor, dequantised in float32 and rounded to `dtype`."""
+def raw_tensor(file: GgufFile, name: str, expert: int | None = None) -> Tensor:
+    """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector), of all or of one
+    expert."""
+    stored = file.stored(name)
+    shape = file.tensors[name].shape
+    if expert is not None:
+        stored = stored.reshape(shape[0], -1)[expert]
+        shape = shape[1:]
+    raw = torch.from_numpy(np.array(stored))  # a copy: the map is read-only
+    return raw.view(math.prod(shape[:-1]), -1)
+
+
+def read_tensor(file: GgufFile, name: str, dtype: torch.dtype, expert: int | None = None) -> Tensor:
+    """The tensor, or one expert's part of it, dequantised in float32 and rounded to `dtype`."""
     info = file.tensors.get(name)
     if info is None:
         raise ModelError(f"{file.path} has no tensor {name}")
+    raw = raw_tensor(file, name, expert)
+    shape = info.shape if expert is None else info.shape[1:]
     if info.kind in _PLAIN:
-        return raw_tensor(file, name).view(-1).view(_PLAIN[info.kind]).view(info.shape).to(dtype)
+        return raw.view(-1).view(_PLAIN[info.kind]).view(shape).to(dtype)
     if info.kind in UNPACK:
-        return dequantise(raw_tensor(file, name), info.kind, dtype).view(info.shape)
-    return _by_gguf_package(file, name).to(dtype)
+        return dequantise(raw, info.kind, dtype).view(shape)
+    return _by_gguf_package(raw, info.kind).view(shape).to(dtype)
 
 
 def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
@@ -115,11 +141,9 @@ def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     return out.view(len(raw), -1)
 
 
-def _by_gguf_package(file: GgufFile, name: str) -> Tensor:
+def _by_gguf_package(raw: Tensor, kind: int) -> Tensor:
     """Every other kind: complete, but slower."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    info = file.tensors[name]
-    rows = file.stored(name).reshape(math.prod(info.shape[:-1]), -1)
-    return torch.from_numpy(dequantize(rows, GGMLQuantizationType(info.kind))).view(info.shape)
+    return torch.from_numpy(dequantize(raw.numpy(), GGMLQuantizationType(kind)))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medha_actors.model.experts import ExpertMlp, Router
 from medha_actors.model.gguf_weights import dequantise
 from medha_actors.model.weights import Weights
 from medha_actors.model_spec import ModelSpec
@@ -126,13 +127,32 @@ class Loader:
     def norm(self, name: str) -> RmsNorm:
         return RmsNorm(self.tensor(f"{name}.weight"), self.spec.eps)
 
-    def mlp(self, layer: int) -> Mlp:
+    def mlp(self, layer: int) -> Mlp | ExpertMlp:
+        """The feed-forward block of a layer."""
         prefix = f"model.layers.{layer}.mlp"
+        experts = self.spec.experts
+        if experts is None:
+            return self._mlp(prefix)
+        names = [f"{prefix}.experts.{number}" for number in range(experts.count)]
+        if experts.shared:
+            names.append(f"{prefix}.shared_expert")
+        router = Router(self.router(layer).to(self.device), experts)
+        return ExpertMlp(router, [self._mlp(name) for name in names])
+
+    def _mlp(self, name: str) -> Mlp:
         bias = self.spec.mlp_bias
         return Mlp(
-            self.linear(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
-            self.linear(f"{prefix}.down_proj", bias=bias),
+            self.linear(f"{name}.gate_proj", f"{name}.up_proj", bias=bias),
+            self.linear(f"{name}.down_proj", bias=bias),
         )
+
+    def router(self, layer: int) -> Tensor:
+        """float32: a row for each expert, and one for the shared expert's gate."""
+        prefix = f"model.layers.{layer}.mlp"
+        names = [f"{prefix}.gate.weight"]
+        if self.spec.experts is not None and self.spec.experts.shared:
+            names.append(f"{prefix}.shared_expert_gate.weight")
+        return torch.cat([self.weights.tensor(name, torch.float32) for name in names])
 
     def head(self) -> Linear:
         """The LM head, which may be the embedding table."""

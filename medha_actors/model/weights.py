@@ -20,6 +20,12 @@ from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
 
 _PLAIN = ("F64", "F32", "F16", "BF16")  # safetensors' words for values as they are
+_MIXTRAL = (
+    (".mlp.", ".block_sparse_moe."),
+    (".gate_proj.", ".w1."),
+    (".up_proj.", ".w3."),
+    (".down_proj.", ".w2."),
+)
 
 
 class Weights(Protocol):
@@ -76,6 +82,7 @@ class SafetensorsWeights:
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self.folder = folder
+        self.mixtral = spec.architecture == "mixtral"
         self.shapes = tensor_shapes(spec)
         self.opened: dict[str, Any] = {}
         index = folder / "model.safetensors.index.json"
@@ -93,7 +100,15 @@ class SafetensorsWeights:
             raise ModelError(f"{folder} holds no .safetensors files")
 
     def __contains__(self, name: str) -> bool:
-        return name in self.files
+        return self._stored(name) in self.files
+
+    def _stored(self, name: str) -> str:
+        """The name in the files: Mixtral's experts have words of their own."""
+        if not self.mixtral:
+            return name
+        for ours, theirs in _MIXTRAL:
+            name = name.replace(ours, theirs)
+        return name
 
     def _open(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -108,24 +123,26 @@ class SafetensorsWeights:
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         from safetensors import SafetensorError
 
+        shape = self.shapes[name]
+        name = self._stored(name)
         if name not in self.files:
             raise ModelError(f"{self.folder} has no tensor {name}")
         file = self._open(self.files[name])
         try:
-            self._check(name, file.get_slice(name))
+            self._check(name, file.get_slice(name), shape)
             tensor: Tensor = file.get_tensor(name)
             return tensor.to(dtype)
         except SafetensorError as error:
             raise ModelError(f"{self.folder / self.files[name]}: {error}") from error
 
-    def _check(self, name: str, stored: Any) -> None:
+    def _check(self, name: str, stored: Any, wanted: tuple[int, ...]) -> None:
         """What the file says of a tensor, before it is read."""
         shape = tuple(stored.get_shape())
         kind = stored.get_dtype()
-        if shape != self.shapes[name]:
+        if shape != wanted:
             raise ModelError(
                 f"{self.folder / self.files[name]}: tensor {name} has shape {list(shape)}; by "
-                f"config.json it has {list(self.shapes[name])}"
+                f"config.json it has {list(wanted)}"
             )
         if kind not in _PLAIN:
             raise ModelError(

@@ -36,7 +36,8 @@ def convert(
     stored blocks.
     """
     config = model.config
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer = gguf.GGUFWriter(path, name, split_max_tensors=part_tensors)
     given = {
         "context_length": config.max_position_embeddings,
@@ -55,7 +56,7 @@ def convert(
     writer.add_eos_token_id(3)
     writer.add_eot_token_id(5)
     stored = {}
-    for key, values in model.state_dict().items():
+    for key, values in _each(model.state_dict()):
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
             if name == "llama" and part in key:
                 values = values.view(count, 2, dim // 2, -1).transpose(1, 2).reshape(values.shape)
@@ -69,6 +70,19 @@ def convert(
             raw = None if kind is None else gguf.GGMLQuantizationType(kind)
             writer.add_tensor(key, values, raw_dtype=raw)
     write(writer)
+
+
+def _each(state):
+    """Tensors as files name them; transformers holds the gate and up of all experts as one."""
+    for key, values in state.items():
+        if key.endswith("gate_up_proj"):
+            stem = key.removesuffix("gate_up_proj")
+            for part, half in zip(("gate", "up"), values.chunk(2, 1), strict=True):
+                yield f"{stem}0.{part}_proj.weight", half.contiguous()
+        elif key.endswith("experts.down_proj"):
+            yield key.replace("down_proj", "0.down_proj.weight"), values
+        else:
+            yield key, values
 
 
 def add(writer, key, value):

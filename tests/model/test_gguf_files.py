@@ -106,7 +106,6 @@ def test_ropes_keys_are_those_of_llama_cpp(tmp_path, check, keys, theirs):
         ("attention.clamp_kqv", 8.0),
         ("attention.causal", False),
         ("logit_scale", 0.1),
-        ("expert_count", 8),
     ],
 )
 def test_what_is_not_done_is_refused_by_name(tmp_path, key, value):

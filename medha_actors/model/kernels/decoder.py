@@ -35,6 +35,7 @@ def suits(loader: Loader, page_tokens: int) -> bool:
     return (
         loader.device.type == "cpu"
         and loader.dtype in (torch.float32, torch.bfloat16)
+        and spec.experts is None
         and cpu.native()
         and cpu.fits(spec.head_dim, page_tokens, spec.hidden, spec.intermediate)
         and spec.heads * spec.head_dim % 32 == spec.vocabulary % 16 == 0
