@@ -2,8 +2,9 @@
 alone.
 
 For L layers in a stage of `tp` devices, every matrix product takes the longer of computing and of
-reading its weights (a roofline per layer); to it come element-wise passes over the rows, launches,
-and two all-reduces a layer where tp > 1. Attention of a chunk takes the longer of its (query, key)
+reading its weights (a roofline per layer; of a mixture of experts those that the rows take, if all
+choices are alike); to it come element-wise passes over the rows, launches, and two all-reduces a
+layer where tp > 1. Attention of a chunk takes the longer of its (query, key)
 pairs and of reading its cache; a decode reads its cache. Rows of a request that is split over KV
 groups send their partial outputs to each other in every layer.
 
@@ -25,6 +26,7 @@ from medha_actors.model_spec import split_layers
 
 # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
 _KERNELS = 10
+_EXPERT_KERNELS = 4  # and of a mixture of experts: router, choice, gathering of rows, sum
 _ROWS = (
     *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256),
     *(320, 384, 448, 512, 768, 1024, 2048, 4096, 8192),
@@ -66,22 +68,27 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         parallelism."""
         model = self.model
         tp = self.tp
-        attention = 2 * model.hidden * model.head_dim * (model.heads + model.kv_heads)
-        mlp = 3 * model.hidden * model.intermediate
+        experts = model.experts
+        used = experts.used if experts else 1
+        taken = experts.taken(rows) if experts else 1
+        always = (model.attention_parameters + model.routing_parameters) / tp
+        mlp = model.mlp_parameters / tp
         seconds = 0.0
-        for weights in (attention / tp, mlp / tp):
+        for multiplied, read in ((always, always), (used * mlp, taken * mlp)):
             seconds += max(
-                2 * weights * rows / self._compute,
-                weights * self.device.weight_bytes / self._memory,
+                2 * multiplied * rows / self._compute,
+                read * self.device.weight_bytes / self._memory,
             )
         # read and written per row: two norms and two residual sums over the hidden state, rope, the
         # activation
         numbers = (
             8 * model.hidden
-            + (4 * model.head_dim * (model.heads + model.kv_heads) + 3 * model.intermediate) / tp
+            + 4 * model.head_dim * (model.heads + model.kv_heads) / tp
+            + 3 * used * model.intermediate / tp
         )
         seconds += numbers * rows * self.device.value_bytes / self._memory
-        seconds += _KERNELS * self.device.kernel_s + 2 * self.all_reduce_s(rows)
+        launches = _KERNELS + (_EXPERT_KERNELS if experts else 0)
+        seconds += launches * self.device.kernel_s + 2 * self.all_reduce_s(rows)
         return self.layers * seconds
 
     def all_reduce_s(self, rows: int) -> float:

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import LoadgenError
-from medha_actors.model_spec import ModelSpec, Rope
+from medha_actors.model_spec import Experts, ModelSpec, Rope
 
 
 class NamedModel(ModelSpec, frozen=True, kw_only=True):
-    """A dense decoder of the Llama family, and what the configuration calls it."""
+    """A decoder of the Llama family, and what the configuration calls it."""
 
     name: str
     source: str = ""  # what `model_source` in serve_config.yaml would say
@@ -48,6 +48,32 @@ _CATALOGUE = (
         source="meta-llama/Meta-Llama-3-70B-Instruct",
     ),
     NamedModel(
+        name="mixtral-8x7b",
+        layers=32,
+        hidden=4096,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        intermediate=14336,
+        vocabulary=32000,
+        experts=Experts(count=8, used=2, normalised=True),
+        max_positions=32768,
+        source="mistralai/Mixtral-8x7B-Instruct-v0.1",
+    ),
+    NamedModel(
+        name="qwen3-30b-a3b",
+        layers=48,
+        hidden=2048,
+        heads=32,
+        kv_heads=4,
+        head_dim=128,
+        intermediate=768,
+        vocabulary=151936,
+        experts=Experts(count=128, used=8, normalised=True),
+        max_positions=40960,
+        source="Qwen/Qwen3-30B-A3B",
+    ),
+    NamedModel(
         name="smollm2-135m",
         layers=30,
         hidden=576,
@@ -78,14 +104,14 @@ def model_of(name: str) -> NamedModel:
         return _from_config(msgspec.json.decode(file.read_bytes(), type=dict[str, Any]), file)
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise LoadgenError(f"--model {file}: not a config of a dense decoder: {reason}") from None
+        raise LoadgenError(f"--model {file}: not a config that is modelled: {reason}") from None
 
 
 def _from_config(config: dict[str, Any], file: Path) -> NamedModel:
     """Names as in transformers' LlamaConfig; a multi-modal model's text part is taken."""
     config = config.get("text_config", config)
-    if config.get("num_experts") or config.get("num_local_experts"):
-        raise ValueError("it is a mixture of experts, which the twin does not model")
+    experts = _experts(config)
+    wide = "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
     heads = int(config["num_attention_heads"])
     hidden = int(config["hidden_size"])
     return NamedModel(
@@ -95,9 +121,28 @@ def _from_config(config: dict[str, Any], file: Path) -> NamedModel:
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or hidden // heads),
-        intermediate=int(config["intermediate_size"]),
+        intermediate=int(config[wide if experts else "intermediate_size"]),
         vocabulary=int(config["vocab_size"]),
         tied_head=bool(config.get("tie_word_embeddings", False)),
         max_positions=int(config.get("max_position_embeddings", 8192)),
         source=str(file.resolve().parent),
+        experts=experts,
+    )
+
+
+def _experts(config: dict[str, Any]) -> Experts | None:
+    """The mixture in every layer, if there is one."""
+    for key in ("n_routed_experts", "mlp_only_layers"):
+        if config.get(key):
+            raise ValueError(f"{key} is {config[key]}: such a mixture of experts is not modelled")
+    if config.get("decoder_sparse_step", 1) != 1:
+        raise ValueError("decoder_sparse_step: layers without experts are not modelled")
+    count = config.get("num_local_experts") or config.get("num_experts")
+    if not count:
+        return None
+    return Experts(
+        count=int(count),
+        used=int(config["num_experts_per_tok"]),
+        normalised=bool(config.get("norm_topk_prob", True)),
+        shared=int(config.get("shared_expert_intermediate_size") or 0),
     )

@@ -20,7 +20,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is simulated: a model on so many devices, under a configuration of the server."""
 
     model: Annotated[
-        str, flag("llama-3-8b, llama-3-70b, smollm2-135m or a Hugging Face config.json")
+        str, flag("a known model (llama-3-8b, qwen3-30b-a3b, ...) or a Hugging Face config.json")
     ] = "llama-3-8b"
     gpu: Annotated[str, flag("h100, h200, a100 or cpu-2core")] = "h100"
     tp: Annotated[int, flag("devices that share a stage", ge=1)] = 1

@@ -95,6 +95,54 @@ def test_a_hugging_face_config(tmp_path):
     assert (dims.kv_heads, dims.head_dim, dims.max_positions) == (4, 16, 512)
 
 
+def test_a_mixture_of_experts_takes_all_of_the_memory_and_a_part_of_the_time():
+    """Qwen3-30B-A3B: a decode reads 3 billion weights, a batch nearly all, and neither computes
+    with more than 3 a row."""
+    qwen = model_of("qwen3-30b-a3b")
+    assert qwen.parameters == pytest.approx(30.5e9, rel=0.01)
+    assert qwen.active_parameters == pytest.approx(3.0e9, rel=0.05)
+    assert model_of("mixtral-8x7b").parameters == pytest.approx(46.7e9, rel=0.01)
+    assert model_of("mixtral-8x7b").active_parameters == pytest.approx(12.7e9, rel=0.02)
+    device = hardware_of("h100")
+    assert weight_bytes(qwen, device, 1, 1) == pytest.approx(61e9, rel=0.01)
+    cost = StageCost(model=qwen, device=device, layers=48, tp=1)
+    launches = 48 * 14 * device.kernel_s
+    read_s = device.weight_bytes / (device.memory_speed * device.memory_share)
+    active = 48 * qwen.active_layer_parameters
+    held = 48 * qwen.layer_parameters
+    assert cost.linear_s(1) - launches == pytest.approx(active * read_s, rel=0.02)
+    assert 0.8 * held * read_s < cost.linear_s(32) < held * read_s + launches
+    flops = 2 * active * 8192
+    assert 0.5 * 989.4e12 < flops / cost.linear_s(8192) < 989.4e12
+
+
+def test_a_config_of_a_mixture(tmp_path):
+    config = {
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    mixture = model_of(str(file))
+    assert (mixture.intermediate, mixture.experts.count, mixture.experts.shared) == (32, 8, 48)
+    for change in (
+        {"mlp_only_layers": [0]},
+        {"decoder_sparse_step": 2},
+        {"n_routed_experts": 8},
+        {"num_experts_per_tok": 9},
+    ):
+        file.write_text(json.dumps(config | change))
+        with pytest.raises(LoadgenError, match="not a config"):
+            model_of(str(file))
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '{"num_experts": 8}', "[]"])
 def test_a_config_that_is_none(tmp_path, content):
     file = tmp_path / "config.json"
