@@ -16,6 +16,8 @@ from transformers import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.model.experts import ExpertMlp, Router
+from medha_actors.model.kernels import cpu
+from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model_spec import Experts
 
@@ -36,6 +38,9 @@ def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
     driver = Driver(
         ModelLoadingConfig(model_source=str(folder)), stages=stages, attention=attention
     )
+    if cpu.native():
+        kernels = isinstance(driver.pipelines[0][0].decoder, KernelDecoder)
+        assert kernels == (attention == "auto")
     for seed, length in enumerate((150, 1, 17)):
         generator = torch.Generator().manual_seed(seed)
         driver.add(str(length), torch.randint(208, (length,), generator=generator).tolist(), GREEDY)

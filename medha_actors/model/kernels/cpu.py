@@ -16,9 +16,12 @@ from medha_actors.model.kernels import layers as code
 from medha_actors.model.kernels.attention import BLOCK_TOKENS, tile_address
 from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE
 from medha_actors.model.kernels.dot import FORM
+from medha_actors.model.kernels.layouts import LANES
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
+from medha_actors.model.kernels.products import PARTS, ROWS
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.step_plan import StepPlan
+from medha_actors.model_spec import Experts
 
 
 def native() -> bool:
@@ -27,13 +30,11 @@ def native() -> bool:
     return FORM != "plain"
 
 
-def fits(head_dim: int, page_tokens: int, hidden: int, intermediate: int) -> bool:
-    """Whether the kernels can take a model of these dimensions with pages of this size."""
+def fits(head_dim: int, page_tokens: int, widths: Sequence[int]) -> bool:
+    """Whether the kernels can take a model whose matrices have so many inputs, with pages of this
+    size."""
     return (
-        head_dim % 16 == 0
-        and page_tokens % TILE == 0
-        and hidden % 32 == 0
-        and intermediate % 32 == 0
+        head_dim % 16 == 0 and page_tokens % TILE == 0 and not any(width % 32 for width in widths)
     )
 
 
@@ -46,6 +47,14 @@ class Dimensions(NamedTuple):
     kv_heads: int
     head_dim: int
     eps: float
+    experts: Experts | None = None
+
+
+class ExpertWeights(NamedTuple):
+    """Of one layer; a shared expert is the last, and its gate the router's last output."""
+
+    router: Stack  # outputs filled up to a multiple of 16
+    mlps: Sequence[tuple[Stack, Stack]]  # gate and up side by side, down
 
 
 class LayerWeights(NamedTuple):
@@ -53,7 +62,7 @@ class LayerWeights(NamedTuple):
 
     qkv: Stack
     out: Stack
-    gate_up: Stack
+    gate_up: Stack  # no parts where there are experts
     down: Stack
     attention_norm: Tensor
     mlp_norm: Tensor
@@ -63,6 +72,7 @@ class LayerWeights(NamedTuple):
     down_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    experts: ExpertWeights | None = None
 
 
 class CpuLayers:
@@ -88,23 +98,24 @@ class CpuLayers:
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
         self.linears = np.array(
             [[_table(stack) for stack in layer[:4]] for layer in self.weights], np.int64
-        ).reshape(-1, 4, code.PARTS, 5)
+        ).reshape(-1, 4, PARTS, 5)
         self.vectors = np.array(
             [
-                [0 if vector is None else vector.data_ptr() for vector in layer[4:]]
+                [0 if vector is None else vector.data_ptr() for vector in layer[4:12]]
                 for layer in self.weights
             ],
             np.int64,
         ).reshape(-1, 8)
+        self.routing = _Routing(shape, self.weights)
         self._allocate(bfloat, layer_bytes)
 
     def _allocate(self, bfloat: bool, layer_bytes: int) -> None:
         s = self.shape
-        widest = max(s.hidden, s.intermediate, s.heads * s.head_dim)
-        out = max(2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim)
-        self.buffers = [
-            aligned(code.ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)
-        ]
+        shared = s.experts.shared if s.experts else 0
+        widest = max(s.hidden, s.intermediate, shared, s.heads * s.head_dim)
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
+        out = max(2 * s.intermediate, 2 * shared, qkv, s.hidden)
+        self.buffers = [aligned(ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)]
         share = s.heads // s.kv_heads
         states = aligned(BLOCK_TOKENS * share * (s.head_dim + STATE_EXTRA), np.float32)
         self.scratch = (
@@ -120,6 +131,7 @@ class CpuLayers:
             s.kv_heads,
             s.head_dim,
             self.page_tokens,
+            *self.routing.counts,
             tile_address(bfloat),
             int(bfloat),
         )
@@ -149,6 +161,7 @@ class CpuLayers:
         out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(rows, s.heads, s.head_dim)
         lse = np.empty((rows, s.heads), np.float32)
         table, pages = _tables(plan)
+        experts = self.routing.of_step(rows)
         step = np.zeros(1, code.STEP)
         step[0] = (
             rows,
@@ -163,6 +176,7 @@ class CpuLayers:
                 self.model,
                 self.linears,
                 self.vectors,
+                experts,
                 step,
                 plan.slots,
                 table,
@@ -178,13 +192,52 @@ class CpuLayers:
             code.before(self.model, self.linears, self.vectors, layer, step, plan.slots)
             code.between(self.model, layer, step, table, pages, self.scratch, out, lse)
             merge_shared(plan, exchange, partial, partial_lse)
-            code.after(self.model, self.linears, self.vectors, layer, step)
+            code.after(self.model, self.linears, self.vectors, experts, layer, step)
 
     def logits(self, x: Tensor, norm: Tensor, head: Stack) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
         out = torch.empty(len(x), sum(matrix.outputs for matrix in head))
         code.head(self.model, _table(head), norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
         return out
+
+
+class _Routing:
+    """What the kernels are given of the experts in all layers; for a dense model nothing of any
+    size."""
+
+    def __init__(self, shape: Dimensions, weights: Sequence[LayerWeights]) -> None:
+        experts = shape.experts
+        layers = [layer.experts for layer in weights if layer.experts is not None]
+        self.hidden = shape.hidden
+        self.counts = (0, 0, 0, 0)
+        self.taken = 0
+        self.rated = 0
+        if experts is not None:
+            shared = int(experts.shared > 0)
+            self.counts = (experts.count, experts.used, int(experts.normalised), shared)
+            self.taken = experts.used + shared
+            self.rated = _padded(experts.count + shared)
+        self.routers = np.array([_table(layer.router) for layer in layers], np.int64)
+        self.routers = self.routers.reshape(-1, PARTS, 5)
+        stacks = [[[_table(stack) for stack in mlp] for mlp in layer.mlps] for layer in layers]
+        count = self.counts[0] + self.counts[3]
+        self.table = np.array(stacks, np.int64).reshape(len(layers), count, 2, PARTS, 5)
+
+    def of_step(self, rows: int) -> tuple[np.ndarray, ...]:
+        """See layers.after()."""
+        held = rows if self.taken else 0
+        return (
+            self.routers,
+            self.table,
+            aligned(held * self.hidden, np.float32).reshape(held, self.hidden),
+            aligned(held * self.rated, np.float32).reshape(held, self.rated),
+            np.empty((held, self.taken), np.int64),
+            np.empty((held, self.taken), np.float32),
+        )
+
+
+def _padded(outputs: int) -> int:
+    return -(-outputs // LANES) * LANES
 
 
 def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -201,7 +254,7 @@ def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 def _table(stack: Stack) -> NDArray[np.int64]:
     """A stack's rows for the table that the kernels read."""
-    rows = np.zeros((code.PARTS, 5), np.int64)
+    rows = np.zeros((PARTS, 5), np.int64)
     for place, matrix in enumerate(stack):
         rows[place] = matrix.row()
     return rows

@@ -4,11 +4,11 @@ fast.
 In bfloat16 the KV cache and the attention's operands are bfloat16; matrices that a GGUF file holds
 in 4 to 8 bits stay so and are multiplied by activations in int8, as llama.cpp does, but for
 queries, keys, values, down and the head, which get int16: they gain most for what they cost. All
-other matrices are bfloat16. In float32 nothing is rounded: the result is that of the dequantised
-weights to the accuracy of float32 sums. Hidden states are float32 in both. Measured on 1,024 tokens
-of English with SmolLM2-135M in Q4_1, against float32: mean KL divergence of the next token 9e-4 and
-the same most likely token at 98.1% (a plain bfloat16 model in torch: 1.2e-3, 96.3%; int16
-everywhere: 5e-5, a quarter slower).
+other matrices are bfloat16, but for routers of experts, which are float32. In float32 nothing is
+rounded: the result is that of the dequantised weights to the accuracy of float32 sums. Hidden
+states are float32 in both. Measured on 1,024 tokens of English with SmolLM2-135M in Q4_1, against
+float32: mean KL divergence of the next token 9e-4 and the same most likely token at 98.1% (a plain
+bfloat16 model in torch: 1.2e-3, 96.3%; int16 everywhere: 5e-5, a quarter slower).
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import torch
 from torch import Tensor
 
 from medha_actors.model.kernels import cpu
-from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, LayerWeights
-from medha_actors.model.kernels.layouts import Activations
-from medha_actors.model.kernels.pack import Stack, pack_blocks, pack_dense
+from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, ExpertWeights, LayerWeights
+from medha_actors.model.kernels.layouts import LANES, Activations
+from medha_actors.model.kernels.pack import Packed, Stack, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
 from medha_actors.model.step_plan import StepPlan
+from medha_actors.model_spec import Experts
 
 
 def suits(loader: Loader, page_tokens: int) -> bool:
     """Whether this machine and this model are what the kernels are made for."""
     spec = loader.spec
+    widths = [spec.hidden, spec.intermediate, spec.experts.shared if spec.experts else 0]
     return (
         loader.device.type == "cpu"
         and loader.dtype in (torch.float32, torch.bfloat16)
-        and spec.experts is None
         and cpu.native()
-        and cpu.fits(spec.head_dim, page_tokens, spec.hidden, spec.intermediate)
+        and cpu.fits(spec.head_dim, page_tokens, widths)
         and spec.heads * spec.head_dim % 32 == spec.vocabulary % 16 == 0
     )
 
@@ -55,7 +56,13 @@ class KernelDecoder:
         self.pages = pages
         self.exact = loader.dtype == torch.float32
         shape = Dimensions(
-            spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim, spec.eps
+            spec.hidden,
+            spec.intermediate,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.eps,
+            spec.experts,
         )
         weights = [self._layer(number) for number in range(*layers)]
         self.layers = CpuLayers(shape, weights, pages, page_tokens, not self.exact)
@@ -105,11 +112,12 @@ class KernelDecoder:
         mlp = f"{prefix}.mlp"
         qkv = [f"{attention}.{n}_proj" for n in "qkv"]
         gate_up = [f"{mlp}.{n}_proj" for n in ("gate", "up")]
+        stacks: tuple[Stack, Stack] = ((), ()) if spec.experts else self._mlp(mlp)
         return LayerWeights(
             qkv=self._matrix(*qkv, activations="int16"),
             out=self._matrix(f"{attention}.o_proj"),
-            gate_up=self._matrix(*gate_up),
-            down=self._matrix(f"{mlp}.down_proj", activations="int16"),
+            gate_up=stacks[0],
+            down=stacks[1],
             attention_norm=self._vector(f"{prefix}.input_layernorm.weight"),
             mlp_norm=self._vector(f"{prefix}.post_attention_layernorm.weight"),
             qkv_bias=self._vector(*[f"{name}.bias" for name in qkv]) if spec.qkv_bias else None,
@@ -120,7 +128,37 @@ class KernelDecoder:
             down_bias=self._vector(f"{mlp}.down_proj.bias") if spec.mlp_bias else None,
             q_norm=self._vector(f"{attention}.q_norm.weight") if spec.qk_norm else None,
             k_norm=self._vector(f"{attention}.k_norm.weight") if spec.qk_norm else None,
+            experts=self._experts(number, spec.experts) if spec.experts else None,
         )
+
+    def _mlp(self, name: str) -> tuple[Stack, Stack]:
+        """Gate and up side by side, and down."""
+        gate_up = self._matrix(f"{name}.gate_proj", f"{name}.up_proj")
+        return gate_up, self._matrix(f"{name}.down_proj", activations="int16")
+
+    def _experts(self, number: int, experts: Experts) -> ExpertWeights:
+        """All experts' matrices are packed as one, of which each gets its part."""
+        prefix = f"model.layers.{number}.mlp"
+        names = [f"{prefix}.experts.{expert}" for expert in range(experts.count)]
+        gate, up = (self._of_each(names, part) for part in ("gate_proj", "up_proj"))
+        down = self._of_each(names, "down_proj", "int16")
+        mlps: list[tuple[Stack, Stack]] = [
+            ((gate[i], up[i]), (down[i],)) for i in range(experts.count)
+        ]
+        if experts.shared:
+            mlps.append(self._mlp(f"{prefix}.shared_expert"))
+        router = self.loader.router(number)
+        padding = torch.zeros(-len(router) % LANES, router.shape[1])
+        return ExpertWeights((pack_dense(torch.cat((router, padding))),), mlps)
+
+    def _of_each(
+        self, experts: Sequence[str], matrix: str, activations: Activations = "int8"
+    ) -> list[Packed]:
+        """One matrix of each expert; in a file they are all of one kind."""
+        names = [f"{expert}.{matrix}" for expert in experts]
+        (whole,) = self._matrix(*names, activations=activations)
+        outputs = whole.outputs // len(experts)
+        return [whole.part(start, start + outputs) for start in range(0, whole.outputs, outputs)]
 
     def _matrix(self, *names: str, activations: Activations = "int8") -> Stack:
         """One matrix, several names stacked along the output; neighbours of one kind are packed

@@ -131,6 +131,15 @@ def _plus(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value) -> None:
         e.store(e.b.fadd(e.load(e.at(x, offset)), e.load(e.at(y, offset))), e.at(x, offset))
 
 
+def _plus_scaled(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value, factor: ir.Value) -> None:
+    """x += y * factor; factor is the address of a float32."""
+    scale = e.broadcast(factor)
+    with e.loop(e.b.udiv(count, I64(16))) as loop:
+        offset = e.times(loop.index, 64)
+        place = e.at(x, offset)
+        e.store(e.fma(e.load(e.at(y, offset)), scale, e.load(place)), place)
+
+
 def _rotate(e: Emit, x: ir.Value, cos: ir.Value, sin: ir.Value, half: ir.Value) -> None:
     """RoPE in place on one head: pairs are (i, i + half)."""
     b = e.b
@@ -191,6 +200,7 @@ block_sums = kernel(3, _block_sums)
 to_bfloat = kernel(4, _to_bfloat)
 scaled = kernel(4, _scaled)
 plus = kernel(3, _plus)
+plus_scaled = kernel(4, _plus_scaled)
 rotate = kernel(4, _rotate)
 put_key = kernel(5, _put_key)
 put_value = kernel(4, _put_value)

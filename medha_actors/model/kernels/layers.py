@@ -13,8 +13,8 @@ import numpy as np
 
 from medha_actors.model.kernels.attention import BLOCK_TOKENS, attend
 from medha_actors.model.kernels.attention_tile import TILE
+from medha_actors.model.kernels.experts import choose, mix
 from medha_actors.model.kernels.glue import (
-    block_sums,
     norm,
     plus,
     put_key,
@@ -23,16 +23,11 @@ from medha_actors.model.kernels.glue import (
     scaled,
     silu_mul,
     to_bfloat,
-    to_int8,
-    to_int16,
 )
-from medha_actors.model.kernels.ir import address, call_address, compiled, kernel
-from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16
+from medha_actors.model.kernels.ir import address, compiled
+from medha_actors.model.kernels.products import ROWS, apply, width
 
-ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`
-PARTS = 3  # of such a row: matrices of several kinds side by side
-FORM, CODE, DATA, COLUMNS, BLOCKS = range(5)  # of a part; one without columns is not there
 # in `vectors`
 ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(8)
 FIRST, COUNT, CACHED, WRITES, TABLE = range(5)  # columns of `spans`
@@ -43,6 +38,9 @@ MODEL = np.dtype(
             (name, np.int64)
             for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")
         ),
+        # of a mixture: how many, how many a row takes, whether their weights sum to 1, whether
+        # there is a shared one too
+        *((name, np.int64) for name in ("experts", "used", "normalised", "shared")),
         ("tile_code", np.int64),  # attention.tile_address
         ("bfloat", np.int64),  # keys and values are bfloat16, else float32
         ("keys", np.int64),  # addresses of layer 0's pools
@@ -60,80 +58,6 @@ assert MODEL.fields is not None, "a record"
 MODEL_EPS = int(MODEL.fields["eps"][1])  # offset of (eps, scale, one)
 # addresses but for `rows`
 STEP = np.dtype([(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "sin")])
-
-
-call = kernel(12, call_address)
-
-
-@compiled
-def _form(model, form, rows, blocks, x, constants):
-    """Bring float32 rows into a form of activations, in `packed` and `scales`; returns the address
-    and the bytes of the first row."""
-    inputs = blocks * 32
-    if form == INT8:
-        for r in range(rows):
-            source = x + r * inputs * 4
-            to_int8(source, blocks, model.packed + r * inputs, model.scales + r * blocks * 16)
-        return model.packed, inputs
-    if form == INT16:
-        for r in range(rows):
-            source = x + r * inputs * 4
-            to_int16(source, blocks, model.packed + r * inputs * 2, model.scales + r * blocks * 16)
-        return model.packed, inputs * 2
-    if form == BFLOAT:
-        for r in range(rows):
-            to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
-        return model.packed, inputs * 2
-    for r in range(rows):
-        block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)
-    return x, inputs * 4
-
-
-@compiled
-def _width(parts):
-    """Outputs of all parts."""
-    columns = 0
-    for part in parts:
-        columns += part[COLUMNS]
-    return columns * 16
-
-
-@compiled
-def apply(model, parts, rows, x, out, add, constants):
-    """out = (out +) x W^T for float32 rows, where the outputs of the parts of W lie side by side.
-
-    Each part takes the activations in a form of its own. constants: address of (eps, scale, one);
-    x and out are addresses of contiguous rows.
-    """
-    out_row = _width(parts) * 4
-    ready = -1
-    start = x
-    row = 0
-    for part in parts:
-        columns = part[COLUMNS]
-        blocks = part[BLOCKS]
-        if columns == 0:
-            continue
-        if part[FORM] != ready:
-            ready = part[FORM]
-            start, row = _form(model, ready, rows, blocks, x, constants)
-        scales = model.scales
-        step = blocks * 16
-        call(
-            part[CODE],
-            rows,
-            columns,
-            blocks,
-            part[DATA],
-            start,
-            row,
-            scales,
-            step,
-            out,
-            out_row,
-            add,
-        )
-        out += columns * 64
 
 
 @compiled
@@ -199,16 +123,16 @@ def before(model, linears, vectors, layer, step, slots):
     m = model[0]
     s = step[0]
     v = vectors[layer]
-    width = (m.heads + 2 * m.kv_heads) * m.head_dim
+    outputs = (m.heads + 2 * m.kv_heads) * m.head_dim
     for start in range(0, s.rows, ROWS):
         count = min(ROWS, s.rows - start)
         for r in range(count):
             source = s.x + (start + r) * m.hidden * 4
             norm(source, v[ATTENTION_NORM], m.hidden, constants, m.plain + r * m.hidden * 4)
         apply(m, linears[layer, QKV], count, m.plain, m.wide, 0, constants)
-        _add_bias(v[QKV_BIAS], count, width, m.wide)
+        _add_bias(v[QKV_BIAS], count, outputs, m.wide)
         for r in range(count):
-            first = m.wide + r * width * 4
+            first = m.wide + r * outputs * 4
             _turn(m, v, s, start + r, first, m.heads + m.kv_heads, constants)
             _store(m, layer, s, start + r, first, slots[start + r], constants)
 
@@ -252,8 +176,25 @@ def between(model, layer, step, spans, pages, scratch, out, lse):
 
 
 @compiled
-def after(model, linears, vectors, layer, step):
-    """Output projection and gated MLP, both added to the residual stream."""
+def _mlp(m, linears, v, count, x, constants):
+    """The gated MLP of the normed rows in `plain`, added to x."""
+    apply(m, linears[GATE_UP], count, m.plain, m.wide, 0, constants)
+    _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
+    for r in range(count):
+        gate = m.wide + r * 2 * m.intermediate * 4
+        silu_mul(gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4)
+    apply(m, linears[DOWN], count, m.plain, x, 1, constants)
+    _add_bias(v[DOWN_BIAS], count, m.hidden, x)
+
+
+@compiled
+def after(model, linears, vectors, experts, layer, step):
+    """Output projection and gated MLP or experts, both added to the residual stream.
+
+    experts: tables of the routers and of the experts, and room for a step's rows: normed, ratings,
+    numbers of experts and their weights (see experts.py).
+    """
+    routers, table, normed, ratings, numbers, weights = experts
     constants = address(model) + MODEL_EPS
     m = model[0]
     s = step[0]
@@ -264,26 +205,26 @@ def after(model, linears, vectors, layer, step):
         x = s.x + start * m.hidden * 4
         apply(m, linears[layer, OUT], count, s.out + start * wide * 4, x, 1, constants)
         _add_bias(v[OUT_BIAS], count, m.hidden, x)
+        place = address(normed) + start * m.hidden * 4 if m.experts else m.plain
         for r in range(count):
-            norm(x + r * m.hidden * 4, v[MLP_NORM], m.hidden, constants, m.plain + r * m.hidden * 4)
-        apply(m, linears[layer, GATE_UP], count, m.plain, m.wide, 0, constants)
-        _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
-        for r in range(count):
-            gate = m.wide + r * 2 * m.intermediate * 4
-            silu_mul(
-                gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4
-            )
-        apply(m, linears[layer, DOWN], count, m.plain, x, 1, constants)
-        _add_bias(v[DOWN_BIAS], count, m.hidden, x)
+            norm(x + r * m.hidden * 4, v[MLP_NORM], m.hidden, constants, place + r * m.hidden * 4)
+        if m.experts:
+            rated = address(ratings) + start * ratings.shape[1] * 4
+            apply(m, routers[layer], count, place, rated, 0, constants)
+        else:
+            _mlp(m, linears[layer], v, count, x, constants)
+    if m.experts:
+        choose(m, ratings, numbers, weights)
+        mix(m, table[layer], normed, numbers, weights, s.x, constants)
 
 
 @compiled
-def layers(model, linears, vectors, step, slots, spans, pages, scratch, out, lse):
+def layers(model, linears, vectors, experts, step, slots, spans, pages, scratch, out, lse):
     """All layers of a stage, where no span is shared between KV groups."""
     for layer in range(len(linears)):
         before(model, linears, vectors, layer, step, slots)
         between(model, layer, step, spans, pages, scratch, out, lse)
-        after(model, linears, vectors, layer, step)
+        after(model, linears, vectors, experts, layer, step)
 
 
 @compiled
@@ -302,4 +243,4 @@ def head(model, parts, gain, rows, x, out):
                 constants,
                 m.plain + r * m.hidden * 4,
             )
-        apply(m, parts, count, m.plain, out + start * _width(parts) * 4, 0, constants)
+        apply(m, parts, count, m.plain, out + start * width(parts) * 4, 0, constants)

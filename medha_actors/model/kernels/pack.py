@@ -37,6 +37,11 @@ class Packed(NamedTuple):
     inputs: int
     data: np.ndarray
 
+    def part(self, first: int, last: int) -> Packed:
+        """Some outputs alone; both are multiples of 16."""
+        data = self.data[first // LANES : last // LANES]
+        return self._replace(outputs=last - first, data=data)
+
     def row(self) -> tuple[int, int, int, int, int]:
         """(form of activations, code address, data address, columns, blocks) for the table that
         the kernels read."""
