@@ -81,12 +81,19 @@ def _free_share(
     places: Mapping[Cell, Place],
 ) -> float:
     """The default budget in bytes of one actor, which holds these layers: a share of what is free
-    where it runs."""
+    where it runs. Raises ConfigError if a GPU cannot hold the layers."""
     if place.gpu is None:
         beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
     share = place.free_bytes * min(1.0, config.actors.num_gpus)
     # embedding and head, where the stage has them
     tables = 2 * spec.vocabulary * spec.hidden
-    weights = ((layers[1] - layers[0]) * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
-    return max(0.0, (share - weights) * _CUDA_KV_SHARE)
+    count = layers[1] - layers[0]
+    weights = (count * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
+    if weights >= share:
+        experts = f", each with {spec.experts.count} experts" if spec.experts else ""
+        raise ConfigError(
+            f"parallel.spp is {config.parallel.spp}: the {count} layers of a stage{experts} take "
+            f"{weights} bytes in {dtype}, but of its GPU {int(share)} are free; use more stages"
+        )
+    return (share - weights) * _CUDA_KV_SHARE

@@ -1,5 +1,6 @@
 """Pages of each group, and configurations that memory cannot hold, refused with the numbers."""
 
+import msgspec
 import pytest
 
 from medha_actors.actors.capacity import pages_of, refuse_impossible
@@ -9,7 +10,7 @@ from medha_actors.actors.plans import Place
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 from medha_actors.model.spec import load_spec
-from medha_actors.model_spec import kv_bytes_per_token
+from medha_actors.model_spec import Experts, kv_bytes_per_token
 
 TOKEN_BYTES = 1000
 
@@ -96,6 +97,26 @@ def test_without_a_budget_actors_share_the_free_memory_of_their_node():
     assert (
         pages_of(config, spec, [(0, 2), (2, 4)], "float32", places) == 2**26 // 4 // 2 // page_bytes
     )
+
+
+def test_a_gpu_holds_all_experts_of_its_layers_or_says_so():
+    config = config_of(budget=None, kvp=1)
+    dense = load_spec(config.model_loading_config)
+    experts = Experts(count=64, used=2, normalised=True)
+    spec = msgspec.structs.replace(dense, experts=experts)
+    layers = [(0, 4)]
+    tables = 2 * spec.vocabulary * spec.hidden
+    weights = 4 * (4 * spec.layer_parameters + tables)
+    assert weights > 4 * 4 * 64 * spec.mlp_parameters
+    page_bytes = 64 * kv_bytes_per_token(spec, (0, 4), "float32")
+    place = Place("a", (0,), weights + 100 * page_bytes, "a GPU")
+    assert pages_of(config, spec, layers, "float32", {Cell(0, 0): place}) == 85
+    full = Place("a", (0,), weights, "a GPU")
+    with pytest.raises(
+        ConfigError, match=rf"spp is 1: the 4 layers .* 64 experts take {weights} bytes in float32"
+    ):
+        pages_of(config, spec, layers, "float32", {Cell(0, 0): full})
+    assert pages_of(config, dense, layers, "float32", {Cell(0, 0): full}) > 85
 
 
 async def test_a_start_that_cannot_fit_ends_with_the_numbers(cluster):
