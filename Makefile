@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_worker_niceness ?= 0
 
-.PHONY: serve test chaos lint install install-test model clean
+.PHONY: serve test chaos conformance lint install install-test model clean
 
 serve: install model
 	$(BIN)/medha-serve serve_config.yaml
@@ -18,6 +18,10 @@ test: install-test model
 chaos: install-test model
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.chaos all
+
+# Real tools against a real server: docs/conformance.md. Some of them: python -m tests.conformance TOOL ...
+conformance: install-test model
+	$(BIN)/python -m tests.conformance
 
 lint: install-test
 	$(BIN)/ruff check .
