@@ -84,7 +84,7 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return sorted([(key, repr(shape(inner))) for key, inner in value.items()])
     if isinstance(value, list):
-        return sorted({repr(shape(inner)) for inner in value})
+        return [len(value) > 1, *sorted({repr(shape(inner)) for inner in value})]
     return type(value).__name__
 
 
