@@ -54,15 +54,19 @@ def checks_of(said: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def write(page: Path, outcomes: list[Outcome]) -> None:
-    """Put these rows into the page's table; those of other tools stay."""
+    """Put these rows into the page's table; those of other tools stay, and what a scripted engine
+    did never replaces what a real one did."""
     before, rest = page.read_text().split(_BEGIN)
     table, after = rest.split(_END)
-    rows = {_name(line): line for line in table.strip().splitlines()[2:]}
-    rows |= {outcome.tool: outcome.row() for outcome in outcomes}
+    rows = {_cell(line, 0): line for line in table.strip().splitlines()[2:]}
+    for outcome in outcomes:
+        known = rows.get(outcome.tool)
+        if known is None or outcome.server != "scripted" or _cell(known, 3) != "real":
+            rows[outcome.tool] = outcome.row()
     head = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     lines = "\n".join([*head, *rows.values()])
     page.write_text(f"{before}{_BEGIN}\n{lines}\n{_END}{after}")
 
 
-def _name(row: str) -> str:
-    return row.split("|")[1].strip()
+def _cell(row: str, index: int) -> str:
+    return row.split("|")[index + 1].strip()

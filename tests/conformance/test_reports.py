@@ -50,6 +50,14 @@ def test_rows_of_other_tools_stay(tmp_path: Path) -> None:
     assert len(table) == 6
 
 
+def test_a_real_row_is_not_replaced_by_a_scripted_one(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results -->\n<!-- end of results -->\n")
+    for server, version in (("scripted", "1"), ("real", "2"), ("scripted", "3")):
+        outcomes.write(page, [Outcome("a", "x", version, server, passed=("one",))])
+    assert page.read_text().splitlines()[3] == "| a | 2 | x | real | 1 of 1 |"
+
+
 def test_every_tool_is_on_the_page() -> None:
     page = PAGE.read_text()
     for name in (*NAMES, *ABSENT):
