@@ -108,6 +108,7 @@ class Admission:
         self._hits.look(state)
         state.total_work_s = self._table.seconds(state.hit, state.goal)
         state.remaining_s = state.total_work_s
+        state.load_s = self._table.load_s(state.hit, state.goal)
         work_s = self._table.seconds(state.hit, state.prompt)
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)

@@ -31,6 +31,7 @@ class Flight:
     base_s: float  # predicted without the online correction
     calibrated_s: float  # the same, of all stages together
     alone: bool  # a suspect's: nothing else is in flight (core.suspects)
+    launched_at: float
 
 
 def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:

@@ -23,6 +23,8 @@ SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pi
 CHUNKS_PER_STAGE = 4
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
+ONE_ROW = GroupLoad(rows=1, spans=1)
+LEAST_LOAD = 0.1  # of a prefill, that is its own even if nearly all of it is the cost of a batch
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 
@@ -101,16 +103,30 @@ class PrefillTable:
         left = total - done
         if left <= 0:
             return 0.0
+        return self._dispatch_s(done, total) + self._model.prefill.scale * self._drain(left, total)
+
+    def load_s(self, done: int, total: int) -> float:
+        """The part of it that the first stage has to do, less what one batch costs that has other
+        work as well: how long it keeps others waiting."""
+        whole_s = self._dispatch_s(done, total)
+        return max(whole_s - self.batch_s(), LEAST_LOAD * whole_s)
+
+    def batch_s(self) -> float:
+        """What every batch costs, whatever is in it."""
+        return self._model.prefill.scale * self._model.base(ONE_ROW)
+
+    def _dispatch_s(self, done: int, total: int) -> float:
+        left = total - done
+        if left <= 0:
+            return 0.0
         scale = self._model.prefill.scale
         if not 1 / DRIFT < scale / self._scale < DRIFT:
             self._clear()
         while self._ends[-1] < total:
             self._grow()
         if left <= self._chunk_at(total):  # one chunk, whose overhead matters
-            seconds = self._chunk_s(left, done)
-        else:
-            seconds = self._until(total) - self._until(done)
-        return scale * (seconds + self._drain(left, total))
+            return scale * self._chunk_s(left, done)
+        return scale * (self._until(total) - self._until(done))
 
     def _clear(self) -> None:
         self._scale = self._model.prefill.scale

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, Flown
 from medha_actors.core.chunking import DRIFT, PrefillTable
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.outcome import outcome_of
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
+from medha_actors.core.stats import Totals
 from medha_actors.core.suspects import Suspects
 from medha_actors.messages import (
     Event,
@@ -23,25 +25,26 @@ from medha_actors.messages import (
 
 
 class Completion:
-    """The other end of `Scheduler.next_batch`. `prompt_tokens`, `generated_tokens`: since the
-    start."""
+    """The other end of `Scheduler.next_batch`."""
 
     def __init__(
         self,
         live: LiveRequests,
         suspects: Suspects,
+        announcing: Announcing,
+        totals: Totals,
         model: ExecutionModel,
         table: PrefillTable,
         max_model_len_tokens: int,
     ) -> None:
         self._live = live
         self._suspects = suspects
+        self._announcing = announcing
+        self._totals = totals
         self._model = model
         self._table = table
         self._max_model_len_tokens = max_model_len_tokens
         self._valued_at = model.prefill.scale
-        self.prompt_tokens = 0
-        self.generated_tokens = 0
 
     def landed(self, flight: Flight, results: Sequence[StepResult], now: float) -> list[Event]:
         """A flight is back, with the results of all its groups."""
@@ -67,6 +70,7 @@ class Completion:
         self, state: RequestState, reason: FinishReason, message: str | None, now: float
     ) -> Event:
         """End a request, whatever it is doing."""
+        self._announcing.ended(state, now)
         self._live.remove(state, sound=reason != "error")
         self._suspects.forget(state)
         return state.finished(reason, message, now)
@@ -82,7 +86,7 @@ class Completion:
             self._suspects.passed(state)
         if state.milestones.prefilled_at is None and state.computed >= state.prompt:
             state.milestones.prefilled_at = now
-            self.prompt_tokens += state.prompt
+            self._totals.prompt_tokens += state.prompt
         if scored is not None:
             events += state.scored(scored)
         if flown.sample:
@@ -97,8 +101,10 @@ class Completion:
         if drawn is None or drawn.index != state.output:
             raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
         state.append(drawn.token_id)
-        self.generated_tokens += 1
-        state.milestones.first_token_at = state.milestones.first_token_at or now
+        self._totals.generated_tokens += 1
+        if state.milestones.first_token_at is None:
+            state.milestones.first_token_at = now
+            self._announcing.first_token(state, now)
         scores = (drawn.logprob, drawn.top_logprobs)
         events: list[Event] = [TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)]
         reason = state.ending(drawn.token_id, self._max_model_len_tokens)

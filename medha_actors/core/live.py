@@ -83,6 +83,7 @@ class LiveRequests:
             self._begin(state, start)
         if state.prefilling:
             state.remaining_s = self._table.seconds(stop, state.goal)
+            state.load_s = self._table.load_s(stop, state.goal)
             self.queue.put(state)
         else:
             self.queue.remove(state)
@@ -259,7 +260,9 @@ class LiveRequests:
     def _value(self, state: RequestState) -> None:
         """The seconds of a prefill that is not wholly dispatched; what is cached costs none."""
         state.total_work_s = self._table.seconds(state.hit, state.goal)
-        state.remaining_s = self._table.seconds(max(state.hit, state.dispatched), state.goal)
+        done = max(state.hit, state.dispatched)
+        state.remaining_s = self._table.seconds(done, state.goal)
+        state.load_s = self._table.load_s(done, state.goal)
         self.queue.put(state)
 
 

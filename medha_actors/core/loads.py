@@ -82,8 +82,12 @@ class BatchLoads:
             slowest_s = max(slowest_s, seconds)
         return slowest_s
 
+    def decodes_s(self) -> float:
+        """Corrected seconds of the decodes in the group that has the most."""
+        return max(self._decode_s) * self._model.decode.scale
+
     def base_s(self) -> float:
-        """The same, uncorrected."""
+        """Seconds of the batch in its slowest stage and group, uncorrected."""
         return max(self.seconds)
 
     def calibrated_s(self) -> float:

@@ -77,8 +77,9 @@ class Tuning:
 class Order(NamedTuple):
     """A policy. `preemptive`: another prefill may take the turn, and decodes ride along; `shares`:
     space sharing; `relegates`: the hopeless go last; `guards`: who can be in time goes first;
-    `learns`: instants follow what arrives; `least`: what an instant lies behind its arrival at
-    least (before it, if negative), where that bounds who can overtake."""
+    `learns`: instants follow what arrives; `yields`: an instant moves with the work that is done,
+    so that a prefill is served until others are as urgent; `least`: what an instant lies behind
+    its arrival at least (before it, if negative), where that bounds who can overtake."""
 
     instant: Callable[[RequestState, Tuning], float]
     width: Callable[[RequestState], float]
@@ -87,6 +88,7 @@ class Order(NamedTuple):
     relegates: bool = False
     guards: bool = False
     learns: bool = False
+    yields: bool = False
     least: Callable[[Tuning], float] | None = None
 
 
@@ -170,11 +172,11 @@ ORDERS: dict[Policy, Order] = {
     "fcfs": Order(_arrival, _one, preemptive=False),
     "fcfs_chunked": Order(_arrival, _one, least=_none),
     "edf": Order(_due, _one, least=_none),
-    "lrs": Order(_latest_start, _one),
-    "lars": Order(_latest_start, _rounded_work, shares=True),
+    "lrs": Order(_latest_start, _one, yields=True),
+    "lars": Order(_latest_start, _rounded_work, shares=True, yields=True),
     "hrrn": Order(_arrival, _rounded_work, shares=True),
     "spf": Order(_aged, _one, shares=True, least=_none),
-    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True),
+    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True, yields=True),
     "dspf": Order(_due_aged, _one, shares=True, least=_none),
     "aspf": Order(_due_aged_by_backlog, _one, shares=True, learns=True, least=_none),
     "boost": Order(_boosted, _one, shares=True, learns=True, least=_most_boosted),

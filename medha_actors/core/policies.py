@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from medha_actors.config import OrderConfig
 from medha_actors.core.guard import Guard
 from medha_actors.core.orders import ORDERS, RELEGATED_S, RELEGATED_WORKS, Tuning
 from medha_actors.core.request import RequestState
+from medha_actors.core.standing import Entry, Finish, LaneView, Standing
 from medha_actors.quantities import Policy
 
-Entry = tuple[float, int, RequestState]  # instant, serial, request
 LaneKey = tuple[float, float]  # priority, width
 
 
 class _Lane:
-    """Requests of equal priority and width, sorted by instant; `work_s` is the sum of their
-    remaining work."""
+    """Requests of equal priority and width, sorted by instant. `loads_s`: how long each of them
+    keeps others waiting; `work_s`: the sum of their remaining work."""
 
-    __slots__ = ("entries", "work_s")
+    __slots__ = ("entries", "loads_s", "work_s")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.loads_s: list[float] = []
         self.work_s = 0.0
 
 
@@ -63,7 +64,9 @@ class PrefillQueue:
                 self._sort_anew()
         key, instant = self._place(state)
         lane = self._lanes.setdefault(key, _Lane())
-        insort(lane.entries, (instant, state.serial, state))
+        index = bisect_left(lane.entries, (instant, state.serial))
+        lane.entries.insert(index, (instant, state.serial, state))
+        lane.loads_s.insert(index, state.load_s)
         lane.work_s += state.remaining_s
         self._places[state.serial] = key, instant, state.remaining_s
         if self.order.guards:
@@ -78,7 +81,9 @@ class PrefillQueue:
             return
         key, instant, work_s = place
         lane = self._lanes[key]
-        del lane.entries[bisect_left(lane.entries, (instant, state.serial))]
+        index = bisect_left(lane.entries, (instant, state.serial))
+        del lane.entries[index]
+        del lane.loads_s[index]
         lane.work_s -= work_s
         if not lane.entries:
             del self._lanes[key]
@@ -130,18 +135,21 @@ class PrefillQueue:
         (priority, width), instant = self._place(state)
         return priority, self._relegated(width, instant, now), (instant - now) / width, state.serial
 
-    def work_ahead_s(self, state: RequestState, now: float) -> float:
-        """Remaining prefill work of the requests that go before `state`: its share of each lane, by
-        count."""
-        priority, _, rank, _ = self.key(state, now)
-        ahead = 0.0
-        for (other, width), lane in self._lanes.items():
-            if other <= priority:
-                count = len(lane.entries)
-                if other == priority:
-                    count = bisect_left(lane.entries, (now + rank * width, state.serial))
-                ahead += lane.work_s * count / len(lane.entries)
-        return ahead
+    def offset(self, state: RequestState) -> tuple[float, float]:
+        """How far a request's place lies behind its arrival, and the width of its lane."""
+        (_, width), instant = self._place(state)
+        return instant - state.milestones.arrived_at, width
+
+    def standing(self, state: RequestState, last_s: float, yields_s: float) -> Standing:
+        """Who stands before a request that is not here when only `last_s` of its load is left.
+        `yields_s`: prefills shorter than that are taken to be served at once."""
+        remaining_s = state.remaining_s
+        state.remaining_s = remaining_s - max(0.0, state.load_s - last_s)
+        (priority, width), instant = self._place(state)
+        state.remaining_s = remaining_s
+        lanes = [LaneView(*key, lane.entries, lane.loads_s) for key, lane in self._lanes.items()]
+        yields_s = yields_s if self.order.yields else math.inf
+        return Standing(Finish(priority, width, instant), lanes, yields_s)
 
     def overtaken_until(self, state: RequestState) -> float:
         """Nobody who arrives after this instant goes before `state`; infinite where the order
@@ -170,6 +178,7 @@ class PrefillQueue:
             ]
             moved.sort(key=lambda entry: entry[:2])
             lane.entries = moved
+            lane.loads_s = [state.load_s for _, _, state in moved]
             for instant, serial, _ in moved:
                 self._places[serial] = key, instant, self._places[serial][2]
 

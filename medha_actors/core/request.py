@@ -79,8 +79,12 @@ class RequestState:
     epoch: int = 0
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
+    load_s: float = 0.0  # of that, what the first stage has to do: how long others wait for it
     # prompt positions below this one have had their log-probabilities reported
     logprobs_until: int = 1
+    # which kind of forecast there was at which instant, in how many seconds the first token was
+    # expected, before what is learned of such forecasts (core.pace)
+    expected: tuple[int, float, float] | None = None
     keys: PageKeys | None = None  # of its pages; None: it neither finds nor leaves any
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
     published: int = 0  # pages that others can find, as far as they can be found at all

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
+from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, Flown, assemble
 from medha_actors.core.chunking import PrefillTable, batch_budget
 from medha_actors.core.completion import Completion
@@ -25,7 +26,7 @@ from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.core.request import RequestState
-from medha_actors.core.stats import Stats
+from medha_actors.core.stats import Stats, Totals, stats_of
 from medha_actors.core.suspects import Suspects
 from medha_actors.errors import MedhaError, RequestError
 from medha_actors.messages import (
@@ -68,19 +69,28 @@ class Scheduler:
         self.live = LiveRequests(settings, grid, self.table)
         limit = settings.max_waiting_requests
         self._admission = Admission(limit, objectives, cache_name, grid, self.table, self.live.hits)
-        self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._flights: deque[Flight] = deque()
+        most_yield = settings.max_yield if settings.space_sharing else 0.0
+        self._announcing = Announcing(
+            self.live, self._flights, self.table, model, grid, self.budget_s, most_yield
+        )
+        self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._suspects = Suspects()
+        self._totals = Totals()
         self._completion = Completion(
-            self.live, self._suspects, model, self.table, grid.max_model_len_tokens
+            self.live,
+            self._suspects,
+            self._announcing,
+            self._totals,
+            model,
+            self.table,
+            grid.max_model_len_tokens,
         )
         # unfinished prefills of the last batch that had any
         self._turn: list[RequestState] = []
         self._serials = itertools.count()
         self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
-        self._preemptions = 0
-        self._batches = 0
 
     @property
     def max_tokens(self) -> int:
@@ -97,8 +107,10 @@ class Scheduler:
         except MedhaError as error:
             return rejected(error)
         state = self._admission.admit(request, next(self._serials))
-        ahead_s = queue.work_ahead_s(state, now) / self.grid.groups
-        ahead_s += sum(flight.batch.predicted_s for flight in self._flights)
+        first_s = self._announcing.first_token_s(
+            state, limit=self.in_flight_limit, free=self._slots(), now=now
+        )
+        self._announcing.accepted(state, now)
         self.live.add(state)
         deadline_at = state.milestones.deadline_at
         waited_s = max(0.0, now - request.arrived_at)
@@ -106,7 +118,7 @@ class Scheduler:
             deadline_at=deadline_at,
             ttft_objective_s=deadline_at - request.arrived_at,
             tpot_objective_s=state.tpot_s,
-            predicted_ttft_s=waited_s + ahead_s + state.total_work_s,
+            predicted_ttft_s=waited_s + first_s,
             cached_tokens=state.hit,
         )
 
@@ -169,9 +181,10 @@ class Scheduler:
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
-        if not packer.decodes and not packer.prefills:
-            return None
-        return self._dispatch(packer, now)
+        if packer.decodes or packer.prefills:
+            return self._dispatch(packer, now)
+        self._announcing.nothing_to_do()
+        return None
 
     def complete(self, results: Sequence[StepResult], now: float) -> list[Event]:
         """The results of the oldest batch in flight, of all groups. Those of before a restart are
@@ -200,33 +213,8 @@ class Scheduler:
 
     def stats(self) -> Stats:
         """Figures for metrics; cheap."""
-        live = self.live
-        usage = live.kv.usage()
-        p50, p90 = self.model.errors()
-        return Stats(
-            running=len(live.decoding),
-            prefilling=len(live.queue.started),
-            waiting=live.queue.waiting,
-            batches_in_flight=len(self._flights),
-            kv_usage=sum(usage) / len(usage),
-            kv_usage_by_group=tuple(usage),
-            backlog_s=live.queue.work_s(),
-            budget_s=self.budget_s,
-            preemptions_total=self._preemptions,
-            evictions_total=live.evictions,
-            prefix_cache_queries_total=live.prefix_queries,
-            prefix_cache_hits_total=live.prefix_hits,
-            kv_cached=live.kv.cached(),
-            batches_total=self._batches,
-            prompt_tokens_total=self._completion.prompt_tokens,
-            generation_tokens_total=self._completion.generated_tokens,
-            predictor_error_p50=p50,
-            predictor_error_p90=p90,
-            predictor_scale_prefill=self.model.prefill.scale,
-            predictor_scale_decode=self.model.decode.scale,
-            worked_s=(self.model.prefill.worked_s, self.model.decode.worked_s),
-            calibrated_s=(self.model.prefill.calibrated_s, self.model.decode.calibrated_s),
-        )
+        flights = len(self._flights)
+        return stats_of(self.live, self.model, self._totals, flights, self.budget_s)
 
     def _returned_s(self) -> float:
         """When what is on its way will be back, stage 0 having done its part of it."""
@@ -272,17 +260,19 @@ class Scheduler:
         spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
         base_s = packer.loads.base_s()
         calibrated_s = packer.loads.calibrated_s()
-        self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone))
+        self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone, now))
         prefilling = [pick.state for pick in packer.prefills]
+        load_s = self._announcing.dispatching(packer, now)
         slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in prefilling]
         for state, stop in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now
             self.live.dispatched(state, stop)
+        self._announcing.dispatched(prefilling, load_s, now)
         taken = self._next_turn(prefilling)
         evicted = tuple(self.live.evicted)
         self.live.evicted.clear()
-        self._batches += 1
+        self._totals.batches += 1
         self.record = BatchRecord(batch_id, tuple(slacks), tuple(taken), evicted)
         return batch
 
@@ -291,6 +281,6 @@ class Scheduler:
         if not picked:
             return []
         taken = preempted(self._turn, picked)
-        self._preemptions += len(taken)
+        self._totals.preemptions += len(taken)
         self._turn = [state for state in picked if state.prefilling]
         return taken

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
+
+from medha_actors.core.live import LiveRequests
+from medha_actors.core.predictor import ExecutionModel
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a scheduler counts since its start."""
+
+    preemptions: int = 0
+    batches: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,3 +47,35 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     # calibration
     worked_s: tuple[float, float] = (0.0, 0.0)
     calibrated_s: tuple[float, float] = (0.0, 0.0)
+
+
+def stats_of(
+    live: LiveRequests, model: ExecutionModel, totals: Totals, in_flight: int, budget_s: float
+) -> Stats:
+    """The figures of a scheduler; cheap."""
+    usage = live.kv.usage()
+    p50, p90 = model.errors()
+    return Stats(
+        running=len(live.decoding),
+        prefilling=len(live.queue.started),
+        waiting=live.queue.waiting,
+        batches_in_flight=in_flight,
+        kv_usage=sum(usage) / len(usage),
+        kv_usage_by_group=tuple(usage),
+        backlog_s=live.queue.work_s(),
+        budget_s=budget_s,
+        preemptions_total=totals.preemptions,
+        evictions_total=live.evictions,
+        prefix_cache_queries_total=live.prefix_queries,
+        prefix_cache_hits_total=live.prefix_hits,
+        kv_cached=live.kv.cached(),
+        batches_total=totals.batches,
+        prompt_tokens_total=totals.prompt_tokens,
+        generation_tokens_total=totals.generated_tokens,
+        predictor_error_p50=p50,
+        predictor_error_p90=p90,
+        predictor_scale_prefill=model.prefill.scale,
+        predictor_scale_decode=model.decode.scale,
+        worked_s=(model.prefill.worked_s, model.decode.worked_s),
+        calibrated_s=(model.prefill.calibrated_s, model.decode.calibrated_s),
+    )

@@ -1,0 +1,99 @@
+"""What a new request is told: when its first token will be there. It keeps the forecast
+(core/forecast.py) and what it learns from (core/pace.py) up to date with the batches that go and
+the tokens that come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from medha_actors.core.assembly import Flight
+from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.forecast import Forecast, pipeline_of
+from medha_actors.core.kv_plan import Grid
+from medha_actors.core.live import LiveRequests
+from medha_actors.core.pace import FREE, LONG, WAITING, Pace
+from medha_actors.core.packer import LONG_BUDGETS, Packer
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.request import RequestState
+
+
+class Announcing:
+    """For one scheduler. `most_yield`: the largest share of a batch that a long prefill leaves to
+    others."""
+
+    def __init__(
+        self,
+        live: LiveRequests,
+        flights: Sequence[Flight],
+        table: PrefillTable,
+        model: ExecutionModel,
+        grid: Grid,
+        budget_s: float,
+        most_yield: float,
+    ) -> None:
+        self._live = live
+        self._flights = flights
+        self._table = table
+        self._model = model
+        self._stages = grid.stages
+        self._budget_s = budget_s
+        self.pace = Pace()
+        self._forecast = Forecast(live.queue, self.pace, grid.groups, most_yield)
+        self._decodes_s = 0.0  # of the decodes in the last batch that had any
+        self._last: tuple[float, float] | None = None  # the last batch, if it left others waiting
+
+    def first_token_s(self, state: RequestState, *, limit: int, free: int, now: float) -> float:
+        """In how many seconds a request that is not live yet will have its first token. `limit`:
+        batches that may be in flight; `free`: how many requests may start."""
+        batch_s = self._table.batch_s()
+        fixed_s = max(self._decodes_s if self._live.decoding else 0.0, batch_s)
+        limit_s = self._budget_s / self._model.margin
+        pipeline = pipeline_of(self._flights, self._stages, limit, now, limit_s, fixed_s)
+        waiting = len(self._live.queue) > 0
+        if waiting:
+            expected_s = self._forecast.of(state, pipeline, free, now)
+        else:
+            expected_s = self._forecast.of_lone(state, pipeline, batch_s, now)
+        if not self._live.by_id:
+            return expected_s
+        kind = WAITING if waiting else FREE
+        if state.total_work_s > LONG_BUDGETS * self._budget_s:
+            kind = LONG
+        state.expected = kind, now, expected_s
+        return expected_s * self.pace.truth(kind)
+
+    def accepted(self, state: RequestState, now: float) -> None:
+        """A request is about to become live."""
+        self.pace.arrived(now, state.load_s, *self._live.queue.offset(state))
+
+    def dispatching(self, packer: Packer, now: float) -> float:
+        """A batch goes: those who were waiting when the last one went have waited until now.
+        Returns the load of its prefills before it."""
+        if self._last is not None:
+            launched_at, load_s = self._last
+            self.pace.dispatched(load_s, now - launched_at)
+        if packer.decodes:
+            self._decodes_s = packer.loads.decodes_s()
+        return sum([state.load_s for state, _ in packer.prefills])
+
+    def dispatched(self, prefills: Iterable[RequestState], before_s: float, now: float) -> None:
+        """It has gone; `before_s`: as `dispatching` said."""
+        states = list(prefills)
+        left_s = sum([state.load_s for state in states if state.prefilling])
+        waiting = states and len(self._live.queue)
+        self._last = (now, before_s - left_s) if waiting else None
+
+    def nothing_to_do(self) -> None:
+        """Whoever waits does not wait for batches now."""
+        self._last = None
+
+    def first_token(self, state: RequestState, now: float) -> None:
+        """It is there."""
+        if state.expected is not None and not state.epoch:
+            kind, asked_at, expected_s = state.expected
+            self.pace.came_true(kind, expected_s, now - asked_at)
+
+    def ended(self, state: RequestState, now: float) -> None:
+        """A request is about to be removed."""
+        if state.id in self._live.holding:
+            self.pace.departed(now)

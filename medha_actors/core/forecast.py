@@ -1,0 +1,225 @@
+"""When a request that has just arrived will have its first token: what the order will do, played
+forward in sums.
+
+    first token = the pipeline takes a batch again
+                  + drag * (work that goes before its last chunk - what shares its batch)
+                  + its own batch through all stages
+
+Before its last chunk go its other chunks, those who are here and stand before it in the order at
+that instant, and those who will have come by then and stand before it: their rate is learned, and
+the order bounds how long they can overtake (`overtaken_until`). All of it depends on the instant
+itself, so it is the solution of an equation, found by bisection from both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from medha_actors.core.assembly import Flight
+from medha_actors.core.chunking import CHUNKS_PER_STAGE, SMALLEST_SHARE
+from medha_actors.core.pace import Newcomer, Pace
+from medha_actors.core.packer import COURTESY, LONG_BUDGETS
+from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.request import RequestState
+from medha_actors.core.standing import Finish, Standing
+
+FOLLOWERS = 8  # of those behind a request that may share its last batch
+CLOSE = 0.02  # relative: then it is good enough
+RARE = 0.2  # one newcomer of so much of the wait is a matter of luck
+HALVINGS = 8  # of the interval, at most
+LEAST_S = 1e-3
+FARTHEST_S = 86_400.0
+
+
+class Pipeline(NamedTuple):
+    """What the stages are doing: when the first one takes a batch again, when what is on its way is
+    through; what a batch may take, and what it takes before any prefill is in it."""
+
+    stages: int
+    takes_at: float
+    done_at: float
+    limit_s: float
+    fixed_s: float
+
+
+def pipeline_of(
+    flights: Sequence[Flight], stages: int, limit: int, now: float, limit_s: float, fixed_s: float
+) -> Pipeline:
+    """Batches pass the stages one behind the other, each taking the longest of its stages in
+    all. `limit`: how many may be on their way."""
+    takes_at = done_at = now
+    first_done_at = now
+    for index, flight in enumerate(flights):
+        batch_s = flight.batch.predicted_s
+        done_at = max(flight.launched_at + stages * batch_s, done_at + batch_s if index else now)
+        takes_at = max(now, flight.launched_at + batch_s)
+        if index == len(flights) - limit:
+            first_done_at = done_at
+    if len(flights) >= limit:
+        takes_at = max(takes_at, first_done_at)
+    return Pipeline(stages, takes_at, done_at, limit_s, fixed_s)
+
+
+class Forecast:
+    """For one queue."""
+
+    def __init__(self, queue: PrefillQueue, pace: Pace, groups: int, most_yield: float) -> None:
+        """`most_yield`: the largest share of a batch that a long prefill leaves to others."""
+        self._most_yield = most_yield
+        self._queue = queue
+        self._pace = pace
+        self._groups = groups
+
+    def of(self, state: RequestState, pipeline: Pipeline, free: int, now: float) -> float:
+        """Seconds to the first token of a request that is not in the queue yet; `free`: how many
+        may still start."""
+        limit_s = pipeline.limit_s
+        room_s = max(limit_s - pipeline.fixed_s, 0.1 * limit_s)
+        long_s = LONG_BUDGETS * limit_s
+        last_s = state.load_s - room_s * max(0, math.ceil(state.load_s / room_s) - 1)
+        if state.load_s > long_s:
+            last_s = room_s
+        standing = self._queue.standing(state, last_s, long_s)
+        newcomers = self._pace.newcomers(now)
+        drag = self._pace.drag / self._groups
+        first_s = pipeline.takes_at - now
+        own_s = state.load_s - last_s
+
+        def ahead(wait_s: float) -> float:
+            work_s = own_s + standing.before_s(now + wait_s)
+            for newcomer in newcomers:
+                work_s += self._overtaking(newcomer, standing.finish, now, wait_s)
+            return work_s
+
+        def due(wait_s: float) -> float:
+            work_s = ahead(wait_s)
+            if work_s + last_s <= room_s:
+                return first_s
+            return first_s + drag * max(0.0, work_s - (room_s - last_s) / 2)
+
+        wait_s = solve(due, first_s)
+        wait_s = min(wait_s, self._riding(state, standing, room_s, first_s, drag, now))
+        starting = standing.count_before(now + wait_s) - len(self._queue.started)
+        wait_s = max(wait_s, self._pace.room_in_s(1 + max(0, starting) - free, now))
+        batch_s = self._batch(ahead(wait_s), last_s, standing, pipeline, room_s, now + wait_s)
+        through_s = wait_s + pipeline.stages * batch_s
+        if wait_s > first_s:  # the stages are busy with the batch before
+            return max(through_s, wait_s + (pipeline.stages - 1) * limit_s + batch_s)
+        return max(through_s, pipeline.done_at - now + batch_s)
+
+    def of_lone(self, state: RequestState, pipeline: Pipeline, batch_s: float, now: float) -> float:
+        """The same where no other prefill is there: as alone, beside those that decode, until
+        newcomers come. `batch_s`: what a batch costs that has nothing in it."""
+        idle_s = pipeline.takes_at - now + state.total_work_s
+        beside_s = max(0.0, pipeline.fixed_s - batch_s)
+        if state.load_s < pipeline.limit_s:  # it is through before they are
+            chunks = min(
+                CHUNKS_PER_STAGE * pipeline.stages, (state.goal - state.hit) // SMALLEST_SHARE
+            )
+            return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
+        idle_s *= pipeline.limit_s / max(pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s)
+        finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
+        newcomers = self._pace.newcomers(now)
+        drag = self._pace.drag / self._groups
+
+        def due(wait_s: float) -> float:
+            overtaking = [self._overtaking(newcomer, finish, now, wait_s) for newcomer in newcomers]
+            return idle_s + drag * sum(overtaking)
+
+        return solve(due, idle_s)
+
+    def _riding(
+        self,
+        state: RequestState,
+        standing: Standing,
+        room_s: float,
+        first_s: float,
+        drag: float,
+        now: float,
+    ) -> float:
+        """How long a short prefill waits in the share that a long one leaves to those behind it;
+        infinite where none does."""
+        long_s = LONG_BUDGETS * room_s
+        long = [
+            one.relative_slack(now) for one in self._queue.started.values() if one.load_s > long_s
+        ]
+        share = min(max(min(long, default=0.0), 0.0), self._most_yield)
+        if share <= 0.0 or not self._queue.order.shares or state.load_s > long_s:
+            return math.inf
+        work_s = state.load_s + standing.short_before_s(now + first_s, long_s)
+        return first_s + drag * max(0.0, work_s - share * room_s) / share
+
+    def _overtaking(self, newcomer: Newcomer, finish: Finish, now: float, wait_s: float) -> float:
+        return _overtaking(newcomer, finish, now, wait_s, self._queue.order.yields)
+
+    def _batch(
+        self,
+        ahead_s: float,
+        last_s: float,
+        standing: Standing,
+        pipeline: Pipeline,
+        room_s: float,
+        at: float,
+    ) -> float:
+        """Seconds of the batch with the last chunk: others share it."""
+        limit_s = pipeline.limit_s
+        shared_s = last_s + (ahead_s if ahead_s + last_s <= room_s else (room_s - last_s) / 2)
+        long = False
+        for load_s in standing.behind_s(at, FOLLOWERS):
+            if load_s > LONG_BUDGETS * limit_s:
+                long = True
+            elif shared_s + load_s <= room_s:
+                shared_s += load_s
+        batch_s = pipeline.fixed_s + shared_s
+        if long or any(
+            other.load_s > LONG_BUDGETS * limit_s for other in self._queue.started.values()
+        ):
+            batch_s *= COURTESY
+        return min(batch_s, max(limit_s, pipeline.fixed_s + last_s))
+
+
+def _overtaking(
+    newcomer: Newcomer, finish: Finish, now: float, wait_s: float, yields: bool
+) -> float:
+    """Seconds of work that come within `wait_s` and go before a request with this place."""
+    rank = (finish.instant - now - wait_s) / finish.width
+    # whoever comes y seconds before the end goes before it if y + lead_s > 0
+    lead_s = rank * newcomer.width - newcomer.behind_s
+    load_s = newcomer.load_s
+    if yields and newcomer.width > finish.width:  # and only until it is no more urgent
+        start_s = max(0.0, -lead_s)
+        whole_s = max(start_s, load_s - lead_s)
+        rising_s = min(wait_s, whole_s)
+        worked_s = newcomer.per_s * (
+            max(0.0, (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2) / 2
+            + load_s * max(0.0, wait_s - whole_s)
+        )
+        return worked_s if rising_s > start_s or wait_s > whole_s else 0.0
+    count = newcomer.per_s * max(0.0, min(wait_s, wait_s + lead_s))
+    if load_s > RARE * wait_s:  # a median, not a mean: most often nobody comes
+        count = max(0.0, count - 0.5)
+    return count * load_s
+
+
+def solve(due: Callable[[float], float], low: float) -> float:
+    """The smallest wait that is not shorter than what is due by then, about."""
+    value = due(low)
+    if value <= low + LEAST_S:
+        return max(low, value)
+    high = value
+    while due(high) > high:
+        low = high
+        high *= 2
+        if high >= FARTHEST_S:
+            return FARTHEST_S
+    for _ in range(HALVINGS):
+        if high - low <= CLOSE * high:
+            break
+        middle = math.sqrt(max(low, LEAST_S) * high)  # they may be far apart
+        if due(middle) <= middle:
+            high = middle
+        else:
+            low = middle
+    return high

@@ -1,0 +1,142 @@
+"""What a forecast of waiting times learns from what happens: how long work really takes, who comes,
+who goes.
+
+- `drag`: while prefills wait, so many seconds pass for each second of predicted work that goes
+  out: decodes ride along, batches are short, chunks are smaller than a lone prefill's.
+- `newcomers`: which work arrives how often, and where the order puts it behind its arrival. A
+  request is overtaken by those of them whose place is before its own.
+- `truth`: what came of the last forecasts: of short prefills that found no other, of those that
+  did, and of long ones.
+- `departures`: how often a running request ends, and makes room where room is short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
+PRIOR_DRAG = 1.0
+PRIOR_S = 0.2  # of work that the prior is worth
+DRAGS = (0.5, 20.0)  # beyond these it is a fault of the clock
+FORECASTS = 63  # that count
+ENOUGH = 16
+SURE = 0.8  # so many of them are to come true at the latest
+TRUTHS = (0.7, 1.5)
+WINDOW = 128  # arrivals and departures that count
+KINDS_PER_OCTAVE = 2  # arrivals are counted by their work
+FREE, WAITING, LONG = range(3)  # kinds of forecasts
+FEWEST = 8  # arrivals that are no rate yet
+FIRST_S = 1.0  # so long nobody may have come before the first of the window
+
+
+class Newcomer(NamedTuple):
+    """Arrivals with about the same work: how many a second, their mean seconds of work, how far
+    their place lies behind their arrival, and the width of their lane (as in core/policies.py)."""
+
+    per_s: float
+    load_s: float
+    behind_s: float
+    width: float
+
+
+class _Kind:
+    """Sums over the arrivals of one kind in the window."""
+
+    __slots__ = ("behind_s", "count", "load_s", "width")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.load_s = self.behind_s = self.width = 0.0
+
+    def add(self, arrival: _Arrival, sign: int) -> None:
+        self.count += sign
+        self.load_s += sign * arrival.load_s
+        self.behind_s += sign * arrival.behind_s
+        self.width += sign * arrival.width
+
+
+class _Arrival(NamedTuple):
+    kind: int
+    at: float
+    load_s: float
+    behind_s: float
+    width: float
+
+
+class Pace:
+    """Learns from the scheduler's own instants; no clock."""
+
+    def __init__(self) -> None:
+        self._passed_s = PRIOR_S * PRIOR_DRAG
+        self._worked_s = PRIOR_S
+        self._arrivals = deque[_Arrival]()
+        self._kinds: dict[int, _Kind] = {}
+        self._departures = deque[float](maxlen=WINDOW)
+        self._ratios = [deque[float](maxlen=FORECASTS) for _ in range(3)]
+        self._truths = [1.0, 1.0, 1.0]
+
+    @property
+    def drag(self) -> float:
+        """Seconds that pass for a second of predicted work, while there is more than one batch
+        holds."""
+        low, high = DRAGS
+        return min(high, max(low, self._passed_s / self._worked_s))
+
+    def dispatched(self, load_s: float, passed_s: float) -> None:
+        """A batch with so much prefill kept those who wait waiting for so long."""
+        self._passed_s = MEMORY * self._passed_s + passed_s
+        self._worked_s = MEMORY * self._worked_s + load_s
+
+    def arrived(self, at: float, load_s: float, behind_s: float, width: float) -> None:
+        """Somebody was admitted."""
+        kind = round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
+        arrival = _Arrival(kind, at, load_s, behind_s, width)
+        self._arrivals.append(arrival)
+        self._kinds.setdefault(kind, _Kind()).add(arrival, 1)
+        if len(self._arrivals) > WINDOW:
+            gone = self._arrivals.popleft()
+            self._kinds[gone.kind].add(gone, -1)
+            if not self._kinds[gone.kind].count:
+                del self._kinds[gone.kind]
+
+    def newcomers(self, now: float) -> list[Newcomer]:
+        """Who is expected, by kind."""
+        if len(self._arrivals) < FEWEST:
+            return []
+        span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
+        return [
+            Newcomer(
+                kind.count / span_s,
+                kind.load_s / kind.count,
+                kind.behind_s / kind.count,
+                kind.width / kind.count,
+            )
+            for kind in self._kinds.values()
+        ]
+
+    def truth(self, kind: int) -> float:
+        """What to multiply a forecast by."""
+        return self._truths[kind]
+
+    def came_true(self, kind: int, expected_s: float, actual_s: float) -> None:
+        """A first token is there that was expected after so many seconds."""
+        low, high = TRUTHS
+        ratios = self._ratios[kind]
+        ratios.append(actual_s / max(expected_s, 1e-6))
+        ranked = sorted(ratios)
+        weight = min(1.0, len(ratios) / ENOUGH)  # few say little
+        learned = ranked[int(SURE * len(ranked))]
+        self._truths[kind] = min(high, max(low, 1 + weight * (learned - 1)))
+
+    def departed(self, now: float) -> None:
+        """A request has ended that held a place among those that run."""
+        self._departures.append(now)
+
+    def room_in_s(self, places: int, now: float) -> float:
+        """In how many seconds so many more will have ended."""
+        if places <= 0 or len(self._departures) < 2:
+            return 0.0
+        span_s = max(0.0, now - self._departures[0])
+        return places * span_s / len(self._departures)

@@ -1,0 +1,99 @@
+"""Who stands before a request that has just come, at the instant when its last chunk goes: a
+snapshot of the queue that a forecast asks several times.
+
+A lane whose requests are served until they are no more urgent than others (`yields` in
+core/orders.py) gives only what it gets until then.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from medha_actors.core.request import RequestState
+
+TIE_S = 1e-5  # who is equal was there before
+Entry = tuple[float, int, RequestState]  # instant, serial, request
+
+
+class Finish(NamedTuple):
+    """The place of a request in the order at the end of its prefill."""
+
+    priority: float
+    width: float
+    instant: float
+
+
+class LaneView(NamedTuple):
+    """Requests of equal priority and width, sorted by instant, and what the first stage has to do
+    for each."""
+
+    priority: float
+    width: float
+    entries: Sequence[Entry]
+    loads_s: Sequence[float]
+
+
+class Standing:
+    """`yields_s`: lanes this wide yield; infinite: none does."""
+
+    def __init__(self, finish: Finish, lanes: Iterable[LaneView], yields_s: float) -> None:
+        self.finish = finish
+        self._always_s = 0.0  # of those with a better priority
+        self._always = 0
+        self._lanes: list[tuple[float, LaneView, list[float]]] = []
+        self._yielding: list[LaneView] = []
+        for lane in lanes:
+            if lane.priority < finish.priority:
+                self._always_s += sum(lane.loads_s)
+                self._always += len(lane.entries)
+            elif lane.priority == finish.priority:
+                if lane.width >= yields_s and lane.width > finish.width:
+                    self._yielding.append(lane)
+                else:
+                    sums = list(accumulate(lane.loads_s, initial=0.0))
+                    self._lanes.append((lane.width, lane, sums))
+
+    def before_s(self, at: float) -> float:
+        """Seconds of the first stage that those before it get by then."""
+        rank = (self.finish.instant - at) / self.finish.width
+        before_s = self._always_s
+        for width, lane, sums in self._lanes:
+            before_s += sums[bisect_left(lane.entries, (at + rank * width + TIE_S,))]
+        for lane in self._yielding:
+            limit = at + rank * lane.width + TIE_S
+            count = bisect_left(lane.entries, (limit,))
+            for (instant, _, _), load_s in zip(lane.entries[:count], lane.loads_s, strict=False):
+                before_s += min(load_s, limit - instant)
+        return before_s
+
+    def short_before_s(self, at: float, most_s: float) -> float:
+        """The same of those alone who have no more than `most_s` left."""
+        return self._always_s + sum(
+            [
+                load_s
+                for lane, count in self._counts(at)
+                for load_s in lane.loads_s[:count]
+                if load_s <= most_s
+            ]
+        )
+
+    def count_before(self, at: float) -> int:
+        """How many they are."""
+        return self._always + sum([count for _, count in self._counts(at)])
+
+    def behind_s(self, at: float, most: int) -> list[float]:
+        """What the first stage has to do for the next ones behind it, in each lane."""
+        loads_s = list[float]()
+        for lane, count in self._counts(at):
+            loads_s += lane.loads_s[count : count + most]
+        return loads_s
+
+    def _counts(self, at: float) -> list[tuple[LaneView, int]]:
+        rank = (self.finish.instant - at) / self.finish.width
+        lanes = [lane for _, lane, _ in self._lanes] + self._yielding
+        return [
+            (lane, bisect_left(lane.entries, (at + rank * lane.width + TIE_S,))) for lane in lanes
+        ]

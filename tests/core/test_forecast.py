@@ -1,0 +1,141 @@
+"""What is announced: the sum that the order, the pipeline and the expected newcomers make."""
+
+import itertools
+
+import pytest
+from core_world import config_of, grid_of, request_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medha_actors.core.forecast import solve
+from medha_actors.core.pace import FEWEST, FORECASTS, WAITING, Pace
+from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.scheduler import Scheduler
+from medha_actors.core.simulator import Simulation
+from medha_actors.messages import Accepted
+
+MODEL = {"token_s": 1e-3, "step_s": 2e-3, "pair_s": 1e-6, "kv_s": 1e-6}
+
+
+def scheduler_of(policy, stages=2):
+    config = config_of(policy)
+    grid = grid_of(stages=stages, pages=4096, length=16_000)
+    model = ExecutionModel.analytic(stages, **MODEL)
+    return Scheduler(config.scheduler, config.objectives, None, grid, model)
+
+
+def announced(scheduler, name, prompt, now=0.0, **more):
+    answer = scheduler.add(request_of(name, prompt, 1, now, **more), now)
+    assert isinstance(answer, Accepted)
+    return answer.predicted_ttft_s
+
+
+@pytest.mark.parametrize("policy", ["spf", "dspf", "dboost", "lars"])
+def test_a_short_prompt_is_not_announced_behind_long_ones_that_it_overtakes(policy):
+    alone_s = announced(scheduler_of(policy), "a", 20)
+    scheduler = scheduler_of(policy)
+    for index in range(3):
+        announced(scheduler, f"long{index}", 6000)
+    assert announced(scheduler, "a", 20) < alone_s + 0.4
+    assert announced(scheduler, "last", 6000) > 3 * 6
+
+
+def test_in_order_of_arrival_all_that_is_there_goes_before():
+    scheduler = scheduler_of("fcfs_chunked")
+    for index in range(3):
+        announced(scheduler, f"long{index}", 2000)
+    assert announced(scheduler, "a", 20) > 3 * 1.5
+
+
+@given(
+    prompts=st.lists(st.integers(1, 4000), max_size=12),
+    more=st.integers(1, 4000),
+    own=st.integers(1, 4000),
+    policy=st.sampled_from(["spf", "dspf", "edf", "fcfs_chunked", "preflow", "dboost"]),
+)
+def test_nobody_is_sooner_because_more_are_waiting(prompts, more, own, policy):
+    fewer = scheduler_of(policy)
+    others = scheduler_of(policy)
+    for index, prompt in enumerate(prompts):
+        for scheduler in (fewer, others):
+            announced(scheduler, f"r{index}", prompt)
+    announced(others, "more", more)
+    if prompts:  # a prompt that finds nobody is cut for the pipeline
+        assert announced(others, "own", own) >= 0.95 * announced(fewer, "own", own)
+
+
+@given(
+    first=st.floats(0, 10),
+    growth=st.floats(0, 0.9),
+    until=st.floats(0, 100),
+)
+def test_the_wait_is_the_smallest_that_covers_what_comes_meanwhile(first, growth, until):
+    def due(wait_s):
+        return first + growth * min(wait_s, until)
+
+    wait_s = solve(due, 0.0)
+    exact = first / (1 - growth)
+    exact = exact if exact <= until else first + growth * until
+    assert exact * 0.97 - 1e-3 <= wait_s <= exact * 1.05 + 1e-3
+
+
+def test_what_grows_without_end_is_never():
+    assert solve(lambda wait_s: 1.0 + 1.1 * wait_s, 0.0) == 86_400.0
+
+
+def test_newcomers_are_counted_by_their_work_once_there_are_enough():
+    pace = Pace()
+    for index in range(FEWEST - 1):
+        pace.arrived(index * 0.5, 0.1, 2.0, 1.0)
+    assert pace.newcomers(4.0) == []
+    pace.arrived(4.0, 8.0, 160.0, 1.0)
+    short, long = sorted(pace.newcomers(4.0), key=lambda newcomer: newcomer.load_s)
+    assert short[:3] == pytest.approx((7 / 5.0, 0.1, 2.0))
+    assert long[:3] == pytest.approx((1 / 5.0, 8.0, 160.0))
+
+
+def test_old_arrivals_are_forgotten():
+    pace = Pace()
+    for index in range(400):
+        pace.arrived(index * 1.0, 0.1 if index < 200 else 5.0, 2.0, 1.0)
+    [newcomer] = pace.newcomers(400.0)
+    assert newcomer.load_s == pytest.approx(5.0)
+    assert newcomer.per_s == pytest.approx(1.0, rel=0.02)
+
+
+def test_forecasts_are_corrected_by_what_came_of_the_last_ones():
+    pace = Pace()
+    assert pace.truth(WAITING) == 1.0
+    for _ in range(FORECASTS):
+        pace.came_true(WAITING, 1.0, 1.2)
+    assert pace.truth(WAITING) == pytest.approx(1.2)
+    for _ in range(FORECASTS):
+        pace.came_true(WAITING, 1.0, 50.0)
+    assert pace.truth(WAITING) == 1.5  # an outlier of the machine is not believed
+
+
+def test_room_comes_as_often_as_requests_have_ended():
+    pace = Pace()
+    assert pace.room_in_s(3, 0.0) == 0.0
+    for index in range(11):
+        pace.departed(index * 0.5)
+    assert pace.room_in_s(4, 5.5) == pytest.approx(2.0)
+    assert pace.room_in_s(0, 5.5) == 0.0
+
+
+@pytest.mark.parametrize(("policy", "share"), [("spf", 0.9), ("lars", 0.8), ("dboost", 0.9)])
+def test_what_is_announced_comes_true(policy, share):
+    """Short prompts and now and then a long one, at two thirds of what the stages can do."""
+    config = config_of(policy, tpot_s=0.15)
+    grid = grid_of(stages=2, pages=4096, length=16_000)
+    model = ExecutionModel.analytic(2, **MODEL)
+    simulation = Simulation(config, grid, model, noise=0.03)
+    lengths = itertools.cycle([20, 60, 100, 35, 150, 80, 15, 50, 110, 1500])
+    requests = [
+        request_of(f"r{index}", next(lengths), 16, 0.37 * index + 0.05 * (index * 7 % 5))
+        for index in range(150)
+    ]
+    logs = simulation.run(requests).requests.values()
+    ratios = [log.ttft_s / log.answer.predicted_ttft_s for log in logs]
+    assert sum(0.8 <= ratio <= 1.25 for ratio in ratios) >= share * len(ratios)
+    assert sum(ratio > 1.25 for ratio in ratios) <= 0.05 * len(ratios)
