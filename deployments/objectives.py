@@ -40,6 +40,7 @@ def resolve(
         ttft_s=None if ttft_s is None else _clamp(ttft_s, policy.min_ttft_s, policy.max_timeout_s),
         tpot_s=None if tpot_s is None else _clamp(tpot_s, policy.min_tpot_s, policy.max_timeout_s),
         timeout_s=_timeout(options, headers, policy),
+        late=options.late,
     )
 
 

@@ -32,6 +32,7 @@ from deployments.histories import Message, ShortText, normalised
 from deployments.structure import ResponseFormat, StructuredOutputs
 from deployments.tool_fields import Tool, ToolChoice
 from medha_actors.errors import RequestError
+from medha_actors.messages import Late
 
 MAX_TOKEN_ID: Final = 2**31 - 1
 MAX_ID_CHARS: Final = 256
@@ -63,6 +64,8 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     timeout_s: Seconds | None = None
+    # what is wanted if the first token cannot come in time; None: the server's default
+    late: Late | None = None
     # prefill progress as events `medha.progress` instead of comments
     progress: bool = False
     # False: the prompt is computed whole, and nothing of it is kept for others

@@ -31,13 +31,10 @@ from medha_actors.quantities import (
     Tokens,
     Variable,
 )
+from medha_actors.tuning import AdmissionConfig, OrderConfig, Section
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the tree."""
-
-
-class RandomWeights(_Section, frozen=True):
+class RandomWeights(Section, frozen=True):
     """Dimensions of a model with random weights, for tests and benchmarks (`model_source:
     random`)."""
 
@@ -51,7 +48,7 @@ class RandomWeights(_Section, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
 
 
-class RopeScaling(_Section, frozen=True):
+class RopeScaling(Section, frozen=True):
     """Overrides the model's own RoPE scaling; names and meaning as in a Hugging Face config."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
@@ -64,7 +61,7 @@ class RopeScaling(_Section, frozen=True):
     attention_factor: RopeFactor | None = None
 
 
-class ModelLoadingConfig(_Section, frozen=True):
+class ModelLoadingConfig(Section, frozen=True):
     """Which model; the names are ray.serve.llm's."""
 
     model_id: Name = "smollm2-135m-instruct"  # the name clients send
@@ -77,7 +74,7 @@ class ModelLoadingConfig(_Section, frozen=True):
     random: RandomWeights = RandomWeights()
 
 
-class ParallelConfig(_Section, frozen=True):
+class ParallelConfig(Section, frozen=True):
     """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups (paper, 3.3)."""
 
     spp: Annotated[int, Meta(ge=1, le=1024)] = 2
@@ -89,7 +86,7 @@ class ParallelConfig(_Section, frozen=True):
     max_tokens_per_kvp_group: Annotated[int, Meta(ge=1, le=2**50)] | None = None
 
 
-class ActorConfig(_Section, frozen=True):
+class ActorConfig(Section, frozen=True):
     """What each stage actor gets."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -108,28 +105,12 @@ class ActorConfig(_Section, frozen=True):
     orphan_timeout_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 30.0
 
 
-class OrderConfig(_Section, frozen=True):
-    """Parameters of single policies (core/policies.py has the rules)."""
-
-    # dspf, aspf: how much later than its deadline a prefill is put, in multiples of its total work
-    ageing_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 18.5
-    # aspf: so many more for each prefill of the typical length that is waiting
-    ageing_per_backlog: Annotated[float, Meta(ge=0.0, le=1000.0)] = 4.0
-    # aspf: and no more than this, which bounds how long a prefill can starve
-    most_ageing_works: Annotated[float, Meta(ge=0.0, le=100_000.0)] = 200.0
-    # boost, dboost: how fast long waits become rare; None: learned from the arrivals
-    boost_decay_per_s: Annotated[float, Meta(ge=1e-5, le=1000.0)] | None = None
-    # preflow, dpreflow: waiting for so long is worth half the work
-    preflow_doubling_s: Annotated[float, Meta(ge=0.01, le=3600.0)] = 10.0
-    # guardc: how late a lost prefill may become before it is served next, in multiples of its work
-    guard_works: Annotated[float, Meta(ge=0.0, le=1000.0)] = 8.0
-
-
-class SchedulerConfig(_Section, frozen=True):
+class SchedulerConfig(Section, frozen=True):
     """LARS, adaptive chunking and batch packing (paper, 4)."""
 
     policy: Policy = "lars"
     order: OrderConfig = OrderConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
     batch_budget_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] | None = None
     # chunked prefill with a constant size, for comparison
@@ -147,7 +128,7 @@ class SchedulerConfig(_Section, frozen=True):
     max_yield: Annotated[float, Meta(ge=0.0, le=0.95)] = 0.4
 
 
-class ObjectivesConfig(_Section, frozen=True):
+class ObjectivesConfig(Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
     # deadline = max(multiplier * predicted isolated prefill time, floor)
@@ -161,7 +142,7 @@ class ObjectivesConfig(_Section, frozen=True):
     max_timeout_s: Annotated[float, Meta(ge=0.001, le=1e9)] = 86_400.0
 
 
-class KvCacheConfig(_Section, frozen=True):
+class KvCacheConfig(Section, frozen=True):
     """Bounded memory for keys and values."""
 
     # per actor; None: a share of the memory that is free at start
@@ -172,7 +153,7 @@ class KvCacheConfig(_Section, frozen=True):
     prefix_cache: bool = True
 
 
-class PredictorConfig(_Section, frozen=True):
+class PredictorConfig(Section, frozen=True):
     """Calibration of the execution-time model."""
 
     calibrate: bool = True  # False: analytic guesses, corrected online
@@ -181,7 +162,7 @@ class PredictorConfig(_Section, frozen=True):
     probe_context_tokens: Tokens = 4096
 
 
-class LimitsConfig(_Section, frozen=True):
+class LimitsConfig(Section, frozen=True):
     """Bounds that every HTTP request is checked against before any work."""
 
     max_body_bytes: Annotated[int, Meta(ge=1024, le=2**34)] = 64 * 1024 * 1024
@@ -205,7 +186,7 @@ class LimitsConfig(_Section, frozen=True):
     grammar_timeout_s: Annotated[float, Meta(ge=0.01, le=60.0)] = 2.0
 
 
-class StreamConfig(_Section, frozen=True):
+class StreamConfig(Section, frozen=True):
     """Server-sent events."""
 
     comments: bool = True  # in silences, for proxies that end silent streams
@@ -222,7 +203,7 @@ class StreamConfig(_Section, frozen=True):
     resume_bytes: Annotated[int, Meta(ge=0, le=2**40)] = 128 * 1024 * 1024
 
 
-class ApiKeysConfig(_Section, frozen=True):
+class ApiKeysConfig(Section, frozen=True):
     """Where the API keys are (docs/access.md); without any, everybody may ask. They are read at
     start, on every node with an ingress replica."""
 
@@ -230,14 +211,14 @@ class ApiKeysConfig(_Section, frozen=True):
     environment: Variable | None = None  # the name of a variable
 
 
-class CorsConfig(_Section, frozen=True):
+class CorsConfig(Section, frozen=True):
     """Pages of which origins may read our answers in a browser."""
 
     # `loopback`: pages of this host; `*`: all; others as browsers write them: https://chat.example
     origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = (LOOPBACK,)
 
 
-class TracingConfig(_Section, frozen=True):
+class TracingConfig(Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
@@ -255,7 +236,7 @@ class TracingConfig(_Section, frozen=True):
     ui_url: Place | None = None
 
 
-class TelemetryConfig(_Section, frozen=True):
+class TelemetryConfig(Section, frozen=True):
     """What is recorded of requests and steps. `enabled: false`: nothing, and /metrics and /medha
     are gone."""
 
@@ -269,7 +250,7 @@ class TelemetryConfig(_Section, frozen=True):
     tracing: TracingConfig = TracingConfig()
 
 
-class MedhaConfig(_Section, frozen=True):
+class MedhaConfig(Section, frozen=True):
     """Everything."""
 
     model_loading_config: ModelLoadingConfig = ModelLoadingConfig()

@@ -9,6 +9,7 @@ MedhaError
  │   ├─ TooLargeError      the body is over the limit, 413
  │   └─ NeverFitsError     more KV cache than there is at all, 400, with the numbers
  ├─ OverloadedError        the queue is full, 429, with retry_after_s
+ │   └─ LateError          its first token would come too late, 429, with retry_after_s
  ├─ UnavailableError       the engine is being (re)built, or stops, 503, with retry_after_s
  ├─ RequestTimeoutError    the request's own time limit passed, 408
  └─ EngineError            a stage died or a step failed, 500
@@ -87,6 +88,12 @@ class OverloadedError(MedhaError):
     status = 429
     kind = "overloaded_error"
     code = "queue_full"
+
+
+class LateError(OverloadedError):
+    """The first token would not come within its objective; in `retry_after_s` it would."""
+
+    code = "late"
 
 
 class UnavailableError(MedhaError):

@@ -15,6 +15,9 @@ from typing import Literal
 import msgspec
 
 TOKEN_BYTES = 4
+# What is done with a request whose first token cannot come in time: it is refused, put behind those
+# who can be in time, or taken all the same.
+Late = Literal["shed", "queue", "accept"]
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
 
@@ -84,6 +87,7 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ttft_s: float | None = None
     tpot_s: float | None = None
     timeout_s: float | None = None
+    late: Late | None = None  # what is wanted if it cannot be in time; None: the server's default
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ CONTRACT = (
     "medha_actors.model_spec",
     "medha_actors.quantities",
     "medha_actors.record",
+    "medha_actors.tuning",
 )
 # The load generator's rooms, lowest first: each may import those before it.
 ROOMS = ("workload", "judge", "send", "show")

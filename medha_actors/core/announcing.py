@@ -64,7 +64,7 @@ class Announcing:
 
     def accepted(self, state: RequestState, now: float) -> None:
         """A request is about to become live."""
-        self.pace.arrived(now, state.load_s, *self._live.queue.offset(state))
+        self.pace.arrived(state, now)
 
     def dispatching(self, packer: Packer, now: float) -> float:
         """A batch goes: those who were waiting when the last one went have waited until now.

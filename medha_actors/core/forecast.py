@@ -82,7 +82,7 @@ class Forecast:
         if state.load_s > long_s:
             last_s = room_s
         standing = self._queue.standing(state, last_s, long_s)
-        newcomers = self._pace.newcomers(now)
+        newcomers = self._pace.newcomers(now, self._queue.offset)
         drag = self._pace.drag / self._groups
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
@@ -121,7 +121,7 @@ class Forecast:
             return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
         idle_s *= pipeline.limit_s / max(pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s)
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
-        newcomers = self._pace.newcomers(now)
+        newcomers = self._pace.newcomers(now, self._queue.offset)
         drag = self._pace.drag / self._groups
 
         def due(wait_s: float) -> float:

@@ -38,11 +38,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from medha_actors.config import OrderConfig
 from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay
 from medha_actors.core.request import RequestState
 from medha_actors.quantities import Policy
+from medha_actors.tuning import OrderConfig
 
 LANES_PER_OCTAVE = 8
 # spf: a request goes before all that come later than so many times its total work after it

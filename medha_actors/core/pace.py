@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
+
+from medha_actors.core.request import Milestones, RequestState
 
 MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
 PRIOR_DRAG = 1.0
@@ -42,27 +45,21 @@ class Newcomer(NamedTuple):
 
 
 class _Kind:
-    """Sums over the arrivals of one kind in the window."""
+    """Sums over the arrivals of one kind in the window, and the last of them as it came: what is
+    learned of an order moves the places of all."""
 
-    __slots__ = ("behind_s", "count", "load_s", "width")
+    __slots__ = ("count", "load_s", "sample")
 
-    def __init__(self) -> None:
+    def __init__(self, sample: RequestState) -> None:
         self.count = 0
-        self.load_s = self.behind_s = self.width = 0.0
-
-    def add(self, arrival: _Arrival, sign: int) -> None:
-        self.count += sign
-        self.load_s += sign * arrival.load_s
-        self.behind_s += sign * arrival.behind_s
-        self.width += sign * arrival.width
+        self.load_s = 0.0
+        self.sample = sample
 
 
 class _Arrival(NamedTuple):
     kind: int
     at: float
     load_s: float
-    behind_s: float
-    width: float
 
 
 class Pace:
@@ -89,30 +86,35 @@ class Pace:
         self._passed_s = MEMORY * self._passed_s + passed_s
         self._worked_s = MEMORY * self._worked_s + load_s
 
-    def arrived(self, at: float, load_s: float, behind_s: float, width: float) -> None:
+    def arrived(self, state: RequestState, at: float) -> None:
         """Somebody was admitted."""
-        kind = round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
-        arrival = _Arrival(kind, at, load_s, behind_s, width)
-        self._arrivals.append(arrival)
-        self._kinds.setdefault(kind, _Kind()).add(arrival, 1)
+        load_s = state.load_s
+        number = round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
+        kind = self._kinds.setdefault(number, _Kind(state))
+        kind.sample = as_it_came(state)
+        kind.count += 1
+        kind.load_s += load_s
+        self._arrivals.append(_Arrival(number, at, load_s))
         if len(self._arrivals) > WINDOW:
-            gone = self._arrivals.popleft()
-            self._kinds[gone.kind].add(gone, -1)
-            if not self._kinds[gone.kind].count:
-                del self._kinds[gone.kind]
+            self._forget(self._arrivals.popleft())
 
-    def newcomers(self, now: float) -> list[Newcomer]:
-        """Who is expected, by kind."""
+    def _forget(self, gone: _Arrival) -> None:
+        kind = self._kinds[gone.kind]
+        kind.count -= 1
+        kind.load_s -= gone.load_s
+        if not kind.count:
+            del self._kinds[gone.kind]
+
+    def newcomers(
+        self, now: float, place: Callable[[RequestState], tuple[float, float]]
+    ) -> list[Newcomer]:
+        """Who is expected, by kind. `place`: how far the place of a request lies behind its
+        arrival, and the width of its lane."""
         if len(self._arrivals) < FEWEST:
             return []
         span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
         return [
-            Newcomer(
-                kind.count / span_s,
-                kind.load_s / kind.count,
-                kind.behind_s / kind.count,
-                kind.width / kind.count,
-            )
+            Newcomer(kind.count / span_s, kind.load_s / kind.count, *place(kind.sample))
             for kind in self._kinds.values()
         ]
 
@@ -140,3 +142,20 @@ class Pace:
             return 0.0
         span_s = max(0.0, now - self._departures[0])
         return places * span_s / len(self._departures)
+
+
+def as_it_came(state: RequestState) -> RequestState:
+    """A request that waits, for what orders look at."""
+    milestones = state.milestones
+    return RequestState(
+        request=state.request,
+        serial=state.serial,
+        milestones=Milestones(milestones.arrived_at, milestones.deadline_at),
+        tpot_s=state.tpot_s,
+        timeout_at=state.timeout_at,
+        prompt=state.prompt,
+        goal=state.goal,
+        total_work_s=state.total_work_s,
+        remaining_s=state.remaining_s,
+        load_s=state.load_s,
+    )

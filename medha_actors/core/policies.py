@@ -12,12 +12,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from medha_actors.config import OrderConfig
 from medha_actors.core.guard import Guard
 from medha_actors.core.orders import ORDERS, RELEGATED_S, RELEGATED_WORKS, Tuning
 from medha_actors.core.request import RequestState
 from medha_actors.core.standing import Entry, Finish, LaneView, Standing
 from medha_actors.quantities import Policy
+from medha_actors.tuning import OrderConfig
 
 LaneKey = tuple[float, float]  # priority, width
 

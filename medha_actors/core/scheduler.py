@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
@@ -26,9 +27,10 @@ from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.core.request import RequestState
+from medha_actors.core.shedding import Shedding
 from medha_actors.core.stats import Stats, Totals, stats_of
 from medha_actors.core.suspects import Suspects
-from medha_actors.errors import MedhaError, RequestError
+from medha_actors.errors import LateError, MedhaError, RequestError
 from medha_actors.messages import (
     Accepted,
     Batch,
@@ -74,6 +76,7 @@ class Scheduler:
         self._announcing = Announcing(
             self.live, self._flights, self.table, model, grid, self.budget_s, most_yield
         )
+        self._shedding = Shedding(settings.admission)
         self._placement = Placement(self.live.kv, self.live.hits, self.table)
         self._suspects = Suspects()
         self._totals = Totals()
@@ -107,9 +110,14 @@ class Scheduler:
         except MedhaError as error:
             return rejected(error)
         state = self._admission.admit(request, next(self._serials))
-        first_s = self._announcing.first_token_s(
-            state, limit=self.in_flight_limit, free=self._slots(), now=now
+        expected = partial(
+            self._announcing.first_token_s, limit=self.in_flight_limit, free=self._slots(), now=now
         )
+        try:
+            first_s = self._shedding.promised_s(state, expected, self._announcing.pace.drag, now)
+        except LateError as error:
+            self.live.hits.leave(state)
+            return rejected(error)
         self._announcing.accepted(state, now)
         self.live.add(state)
         deadline_at = state.milestones.deadline_at

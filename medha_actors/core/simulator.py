@@ -79,7 +79,8 @@ class Simulation:
     from one stage to the next, fixed and per row; `control_s`: from the last stage through the
     scheduler to stage 0; `in_flight`: the most batches on their way (None: what the scheduler
     says); `record`: keep a stamp of every batch; `follow`: called with each request that ended,
-    returns the one that its client sends next (a closed loop), or None.
+    returns the one that its client sends next (a closed loop), or None; `refused`: the same with
+    each request that was refused, for clients that come back.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Simulation:
         in_flight: int | None = None,
         record: bool = False,
         follow: Callable[[RequestLog, float], Request | None] | None = None,
+        refused: Callable[[RequestLog, float], Request | None] | None = None,
     ) -> None:
         self.scheduler = Scheduler(
             config.scheduler, config.objectives, config.cache_name, grid, model
@@ -117,6 +119,7 @@ class Simulation:
         self._logs: dict[str, RequestLog] = {}
         self._arrivals: list[tuple[float, int, Request]] = []
         self._follow = follow
+        self._refused = refused
         self._serial = 0
         self._stamps: list[Stamp] | None = [] if record else None
 
@@ -145,8 +148,7 @@ class Simulation:
                 continue
             self.now = min(done_at, arrival_at)
             if arrival_at <= self.now:
-                request = heapq.heappop(arrivals)[2]
-                self._logs[request.id] = RequestLog(request, scheduler.add(request, self.now))
+                self._arrive(heapq.heappop(arrivals)[2])
             else:
                 self._land()
             wake_at = scheduler.next_wake(self.now)
@@ -157,6 +159,14 @@ class Simulation:
         return SimulationResult(
             self._logs, self._busy_s, started_at, self.now, self._batches, stamps
         )
+
+    def _arrive(self, request: Request) -> None:
+        log = RequestLog(request, self.scheduler.add(request, self.now))
+        self._logs[request.id] = log
+        if self._refused is not None and isinstance(log.answer, Rejected):
+            again = self._refused(log, self.now)
+            if again is not None:
+                self._expect(again)
 
     def _expect(self, request: Request) -> None:
         heapq.heappush(self._arrivals, (request.arrived_at, self._serial, request))

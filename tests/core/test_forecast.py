@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from medha_actors.core.forecast import solve
 from medha_actors.core.pace import FEWEST, FORECASTS, WAITING, Pace
 from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import Simulation
 from medha_actors.messages import Accepted
@@ -83,22 +84,32 @@ def test_what_grows_without_end_is_never():
     assert solve(lambda wait_s: 1.0 + 1.1 * wait_s, 0.0) == 86_400.0
 
 
+def coming(load_s, at):
+    request = request_of("r", 10, 1, at)
+    milestones = Milestones(at, at + 2 * load_s)
+    return RequestState(request, 0, milestones, 0.1, 1e9, 10, 10, load_s=load_s)
+
+
+def due_in(state):
+    return state.due_at - state.milestones.arrived_at, 1.0
+
+
 def test_newcomers_are_counted_by_their_work_once_there_are_enough():
     pace = Pace()
     for index in range(FEWEST - 1):
-        pace.arrived(index * 0.5, 0.1, 2.0, 1.0)
-    assert pace.newcomers(4.0) == []
-    pace.arrived(4.0, 8.0, 160.0, 1.0)
-    short, long = sorted(pace.newcomers(4.0), key=lambda newcomer: newcomer.load_s)
-    assert short[:3] == pytest.approx((7 / 5.0, 0.1, 2.0))
-    assert long[:3] == pytest.approx((1 / 5.0, 8.0, 160.0))
+        pace.arrived(coming(0.1, index * 0.5), index * 0.5)
+    assert pace.newcomers(4.0, due_in) == []
+    pace.arrived(coming(8.0, 4.0), 4.0)
+    short, long = sorted(pace.newcomers(4.0, due_in), key=lambda newcomer: newcomer.load_s)
+    assert short == pytest.approx((7 / 5.0, 0.1, 0.2, 1.0))
+    assert long == pytest.approx((1 / 5.0, 8.0, 16.0, 1.0))
 
 
 def test_old_arrivals_are_forgotten():
     pace = Pace()
     for index in range(400):
-        pace.arrived(index * 1.0, 0.1 if index < 200 else 5.0, 2.0, 1.0)
-    [newcomer] = pace.newcomers(400.0)
+        pace.arrived(coming(0.1 if index < 200 else 5.0, index), index)
+    [newcomer] = pace.newcomers(400.0, due_in)
     assert newcomer.load_s == pytest.approx(5.0)
     assert newcomer.per_s == pytest.approx(1.0, rel=0.02)
 

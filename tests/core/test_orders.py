@@ -7,7 +7,6 @@ from core_inputs import config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.config import OrderConfig
 from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay, root_per_s
 from medha_actors.core.orders import ORDERS
@@ -15,6 +14,7 @@ from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.simulator import Simulation
+from medha_actors.tuning import OrderConfig
 
 ALL = list(ORDERS)
 BOUNDED = [name for name, order in ORDERS.items() if order.least is not None]

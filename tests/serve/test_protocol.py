@@ -258,6 +258,17 @@ def test_chat_gets_the_rest_of_the_context() -> None:
     )
 
 
+def test_what_is_wanted_of_a_late_request() -> None:
+    policy = ObjectivesConfig()
+    assert objectives.resolve(MedhaOptions(), {}, policy).late is None
+    for late in ("shed", "queue", "accept"):
+        body = check({"messages": HELLO, "medha": {"late": late}}, ChatBody)
+        assert objectives.resolve(body.medha, {}, policy).late == late
+    with pytest.raises(RequestError) as caught:
+        check({"messages": HELLO, "medha": {"late": "never"}}, ChatBody)
+    assert caught.value.param == "medha.late"
+
+
 def test_objectives() -> None:
     policy = ObjectivesConfig(min_ttft_s=0.1, default_timeout_s=60, max_timeout_s=100)
 
