@@ -20,8 +20,10 @@ from loadgen.send.options import ServerOptions
 from loadgen.show.options import ReportOptions, WatchOptions
 from loadgen.twin.commands.fidelity import FidelityOptions
 from loadgen.twin.commands.laboratory import LaboratoryOptions
+from loadgen.twin.commands.overload import OverloadOptions
 from loadgen.twin.commands.planner import GridOptions, PlanOptions
 from loadgen.twin.commands.prefix import PrefixOptions
+from loadgen.twin.commands.promises import PromisesOptions
 from loadgen.twin.commands.simulate import SimulateOptions
 from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions
@@ -84,7 +86,9 @@ def _add_real_commands(commands: Commands) -> None:
         commands, "experiment", "the paper's experiments on this machine, with real servers"
     )
     experiment.add_argument(
-        "kind", choices=tuple(KINDS), help="convoy: policies; chunks: fixed chunk sizes and budgets"
+        "kind",
+        choices=tuple(KINDS),
+        help="convoy: policies; chunks: fixed chunk sizes and budgets; overload: a flood",
     )
     add_flags(experiment, ExperimentOptions)
 
@@ -123,6 +127,12 @@ def _add_simulated_commands(commands: Commands) -> None:
         commands, "laboratory", "compare scheduling policies on traces, in simulation"
     )
     add_flags(laboratory, LaboratoryOptions)
+    promises = _command(
+        commands, "promises", "whether announced times to first token come true, in simulation"
+    )
+    add_flags(promises, PromisesOptions)
+    overload = _command(commands, "overload", "floods with and without admission, in simulation")
+    add_flags(overload, OverloadOptions)
 
 
 def _command(commands: Commands, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:

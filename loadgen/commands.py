@@ -23,8 +23,10 @@ from loadgen.show.output import directory_of, say
 from loadgen.show.tables import all_and_classes, as_text, class_table
 from loadgen.twin.commands.fidelity import FidelityOptions, fidelity
 from loadgen.twin.commands.laboratory import LaboratoryOptions, laboratory
+from loadgen.twin.commands.overload import OverloadOptions, overload
 from loadgen.twin.commands.planner import plan
 from loadgen.twin.commands.prefix import PrefixOptions, prefix
+from loadgen.twin.commands.promises import PromisesOptions, promises
 from loadgen.twin.commands.simulate import simulate
 from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions, reproduce
@@ -111,6 +113,14 @@ def _laboratory(arguments: argparse.Namespace) -> int:
     return laboratory(fill(arguments, LaboratoryOptions), say)
 
 
+def _promises(arguments: argparse.Namespace) -> int:
+    return promises(fill(arguments, PromisesOptions), say)
+
+
+def _overload(arguments: argparse.Namespace) -> int:
+    return overload(fill(arguments, OverloadOptions), say)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "capacity": _capacity,
@@ -123,6 +133,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "fidelity": _fidelity,
     "laboratory": _laboratory,
+    "promises": _promises,
+    "overload": _overload,
 }
 
 

@@ -76,6 +76,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     error: str | None = None  # None: all is well
     cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
     isolated_ttft_s: float | None = None  # predicted time to first token on the idle server
+    announced_ttft_s: float | None = None  # what the server told the client on arrival
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
     turn: Turn | None = None

@@ -34,7 +34,16 @@ CHUNKS: dict[str, dict[str, Any]] = {
     "budget-25ms": {"policy": "lars", "batch_budget_s": 0.025},
     "budget-50ms": {"policy": "lars", "batch_budget_s": 0.05},
 }
-KINDS = {"convoy": CONVOY, "chunks": CHUNKS}
+# Everybody wants the first token within a second.
+_SHED: dict[str, Any] = {"late": "shed", "patience_s": 1.0, "patience_works": 0.0}
+OVERLOAD: dict[str, dict[str, Any]] = {
+    "lars-accept": {"policy": "lars"},
+    "lars-shed": {"policy": "lars", "admission": _SHED},
+    "spf-shed": {"policy": "spf", "admission": _SHED},
+    "dspf-shed": {"policy": "dspf", "admission": _SHED},
+    "dboost-shed": {"policy": "dboost", "admission": _SHED},
+}
+KINDS = {"convoy": CONVOY, "chunks": CHUNKS, "overload": OVERLOAD}
 
 
 class Cell(msgspec.Struct, frozen=True):

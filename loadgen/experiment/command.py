@@ -1,5 +1,5 @@
-"""`medha-loadgen experiment convoy|chunks`: the paper's experiments on the machine at hand, with
-real servers.
+"""`medha-loadgen experiment convoy|chunks|overload`: the paper's experiments, and a flood, on the
+machine at hand, with real servers.
 
 Every variant gets the same arrivals and the same prompts. Cells that are done are not done again,
 so an experiment that was interrupted goes on where it stopped.
@@ -30,6 +30,17 @@ from loadgen.show.tables import Table, as_markdown
 from loadgen.workload.options import PaceOptions, WorkloadOptions
 
 _LONG = 4000  # prompt tokens from which a request counts as long
+# What an experiment asks instead of the options' defaults.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "overload": {
+        "long_fractions": (0.0,),
+        "loads": (1.0, 2.0, 4.0, 10.0),
+        "input_len": "100",
+        "output_len": "32",
+        "num_prompts": 600,
+        "goodput": ("ttft:1000",),
+    }
+}
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +73,9 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
     input_len: Annotated[str, flag(metavar="LENGTHS")] = "lognormal:100:0.8:8:512"
     long_input_len: Annotated[str, flag(metavar="LENGTHS")] = "6000:7500"
     output_len: Annotated[str, flag(metavar="LENGTHS")] = "16:64"
+    goodput: Annotated[
+        tuple[str, ...], flag("objectives of a good answer, in ms", metavar="METRIC:MS")
+    ] = ()
     seed: Annotated[int, flag()] = 1
 
     def chosen(self) -> dict[str, dict[str, Any]]:
@@ -92,10 +106,23 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
                 max_concurrency=conditions.max_concurrency,
                 num_warmups=2,
             ),
-            judgement=JudgementOptions(isolated_ttft=conditions.isolated_ttft),
+            judgement=JudgementOptions(
+                isolated_ttft=conditions.isolated_ttft, goodput=self.goodput
+            ),
             report=ReportOptions(result_dir=str(directory), label=directory.name),
             watch=WatchOptions(policy=conditions.policy, quiet=True),
         )
+
+
+def with_defaults(asked: ExperimentOptions) -> ExperimentOptions:
+    """What is not given is as the kind of experiment wants it."""
+    plain = ExperimentOptions()
+    missing = {
+        name: value
+        for name, value in _DEFAULTS.get(asked.kind, {}).items()
+        if getattr(asked, name) == getattr(plain, name)
+    }
+    return msgspec.structs.replace(asked, **missing)
 
 
 async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
@@ -218,4 +245,4 @@ def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Ta
 
 def run_experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     """The command, from a thread without an event loop."""
-    return asyncio.run(experiment(asked, say))
+    return asyncio.run(experiment(with_defaults(asked), say))

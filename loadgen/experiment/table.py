@@ -22,6 +22,7 @@ _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("long TTFT P50", "long", "ttft", "median", milliseconds),
     ("P99", "long", "ttft", "p99", milliseconds),
     ("tokens/s", "all", "total_token_throughput", "", lambda value: f"{value:,.0f}"),
+    ("good/s", "all", "request_goodput", "", lambda value: f"{value:.2f}"),
     ("completed", "all", "completion_rate", "", lambda value: shown(value, "%")),
 )
 

@@ -102,7 +102,7 @@ class Appointments:
     def _expire(self, now: float) -> None:
         while self._ends and self._ends[0][0] < now:
             _, serial, key = heapq.heappop(self._ends)
-            waiting = self._by_key.get(key, ())
+            waiting = self._by_key.get(key) or deque[Appointment]()
             gone = next((one for one in waiting if one.serial == serial), None)
             if gone is not None:
                 self._by_key[key].remove(gone)

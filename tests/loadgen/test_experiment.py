@@ -12,8 +12,8 @@ from aiohttp.test_utils import TestServer
 from loadgen.__main__ import main
 from loadgen.errors import LoadgenError
 from loadgen.experiment import command
-from loadgen.experiment.cells import CHUNKS, CONVOY, rounds
-from loadgen.experiment.command import ExperimentOptions, experiment
+from loadgen.experiment.cells import CHUNKS, CONVOY, OVERLOAD, rounds
+from loadgen.experiment.command import ExperimentOptions, experiment, with_defaults
 from loadgen.experiment.serving import read_config, serving, url_of, varied
 from loadgen.experiment.table import draw_frontier, table
 from medha_actors.config import load
@@ -32,7 +32,9 @@ def test_every_variant_gets_every_cell_and_repeats_begin_elsewhere():
     assert cells[0].name == "a-long0-load50-r0"
 
 
-@pytest.mark.parametrize("scheduler", [*CONVOY.values(), *CHUNKS.values()], ids=str)
+@pytest.mark.parametrize(
+    "scheduler", [*CONVOY.values(), *CHUNKS.values(), *OVERLOAD.values()], ids=str
+)
 def test_every_variant_is_a_valid_configuration_and_changes_nothing_else(scheduler):
     config = read_config(ROOT / "serve_config.yaml")
     before = msgspec.json.encode(config)
@@ -40,6 +42,12 @@ def test_every_variant_is_a_valid_configuration_and_changes_nothing_else(schedul
     assert msgspec.json.encode(config) == before
     load(changed["applications"][0]["args"])
     assert url_of(changed) == "http://127.0.0.1:8000"
+
+
+def test_a_flood_is_short_prompts_at_multiples_of_the_capacity_unless_asked_otherwise():
+    flood = with_defaults(ExperimentOptions(kind="overload", loads=(3.0,)))
+    assert (flood.loads, flood.long_fractions, flood.goodput) == ((3.0,), (0.0,), ("ttft:1000",))
+    assert with_defaults(ExperimentOptions()) == ExperimentOptions()
 
 
 def canned(ttft: float, tbt: float) -> dict:
@@ -65,6 +73,7 @@ def test_the_table_has_medians_of_the_repeats_and_says_what_is_missing():
         "110 ms",
         "220 ms",
         "1,234",
+        "-",
         "100%",
     ]
     assert body[1] == ["none", *["-"] * (len(header) - 1)]
@@ -131,6 +140,7 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
         long_input_len="4100:4200",
         output_len="4",
         long_fractions=(0.2,),
+        goodput=("ttft:60000",),
     )
     said: list[str] = []
     (_, body), file = await experiment(asked, said.append)

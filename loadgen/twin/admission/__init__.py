@@ -1,0 +1,1 @@
+"""Admission in the twin: floods, and whether what is announced comes true."""
