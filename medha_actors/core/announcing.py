@@ -7,14 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from medha_actors.core.assembly import Flight
-from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.chunking import PrefillTable, batch_budget
 from medha_actors.core.forecast import Forecast, pipeline_of
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.live import LiveRequests
+from medha_actors.core.live import LiveRequests, decode_rows
 from medha_actors.core.pace import FREE, LONG, WAITING, Pace
 from medha_actors.core.packer import LONG_BUDGETS, Packer
-from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import RequestState
+
+LEAST_ROOM_S = 0.1  # nobody is told to come back sooner for want of room
 
 
 class Announcing:
@@ -36,6 +38,7 @@ class Announcing:
         self._table = table
         self._model = model
         self._stages = grid.stages
+        self._groups = grid.groups
         self._budget_s = budget_s
         self.pace = Pace()
         self._forecast = Forecast(live.queue, self.pace, grid.groups, most_yield)
@@ -61,6 +64,20 @@ class Announcing:
             kind = LONG
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)
+
+    def tokens_in_time_s(self, state: RequestState, now: float) -> float:
+        """In how many seconds one more may decode without the tokens of those who run coming late:
+        0.0 where it may now."""
+        others = self._live.holding.values()
+        count = len(others) + 1
+        rows = decode_rows(count, self._stages)
+        cached = sum([other.known for other in others]) + state.known
+        load = GroupLoad(rows=rows, spans=rows, decode_kv=cached * rows // count, sampled=rows)
+        batch_s = self._model.base(load) * self._model.decode.scale / self._groups
+        tpot_s = min(self._live.tightest_tpot(), state.tpot_s)
+        if count == 1 or batch_s <= min(self._budget_s, batch_budget(tpot_s, self._stages)):
+            return 0.0
+        return max(self.pace.room_in_s(1, now), LEAST_ROOM_S)
 
     def accepted(self, state: RequestState, now: float) -> None:
         """A request is about to become live."""

@@ -114,7 +114,7 @@ class Scheduler:
             self._announcing.first_token_s, limit=self.in_flight_limit, free=self._slots(), now=now
         )
         try:
-            first_s = self._shedding.promised_s(state, expected, self._announcing.pace.drag, now)
+            first_s = self._shedding.promised_s(state, self._announcing, expected, now)
         except LateError as error:
             self.live.hits.leave(state)
             return rejected(error)

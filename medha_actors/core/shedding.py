@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from medha_actors.core.announcing import Announcing
 from medha_actors.core.appointments import Appointments
 from medha_actors.core.request import RequestState
 from medha_actors.errors import LateError
@@ -32,17 +33,22 @@ class Shedding:
     def promised_s(
         self,
         state: RequestState,
+        announcing: Announcing,
         expected: Callable[[RequestState], float],
-        drag: float,
         now: float,
     ) -> float:
         """In how many seconds a new request will have its first token; raises LateError if it is
-        refused for that. `expected`: what the forecast says; `drag`: seconds for a second of
-        work."""
+        refused for that. `expected`: its `first_token_s`."""
         first_s = expected(state)
         mode = self.mode(state)
         if mode == "shed":
-            self._check(state, first_s, drag, now)
+            room_s = announcing.tokens_in_time_s(state, now)
+            if room_s > first_s:
+                raise LateError(
+                    "with one more request the tokens of those that run would come late",
+                    retry_after_s=min(room_s, self._config.longest_retry_s),
+                )
+            self._check(state, first_s, announcing.pace.drag, now)
         elif mode == "queue" and self._put_behind(state, first_s, now):
             return expected(state)
         return first_s
@@ -71,7 +77,7 @@ class Shedding:
         return True
 
     def _check(self, state: RequestState, first_s: float, drag: float, now: float) -> None:
-        """Raise LateError for one that is to be refused."""
+        """Raise LateError for one that is to be refused. `drag`: seconds for one of work."""
         objective_s = self.objective_s(state)
         told_s = max(0.0, now - state.milestones.arrived_at) + first_s
         request = state.request

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from medha_actors.core.appointments import Appointments
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
+from medha_actors.core.simulator import Simulation
 from medha_actors.messages import Accepted, Rejected, Request, Resumed
 from medha_actors.tuning import AdmissionConfig
 
@@ -139,3 +140,25 @@ def test_the_book_adds_up_whatever_happens(steps):
     book.kept(-1, now + 1e6)
     assert len(book) == 0
     assert book.ahead_s(1e6, now + 1e6) == 0.0
+
+
+@pytest.mark.parametrize("late", ["shed", "accept"])
+def test_one_more_must_not_make_the_tokens_of_those_who_run_late(late):
+    config = config_of("spf", tpot_s=0.03, admission=AdmissionConfig(late=late, patience_s=10.0))
+    model = ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
+    simulation = Simulation(config, grid_of(stages=2, pages=8192, length=32_000), model)
+    requests = [request_of(f"r{i}", 4, 200, 0.015 * i) for i in range(64)]
+    logs = simulation.run(requests).requests.values()
+    taken = [log for log in logs if isinstance(log.answer, Accepted)]
+    gaps = sorted(
+        after - before for log in taken for before, after in itertools.pairwise(log.token_times)
+    )
+    refused = [log.answer for log in logs if isinstance(log.answer, Rejected)]
+    if late == "shed":
+        assert gaps[len(gaps) * 99 // 100] <= 0.03
+        assert refused
+        assert all(answer.retry_after_s >= 0.1 for answer in refused)
+        assert "tokens of those that run" in refused[0].message
+    else:
+        assert gaps[len(gaps) * 99 // 100] > 0.03
+        assert not refused
