@@ -21,6 +21,7 @@ from deployments.shaping import Shaping
 from deployments.silence import wants_comments
 from deployments.text import ChatOptions, Text, TooManyTokensError
 from deployments.tools import ToolUse
+from deployments.way import Way
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import NotFoundError, RequestError
 from medha_actors.messages import (
@@ -53,6 +54,7 @@ class Admission:
         self.context_tokens = context_tokens
         self.model_id = config.model_loading_config.model_id
         rows = model_vocabulary or text.vocabulary
+        self.way = Way()
         self._shaping = Shaping(config, text, rows, self._eos)
 
     async def completion(
@@ -244,6 +246,7 @@ class Admission:
             arrived_at,
             body,
             event_ids=resuming.wants_ids(headers),
+            way=self.way,
             comments=wants_comments(headers),
         )
 
@@ -277,6 +280,7 @@ class Admission:
                 objectives=asked,
                 priority=body.priority,
                 arrived_at=job.arrived_at,
+                way_s=self.way.seconds,
                 traceparent=headers.get("traceparent"),
                 cache_salt=cache_salt(body, headers),
                 cache=body.medha.cache,

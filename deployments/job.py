@@ -9,6 +9,7 @@ from deployments.protocol import GenerationBody
 from deployments.resuming import Past
 from deployments.thoughts import Thinking
 from deployments.tools import ToolUse
+from deployments.way import Way
 from medha_actors.messages import Grammar, Request
 
 
@@ -38,6 +39,7 @@ class Job:
     tools: ToolUse | None = None
     thinking: Thinking | None = None  # how thoughts are told from answers
     grammar: Grammar | None = None  # of each choice
+    way: Way | None = None  # learns what this answer's first token takes to its client
     less: bool = False  # the answer may be shorter than asked where the context has no room
 
     @property

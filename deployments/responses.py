@@ -33,6 +33,7 @@ class Tally:
         # tokens of each choice's prompt, where it has ended
         self._cached: dict[int, int] = {}
         self._first_tokens_at: list[float] = []
+        self._unsent_at: float | None = None  # of a first token that is not on the wire yet
         self._endings: list[FinishedEvent] = []
 
     @property
@@ -45,6 +46,7 @@ class Tally:
             self._open.discard(addition.index)
         if addition.first_token_at is not None:
             self._first_tokens_at.append(addition.first_token_at)
+            self._unsent_at = addition.first_token_at
         if addition.ending is not None:
             self._endings.append(addition.ending)
             self._cached[addition.index] = addition.ending.cached_tokens
@@ -72,6 +74,13 @@ class Tally:
         accepted = self._live.accepted
         on_arrival = accepted[index].cached_tokens if index < len(accepted) else 0
         return self._cached.get(index, on_arrival)
+
+    def sent(self) -> None:
+        """What was added is on the wire."""
+        job = self._live.job
+        if self._unsent_at is not None and job.way is not None and job.past is None:
+            job.way.took(time.time() - self._unsent_at)
+        self._unsent_at = None
 
     def headers(self) -> dict[str, str]:
         """What was promised on arrival."""
@@ -127,6 +136,7 @@ async def send_stream(
     try:
         while not (tally.finished or writer.failed):
             await _part(send, writer.write(await live.take(writer.wait_s())))
+            tally.sent()
         closing = b"" if writer.failed else writer.closing()
     except OSError:
         return  # the client has gone

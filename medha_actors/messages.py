@@ -118,6 +118,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     objectives: Objectives = Objectives()
     priority: int = 0  # smaller is served earlier, before any policy
     arrived_at: float = 0.0
+    way_s: float = 0.0  # what a first token takes to the client, as its replica has learned
     traceparent: str | None = None
     # of the answer that is this sequence alone; None: of several
     answer_id: str | None = None

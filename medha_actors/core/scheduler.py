@@ -126,7 +126,7 @@ class Scheduler:
             deadline_at=deadline_at,
             ttft_objective_s=deadline_at - request.arrived_at,
             tpot_objective_s=state.tpot_s,
-            predicted_ttft_s=waited_s + first_s,
+            predicted_ttft_s=waited_s + first_s + request.way_s,
             cached_tokens=state.hit,
         )
 

@@ -79,8 +79,8 @@ class Shedding:
     def _check(self, state: RequestState, first_s: float, drag: float, now: float) -> None:
         """Raise LateError for one that is to be refused. `drag`: seconds for one of work."""
         objective_s = self.objective_s(state)
-        told_s = max(0.0, now - state.milestones.arrived_at) + first_s
         request = state.request
+        told_s = max(0.0, now - request.arrived_at) + first_s + request.way_s
         key = hash((request.prompt_token_ids, request.cache_salt, request.sampling.max_tokens))
         left_s = self.appointments.kept(key, now)
         returns = left_s == 0.0

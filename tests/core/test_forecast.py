@@ -150,3 +150,11 @@ def test_what_is_announced_comes_true(policy, share):
     ratios = [log.ttft_s / log.answer.predicted_ttft_s for log in logs]
     assert sum(0.8 <= ratio <= 1.25 for ratio in ratios) >= share * len(ratios)
     assert sum(ratio > 1.25 for ratio in ratios) <= 0.05 * len(ratios)
+
+
+def test_the_way_to_the_client_is_part_of_the_announcement():
+    request = request_of("a", 20, 1)
+    fields = {name: getattr(request, name) for name in request.__struct_fields__}
+    near = scheduler_of("spf").add(request, 0.0)
+    far = scheduler_of("spf").add(type(request)(**fields | {"way_s": 0.05}), 0.0)
+    assert far.predicted_ttft_s == pytest.approx(near.predicted_ttft_s + 0.05)
