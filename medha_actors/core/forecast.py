@@ -83,15 +83,14 @@ class Forecast:
             last_s = room_s
         standing = self._queue.standing(state, last_s, long_s)
         newcomers = self._pace.newcomers(now, self._queue.offset)
+        yields = self._queue.order.yields
         drag = self._pace.drag / self._groups
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
 
         def ahead(wait_s: float) -> float:
             work_s = own_s + standing.before_s(now + wait_s)
-            for newcomer in newcomers:
-                work_s += self._overtaking(newcomer, standing.finish, now, wait_s)
-            return work_s
+            return work_s + _overtaking(newcomers, standing.finish, now, wait_s, yields)
 
         def due(wait_s: float) -> float:
             work_s = ahead(wait_s)
@@ -122,11 +121,11 @@ class Forecast:
         idle_s *= pipeline.limit_s / max(pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s)
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
         newcomers = self._pace.newcomers(now, self._queue.offset)
+        yields = self._queue.order.yields
         drag = self._pace.drag / self._groups
 
         def due(wait_s: float) -> float:
-            overtaking = [self._overtaking(newcomer, finish, now, wait_s) for newcomer in newcomers]
-            return idle_s + drag * sum(overtaking)
+            return idle_s + drag * _overtaking(newcomers, finish, now, wait_s, yields)
 
         return solve(due, idle_s)
 
@@ -150,9 +149,6 @@ class Forecast:
             return math.inf
         work_s = state.load_s + standing.short_before_s(now + first_s, long_s)
         return first_s + drag * max(0.0, work_s - share * room_s) / share
-
-    def _overtaking(self, newcomer: Newcomer, finish: Finish, now: float, wait_s: float) -> float:
-        return _overtaking(newcomer, finish, now, wait_s, self._queue.order.yields)
 
     def _batch(
         self,
@@ -181,26 +177,28 @@ class Forecast:
 
 
 def _overtaking(
-    newcomer: Newcomer, finish: Finish, now: float, wait_s: float, yields: bool
+    newcomers: Sequence[Newcomer], finish: Finish, now: float, wait_s: float, yields: bool
 ) -> float:
     """Seconds of work that come within `wait_s` and go before a request with this place."""
     rank = (finish.instant - now - wait_s) / finish.width
-    # whoever comes y seconds before the end goes before it if y + lead_s > 0
-    lead_s = rank * newcomer.width - newcomer.behind_s
-    load_s = newcomer.load_s
-    if yields and newcomer.width > finish.width:  # and only until it is no more urgent
-        start_s = max(0.0, -lead_s)
-        whole_s = max(start_s, load_s - lead_s)
-        rising_s = min(wait_s, whole_s)
-        worked_s = newcomer.per_s * (
-            max(0.0, (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2) / 2
-            + load_s * max(0.0, wait_s - whole_s)
-        )
-        return worked_s if rising_s > start_s or wait_s > whole_s else 0.0
-    count = newcomer.per_s * max(0.0, min(wait_s, wait_s + lead_s))
-    if load_s > RARE * wait_s:  # a median, not a mean: most often nobody comes
-        count = max(0.0, count - 0.5)
-    return count * load_s
+    worked_s = 0.0
+    for per_s, load_s, behind_s, width in newcomers:
+        # whoever comes y seconds before the end goes before it if y + lead_s > 0
+        lead_s = rank * width - behind_s
+        if wait_s + lead_s <= 0:
+            continue
+        if yields and width > finish.width:  # and only until it is no more urgent
+            start_s = max(0.0, -lead_s)
+            whole_s = max(start_s, load_s - lead_s)
+            rising_s = min(wait_s, whole_s)
+            risen_s = (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2
+            worked_s += per_s * (risen_s / 2 + load_s * max(0.0, wait_s - whole_s))
+            continue
+        count = per_s * min(wait_s, wait_s + lead_s)
+        if load_s > RARE * wait_s:  # a median, not a mean: most often nobody comes
+            count = max(0.0, count - 0.5)
+        worked_s += count * load_s
+    return worked_s
 
 
 def solve(due: Callable[[float], float], low: float) -> float:

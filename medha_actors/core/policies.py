@@ -15,21 +15,23 @@ from collections.abc import Iterator
 from medha_actors.core.guard import Guard
 from medha_actors.core.orders import ORDERS, RELEGATED_S, RELEGATED_WORKS, Tuning
 from medha_actors.core.request import RequestState
-from medha_actors.core.standing import Entry, Finish, LaneView, Standing
+from medha_actors.core.standing import Finish, LaneView, Standing
 from medha_actors.quantities import Policy
 from medha_actors.tuning import OrderConfig
 
 LaneKey = tuple[float, float]  # priority, width
+Entry = tuple[float, int, RequestState]  # instant, serial, request
 
 
 class _Lane:
-    """Requests of equal priority and width, sorted by instant. `loads_s`: how long each of them
-    keeps others waiting; `work_s`: the sum of their remaining work."""
+    """Requests of equal priority and width, sorted by instant. `instants` and `loads_s`: of each of
+    them, and how long it keeps others waiting; `work_s`: the sum of their remaining work."""
 
-    __slots__ = ("entries", "loads_s", "work_s")
+    __slots__ = ("entries", "instants", "loads_s", "work_s")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.instants: list[float] = []
         self.loads_s: list[float] = []
         self.work_s = 0.0
 
@@ -66,6 +68,7 @@ class PrefillQueue:
         lane = self._lanes.setdefault(key, _Lane())
         index = bisect_left(lane.entries, (instant, state.serial))
         lane.entries.insert(index, (instant, state.serial, state))
+        lane.instants.insert(index, instant)
         lane.loads_s.insert(index, state.load_s)
         lane.work_s += state.remaining_s
         self._places[state.serial] = key, instant, state.remaining_s
@@ -83,6 +86,7 @@ class PrefillQueue:
         lane = self._lanes[key]
         index = bisect_left(lane.entries, (instant, state.serial))
         del lane.entries[index]
+        del lane.instants[index]
         del lane.loads_s[index]
         lane.work_s -= work_s
         if not lane.entries:
@@ -147,7 +151,7 @@ class PrefillQueue:
         state.remaining_s = remaining_s - max(0.0, state.load_s - last_s)
         (priority, width), instant = self._place(state)
         state.remaining_s = remaining_s
-        lanes = [LaneView(*key, lane.entries, lane.loads_s) for key, lane in self._lanes.items()]
+        lanes = [LaneView(*key, lane.instants, lane.loads_s) for key, lane in self._lanes.items()]
         yields_s = yields_s if self.order.yields else math.inf
         return Standing(Finish(priority, width, instant), lanes, yields_s)
 
@@ -178,6 +182,7 @@ class PrefillQueue:
             ]
             moved.sort(key=lambda entry: entry[:2])
             lane.entries = moved
+            lane.instants = [instant for instant, _, _ in moved]
             lane.loads_s = [state.load_s for _, _, state in moved]
             for instant, serial, _ in moved:
                 self._places[serial] = key, instant, self._places[serial][2]

@@ -12,10 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from medha_actors.core.request import RequestState
-
 TIE_S = 1e-5  # who is equal was there before
-Entry = tuple[float, int, RequestState]  # instant, serial, request
 
 
 class Finish(NamedTuple):
@@ -32,7 +29,7 @@ class LaneView(NamedTuple):
 
     priority: float
     width: float
-    entries: Sequence[Entry]
+    instants: Sequence[float]
     loads_s: Sequence[float]
 
 
@@ -48,7 +45,7 @@ class Standing:
         for lane in lanes:
             if lane.priority < finish.priority:
                 self._always_s += sum(lane.loads_s)
-                self._always += len(lane.entries)
+                self._always += len(lane.instants)
             elif lane.priority == finish.priority:
                 if lane.width >= yields_s and lane.width > finish.width:
                     self._yielding.append(lane)
@@ -61,11 +58,11 @@ class Standing:
         rank = (self.finish.instant - at) / self.finish.width
         before_s = self._always_s
         for width, lane, sums in self._lanes:
-            before_s += sums[bisect_left(lane.entries, (at + rank * width + TIE_S,))]
+            before_s += sums[bisect_left(lane.instants, at + rank * width + TIE_S)]
         for lane in self._yielding:
             limit = at + rank * lane.width + TIE_S
-            count = bisect_left(lane.entries, (limit,))
-            for (instant, _, _), load_s in zip(lane.entries[:count], lane.loads_s, strict=False):
+            count = bisect_left(lane.instants, limit)
+            for instant, load_s in zip(lane.instants[:count], lane.loads_s, strict=False):
                 before_s += min(load_s, limit - instant)
         return before_s
 
@@ -95,5 +92,5 @@ class Standing:
         rank = (self.finish.instant - at) / self.finish.width
         lanes = [lane for _, lane, _ in self._lanes] + self._yielding
         return [
-            (lane, bisect_left(lane.entries, (at + rank * lane.width + TIE_S,))) for lane in lanes
+            (lane, bisect_left(lane.instants, at + rank * lane.width + TIE_S)) for lane in lanes
         ]
