@@ -214,6 +214,7 @@ class Scheduler:
         every = range(self.grid.groups)
         convicted = self._suspects.accuse(self._flights, lost or every)
         self._flights.clear()
+        self._announcing.nothing_to_do()
         self._turn = []
         events = [self._completion.finish(state, "error", DEADLY, now) for state in convicted]
         self.live.restart(every if lost is None else lost)

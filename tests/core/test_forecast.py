@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from core_world import config_of, grid_of, request_of
+from core_world import World, config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,3 +158,19 @@ def test_the_way_to_the_client_is_part_of_the_announcement():
     near = scheduler_of("spf").add(request, 0.0)
     far = scheduler_of("spf").add(type(request)(**fields | {"way_s": 0.05}), 0.0)
     assert far.predicted_ttft_s == pytest.approx(near.predicted_ttft_s + 0.05)
+
+
+def test_a_restart_is_no_drag():
+    """Nobody waited for batches while the stages were gone."""
+    world = World(config_of("spf"), grid_of(stages=2, pages=4096, length=16_000))
+    for name in ("a", "b"):
+        world.add(request_of(name, 4000, 1, world.now))
+    world.launch()
+    world.restart()
+    world.now += 1000.0
+    world.drain()
+    answer = world.add(request_of("c", 2000, 1, world.now))
+    assert answer.predicted_ttft_s < 4.0
+    world.add(request_of("d", 2000, 1, world.now))
+    assert world.add(request_of("e", 2000, 1, world.now)).predicted_ttft_s < 12.0
+    world.drain()
