@@ -151,6 +151,9 @@ class KvCacheConfig(Section, frozen=True):
     # pages of equal beginnings are computed once: a request's cache_salt (by default its API key's)
     # says whose it may use
     prefix_cache: bool = True
+    # per actor, of host memory that pages go to when they have to make room; 0: they are dropped
+    host_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
+    disk: Place | None = None  # a folder: the host_bytes are a memory-mapped file there
 
 
 class PredictorConfig(Section, frozen=True):
@@ -307,6 +310,7 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
         ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
         ("scheduler.max_running_requests", Bounds(1, rows)),
+        ("kv_cache.host_bytes", Bounds(0, 2**50 * config.kv_cache.prefix_cache)),
         ("objectives.tpot_s", Bounds(objectives.min_tpot_s, 3600)),
         ("objectives.default_timeout_s", Bounds(0.001, objectives.max_timeout_s)),
     ]

@@ -193,6 +193,14 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
+class Move(msgspec.Struct, frozen=True, array_like=True):
+    """A page's contents to a slot of the second tier, or (`load`) back from there."""
+
+    page: int
+    slot: int
+    load: bool
+
+
 class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     """One batch as one KV group sees it: to stage 0, then from stage to stage beside the hidden
     states.
@@ -212,6 +220,7 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     # the part of it spent exchanging partial attention with other groups
     exchange_seconds: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()  # of the stages passed so far
+    moves: tuple[Move, ...] = ()  # carried out in this order, before everything else
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
@@ -257,6 +266,7 @@ class Batch(msgspec.Struct, frozen=True):
     predicted_s: float
     prefill_tokens: int = 0
     decode_tokens: int = 0
+    loaded_tokens: int = 0  # from the second tier
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag="token", array_like=True):

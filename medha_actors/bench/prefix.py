@@ -80,10 +80,10 @@ def _costs(tokens: int) -> list[dict[str, Any]]:
         state = _state(packed)
         assert state.keys is not None
         began = time.perf_counter()
-        hits = plan.hits(state.keys, state.hit_limit)
+        hits = plan.search.hits(state.keys, state.hit_limit)
         rows.append(_cost(f"{name} lookup, keys made", began, tokens))
         began = time.perf_counter()
-        hits = plan.hits(state.keys, state.hit_limit)
+        hits = plan.search.hits(state.keys, state.hit_limit)
         rows.append(_cost(f"{name} lookup again", began, tokens))
         pieces = plan.place(tokens, [0], [0], *hits)
         assert pieces is not None

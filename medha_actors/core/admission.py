@@ -106,10 +106,10 @@ class Admission:
         if request.resumed is not None:
             state.resume(request.resumed)
         self._hits.look(state)
-        state.total_work_s = self._table.seconds(state.hit, state.goal)
+        state.total_work_s = self._table.seconds(*state.work)
         state.remaining_s = state.total_work_s
-        state.load_s = self._table.load_s(state.hit, state.goal)
-        work_s = self._table.seconds(state.hit, state.prompt)
+        state.load_s = self._table.load_s(*state.work)
+        work_s = self._table.seconds(state.hit, state.prompt, min(state.stored, state.prompt))
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:

@@ -91,7 +91,7 @@ class Announcing:
             self.pace.dispatched(load_s, now - launched_at)
         if packer.decodes:
             self._decodes_s = packer.loads.decodes_s()
-        return sum([state.load_s for state, _ in packer.prefills])
+        return sum([state.load_s for state, _, _ in packer.prefills])
 
     def dispatched(self, prefills: Iterable[RequestState], before_s: float, now: float) -> None:
         """It has gone; `before_s`: as `dispatching` said."""

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from medha_actors.core.kv_plan import holders
-from medha_actors.core.packer import Pick
+from medha_actors.core.packer import Packer, Pick
+from medha_actors.core.page_store import PageStore
 from medha_actors.core.request import Piece, RequestState
 from medha_actors.messages import Batch, Introduction, Span, StepMessage
 
 
 class Flown(NamedTuple):
-    """A span on its way; it counts on return only if the request's epoch is still the same."""
+    """A span or a load on its way; it counts on return only if the request's epoch is still the
+    same."""
 
     state: RequestState
     epoch: int
     stop: int
     sample: bool
+    loaded: int  # tokens
 
 
 @dataclass(slots=True)
@@ -28,8 +31,9 @@ class Flight:
 
     batch: Batch
     spans: list[Flown]
-    base_s: float  # predicted without the online correction
-    calibrated_s: float  # the same, of all stages together
+    base_s: float  # predicted without the online correction, for computing
+    moving_s: float  # and for pages to and from the second tier
+    calibrated_s: float  # both, of all stages together
     alone: bool  # a suspect's: nothing else is in flight (core.suspects)
     launched_at: float
 
@@ -37,7 +41,7 @@ class Flight:
 def spans_of(pick: Pick) -> list[tuple[Piece, Span]]:
     """One span for each group that holds a piece of the request, in sequence order; the last one
     writes."""
-    state, stop = pick
+    state, stop, _ = pick
     start = state.dispatched
     touched = holders(state, state.dispatched)
     groups = tuple(piece.group for piece, _ in touched) if len(touched) > 1 else ()
@@ -74,22 +78,50 @@ def introduce(state: RequestState, start: int) -> Introduction:
     return Introduction(state.id, sampling, before)
 
 
+def batch_of(
+    batch_id: int, packer: Packer, closing: list[list[str]], store: PageStore
+) -> tuple[Batch, list[Flown]]:
+    """What has been packed, for the stages and for its return. `closing`, `store`: see assemble."""
+    picks = packer.decodes + packer.prefills
+    messages = assemble(batch_id, picks, closing, store)
+    for group, message in enumerate(messages):
+        if message is not None and store.tiered:
+            loaded = sum([move.load for move in message.moves])
+            packer.loads.moved(group, len(message.moves) - loaded, loaded)
+    flown = []
+    for state, stop, of_tier in picks:
+        tokens = stop - state.dispatched if of_tier else 0
+        flown.append(Flown(state, state.epoch, stop, stop == state.known, tokens))
+    prefilled = sum([pick.stop - pick.state.dispatched for pick in packer.prefills])
+    loaded_tokens = sum([one.loaded for one in flown])
+    batch = Batch(
+        id=batch_id,
+        groups=messages,
+        budget_s=packer.budget_s,
+        predicted_s=packer.loads.predicted_s(),
+        prefill_tokens=prefilled - loaded_tokens,
+        decode_tokens=len(packer.decodes),
+        loaded_tokens=loaded_tokens,
+    )
+    return batch, flown
+
+
 def assemble(
-    batch_id: int, picks: Sequence[Pick], closing: list[list[str]]
+    batch_id: int, picks: Sequence[Pick], closing: list[list[str]], store: PageStore
 ) -> tuple[StepMessage | None, ...]:
-    """The messages of a batch. `closing`: ids each group has still to be told to forget; those sent
-    are removed."""
+    """The messages of a batch. `closing`: ids each group has still to be told to forget; `store`:
+    what each has still to save and to load. What is sent is removed."""
     spans: list[list[Span]] = [[] for _ in closing]
     opened: list[list[Introduction]] = [[] for _ in closing]
     for pick in picks:
-        for piece, span in spans_of(pick):
+        for piece, span in () if pick.loaded else spans_of(pick):
             spans[piece.group].append(span)
             if not piece.opened:
                 opened[piece.group].append(introduce(pick.state, span.start))
                 piece.opened = True
     messages: list[StepMessage | None] = []
     for group, own in enumerate(spans):
-        if not own:
+        if not own and not store.slots[group].loading:
             messages.append(None)
             continue
         # Shared spans first, and those of the same groups together: the groups that merge a run of
@@ -101,6 +133,7 @@ def assemble(
             spans=tuple(own),
             opened=tuple(opened[group]),
             closed=tuple(closing[group]),
+            moves=store.slots[group].send(),
         )
         messages.append(message)
         closing[group] = []

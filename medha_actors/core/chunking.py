@@ -46,15 +46,24 @@ def largest_chunk(cap: int, fits: Callable[[int], bool], fine: bool = False) -> 
     if fine and (cap <= 2 * UNIT or not fits(2 * UNIT)):
         step = FINE
         cap = min(cap, 2 * UNIT)
-    low = 0  # in steps; low fits, high not
-    high = -(-cap // step)
+    return step * _largest_below(-(-cap // step), lambda steps: fits(steps * step))
+
+
+def largest_number(cap: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `cap` that fits; 0 if none does."""
+    return cap if fits(cap) else _largest_below(cap, fits)
+
+
+def _largest_below(high: int, fits: Callable[[int], bool]) -> int:
+    """0 fits, `high` does not."""
+    low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        if fits(middle * step):
+        if fits(middle):
             low = middle
         else:
             high = middle
-    return low * step
+    return low
 
 
 def pipeline_share(tokens: int, stages: int, cap: int) -> int:
@@ -89,6 +98,7 @@ class PrefillTable:
         max_chunk: int,
         cutoff: int,
         groups: int,
+        page_tokens: int,
     ) -> None:
         self._model = model
         self._stages = stages
@@ -96,19 +106,35 @@ class PrefillTable:
         self._max_chunk = max_chunk
         self._cutoff = cutoff
         self._groups = groups
+        self._page_tokens = page_tokens
         self._clear()
 
-    def seconds(self, done: int, total: int) -> float:
-        """Seconds until position `total` is prefilled, from `done` on; 0 when nothing is left."""
+    def worth(self, done: int, stored: int, total: int) -> int:
+        """Up to where a prefill had better load from the second tier, which has [done, stored):
+        `stored`, or `done` if computing that is quicker."""
+        if stored <= done:
+            return done
+        computed_s = self.seconds(done, total) - self.seconds(stored, total)
+        return stored if self._loading_s(stored - done) < computed_s else done
+
+    def seconds(self, done: int, total: int, stored: int = 0) -> float:
+        """Seconds until position `total` is prefilled, from `done` on; 0 when nothing is left.
+        What lies before `stored` is loaded from the second tier."""
+        if done < stored <= total:
+            return self._loading_s(stored - done) + self.seconds(stored, total)
         left = total - done
         if left <= 0:
             return 0.0
         return self._dispatch_s(done, total) + self._model.prefill.scale * self._drain(left, total)
 
-    def load_s(self, done: int, total: int) -> float:
+    def load_s(self, done: int, total: int, stored: int = 0) -> float:
         """The part of it that the first stage has to do, less what one batch costs that has other
         work as well: how long it keeps others waiting."""
-        whole_s = self._dispatch_s(done, total)
+        loading_s = 0.0
+        if done < stored <= total:
+            loading_s = self._loading_s(stored - done)
+            done = stored
+        whole_s = loading_s + self._dispatch_s(done, total)
         return max(whole_s - self.batch_s(), LEAST_LOAD * whole_s)
 
     def batch_s(self) -> float:
@@ -127,6 +153,9 @@ class PrefillTable:
         if left <= self._chunk_at(total):  # one chunk, whose overhead matters
             return scale * self._chunk_s(left, done)
         return scale * (self._until(total) - self._until(done))
+
+    def _loading_s(self, tokens: int) -> float:
+        return self._model.loading_s(-(-tokens // self._page_tokens))
 
     def _clear(self) -> None:
         self._scale = self._model.prefill.scale

@@ -50,8 +50,9 @@ class Completion:
         """A flight is back, with the results of all its groups."""
         outcome = outcome_of(results)
         prefill = flight.batch.prefill_tokens > 0
-        predicted_s = flight.batch.predicted_s
-        self._model.observe(flight.base_s, predicted_s, outcome.longest_s, prefill)
+        self._live.kv.store.settle(flight.batch)
+        seconds = (flight.base_s, flight.batch.predicted_s, outcome.longest_s)
+        self._model.observe(*seconds, prefill, flight.moving_s)
         self._model.account(flight.calibrated_s, outcome.work_s, prefill)
         events: list[Event] = []
         for flown in flight.spans:
@@ -78,10 +79,10 @@ class Completion:
     def _arrived(
         self, flown: Flown, drawn: SampledToken | None, scored: PromptLogprobs | None, now: float
     ) -> list[Event]:
-        """A span that still counts has been computed."""
+        """A span that still counts has been computed, or a load been carried out."""
         state = flown.state
         events = list[Event]()
-        self._live.computed(state, flown.stop)
+        self._live.computed(state, flown.stop, flown.loaded)
         if state.danger:
             self._suspects.passed(state)
         if state.milestones.prefilled_at is None and state.computed >= state.prompt:
@@ -92,7 +93,7 @@ class Completion:
         if flown.sample:
             events += self._sampled(state, drawn, now)
         elif not state.output:
-            left_s = self._table.seconds(state.computed, state.goal)
+            left_s = self._table.seconds(state.computed, state.goal, state.stored)
             events.append(ProgressEvent(state.id, state.computed, state.goal, left_s))
         return events
 

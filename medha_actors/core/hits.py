@@ -14,17 +14,23 @@ from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.page_keys import PageKey
 from medha_actors.core.request import RequestState
+from medha_actors.core.search import NO_HIT, Hit
 
 Waiters = dict[int, RequestState]  # by serial, the longest-waiting first
 
 
 class _Found(NamedTuple):
-    """What a waiting request has found: these pages; and the page it would need next, if that could
-    come from the cache."""
+    """What a waiting request has found: these pages; the page it would need next, if that could
+    come from the cache; and the deepest it would load from the second tier."""
 
     state: RequestState
     keys: list[PageKey]
     missing: PageKey | None
+    stored: PageKey | None
+
+    def places(self) -> tuple[PageKey | None, PageKey | None]:
+        """What it would notice the loss of."""
+        return _last(self.keys), self.stored
 
 
 class Hits:
@@ -48,8 +54,9 @@ class Hits:
         self._unregister(state)
         if state.keys is None:
             return
-        hits = self._kv.hits(state.keys, state.hit_limit)
-        state.hit = hits[0].tokens if hits else 0
+        hit = self._best(state)
+        state.hit = hit.tokens
+        state.stored = self._table.worth(hit.tokens, hit.stored, state.goal)
         count = state.hit // self._kv.page_tokens
         keys = state.keys.known(count)
         self._kv.store.want(keys)
@@ -57,9 +64,11 @@ class Hits:
         if state.hit + self._kv.page_tokens <= state.hit_limit:
             missing = state.keys[count]
             self._missing.setdefault(missing, {})[state.serial] = state
-        if keys:
-            self._deepest.setdefault(keys[-1], {})[state.serial] = state
-        self._found[state.serial] = _Found(state, keys, missing)
+        found = _Found(state, keys, missing, self._touch(state, hit))
+        for key in found.places():
+            if key is not None:
+                self._deepest.setdefault(key, {})[state.serial] = state
+        self._found[state.serial] = found
 
     def leave(self, state: RequestState) -> None:
         """A request waits no longer."""
@@ -121,16 +130,45 @@ class Hits:
         common = self._common_tokens(state, leader)
         if leader.dispatched < common:
             return leader
-        wait_s = returned_s + self._table.seconds(common, state.goal)
-        alone_s = self._table.seconds(state.hit, state.goal)
+        wait_s = returned_s + self._table.seconds(common, state.goal, state.stored)
+        alone_s = self._table.seconds(state.hit, state.goal, state.stored)
         return leader if wait_s <= alone_s else None
+
+    def _best(self, state: RequestState) -> Hit:
+        """The hit that leaves the least to do."""
+        assert state.keys is not None
+        hits = self._kv.search.hits(state.keys, state.hit_limit)
+        if not hits:
+            return NO_HIT
+        if len(hits) == 1 or not self._kv.store.tiered:
+            return hits[0]
+
+        def seconds(hit: Hit) -> float:
+            stored = self._table.worth(hit.tokens, hit.stored, state.goal)
+            return self._table.seconds(hit.tokens, state.goal, stored)
+
+        return min(hits, key=seconds)
+
+    def _touch(self, state: RequestState, hit: Hit) -> PageKey | None:
+        """Let what a request would load be the last to give way in the second tier, its deepest
+        page first of that; returns the key of this one."""
+        first = state.hit // self._kv.page_tokens
+        last = state.stored // self._kv.page_tokens
+        if first >= last or state.keys is None:
+            return None
+        slots = self._kv.store.slots[hit.stretches[-1].group]
+        for index in reversed(range(first, last)):
+            slots.touch(state.keys[index])
+        return state.keys[last - 1]
 
     def _unregister(self, state: RequestState) -> None:
         found = self._found.pop(state.serial, None)
         if found is None:
             return
         self._kv.store.unwant(found.keys)
-        for places, key in ((self._missing, found.missing), (self._deepest, _last(found.keys))):
+        entries = [(self._missing, found.missing)]
+        entries += [(self._deepest, key) for key in found.places()]
+        for places, key in entries:
             if key is not None:
                 del places[key][state.serial]
                 if not places[key]:

@@ -8,23 +8,23 @@ back may be used at once: every stage works through the batches in order.
 
 Full pages that have been computed are found again by what is in them (PageStore): a request that
 begins with the same tokens starts behind them, in the groups that have them. It computes at least
-its last known token itself.
+its last known token itself. Further pages may be in the group's second tier (GroupSlots): a prefill
+that has come to them can load them instead of computing them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
-from medha_actors.core.page_keys import PageKey, PageKeys
+from medha_actors.core.page_keys import PageKey
 from medha_actors.core.page_store import PageStore
 from medha_actors.core.request import Piece, RequestState
+from medha_actors.core.search import NO_HIT, Hit, Search
 
 # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
-LOOKED_UP = 128  # pages at a time
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +36,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     page_tokens: int
     max_tokens_per_kvp_group: int | None  # None: default_cutoff
     max_model_len_tokens: int
+    slots_per_group: int = 0  # pages in the second tier
 
 
 def default_cutoff(grid: Grid) -> int:
@@ -48,24 +49,6 @@ def default_cutoff(grid: Grid) -> int:
     """
     tokens = max(PAYS_FROM_TOKENS, -(-grid.max_model_len_tokens // grid.groups))
     return -(-tokens // grid.page_tokens) * grid.page_tokens
-
-
-class Stretch(NamedTuple):
-    """Computed pages of one group, side by side in a sequence, from position `start` on."""
-
-    group: int
-    start: int
-    pages: list[int]
-
-
-class Hit(NamedTuple):
-    """The first `tokens` of a sequence are computed already: these stretches, in order."""
-
-    tokens: int
-    stretches: tuple[Stretch, ...]
-
-
-NO_HIT = Hit(0, ())
 
 
 class KvPlan:
@@ -82,12 +65,17 @@ class KvPlan:
         )
         # of one request that has all to itself
         self.capacity_tokens = (grid.groups - 1) * self.cutoff + room
-        self.store = PageStore(grid.groups, grid.pages_per_group)
+        self.store = PageStore(grid.groups, grid.pages_per_group, grid.slots_per_group)
+        self.search = Search(self.store, self.page_tokens, self.cutoff)
         self._promised = [0] * grid.groups
 
     def available(self, group: int) -> int:
         """Pages of a group that are neither used nor promised; some may have to be forgotten."""
         return self.store.available(group) - self._promised[group]
+
+    def pushes(self, group: int, tokens: int) -> bool:
+        """Whether a batch of so many tokens may push pages out, to a second tier."""
+        return self.store.tiered and self.store.free(group) * self.page_tokens < tokens
 
     def usage(self) -> list[float]:
         """Share of each group's pages that is used or promised, 0 to 1."""
@@ -99,16 +87,6 @@ class KvPlan:
         pages = max(1, self.grid.groups * self.grid.pages_per_group)
         cached = [self.store.cached(group) for group in range(self.grid.groups)]
         return sum(cached) / pages
-
-    def hits(self, keys: PageKeys, limit: int) -> list[Hit]:
-        """What is computed of the first `limit` tokens of a sequence: the longest hit that begins
-        in each group, where there is one; the longest first."""
-        hits = []
-        for group in range(self.grid.groups):
-            hit = self._hit(keys, limit // self.page_tokens, group)
-            if hit.tokens:
-                hits.append(hit)
-        return sorted(hits, key=lambda hit: -hit.tokens)
 
     def place(
         self, tokens: int, preferred: Sequence[int], headroom: Sequence[int], hit: Hit = NO_HIT
@@ -172,6 +150,37 @@ class KvPlan:
                 piece.promised -= missing
                 self._promised[piece.group] -= missing
 
+    def stored(self, state: RequestState) -> int:
+        """Up to where the second tier has what a placed prefill would compute next."""
+        start = state.dispatched
+        if not self.store.tiered or state.keys is None or start % self.page_tokens:
+            return start
+        piece = holders(state, start)[-1][0]
+        if piece.start % self.page_tokens:
+            return start
+        limit = min(piece_end(state.pieces, start, state.goal), state.hit_limit, state.edge)
+        first = start // self.page_tokens
+        last = limit // self.page_tokens
+        return (first + self.search.stored(state.keys, first, last, piece.group)) * self.page_tokens
+
+    def load(self, state: RequestState, stop: int) -> int:
+        """Fill the next pages of a placed prefill from the second tier; returns the position up to
+        which they are loaded. That is before `stop` where taking pages has cost the tier those that
+        were to be loaded."""
+        assert state.keys is not None
+        piece = holders(state, state.dispatched)[-1][0]
+        slots = self.store.slots[piece.group]
+        first = state.dispatched // self.page_tokens
+        keys = [state.keys[index] for index in range(first, stop // self.page_tokens)]
+        for key in reversed(keys):
+            slots.touch(key)
+        for index, key in enumerate(keys, first):
+            self.take(state, (index + 1) * self.page_tokens)
+            page = piece.pages[index - piece.start // self.page_tokens]
+            if not slots.load(page, key):
+                return index * self.page_tokens
+        return stop
+
     def grow(self, state: RequestState) -> int | None:
         """Make room for the next decode's token. Returns the group that has no page left, or None
         when all is well."""
@@ -230,46 +239,6 @@ class KvPlan:
                 users = (self.store.users(group, page) for page in reversed(piece.pages))
                 return 1 in users or piece.promised > 0
         return False
-
-    def _hit(self, keys: PageKeys, limit: int, group: int) -> Hit:
-        """The pages of a sequence, up to `limit` of them, that can be used by a request whose first
-        piece is in `group`. It goes on in another group where a piece may end."""
-        least = self._pages(self.cutoff)  # of a piece that is not the last
-        others = [other for other in range(self.grid.groups) if other != group]
-        stretches: list[Stretch] = []
-        start = 0
-        pages = self._reach(keys, 0, limit, group)
-        while pages:
-            end = start + len(pages)
-            following: dict[int, list[int]] = {}
-            edges = (start + least, end) if len(pages) >= least else ()
-            for edge in edges:  # sooner, if that leads at least as far
-                following = {other: self._reach(keys, edge, limit, other) for other in others}
-                longest = max(map(len, following.values()), default=0)
-                if longest and edge + longest >= end:
-                    break
-            else:
-                stretches.append(Stretch(group, start * self.page_tokens, pages))
-                break
-            stretches.append(Stretch(group, start * self.page_tokens, pages[: edge - start]))
-            group = max(others, key=lambda other: len(following[other]))
-            others.remove(group)
-            start = edge
-            pages = following[group]
-        found = sum([len(stretch.pages) for stretch in stretches])
-        return Hit(found * self.page_tokens, tuple(stretches))
-
-    def _reach(self, keys: PageKeys, start: int, limit: int, group: int) -> list[int]:
-        """The pages that a group has side by side, from the start-th of a sequence on."""
-        pages: list[int] = []
-        while start < limit:
-            some = keys.some(start, min(limit, start + LOOKED_UP))
-            found = self.store.reach(group, some)
-            pages += found
-            start += len(some)
-            if len(found) < len(some):
-                break
-        return pages
 
     def _shared(self, tokens: int, hit: Hit) -> tuple[list[Piece], int]:
         """The pieces that a hit makes, and the first position that belongs to none of them."""

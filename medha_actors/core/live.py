@@ -49,6 +49,7 @@ class LiveRequests:
         self.evictions = 0
         # prompt tokens looked for and found at starts
         self.prefix_queries = self.prefix_hits = 0
+        self.tier_queries = self.tier_hits = 0  # the same in the second tier
         # (who lost its KV, for whom) since the last batch
         self.evicted: list[tuple[str, str]] = []
         # a heap of ids; those that have ended leave it late
@@ -82,15 +83,18 @@ class LiveRequests:
         if state.id not in self.holding:
             self._begin(state, start)
         if state.prefilling:
-            state.remaining_s = self._table.seconds(stop, state.goal)
-            state.load_s = self._table.load_s(stop, state.goal)
+            state.remaining_s = self._table.seconds(*state.work)
+            state.load_s = self._table.load_s(*state.work)
             self.queue.put(state)
         else:
             self.queue.remove(state)
             self._start_decoding(state)
 
-    def computed(self, state: RequestState, stop: int) -> None:
-        """The positions below `stop` have come back."""
+    def computed(self, state: RequestState, stop: int, loaded: int) -> None:
+        """The positions below `stop` have come back, the last of them from the second tier."""
+        if loaded:
+            self.tier_hits += 0 if state.dropped else loaded
+            state.loaded(stop - loaded, stop)
         state.computed = stop
         self.hits.published(self.kv.publish(state))
         if stop < state.goal:
@@ -118,8 +122,9 @@ class LiveRequests:
         state.drop_cache()
         self._requeue(state)
 
-    def restart(self, lost: Collection[int]) -> None:
-        """The stages know nobody any more, and the KV of the groups in `lost` is gone.
+    def restart(self, lost: Collection[int], found: Collection[int] = ()) -> None:
+        """The stages know nobody any more, and the KV of the groups in `lost` is gone, with their
+        second tiers but for those in `found`.
 
         Who has a piece there starts over with everything known; the others go on from what has been
         computed.
@@ -143,8 +148,7 @@ class LiveRequests:
             if was_decoding:
                 self._start_decoding(state)
             self.ready[state.id] = state
-        for group in lost:
-            self.kv.store.forget(group)
+        self.kv.store.restart(lost, found)
         for state in dropped:
             self._requeue(state)
 
@@ -228,7 +232,9 @@ class LiveRequests:
 
     def _slack_after(self, state: RequestState, now: float) -> float:
         """Slack of a request if its KV were dropped now: the recomputation counts."""
-        return state.due_at - now - self._table.seconds(0, state.known)
+        stored = state.published * self._grid.page_tokens if self.kv.store.tiered else 0
+        stored = self._table.worth(0, stored, state.known)
+        return state.due_at - now - self._table.seconds(0, state.known, stored)
 
     def _let_go(self, state: RequestState) -> None:
         self._stop_decoding(state)
@@ -247,8 +253,9 @@ class LiveRequests:
         if state.keys is not None and not state.epoch:
             self.prefix_queries += state.prompt
             self.prefix_hits += start
+            self.tier_queries += state.prompt - start if self.kv.store.tiered else 0
         state.begin(start)
-        state.total_work_s = self._table.seconds(state.hit, state.goal)
+        state.total_work_s = self._table.seconds(state.hit, state.goal, state.stored)
         self.hits.leave(state)
         self.hits.lead(state)
 
@@ -259,10 +266,9 @@ class LiveRequests:
 
     def _value(self, state: RequestState) -> None:
         """The seconds of a prefill that is not wholly dispatched; what is cached costs none."""
-        state.total_work_s = self._table.seconds(state.hit, state.goal)
-        done = max(state.hit, state.dispatched)
-        state.remaining_s = self._table.seconds(done, state.goal)
-        state.load_s = self._table.load_s(done, state.goal)
+        state.total_work_s = self._table.seconds(state.hit, state.goal, state.stored)
+        state.remaining_s = self._table.seconds(*state.work)
+        state.load_s = self._table.load_s(*state.work)
         self.queue.put(state)
 
 

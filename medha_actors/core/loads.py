@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import Piece
 
@@ -14,11 +15,17 @@ Touched = Sequence[tuple[Piece, int]]
 class BatchLoads:
     """The load of every group. Seconds in it are uncorrected."""
 
-    def __init__(self, model: ExecutionModel, groups: int) -> None:
+    def __init__(self, model: ExecutionModel, kv: KvPlan, most_tokens: int) -> None:
+        """`most_tokens`: of a batch."""
+        groups = kv.grid.groups
         self._model = model
+        self._kv = kv
         self.by_group = [GroupLoad()] * groups
+        # without those that pages take to and from the second tier
         self.seconds = [0.0] * groups
         self._decode_s = [0.0] * groups  # of the decodes alone
+        # groups in which a page that is taken may push out another, to the second tier
+        self._pushing = [kv.pushes(group, most_tokens) for group in range(groups)]
 
     def add_decode(self, touched: Touched) -> None:
         """One more decode; `value_decodes` counts its time."""
@@ -33,6 +40,9 @@ class BatchLoads:
         for group, load in enumerate(self.by_group):
             if load.rows and not load.prefill_rows:
                 self._decode_s[group] = self.seconds[group] = self._model.base(load)
+                if self._kv.store.tiered:
+                    pending = len(self._kv.store.slots[group].pending)
+                    self.by_group[group] = load.with_moves(pending, 0)
 
     def with_chunk(
         self, touched: Touched, goal: int, start: int, tokens: int, extend: bool = False
@@ -48,8 +58,16 @@ class BatchLoads:
             before = start - piece.start if writes else cached
             load = self.by_group[piece.group]
             load = load.with_prefill(tokens, before, writes, count, sample, extend)
+            if writes and self._pushing[piece.group]:
+                load = load.with_moves(load.saved + self._pages(tokens), load.loaded)
             loads.append((piece.group, load))
         return loads
+
+    def with_pages(self, group: int, pages: int) -> list[tuple[int, GroupLoad]]:
+        """The load of a group with so many pages more from its second tier, for `take`."""
+        load = self.by_group[group]
+        pushed = pages if self._pushing[group] else 0
+        return [(group, load.with_moves(load.saved + pushed, load.loaded + pages))]
 
     def corrected_s(self, loads: list[tuple[int, GroupLoad]]) -> float:
         """Seconds that the slowest of these loads with prefill would take."""
@@ -60,6 +78,10 @@ class BatchLoads:
         for group, load in loads:
             self.by_group[group] = load
             self.seconds[group] = self._model.base(load)
+
+    def moved(self, group: int, saved: int, loaded: int) -> None:
+        """How many pages the group really moves."""
+        self.by_group[group] = self.by_group[group].with_moves(saved, loaded)
 
     def rows(self, touched: Touched) -> int:
         """Rows of the fullest of these groups."""
@@ -74,12 +96,13 @@ class BatchLoads:
         it."""
         mixed = self._model.prefill.scale
         alone = self._model.decode.scale
+        moves = self._model.moves.scale
         slowest_s = 0.0
         for group, load in enumerate(self.by_group):
             seconds = self._decode_s[group] * alone
             if load.prefill_rows:
                 seconds = max(seconds, self.seconds[group] * mixed)
-            slowest_s = max(slowest_s, seconds)
+            slowest_s = max(slowest_s, seconds + self._model.moving(load) * moves)
         return slowest_s
 
     def decodes_s(self) -> float:
@@ -90,6 +113,13 @@ class BatchLoads:
         """Seconds of the batch in its slowest stage and group, uncorrected."""
         return max(self.seconds)
 
+    def moving_s(self) -> float:
+        """Of the pages to and from the second tier, in the slowest stage and group."""
+        return max([self._model.moving(load) for load in self.by_group])
+
     def calibrated_s(self) -> float:
-        """The same, of all stages and groups together."""
-        return sum([self._model.work(load) for load in self.by_group if load.rows])
+        """Of all that, in all stages and groups together."""
+        return sum([self._model.work(load) for load in self.by_group])
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._kv.page_tokens)

@@ -2,8 +2,9 @@
 time budget.
 
 Each prefill, in the policy's order, gets the largest chunk whose predicted batch time still fits,
-in every group it touches. Space sharing: a long prefill leaves a part of the budget, growing with
-its relative slack, to the short ones behind it; what they do not use it takes back.
+in every group it touches: of tokens to compute, or of pages to load from the second tier. Space
+sharing: a long prefill leaves a part of the budget, growing with its relative slack, to the short
+ones behind it; what they do not use it takes back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, pipeline_share
+from medha_actors.core.chunking import (
+    LONE_BUDGETS,
+    UNIT,
+    largest_chunk,
+    largest_number,
+    pipeline_share,
+)
 from medha_actors.core.kv_plan import Grid, holders, piece_end
 from medha_actors.core.loads import BatchLoads
 from medha_actors.core.placement import Placement
@@ -34,6 +41,7 @@ class Pick(NamedTuple):
 
     state: RequestState
     stop: int
+    loaded: bool = False  # it comes from the second tier: nothing is computed
 
 
 class Packer:
@@ -55,7 +63,7 @@ class Packer:
         self._placement = placement
         self._kv = placement.kv
         self.budget_s = budget_s
-        self.loads = BatchLoads(model, grid.groups)
+        self.loads = BatchLoads(model, placement.kv, config.max_batch_tokens)
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
         # what is left of the prefills begun in each group
@@ -175,25 +183,33 @@ class Packer:
             self._unplace(state)
             self._sparing.append(state)
             return 1
-        groups = {piece.group for piece, _ in holders(state, state.dispatched)}
+        touched = [piece.group for piece, _ in holders(state, state.dispatched)]
+        stored = self._placement.stored(state)
+        loading = stored > state.dispatched
+        groups = {touched[-1]} if loading else set(touched)
         share = self._share(state) if long and len(queue) > 1 else 1.0
         barred = bool(groups & closed)
         room_s = self._limit(limit_s) if long else limit_s
         tokens = 0
-        if not barred:
+        if not barred and loading:
+            tokens = self._loadable(touched[-1], stored - state.dispatched, room_s * share)
+        elif not barred:
             tokens = self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:
             if fresh:
                 self._unplace(state)
-            if not barred and not long and not state.dispatched:
+            if not barred and not long and not loading and not state.dispatched:
                 self._shut |= groups  # the cheapest tokens there are do not fit here
             return 1 if barred else MISFIT
         if fresh:
             self._kv.reserve(state, state.pieces)
             self._slots -= 1
-        if share < 1:
-            self._yielding.append(len(self.prefills))
-        self._add(state, tokens)
+        if loading:
+            self._load(state, stored, tokens)
+        else:
+            if share < 1:
+                self._yielding.append(len(self.prefills))
+            self._add(state, tokens)
         if long:
             self._long_groups |= groups
         if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
@@ -210,7 +226,7 @@ class Packer:
         if self._alone:
             return limit_s
         limit_s *= self._config.long_share
-        if any(stop == state.goal and not state.output for state, stop in self.prefills):
+        if any(pick.stop == pick.state.goal and not pick.state.output for pick in self.prefills):
             limit_s = min(limit_s, COURTESY * self._model.prefill.scale * self.loads.base_s())
         return limit_s
 
@@ -269,7 +285,7 @@ class Packer:
 
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""
-        state, stop = self.prefills[index]
+        state, stop, _ = self.prefills[index]
         touched = holders(state, state.dispatched)
         end = min(piece_end(state.pieces, state.dispatched, state.goal), state.edge)
         room = self._config.max_chunk_tokens - (stop - state.dispatched)
@@ -288,4 +304,25 @@ class Packer:
     def _add(self, state: RequestState, tokens: int) -> None:
         touched = holders(state, state.dispatched)
         self.loads.take(self.loads.with_chunk(touched, state.goal, state.dispatched, tokens))
+        state.stored = 0
         self.prefills.append(Pick(state, state.dispatched + tokens))
+
+    def _loadable(self, group: int, tokens: int, limit_s: float) -> int:
+        """As many of the next tokens, all of which a group has in its second tier, as can be loaded
+        within `limit_s`: whole pages. At least one page if the batch has no prefill yet."""
+        page = self._kv.page_tokens
+
+        def fits(pages: int) -> bool:
+            loads = self.loads.with_pages(group, pages)
+            return self.loads.corrected_s(loads) <= limit_s
+
+        pages = largest_number(tokens // page, fits)
+        return page * (pages if pages or self.prefills else 1)
+
+    def _load(self, state: RequestState, stored: int, tokens: int) -> None:
+        state.stored = stored
+        group = holders(state, state.dispatched)[-1][0].group
+        stop = self._kv.load(state, state.dispatched + tokens)
+        pages = (stop - state.dispatched) // self._kv.page_tokens
+        self.loads.take(self.loads.with_pages(group, pages))
+        self.prefills.append(Pick(state, stop, loaded=True))

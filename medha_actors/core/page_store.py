@@ -4,7 +4,8 @@ A page has a number of users. Those who share one have found it by its key and o
 page that is written to has one user and no key. A page with a key outlives its users: it is idle
 until somebody finds it again, or until its room is needed. Then the page that was used longest ago
 goes first, and of those given back together the deepest, so that what is left of a sequence is
-always its beginning. Idle pages that a waiting request has found go last.
+always its beginning. Idle pages that a waiting request has found go last. Where there is a second
+tier, what was in a page that goes can be read back from there (GroupSlots).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 
 from medha_actors.core.page_keys import PageKey
+from medha_actors.core.page_slots import GroupSlots
+from medha_actors.messages import Batch
 
 _NONE = -1  # instead of a page's number
 
@@ -50,10 +53,13 @@ class GroupPages:
 class PageStore:
     """Pages by group and number, and by group and key."""
 
-    def __init__(self, groups: int, pages_per_group: int) -> None:
+    def __init__(self, groups: int, pages_per_group: int, slots_per_group: int = 0) -> None:
         self.groups = [GroupPages(pages_per_group) for _ in range(groups)]
+        # a single slot would have to give way for the page that it is loaded into
+        self.tiered = slots_per_group > 1
+        self.slots = [GroupSlots(slots_per_group) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
-        # wanted ones that went nevertheless; whoever reads clears it
+        # wanted ones that went nevertheless, and what went from slots; whoever reads clears it
         self.lost: list[PageKey] = []
 
     def available(self, group: int) -> int:
@@ -61,8 +67,12 @@ class PageStore:
         pages = self.groups[group]
         return len(pages.free) + len(pages.idle) + len(pages.kept)
 
+    def free(self, group: int) -> int:
+        """Those of them with nothing in them."""
+        return len(self.groups[group].free)
+
     def kept(self, group: int) -> int:
-        """Those of them that waiting requests count on."""
+        """Those that waiting requests count on."""
         return len(self.groups[group].kept)
 
     def cached(self, group: int) -> int:
@@ -76,7 +86,10 @@ class PageStore:
             page = pages.free.pop()
         else:
             page, _ = (pages.idle or pages.kept).popitem(last=False)
-            self._forget(pages, page)
+            key = self._forget(pages, page)
+            gone = self.slots[group].keep(page, key) if self.tiered else None
+            if gone is not None:
+                self.lost.append(gone)
         pages.users[page] = 1
         return page
 
@@ -131,15 +144,29 @@ class PageStore:
         key = pages.key_of[page]
         if key is not None:
             self._forget(pages, page)
+            self.slots[group].withdraw(key)
 
-    def forget(self, group: int) -> None:
-        """The contents of a group are gone; nobody may be using its pages."""
+    def restart(self, lost: Collection[int], found: Collection[int]) -> None:
+        """What was on its way to the stages is gone, and the groups in `lost`, whose pages nobody
+        may be using; of these, the second tiers of those in `found` are there still."""
+        for group in lost:
+            self._lose(group)
+        for group, slots in enumerate(self.slots):
+            self.lost += slots.restart(group in lost and group not in found)
+
+    def _lose(self, group: int) -> None:
         pages = self.groups[group]
         for page in (*pages.idle, *pages.kept):
             self._forget(pages, page)
             pages.free.append(page)
         pages.idle.clear()
         pages.kept.clear()
+
+    def settle(self, batch: Batch) -> None:
+        """A batch has come back: what it was to save is saved."""
+        for slots, message in zip(self.slots, batch.groups, strict=True):
+            if message is not None and message.moves:
+                slots.settle(message.moves)
 
     def want(self, keys: Collection[PageKey]) -> None:
         """A waiting request has found these, the first of its tokens: they are the last to go."""
@@ -164,10 +191,11 @@ class PageStore:
                     del pages.kept[page]
                     pages.idle[page] = None
 
-    def _forget(self, pages: GroupPages, page: int) -> None:
+    def _forget(self, pages: GroupPages, page: int) -> PageKey:
         key = pages.key_of[page]
         assert key is not None
         pages.key_of[page] = None
         del pages.page_of[key]
         if key in self._wanted:
             self.lost.append(key)
+        return key

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
-from medha_actors.core.kv_plan import NO_HIT, Hit, KvPlan, holders
+from medha_actors.core.kv_plan import KvPlan, holders
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import Piece, RequestState
+from medha_actors.core.search import NO_HIT, Hit
 
 
 class Start(NamedTuple):
@@ -49,7 +50,7 @@ class Placement:
         ahead of it in the groups it touches first (`ahead_s`), and its own."""
         hits: list[Hit] = []
         if state.keys is not None:
-            hits = self.kv.hits(state.keys, state.hit_limit)
+            hits = self.kv.search.hits(state.keys, state.hit_limit)
         best: Start | None = None
         best_s = 0.0
         for hit in (*hits, NO_HIT):
@@ -58,13 +59,18 @@ class Placement:
                 continue
             touched = [piece.group for piece in pieces if piece.start <= hit.tokens]
             wait_s = max([ahead_s[group] for group in touched])
-            seconds = wait_s + self._table.seconds(hit.tokens, state.goal)
+            stored = self._table.worth(hit.tokens, hit.stored, state.goal)
+            seconds = wait_s + self._table.seconds(hit.tokens, state.goal, stored)
             if best is None or seconds < best_s:
                 best = Start(pieces, hit.tokens)
                 best_s = seconds
             if self._groups == 1:
                 break
         return best
+
+    def stored(self, state: RequestState) -> int:
+        """Up to where a placed prefill had better load what comes next from the second tier."""
+        return self._table.worth(state.dispatched, self.kv.stored(state), state.goal)
 
     def spoils(self, state: RequestState, now: float) -> bool:
         """Whether a placed request would evict what waiting requests have found, although it is
@@ -81,6 +87,11 @@ class Placement:
             if other is not state:
                 tokens = min(lost, other.hit)
                 lost -= tokens
-                again_s += self._table.seconds(other.hit - tokens, other.hit)
+                again_s += self._again_s(other.hit - tokens, other.hit)
                 first_s += other.remaining_s
         return first_s < again_s and state.slack(now) > first_s
+
+    def _again_s(self, start: int, stop: int) -> float:
+        """Seconds to have the pages of these positions again, after they had to make room."""
+        stored = self._table.worth(start, stop, stop) if self.kv.store.tiered else 0
+        return self._table.seconds(start, stop, stored)

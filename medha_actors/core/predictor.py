@@ -48,6 +48,8 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     exchange_step_s: float = 0.0
     # a chunk's cache is read while it computes (GPUs): the longer of the two counts
     overlapped: bool = False
+    save_s: float = 0.0  # a page to the second tier
+    load_s: float = 0.0  # and back
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -67,6 +69,12 @@ class GroupLoad(msgspec.Struct, frozen=True):
     decode_kv: int = 0
     exchanged: int = 0
     sampled: int = 0
+    saved: int = 0  # pages
+    loaded: int = 0
+
+    def with_moves(self, saved: int, loaded: int) -> GroupLoad:
+        """The same with so many pages to and from the second tier."""
+        return msgspec.structs.replace(self, saved=saved, loaded=loaded)
 
     def with_decode(self, cached: int, writes: bool = True, groups: int = 1) -> GroupLoad:
         """One more decode, over `cached` tokens of this group."""
@@ -79,6 +87,8 @@ class GroupLoad(msgspec.Struct, frozen=True):
             self.decode_kv + cached,
             self.exchanged + groups - 1,
             self.sampled + writes,
+            self.saved,
+            self.loaded,
         )
 
     def with_prefill(
@@ -101,6 +111,8 @@ class GroupLoad(msgspec.Struct, frozen=True):
             self.decode_kv,
             self.exchanged + rows * (groups - 1),
             self.sampled + (sample and writes),
+            self.saved,
+            self.loaded,
         )
 
     def decodes(self) -> GroupLoad:
@@ -121,6 +133,9 @@ def load_of(message: StepMessage | None) -> GroupLoad:
             load = load.with_decode(span.piece_tokens, span.sample, groups)
         else:
             load = load.with_prefill(rows, span.piece_tokens, span.writes, groups, span.sample)
+    if message is not None and message.moves:
+        loaded = sum([move.load for move in message.moves])
+        load = load.with_moves(len(message.moves) - loaded, loaded)
     return load
 
 
@@ -167,6 +182,9 @@ class _Stage:
             seconds += profile.exchange_step_s + profile.exchange_s * load.exchanged
         return seconds
 
+    def moving_s(self, load: GroupLoad) -> float:
+        return self.profile.save_s * load.saved + self.profile.load_s * load.loaded
+
 
 @dataclass(slots=True)
 class Regime:
@@ -176,6 +194,11 @@ class Regime:
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     calibrated_s: float = 0.0  # what all stages were to work on them, uncorrected
     worked_s: float = 0.0  # and did
+
+    def learn(self, ratio: float) -> None:
+        """A batch took so many times what the profile says."""
+        self.ratios.append(min(100.0, max(0.01, ratio)))
+        self.scale = median(self.ratios)
 
 
 class ExecutionModel:
@@ -192,6 +215,7 @@ class ExecutionModel:
         self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
         self.prefill = Regime()
         self.decode = Regime()
+        self.moves = Regime()
         # how much longer than predicted one batch with prefill in ten takes
         self.margin = 1.0
         self._errors: deque[float] = deque(maxlen=ERRORS)
@@ -205,52 +229,83 @@ class ExecutionModel:
         step_s: float = 0.0,
         pair_s: float = 0.0,
         kv_s: float = 0.0,
+        page_s: float = 0.0,
     ) -> Self:
         """A model without calibration: whole-model costs per row, per (query, key) pair, per cached
-        token read."""
+        token read, per page to or from the second tier."""
         stage = StageProfile(
             rows=((1, token_s / stages),),
             step_s=step_s / stages,
             pair_s=pair_s / stages,
             prefill_kv_s=kv_s / stages,
             decode_kv_s=kv_s / stages,
+            save_s=page_s / stages,
+            load_s=page_s / stages,
         )
         return cls(Profile((stage,) * stages))
 
     def base(self, load: GroupLoad) -> float:
-        """Uncorrected seconds of the slowest stage."""
+        """Uncorrected seconds of the slowest stage, computing."""
         return max([stage.seconds(load) for stage in self._unique])
+
+    def moving(self, load: GroupLoad) -> float:
+        """Uncorrected seconds of the slowest stage with pages to and from the second tier."""
+        if not load.saved and not load.loaded:
+            return 0.0
+        return max([stage.moving_s(load) for stage in self._unique])
+
+    def loading_s(self, pages: int) -> float:
+        """Corrected seconds until so many pages are back from the second tier."""
+        return self.moving(GroupLoad(loaded=pages)) * self.moves.scale
 
     def mixed(self, load: GroupLoad) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""
-        return self.base(load) * self.prefill.scale
+        return self.base(load) * self.prefill.scale + self.moving(load) * self.moves.scale
 
     def predict(self, load: GroupLoad) -> float:
         """Corrected seconds of one group's part of a batch; never less than its decodes alone would
         take."""
-        alone = self.base(load.decodes()) * self.decode.scale
+        moving_s = self.moving(load) * self.moves.scale
+        alone = self.base(load.decodes()) * self.decode.scale + moving_s
         return max(self.mixed(load), alone) if load.prefill_rows else alone
 
     def stage_seconds(self, load: GroupLoad) -> tuple[float, ...]:
         """Uncorrected seconds of every stage, first to last."""
-        seconds = [stage.seconds(load) for stage in self._unique]
+        seconds = [stage.seconds(load) + stage.moving_s(load) for stage in self._unique]
         return tuple([seconds[kind] for kind in self._kinds])
 
     def work(self, load: GroupLoad) -> float:
         """Uncorrected seconds of all stages together."""
-        return sum([count * stage.seconds(load) for count, stage in self._counted])
+        seconds = 0.0
+        for count, stage in self._counted:
+            seconds += count * (stage.seconds(load) + stage.moving_s(load))
+        return seconds
 
-    def observe(self, base_s: float, predicted_s: float, actual_s: float, prefill: bool) -> None:
+    def observe(
+        self,
+        base_s: float,
+        predicted_s: float,
+        actual_s: float,
+        prefill: bool,
+        moving_s: float = 0.0,
+    ) -> None:
         """A batch took `actual_s`: move the ratio of its regime (a median: outliers do not pull
-        it)."""
-        if base_s <= 0 or actual_s <= 0:
+        it).
+
+        `base_s`, `moving_s`: what computing and moving pages were to take, uncorrected. A batch
+        teaches one of the two: it is taken as known what the smaller part took.
+        """
+        if base_s + moving_s <= 0 or actual_s <= 0:
             return
         self._errors.append(abs(predicted_s - actual_s) / actual_s)
+        moved_s = moving_s * self.moves.scale
+        if moved_s > predicted_s / 2:
+            self.moves.learn((actual_s - predicted_s + moved_s) / moving_s)
+            return
         regime = self.prefill if prefill else self.decode
-        ratios = regime.ratios
-        ratios.append(min(100.0, max(0.01, actual_s / base_s)))
-        regime.scale = median(ratios)
+        regime.learn((actual_s - moved_s) / base_s)
         if prefill:
+            ratios = regime.ratios
             slow = sorted(ratios)[len(ratios) * 9 // 10]
             self.margin = min(LARGEST_MARGIN, max(1.0, slow / regime.scale))
 

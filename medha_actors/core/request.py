@@ -87,8 +87,9 @@ class RequestState:
     expected: tuple[int, float, float] | None = None
     keys: PageKeys | None = None  # of its pages; None: it neither finds nor leaves any
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
+    stored: int = 0  # what lies before this is loaded from the second tier, as far as one can tell
     published: int = 0  # pages that others can find, as far as they can be found at all
-    dropped: int = 0  # tokens that were computed when its KV cache was dropped last
+    dropped: int = 0  # tokens that were computed when its KV cache was dropped last; 0: never
     # positions that were in flight when the pipeline died (core.suspects)
     danger: range = NO_DANGER
 
@@ -201,8 +202,13 @@ class RequestState:
         self.dropped = self.computed
         self.epoch += 1
         self.pieces = []
-        self.dispatched = self.computed = self.published = self.hit = 0
+        self.dispatched = self.computed = self.published = self.hit = self.stored = 0
         self.goal = self.known
+
+    @property
+    def work(self) -> tuple[int, int, int]:
+        """What is left to dispatch of its prefill, for PrefillTable.seconds."""
+        return max(self.hit, self.dispatched), self.goal, self.stored
 
     def begin(self, start: int) -> None:
         """The first span is on its way: what lies before `start` was found in the cache."""
@@ -210,7 +216,13 @@ class RequestState:
         if not self.epoch:
             self.milestones.cached_tokens = min(self.hit, self.prompt)
         self.milestones.recomputed_tokens -= min(self.hit, self.dropped)
-        self.dropped = 0
+
+    def loaded(self, start: int, stop: int) -> None:
+        """Positions [start, stop) have come from the second tier."""
+        if self.dropped:
+            self.milestones.recomputed_tokens -= max(0, min(stop, self.dropped) - start)
+        else:
+            self.milestones.cached_tokens += max(0, min(stop, self.prompt) - start)
 
     def resume(self, known: Resumed) -> None:
         """The request began in another engine: everything known of it becomes its prefill."""

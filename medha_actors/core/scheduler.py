@@ -17,7 +17,7 @@ from functools import partial
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.announcing import Announcing
-from medha_actors.core.assembly import Flight, Flown, assemble
+from medha_actors.core.assembly import Flight, batch_of
 from medha_actors.core.chunking import PrefillTable, batch_budget
 from medha_actors.core.completion import Completion
 from medha_actors.core.kv_plan import Grid, KvPlan
@@ -67,6 +67,7 @@ class Scheduler:
             max_chunk=settings.max_chunk_tokens,
             cutoff=KvPlan(grid).cutoff,
             groups=grid.groups,
+            page_tokens=grid.page_tokens,
         )
         self.live = LiveRequests(settings, grid, self.table)
         limit = settings.max_waiting_requests
@@ -127,7 +128,7 @@ class Scheduler:
             ttft_objective_s=deadline_at - request.arrived_at,
             tpot_objective_s=state.tpot_s,
             predicted_ttft_s=waited_s + first_s + request.way_s,
-            cached_tokens=state.hit,
+            cached_tokens=max(state.hit, state.stored),
         )
 
     def cancel(
@@ -204,9 +205,11 @@ class Scheduler:
             raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
         return self._completion.landed(self._flights.popleft(), results, now)
 
-    def restart(self, now: float, lost: Collection[int] | None = None) -> list[Event]:
+    def restart(
+        self, now: float, lost: Collection[int] | None = None, found: Collection[int] = ()
+    ) -> list[Event]:
         """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
-        gone.
+        gone; the second tiers of those in `found` are there still.
 
         Requests that were in flight in those groups (in any, if none is lost) become suspects,
         which run alone once; those that were running alone are ended.
@@ -217,7 +220,7 @@ class Scheduler:
         self._announcing.nothing_to_do()
         self._turn = []
         events = [self._completion.finish(state, "error", DEADLY, now) for state in convicted]
-        self.live.restart(every if lost is None else lost)
+        self.live.restart(every if lost is None else lost, found)
         return events
 
     def stats(self) -> Stats:
@@ -253,36 +256,28 @@ class Scheduler:
         packer.add_decodes(self.live.choose_decodes(groups, spared, now))
 
     def _dispatch(self, packer: Packer, now: float, alone: bool = False) -> Batch:
+        live = self.live
         picks = packer.decodes + packer.prefills
-        for state, stop in packer.prefills:
-            self.live.kv.take(state, stop)
-        batch_id = next(self._batch_ids)
-        messages = assemble(batch_id, picks, self.live.closing)
-        batch = Batch(
-            id=batch_id,
-            groups=messages,
-            budget_s=packer.budget_s,
-            predicted_s=packer.loads.predicted_s(),
-            prefill_tokens=sum(stop - state.dispatched for state, stop in packer.prefills),
-            decode_tokens=len(packer.decodes),
-        )
-        spans = [Flown(state, state.epoch, stop, stop == state.known) for state, stop in picks]
+        for state, stop, _ in packer.prefills:
+            live.kv.take(state, stop)
+        batch, flown = batch_of(next(self._batch_ids), packer, live.closing, live.kv.store)
         base_s = packer.loads.base_s()
+        moving_s = packer.loads.moving_s()
         calibrated_s = packer.loads.calibrated_s()
-        self._flights.append(Flight(batch, spans, base_s, calibrated_s, alone, now))
+        self._flights.append(Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now))
         prefilling = [pick.state for pick in packer.prefills]
         load_s = self._announcing.dispatching(packer, now)
         slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in prefilling]
-        for state, stop in picks:
+        for state, stop, _ in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now
-            self.live.dispatched(state, stop)
+            live.dispatched(state, stop)
         self._announcing.dispatched(prefilling, load_s, now)
         taken = self._next_turn(prefilling)
-        evicted = tuple(self.live.evicted)
-        self.live.evicted.clear()
+        evicted = tuple(live.evicted)
+        live.evicted.clear()
         self._totals.batches += 1
-        self.record = BatchRecord(batch_id, tuple(slacks), tuple(taken), evicted)
+        self.record = BatchRecord(batch.id, tuple(slacks), tuple(taken), evicted)
         return batch
 
     def _next_turn(self, picked: list[RequestState]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from medha_actors.core.live import LiveRequests
+from medha_actors.core.page_store import PageStore
 from medha_actors.core.predictor import ExecutionModel
 
 
@@ -18,6 +19,17 @@ class Totals:
     batches: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+
+
+class Tier(msgspec.Struct, frozen=True):
+    """The second tiers of all groups: pages saved and loaded since the start, the share of the
+    slots that hold a page, prompt tokens looked for and found there."""
+
+    saved_pages: int = 0
+    loaded_pages: int = 0
+    usage: float = 0.0
+    queries: int = 0
+    hits: int = 0
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +55,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     predictor_error_p90: float | None
     predictor_scale_prefill: float
     predictor_scale_decode: float
+    tier: Tier = Tier()
     # What all stages worked on batches with prefill and without, and what they were to by the
     # calibration
     worked_s: tuple[float, float] = (0.0, 0.0)
@@ -69,6 +82,7 @@ def stats_of(
         prefix_cache_queries_total=live.prefix_queries,
         prefix_cache_hits_total=live.prefix_hits,
         kv_cached=live.kv.cached(),
+        tier=_tier_of(live.kv.store, live.tier_queries, live.tier_hits),
         batches_total=totals.batches,
         prompt_tokens_total=totals.prompt_tokens,
         generation_tokens_total=totals.generated_tokens,
@@ -78,4 +92,15 @@ def stats_of(
         predictor_scale_decode=model.decode.scale,
         worked_s=(model.prefill.worked_s, model.decode.worked_s),
         calibrated_s=(model.prefill.calibrated_s, model.decode.calibrated_s),
+    )
+
+
+def _tier_of(store: PageStore, queries: int, hits: int) -> Tier:
+    """The figures of a store's second tier."""
+    return Tier(
+        saved_pages=sum([slots.saved for slots in store.slots]),
+        loaded_pages=sum([slots.loaded for slots in store.slots]),
+        usage=sum([slots.usage for slots in store.slots]) / len(store.slots),
+        queries=queries,
+        hits=hits,
     )

@@ -1,4 +1,4 @@
-"""Grids, configurations and requests for tests of the scheduler."""
+"""Grids, models, configurations and requests for tests of the scheduler."""
 
 from zlib import crc32
 
@@ -10,6 +10,7 @@ from medha_actors.config import (
     SchedulerConfig,
 )
 from medha_actors.core.kv_plan import Grid
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.messages import (
     Objectives,
     Request,
@@ -20,7 +21,7 @@ from medha_actors.messages import (
 PAGE = 4
 
 
-def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
+def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096, slots=0):
     return Grid(
         stages=stages,
         groups=groups,
@@ -28,6 +29,13 @@ def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096):
         page_tokens=page,
         max_tokens_per_kvp_group=cutoff,
         max_model_len_tokens=length,
+        slots_per_group=slots,
+    )
+
+
+def model_of(stages=1, page_s=0.0):
+    return ExecutionModel.analytic(
+        stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6, page_s=page_s
     )
 
 

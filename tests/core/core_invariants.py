@@ -1,5 +1,6 @@
-"""What holds of the scheduler's counts and pages after every step."""
+"""What holds of the scheduler's counts, pages and slots after every step."""
 
+import itertools
 from collections import Counter
 
 
@@ -41,3 +42,16 @@ def check_pages(world, group, users):
     named = {page for page in range(count) if pages.key_of[page] is not None}
     assert {pages.key_of[page]: page for page in named} == pages.page_of
     assert {*pages.idle, *pages.kept} == named - set(users)
+
+
+def check_slots(world):
+    """Every slot has a key or is free: none is lost, none is used twice. What has been saved and
+    has not come back is in flight or still to be sent."""
+    every = list(range(world.grid.slots_per_group))
+    for group, slots in enumerate(world.scheduler.live.kv.store.slots):
+        assert sorted([*slots.key_of, *slots.free]) == every, "slots leaked or doubled"
+        assert {key: slot for slot, key in slots.key_of.items()} == slots.slot_of
+        sent = [m.moves for flight in world.flights if (m := flight.groups[group]) is not None]
+        moves = itertools.chain(*sent, slots.pending)
+        assert slots.unsettled == Counter(move.slot for move in moves if not move.load)
+        assert not slots.loading, "a load waits for a batch"

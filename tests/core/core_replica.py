@@ -23,7 +23,10 @@ class Replica:
         self.page = page_tokens
         self.tables = {}
         self.slots = {}
+        self.moved = {}  # the batch that loaded what is in a slot, where one did
         self.readers = Counter()
+        # in each slot of the second tier: who saved it in which batch, what
+        self.tier = {}
         # of each request: the positions below this, whose tokens the stages know
         self.seen = {}
 
@@ -39,7 +42,20 @@ class Replica:
             found.append((slot.position, slot.token))
         return found
 
+    def move(self, message):
+        """Pages to the second tier and back. What is loaded was written by its first writer."""
+        for move in message.moves:
+            keys = [(move.page, offset) for offset in range(self.page)]
+            if move.load:
+                _, contents = self.tier[move.slot]
+                self.slots.update(zip(keys, contents, strict=True))
+                for key in keys:
+                    self.moved[key] = message.batch_id
+            else:
+                self.tier[move.slot] = message.batch_id, [self.slots[key] for key in keys]
+
     def step(self, message):
+        self.move(message)
         for request_id in message.closed:
             del self.tables[request_id]
             del self.seen[request_id]
@@ -73,7 +89,13 @@ class Replica:
             page = pages[offset // self.page]
             assert self.readers[page] == 1, "a page that is written to belongs to one request"
             self.slots[page, offset % self.page] = Slot(position, token, span.request_id, batch)
+            self.moved.pop((page, offset % self.page), None)
 
     def lose(self, batches):
         """What these batches were to write was perhaps not written."""
-        self.slots = {key: slot for key, slot in self.slots.items() if slot.batch not in batches}
+        self.slots = {
+            key: slot
+            for key, slot in self.slots.items()
+            if slot.batch not in batches and self.moved.get(key) not in batches
+        }
+        self.tier = {slot: kept for slot, kept in self.tier.items() if kept[0] not in batches}

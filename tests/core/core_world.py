@@ -4,12 +4,12 @@ checked."""
 from collections import deque
 
 import msgspec
-from core_inputs import config_of, grid_of, request_of
-from core_invariants import check_counts
+from core_inputs import config_of, grid_of, model_of, request_of
+from core_invariants import check_counts, check_slots
 from core_replica import Replica
 
 from medha_actors.core.chunking import LONE_BUDGETS
-from medha_actors.core.predictor import ExecutionModel, load_of
+from medha_actors.core.predictor import load_of
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of, token_of
 from medha_actors.messages import (
@@ -31,9 +31,7 @@ class World:
 
     def __init__(self, config, grid, model=None):
         self.config, self.grid = config, grid
-        self.model = model or ExecutionModel.analytic(
-            grid.stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6
-        )
+        self.model = model or model_of(grid.stages)
         self.scheduler = self.make()
         self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
         self.now = 1000.0
@@ -45,6 +43,7 @@ class World:
         self.poison, self.dies = {}, "its groups"
         self.struck = set()  # requests that were in flight in groups that died
         self.condemned = set()
+        self.dropped = set()  # requests whose KV was dropped at some time
 
     def make(self):
         config = self.config
@@ -67,9 +66,9 @@ class World:
     def expire(self):
         self.note(self.scheduler.expire(self.now))
 
-    def restart(self, lost=None):
-        """All groups (or those in `lost`) lose their caches; every stage forgets its page
-        tables."""
+    def restart(self, lost=None, found=()):
+        """All groups (or those in `lost`) lose their caches, and their second tiers but for those
+        in `found`; every stage forgets its page tables."""
         lost_batches = {batch.id for batch in self.flights}
         in_flight = {span.request_id for batch in self.flights for span in spans_of(batch)}
         aboard = {
@@ -79,8 +78,11 @@ class World:
             if message is not None and (not lost or group in lost)
             for span in message.spans
         }
+        for name, state in self.scheduler.live.by_id.items():
+            if any(lost is None or piece.group in lost for piece in state.pieces):
+                self.dropped.add(name)
         self.flights.clear()
-        for event in (events := self.scheduler.restart(self.now, lost)):
+        for event in (events := self.scheduler.restart(self.now, lost, found)):
             assert in_flight == aboard == {event.request_id}, "condemned with others in flight"
             assert event.request_id in self.struck, "condemned for the first death"
             self.condemned.add(event.request_id)
@@ -91,6 +93,8 @@ class World:
             replica.lose(lost_batches)
             if lost is None or group in lost:
                 replica.slots = {}
+                if group not in found:
+                    replica.tier = {}
         self.note(events)
 
     def deadly(self, batch):
@@ -116,6 +120,7 @@ class World:
         """The scheduler is lost with everything in the stages; whoever knows its requests gives
         them to a new one."""
         live = list(self.scheduler.live.by_id)
+        self.dropped.update(live)
         self.scheduler = self.make()
         self.flights.clear()
         self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
@@ -138,6 +143,8 @@ class World:
         self.replay(batch)
         self.flights.append(batch)
         self.batches.append(batch)
+        self.dropped.update(victim for victim, _ in self.scheduler.record.evicted)
+        check_slots(self)
         self.now += batch.predicted_s
         return True
 
@@ -262,6 +269,7 @@ class World:
                 assert event.generated_tokens == len(self.tokens[name])
                 self.finished[name] = event
         self.check()
+        check_slots(self)
 
     def check(self):
         check_counts(self)
@@ -272,11 +280,18 @@ def spans_of(batch):
 
 
 def world_of(
-    stages=1, groups=1, pages=2000, cutoff=None, page=4, length=8000, model=None, **scheduler
+    stages=1,
+    groups=1,
+    pages=2000,
+    cutoff=None,
+    page=4,
+    length=8000,
+    slots=0,
+    model=None,
+    **scheduler,
 ):
-    return World(
-        config_of(**scheduler), grid_of(stages, groups, pages, cutoff, page, length), model
-    )
+    grid = grid_of(stages, groups, pages, cutoff, page, length, slots)
+    return World(config_of(**scheduler), grid, model)
 
 
 def decoding_world(count, stages=1, **more):

@@ -46,6 +46,7 @@ def table_of(model, stages=1, budget_s=0.1, **more):
             "max_chunk": 512,
             "cutoff": 10**9,
             "groups": 1,
+            "page_tokens": 16,
             **more,
         },
     )

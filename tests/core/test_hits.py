@@ -52,7 +52,7 @@ def test_hits_are_right_whatever_was_cached_before():
         )
         state.keys = PageKeys(root_key("m", "", ""), 4, state.tokens)
         common = max((_common(tokens, other) for other in cached), default=0)
-        found = plan.hits(state.keys, state.hit_limit)
+        found = plan.search.hits(state.keys, state.hit_limit)
         assert (found[0].tokens if found else 0) == min(common, len(tokens) - 1) // 4 * 4
         pieces = plan.place(state.goal, [0], [0], *found)
         assert pieces is not None
@@ -83,7 +83,7 @@ def test_a_hit_goes_to_another_group_where_that_leads_further(cached, expected):
     for group, pages in enumerate(cached):
         for page in pages:
             plan.store.publish(group, plan.store.take(group), keys[page])
-    found = plan.hits(keys, 40)[0]
+    found = plan.search.hits(keys, 40)[0]
     stretches = [(one.group, one.start, len(one.pages)) for one in found.stretches]
     assert stretches == expected
 

@@ -275,15 +275,15 @@ def test_who_cannot_ride_along_is_not_looked_up(policy, monkeypatch):
     for index in range(100):
         world.add(request_of(f"r{index}", 3900, 1, world.now, begins=begins))
     looked_up = 0
-    kv = world.scheduler.live.kv
-    hits = kv.hits
+    search = world.scheduler.live.kv.search
+    hits = search.hits
 
     def counted(keys, limit):
         nonlocal looked_up
         looked_up += 1
         return hits(keys, limit)
 
-    monkeypatch.setattr(kv, "hits", counted)
+    monkeypatch.setattr(search, "hits", counted)
     for _ in range(3):
         looked_up = 0
         world.launch()

@@ -3,7 +3,7 @@ finishes."""
 
 from typing import get_args
 
-from core_inputs import config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, model_of, request_of
 from core_world import DEATHS, World
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -33,6 +33,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         fixed=st.sampled_from([None, None, None, 10]),
         prefix_cache=st.sampled_from([True, True, True, False]),
         dies=st.sampled_from(DEATHS),
+        slots=st.sampled_from([0, 0, 1, 2, 5, 60]),
+        page_s=st.sampled_from([0.0, 1e-3, 3e-3, 1.0]),
     )
     def start(
         self,
@@ -47,6 +49,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         fixed,
         prefix_cache,
         dies,
+        slots,
+        page_s,
     ):
         config = config_of(
             policy,
@@ -58,7 +62,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             fixed_chunk_tokens=fixed,
             prefix_cache=prefix_cache,
         )
-        self.world = World(config, grid_of(stages, groups, pages, cutoff, length=120))
+        grid = grid_of(stages, groups, pages, cutoff, length=120, slots=slots)
+        self.world = World(config, grid, model_of(stages, page_s))
         self.world.dies = dies
         self.count = 0
         self.killed = False  # by something else than a poisonous request
@@ -155,7 +160,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose_some_groups(self, data):
         self.killed = True
-        self.world.restart(data.draw(st.sets(st.integers(0, self.world.grid.groups - 1))))
+        some = st.sets(st.integers(0, self.world.grid.groups - 1))
+        self.world.restart(data.draw(some), found=data.draw(some))
 
     @rule()
     def expire(self):
@@ -175,7 +181,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 # what others have computed of its beginning does it no harm
                 poison = world.poison.get(name, 10**6)
                 last = last_computed(world.requests[name])
-                assert poison >= last or poison < event.cached_tokens
+                assert poison >= last or poison < event.cached_tokens or name in world.dropped
             elif event.reason == "error":
                 assert name in world.condemned
                 assert name in world.poison or self.killed
