@@ -8,7 +8,7 @@ been decided, and saved to again as soon as its load has.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
@@ -27,7 +27,8 @@ class GroupSlots:
         self.free = list(range(slots - 1, -1, -1))
         self.slot_of: dict[PageKey, int] = {}
         self.key_of: OrderedDict[int, PageKey] = OrderedDict()  # longest unused first
-        self.unsettled: dict[int, int] = {}  # saves of a slot that have not come back
+        # what has not come back: (slot, load), how often
+        self.unsettled: Counter[tuple[int, bool]] = Counter()
         self.saved = self.loaded = 0  # pages, since the start
         self.pending: list[Move] = []  # decided and not sent
 
@@ -54,9 +55,8 @@ class GroupSlots:
             del self.slot_of[gone]
         self.slot_of[key] = slot
         self.key_of[slot] = key
-        self.unsettled[slot] = self.unsettled.get(slot, 0) + 1
         self.saved += 1
-        self.pending.append(Move(page, slot, load=False))
+        self._decide(page, slot, load=False)
         return gone
 
     def touch(self, key: PageKey) -> bool:
@@ -77,7 +77,7 @@ class GroupSlots:
         if not self.touch(key):
             return False
         self.loaded += 1
-        self.pending.append(Move(page, self.slot_of[key], load=True))
+        self._decide(page, self.slot_of[key], load=True)
         return True
 
     def withdraw(self, key: PageKey) -> None:
@@ -96,19 +96,26 @@ class GroupSlots:
     def settle(self, moves: Iterable[Move]) -> None:
         """A message with these moves has passed all stages."""
         for move in moves:
-            if move.load:
-                continue
-            self.unsettled[move.slot] -= 1
-            if not self.unsettled[move.slot]:
-                del self.unsettled[move.slot]
+            kind = move.slot, move.load
+            self.unsettled[kind] -= 1
+            if not self.unsettled[kind]:
+                del self.unsettled[kind]
 
-    def restart(self, lost: bool) -> list[PageKey]:
-        """What was on its way has perhaps not been carried out; `lost`: all contents are gone.
-        Returns the keys of what is."""
-        doubtful = self.key_of.keys() if lost else self.key_of.keys() & self.unsettled.keys()
-        gone = [self.key_of[slot] for slot in doubtful]
+    def restart(self, died: bool, found: bool) -> list[PageKey]:
+        """What was on its way has perhaps not been carried out. `died`: the group has, and its
+        slots are gone unless they were `found` again; of these, what was being loaded may be what
+        it died of. Returns the keys of what can no longer be had."""
+        if died and not found:
+            gone = list(self.slot_of)
+        else:
+            doubtful = {slot for slot, load in self.unsettled if died or not load}
+            gone = [self.key_of[slot] for slot in doubtful if slot in self.key_of]
         for key in gone:
             self.withdraw(key)
         self.unsettled.clear()
         self.pending.clear()
         return gone
+
+    def _decide(self, page: int, slot: int, load: bool) -> None:
+        self.unsettled[slot, load] += 1
+        self.pending.append(Move(page, slot, load))

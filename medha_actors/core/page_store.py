@@ -152,7 +152,7 @@ class PageStore:
         for group in lost:
             self._lose(group)
         for group, slots in enumerate(self.slots):
-            self.lost += slots.restart(group in lost and group not in found)
+            self.lost += slots.restart(died=group in lost, found=group in found)
 
     def _lose(self, group: int) -> None:
         pages = self.groups[group]

@@ -24,7 +24,8 @@ class BatchRecord(NamedTuple):
     """Why batch `batch_id` is as it is. Pairs are (who had to wait, who took its place)."""
 
     batch_id: int
-    slacks: tuple[Slack, ...]  # of the prefills in it, in the order they were picked
+    # of the prefills it computes a chunk of, in the order they were picked
+    slacks: tuple[Slack, ...]
     preempted: tuple[tuple[str, str], ...]  # unfinished prefills whose turn another took
     # requests that lost their KV since the batch before
     evicted: tuple[tuple[str, str], ...]

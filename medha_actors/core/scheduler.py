@@ -267,7 +267,8 @@ class Scheduler:
         self._flights.append(Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now))
         prefilling = [pick.state for pick in packer.prefills]
         load_s = self._announcing.dispatching(packer, now)
-        slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in prefilling]
+        computed = [pick.state for pick in packer.prefills if not pick.loaded]
+        slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in computed]
         for state, stop, _ in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now

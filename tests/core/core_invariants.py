@@ -45,13 +45,13 @@ def check_pages(world, group, users):
 
 
 def check_slots(world):
-    """Every slot has a key or is free: none is lost, none is used twice. What has been saved and
-    has not come back is in flight or still to be sent."""
+    """Every slot has a key or is free: none is lost, none is used twice. What has been decided
+    and has not come back is in flight or still to be sent."""
     every = list(range(world.grid.slots_per_group))
     for group, slots in enumerate(world.scheduler.live.kv.store.slots):
         assert sorted([*slots.key_of, *slots.free]) == every, "slots leaked or doubled"
         assert {key: slot for slot, key in slots.key_of.items()} == slots.slot_of
         sent = [m.moves for flight in world.flights if (m := flight.groups[group]) is not None]
         moves = itertools.chain(*sent, slots.pending)
-        assert slots.unsettled == Counter(move.slot for move in moves if not move.load)
+        assert slots.unsettled == Counter((move.slot, move.load) for move in moves)
         assert not slots.loading, "a load waits for a batch"

@@ -229,9 +229,16 @@ def test_slots_give_way_to_the_longest_unused():
         (3, 1, True),
     ]
     slots.settle(moves[:2])
-    assert slots.restart(lost=False) == [b"c"]
+    assert slots.restart(died=False, found=False) == [b"c"], "its save has not come back"
     assert slots.reach([b"a"]) == [0]
-    assert slots.restart(lost=True) == [b"a"]
+    assert slots.load(3, b"a")
+    assert slots.restart(died=False, found=False) == []
+    assert slots.load(3, b"a")
+    assert slots.restart(died=True, found=True) == [b"a"], "it may be what the group died of"
+    assert slots.keep(5, b"d") is None
+    slots.settle(slots.send())
+    assert slots.restart(died=True, found=True) == []
+    assert slots.restart(died=True, found=False) == [b"d"]
     assert sorted(slots.free) == [0, 1]
 
 
