@@ -40,6 +40,10 @@ class Decoder(Protocol):
         memory."""
         ...
 
+    def cells(self) -> list[Tensor]:
+        """The KV cache itself, in tensors [layers or more, pages, the numbers of a page]."""
+        ...
+
 
 class Step(NamedTuple):
     """What every layer needs of a step."""
@@ -125,3 +129,6 @@ class TorchDecoder:
 
     def fill(self, pages: int) -> None:
         self.pool.data[:, :, :pages].normal_()
+
+    def cells(self) -> list[Tensor]:
+        return [self.pool.data.flatten(0, 1).flatten(2)]

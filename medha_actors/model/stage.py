@@ -24,6 +24,7 @@ from medha_actors.messages import (
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures, require_known
+from medha_actors.model.host_tier import HostTier
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
@@ -86,6 +87,7 @@ class Stage:
         self.grammars = Grammars(matchers) if self.is_last else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
+        self.tier: HostTier | None = None
 
     @torch.inference_mode()
     def step(
@@ -94,6 +96,8 @@ class Stage:
         """Run one batch. `hidden` [rows, hidden] comes from the stage before; None in the first
         stage."""
         failures = Failures()
+        if self.tier is not None:
+            self.tier.carry_out(message.moves)
         self._follow(message, failures)
         spans = message.spans
         if not spans:

@@ -90,16 +90,15 @@ class KernelDecoder:
         return self.layers.logits(x.contiguous(), self.norm, self.head)
 
     def clear(self, pages: Sequence[int]) -> None:
-        for cells in self._cells():
+        for cells in self.cells():
             for page in pages:
                 cells[:, page] = 0
 
     def fill(self, pages: int) -> None:
-        for cells in self._cells():
+        for cells in self.cells():
             cells[:, :pages].normal_()
 
-    def _cells(self) -> list[Tensor]:
-        """Keys and values, each [layers, pages, numbers of a page]."""
+    def cells(self) -> list[Tensor]:
         dtype = torch.float32 if self.exact else torch.bfloat16
         stores = (self.layers.keys, self.layers.values)
         shape = (len(self.layers.weights), self.pages, -1)
