@@ -24,6 +24,7 @@ from loadgen.twin.models import NamedModel
 from medha_actors.core.predictor import Profile, StageProfile
 from medha_actors.model_spec import split_layers
 
+PAGE_TOKENS = 64
 # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
 _KERNELS = 10
 _EXPERT_KERNELS = 4  # and of a mixture of experts: router, choice, gathering of rows, sum
@@ -117,6 +118,12 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         return self.layers * self._kv_layer_bytes / self._memory
 
     @property
+    def page_s(self) -> float:
+        """A page to host memory or back, in all layers."""
+        size = PAGE_TOKENS * self.layers * self._kv_layer_bytes
+        return size / (self.device.host_speed * self.device.link_share)
+
+    @property
     def exchange_s(self) -> float:
         """A row's partial output (float32, with its log-sum-exp) to one other group and back, in
         all layers."""
@@ -148,6 +155,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
             exchange_step_s=self.layers * self.device.message_s,
             head_s=self.head_s if last else 0.0,
             overlapped=self.device.overlapped,
+            save_s=self.page_s,
+            load_s=self.page_s,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.twin.cost import kv_token_bytes, profile_of, weight_bytes
+from loadgen.twin.cost import PAGE_TOKENS, kv_token_bytes, profile_of, weight_bytes
 from loadgen.twin.hardware import Hardware
 from loadgen.twin.models import NamedModel
 from medha_actors.config import (
@@ -22,8 +22,6 @@ from medha_actors.config import (
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
 from medha_actors.core.simulator import Simulation
-
-PAGE_TOKENS = 64
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +39,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}
     prefix_cache: bool = True
+    host_bytes: int = 0  # of host memory for each device, for the second tier
     measured: Profile | None = None  # a server's own calibration instead of the cost model
     noise: float = 0.0  # relative standard deviation of the time of a batch in a stage
     seed: int = 0
@@ -81,7 +80,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             ),
             scheduler=self.scheduler,
             objectives=ObjectivesConfig(tpot_s=self.tpot_s, **self.objectives),
-            kv_cache=KvCacheConfig(page_tokens=PAGE_TOKENS, prefix_cache=self.prefix_cache),
+            kv_cache=KvCacheConfig(
+                page_tokens=PAGE_TOKENS,
+                prefix_cache=self.prefix_cache,
+                host_bytes=self.host_bytes * self.tp,
+            ),
         )
 
     @property
@@ -118,7 +121,14 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             page_tokens=PAGE_TOKENS,
             max_tokens_per_kvp_group=self.cutoff if self.kvp > 1 else None,
             max_model_len_tokens=self.max_model_len,
+            slots_per_group=self.slots,
         )
+
+    @property
+    def slots(self) -> int:
+        """Pages that the second tier of one group holds."""
+        token_bytes = kv_token_bytes(self.model, self.device, self.tp, self.spp)
+        return int(self.host_bytes / (PAGE_TOKENS * token_bytes))
 
     def hop(self) -> tuple[float, float]:
         """Seconds from one stage to the next: fixed, and per row. Stages stand in nodes of their

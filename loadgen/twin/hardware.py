@@ -10,6 +10,7 @@ attention_share       FlashAttention-3, arXiv 2407.08608, fig. 5: about 640 of 9
 memory_share 0.90     measured: 3.0 of 3.35 TB/s (H100), 4.3 of 4.8 TB/s (H200)
 kernel_s 2 us         assumed: launch gap of a kernel inside a CUDA graph
 collective_s 12 us    assumed: latency of a small all-reduce over NVLink
+host_speed            data sheets: PCIe 4.0 x16 (A100), 5.0 x16 (H100, H200); cpu-2core: assumed
 message_s 10 us       assumed: latency of a small NCCL send over InfiniBand
 link_share 0.80       assumed: share of the wire's speed that NCCL reaches with large messages
 control_s 0.5 ms      measured here: a scheduling decision takes 0.2-0.4 ms, a message over a
@@ -35,6 +36,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     memory_speed: float
     link_speed: float  # inside a node
     network_speed: float  # between nodes
+    host_speed: float  # to and from host memory
     per_node: int = 8
     matrix_share: float = 0.80
     attention_share: float = 0.65
@@ -63,6 +65,7 @@ _CATALOGUE = (
         memory_speed=2.039e12,
         link_speed=300e9,
         network_speed=25e9,
+        host_speed=32e9,
         attention_share=0.70,
     ),
     Hardware(
@@ -72,6 +75,7 @@ _CATALOGUE = (
         memory_speed=3.35e12,
         link_speed=450e9,
         network_speed=50e9,
+        host_speed=64e9,
     ),
     Hardware(
         name="h200",
@@ -80,6 +84,7 @@ _CATALOGUE = (
         memory_speed=4.8e12,
         link_speed=450e9,
         network_speed=50e9,
+        host_speed=64e9,
     ),
     Hardware(
         name="cpu-2core",
@@ -89,6 +94,7 @@ _CATALOGUE = (
         memory_speed=26.5e9,
         link_speed=2e9,
         network_speed=2e9,
+        host_speed=2e9,
         per_node=2,
         matrix_share=1.0,
         attention_share=1.0,

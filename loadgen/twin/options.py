@@ -40,6 +40,9 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         flag("a server's calibration instead of the cost model", metavar="FILE|auto"),
     ] = None
     no_prefix_cache: Annotated[bool, flag("as kv_cache.prefix_cache: false")] = False
+    host_gb: Annotated[
+        float, flag("host memory of a device for the second tier of the cache", ge=0)
+    ] = 0.0
     noise: Annotated[float, flag("relative spread of batch times", ge=0)] = 0.0
 
 
@@ -62,6 +65,7 @@ def deployment_of(options: DeploymentOptions, longest: int, seed: int = 0) -> De
         scheduler=scheduler_of(options.policy, options.scheduler),
         measured=measured,
         prefix_cache=not options.no_prefix_cache,
+        host_bytes=0 if options.no_prefix_cache else int(options.host_gb * 1e9),
         noise=options.noise,
         seed=seed,
     )

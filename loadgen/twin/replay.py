@@ -192,6 +192,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "kv_tokens_per_group": deployment.kv_tokens,
         "tpot_s": deployment.tpot_s,
         "prefix_cache": deployment.prefix_cache,
+        "host_bytes": deployment.host_bytes,
         "scheduler": msgspec.to_builtins(deployment.scheduler),
     }
 

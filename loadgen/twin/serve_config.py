@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.twin.deployment import PAGE_TOKENS, Deployment
+from loadgen.twin.cost import PAGE_TOKENS
+from loadgen.twin.deployment import Deployment
 
 
 def arguments(deployment: Deployment) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
             "page_tokens": PAGE_TOKENS,
             "budget_bytes": int(deployment.free_bytes),
             "prefix_cache": deployment.prefix_cache,
+            "host_bytes": deployment.host_bytes * deployment.tp,
         },
         **({} if cpu else {"accelerator_type": deployment.device.name.upper()}),
     }

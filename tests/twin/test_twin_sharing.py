@@ -14,6 +14,7 @@ from loadgen.show.compare import read_run
 from loadgen.twin.clients import Clients
 from loadgen.twin.commands.fidelity import compare, requests_of
 from loadgen.twin.commands.prefix import at_rate
+from loadgen.twin.hardware import hardware_of
 from loadgen.twin.replay import play
 from loadgen.workload.options import PaceOptions, WorkloadOptions
 from loadgen.workload.plan import build_plan
@@ -229,3 +230,25 @@ def test_fidelity_replays_sessions_and_blocks_with_their_hits(tmp_path, monkeypa
     rows, within = compare(record.requests, measure_all(a_run(replayed), Terms().objectives))
     assert within
     assert any(row[0] == "warm: TTFT P50" for row in rows)
+
+
+def test_a_second_tier_brings_back_what_had_to_make_room():
+    """Sessions in a device with room for a few of them, and host memory for all."""
+    device = replace(hardware_of("h100"), memory_bytes=18.6e9)
+    more = {"gpu": "h100", "model": "llama-3-8b"}
+    small = replace(deployment_of(**more), device=device)
+    assert small.kv_tokens < 8_000
+    large = replace(small, host_bytes=10 * 10**9)
+    assert large.grid().slots_per_group == 10 * 10**9 // (PAGE * 131_072)
+    assert large.profile().stages[0].load_s == pytest.approx(PAGE * 131_072 / 64e9 / 0.8)
+    requests = chats(num_sessions=25, rate=2.0)
+
+    def hit_rate(deployment):
+        records = play(deployment, requests).records
+        assert all(record.completed for record in records)
+        assert all(record.cached_tokens <= record.known_tokens for record in records)
+        known = sum(record.known_tokens for record in records)
+        return sum(record.cached_tokens for record in records) / known
+
+    assert hit_rate(small) < 0.7
+    assert hit_rate(large) > 0.9

@@ -152,6 +152,7 @@ def deployment_of(options: FidelityOptions, record: LoadedRun) -> Deployment:
         objectives=objectives,
         scheduler=scheduler,
         prefix_cache=config.kv_cache.prefix_cache,
+        host_bytes=config.kv_cache.host_bytes,
         measured=profile,
     )
 
