@@ -24,12 +24,22 @@ import msgspec
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.exchange_cost import with_exchange
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
-from medha_actors.messages import Introduction, SamplingParams, Span, StepMessage, pack_tokens
+from medha_actors.messages import (
+    Introduction,
+    Move,
+    SamplingParams,
+    Span,
+    StepMessage,
+    pack_tokens,
+)
+from medha_actors.model_spec import kv_bytes_per_token
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT = 3
 _GUESSED_FLOPS = 1e11  # without calibration; corrected online
+_GUESSED_BYTES_PER_S = 2e9
+_MOVED = 16  # pages
 _CHUNKS = (16, 32, 64, 128, 256, 512)
 _SLOPE_CHUNKS = (32, 256)  # measured on a long cache as well
 _DECODES = (1, 2, 4, 8, 16, 32)
@@ -91,8 +101,7 @@ async def profile_of(cluster: Cluster) -> Profile:
     """The profile of a started cluster: from the disk, or measured now (seconds)."""
     config = cluster.config
     if not config.predictor.calibrate:
-        token_s = 2 * cluster.spec.active_parameters / _GUESSED_FLOPS
-        return ExecutionModel.analytic(config.parallel.spp, token_s=token_s, step_s=1e-3).profile
+        return _guess(cluster)
     path = _cache_path(cluster)
     if config.predictor.cache and path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Profile)
@@ -110,17 +119,51 @@ async def profile_of(cluster: Cluster) -> Profile:
                 batch_id=-1, spans=(), closed=tuple(span.request_id for span in message.spans)
             )
         )
-    packed = [_encode(steps)] * config.parallel.spp
-    seconds = [row[::2] for row in await cluster.measure(packed, repeats=3)]
-    profile = Profile(
-        stages=tuple(fit(dict(zip(measured, row, strict=True)), context) for row in seconds)
-    )
+    moved = min(_MOVED, cluster.pages, cluster.slots)
+    packed = [_encode(steps + moves(moved))] * config.parallel.spp
+    stages = []
+    for row in await cluster.measure(packed, repeats=3):
+        stage = fit(dict(zip(measured, row[: len(steps) : 2], strict=True)), context)
+        stages.append(with_moves(stage, row[len(steps) :], moved))
+    profile = Profile(tuple(stages))
     if config.parallel.kvp > 1:
         profile = await with_exchange(profile, cluster)
     _log.info("calibrated in %.1f s", time.monotonic() - began)
     if config.predictor.cache:
         _write(path, msgspec.json.encode(profile))
     return profile
+
+
+def _guess(cluster: Cluster) -> Profile:
+    """Without calibration."""
+    spec = cluster.spec
+    page_bytes = cluster.config.kv_cache.page_tokens * kv_bytes_per_token(
+        spec, (0, spec.layers), cluster.blueprint.dtype
+    )
+    return ExecutionModel.analytic(
+        cluster.config.parallel.spp,
+        token_s=2 * spec.parameters / _GUESSED_FLOPS,
+        step_s=1e-3,
+        page_s=page_bytes / _GUESSED_BYTES_PER_S,
+    ).profile
+
+
+def moves(count: int) -> list[StepMessage]:
+    """So many pages to the second tier, and back; nothing where there is none."""
+    if not count:
+        return []
+    return [
+        StepMessage(-1, (), moves=tuple([Move(page, page, load) for page in range(count)]))
+        for load in (False, True)
+    ]
+
+
+def with_moves(stage: StageProfile, seconds: list[float], count: int) -> StageProfile:
+    """The stage with the seconds of a page, from those of `moves`."""
+    if not seconds:
+        return stage
+    save_s, load_s = seconds
+    return msgspec.structs.replace(stage, save_s=save_s / count, load_s=load_s / count)
 
 
 def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:

@@ -36,6 +36,15 @@ def pages_of(
     return min(pages)
 
 
+def slots_of(
+    config: MedhaConfig, spec: ModelSpec, layers: list[tuple[int, int]], dtype: str
+) -> int:
+    """Pages per group in the second tier: what `host_bytes` of the stage with the most layers
+    hold."""
+    token_bytes = max([kv_bytes_per_token(spec, held, dtype) for held in layers])
+    return config.kv_cache.host_bytes // (config.kv_cache.page_tokens * token_bytes)
+
+
 def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None:
     """Raises ConfigError, with the numbers, if what was asked for explicitly does not fit `pages`
     in each group.

@@ -11,12 +11,12 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import ray
 
-from medha_actors.actors.capacity import pages_of
+from medha_actors.actors.capacity import pages_of, slots_of
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
@@ -30,6 +30,13 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_kept = msgspec.msgpack.Decoder(Kept).decode
 
 
+class Lost(NamedTuple):
+    """Groups whose KV caches are lost, and those of them whose second tiers are there still."""
+
+    groups: set[int]
+    found: set[int]
+
+
 class Cluster:
     """A started grid. `first`: links to stage 0 of each group (batches out, credits in); `last`:
     from the last stage of each (results), the same links if there is one stage."""
@@ -41,6 +48,7 @@ class Cluster:
         self.profile = profile
         self.first: list[Link] = []
         self.last: list[Link] = []
+        self._secret = ""  # of the last links
 
     @classmethod
     async def start(
@@ -86,9 +94,14 @@ class Cluster:
         """Pages of each KV group."""
         return self.blueprint.pages
 
-    async def revive(self, everything: bool = False) -> set[int]:
-        """Replace the actors that are dead (or all); returns the groups whose KV caches are lost.
-        Then: `link`."""
+    @property
+    def slots(self) -> int:
+        """Pages of each KV group's second tier."""
+        return self.blueprint.slots
+
+    async def revive(self, everything: bool = False) -> Lost:
+        """Replace the actors that are dead (or all); returns what is lost with them. Then:
+        `link`."""
         self.hang_up()
         cells = list(self.crew.shape.cells())
         if everything:
@@ -105,7 +118,12 @@ class Cluster:
         await self.crew.call("load", plans)
         if self.profile and dead:
             await self.keep(self.profile)
-        return {cell.group for cell in dead}
+        groups = {cell.group for cell in dead}
+        if self.config.kv_cache.disk is None or not self.slots:
+            return Lost(groups, set())
+        marks = await self.crew.call("tier_mark", dict.fromkeys(dead, ()))
+        strange = {cell.group for cell in dead if not marks[cell] or marks[cell] != self._secret}
+        return Lost(groups, groups - strange)
 
     async def link(self) -> None:
         """Connect the actors with each other and with this process, and let them serve."""
@@ -128,6 +146,7 @@ class Cluster:
         self.first = links_to(0)
         self.last = self.first if shape.stages == 1 else links_to(shape.stages - 1)
         await self.crew.everybody("serve", secret)
+        self._secret = secret
 
     async def keep(self, profile: bytes) -> None:
         """Have the actors keep what the controller after this one needs to go on with them."""
@@ -194,6 +213,8 @@ async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -
         pages=pages_of(config, spec, layers, dtype, places),
         nodes={cell: place.node_id for cell, place in places.items()},
         cores=assign_cores(places, config),
+        slots=slots_of(config, spec, layers, dtype),
+        run=secrets.token_hex(8),
     )
     plans = {cell: (_encode(blueprint.plan(cell)),) for cell in places}
     resident = await crew.call("load", plans)

@@ -93,6 +93,7 @@ class Controller:
             page_tokens=self.config.kv_cache.page_tokens,
             max_tokens_per_kvp_group=parallel.max_tokens_per_kvp_group,
             max_model_len_tokens=cluster.spec.max_positions,
+            slots_per_group=cluster.slots,
         )
         scheduler = Scheduler(
             self.config.scheduler,

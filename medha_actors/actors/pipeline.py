@@ -149,11 +149,11 @@ class Pipeline:
             try:
                 began = time.monotonic()
                 lost = await self._cluster.revive(everything=hung or attempt > 0)
-                self._publish(self.scheduler.restart(self._now(), lost))
+                self._publish(self.scheduler.restart(self._now(), lost.groups, lost.found))
                 await self.connect()
                 seconds = time.monotonic() - began
                 _log.warning(
-                    "the pipeline is back after %.1f s; KV lost in groups %s", seconds, lost
+                    "the pipeline is back after %.1f s; KV lost in groups %s", seconds, lost.groups
                 )
                 return
             except (MedhaError, RayError, OSError, TimeoutError) as error:

@@ -30,6 +30,8 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     cores: tuple[int, ...]  # empty: not pinned
     device: str
     dtype: str
+    slots: int = 0
+    run: str = ""
 
     @property
     def shape(self) -> Shape:
@@ -45,7 +47,8 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What the actors of a grid are to be. `pages`: of each KV group."""
+    """What the actors of a grid are to be. `pages`, `slots`: of each KV group, on the device and in
+    the second tier; `run`: a name for the files of this one, as no other grid has."""
 
     config: MedhaConfig
     spec: ModelSpec
@@ -55,6 +58,8 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     pages: int
     nodes: dict[Cell, str]
     cores: dict[Cell, tuple[int, ...]]
+    slots: int = 0
+    run: str = ""
 
     def plan(self, cell: Cell) -> StagePlan:
         """What the actor at `cell` is to be."""
@@ -67,6 +72,8 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
             cores=self.cores[cell],
             device=self.device,
             dtype=self.dtype,
+            slots=self.slots,
+            run=self.run,
         )
 
 

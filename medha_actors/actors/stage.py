@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from pathlib import Path
 
 import msgspec
 import ray
@@ -22,6 +23,7 @@ from medha_actors.actors.plans import Identity, Place, StagePlan
 from medha_actors.actors.service import Service, Wires
 from medha_actors.errors import EngineError
 from medha_actors.messages import StepMessage
+from medha_actors.model.host_tier import HostTier, SlotFile, page_bytes
 from medha_actors.model.stage import Stage
 
 _ACCEPT_S = 60.0
@@ -45,6 +47,7 @@ class _Loaded:
             threads=plan.config.actors.threads,
             attention=plan.config.actors.attention,
         )
+        self.stage.tier = _tier_of(plan, self.stage) if plan.slots else None
         self.stage.warm_up()
 
 
@@ -88,6 +91,11 @@ class StageActor:
         self._loaded = _Loaded(plan)
         return resident_bytes()
 
+    def tier_mark(self) -> str:
+        """The secret of the links with which the second tier's file was last at work."""
+        tier = self._ready().stage.tier
+        return tier.file.mark if tier is not None and tier.file is not None else ""
+
     def fill(self, pages: int) -> None:
         """Write noise into the first pages of the KV pool (calibration, benchmarks)."""
         with torch.inference_mode():
@@ -112,6 +120,8 @@ class StageActor:
                     hidden = torch.randn(rows, plan.spec.hidden).to(getattr(torch, plan.dtype))
                 started = time.perf_counter()
                 stage.step(message, hidden, None)
+                if message.moves and stage.tier is not None:
+                    stage.tier.wait()
                 fastest[number] = min(fastest[number], time.perf_counter() - started)
         return fastest
 
@@ -158,6 +168,8 @@ class StageActor:
         self._listener = None
         forget_mailboxes(_mailbox_name(secret, cell))  # every group has opened them by now
         loaded.stage.reset()
+        if loaded.stage.tier is not None and loaded.stage.tier.file is not None:
+            loaded.stage.tier.file.sign(secret)
         self._service = Service(cell, loaded.stage, self._wires)
 
     def _ready(self) -> _Loaded:
@@ -173,6 +185,16 @@ def _locate(node_id: str, device: str) -> Place:
         return Place(node_id, cores, free_bytes, torch.cuda.get_device_name())
     free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Place(node_id, cores, free_bytes, None)
+
+
+def _tier_of(plan: StagePlan, stage: Stage) -> HostTier:
+    cells = stage.decoder.cells()
+    folder = plan.config.kv_cache.disk
+    if folder is None:
+        return HostTier(cells, plan.slots)
+    name = f"{plan.run}-{plan.cell.stage}-{plan.cell.group}"
+    file = SlotFile(Path(folder), name, plan.slots * page_bytes(cells))
+    return HostTier(cells, plan.slots, file)
 
 
 def _mailbox_name(secret: str, cell: Cell) -> str:

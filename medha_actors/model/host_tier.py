@@ -19,6 +19,7 @@ from medha_actors.errors import ModelError
 from medha_actors.messages import Move
 
 SUFFIX = ".kv"
+_HEAD = 4096  # bytes before the slots
 
 
 class HostTier:
@@ -31,8 +32,7 @@ class HostTier:
 
     def __init__(self, cells: Sequence[Tensor], slots: int, file: SlotFile | None = None) -> None:
         """`cells`: see Decoder.cells; `file`: where the slots are; None: in memory."""
-        self.found = file is not None and file.found
-        self._file = file  # holds the lock
+        self.file = file  # holds the lock
         self._cells = [cell.flatten(2) for cell in cells]
         sizes = [len(cell) * cell[0, 0].nbytes for cell in self._cells]
         device = cells[0].device
@@ -77,8 +77,10 @@ class HostTier:
 
 
 class SlotFile:
-    """A memory-mapped file of slots. It is locked as long as its process lives, and outlives it:
-    who opens it again under the same name has `found` what was in it."""
+    """A memory-mapped file of slots. It is locked as long as its process lives, and outlives it.
+
+    `mark`: whose contents these are, as it was signed last; nothing in a new file.
+    """
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
         """`name`: of the server's run, then a dash and the cell's; files of runs that nobody is
@@ -90,28 +92,37 @@ class SlotFile:
                 _sweep(folder, name.split("-", maxsplit=1)[0])
                 self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
                 undo.callback(self._file.close)
-                self.found = _claim(self._file.fileno(), count)
+                _claim(self._file.fileno(), _HEAD + count)
             except OSError as error:
                 raise ModelError(f"kv_cache.disk: {path} of {count} bytes: {error}") from None
             undo.pop_all()
-        self.memory = torch.from_numpy(np.memmap(path, np.uint8, "r+", shape=(count,)))
+        mapped = np.memmap(path, np.uint8, "r+", shape=(_HEAD + count,))
+        self._head = mapped[:_HEAD]
+        self.memory = torch.from_numpy(mapped[_HEAD:])
+
+    @property
+    def mark(self) -> str:
+        return self._head.tobytes().rstrip(b"\0").decode()
+
+    def sign(self, mark: str) -> None:
+        """From now on these contents are known by this."""
+        self._head[:] = np.frombuffer(mark.encode().ljust(_HEAD, b"\0"), np.uint8)
 
     def close(self) -> None:
         """Let others have it."""
         self._file.close()
 
 
-def _claim(file: int, count: int) -> bool:
-    """Lock a file and give it its size; whether it had that already."""
+def _claim(file: int, count: int) -> None:
+    """Lock a file, and empty it if it is not of this size."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    size = os.fstat(file).st_size
-    if size == count:
-        return True
+    if os.fstat(file).st_size == count:
+        return
+    os.ftruncate(file, 0)
     disk = os.fstatvfs(file)
-    if count - size > disk.f_bavail * disk.f_frsize:
+    if count > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.posix_fallocate(file, 0, count)  # now: a page without room would end the process
-    return False
 
 
 def _sweep(folder: Path, run: str) -> None:

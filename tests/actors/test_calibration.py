@@ -3,7 +3,7 @@ measurements."""
 
 import pytest
 
-from medha_actors.actors.calibration import Case, cases, fit
+from medha_actors.actors.calibration import Case, cases, fit, moves, with_moves
 
 CONTEXT = 4096
 
@@ -44,3 +44,17 @@ def test_a_disturbed_chunk_does_not_make_reading_the_cache_dearer_than_a_decode_
     profile = fit(found, CONTEXT)
     assert profile.prefill_kv_s == profile.decode_kv_s == pytest.approx(1e-6)
     assert profile.pair_s == pytest.approx(5e-7, rel=0.01)
+
+
+def test_pages_to_the_second_tier_and_back_are_measured_apart():
+    profile = fit(measured(), CONTEXT)
+    there, back = moves(4)
+    assert [(move.page, move.slot, move.load) for move in there.moves] == [
+        (page, page, False) for page in range(4)
+    ]
+    assert [move.load for move in back.moves] == [True] * 4
+    moved = with_moves(profile, [8e-3, 4e-3], 4)
+    assert (moved.save_s, moved.load_s) == (2e-3, 1e-3)
+    assert moved.rows == profile.rows
+    assert moves(0) == []
+    assert with_moves(profile, [], 0) is profile

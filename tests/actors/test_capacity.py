@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from medha_actors.actors.capacity import pages_of, refuse_impossible
+from medha_actors.actors.capacity import pages_of, refuse_impossible, slots_of
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.local import engine
 from medha_actors.actors.plans import Place
@@ -136,3 +136,21 @@ async def test_a_start_that_cannot_fit_ends_with_the_numbers(cluster):
     ):
         async with engine(args):
             pass
+
+
+def test_slots_of_the_second_tier_are_those_of_the_largest_stage():
+    config = load(
+        {
+            "model_loading_config": {"model_source": "random", "random": {"layers": 5}},
+            "kv_cache": {"host_bytes": 2**20, "page_tokens": 64},
+        }
+    )
+    spec = load_spec(config.model_loading_config)
+    page_bytes = 64 * kv_bytes_per_token(spec, (0, 3), "float32")
+    assert slots_of(config, spec, [(0, 3), (3, 5)], "float32") == 2**20 // page_bytes > 0
+    assert slots_of(load({"parallel": {}}), spec, [(0, 5)], "float32") == 0
+
+
+def test_a_second_tier_without_a_prefix_cache_is_refused():
+    with pytest.raises(ConfigError, match=r"kv_cache\.host_bytes is 64, allowed is 0 to 0"):
+        load({"kv_cache": {"host_bytes": 64, "prefix_cache": False}})

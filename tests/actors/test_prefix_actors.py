@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     return tiny_llama(folder, vocabulary=256, length=4096, seed=5), str(folder)
 
 
-def arguments(folder, spp, kvp, cutoff=None, budget_bytes=2**21, prefix_cache=True):
+def arguments(folder, spp, kvp, cutoff=None, budget_bytes=2**21, prefix_cache=True, **tier):
     return {
         "model_loading_config": {"model_source": folder, "dtype": "float32"},
         "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
@@ -42,6 +42,7 @@ def arguments(folder, spp, kvp, cutoff=None, budget_bytes=2**21, prefix_cache=Tr
             "budget_bytes": budget_bytes,
             "page_tokens": _PAGE,
             "prefix_cache": prefix_cache,
+            **tier,
         },
         "predictor": {"calibrate": False},
     }
@@ -187,3 +188,51 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
     assert [turn.cached for turn in turns] == [192] * 4
     assert [request.cached for request in again] == [192, 192]
     assert {turn.finished.recomputed_tokens > 0 for turn in turns} == {False, True}
+
+
+@pytest.mark.parametrize(("spp", "kvp"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("disk", [False, True], ids=["memory", "file"])
+async def test_loads_from_the_second_tier_change_no_token(spp, kvp, disk, model, warm, tmp_path):
+    """Sessions that take turns in a cache with room for one of them."""
+    folder = str(tmp_path) if disk else None
+    tier = {"host_bytes": 2**22, "disk": folder}
+    arguments_ = arguments(model[1], spp, kvp, budget_bytes=12 * _PAGE * 256, **tier)
+    done = []
+    async with warm.engine(arguments_) as handle:
+        sessions = [prompt_of(400, salt=number) for number in range(3 * kvp)]
+        for turn in range(3):
+            for number, history in enumerate(sessions):
+                asked = await Asked(history + prompt_of(20, salt=turn), 20).ask(handle)
+                sessions[number] = asked.known
+                done.append(asked)
+        stats = await handle.stats()
+    for request in done:
+        request.check(model[0])
+    assert stats["tier"]["loaded_pages"] > 0
+    assert stats["kv_usage"] == 0
+    if kvp == 1:
+        assert all(request.cached >= 384 for request in done[len(sessions) :])
+
+
+@pytest.mark.parametrize("disk", [False, True], ids=["memory", "file"])
+async def test_a_file_outlives_its_actor_and_so_do_its_hits(disk, model, warm, tmp_path):
+    tier = {"host_bytes": 2**22, "disk": str(tmp_path) if disk else None}
+    arguments_ = arguments(model[1], 1, 1, budget_bytes=12 * _PAGE * 256, **tier)
+    async with warm.engine(arguments_) as handle:
+        first = await Asked(prompt_of(400, salt=1), 5).ask(handle)
+        await Asked(prompt_of(700, salt=2), 5).ask(handle)
+        other = Asked(prompt_of(300, salt=3), 60)
+        killed = []
+        victim = (await warm.pids())[0]
+
+        def kill():
+            if not killed and len(other.drawn) >= 5:
+                killed.append(victim)
+                os.kill(victim, signal.SIGKILL)
+
+        await asyncio.wait_for(other.ask(handle, kill), 120)
+        assert killed
+        again = await Asked([*first.prompt, 7], 5).ask(handle)
+    for request in (first, other, again):
+        request.check(model[0])
+    assert again.cached == (384 if disk else 0)

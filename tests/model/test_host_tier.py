@@ -133,18 +133,23 @@ def test_a_file_is_found_again_by_its_name_and_size(tmp_path, opened):
     first = contents(stage, 0)
     file = opened(tmp_path, "run-0", size)
     tier = HostTier(cells, SLOTS, file)
-    assert not tier.found
+    assert file.mark == ""
     carry(tier, [Move(0, 3, load=False)])
+    file.sign("first")
+    file.sign("2nd")
     file.close()
-    again = HostTier(cells, SLOTS, opened(tmp_path, "run-0", size))
-    assert again.found
+    found = opened(tmp_path, "run-0", size)
+    assert found.mark == "2nd"
+    again = HostTier(cells, SLOTS, found)
     carry(again, [Move(1, 3, load=True)])
     assert same(contents(stage, 1), first)
-    assert not opened(tmp_path, "run-1", size).found
+    assert opened(tmp_path, "run-1", size).mark == ""
+    found.close()
+    assert opened(tmp_path, "run-0", size + 1).mark == "", "another size, so no longer the same"
 
 
 def test_a_file_has_one_holder_and_goes_when_its_run_is_over(tmp_path, opened):
-    assert not opened(tmp_path, "old-0", 4096).found
+    opened(tmp_path, "old-0", 4096)
     with pytest.raises(ModelError, match="old-0"):
         opened(tmp_path, "old-0", 4096)
     opened(tmp_path, "dead-0", 4096).close()

@@ -30,7 +30,7 @@ class LocalController:
     medha_actors.telemetry.reports.Reports, and every answer is a copy, as over Ray."""
 
     def __init__(
-        self, stages: int = 2, groups: int = 1, pages: int = 4096, **sections: Any
+        self, stages: int = 2, groups: int = 1, pages: int = 4096, slots: int = 0, **sections: Any
     ) -> None:
         self.config: MedhaConfig = load({"model_loading_config": {"model_id": "toy"}, **sections})
         grid = Grid(
@@ -40,6 +40,7 @@ class LocalController:
             page_tokens=16,
             max_tokens_per_kvp_group=None,
             max_model_len_tokens=65_536,
+            slots_per_group=slots,
         )
         model = ExecutionModel.analytic(stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8)
         self.scheduler = Scheduler(

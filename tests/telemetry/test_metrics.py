@@ -176,3 +176,19 @@ async def test_the_controller_says_which_unsampled_requests_missed():
     found = await controller.take_timelines(Asked(["punctual"], ["late", "unknown"]))
     assert [(t.id, t.missed()) for t in found] == [("punctual", ()), ("late", ("ttft",))]
     assert await controller.take_timelines(Asked([], ["punctual"])) == []
+
+
+async def test_a_batch_that_only_loads_is_counted_as_such():
+    controller = LocalController(pages=40, slots=100)
+    for name, prompt in (("a", 500), ("b", 600), ("a", 500)):
+        controller.add(name, prompt)
+        controller.run()
+    families = await scrape(controller)
+    loaded = value(families, "medha_kv_offload_load_pages", "medha_kv_offload_load_pages_total")
+    assert loaded == 29, "31 full pages, of which 2 had stayed"
+    assert value(families, "medha_external_prefix_cache_hits") == 16 * loaded
+    assert value(families, "medha_external_prefix_cache_queries") == 1600 - 2 * 16
+    assert value(families, "medha_kv_offload_store_pages") >= loaded
+    assert 0 < value(families, "medha_kv_offload_usage_perc") < 1
+    chunks = [timeline.chunks_total for timeline in await controller.find_timelines("a")]
+    assert min(chunks) == 1, "the second time it computed its last tokens alone"

@@ -3,6 +3,6 @@
 observer  what the controller calls while it works
 recorder  fills timelines from the scheduler's records and the stages' reports
 figures   counters and histograms of the engine: of its requests, of its batches, and what the
-          scheduler tells; made of series
+          scheduler tells, of the second tier too; made of series
 reporter  answers what ingress replicas ask (medha_actors.telemetry.reports)
 """

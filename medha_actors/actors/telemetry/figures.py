@@ -3,7 +3,7 @@ scheduler has."""
 
 from __future__ import annotations
 
-from medha_actors.actors.telemetry import scheduler_figures
+from medha_actors.actors.telemetry import scheduler_figures, tier_figures
 from medha_actors.actors.telemetry.batch_figures import BatchFigures
 from medha_actors.actors.telemetry.request_figures import RequestFigures
 from medha_actors.core.stats import Stats
@@ -22,6 +22,7 @@ class Figures:
         """Everything, for `exposition`."""
         return [
             *scheduler_figures.families(stats, self._pages_per_group),
+            *tier_figures.families(stats.tier),
             *self.batches.families(),
             *self.requests.families(model),
         ]
