@@ -114,7 +114,11 @@ def assemble(
     spans: list[list[Span]] = [[] for _ in closing]
     opened: list[list[Introduction]] = [[] for _ in closing]
     for pick in picks:
-        for piece, span in () if pick.loaded else spans_of(pick):
+        if pick.loaded:
+            if pick.state.request.sampling.looks_back:
+                _close(pick.state, closing)
+            continue
+        for piece, span in spans_of(pick):
             spans[piece.group].append(span)
             if not piece.opened:
                 opened[piece.group].append(introduce(pick.state, span.start))
@@ -138,3 +142,12 @@ def assemble(
         messages.append(message)
         closing[group] = []
     return tuple(messages)
+
+
+def _close(state: RequestState, closing: list[list[str]]) -> None:
+    """The stages see no tokens of what is loaded: who looks back is introduced with them anew."""
+    for piece in state.pieces:
+        if piece.opened:
+            closing[piece.group].append(state.id)
+            piece.opened = False
+            piece.sent = 0
