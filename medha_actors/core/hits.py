@@ -118,8 +118,8 @@ class Hits:
         """The request whose prefill a waiting one had better wait for, as it is sooner done.
 
         While the leader has pages of both to dispatch it is: it is ahead, and gets the turns of all
-        who wait for it. Later, if the wait for what is on its way (`returned_s`) and the rest
-        take no longer than computing all that is missing.
+        who wait for it. (Unless it computes what the other can load.) Later, if the wait for what
+        is on its way (`returned_s`) and the rest take no longer than computing all that is missing.
         """
         if state.serial in self._stale:
             self.look(state)
@@ -128,9 +128,12 @@ class Hits:
         if leader is None:
             return None
         common = self._common_tokens(state, leader)
+        ahead_s = 0.0
         if leader.dispatched < common:
-            return leader
-        wait_s = returned_s + self._table.seconds(common, state.goal, state.stored)
+            if state.stored <= state.hit or leader.dispatched < leader.stored:
+                return leader
+            ahead_s = self._table.seconds(leader.dispatched, common)
+        wait_s = returned_s + ahead_s + self._table.seconds(common, state.goal, state.stored)
         alone_s = self._table.seconds(state.hit, state.goal, state.stored)
         return leader if wait_s <= alone_s else None
 

@@ -262,3 +262,25 @@ def test_the_simulator_loads_as_the_server_does():
     for slots, ttft_s in ((0, 0.75), (400, 0.12)):
         result = Simulation(config_of(), grid_of(pages=260, slots=slots), model).run(requests)
         assert result.requests["b"].ttft_s == pytest.approx(ttft_s, rel=0.4)
+
+
+def test_who_can_load_does_not_wait_for_one_who_computes_the_same():
+    """The tier of group 1 has what a slow leader in group 0 has still to compute."""
+    for page_s, waits in ((1e-4, False), (1.0, True)):
+        world = crowded(1, 2, pages=120, cutoff=480, page_s=page_s, batch_budget_s=0.02)
+        begins = list(range(400))
+        store = world.scheduler.live.kv.store
+        world.add(request_of("leader", 404, 1, world.now, begins=begins))
+        for _ in range(3):
+            world.launch()
+            world.land()
+        leader = world.scheduler.live.by_id["leader"]
+        keys = [leader.keys[page] for page in range(100)]
+        slots = store.slots[1 - leader.pieces[0].group]
+        for key in keys:
+            slots.keep(0, key)
+        world.add(request_of("follower", 404, 1, world.now, begins=begins))
+        follower = world.scheduler.live.by_id["follower"]
+        hits = world.scheduler.live.hits
+        assert (follower.stored > follower.hit) == (not waits)
+        assert (hits.leader_of(follower, 0.0) is leader) == waits

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from medha_actors.config import ModelLoadingConfig, RandomWeights
+from medha_actors.messages import Move, StepMessage
+from medha_actors.model.host_tier import HostTier
 from tests.model.stage_driver import GREEDY, Driver
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -78,3 +80,31 @@ def test_16_bits_are_close(attention, dtype, grid):
     for name, (_, logprobs) in expected.items():
         if len(logprobs):
             assert (found[name][1] - logprobs).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attn"])
+def test_pages_go_to_pinned_memory_and_back_beside_the_computing(attention):
+    """Saved and written over in one step, loaded in the next, read in the one after: without a
+    pause for the host."""
+    if attention == "flash_attn" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+
+    def tokens(away):
+        options = {"device": "cuda", "dtype": torch.bfloat16, "attention": attention}
+        driver = Driver(CONFIG, **options, pages=12, page_tokens=256)
+        stage = driver.pipelines[0][0]
+        stage.tier = HostTier(stage.decoder.cells(), 4)
+        driver.add("r", list(range(600)), GREEDY)
+        driver.generate({"r": 2}, 600)
+        if away:
+            pages = driver.requests["r"].pages[0]
+            with torch.inference_mode():
+                for load in (False, True):
+                    moves = [Move(page, slot, load) for slot, page in enumerate(pages)]
+                    stage.step(StepMessage(0, (), moves=tuple(moves)), None, None)
+                    if not load:
+                        stage.decoder.fill(12)
+        driver.generate({"r": 8}, 600)
+        return driver.requests["r"].tokens
+
+    assert tokens(away=True) == tokens(away=False)
