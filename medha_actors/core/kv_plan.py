@@ -25,6 +25,7 @@ from medha_actors.core.search import NO_HIT, Hit, Search
 
 # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
+LOADED = 512  # pages in one batch, at most: a decision has no time to look up more
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +152,7 @@ class KvPlan:
                 self._promised[piece.group] -= missing
 
     def stored(self, state: RequestState) -> int:
-        """Up to where the second tier has what a placed prefill would compute next."""
+        """Up to where a placed prefill could load what it would compute next."""
         start = state.dispatched
         if not self.store.tiered or state.keys is None or start % self.page_tokens:
             return start
@@ -160,7 +161,7 @@ class KvPlan:
             return start
         limit = min(piece_end(state.pieces, start, state.goal), state.hit_limit, state.edge)
         first = start // self.page_tokens
-        last = limit // self.page_tokens
+        last = min(limit // self.page_tokens, first + LOADED)
         return (first + self.search.stored(state.keys, first, last, piece.group)) * self.page_tokens
 
     def load(self, state: RequestState, stop: int) -> int:

@@ -320,7 +320,7 @@ class Packer:
         return page * (pages if pages or self.prefills else 1)
 
     def _load(self, state: RequestState, stored: int, tokens: int) -> None:
-        state.stored = stored
+        state.stored = max(state.stored, stored)
         group = holders(state, state.dispatched)[-1][0].group
         stop = self._kv.load(state, state.dispatched + tokens)
         pages = (stop - state.dispatched) // self._kv.page_tokens

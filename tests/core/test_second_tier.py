@@ -5,6 +5,7 @@ import pytest
 from core_inputs import config_of, grid_of, model_of, request_of
 from core_world import spans_of, world_of
 
+from medha_actors.core.kv_plan import LOADED
 from medha_actors.core.page_slots import GroupSlots
 from medha_actors.core.predictor import ExecutionModel, load_of
 from medha_actors.core.simulator import Simulation
@@ -284,3 +285,21 @@ def test_who_can_load_does_not_wait_for_one_who_computes_the_same():
         hits = world.scheduler.live.hits
         assert (follower.stored > follower.hit) == (not waits)
         assert (hits.leader_of(follower, 0.0) is leader) == waits
+
+
+def test_a_decision_looks_up_so_many_pages_and_no_more():
+    world = crowded(page_s=1e-6, pages=1000, slots=2000, length=8000)
+    serve(world, "a", 3600)
+    serve(world, "other", 3900)
+    first = len(world.batches)
+    accepted = world.add(request_of("b", 3620, 1, world.now, begins=world.known("a")[:3600]))
+    assert accepted.cached_tokens == 3600
+    world.launch()
+    state = world.scheduler.live.by_id["b"]
+    assert state.stored == 3600, "the rest is to be loaded too"
+    assert state.remaining_s < 0.1
+    world.drain()
+    loads = [load_of(batch.groups[0]).loaded for batch in world.batches[first:]]
+    assert max(loads) == LOADED
+    assert sum(loads) > LOADED
+    assert computed(world, "b") == 20
