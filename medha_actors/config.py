@@ -153,7 +153,7 @@ class KvCacheConfig(Section, frozen=True):
     prefix_cache: bool = True
     # per actor, of host memory that pages go to when they have to make room; 0: they are dropped
     host_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
-    disk: Place | None = None  # a folder: the host_bytes are a memory-mapped file there
+    disk: Place | None = None  # a folder: the host_bytes are of a file there
 
 
 class PredictorConfig(Section, frozen=True):
@@ -305,12 +305,13 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
     """Bounds that depend on other fields."""
     scheduler = config.scheduler
     objectives = config.objectives
+    cache = config.kv_cache
     rows = min(65_536, scheduler.max_batch_tokens - 1)
     return [
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
         ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
         ("scheduler.max_running_requests", Bounds(1, rows)),
-        ("kv_cache.host_bytes", Bounds(0, 2**50 * config.kv_cache.prefix_cache)),
+        ("kv_cache.host_bytes", Bounds(int(cache.disk is not None), 2**50 * cache.prefix_cache)),
         ("objectives.tpot_s", Bounds(objectives.min_tpot_s, 3600)),
         ("objectives.default_timeout_s", Bounds(0.001, objectives.max_timeout_s)),
     ]

@@ -154,3 +154,5 @@ def test_slots_of_the_second_tier_are_those_of_the_largest_stage():
 def test_a_second_tier_without_a_prefix_cache_is_refused():
     with pytest.raises(ConfigError, match=r"kv_cache\.host_bytes is 64, allowed is 0 to 0"):
         load({"kv_cache": {"host_bytes": 64, "prefix_cache": False}})
+    with pytest.raises(ConfigError, match=r"kv_cache\.host_bytes is 0, allowed is 1 to"):
+        load({"kv_cache": {"disk": "/tmp/somewhere"}})
