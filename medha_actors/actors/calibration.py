@@ -142,7 +142,7 @@ def _guess(cluster: Cluster) -> Profile:
     )
     return ExecutionModel.analytic(
         cluster.config.parallel.spp,
-        token_s=2 * spec.parameters / _GUESSED_FLOPS,
+        token_s=2 * spec.active_parameters / _GUESSED_FLOPS,
         step_s=1e-3,
         page_s=page_bytes / _GUESSED_BYTES_PER_S,
     ).profile
