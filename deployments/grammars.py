@@ -39,7 +39,8 @@ class GrammarCheck:
         limit_s = self._limits.grammar_timeout_s
         trying = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
-            return await asyncio.wait_for(trying, limit_s)
+            async with asyncio.timeout(limit_s):
+                return await trying
         except TimeoutError:
             if began.is_set():
                 raise _wrong(param, f"takes more than {limit_s:g} s to compile") from None

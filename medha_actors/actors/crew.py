@@ -221,6 +221,7 @@ def _handle(name: str) -> Any:
 async def _answer(call: Awaitable[T]) -> T | None:
     """What a living actor answers; None if it is dead or does not."""
     try:
-        return await asyncio.wait_for(call, _ANSWER_S)
+        async with asyncio.timeout(_ANSWER_S):
+            return await call
     except (RayActorError, TimeoutError):
         return None

@@ -294,7 +294,8 @@ class RayEngine:
             self._on_trial = suspect
             await self._submit_one_again(session, suspect)
             try:
-                await asyncio.wait_for(suspect.heard.wait(), _TRIAL_S)
+                async with asyncio.timeout(_TRIAL_S):
+                    await suspect.heard.wait()
             except TimeoutError:
                 suspect.losses = 0
             self._on_trial = None

@@ -103,7 +103,8 @@ class Pipeline:
         live = self.scheduler.live.by_id
         if live:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._drained.wait()
         unfinished = list(live)
         for request_id in unfinished:
             self._publish(
@@ -113,7 +114,8 @@ class Pipeline:
                 ]
             )
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._sinks.emptied(), _FLUSH_S)
+            async with asyncio.timeout(_FLUSH_S):
+                await self._sinks.emptied()
         return len(unfinished)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

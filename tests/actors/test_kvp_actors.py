@@ -115,9 +115,8 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
     )
     requests = [Followed(prompt, output) for prompt, output in lengths]
     async with warm.engine(arguments(model[1], spp, kvp, cutoff, chunk)) as handle:
-        await asyncio.wait_for(
-            asyncio.gather(*[request.follow(handle) for request in requests]), 120
-        )
+        async with asyncio.timeout(120):
+            await asyncio.gather(*[request.follow(handle) for request in requests])
         assert (await handle.stats())["kv_usage"] == 0
     for request in requests:
         request.check(model[0])
@@ -163,7 +162,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                 await long.follow(handle, kill)
 
             followed = [short.follow(handle, kill) for short in shorts]
-            await asyncio.wait_for(asyncio.gather(*followed, then_long()), 200)
+            async with asyncio.timeout(200):
+                await asyncio.gather(*followed, then_long())
             assert killed_after
             for request in (long, *shorts):
                 request.check(model[0])
@@ -208,7 +208,8 @@ async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_
 
     async with warm.engine(arguments(model[1], spp, kvp, 512), Poisoned) as handle:
         followed = [neighbour.follow(handle, look) for neighbour in neighbours]
-        await asyncio.wait_for(asyncio.gather(*followed, then_poison()), 120)
+        async with asyncio.timeout(120):
+            await asyncio.gather(*followed, then_poison())
     assert poison.finished.reason == "error"
     assert "died repeatedly" in poison.finished.message
     assert not poison.drawn
@@ -228,7 +229,8 @@ async def test_logits_that_are_no_numbers_end_one_request_and_no_actor(model, wa
     async with warm.engine(arguments(model[1], 2, 2, 64, 16)) as handle:
         cells = set(await warm.pids())
         followed = [request.follow(handle) for request in (*neighbours, bad)]
-        await asyncio.wait_for(asyncio.gather(*followed), 120)
+        async with asyncio.timeout(120):
+            await asyncio.gather(*followed)
         assert cells <= set(stage_pids(os.getpid()))
         assert (await handle.stats())["kv_usage"] == 0
     assert bad.finished.reason == "error"

@@ -127,7 +127,8 @@ class Grid:
         await reached.wait()
         made = self.service.made
         await loss()
-        await asyncio.wait_for(work, 200)
+        async with asyncio.timeout(200):
+            await work
         check(live, self.expected)
         assert self.service.made > made
         stats = await self.handle.stats()

@@ -98,7 +98,8 @@ class Asked:
 
 
 async def everyone(handle, requests):
-    await asyncio.wait_for(asyncio.gather(*[request.ask(handle) for request in requests]), 120)
+    async with asyncio.timeout(120):
+        await asyncio.gather(*[request.ask(handle) for request in requests])
 
 
 # The cutoffs: none, at an edge of pages, and inside one
@@ -179,7 +180,8 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
                 killed.append(victim)
                 os.kill(victim, signal.SIGKILL)
 
-        await asyncio.wait_for(asyncio.gather(*[turn.ask(handle, kill) for turn in turns]), 120)
+        async with asyncio.timeout(120):
+            await asyncio.gather(*[turn.ask(handle, kill) for turn in turns])
         assert killed
         again = [Asked([*base, 9], 5) for base in bases]
         await everyone(handle, again)
@@ -230,7 +232,8 @@ async def test_a_file_outlives_its_actor_and_so_do_its_hits(disk, model, warm, t
                 killed.append(victim)
                 os.kill(victim, signal.SIGKILL)
 
-        await asyncio.wait_for(other.ask(handle, kill), 120)
+        async with asyncio.timeout(120):
+            await other.ask(handle, kill)
         assert killed
         again = await Asked([*first.prompt, 7], 5).ask(handle)
     for request in (first, other, again):

@@ -131,7 +131,8 @@ def _unpin(stage: StageActor) -> None:
 async def _unpinned(actor: Any) -> bool:
     """Whether it lives, and then on all cores."""
     try:
-        await asyncio.wait_for(actor.__ray_call__.remote(_unpin), _ANSWER_S)
+        async with asyncio.timeout(_ANSWER_S):
+            await actor.__ray_call__.remote(_unpin)
     except (RayActorError, TimeoutError):
         return False
     return True

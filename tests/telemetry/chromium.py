@@ -67,7 +67,8 @@ class Page:
         """Wait until an expression is true; it is looked at in every frame."""
         again = "requestAnimationFrame(look)"
         look = f"const look = () => ({condition}) ? done(true) : {again}; look()"
-        await asyncio.wait_for(self.evaluate(f"new Promise(done => {{ {look} }})"), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await self.evaluate(f"new Promise(done => {{ {look} }})")
 
     async def screenshot(self) -> bytes:
         """The whole page as PNG."""
@@ -99,7 +100,8 @@ async def browse(url: str, width: int = 1280, height: int = 800) -> AsyncIterato
             assert process.stderr is not None
             port = None
             while port is None:
-                line = (await asyncio.wait_for(process.stderr.readline(), 30)).decode()
+                async with asyncio.timeout(30):
+                    line = (await process.stderr.readline()).decode()
                 assert line, "chromium ended"
                 port = re.search(r"ws://[^:]+:(\d+)/", line)
             async with aiohttp.ClientSession() as session:
@@ -116,4 +118,5 @@ async def browse(url: str, width: int = 1280, height: int = 800) -> AsyncIterato
         finally:
             process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.communicate(), 10)
+                async with asyncio.timeout(10):
+                    await process.communicate()

@@ -260,7 +260,8 @@ async def test_nobody_there_and_cancelling():
     with ScriptedServer(silent) as server:
         async with target_of(server) as target:
             task = asyncio.ensure_future(ask(target))
-            await asyncio.wait_for(asyncio.to_thread(arrived.wait), 10)
+            async with asyncio.timeout(10):
+                await asyncio.to_thread(arrived.wait)
             target.cancel()
             record = await task
             assert record.cancelled
