@@ -16,8 +16,9 @@ from loadgen.twin.commands.fidelity import FidelityOptions, requests_of
 from loadgen.twin.commands.planner import fewest
 from loadgen.twin.correction import Correction, correction_of, replay
 from loadgen.twin.cost import profile_of
+from loadgen.twin.paper import baseline, scaling
+from loadgen.twin.paper import convoy as paper_convoy
 from loadgen.twin.paper import reproduce as table
-from loadgen.twin.paper import scaling
 from loadgen.twin.paper.common import Row
 from loadgen.twin.replay import idle_points
 from loadgen.twin.serve_config import arguments
@@ -240,7 +241,7 @@ def test_reproduce_prints_and_keeps_the_rows(tmp_path, capsys, monkeypatch):
     rows = json.loads((tmp_path / "r" / "reproduce.json").read_text())["rows"]
     assert {row["key"] for row in rows} == {"kvp", "attention", "decision"}
     assert main(["reproduce", "--only", "magic"]) == 2
-    assert table.EXPERIMENTS.keys() >= {"convoy", "spp", "frontier"}
+    assert table.EXPERIMENTS.keys() >= {"convoy", "elastic", "spp", "frontier"}
 
 
 def test_the_laboratory(capsys, tmp_path):
@@ -260,3 +261,24 @@ def test_the_laboratory(capsys, tmp_path):
     found = {f["policy"]: f for f in json.loads((tmp_path / "lab" / "laboratory.json").read_text())}
     assert found["spf"]["short_p50"] <= found["lars"]["short_p50"] < found["fcfs"]["short_p50"]
     assert main([*command[:-3], "luck"]) == 2
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_loongserves_rows_are_of_elastic_instances_and_of_fcfs(monkeypatch):
+    monkeypatch.setattr(paper_convoy, "FRACTIONS", (0.05,))
+    outcome = paper_convoy.convoy(20, quiet)
+    assert outcome.figures["convoy"].keys() == {"esp_tp2", "esp_tp8", "fcfs", "lars"}
+    medians = [row for row in outcome.rows if row.what.startswith("TTFT P50")]
+    assert [row.theirs for row in medians] == [(30, 30)] * 3
+    assert "LoongServe-like, TP2 ESP8" in medians[0].what
+    assert "FCFS on our engine" in medians[2].what
+
+
+def test_elastic_fleets_are_compared_by_their_instances():
+    figure = baseline.elastic_fleets(20, quiet).figures["elastic"]
+    assert len(figure) == 10
+    assert {"TP2 ESP8", "TP8 ESP2, waits", "fcfs", "lars"} <= figure.keys()
+    assert all(values["short P50"] <= values["short P99"] for values in figure.values())

@@ -9,67 +9,86 @@ from loadgen.judge.latencies import percentile, ttfts
 from loadgen.records import LONG, SHORT
 from loadgen.show.output import Say
 from loadgen.twin.deployment import Deployment
-from loadgen.twin.paper.common import Outcome, Row, capacity, paper_deployment, paper_mix, played
+from loadgen.twin.paper.baseline import ELASTIC, WHAT, elastic
+from loadgen.twin.paper.common import (
+    RATE,
+    Outcome,
+    Row,
+    capacity,
+    paper_deployment,
+    paper_mix,
+    played,
+)
+from loadgen.twin.replay import Played
 
 FRACTIONS = (0.0, 0.01, 0.02, 0.03, 0.05)
 POLICIES = ("fcfs", "fcfs_chunked", "edf", "lrs", "lars")
-RATE = 0.75
 _OVERLOAD = (
-    "at 0.75/s with 5% long this grid is offered about as much long prefill as it can do, so under "
-    "FCFS the backlog, and with it the ratio, grows with the length of the run; the baseline is "
-    "FCFS on the same engine, not LoongServe"
+    "at 0.75/s with 5% long this grid is offered about as much long prefill as it can do, so "
+    "whatever serves in order of arrival has a backlog, and with it a ratio, that grows with the "
+    "length of the run"
+)
+_WHY = {
+    "esp_tp2": _OVERLOAD
+    + "; with small instances one is mostly left over that decodes: short ones "
+    "interrupt it for milliseconds, and half of them do not notice the long ones",
+    "esp_tp8": _OVERLOAD + "; a long request has both instances, or one for twice as long",
+    "fcfs": _OVERLOAD + "; FCFS has no instances to spare",
+}
+_ALL_P99 = (
+    "P99 of all requests is a long request's own prefill under LARS: minutes of work on 16 A100 "
+    "that no order of service removes, see the row for short ones alone"
 )
 
 
+def _run(system: str, count: int, rate: float, fraction: float) -> Played:
+    """One of our own policies, or elastic instances, under the paper's mix."""
+    requests = paper_mix(count, rate, fraction)
+    if system in ELASTIC:
+        return played(elastic(ELASTIC[system]), requests)
+    return played(paper_deployment().with_policy(system), requests)
+
+
 def convoy(count: int, say: Say) -> Outcome:
-    """Figure 1: TTFT of all requests by the share of long ones; FCFS without preemption against
-    LARS."""
-    lines: dict[str, list[tuple[float, float, float]]] = {"fcfs": [], "lars": []}
-    for policy, points in lines.items():
+    """Figure 1: TTFT of all requests by the share of long ones; the baselines against LARS."""
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for system in (*WHAT, "lars"):
+        lines[system] = []
         for fraction in FRACTIONS:
-            say(f"convoy: {policy}, {100 * fraction:g}% long")
-            run = played(paper_deployment().with_policy(policy), paper_mix(count, RATE, fraction))
-            values = ttfts(run.records)
-            points.append((fraction, percentile(values, 50), percentile(values, 99)))
-    worst = lines["fcfs"][-1]
-    best = lines["lars"][-1]
-    rows = [
-        Row(
-            key="convoy",
-            what="TTFT P50, FCFS over LARS, 5% long, 0.75/s, 16 A100, 8B (paper: LoongServe)",
-            theirs=(30, 30),
-            ours=worst[1] / best[1],
-            why=_OVERLOAD,
-        ),
-        Row(
-            key="convoy",
-            what="TTFT P99, likewise",
-            theirs=(174, 174),
-            ours=worst[2] / best[2],
-            at_least=False,
-            why=(
-                "P99 of all requests is a long request's own prefill under LARS: minutes of work "
-                "on 16 A100 that no order of service removes, see the row for short ones alone"
+            say(f"convoy: {system}, {100 * fraction:g}% long")
+            values = ttfts(_run(system, count, RATE, fraction).records)
+            point = (fraction, percentile(values, 50), percentile(values, 99))
+            lines[system].append(point)
+    best = ttfts(_run("lars", count, RATE, 0.05).records)
+    best_short = ttfts(_run("lars", count, RATE, 0.05).records, SHORT)
+    rows = []
+    for system, what in WHAT.items():
+        run = _run(system, count, RATE, 0.05)
+        values = ttfts(run.records)
+        short = ttfts(run.records, SHORT)
+        rows += [
+            Row(
+                key="convoy",
+                what=f"TTFT P50, {what}, over LARS, 5% long, 0.75/s, 16 A100, 8B",
+                theirs=(30, 30),
+                ours=percentile(values, 50) / percentile(best, 50),
+                why=_WHY[system],
             ),
-        ),
-    ]
-    short = {
-        policy: ttfts(
-            played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05)).records,
-            SHORT,
-        )
-        for policy in lines
-    }
-    ratio = percentile(short["fcfs"], 99) / percentile(short["lars"], 99)
-    rows.append(
-        Row(
-            key="convoy",
-            what="TTFT P99 of short requests alone, likewise",
-            theirs=(174, 174),
-            ours=ratio,
-            why=_OVERLOAD,
-        )
-    )
+            Row(
+                key="convoy",
+                what="TTFT P99, likewise",
+                theirs=(174, 174),
+                ours=percentile(values, 99) / percentile(best, 99),
+                why=_ALL_P99,
+            ),
+            Row(
+                key="convoy",
+                what="TTFT P99 of short requests alone, likewise",
+                theirs=(174, 174),
+                ours=percentile(short, 99) / percentile(best_short, 99),
+                why=_WHY[system],
+            ),
+        ]
     return Outcome(rows=rows, figures={"convoy": lines})
 
 
@@ -108,11 +127,11 @@ def policies(count: int, say: Say) -> Outcome:
     return Outcome(rows=rows, figures={"policies": times})
 
 
-def _short_p90_ok(policy: str, count: int, rate: float) -> bool:
-    run = played(paper_deployment().with_policy(policy), paper_mix(count, rate, 0.05))
+def _short_p90_ok(system: str, count: int, rate: float) -> bool:
+    records = _run(system, count, rate, 0.05).records
     return (
-        percentile(ttfts(run.records, SHORT), 90) <= 1.0
-        and percentile(ttfts(run.records, LONG, normalised=True), 90) <= 3.0
+        percentile(ttfts(records, SHORT), 90) <= 1.0
+        and percentile(ttfts(records, LONG, normalised=True), 90) <= 3.0
     )
 
 
@@ -121,33 +140,29 @@ def rates(count: int, say: Say) -> Outcome:
     acceptable."""
     tried = (0.0625, 0.125, 0.25, 0.5, 0.75)
     lines = {}
-    for policy in ("fcfs", "fcfs_chunked", "edf", "lars"):
-        say(f"capacity: {policy}")
-        runs = [
-            played(paper_deployment().with_policy(policy), paper_mix(count, rate, 0.05))
+    for system in (*ELASTIC, "fcfs", "fcfs_chunked", "edf", "lars"):
+        say(f"capacity: {system}")
+        lines[system] = [
+            (rate, percentile(ttfts(_run(system, count, rate, 0.05).records, SHORT), 90))
             for rate in tried
         ]
-        lines[policy] = [
-            (rate, percentile(ttfts(run.records, SHORT), 90))
-            for rate, run in zip(tried, runs, strict=True)
-        ]
     best = {}
-    for policy in ("fcfs", "lars"):
-        holds = partial(_short_p90_ok, policy, count)
-        best[policy] = capacity(holds, 0.01, 2.0, 0.15)
+    for system in (*WHAT, "lars"):
+        holds = partial(_short_p90_ok, system, count)
+        best[system] = capacity(holds, 0.01, 2.0, 0.15)
     rows = [
         Row(
             key="capacity",
-            what="highest rate with acceptable TTFT, LARS over FCFS (fig. 9)",
+            what=f"highest rate with acceptable TTFT, LARS over {what} (fig. 9)",
             theirs=(5, 5.7),
-            ours=best["lars"] / best["fcfs"],
+            ours=best["lars"] / best[system],
             why=(
-                "acceptable: P90 of short ones within 1 s, of long ones within 3 times idle. Under "
-                "FCFS the share of short ones that wait is the load of the long ones: P90 allows a "
-                "load near 10%, P80 near 20%, so the percentile sets the ratio; LoongServe's "
-                "elastic groups also spare some short ones"
+                "acceptable: P90 of short ones within 1 s, of long ones within 3 times idle. In "
+                "order of arrival the share of short ones that wait is the load of the long ones: "
+                "P90 allows a load near 10%, P80 near 20%, so the percentile sets the ratio"
             ),
         )
+        for system, what in WHAT.items()
     ]
     return Outcome(rows=rows, figures={"capacity": {"lines": lines, "best": best}})
 

@@ -21,6 +21,8 @@ NAMES = {
     "edf": "EDF",
     "lrs": "LRS",
     "lars": "LARS",
+    "esp_tp2": "LoongServe-like, TP2 ESP8",
+    "esp_tp8": "LoongServe-like, TP8 ESP2",
 }
 
 
@@ -92,10 +94,11 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
             index,
             NAMES[policy],
         )
-    for index, (policy, rate) in enumerate(data["best"].items()):
+    systems = list(data["lines"])
+    for policy, rate in data["best"].items():
         axes.axvline(
             rate,
-            color=CYCLE[5 + index],
+            color=CYCLE[systems.index(policy)],
             linestyle=":",
             label=f"capacity of {NAMES[policy]}: {rate:.2g}/s",
         )
@@ -106,6 +109,26 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
     axes.set_title("P90 of short requests' time to first token, simulated", fontsize="medium")
     axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.set_size_inches(8.6, 3.9)
+    figure.savefig(path)
+
+
+def _elastic(data: dict[str, Any], path: Path) -> None:
+    figure = _figure(1, 2)
+    places = np.arange(len(data))
+    names = [NAMES.get(name, name) for name in data]
+    for axes, kind, percents in zip(
+        figure.axes, ("short", "long"), ((50, 90, 99), (50, 99)), strict=True
+    ):
+        for index, percent in enumerate(percents):
+            at = [values[f"{kind} P{percent}"] for values in data.values()]
+            offset = 0.26 * (index - (len(percents) - 1) / 2)
+            axes.barh(places + offset, at, 0.24, color=CYCLE[index], label=f"P{percent}")
+        axes.set_yticks(places, names if kind == "short" else [""] * len(names), fontsize="small")
+        axes.invert_yaxis()
+        _log(axes, "x")
+        axes.set(xlabel="time to first token, seconds", title=f"{kind} requests")
+        axes.legend(fontsize="x-small")
+    _title(figure, "Elastic instances on 16 A100, 0.75 requests/s, 5% long, simulated")
     figure.savefig(path)
 
 
@@ -257,6 +280,7 @@ PICTURES: dict[str, Callable[[Any, Path], None]] = {
     "convoy": _convoy,
     "policies": _policies,
     "capacity": _capacity,
+    "elastic": _elastic,
     "pools": _pools,
     "spp": _spp,
     "kvp": _kvp,

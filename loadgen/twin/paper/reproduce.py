@@ -15,13 +15,14 @@ from loadgen.flags import flag
 from loadgen.show import figures
 from loadgen.show.output import Say, claim_directory
 from loadgen.show.tables import Table, as_text
-from loadgen.twin.paper import convoy, scaling
+from loadgen.twin.paper import baseline, convoy, scaling
 from loadgen.twin.paper.common import Row
 
 EXPERIMENTS = {
     "convoy": convoy.convoy,
     "policies": convoy.policies,
     "capacity": convoy.rates,
+    "elastic": baseline.elastic_fleets,
     "sharing": convoy.sharing,
     "pools": convoy.pools,
     "spp": scaling.spp,
