@@ -1,5 +1,4 @@
-"""Which requests share a prefill and which instances work on it: dynamic programming (section 5.3
-of the LoongServe paper)."""
+"""Which requests share a prefill and which instances work on it: dynamic programming."""
 
 from __future__ import annotations
 

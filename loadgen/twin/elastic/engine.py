@@ -12,8 +12,8 @@ from loadgen.errors import LoadgenError
 from loadgen.records import PlannedRequest, RequestRecord, open_record
 from loadgen.twin.clients import name_of
 from loadgen.twin.elastic.cost import Costs, ElasticDeployment
+from loadgen.twin.elastic.dispatcher import Dispatcher, Prefill, Running
 from loadgen.twin.elastic.fleet import Answer, Fleet, Team, place
-from loadgen.twin.elastic.manager import Manager, Prefill, Running
 from loadgen.twin.replay import Played
 
 
@@ -47,7 +47,7 @@ class _Run:
     ) -> None:
         self._costs = Costs(deployment)
         self._fleet = Fleet(deployment.instances, self._costs.kv_tokens)
-        self._manager = Manager(self._costs, self._fleet, deployment.patient)
+        self._dispatcher = Dispatcher(self._costs, self._fleet, deployment.patient)
         self._requests = requests
         self._watch = watch
         self._waiting: deque[PlannedRequest] = deque()
@@ -102,13 +102,13 @@ class _Run:
         self._serial += 1
 
     def _dispatch(self) -> None:
-        """Rounds of the manager until nobody more can begin."""
+        """Rounds until nobody more can begin."""
         while self._waiting:
-            prefills = self._manager.round(self._waiting, self._running, self._now)
-            for source, target, starts_at, ends_at in self._manager.moves:
+            prefills = self._dispatcher.round(self._waiting, self._running, self._now)
+            for source, target, starts_at, ends_at in self._dispatcher.moves:
                 self._use((source, target), starts_at, ends_at, "move")
                 self._at(ends_at, _nothing, None)
-            self._manager.moves.clear()
+            self._dispatcher.moves.clear()
             if not prefills:
                 return
             begun = {request.index for prefill in prefills for request in prefill.requests}
@@ -149,7 +149,7 @@ class _Run:
             answer.take(self._now)
         ended = [answer for answer in answers if not answer.left]
         for answer in ended:
-            self._manager.learn(self._now - answer.token_times[0])
+            self._dispatcher.learn(self._now - answer.token_times[0])
         if ended:
             self._fleet.finish(ended)
 

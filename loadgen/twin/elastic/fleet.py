@@ -20,7 +20,7 @@ class Placement(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """A request from its dispatch on."""
+    """One in the making, from the dispatch of its request on."""
 
     planned: PlannedRequest
     master: int

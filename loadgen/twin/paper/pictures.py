@@ -114,20 +114,27 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
 
 def _elastic(data: dict[str, Any], path: Path) -> None:
     figure = _figure(1, 2)
-    places = np.arange(len(data))
-    names = [NAMES.get(name, name) for name in data]
+    runs = data["runs"]
+    places = np.arange(len(runs))
+    names = [NAMES.get(name, name) for name in runs]
     for axes, kind, percents in zip(
         figure.axes, ("short", "long"), ((50, 90, 99), (50, 99)), strict=True
     ):
         for index, percent in enumerate(percents):
-            at = [values[f"{kind} P{percent}"] for values in data.values()]
+            at = [values[f"{kind} P{percent}"] for values in runs.values()]
             offset = 0.26 * (index - (len(percents) - 1) / 2)
-            axes.barh(places + offset, at, 0.24, color=CYCLE[index], label=f"P{percent}")
+            colour = CYCLE[(50, 90, 99).index(percent)]
+            axes.barh(places + offset, at, 0.24, color=colour, label=f"P{percent}")
         axes.set_yticks(places, names if kind == "short" else [""] * len(names), fontsize="small")
         axes.invert_yaxis()
         _log(axes, "x")
         axes.set(xlabel="time to first token, seconds", title=f"{kind} requests")
-        axes.legend(fontsize="x-small")
+    for place, name in enumerate(runs):
+        draws = data["draws"].get(name, [])
+        label = "P50 in five draws" if place == 0 else None
+        figure.axes[0].plot(draws, [place - 0.26] * len(draws), "k.", markersize=4, label=label)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+    figure.axes[0].legend(fontsize="small", ncols=4, **below)
     _title(figure, "Elastic instances on 16 A100, 0.75 requests/s, 5% long, simulated")
     figure.savefig(path)
 

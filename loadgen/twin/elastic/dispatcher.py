@@ -1,5 +1,5 @@
-"""The global manager: who is dispatched, on which instances, in which teams (sections 5.1 to 5.3 of
-the LoongServe paper).
+"""Who is dispatched, on which instances, in which teams: the rounds of LoongServe's global
+manager.
 
 Its rules weigh seconds per token: what those gain who wait, by the tokens of their prompts, against
 what those lose who decode, by the tokens of their answers.
@@ -17,7 +17,7 @@ from loadgen.twin.elastic.cost import Costs
 from loadgen.twin.elastic.division import Part, divide
 from loadgen.twin.elastic.fleet import Answer, Fleet, Placement, Team, place
 
-# of those who wait, the manager looks at no more in a round
+# of those who wait, a round looks at no more
 _LOOKED_AT = 32
 
 
@@ -38,7 +38,7 @@ class Running(msgspec.Struct, frozen=True):
     answers: list[Answer]
 
 
-class Manager:
+class Dispatcher:
     """One round after the other. `patient`: see ElasticDeployment."""
 
     def __init__(self, costs: Costs, fleet: Fleet, patient: bool) -> None:
