@@ -23,7 +23,8 @@ Not modelled, or otherwise:
 - The room of an answer is reserved with its prompt's, so that nothing is evicted and memory never
   asks a decode to grow. Real servers do not know an answer's length.
 - A decode does not take more instances for the sake of computing: below the batch size at which
-  computing takes longer than reading the weights (136 rows on an A100) it would gain nothing.
+  computing takes longer than reading the weights (136 rows on an A100; the runs of the table have
+  at most 32) it would gain nothing.
 - A ring's sends hide behind attention entirely. Decisions and messages take `control_s` a step, as
   in our own twin. No activations in memory, no fragmentation.
 - Open loops only: no sessions, no prefix cache.

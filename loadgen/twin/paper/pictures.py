@@ -133,8 +133,8 @@ def _elastic(data: dict[str, Any], path: Path) -> None:
         draws = data["draws"].get(name, [])
         label = "P50 in five draws" if place == 0 else None
         figure.axes[0].plot(draws, [place - 0.26] * len(draws), "k.", markersize=4, label=label)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    figure.axes[0].legend(fontsize="small", ncols=4, **below)
+    below = (0.5, -0.16)
+    figure.axes[0].legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=below)
     _title(figure, "Elastic instances on 16 A100, 0.75 requests/s, 5% long, simulated")
     figure.savefig(path)
 
