@@ -6,6 +6,7 @@ nothing is mutated. `None` means "derive it".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,7 @@ from medha_actors.quantities import (
     Tokens,
     Variable,
 )
-from medha_actors.tuning import AdmissionConfig, OrderConfig, Section
+from medha_actors.tuning import AdmissionConfig, FairnessConfig, OrderConfig, Section
 
 
 class RandomWeights(Section, frozen=True):
@@ -111,6 +112,7 @@ class SchedulerConfig(Section, frozen=True):
     policy: Policy = "lars"
     order: OrderConfig = OrderConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    fairness: FairnessConfig = FairnessConfig()
     # time a batch may take in a stage; None: objectives.tpot_s / (stages + 1)
     batch_budget_s: Annotated[float, Meta(ge=1e-4, le=3600.0)] | None = None
     # chunked prefill with a constant size, for comparison
@@ -298,6 +300,9 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
     # "not a number" is neither below nor above a bound, so the conversion lets it pass
     for path, bounds in (*numbers(MedhaConfig), *_relations(config)):
         check(config, path, bounds)
+    for tenant, weight in config.scheduler.fairness.weights.items():
+        if math.isnan(weight):
+            raise ConfigError(f"args: scheduler.fairness.weights: {tenant} has no number")
     return config
 
 

@@ -116,7 +116,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: bytes
     sampling: SamplingParams
     objectives: Objectives = Objectives()
-    priority: int = 0  # smaller is served earlier, before any policy
+    # smaller is served earlier, before any policy, of those of the same tenant
+    priority: int = 0
+    tenant: str = ""  # whose share of the machine it has; "": all who are not told apart
     arrived_at: float = 0.0
     way_s: float = 0.0  # what a first token takes to the client, as its replica has learned
     traceparent: str | None = None

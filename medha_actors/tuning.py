@@ -45,3 +45,20 @@ class AdmissionConfig(Section, frozen=True):
     document_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] = 2.0
     # nobody is told to come back later than that
     longest_retry_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 3600.0
+
+
+Weight = Annotated[float, Meta(ge=0.01, le=100.0)]
+
+
+class FairnessConfig(Section, frozen=True):
+    """How tenants share the machine (docs/fairness.md)."""
+
+    enabled: bool = True  # False: all requests are one tenant's
+    # of a tenant's share, 1 for those that are not named; names as in the file of API keys
+    weights: Annotated[dict[str, Weight], Meta(max_length=1024)] = msgspec.field(
+        default_factory=dict
+    )
+    # of what one leaves to others: how much it can have later before its turn
+    most_advance_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 2.0
+    # whether x-llm-d-inference-fairness-id names the tenant: only behind a gateway that sets it
+    gateway_header: bool = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from medha_actors.config import ObjectivesConfig
+from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.chunking import PrefillTable
-from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.live import LiveRequests
 from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import Milestones, RequestState
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
@@ -29,22 +29,24 @@ def rejected(error: MedhaError) -> Rejected:
 
 
 class Admission:
-    """Server policy: bounds, deadlines, timeouts. At most `queue` requests wait."""
+    """Server policy: bounds, deadlines, timeouts, tenants."""
 
     def __init__(
         self,
-        queue: int,
+        settings: SchedulerConfig,
         objectives: ObjectivesConfig,
         cache_name: str | None,
         grid: Grid,
         table: PrefillTable,
-        hits: Hits,
+        live: LiveRequests,
     ) -> None:
-        self._queue = queue
+        self._most_waiting = settings.max_waiting_requests
+        self._fair = settings.fairness.enabled
         self._objectives = objectives
         self._cache_name = cache_name
         self._table = table
-        self._hits = hits
+        self._queue = live.queue
+        self._hits = live.hits
         self._page_tokens = grid.page_tokens
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
@@ -52,7 +54,7 @@ class Admission:
         # the last token's KV is never needed
         self.max_tokens = min(self.model_tokens, self.kv_tokens + 1)
 
-    def check(self, request: Request, waiting: int, backlog_s: float) -> None:
+    def check(self, request: Request) -> None:
         """Raise RequestError for what can never run, OverloadedError when the queue is full."""
         prompt = request.prompt_tokens
         output = request.sampling.max_tokens
@@ -75,11 +77,25 @@ class Admission:
             if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
                 raise RequestError("the request has all its tokens already", param="max_tokens")
             return  # it was taken once: no queue is too full for it
-        if waiting >= self._queue:
+        self._check_room(self._tenant_of(request))
+
+    def _tenant_of(self, request: Request) -> str:
+        """Whose share of the machine it has."""
+        return request.tenant if self._fair else ""
+
+    def _check_room(self, tenant: str) -> None:
+        """A full queue has room for a tenant that has less than its part of it."""
+        queue = self._queue
+        waiting = queue.waiting
+        if waiting < self._most_waiting:
+            return
+        own = queue.of(tenant)
+        tenants = queue.tenants + (not own)
+        if own.waiting * tenants >= self._most_waiting:
             low, high = RETRY_BOUNDS_S
-            retry = math.ceil(min(high, max(low, backlog_s / 2)))
+            retry = math.ceil(min(high, max(low, queue.work_s() / 2)))
             raise OverloadedError(
-                f"{waiting} requests are waiting, the queue takes {self._queue}",
+                f"{waiting} requests are waiting, the queue takes {self._most_waiting}",
                 retry_after_s=retry,
             )
 
@@ -99,6 +115,7 @@ class Admission:
             timeout_at=math.inf,
             prompt=request.prompt_tokens,
             goal=request.prompt_tokens,
+            tenant=self._tenant_of(request),
         )
         if self._cache_name is not None and request.cache:
             root = root_key(self._cache_name, "", request.cache_salt)

@@ -11,10 +11,11 @@ from medha_actors.core.chunking import PrefillTable, batch_budget
 from medha_actors.core.forecast import Forecast, pipeline_of
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests, decode_rows
-from medha_actors.core.pace import FREE, LONG, WAITING, Pace
+from medha_actors.core.pace import FREE, LONG, PAID, WAITING, Pace
 from medha_actors.core.packer import LONG_BUDGETS, Packer
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import RequestState
+from medha_actors.core.tenants import KEPT_FREE
 
 LEAST_ROOM_S = 0.1  # nobody is told to come back sooner for want of room
 
@@ -62,6 +63,8 @@ class Announcing:
         kind = WAITING if waiting else FREE
         if state.total_work_s > LONG_BUDGETS * self._budget_s:
             kind = LONG
+        elif waiting and len(self._live.queue.shares) > 1 and self._live.queue.pays(state):
+            kind = PAID
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)
 
@@ -70,12 +73,14 @@ class Announcing:
         0.0 where it may now."""
         others = self._live.holding.values()
         count = len(others) + 1
+        if self._live.queue.yields(state):
+            count += max(1, count // KEPT_FREE)
         rows = decode_rows(count, self._stages)
         cached = sum([other.known for other in others]) + state.known
         load = GroupLoad(rows=rows, spans=rows, decode_kv=cached * rows // count, sampled=rows)
         batch_s = self._model.base(load) * self._model.decode.scale / self._groups
         tpot_s = min(self._live.tightest_tpot(), state.tpot_s)
-        if count == 1 or batch_s <= min(self._budget_s, batch_budget(tpot_s, self._stages)):
+        if not others or batch_s <= min(self._budget_s, batch_budget(tpot_s, self._stages)):
             return 0.0
         return max(self.pace.room_in_s(1, now), LEAST_ROOM_S)
 

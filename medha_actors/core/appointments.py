@@ -66,6 +66,11 @@ class Appointments:
         self._count_one(True)
         return 0.0
 
+    def left(self, now: float) -> int:
+        """How many are not over."""
+        self._expire(now)
+        return self._count
+
     def ahead_s(self, load_s: float, now: float) -> float:
         """Seconds kept for those who do not have more to do."""
         self._expire(now)

@@ -141,6 +141,11 @@ class PrefillTable:
         """What every batch costs, whatever is in it."""
         return self._model.prefill.scale * self._model.base(ONE_ROW)
 
+    def decodes_s(self, rows: int, cached: int) -> float:
+        """What so many decodes, with so many tokens cached in all, add to a batch."""
+        load = GroupLoad(rows=rows, spans=rows, decode_kv=cached, sampled=rows)
+        return max(0.0, self._model.decode.scale * self._model.base(load) - self.batch_s())
+
     def _dispatch_s(self, done: int, total: int) -> float:
         left = total - done
         if left <= 0:

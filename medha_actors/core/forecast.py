@@ -7,8 +7,9 @@ forward in sums.
 
 Before its last chunk go its other chunks, those who are here and stand before it in the order at
 that instant, and those who will have come by then and stand before it: their rate is learned, and
-the order bounds how long they can overtake (`overtaken_until`). All of it depends on the instant
-itself, so it is the solution of an equation, found by bisection from both sides.
+the order bounds how long they can overtake (`overtaken_until`). Other tenants get their share of
+what all these are (core/rivals.py). All of it depends on the instant itself, so it is the solution
+of an equation, found by bisection from both sides.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from medha_actors.core.assembly import Flight
 from medha_actors.core.chunking import CHUNKS_PER_STAGE, SMALLEST_SHARE
 from medha_actors.core.pace import Newcomer, Pace
 from medha_actors.core.packer import COURTESY, LONG_BUDGETS
-from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import RequestState
+from medha_actors.core.rivals import Rivals, expected_count
 from medha_actors.core.standing import Finish, Standing
+from medha_actors.core.tenants import TenantQueues
 
 FOLLOWERS = 8  # of those behind a request that may share its last batch
 CLOSE = 0.02  # relative: then it is good enough
-RARE = 0.2  # one newcomer of so much of the wait is a matter of luck
 HALVINGS = 8  # of the interval, at most
 LEAST_S = 1e-3
 FARTHEST_S = 86_400.0
@@ -65,7 +66,7 @@ def pipeline_of(
 class Forecast:
     """For one queue."""
 
-    def __init__(self, queue: PrefillQueue, pace: Pace, groups: int, most_yield: float) -> None:
+    def __init__(self, queue: TenantQueues, pace: Pace, groups: int, most_yield: float) -> None:
         """`most_yield`: the largest share of a batch that a long prefill leaves to others."""
         self._most_yield = most_yield
         self._queue = queue
@@ -82,15 +83,19 @@ class Forecast:
         if state.load_s > long_s:
             last_s = room_s
         standing = self._queue.standing(state, last_s, long_s)
-        newcomers = self._pace.newcomers(now, self._queue.offset)
+        newcomers, rivals = self._coming(state, now)
         yields = self._queue.order.yields
         drag = self._pace.drag / self._groups
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
 
-        def ahead(wait_s: float) -> float:
+        def tenants_s(wait_s: float) -> float:
             work_s = own_s + standing.before_s(now + wait_s)
             return work_s + _overtaking(newcomers, standing.finish, now, wait_s, yields)
+
+        def ahead(wait_s: float) -> float:
+            work_s = tenants_s(wait_s)
+            return work_s + rivals.given_s(work_s, wait_s)
 
         def due(wait_s: float) -> float:
             work_s = ahead(wait_s)
@@ -99,10 +104,13 @@ class Forecast:
             return first_s + drag * max(0.0, work_s - (room_s - last_s) / 2)
 
         wait_s = solve(due, first_s)
-        wait_s = min(wait_s, self._riding(state, standing, room_s, first_s, drag, now))
+        wait_s = min(wait_s, self._riding(state, standing, rivals, room_s, first_s, drag, now))
         starting = standing.count_before(now + wait_s) - len(self._queue.started)
+        starting += rivals.count(tenants_s(wait_s), wait_s)
         wait_s = max(wait_s, self._pace.room_in_s(1 + max(0, starting) - free, now))
-        batch_s = self._batch(ahead(wait_s), last_s, standing, pipeline, room_s, now + wait_s)
+        behind_s = standing.behind_s(now + wait_s, FOLLOWERS)
+        behind_s += self._queue.beside_s(state.tenant, FOLLOWERS)
+        batch_s = self._batch(ahead(wait_s), last_s, behind_s, pipeline, room_s)
         through_s = wait_s + pipeline.stages * batch_s
         if wait_s > first_s:  # the stages are busy with the batch before
             return max(through_s, wait_s + (pipeline.stages - 1) * limit_s + batch_s)
@@ -120,19 +128,28 @@ class Forecast:
             return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
         idle_s *= pipeline.limit_s / max(pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s)
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
-        newcomers = self._pace.newcomers(now, self._queue.offset)
+        newcomers, rivals = self._coming(state, now)
         yields = self._queue.order.yields
         drag = self._pace.drag / self._groups
 
         def due(wait_s: float) -> float:
-            return idle_s + drag * _overtaking(newcomers, finish, now, wait_s, yields)
+            others_s = _overtaking(newcomers, finish, now, wait_s, yields)
+            others_s += rivals.given_s(state.load_s + others_s, wait_s)
+            return idle_s + drag * others_s
 
         return solve(due, idle_s)
+
+    def _coming(self, state: RequestState, now: float) -> tuple[list[Newcomer], Rivals]:
+        """Who of the same tenant is expected, and the other tenants."""
+        newcomers = self._pace.newcomers(now, self._queue.offset)
+        rivals = self._queue.rivals(state, newcomers)
+        return [one for one in newcomers if one.tenant == state.tenant], rivals
 
     def _riding(
         self,
         state: RequestState,
         standing: Standing,
+        rivals: Rivals,
         room_s: float,
         first_s: float,
         drag: float,
@@ -148,22 +165,22 @@ class Forecast:
         if share <= 0.0 or not self._queue.order.shares or state.load_s > long_s:
             return math.inf
         work_s = state.load_s + standing.short_before_s(now + first_s, long_s)
+        work_s += rivals.given_s(work_s, first_s)
         return first_s + drag * max(0.0, work_s - share * room_s) / share
 
     def _batch(
         self,
         ahead_s: float,
         last_s: float,
-        standing: Standing,
+        behind_s: Sequence[float],
         pipeline: Pipeline,
         room_s: float,
-        at: float,
     ) -> float:
-        """Seconds of the batch with the last chunk: others share it."""
+        """Seconds of the batch with the last chunk: others share it, of those `behind_s`."""
         limit_s = pipeline.limit_s
         shared_s = last_s + (ahead_s if ahead_s + last_s <= room_s else (room_s - last_s) / 2)
         long = False
-        for load_s in standing.behind_s(at, FOLLOWERS):
+        for load_s in behind_s:
             if load_s > LONG_BUDGETS * limit_s:
                 long = True
             elif shared_s + load_s <= room_s:
@@ -182,7 +199,8 @@ def _overtaking(
     """Seconds of work that come within `wait_s` and go before a request with this place."""
     rank = (finish.instant - now - wait_s) / finish.width
     worked_s = 0.0
-    for per_s, load_s, behind_s, width in newcomers:
+    for newcomer in newcomers:
+        per_s, load_s, behind_s, width, _ = newcomer
         # whoever comes y seconds before the end goes before it if y + lead_s > 0
         lead_s = rank * width - behind_s
         if wait_s + lead_s <= 0:
@@ -194,10 +212,8 @@ def _overtaking(
             risen_s = (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2
             worked_s += per_s * (risen_s / 2 + load_s * max(0.0, wait_s - whole_s))
             continue
-        count = per_s * min(wait_s, wait_s + lead_s)
-        if load_s > RARE * wait_s:  # a median, not a mean: most often nobody comes
-            count = max(0.0, count - 0.5)
-        worked_s += count * load_s
+        span_s = min(wait_s, wait_s + lead_s)
+        worked_s += expected_count(newcomer, span_s, wait_s) * load_s
     return worked_s
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 
 from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
-from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import RequestState
+from medha_actors.core.tenants import TenantQueues
 
 REFRESHED = 32  # waiting requests whose hits are looked up again before one batch, at most
 # running decodes per stage from which on they are split into micro-batches
@@ -33,12 +35,15 @@ class LiveRequests:
     forget.
     """
 
-    def __init__(self, settings: SchedulerConfig, grid: Grid, table: PrefillTable) -> None:
+    def __init__(
+        self, settings: SchedulerConfig, grid: Grid, table: PrefillTable, budget_s: float
+    ) -> None:
+        """`budget_s`: of a batch."""
         self._grid = grid
         self._table = table
         self.kv = KvPlan(grid)
         self.hits = Hits(self.kv, table)
-        self.queue = PrefillQueue(settings.policy, settings.order)
+        self.queue = TenantQueues(settings.policy, settings.order, settings.fairness, budget_s)
         self.by_id: dict[str, RequestState] = {}
         self.holding: dict[str, RequestState] = {}
         self.decoding: dict[str, RequestState] = {}
@@ -82,13 +87,23 @@ class LiveRequests:
             return
         if state.id not in self.holding:
             self._begin(state, start)
+        left_s = self._table.load_s(*state.work) if state.prefilling else 0.0
+        self.queue.served(state, state.load_s - left_s)
         if state.prefilling:
+            state.load_s = left_s
             state.remaining_s = self._table.seconds(*state.work)
-            state.load_s = self._table.load_s(*state.work)
             self.queue.put(state)
         else:
             self.queue.remove(state)
             self._start_decoding(state)
+
+    def charge(self, decodes: Sequence[RequestState], seconds: float) -> None:
+        """What a batch gives those that decode is their tenants', as long as anybody waits."""
+        shares = self.queue.shares
+        if len(shares) < 2 or not decodes:
+            return
+        for tenant, rows in Counter([state.tenant for state in decodes]).items():
+            shares.charged(tenant, seconds * rows / len(decodes))
 
     def computed(self, state: RequestState, stop: int, loaded: int) -> None:
         """The positions below `stop` have come back, the last of them from the second tier."""
@@ -167,16 +182,22 @@ class LiveRequests:
         return min(self._tpots, default=math.inf)
 
     def choose_decodes(
-        self, groups: Collection[int], spared: Collection[str], now: float
+        self, groups: Collection[int], spared: Collection[str], now: float, most_s: float
     ) -> list[RequestState]:
         """Ready requests for one batch, with room for their next token, all of whose pieces are in
-        `groups`.
+        `groups`. Beside a prefill that an advance pays for, decodes of those who have more
+        than their share, or ask for it, take at most `most_s` of it.
 
         When a group is full, the request with the most slack yields; those in `spared` never do.
         """
         left = [decode_rows(count, self._grid.stages) for count in self.running()]
         chosen = []
+        first = self.queue.hurried(now) if self.ready else None
+        held_rows = 0 if first is None else self._rows_within(most_s)
         for state in list(self.ready.values()):
+            held = first is not None and self._makes_way(state, first)
+            if held and held_rows <= 0:
+                continue
             touched = [piece.group for piece in state.pieces]
             if not touched or state.danger:  # none: it has yielded meanwhile
                 continue
@@ -184,9 +205,27 @@ class LiveRequests:
                 continue
             if self.make_room(state, spared, now):
                 chosen.append(state)
+                held_rows -= held
                 for group in touched:
                     left[group] -= 1
         return [state for state in chosen if state.pieces]
+
+    def _makes_way(self, state: RequestState, first: RequestState) -> bool:
+        """Whether a decode is held back for a prefill of another tenant that is paid for."""
+        if state.tenant == first.tenant:
+            return False
+        return self.queue.shares.wants(state.tenant, self.queue.quantum_s)
+
+    def _rows_within(self, seconds: float) -> int:
+        """How many of those that are ready one batch can take in so many seconds beside others'
+        prefills; at least one."""
+        known = sum([state.known for state in self.ready.values()]) // len(self.ready)
+
+        def fits(rows: int) -> bool:
+            return self._table.decodes_s(rows, rows * known) <= seconds
+
+        rows = len(self.ready)
+        return bisect_left(range(1, rows + 1), True, key=lambda count: not fits(count)) or 1
 
     def make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
         """Take the page that a decode's next token may need; False: the request had to yield."""
@@ -254,6 +293,8 @@ class LiveRequests:
             self.prefix_queries += state.prompt
             self.prefix_hits += start
             self.tier_queries += state.prompt - start if self.kv.store.tiered else 0
+        if start != state.hit:  # more has been found than it was valued with, or less
+            state.load_s = self._table.load_s(start, state.goal, state.stored)
         state.begin(start)
         state.total_work_s = self._table.seconds(state.hit, state.goal, state.stored)
         self.hits.leave(state)

@@ -56,22 +56,31 @@ LEAST_WORK_S = 0.01
 
 
 class Tuning:
-    """What the rules of one queue are set to; decay and congestion may change while it runs."""
+    """What the rules of a queue are set to; decay and congestion may change while it runs: then all
+    instants have moved, and `moves` counts it. `backlog_s`: the work that waits. Queues of several
+    tenants have one in common."""
 
-    __slots__ = ("congestion", "decay", "given")
+    __slots__ = ("_newest", "backlog_s", "congestion", "decay", "given", "moves")
 
     def __init__(self, given: OrderConfig) -> None:
         self.given = given
+        self.backlog_s = 0.0
+        self.moves = 0
+        self._newest = -1  # serial of the last arrival that was learned from
         self.decay = Decay(given.boost_decay_per_s)
         self.congestion = Congestion(
             given.ageing_works, given.ageing_per_backlog, given.most_ageing_works
         )
 
-    def arrived(self, state: RequestState, backlog_s: float) -> bool:
-        """Learn from an arrival; whether instants have moved."""
+    def learn(self, state: RequestState) -> None:
+        """From a request, the first time that it is seen."""
+        if state.serial <= self._newest:
+            return
+        self._newest = state.serial
         work_s = state.total_work_s
-        decayed = self.decay.arrived(work_s, backlog_s)
-        return self.congestion.arrived(work_s, backlog_s) or decayed
+        decayed = self.decay.arrived(work_s, self.backlog_s)
+        if self.congestion.arrived(work_s, self.backlog_s) or decayed:
+            self.moves += 1
 
 
 class Order(NamedTuple):

@@ -6,7 +6,7 @@ who goes.
 - `newcomers`: which work arrives how often, and where the order puts it behind its arrival. A
   request is overtaken by those of them whose place is before its own.
 - `truth`: what came of the last forecasts: of short prefills that found no other, of those that
-  did, and of long ones.
+  did, of long ones, and of those that go before other tenants' (core/shares.py).
 - `departures`: how often a running request ends, and makes room where room is short.
 """
 
@@ -29,19 +29,21 @@ SURE = 0.8  # so many of them are to come true at the latest
 TRUTHS = (0.7, 1.5)
 WINDOW = 128  # arrivals and departures that count
 KINDS_PER_OCTAVE = 1  # arrivals are counted by their work
-FREE, WAITING, LONG = range(3)  # kinds of forecasts
+FREE, WAITING, LONG, PAID = range(4)  # kinds of forecasts
 FEWEST = 8  # arrivals that are no rate yet
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
 
 
 class Newcomer(NamedTuple):
-    """Arrivals with about the same work: how many a second, their mean seconds of work, how far
-    their place lies behind their arrival, and the width of their lane (as in core/policies.py)."""
+    """Arrivals of a tenant with about the same work: how many a second, their mean seconds of work,
+    how far their place lies behind their arrival, and the width of their lane (as in
+    core/policies.py)."""
 
     per_s: float
     load_s: float
     behind_s: float
     width: float
+    tenant: str = ""
 
 
 class _Kind:
@@ -57,7 +59,7 @@ class _Kind:
 
 
 class _Arrival(NamedTuple):
-    kind: int
+    kind: tuple[str, int]
     at: float
     load_s: float
 
@@ -69,10 +71,10 @@ class Pace:
         self._passed_s = PRIOR_S * PRIOR_DRAG
         self._worked_s = PRIOR_S
         self._arrivals = deque[_Arrival]()
-        self._kinds: dict[int, _Kind] = {}
+        self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
-        self._ratios = [deque[float](maxlen=FORECASTS) for _ in range(3)]
-        self._truths = [1.0, 1.0, 1.0]
+        self._ratios = [deque[float](maxlen=FORECASTS) for _ in range(4)]
+        self._truths = [1.0] * 4
 
     @property
     def drag(self) -> float:
@@ -89,12 +91,12 @@ class Pace:
     def arrived(self, state: RequestState, at: float) -> None:
         """Somebody was admitted."""
         load_s = state.load_s
-        number = round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
-        kind = self._kinds.setdefault(number, _Kind(state))
+        name = state.tenant, round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
+        kind = self._kinds.setdefault(name, _Kind(state))
         kind.sample = as_it_came(state)
         kind.count += 1
         kind.load_s += load_s
-        self._arrivals.append(_Arrival(number, at, load_s))
+        self._arrivals.append(_Arrival(name, at, load_s))
         if len(self._arrivals) > WINDOW:
             self._forget(self._arrivals.popleft())
 
@@ -114,8 +116,8 @@ class Pace:
             return []
         span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
         return [
-            Newcomer(kind.count / span_s, kind.load_s / kind.count, *place(kind.sample))
-            for kind in self._kinds.values()
+            Newcomer(kind.count / span_s, kind.load_s / kind.count, *place(kind.sample), tenant)
+            for (tenant, _), kind in self._kinds.items()
         ]
 
     def truth(self, kind: int) -> float:
@@ -155,6 +157,7 @@ def as_it_came(state: RequestState) -> RequestState:
         timeout_at=state.timeout_at,
         prompt=state.prompt,
         goal=state.goal,
+        tenant=state.tenant,
         total_work_s=state.total_work_s,
         remaining_s=state.remaining_s,
         load_s=state.load_s,

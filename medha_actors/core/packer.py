@@ -23,9 +23,9 @@ from medha_actors.core.chunking import (
 from medha_actors.core.kv_plan import Grid, holders, piece_end
 from medha_actors.core.loads import BatchLoads
 from medha_actors.core.placement import Placement
-from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
+from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
 # a batch that brings somebody's first token gets at most so much longer for a long prefill's sake
@@ -86,7 +86,7 @@ class Packer:
 
     def add_prefills(
         self,
-        queue: PrefillQueue,
+        queue: TenantQueues,
         *,
         slots: int,
         headroom: list[int],
@@ -147,13 +147,13 @@ class Packer:
         self._slots = slots
         self._headroom = headroom
 
-    def _candidates(self, queue: PrefillQueue) -> Iterator[RequestState]:
+    def _candidates(self, queue: TenantQueues) -> Iterator[RequestState]:
         """The queue in order; once nobody can start, only the prefills that have."""
         return (state for state in self._in_order(queue) if not state.at_danger)
 
-    def _in_order(self, queue: PrefillQueue) -> Iterator[RequestState]:
+    def _in_order(self, queue: TenantQueues) -> Iterator[RequestState]:
         seen = set()
-        for state in queue.ordered(self._now):
+        for state in queue.ordered(self._now, more=lambda: not self.prefills):
             if self._full and not state.pieces:
                 rest = []
                 for serial, other in queue.started.items():
@@ -165,7 +165,7 @@ class Packer:
             yield state
 
     def _offer(
-        self, state: RequestState, queue: PrefillQueue, limit_s: float, sparing: bool = True
+        self, state: RequestState, queue: TenantQueues, limit_s: float, sparing: bool = True
     ) -> int:
         """Take a chunk of this request if it fits. Returns the patience it has cost in vain.
 
@@ -176,7 +176,8 @@ class Packer:
         closed = self._shut | self._long_groups if long else self._shut
         if fresh and self._slots > 0 and len(closed) == self._grid.groups:
             return 1  # wherever its hits are: looking for them is most of an offer's cost
-        if fresh and not self._place(state):
+        kept = self._config.max_running_requests // KEPT_FREE if queue.yields(state) else 0
+        if fresh and (self._slots <= kept or not self._place(state)):
             self._full = True
             return 0
         if fresh and sparing and self._placement.spoils(state, self._now):

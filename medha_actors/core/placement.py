@@ -9,9 +9,9 @@ from typing import NamedTuple
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import KvPlan, holders
-from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.request import Piece, RequestState
 from medha_actors.core.search import NO_HIT, Hit
+from medha_actors.core.tenants import TenantQueues
 
 
 class Start(NamedTuple):
@@ -30,7 +30,7 @@ class Placement:
         self._table = table
         self._groups = kv.grid.groups
 
-    def begun_s(self, queue: PrefillQueue) -> list[float]:
+    def begun_s(self, queue: TenantQueues) -> list[float]:
         """Seconds that are left of the prefills that have begun, in each group they touch next."""
         seconds = [0.0] * self._groups
         if self._groups > 1:

@@ -39,11 +39,14 @@ class _Lane:
 class PrefillQueue:
     """All requests whose prefill is not wholly dispatched, in the order of a policy."""
 
-    def __init__(self, policy: Policy, given: OrderConfig | None = None) -> None:
+    def __init__(
+        self, policy: Policy, given: OrderConfig | None = None, tuning: Tuning | None = None
+    ) -> None:
+        """`tuning`: that of other queues of the same policy, which learn together."""
         self.order = ORDERS[policy]
-        self._tuning = Tuning(given or OrderConfig())
+        self._tuning = tuning or Tuning(given or OrderConfig())
+        self._sorted = self._tuning.moves
         self._guards: dict[float, Guard] = {}  # by priority, where the order guards
-        self._newest = -1  # serial of the last arrival that was learned from
         self._lanes: dict[LaneKey, _Lane] = {}
         # serial: lane, instant, remaining work
         self._places: dict[int, tuple[LaneKey, float, float]] = {}
@@ -60,10 +63,9 @@ class PrefillQueue:
     def put(self, state: RequestState) -> None:
         """Enter a request, or move it to where its counts say it belongs now."""
         self.remove(state)
-        if self.order.learns and state.serial > self._newest:
-            self._newest = state.serial
-            if self._tuning.arrived(state, self.work_s()):
-                self._sort_anew()
+        if self.order.learns:
+            self._tuning.learn(state)
+            self._follow()
         key, instant = self._place(state)
         lane = self._lanes.setdefault(key, _Lane())
         index = bisect_left(lane.entries, (instant, state.serial))
@@ -71,6 +73,7 @@ class PrefillQueue:
         lane.instants.insert(index, instant)
         lane.loads_s.insert(index, state.load_s)
         lane.work_s += state.remaining_s
+        self._tuning.backlog_s += state.remaining_s
         self._places[state.serial] = key, instant, state.remaining_s
         if self.order.guards:
             self._guard(key[0]).put(state)
@@ -89,6 +92,7 @@ class PrefillQueue:
         del lane.instants[index]
         del lane.loads_s[index]
         lane.work_s -= work_s
+        self._tuning.backlog_s -= work_s
         if not lane.entries:
             del self._lanes[key]
         if self.order.guards:
@@ -97,6 +101,7 @@ class PrefillQueue:
 
     def ordered(self, now: float) -> Iterator[RequestState]:
         """Requests in the policy's order at `now`; the queue must not change meanwhile."""
+        self._follow()
         return self._guarded(now) if self.order.guards else self._by_rank(now)
 
     def _guarded(self, now: float) -> Iterator[RequestState]:
@@ -151,9 +156,17 @@ class PrefillQueue:
         state.remaining_s = remaining_s - max(0.0, state.load_s - last_s)
         (priority, width), instant = self._place(state)
         state.remaining_s = remaining_s
+        self._follow()
         lanes = [LaneView(*key, lane.instants, lane.loads_s) for key, lane in self._lanes.items()]
         yields_s = yields_s if self.order.yields else math.inf
         return Standing(Finish(priority, width, instant), lanes, yields_s)
+
+    def loads_s(self, most: int | None = None) -> list[float]:
+        """What the first stage has to do for each, or for the first ones of each lane."""
+        loads_s = list[float]()
+        for lane in self._lanes.values():
+            loads_s += lane.loads_s[:most]
+        return loads_s
 
     def overtaken_until(self, state: RequestState) -> float:
         """Nobody who arrives after this instant goes before `state`; infinite where the order
@@ -173,8 +186,11 @@ class PrefillQueue:
     def _guard(self, priority: float) -> Guard:
         return self._guards.setdefault(priority, Guard(self._tuning.given.guard_works))
 
-    def _sort_anew(self) -> None:
-        """All instants have moved."""
+    def _follow(self) -> None:
+        """If all instants have moved, sort anew."""
+        if self._sorted == self._tuning.moves:
+            return
+        self._sorted = self._tuning.moves
         for key, lane in self._lanes.items():
             moved = [
                 (self.order.instant(state, self._tuning), serial, state)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from medha_actors.core.policies import PrefillQueue
+from medha_actors.core.tenants import TenantQueues
 
 
 class Slack(NamedTuple):
@@ -44,7 +44,7 @@ class Waiting(msgspec.Struct, frozen=True):
     started: bool
 
 
-def waiting(queue: PrefillQueue, groups: int, now: float, limit: int) -> list[Waiting]:
+def waiting(queue: TenantQueues, groups: int, now: float, limit: int) -> list[Waiting]:
     """The first `limit` requests in the order of the policy."""
     rows = []
     ahead_s = 0.0

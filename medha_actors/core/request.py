@@ -62,7 +62,8 @@ class Milestones:
 
 @dataclass(slots=True, eq=False)
 class RequestState:
-    """One live request. `serial` numbers arrivals and breaks ties."""
+    """One live request. `serial` numbers arrivals and breaks ties; `tenant`: whose share of the
+    machine it has (core/shares.py)."""
 
     request: Request
     serial: int
@@ -71,6 +72,7 @@ class RequestState:
     timeout_at: float
     prompt: int
     goal: int
+    tenant: str = ""
     generated: bytearray = field(default_factory=bytearray)
     dispatched: int = 0
     computed: int = 0

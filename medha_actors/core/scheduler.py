@@ -41,6 +41,8 @@ from medha_actors.messages import (
     StepResult,
 )
 
+# of a batch, that decodes take beside another tenant's prefill that is paid for (core/shares.py)
+DECODES_BESIDE = 0.1
 DEADLY = "the pipeline died repeatedly while this request was in it"
 
 
@@ -69,9 +71,8 @@ class Scheduler:
             groups=grid.groups,
             page_tokens=grid.page_tokens,
         )
-        self.live = LiveRequests(settings, grid, self.table)
-        limit = settings.max_waiting_requests
-        self._admission = Admission(limit, objectives, cache_name, grid, self.table, self.live.hits)
+        self.live = LiveRequests(settings, grid, self.table, self.budget_s)
+        self._admission = Admission(settings, objectives, cache_name, grid, self.table, self.live)
         self._flights: deque[Flight] = deque()
         most_yield = settings.max_yield if settings.space_sharing else 0.0
         self._announcing = Announcing(
@@ -103,11 +104,10 @@ class Scheduler:
 
     def add(self, request: Request, now: float) -> Accepted | Rejected:
         """Queue a request. Its id must not be in use."""
-        queue = self.live.queue
         try:
             if request.id in self.live.by_id:
                 raise RequestError(f"request id {request.id!r} is in use", param="request_id")
-            self._admission.check(request, queue.waiting, queue.work_s())
+            self._admission.check(request)
         except MedhaError as error:
             return rejected(error)
         state = self._admission.admit(request, next(self._serials))
@@ -253,7 +253,8 @@ class Scheduler:
         loads = packer.loads.by_group
         groups = [group for group, load in enumerate(loads) if preemptive or not load.rows]
         spared = {pick.state.id for pick in packer.prefills}
-        packer.add_decodes(self.live.choose_decodes(groups, spared, now))
+        most_s = DECODES_BESIDE * packer.budget_s
+        packer.add_decodes(self.live.choose_decodes(groups, spared, now, most_s))
 
     def _dispatch(self, packer: Packer, now: float, alone: bool = False) -> Batch:
         live = self.live
@@ -267,6 +268,7 @@ class Scheduler:
         self._flights.append(Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now))
         prefilling = [pick.state for pick in packer.prefills]
         load_s = self._announcing.dispatching(packer, now)
+        self.live.charge([pick.state for pick in packer.decodes], packer.loads.decodes_s())
         computed = [pick.state for pick in packer.prefills if not pick.loaded]
         slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in computed]
         for state, stop, _ in picks:

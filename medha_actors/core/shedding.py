@@ -20,6 +20,7 @@ from medha_actors.tuning import AdmissionConfig
 FRESH = 0.9  # of its objective, that may be announced to who comes without an appointment
 AIM = 0.75  # that an appointment aims at
 AMPLE = 0.4  # announced so early, capacity is ample whatever was promised of it
+BOOKS = 256  # of tenants, before those are dropped in which nothing stands
 KEPT = 1.1  # of the work of those who are to return: so that lateness does not pass from one to all
 
 
@@ -28,7 +29,7 @@ class Shedding:
 
     def __init__(self, config: AdmissionConfig) -> None:
         self._config = config
-        self.appointments = Appointments()
+        self._books: dict[str, Appointments] = {}  # by tenant: none keeps the others out
 
     def promised_s(
         self,
@@ -52,6 +53,15 @@ class Shedding:
         elif mode == "queue" and self._put_behind(state, first_s, now):
             return expected(state)
         return first_s
+
+    def appointments(self, tenant: str, now: float) -> Appointments:
+        """Those of one tenant."""
+        book = self._books.get(tenant)
+        if book is None:
+            if len(self._books) >= BOOKS:
+                self._books = {name: one for name, one in self._books.items() if one.left(now)}
+            book = self._books[tenant] = Appointments()
+        return book
 
     def objective_s(self, state: RequestState) -> float:
         """How long after its arrival a request's first token is in time."""
@@ -82,10 +92,11 @@ class Shedding:
         request = state.request
         told_s = max(0.0, now - request.arrived_at) + first_s + request.way_s
         key = hash((request.prompt_token_ids, request.cache_salt, request.sampling.max_tokens))
-        left_s = self.appointments.kept(key, now)
+        book = self.appointments(state.tenant, now)
+        left_s = book.kept(key, now)
         returns = left_s == 0.0
         early = 0.0 < left_s < self._config.longest_retry_s
-        ahead_s = 0.0 if returns else self.appointments.ahead_s(state.load_s, now)
+        ahead_s = 0.0 if returns else book.ahead_s(state.load_s, now)
         if told_s + ahead_s <= objective_s * (1.0 if returns else FRESH):
             return
         if told_s <= AMPLE * objective_s:
@@ -97,7 +108,7 @@ class Shedding:
             left_s = in_s
             if in_s <= self._config.longest_retry_s:
                 cost_s = KEPT * drag * state.load_s
-                left_s = self.appointments.book(key, state.load_s, cost_s, in_s, now)
+                left_s = book.book(key, state.load_s, cost_s, in_s, now)
         raise LateError(
             f"the first token would come in {told_s:.3g} s, later than the {objective_s:.3g} s "
             "within which it is wanted",
