@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments import failures, gate, protocol
+from deployments import failures, gate, protocol, tenants
 from deployments.about import About
 from deployments.admission import Admission
 from deployments.answers import Answer, TextAnswer
@@ -247,7 +247,9 @@ class _Generating:
         path = request.url.path
         try:
             body_at = time.time()
+            tenant = tenants.tenant_of(request, server.config.scheduler.fairness)
             job, answer, dialect = await self._admit(request, body.data, arrived_at)
+            tenants.assign(job, tenant)
             body.release()
             sent.failure = dialect.failure
             if (record := request.scope.get("medha")) is not None:

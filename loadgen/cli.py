@@ -88,7 +88,8 @@ def _add_real_commands(commands: Commands) -> None:
     experiment.add_argument(
         "kind",
         choices=tuple(KINDS),
-        help="convoy: policies; chunks: fixed chunk sizes and budgets; overload: a flood",
+        help="convoy: policies; chunks: fixed chunk sizes and budgets; overload: a flood; "
+        "fairness: two tenants, of whom one sends --loads times its share",
     )
     add_flags(experiment, ExperimentOptions)
 

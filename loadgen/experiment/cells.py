@@ -43,7 +43,16 @@ OVERLOAD: dict[str, dict[str, Any]] = {
     "dspf-shed": {"policy": "dspf", "admission": _SHED},
     "dboost-shed": {"policy": "dboost", "admission": _SHED},
 }
-KINDS = {"convoy": CONVOY, "chunks": CHUNKS, "overload": OVERLOAD}
+_ALIKE: dict[str, Any] = {"fairness": {"enabled": False}}  # all requests are one tenant's
+FAIRNESS: dict[str, dict[str, Any]] = {
+    "lars-fair": {"policy": "lars"},
+    "lars-alike": {"policy": "lars", **_ALIKE},
+    "spf-fair": {"policy": "spf"},
+    "spf-alike": {"policy": "spf", **_ALIKE},
+    "dboost-fair": {"policy": "dboost"},
+    "dboost-alike": {"policy": "dboost", **_ALIKE},
+}
+KINDS = {"convoy": CONVOY, "chunks": CHUNKS, "overload": OVERLOAD, "fairness": FAIRNESS}
 
 
 class Cell(msgspec.Struct, frozen=True):

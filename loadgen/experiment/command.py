@@ -1,5 +1,5 @@
-"""`medha-loadgen experiment convoy|chunks|overload`: the paper's experiments, and a flood, on the
-machine at hand, with real servers.
+"""`medha-loadgen experiment convoy|chunks|overload|fairness`: the paper's experiments, a flood, and
+two tenants, on the machine at hand, with real servers.
 
 Every variant gets the same arrivals and the same prompts. Cells that are done are not done again,
 so an experiment that was interrupted goes on where it stopped.
@@ -16,7 +16,18 @@ import msgspec
 
 from loadgen.errors import EXIT_INTERRUPTED, LoadgenError
 from loadgen.experiment.cells import KINDS, Cell, rounds
+from loadgen.experiment.neighbours import (
+    GREEDY,
+    MODEST,
+    MODEST_LOAD,
+    as_tenant,
+    headers_of,
+    paced,
+    side_by_side,
+    with_keys,
+)
 from loadgen.experiment.serving import metrics_of, read_config, serving, varied
+from loadgen.experiment.simulated import simulated_fairness
 from loadgen.experiment.table import Results, draw_frontier, table
 from loadgen.flags import flag
 from loadgen.judge.options import JudgementOptions
@@ -27,6 +38,7 @@ from loadgen.show.compare import read_runs, write_comparison
 from loadgen.show.options import ReportOptions, WatchOptions
 from loadgen.show.output import Say
 from loadgen.show.tables import Table, as_markdown
+from loadgen.workload.mixes import Mix
 from loadgen.workload.options import PaceOptions, WorkloadOptions
 
 _LONG = 4000  # prompt tokens from which a request counts as long
@@ -39,8 +51,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "output_len": "32",
         "num_prompts": 600,
         "goodput": ("ttft:1000",),
-    }
+    },
+    "fairness": {"loads": (0.75, 10.0)},
 }
+_GREEDY_SEED = 7919
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +91,7 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...], flag("objectives of a good answer, in ms", metavar="METRIC:MS")
     ] = ()
     seed: Annotated[int, flag()] = 1
+    simulated: Annotated[bool, flag("fairness: in the twin, a seed for each of --repeats")] = False
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """The variants; raises LoadgenError."""
@@ -130,6 +145,8 @@ async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     folder = Path(asked.result_dir)
     variants = asked.chosen()
     config = read_config(Path(asked.serve_config))
+    if asked.kind == "fairness":
+        config = with_keys(config, folder)
     first = next(iter(variants))
     capacities = await _references(asked, varied(config, variants[first]), folder, say)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -144,6 +161,9 @@ async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
         for cell in cells:
             row = f"{cell.variant}, {100 * cell.long_fraction:g}% long, load {cell.load:g}"
             results.setdefault(row, []).append(_result(folder / "cells" / cell.name))
+            if asked.kind == "fairness":
+                greedy = _result(_greedy_of(folder, cell))
+                results.setdefault(f"{row}, the greedy one", []).append(greedy)
     return _write(asked, results, folder)
 
 
@@ -168,7 +188,10 @@ async def _references(
                 place = places[fraction]
                 isolated = "measure" if fraction == fractions[0] else str(places[fractions[0]])
                 conditions = Conditions(isolated_ttft=isolated, max_concurrency=24)
-                await _run(asked.options(url, place, fraction, conditions), place, say)
+                options = asked.options(url, place, fraction, conditions)
+                if MODEST in (known := headers_of(folder)):
+                    options = as_tenant(options, known[MODEST], place)
+                await _run(options, place, say)
     if asked.capacity is not None:
         return dict.fromkeys(asked.long_fractions, asked.capacity)
     capacities = {}
@@ -192,12 +215,41 @@ async def _measure(
         request_rate=capacity * cell.load,
         policy=KINDS[asked.kind][cell.variant]["policy"],
     )
-    before = await metrics_of(url)
+    known = headers_of(folder)
+    headers = {"authorization": known[MODEST]} if known else {}
+    before = await metrics_of(url, headers)
     options = asked.options(url, directory, cell.long_fraction, conditions)
-    await _run(options, directory, say)
+    if known:
+        await _run_both(asked, cell, options, capacity / 2, folder, say)
+    else:
+        await _run(options, directory, say)
     (directory / "server_before.txt").write_text(before)  # these three for `fidelity`
-    (directory / "server_after.txt").write_text(await metrics_of(url))
+    (directory / "server_after.txt").write_text(await metrics_of(url, headers))
     shutil.copy(folder / "servers" / cell.variant / "serve_config.json", directory)
+
+
+async def _run_both(
+    asked: ExperimentOptions, cell: Cell, options: RunOptions, share: float, folder: Path, say: Say
+) -> None:
+    """A modest tenant beside one that sends the load's multiple of its `share`, in requests/s."""
+    known = headers_of(folder)
+    rates = (MODEST_LOAD * share, cell.load * share)
+    count = int(asked.num_prompts * rates[1] / rates[0]) + 1
+    modest = paced(options, rates[0], asked.num_prompts, asked.seed)
+    greedy = paced(options, rates[1], count, asked.seed + _GREEDY_SEED)
+    place = folder / "cells" / cell.name
+    statuses = await side_by_side(
+        as_tenant(modest, known[MODEST], place),
+        as_tenant(greedy, known[GREEDY], _greedy_of(folder, cell)),
+        say,
+    )
+    if any(statuses):
+        shutil.rmtree(place, ignore_errors=True)
+        raise LoadgenError(f"{cell.name} was cut short; the same command goes on", max(statuses))
+
+
+def _greedy_of(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}-{GREEDY}"
 
 
 async def _run(options: RunOptions, directory: Path, say: Say) -> None:
@@ -245,4 +297,23 @@ def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Ta
 
 def run_experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     """The command, from a thread without an event loop."""
-    return asyncio.run(experiment(with_defaults(asked), say))
+    asked = with_defaults(asked)
+    if not asked.simulated:
+        return asyncio.run(experiment(asked, say))
+    if asked.kind != "fairness":
+        raise LoadgenError(f"--simulated: {asked.kind} has commands of its own in the twin")
+    mix = Mix(
+        input_len=asked.input_len,
+        output_len=asked.output_len,
+        long_fraction=asked.long_fractions[0],
+        long_input_len=asked.long_input_len,
+    )
+    seeds = range(asked.seed, asked.seed + asked.repeats)
+    variants = asked.chosen()
+    rows = simulated_fairness(
+        mix, variants, asked.loads, MODEST_LOAD, asked.num_prompts, seeds, say
+    )
+    target = Path(asked.result_dir) / "experiment.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(f"{as_markdown(rows)}\n")
+    return rows, target

@@ -108,13 +108,14 @@ async def _answers(url: str) -> bool:
     return False
 
 
-async def metrics_of(url: str) -> str:
-    """The server's /metrics page; raises LoadgenError."""
+async def metrics_of(url: str, headers: Mapping[str, str]) -> str:
+    """The server's /metrics page; `headers`: with a key, where it wants one. Raises
+    LoadgenError."""
     try:
         timeout = aiohttp.ClientTimeout(total=30)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"{url}/metrics") as answer,
+            session.get(f"{url}/metrics", headers=headers) as answer,
         ):
             return await answer.text()
     except (aiohttp.ClientError, TimeoutError) as error:

@@ -42,6 +42,7 @@ class Waiting(msgspec.Struct, frozen=True):
     done_tokens: int
     total_tokens: int
     started: bool
+    tenant: str = ""
 
 
 def waiting(queue: TenantQueues, groups: int, now: float, limit: int) -> list[Waiting]:
@@ -59,6 +60,7 @@ def waiting(queue: TenantQueues, groups: int, now: float, limit: int) -> list[Wa
                 done_tokens=max(state.hit, state.dispatched),
                 total_tokens=state.goal,
                 started=bool(state.pieces),
+                tenant=state.tenant,
             )
         )
     return rows

@@ -45,21 +45,27 @@ class Rival(NamedTuple):
 
 class Rivals:
     """All of them. `weight`, `advance_s`: of the asker's tenant; `paid`: its advance pays for what
-    it asks."""
+    it asks; `unseen`: for each of them there are so many."""
 
     def __init__(
-        self, weight: float, advance_s: float, paid: bool, rivals: Sequence[Rival]
+        self,
+        weight: float,
+        advance_s: float,
+        paid: bool,
+        rivals: Sequence[Rival],
+        unseen: float = 1.0,
     ) -> None:
         self._weight = weight
         self._advance_s = advance_s
         self._paid = paid
+        self._unseen = unseen
         self._rivals = rivals if len(rivals) <= MOST else _merged(rivals)
 
     def given_s(self, own_s: float, wait_s: float) -> float:
         """What all of them are given while the asker's tenant gets `own_s`."""
         if not self._rivals:
             return 0.0
-        return sum(self._given_s(own_s, wait_s))
+        return self._unseen * sum(self._given_s(own_s, wait_s))
 
     def count(self, own_s: float, wait_s: float) -> int:
         """How many of their prefills that is, of those that are here."""
@@ -68,7 +74,7 @@ class Rivals:
         for rival, given_s in zip(self._rivals, given, strict=True):
             if rival.load_s > 0:
                 found += min(1.0, given_s / rival.load_s) * rival.prefills
-        return int(found)
+        return int(self._unseen * found)
 
     def _given_s(self, own_s: float, wait_s: float) -> list[float]:
         paid = self._paid and own_s <= self._advance_s

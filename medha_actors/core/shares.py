@@ -33,22 +33,23 @@ class Account:
 
 class Shares:
     """Of one queue. `weights`: by tenant, 1 for those that are not there; `most_advance_s`: the
-    most that one may have before its turn."""
+    most that one may have before its turn; `accounts`: of those who have something to do, and of
+    others that were given something of late."""
 
     def __init__(self, weights: Mapping[str, float], most_advance_s: float) -> None:
         self.most_advance_s = most_advance_s
         self._weights = weights
-        self._accounts: dict[str, Account] = {}
+        self.accounts: dict[str, Account] = {}
         self._present = 0
         self._floor_s = 0.0  # where the one stood that was served last
 
     def __len__(self) -> int:
         """Tenants that are known."""
-        return len(self._accounts)
+        return len(self.accounts)
 
     def of(self, tenant: str) -> Account:
         """A tenant's account; of one that has nothing to do, as it would begin."""
-        account = self._accounts.get(tenant)
+        account = self.accounts.get(tenant)
         if account is None:
             weight = self._weights.get(tenant, 1.0)
             return Account(weight, self._floor_s, self.most_advance_s)
@@ -60,18 +61,18 @@ class Shares:
 
     def joined(self, tenant: str) -> None:
         """It has something to do again."""
-        account = self._accounts[tenant] = self.of(tenant)
+        account = self.accounts[tenant] = self.of(tenant)
         account.present = True
         self._present += 1
 
     def left(self, tenant: str) -> None:
         """It has nothing to do any more."""
-        self._accounts[tenant].present = False
+        self.accounts[tenant].present = False
         self._present -= 1
         if not self._present:
-            self._accounts.clear()
+            self.accounts.clear()
             self._floor_s = 0.0
-        elif len(self._accounts) > 2 * self._present + KEPT:
+        elif len(self.accounts) > 2 * self._present + KEPT:
             self._forget()
 
     def pays(self, advance_s: float, work_s: float, load_s: float) -> bool:
@@ -85,7 +86,7 @@ class Shares:
 
     def served(self, tenant: str, seconds: float, paid: bool) -> None:
         """Work of a tenant goes that was waiting; `paid`: by its advance."""
-        account = self._accounts[tenant]
+        account = self.accounts[tenant]
         self._floor_s = max(self._floor_s, account.virtual_s)
         if paid:
             account.advance_s -= seconds
@@ -95,13 +96,13 @@ class Shares:
     def charged(self, tenant: str, seconds: float) -> None:
         """It has been given this besides, while somebody waits."""
         if self._present:
-            account = self._accounts[tenant] = self.of(tenant)
+            account = self.accounts[tenant] = self.of(tenant)
             account.virtual_s += seconds / account.weight
 
     def _forget(self) -> None:
         """Those who would begin like anybody."""
-        idle = [tenant for tenant, account in self._accounts.items() if not account.present]
+        idle = [tenant for tenant, account in self.accounts.items() if not account.present]
         for tenant in idle:
             account = self.of(tenant)
             if account.virtual_s <= self._floor_s and account.advance_s >= self.most_advance_s:
-                del self._accounts[tenant]
+                del self.accounts[tenant]

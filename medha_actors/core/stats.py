@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.page_store import PageStore
 from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.tally import TenantStats
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     # calibration
     worked_s: tuple[float, float] = (0.0, 0.0)
     calibrated_s: tuple[float, float] = (0.0, 0.0)
+    tenants: tuple[TenantStats, ...] = ()  # where requests have any
 
 
 def stats_of(
@@ -92,6 +95,32 @@ def stats_of(
         predictor_scale_decode=model.decode.scale,
         worked_s=(model.prefill.worked_s, model.decode.worked_s),
         calibrated_s=(model.prefill.calibrated_s, model.decode.calibrated_s),
+        tenants=_tenants(live),
+    )
+
+
+def _tenants(live: LiveRequests) -> tuple[TenantStats, ...]:
+    queue = live.queue
+    tally = queue.tally
+    if not tally and not any(queue.names):
+        return ()
+    waiting = Counter[str]()
+    backlog_s = Counter[str]()
+    for tenant in queue.names:
+        loads_s = queue.of(tenant).loads_s()
+        waiting[tally.name(tenant)] += len(loads_s)
+        backlog_s[tally.name(tenant)] += sum(loads_s)
+    running = Counter([tally.name(state.tenant) for state in live.decoding.values()])
+    return tuple(
+        TenantStats(
+            tenant=name,
+            weight=queue.shares.of(name).weight,
+            waiting=waiting[name],
+            running=running[name],
+            backlog_s=backlog_s[name],
+            prefill_s=tally.prefill_s[name],
+        )
+        for name in sorted({*tally.prefill_s, *waiting, *running})
     )
 
 

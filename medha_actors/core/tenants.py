@@ -18,11 +18,13 @@ from medha_actors.core.request import RequestState
 from medha_actors.core.rivals import Rival, Rivals
 from medha_actors.core.shares import Account, Shares
 from medha_actors.core.standing import Standing
+from medha_actors.core.tally import Tally
 from medha_actors.quantities import Policy
 from medha_actors.tuning import FairnessConfig, OrderConfig
 
 Key = tuple[int, float, float, bool, float, int]
 KEPT_FREE = 8  # one of so many places is kept free for what an advance pays for
+LOOKED_AT = 64  # tenants, by a forecast; others are taken to be like them
 # kinds of turns: what has begun and runs to its end, what an advance pays for, what else is within
 # a batch of who is furthest behind, the rest
 BEGUN, PAID, UNPAID, BEYOND = range(4)
@@ -30,7 +32,8 @@ BEGUN, PAID, UNPAID, BEYOND = range(4)
 
 class TenantQueues:
     """All requests whose prefill is not wholly dispatched. `shares`: who has been given what;
-    `started`: those that hold KV already, by serial; `quantum_s`: of a batch."""
+    `started`: those that hold KV already, by serial; `tally`: what is told of tenants;
+    `quantum_s`: of a batch."""
 
     def __init__(
         self, policy: Policy, given: OrderConfig, fairness: FairnessConfig, quantum_s: float
@@ -39,24 +42,31 @@ class TenantQueues:
         self.order = ORDERS[policy]
         self.shares = Shares(fairness.weights, fairness.most_advance_s)
         self.started: dict[int, RequestState] = {}
+        self.tally = Tally(fairness.weights)
         self._policy = policy
         self._tuning = Tuning(given)
         self.quantum_s = quantum_s
         self._queues: dict[str, PrefillQueue] = {}  # in which somebody is
+        self._count = 0
         self._empty = PrefillQueue(policy, tuning=self._tuning)
 
     def __len__(self) -> int:
-        return sum([len(queue) for queue in self._queues.values()])
+        return self._count
 
     @property
     def waiting(self) -> int:
         """Requests that have not begun."""
-        return len(self) - len(self.started)
+        return self._count - len(self.started)
 
     @property
     def tenants(self) -> int:
         """How many have prefills here."""
         return len(self._queues)
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that have prefills here."""
+        return list(self._queues)
 
     def of(self, tenant: str) -> PrefillQueue:
         """A tenant's own; to look at."""
@@ -69,7 +79,9 @@ class TenantQueues:
             queue = PrefillQueue(self._policy, tuning=self._tuning)
             self._queues[state.tenant] = queue
             self.shares.joined(state.tenant)
+        before = len(queue)
         queue.put(state)
+        self._count += len(queue) - before
         if state.pieces:
             self.started[state.serial] = state
         else:
@@ -80,7 +92,9 @@ class TenantQueues:
         queue = self._queues.get(state.tenant)
         if queue is None:
             return
+        before = len(queue)
         queue.remove(state)
+        self._count += len(queue) - before
         self.started.pop(state.serial, None)
         if not queue:
             del self._queues[state.tenant]
@@ -137,11 +151,13 @@ class TenantQueues:
     def _turns(self) -> list[tuple[int, float, int, str]]:
         """Of each tenant: the best kind that its first prefill may be, its virtual time, its place
         among those who came, its name; a heap."""
+        accounts = self.shares.accounts
+        preemptive = self.order.preemptive
         turns = []
         for number, (tenant, queue) in enumerate(self._queues.items()):
-            account = self.shares.of(tenant)
+            account = accounts[tenant]
             kind = PAID if account.advance_s > 0 else UNPAID
-            if queue.started and not self.order.preemptive:
+            if not preemptive and queue.started:
                 kind = BEGUN
             turns.append((kind, account.virtual_s, number, tenant))
         heapq.heapify(turns)
@@ -165,6 +181,7 @@ class TenantQueues:
     def served(self, state: RequestState, seconds: float) -> None:
         """So much of a prefill that is here goes out."""
         self.shares.served(state.tenant, seconds, self.pays(state))
+        self.tally.served(state.request.tenant, seconds)
 
     def hurried(self, now: float) -> RequestState | None:
         """The prefill that goes first, if it is paid for and others have to make way for it."""
@@ -195,10 +212,11 @@ class TenantQueues:
         for newcomer in newcomers:
             coming.setdefault(newcomer.tenant, []).append(newcomer)
         mine = self.shares.of(state.tenant)
+        if len(self.shares) < 2 and coming.keys() <= {state.tenant}:
+            return Rivals(mine.weight, mine.advance_s, True, ())
+        others = [name for name in {**coming, **self._queues} if name != state.tenant]
         found = []
-        for other in {**self._queues, **coming}:
-            if other == state.tenant:
-                continue
+        for other in others[:LOOKED_AT]:
             account = self.shares.of(other)
             loads_s = self.of(other).loads_s()
             rival = Rival(
@@ -211,7 +229,8 @@ class TenantQueues:
                 coming=coming.get(other, ()),
             )
             found.append(rival)
-        return Rivals(mine.weight, mine.advance_s, self.pays(state), found)
+        unseen = len(others) / LOOKED_AT if len(others) > LOOKED_AT else 1.0
+        return Rivals(mine.weight, mine.advance_s, self.pays(state), found, unseen)
 
     def beside_s(self, tenant: str, most: int) -> list[float]:
         """Loads of the first prefills of other tenants."""

@@ -76,6 +76,7 @@ class Timeline(msgspec.Struct, kw_only=True):
     traceparent: str | None
     prompt_tokens: int
     priority: int
+    tenant: str = ""
     arrived_at: float  # at the HTTP edge
     queued_at: float  # in the scheduler
     deadline_at: float

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from loadgen.__main__ import main
 from loadgen.errors import LoadgenError
 from loadgen.experiment import command
-from loadgen.experiment.cells import CHUNKS, CONVOY, OVERLOAD, rounds
+from loadgen.experiment.cells import CHUNKS, CONVOY, FAIRNESS, OVERLOAD, rounds
 from loadgen.experiment.command import ExperimentOptions, experiment, with_defaults
 from loadgen.experiment.serving import read_config, serving, url_of, varied
 from loadgen.experiment.table import draw_frontier, table
@@ -33,7 +33,9 @@ def test_every_variant_gets_every_cell_and_repeats_begin_elsewhere():
 
 
 @pytest.mark.parametrize(
-    "scheduler", [*CONVOY.values(), *CHUNKS.values(), *OVERLOAD.values()], ids=str
+    "scheduler",
+    [*CONVOY.values(), *CHUNKS.values(), *OVERLOAD.values(), *FAIRNESS.values()],
+    ids=str,
 )
 def test_every_variant_is_a_valid_configuration_and_changes_nothing_else(scheduler):
     config = read_config(ROOT / "serve_config.yaml")

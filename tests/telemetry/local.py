@@ -70,9 +70,11 @@ class LocalController:
         return copied(self._reporter.snapshot(after, self.now), Snapshot)
 
     def add(
-        self, name: str, prompt: int = 100, resumed: Resumed | None = None
+        self, name: str, prompt: int = 100, resumed: Resumed | None = None, tenant: str = ""
     ) -> Accepted | Rejected:
-        asked = msgspec.structs.replace(request(name, prompt, self.now), resumed=resumed)
+        asked = msgspec.structs.replace(
+            request(name, prompt, self.now), resumed=resumed, tenant=tenant
+        )
         answer = self.scheduler.add(asked, self.now)
         self.observer.answered(asked, answer, self.now)
         return answer

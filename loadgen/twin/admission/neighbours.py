@@ -40,14 +40,14 @@ _GREEDY_SEED = 7919
 
 
 class Neighbours(msgspec.Struct, frozen=True, kw_only=True):
-    """What is sent, and how it is shared. `load`: of the capacity, that both send while the greedy
-    one is modest, too; `times`: its share, that it sends (None: as much as the other)."""
+    """What is sent, and how it is shared. `modest_load`, `times`: how many times its share, half of
+    the capacity, the modest one sends, and the greedy one."""
 
     policy: str
     mix: Mix
     fair: bool = True
-    load: float = 0.75
-    times: float | None = None
+    modest_load: float = 0.75
+    times: float = 0.75
     count: int = 200  # requests of the modest one
     late: str = "accept"
     most_advance_s: float | None = None  # None: the default
@@ -109,10 +109,10 @@ def capacity_of(asked: Neighbours, count: int = 300) -> float:
 
 def play_neighbours(asked: Neighbours, capacity: float) -> dict[str, Outcome]:
     """By tenant."""
-    rate = asked.load * capacity / 2
+    rate = asked.modest_load * capacity / 2
     modest = _arriving(asked.mix, asked.count, rate, asked.seed)
     until = modest[-1].at or 0.0
-    theirs = rate if asked.times is None else asked.times * capacity / 2
+    theirs = asked.times * capacity / 2
     greedy = _arriving(asked.mix, int(theirs * until) + 1, theirs, asked.seed + _GREEDY_SEED)
     requests = list(_requests(MODEST, modest, None)) + list(_requests(GREEDY, greedy, until))
     result = deployment_of(asked).simulation().run(requests)

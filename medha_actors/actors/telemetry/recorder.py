@@ -66,6 +66,7 @@ class Recorder:
             traceparent=request.traceparent,
             prompt_tokens=request.prompt_tokens,
             priority=request.priority,
+            tenant=request.tenant,
             arrived_at=request.arrived_at,
             queued_at=now,
             deadline_at=answer.deadline_at,

@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections import deque
 
 from medha_actors.actors.telemetry.series import Histograms, count, length_class
-from medha_actors.telemetry.histogram import END_TO_END_S, LONG_S, TOKEN_S, Family, Labels
+from medha_actors.core.tally import Tally
+from medha_actors.telemetry.histogram import (
+    END_TO_END_S,
+    LONG_S,
+    TOKEN_S,
+    Family,
+    Histogram,
+    Labels,
+)
 from medha_actors.telemetry.timelines import Timeline
 
 _RECENT = 1024
@@ -45,6 +53,10 @@ class RequestFigures:
         self._prefill = new(
             "medha_request_prefill_time_seconds", LONG_S, "First chunk to prompt computed"
         )
+        self._by_tenant = self._histograms.growing(
+            "medha_tenant_time_to_first_token_seconds", "Arrival to first token, by tenant"
+        )
+        self._tally = Tally()
         self._endings: dict[Labels, float] = {}
         self._rejections: dict[Labels, float] = {}
         self._objectives: dict[Labels, float] = {}
@@ -56,9 +68,15 @@ class RequestFigures:
             ttft_s = at - timeline.arrived_at
             self._ttft[size].observe(ttft_s)
             self.ttft_s.append(ttft_s)
+            if timeline.tenant:
+                self._of_tenant(timeline.tenant).observe(ttft_s)
         else:
             self._tbt[size].observe(at - before)
             self.tbt_s.append(at - before)
+
+    def _of_tenant(self, tenant: str) -> Histogram:
+        labels = (("tenant", self._tally.name(tenant)),)
+        return self._by_tenant.setdefault(labels, Histogram.of(LONG_S))
 
     def ended(self, timeline: Timeline) -> None:
         """A request is over."""

@@ -9,7 +9,7 @@ from medha_actors.telemetry.histogram import Family, Labels
 
 def families(stats: Stats, pages_per_group: int) -> list[Family]:
     """For `exposition`."""
-    return [*_gauges(stats, pages_per_group), *_counters(stats)]
+    return [*_gauges(stats, pages_per_group), *_counters(stats), *_tenants(stats)]
 
 
 def _gauges(stats: Stats, pages_per_group: int) -> list[Family]:
@@ -85,6 +85,36 @@ def _counters(stats: Stats) -> list[Family]:
             "The same by the calibration at start",
             stats.calibrated_s,
         ),
+    ]
+
+
+def _tenants(stats: Stats) -> list[Family]:
+    """By tenant, where requests have any; core/tally.py bounds their names."""
+    if not stats.tenants:
+        return []
+    prefill: dict[Labels, float] = {}
+    backlog: dict[Labels, float] = {}
+    requests: dict[Labels, float] = {}
+    for one in stats.tenants:
+        tenant = ("tenant", one.tenant)
+        prefill[(tenant,)] = one.prefill_s
+        backlog[(tenant,)] = one.backlog_s
+        requests[tenant, ("state", "waiting")] = float(one.waiting)
+        requests[tenant, ("state", "running")] = float(one.running)
+    return [
+        Family(
+            "medha_tenant_prefill_seconds_total",
+            "counter",
+            "Predicted seconds of prefill that went out",
+            prefill,
+        ),
+        Family(
+            "medha_tenant_backlog_seconds",
+            "gauge",
+            "Predicted prefill work that is not dispatched",
+            backlog,
+        ),
+        Family("medha_tenant_requests", "gauge", "Requests in the scheduler", requests),
     ]
 
 
