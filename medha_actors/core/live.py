@@ -40,6 +40,7 @@ class LiveRequests:
     ) -> None:
         """`budget_s`: of a batch."""
         self._grid = grid
+        self._most_running = settings.max_running_requests
         self._table = table
         self.kv = KvPlan(grid)
         self.hits = Hits(self.kv, table)
@@ -193,6 +194,8 @@ class LiveRequests:
         left = [decode_rows(count, self._grid.stages) for count in self.running()]
         chosen = []
         first = self.queue.hurried(now) if self.ready else None
+        if first is not None and not self._may_begin(first):
+            first = None  # it waits for the ends of others: they are not to be put off
         held_rows = 0 if first is None else self._rows_within(most_s)
         for state in list(self.ready.values()):
             held = first is not None and self._makes_way(state, first)
@@ -209,6 +212,15 @@ class LiveRequests:
                 for group in touched:
                     left[group] -= 1
         return [state for state in chosen if state.pieces]
+
+    def _may_begin(self, state: RequestState) -> bool:
+        """Whether a prefill has begun, or there is room for it in a group."""
+        if state.pieces:
+            return True
+        if len(self.holding) >= self._most_running:
+            return False
+        pages = -(-state.goal // self._grid.page_tokens)
+        return any(self.kv.available(group) >= pages for group in range(self._grid.groups))
 
     def _makes_way(self, state: RequestState, first: RequestState) -> bool:
         """Whether a decode is held back for a prefill of another tenant that is paid for."""

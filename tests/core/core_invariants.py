@@ -8,6 +8,8 @@ def check_counts(world):
     """The invariants of counts and pages."""
     live = world.scheduler.live
     queued = {state.id for state in live.queue.ordered(world.now)}
+    assert len(live.queue) == len(queued)
+    assert queued or not len(live.queue.shares), "while nobody waits nobody is owed anything"
     held = [[] for _ in range(world.grid.groups)]
     promised = [0] * world.grid.groups
     for name, state in live.by_id.items():

@@ -102,7 +102,7 @@ def test_newcomers_are_counted_by_their_work_once_there_are_enough():
     pace.arrived(coming(8.0, 4.0), 4.0)
     short, long = sorted(pace.newcomers(4.0, due_in), key=lambda newcomer: newcomer.load_s)
     assert short[:4] == pytest.approx((7 / 5.0, 0.1, 0.2, 1.0))
-    assert long == pytest.approx((1 / 5.0, 8.0, 16.0, 1.0))
+    assert long[:4] == pytest.approx((1 / 5.0, 8.0, 16.0, 1.0))
 
 
 def test_old_arrivals_are_forgotten():

@@ -3,6 +3,7 @@ finishes."""
 
 from typing import get_args
 
+import msgspec
 from core_inputs import config_of, grid_of, model_of, request_of
 from core_world import DEATHS, World
 from hypothesis import HealthCheck, settings
@@ -73,13 +74,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         output=st.integers(1, 20),
         timeout_s=st.sampled_from([None, None, 0.2]),
         priority=st.sampled_from([0, 0, 0, -1, 2]),
+        tenant=st.sampled_from(["", "", "a", "b"]),
     )
-    def add(self, prompt, output, timeout_s, priority):
+    def add(self, prompt, output, timeout_s, priority, tenant):
         world = self.world
         request = request_of(
             f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority
         )
-        world.add(request)
+        world.add(msgspec.structs.replace(request, tenant=tenant))
         self.count += 1
 
     @precondition(lambda self: self.count)

@@ -58,7 +58,7 @@ class Neighbours(msgspec.Struct, frozen=True, kw_only=True):
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What one tenant got: times to first token by class, shares of announcements that were true or
-    late, and tokens a second (prompt and answer)."""
+    late, and tokens a second (prompt and answer) while the modest one sent."""
 
     sent: int
     refused: int
@@ -180,7 +180,9 @@ def _outcome(
             continue
         first_s[one.kind].append(log.ttft_s)
         ratios.append(log.ttft_s / log.answer.predicted_ttft_s)
-        tokens += one.prompt_tokens + len([at for at in log.token_times if at <= until])
+        tokens += len([at for at in log.token_times if at <= until])
+        if log.token_times[0] <= until:
+            tokens += one.prompt_tokens
     return Outcome(
         sent=len(logs),
         refused=len([log for _, log in logs if not isinstance(log.answer, Accepted)]),
