@@ -63,7 +63,7 @@ class Announcing:
         kind = WAITING if waiting else FREE
         if state.total_work_s > LONG_BUDGETS * self._budget_s:
             kind = LONG
-        elif waiting and len(self._live.queue.shares) > 1 and self._live.queue.pays(state):
+        if waiting and self._live.queue.hurries(state):
             kind = PAID
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)

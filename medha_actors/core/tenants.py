@@ -174,6 +174,14 @@ class TenantQueues:
         advance_s = self.shares.of(state.tenant).advance_s
         return self.shares.pays(advance_s, state.total_work_s, state.load_s)
 
+    def hurries(self, state: RequestState) -> bool:
+        """Whether one that is not here yet would be paid for beside what waits of its tenant."""
+        if len(self.shares) < 2:
+            return False
+        advance_s = self.shares.of(state.tenant).advance_s
+        own_s = [load_s for load_s in self.of(state.tenant).loads_s() if load_s <= advance_s]
+        return self.shares.pays(advance_s, state.total_work_s, state.load_s + sum(own_s))
+
     def yields(self, state: RequestState) -> bool:
         """Whether it leaves places free for others than its own tenant."""
         return len(self.shares) > 1 and not self.pays(state)
@@ -230,7 +238,7 @@ class TenantQueues:
             )
             found.append(rival)
         unseen = len(others) / LOOKED_AT if len(others) > LOOKED_AT else 1.0
-        return Rivals(mine.weight, mine.advance_s, self.pays(state), found, unseen)
+        return Rivals(mine.weight, mine.advance_s, self.hurries(state), found, unseen)
 
     def beside_s(self, tenant: str, most: int) -> list[float]:
         """Loads of the first prefills of other tenants."""
