@@ -59,6 +59,6 @@ class FairnessConfig(Section, frozen=True):
         default_factory=dict
     )
     # of what one leaves to others: how much it can have later before its turn
-    most_advance_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 2.0
+    most_advance_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0
     # whether x-llm-d-inference-fairness-id names the tenant: only behind a gateway that sets it
     gateway_header: bool = False

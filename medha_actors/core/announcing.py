@@ -44,16 +44,21 @@ class Announcing:
         self.pace = Pace()
         self._forecast = Forecast(live.queue, self.pace, grid.groups, most_yield)
         self._decodes_s = 0.0  # of the decodes in the last batch that had any
-        self._last: tuple[float, float] | None = None  # the last batch, if it left others waiting
+        # the last batch, if it left others waiting: when it went, its load, and whether it was made
+        # way for
+        self._last: tuple[float, float, bool] | None = None
+        self._hurried = False
 
     def first_token_s(self, state: RequestState, *, limit: int, free: int, now: float) -> float:
         """In how many seconds a request that is not live yet will have its first token. `limit`:
         batches that may be in flight; `free`: how many requests may start."""
         batch_s = self._table.batch_s()
-        fixed_s = max(self._decodes_s if self._live.decoding else 0.0, batch_s)
+        waiting = len(self._live.queue) > 0
+        hurried = waiting and self._live.queue.hurries(state)
+        beside = self._live.decoding and not hurried  # others' decodes make way
+        fixed_s = max(self._decodes_s if beside else 0.0, batch_s)
         limit_s = self._budget_s / self._model.margin
         pipeline = pipeline_of(self._flights, self._stages, limit, now, limit_s, fixed_s)
-        waiting = len(self._live.queue) > 0
         if waiting:
             expected_s = self._forecast.of(state, pipeline, free, now)
         else:
@@ -63,7 +68,7 @@ class Announcing:
         kind = WAITING if waiting else FREE
         if state.total_work_s > LONG_BUDGETS * self._budget_s:
             kind = LONG
-        if waiting and self._live.queue.hurries(state):
+        if hurried:
             kind = PAID
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)
@@ -92,9 +97,13 @@ class Announcing:
         """A batch goes: those who were waiting when the last one went have waited until now.
         Returns the load of its prefills before it."""
         if self._last is not None:
-            launched_at, load_s = self._last
-            self.pace.dispatched(load_s, now - launched_at)
-        if packer.decodes:
+            launched_at, load_s, hurried = self._last
+            self.pace.dispatched(load_s, now - launched_at, hurried)
+        queue = self._live.queue
+        self._hurried = (
+            len(queue.shares) > 1 and bool(packer.prefills) and queue.pays(packer.prefills[0].state)
+        )
+        if packer.decodes and not self._hurried:
             self._decodes_s = packer.loads.decodes_s()
         return sum([state.load_s for state, _, _ in packer.prefills])
 
@@ -103,7 +112,7 @@ class Announcing:
         states = list(prefills)
         left_s = sum([state.load_s for state in states if state.prefilling])
         waiting = states and len(self._live.queue)
-        self._last = (now, before_s - left_s) if waiting else None
+        self._last = (now, before_s - left_s, self._hurried) if waiting else None
 
     def nothing_to_do(self) -> None:
         """Whoever waits does not wait for batches now."""

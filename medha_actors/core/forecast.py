@@ -85,7 +85,8 @@ class Forecast:
         standing = self._queue.standing(state, last_s, long_s)
         newcomers, rivals = self._coming(state, now)
         yields = self._queue.order.yields
-        drag = self._pace.drag / self._groups
+        hurried = self._queue.hurries(state)
+        drag = self._pace.drag(hurried) / self._groups
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
 
@@ -109,7 +110,8 @@ class Forecast:
         starting += rivals.count(tenants_s(wait_s), wait_s)
         wait_s = max(wait_s, self._pace.room_in_s(1 + max(0, starting) - free, now))
         behind_s = standing.behind_s(now + wait_s, FOLLOWERS)
-        behind_s += self._queue.beside_s(state.tenant, FOLLOWERS)
+        if not hurried:  # nobody else's shares such a batch
+            behind_s += self._queue.beside_s(state.tenant, FOLLOWERS)
         batch_s = self._batch(ahead(wait_s), last_s, behind_s, pipeline, room_s)
         through_s = wait_s + pipeline.stages * batch_s
         if wait_s > first_s:  # the stages are busy with the batch before
@@ -130,7 +132,7 @@ class Forecast:
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
         newcomers, rivals = self._coming(state, now)
         yields = self._queue.order.yields
-        drag = self._pace.drag / self._groups
+        drag = self._pace.drag() / self._groups
 
         def due(wait_s: float) -> float:
             others_s = _overtaking(newcomers, finish, now, wait_s, yields)

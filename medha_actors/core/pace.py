@@ -69,8 +69,9 @@ class Pace:
     """Learns from the scheduler's own instants; no clock."""
 
     def __init__(self) -> None:
-        self._passed_s = PRIOR_S * PRIOR_DRAG
-        self._worked_s = PRIOR_S
+        # beside others, and of prefills that others make way for
+        self._passed_s = [PRIOR_S * PRIOR_DRAG, PRIOR_S * PRIOR_DRAG]
+        self._worked_s = [PRIOR_S, PRIOR_S]
         self._arrivals = deque[_Arrival]()
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
@@ -78,17 +79,16 @@ class Pace:
         self._ratios.append(deque(maxlen=FORECASTS_PAID))
         self._truths = [1.0] * 4
 
-    @property
-    def drag(self) -> float:
+    def drag(self, hurried: bool = False) -> float:
         """Seconds that pass for a second of predicted work, while there is more than one batch
-        holds."""
+        holds. `hurried`: of prefills that other tenants make way for."""
         low, high = DRAGS
-        return min(high, max(low, self._passed_s / self._worked_s))
+        return min(high, max(low, self._passed_s[hurried] / self._worked_s[hurried]))
 
-    def dispatched(self, load_s: float, passed_s: float) -> None:
+    def dispatched(self, load_s: float, passed_s: float, hurried: bool = False) -> None:
         """A batch with so much prefill kept those who wait waiting for so long."""
-        self._passed_s = MEMORY * self._passed_s + passed_s
-        self._worked_s = MEMORY * self._worked_s + load_s
+        self._passed_s[hurried] = MEMORY * self._passed_s[hurried] + passed_s
+        self._worked_s[hurried] = MEMORY * self._worked_s[hurried] + load_s
 
     def arrived(self, state: RequestState, at: float) -> None:
         """Somebody was admitted."""

@@ -17,7 +17,7 @@ RARE = 0.2  # one newcomer of so much of the wait is a matter of luck
 class Rival(NamedTuple):
     """A tenant. `lead_s`: its virtual time less the asker's; `advance_s`: what it may have before
     its turn (core/shares.py); `load_s`: of its prefills that wait, `payable_s`: of those of them
-    that its advance could pay for; `coming`: those that are expected."""
+    that its advance could pay for before the asker's; `coming`: those that are expected."""
 
     weight: float
     lead_s: float
@@ -39,7 +39,7 @@ class Rival(NamedTuple):
                 payable_s += coming_s
         before_s = min(self.advance_s, payable_s)
         if paid:
-            return before_s if self.lead_s < 0 else 0.0
+            return before_s
         return min(there_s, before_s + max(0.0, self.weight * (virtual_s - self.lead_s)))
 
 

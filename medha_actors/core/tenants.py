@@ -24,6 +24,7 @@ from medha_actors.tuning import FairnessConfig, OrderConfig
 
 Key = tuple[int, float, float, bool, float, int]
 KEPT_FREE = 8  # one of so many places is kept free for what an advance pays for
+COMPARED = 32  # tenants whose first prefills are compared, where they are paid for
 LOOKED_AT = 64  # tenants, by a forecast; others are taken to be like them
 # kinds of turns: what has begun and runs to its end, what an advance pays for, what else is within
 # a batch of who is furthest behind, the rest
@@ -114,13 +115,14 @@ class TenantQueues:
         return self._by_share(now, more)
 
     def _by_share(self, now: float, more: Callable[[], bool]) -> Iterator[RequestState]:
-        """As if each were given a chunk in turn, and what is paid for first of all; but what has
-        begun under an order that runs prefills to their end comes before that."""
+        """As if each were given a chunk in turn. First comes what has begun, under an order that
+        runs prefills to their end; then what is paid for, the shortest first."""
         turns = self._turns()
         lines: dict[str, _Line] = {}
         least_s = math.inf  # the virtual time of who is furthest behind
+        paid = False
         while turns:
-            kind, virtual_s, number, tenant = turns[0]
+            kind, rank, number, tenant = turns[0]
             line = lines.get(tenant)
             if line is None:
                 line = _Line(self._queues[tenant].ordered(now), self.shares.of(tenant))
@@ -129,37 +131,41 @@ class TenantQueues:
             if state is None:
                 heapq.heappop(turns)
                 continue
-            actual = self._kind(state, line.advance_s)
             load_s = min(state.load_s, self.quantum_s) / line.weight
+            actual = self._kind(state, line.advance_s)
+            place = state.load_s if actual == PAID else line.virtual_s
             if actual == UNPAID and kind >= UNPAID:
-                least_s = min(least_s, virtual_s)
-                if virtual_s + load_s > least_s + self.quantum_s / line.weight:
+                least_s = min(least_s, line.virtual_s)
+                if paid or line.virtual_s + load_s > least_s + self.quantum_s / line.weight:
                     actual = BEYOND
-            if actual > kind:  # it was taken to be of a better kind
-                heapq.heapreplace(turns, (actual, virtual_s, number, tenant))
+            if (actual, place) > (kind, rank):  # its turn was taken to be an earlier one
+                heapq.heapreplace(turns, (actual, place, number, tenant))
                 continue
             if kind == BEYOND and not more():
                 return
             yield state
             if actual == PAID:
+                paid = True
                 line.advance_s -= load_s * line.weight
             else:
-                virtual_s += load_s
+                line.virtual_s += load_s
             line.first = next(line.rest, None)
-            heapq.heapreplace(turns, (BEGUN, virtual_s, number, tenant))
+            heapq.heapreplace(turns, (BEGUN, -math.inf, number, tenant))
 
     def _turns(self) -> list[tuple[int, float, int, str]]:
-        """Of each tenant: the best kind that its first prefill may be, its virtual time, its place
-        among those who came, its name; a heap."""
+        """Of each tenant: the best turn that its first prefill may have, as a kind and a rank among
+        these, its place among those who came, its name; a heap."""
         accounts = self.shares.accounts
         preemptive = self.order.preemptive
         turns = []
         for number, (tenant, queue) in enumerate(self._queues.items()):
             account = accounts[tenant]
-            kind = PAID if account.advance_s > 0 else UNPAID
             if not preemptive and queue.started:
-                kind = BEGUN
-            turns.append((kind, account.virtual_s, number, tenant))
+                turns.append((BEGUN, -math.inf, number, tenant))
+            elif account.advance_s > 0:
+                turns.append((PAID, 0.0 if number < COMPARED else math.inf, number, tenant))
+            else:
+                turns.append((UNPAID, account.virtual_s, number, tenant))
         heapq.heapify(turns)
         return turns
 
@@ -179,8 +185,18 @@ class TenantQueues:
         if len(self.shares) < 2:
             return False
         advance_s = self.shares.of(state.tenant).advance_s
-        own_s = [load_s for load_s in self.of(state.tenant).loads_s() if load_s <= advance_s]
-        return self.shares.pays(advance_s, state.total_work_s, state.load_s + sum(own_s))
+        own_s = self._payable_s(state.tenant, advance_s)
+        return self.shares.pays(advance_s, state.total_work_s, state.load_s + own_s)
+
+    def _payable_s(self, tenant: str, most_s: float) -> float:
+        """Loads of a tenant's prefills that are not above `most_s`, but for what is left of such as
+        no advance pays for."""
+        payable_s = sum([load_s for load_s in self.of(tenant).loads_s() if load_s <= most_s])
+        for state in self.started.values():
+            long = state.total_work_s > self.shares.most_advance_s
+            if long and state.tenant == tenant and state.load_s <= most_s:
+                payable_s -= state.load_s
+        return max(0.0, payable_s)
 
     def yields(self, state: RequestState) -> bool:
         """Whether it leaves places free for others than its own tenant."""
@@ -202,7 +218,8 @@ class TenantQueues:
         """The sort key of one request at `now`, by which those that have begun are compared."""
         account = self.shares.of(state.tenant)
         inner = self.of(state.tenant).key(state, now)
-        return self._kind(state, account.advance_s), account.virtual_s, *inner
+        kind = self._kind(state, account.advance_s)
+        return kind, state.load_s if kind == PAID else account.virtual_s, *inner
 
     def offset(self, state: RequestState) -> tuple[float, float]:
         """How far a request's place among its tenant's lies behind its arrival, and the width of
@@ -220,10 +237,12 @@ class TenantQueues:
         for newcomer in newcomers:
             coming.setdefault(newcomer.tenant, []).append(newcomer)
         mine = self.shares.of(state.tenant)
+        paid = self.hurries(state)
         if len(self.shares) < 2 and coming.keys() <= {state.tenant}:
             return Rivals(mine.weight, mine.advance_s, True, ())
         others = [name for name in {**coming, **self._queues} if name != state.tenant]
         found = []
+        shorter_s = state.load_s if paid else math.inf  # what is paid for goes by its length
         for other in others[:LOOKED_AT]:
             account = self.shares.of(other)
             loads_s = self.of(other).loads_s()
@@ -232,13 +251,13 @@ class TenantQueues:
                 lead_s=account.virtual_s - mine.virtual_s,
                 advance_s=account.advance_s,
                 load_s=sum(loads_s),
-                payable_s=sum([load_s for load_s in loads_s if load_s <= account.advance_s]),
+                payable_s=self._payable_s(other, min(account.advance_s, shorter_s)),
                 prefills=len(loads_s),
                 coming=coming.get(other, ()),
             )
             found.append(rival)
         unseen = len(others) / LOOKED_AT if len(others) > LOOKED_AT else 1.0
-        return Rivals(mine.weight, mine.advance_s, self.hurries(state), found, unseen)
+        return Rivals(mine.weight, mine.advance_s, paid, found, unseen)
 
     def beside_s(self, tenant: str, most: int) -> list[float]:
         """Loads of the first prefills of other tenants."""
@@ -257,10 +276,11 @@ class _Line:
     """A tenant's prefills in its order, the first of them, and its account as it would be if all
     before that had been served."""
 
-    __slots__ = ("advance_s", "first", "rest", "weight")
+    __slots__ = ("advance_s", "first", "rest", "virtual_s", "weight")
 
     def __init__(self, rest: Iterator[RequestState], account: Account) -> None:
         self.rest = rest
         self.first = next(rest, None)
         self.advance_s = account.advance_s
+        self.virtual_s = account.virtual_s
         self.weight = account.weight

@@ -237,7 +237,7 @@ def test_a_full_queue_has_room_for_who_has_less_than_its_part():
 
 
 def test_what_one_is_told_follows_its_own_backlog_not_the_others():
-    scheduler = scheduler_of("spf", advance_s=1.0, max_waiting_requests=1000)
+    scheduler = scheduler_of("spf", advance_s=0.3, max_waiting_requests=1000)
     lone = scheduler_of("spf").add(of("modest", "m"), 0.0)
     told = [scheduler.add(of("greedy", f"g{number}"), 0.0) for number in range(200)]
     assert told[-1].predicted_ttft_s > 8.0
@@ -250,7 +250,7 @@ def test_what_one_is_told_follows_its_own_backlog_not_the_others():
 
 
 def test_appointments_of_one_tenant_keep_no_other_out():
-    scheduler = scheduler_of("spf", advance_s=1.0, admission=AdmissionConfig(late="shed"))
+    scheduler = scheduler_of("spf", advance_s=0.3, admission=AdmissionConfig(late="shed"))
     answers = [scheduler.add(of("greedy", f"g{number}", ttft_s=1.0), 0.0) for number in range(200)]
     assert [isinstance(answer, Rejected) for answer in answers].count(True) > 100
     for number in range(4):
