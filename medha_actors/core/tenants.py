@@ -216,8 +216,10 @@ class TenantQueues:
 
     def key(self, state: RequestState, now: float) -> Key:
         """The sort key of one request at `now`, by which those that have begun are compared."""
-        account = self.shares.of(state.tenant)
         inner = self.of(state.tenant).key(state, now)
+        if len(self._queues) == 1:
+            return UNPAID, 0.0, *inner
+        account = self.shares.of(state.tenant)
         kind = self._kind(state, account.advance_s)
         return kind, state.load_s if kind == PAID else account.virtual_s, *inner
 

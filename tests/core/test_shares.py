@@ -14,7 +14,7 @@ from medha_actors.config import load
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.shares import KEPT, Shares
-from medha_actors.core.simulator import results_of
+from medha_actors.core.simulator import Simulation, results_of
 from medha_actors.errors import ConfigError
 from medha_actors.messages import Accepted, Rejected
 from medha_actors.tuning import AdmissionConfig, FairnessConfig
@@ -62,17 +62,22 @@ prompts = st.lists(st.integers(1, 2000), min_size=2, max_size=6)
     weights=weights,
     prompts=prompts,
     policy=st.sampled_from(["lars", "spf", "dboost", "fcfs_chunked", "guardc"]),
+    advance_s=st.sampled_from([0.0, 0.0, 0.4]),
 )
-def test_while_all_have_work_each_gets_its_share_within_a_batch(weights, prompts, policy):
+def test_while_all_have_work_each_gets_its_share_within_a_batch(
+    weights, prompts, policy, advance_s
+):
+    """And within its advance, which is 0 in most examples."""
     names = [f"t{number}" for number in range(len(weights))]
-    scheduler = scheduler_of(policy, weights=dict(zip(names, weights, strict=True)))
-    scheduler_owner = {}
+    by_tenant = dict(zip(names, weights, strict=True))
+    scheduler = scheduler_of(policy, advance_s, by_tenant)
+    owner = {}
     for number, prompt in enumerate(prompts * len(names)):
         # tenants take turns, and each has prompts of all lengths
         tenant = names[(number + number // len(prompts)) % len(names)]
         answer = scheduler.add(of(tenant, f"r{number}", prompt), 0.0)
         assert isinstance(answer, Accepted)
-        scheduler_owner[f"r{number}"] = tenant
+        owner[f"r{number}"] = tenant
     got = dict.fromkeys(names, 0.0)
     now = 0.0
     whole = sum(weights)
@@ -80,14 +85,15 @@ def test_while_all_have_work_each_gets_its_share_within_a_batch(weights, prompts
     while scheduler.live.queue.tenants == len(names):
         now, given_s = step(scheduler, now)
         for name, seconds in given_s.items():
-            got[scheduler_owner[name]] += seconds
+            got[owner[name]] += seconds
         if scheduler.live.queue.tenants < len(names):
             break
         total = sum(got.values())
         for name, weight in zip(names, weights, strict=True):
             share = weight / whole
-            assert got[name] <= share * total + batch_s
-            assert got[name] >= share * total - max(1.0, share * (len(names) - 1)) * batch_s
+            behind = max(1.0, share * (len(names) - 1))
+            assert got[name] <= share * total + batch_s + advance_s
+            assert got[name] >= share * total - behind * (batch_s + advance_s)
 
 
 @settings(deadline=None, max_examples=10)
@@ -141,6 +147,24 @@ def test_without_fairness_all_are_one_tenant():
         now, _ = step(scheduler, 0.0)
         scheduler.add(of("modest", "m", 120, at=now), now)
         assert (first_of(scheduler, now) == "m") == enabled
+
+
+@pytest.mark.parametrize("policy", ["lars", "spf", "fcfs", "aspf"])
+def test_one_tenant_is_served_as_if_there_were_none(policy):
+    def times(enabled, tenant):
+        fairness = FairnessConfig(enabled=enabled)
+        config = config_of(policy, fairness=fairness, max_running_requests=6)
+        model = ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
+        simulation = Simulation(config, grid_of(stages=2, pages=4096, length=8000), model)
+        rows = [(40 + 97 * number % 400, 0.05 * number) for number in range(40)]
+        rows[7] = (3000, rows[7][1])
+        requests = [
+            of(tenant, f"r{number}", prompt, 5, at=at) for number, (prompt, at) in enumerate(rows)
+        ]
+        logs = simulation.run(requests).requests
+        return {name: (log.token_times, log.answer) for name, log in logs.items()}
+
+    assert times(True, "ann") == times(True, "") == times(False, "ann")
 
 
 def test_an_advance_is_what_one_left_to_others_and_is_used_up():
