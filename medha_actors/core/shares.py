@@ -87,11 +87,11 @@ class Shares:
     def served(self, tenant: str, seconds: float, paid: bool) -> None:
         """Work of a tenant goes that was waiting; `paid`: by its advance."""
         account = self.accounts[tenant]
-        self._floor_s = max(self._floor_s, account.virtual_s)
         if paid:
             account.advance_s -= seconds
-        else:
-            account.virtual_s += seconds / account.weight
+            return
+        self._floor_s = max(self._floor_s, account.virtual_s)
+        account.virtual_s += seconds / account.weight
 
     def charged(self, tenant: str, seconds: float) -> None:
         """It has been given this besides, while somebody waits."""
