@@ -4,6 +4,7 @@ the tokens that come."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from medha_actors.core.assembly import Flight
@@ -122,6 +123,8 @@ class Announcing:
         """It is there."""
         if state.expected is not None and not state.epoch:
             kind, asked_at, expected_s = state.expected
+            if kind == PAID and self._live.queue.payable_s(state.tenant, math.inf) > 0:
+                return  # its tenant may be about to use up its advance
             self.pace.came_true(kind, expected_s, now - asked_at)
 
     def ended(self, state: RequestState, now: float) -> None:

@@ -23,8 +23,7 @@ MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
 PRIOR_DRAG = 1.0
 PRIOR_S = 0.2  # of work that the prior is worth
 DRAGS = (0.5, 20.0)  # beyond these it is a fault of the clock
-FORECASTS = 63  # that count
-FORECASTS_PAID = 31  # of those that go before others': a tenant's first ones are unlike them
+FORECASTS = (63, 63, 63, 31)  # of each kind, that count
 ENOUGH = 16
 SURE = 0.8  # so many of them are to come true at the latest
 TRUTHS = (0.7, 1.5)
@@ -75,8 +74,7 @@ class Pace:
         self._arrivals = deque[_Arrival]()
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
-        self._ratios = [deque[float](maxlen=FORECASTS) for _ in range(3)]
-        self._ratios.append(deque(maxlen=FORECASTS_PAID))
+        self._ratios = [deque[float](maxlen=count) for count in FORECASTS]
         self._truths = [1.0] * 4
 
     def drag(self, hurried: bool = False) -> float:

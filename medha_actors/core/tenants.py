@@ -185,10 +185,10 @@ class TenantQueues:
         if len(self.shares) < 2:
             return False
         advance_s = self.shares.of(state.tenant).advance_s
-        own_s = self._payable_s(state.tenant, advance_s)
+        own_s = self.payable_s(state.tenant, advance_s)
         return self.shares.pays(advance_s, state.total_work_s, state.load_s + own_s)
 
-    def _payable_s(self, tenant: str, most_s: float) -> float:
+    def payable_s(self, tenant: str, most_s: float) -> float:
         """Loads of a tenant's prefills that are not above `most_s`, but for what is left of such as
         no advance pays for."""
         payable_s = sum([load_s for load_s in self.of(tenant).loads_s() if load_s <= most_s])
@@ -253,7 +253,7 @@ class TenantQueues:
                 lead_s=account.virtual_s - mine.virtual_s,
                 advance_s=account.advance_s,
                 load_s=sum(loads_s),
-                payable_s=self._payable_s(other, min(account.advance_s, shorter_s)),
+                payable_s=self.payable_s(other, min(account.advance_s, shorter_s)),
                 prefills=len(loads_s),
                 coming=coming.get(other, ()),
             )

@@ -117,10 +117,10 @@ def test_old_arrivals_are_forgotten():
 def test_forecasts_are_corrected_by_what_came_of_the_last_ones():
     pace = Pace()
     assert pace.truth(WAITING) == 1.0
-    for _ in range(FORECASTS):
+    for _ in range(FORECASTS[WAITING]):
         pace.came_true(WAITING, 1.0, 1.2)
     assert pace.truth(WAITING) == pytest.approx(1.2)
-    for _ in range(FORECASTS):
+    for _ in range(FORECASTS[WAITING]):
         pace.came_true(WAITING, 1.0, 50.0)
     assert pace.truth(WAITING) == 1.5  # an outlier of the machine is not believed
 
