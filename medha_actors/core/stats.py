@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import msgspec
@@ -105,7 +105,7 @@ def _tenants(live: LiveRequests) -> tuple[TenantStats, ...]:
     if not tally and not any(queue.names):
         return ()
     waiting = Counter[str]()
-    backlog_s = Counter[str]()
+    backlog_s = defaultdict[str, float](float)
     for tenant in queue.names:
         loads_s = queue.of(tenant).loads_s()
         waiting[tally.name(tenant)] += len(loads_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
 
 import msgspec
@@ -29,7 +29,7 @@ class Tally:
     def __init__(self, always: Collection[str] = ()) -> None:
         self._always = frozenset(always)
         self._named: set[str] = set()
-        self.prefill_s = Counter[str]()
+        self.prefill_s = defaultdict[str, float](float)
 
     def __bool__(self) -> bool:
         """Whether requests have tenants."""
