@@ -26,6 +26,8 @@ class OrderConfig(Section, frozen=True):
     most_ageing_works: Annotated[float, Meta(ge=0.0, le=100_000.0)] = 200.0
     # boost, dboost: how fast long waits become rare; None: learned from the arrivals
     boost_decay_per_s: Annotated[float, Meta(ge=1e-5, le=1000.0)] | None = None
+    # boost, dboost: a longer backlog counts as so much, which bounds how long a prefill can starve
+    boost_longest_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
     # preflow, dpreflow: waiting for so long is worth half the work
     preflow_doubling_s: Annotated[float, Meta(ge=0.01, le=3600.0)] = 10.0
     # guardc: how late a lost prefill may become before it is served next, in multiples of its work

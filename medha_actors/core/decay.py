@@ -11,6 +11,9 @@ prefill understate it, by what decodes and short batches add (1.1 to 1.8 times),
 for light load everything longer than its inverse is served in the order of arrival, short requests
 behind it. So the load is taken to be heavy; and where more is waiting than that accounts for, the
 decay is no more than one over the seconds of work that wait.
+
+It is never less than one over `longest_s`, however much waits: so the boosts of two works differ by
+no more than longest_s * ln(longer / shorter), whatever is learned, and nobody starves.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ STEP = 1.25  # the queue is sorted anew when the decay has moved this far
 class Decay:
     """`per_s` moves in steps, for a queue that is sorted by it."""
 
-    def __init__(self, given_per_s: float | None = None) -> None:
-        self.per_s = given_per_s or FIRST_PER_S
+    def __init__(self, given_per_s: float | None = None, longest_s: float = math.inf) -> None:
+        """`given_per_s`: it is not learned; `longest_s`: of what is learned, one over the least."""
+        self.per_s = given_per_s or max(FIRST_PER_S, 1 / longest_s)
         self._given = given_per_s is not None
+        self._least_per_s = 1 / longest_s
         self._root_per_s = FIRST_PER_S
         self._works = deque[float](maxlen=WINDOW)
         self._count = 0
@@ -49,6 +54,7 @@ class Decay:
         wanted = self._root_per_s
         if backlog_s > 0:
             wanted = min(wanted, 1 / backlog_s)
+        wanted = max(wanted, self._least_per_s)
         if self.per_s / STEP < wanted < self.per_s * STEP:
             return False
         self.per_s = wanted

@@ -26,7 +26,10 @@ first.
 dispatched. boost(work) = -ln(1 - exp(-decay work)) / decay, core/decay.py says what the decay is.
 
 Starvation: where an order's width is 1, no newcomer goes before a request after an instant: its own
-instant less the least that any instant can lie behind its arrival.
+instant less the least that any instant can lie behind its arrival. What is learned moves it, within
+bounds: under dboost it is never later than
+
+    deadline + boost_longest_s * ln(work / LEAST_WORK_S)
 
 To keep the widths few, lars rounds the total work to an eighth of an octave (at most 4.5%, as good
 as the predictor is).
@@ -67,7 +70,7 @@ class Tuning:
         self.backlog_s = 0.0
         self.moves = 0
         self._newest = -1  # serial of the last arrival that was learned from
-        self.decay = Decay(given.boost_decay_per_s)
+        self.decay = Decay(given.boost_decay_per_s, given.boost_longest_s)
         self.congestion = Congestion(
             given.ageing_works, given.ageing_per_backlog, given.most_ageing_works
         )

@@ -4,12 +4,12 @@ import math
 
 import pytest
 from core_inputs import config_of, grid_of, request_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay, root_per_s
-from medha_actors.core.orders import ORDERS
+from medha_actors.core.orders import LEAST_WORK_S, ORDERS
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import Milestones, RequestState
@@ -187,6 +187,14 @@ def test_there_is_a_decay_for_whatever_comes(works, load):
     assert 0 < decay < math.inf
 
 
+def test_the_decay_is_never_so_low_that_somebody_starves():
+    assert Decay(longest_s=10.0).per_s == 1 / 10  # before anybody has come
+    decay = Decay(longest_s=50.0)
+    for _ in range(10):
+        decay.arrived(1e4, 1e9)
+    assert decay.per_s == 1 / 50
+
+
 eighths = st.integers(0, 800).map(lambda number: number / 8)
 works = st.integers(1, 500).map(lambda number: number / 8)
 rows = st.lists(
@@ -221,6 +229,57 @@ def test_after_an_instant_no_newcomer_goes_before_a_request(rows, policy, now):
                 assert place[state.serial] < place[other.serial]
 
 
+@given(
+    st.lists(st.tuples(eighths, works, eighths, st.booleans()), min_size=2, max_size=40),
+    st.sampled_from([1.0, 5.0, 50.0]),
+)
+def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(rows, longest_s):
+    """The bound that needs no knowledge of what was learned: deadline + longest_s * ln(work / 10
+    ms). The decay moves with every arrival, as works and backlog do, and all places with it."""
+    queue = PrefillQueue("dboost", OrderConfig(boost_longest_s=longest_s))
+    waiting = []
+    for serial, (arrived, work, deadline, served) in enumerate(sorted(rows)):
+        if served and waiting:
+            first = next(queue.ordered(arrived))
+            queue.remove(first)
+            waiting.remove(first)
+        newcomer = state_of(serial, arrived, work, deadline=deadline)
+        queue.put(newcomer)
+        waiting.append(newcomer)
+        place = {state.serial: number for number, state in enumerate(queue.ordered(arrived))}
+        for state in waiting:
+            stated = state.due_at + longest_s * math.log(state.total_work_s / LEAST_WORK_S)
+            assert queue.overtaken_until(state) <= stated + 1e-6
+            for other in waiting:
+                if other.milestones.arrived_at > stated:
+                    assert place[state.serial] < place[other.serial]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(10, 400)), min_size=1, max_size=120),
+    st.integers(400, 3000),
+)
+def test_under_dboost_a_prefill_waits_for_no_more_work_than_came_until_its_bound(flood, tokens):
+    """1 ms a token on one stage: whoever comes after the bound takes none of the machine before the
+    first token of the long one."""
+    longest_s = 0.5
+    at = 1.0
+    long = request_of("L", tokens, 1, at=at)
+    shorts = [request_of(f"S{i}", size, 1, at=t / 50) for i, (t, size) in enumerate(flood)]
+    endless = [request_of(f"E{i}", 100, 1, at=at + i * 0.08) for i in range(600)]
+    order = OrderConfig(boost_longest_s=longest_s)
+    config = config_of("dboost", tpot_s=0.05, max_chunk_tokens=256, order=order)
+    grid = grid_of(pages=20_000, page=16, length=200_000)
+    simulation = Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3))
+    logs = simulation.run([long, *shorts, *endless]).requests
+    due_at = logs["L"].answer.deadline_at
+    bound = due_at + longest_s * math.log(tokens * 1e-3 / LEAST_WORK_S)
+    came_s = [one.prompt_tokens * 1e-3 for one in (*shorts, *endless) if one.arrived_at <= bound]
+    done_by = max(bound, at) + sum(came_s) + tokens * 1e-3
+    assert at + logs["L"].ttft_s <= done_by + 0.1
+
+
 @given(rows, st.sampled_from(ALL), st.floats(0, 300), st.randoms(use_true_random=False))
 def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(rows, policy, now, chance):
     states = states_of(rows)
@@ -229,8 +288,8 @@ def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(rows, po
     orders = []
     for inserted in (states, shuffled):
         # what is learned depends on what came when: here nothing is
-        settings = OrderConfig(boost_decay_per_s=0.05, ageing_per_backlog=0.0)
-        queue = PrefillQueue(policy, settings)
+        order = OrderConfig(boost_decay_per_s=0.05, ageing_per_backlog=0.0)
+        queue = PrefillQueue(policy, order)
         for state in inserted:
             queue.put(state)
         orders.append([state.serial for state in queue.ordered(now)])
