@@ -77,6 +77,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
     isolated_ttft_s: float | None = None  # predicted time to first token on the idle server
     announced_ttft_s: float | None = None  # what the server told the client on arrival
+    deadline_s: float | None = None  # within which the server wanted to answer, it said
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
     turn: Turn | None = None

@@ -133,7 +133,8 @@ class SchedulerConfig(Section, frozen=True):
 class ObjectivesConfig(Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
-    # deadline = max(multiplier * predicted isolated prefill time, floor)
+    # deadline = max(multiplier * (path + drag * predicted isolated prefill), floor) + grace
+    # (docs/policies.md)
     ttft_multiplier: Annotated[float, Meta(ge=0.1, le=1000.0)] = 1.5
     # the paper's engine takes 0.5, which holds short requests back for nothing
     ttft_floor_s: Seconds = 0.05

@@ -121,6 +121,7 @@ def record_of(planned: PlannedRequest, log: RequestLog | None) -> RequestRecord:
         return record
     record.status = 200
     record.announced_ttft_s = log.answer.predicted_ttft_s
+    record.deadline_s = log.answer.ttft_objective_s
     record.token_times = array("d", log.token_times)
     record.usage_prompt_tokens = planned.prompt_tokens
     record.usage_completion_tokens = len(log.token_times)

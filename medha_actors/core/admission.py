@@ -39,7 +39,9 @@ class Admission:
         grid: Grid,
         table: PrefillTable,
         live: LiveRequests,
+        grace_s: float,
     ) -> None:
+        """`grace_s`: what batches on their way take of every default deadline."""
         self._most_waiting = settings.max_waiting_requests
         self._fair = settings.fairness.enabled
         self._objectives = objectives
@@ -47,6 +49,7 @@ class Admission:
         self._table = table
         self._queue = live.queue
         self._hits = live.hits
+        self._grace_s = grace_s
         self._page_tokens = grid.page_tokens
         plan = KvPlan(grid)
         self.kv_tokens = plan.capacity_tokens
@@ -99,9 +102,16 @@ class Admission:
                 retry_after_s=retry,
             )
 
-    def admit(self, request: Request, serial: int) -> RequestState:
+    def admit(self, request: Request, serial: int, drag: float, now: float) -> RequestState:
         """The state of a new request with its objectives: the client's within the server's bounds,
-        or ours, which follow from the work that the cache does not save."""
+        or ours, which follow from the work that the cache does not save, from the way and from the
+        load. `drag`: seconds that pass for one of its work.
+
+        Ours does not follow from what is waiting, nor from what is announced: the announcement says
+        what the order will do, so an order that heeds a deadline made of it would chase itself.
+        Whoever found a queue would be put behind those who come later, would be announced later
+        for that, and would be in time whenever the first token came.
+        """
         ours = self._objectives
         asked = request.objectives
         tpot_s = ours.tpot_s
@@ -116,6 +126,8 @@ class Admission:
             prompt=request.prompt_tokens,
             goal=request.prompt_tokens,
             tenant=self._tenant_of(request),
+            drag=drag,
+            grace_s=self._grace_s,
         )
         if self._cache_name is not None and request.cache:
             root = root_key(self._cache_name, "", request.cache_salt)
@@ -130,7 +142,8 @@ class Admission:
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
-            ttft_s = max(ours.ttft_multiplier * work_s, ours.ttft_floor_s)
+            idle_s = drag * work_s + self._path_s(request, work_s, now)
+            ttft_s = max(ours.ttft_multiplier * idle_s, ours.ttft_floor_s) + self._grace_s
         timeout_s = ours.default_timeout_s
         if asked.timeout_s is not None:
             timeout_s = min(asked.timeout_s, ours.max_timeout_s)
@@ -138,3 +151,9 @@ class Admission:
         if timeout_s is not None:
             state.timeout_at = request.arrived_at + timeout_s
         return state
+
+    def _path_s(self, request: Request, work_s: float, now: float) -> float:
+        """Seconds that an idle request spends outside the engine: the way in is known, the way out
+        is learned. What takes longer than the prefill itself is no path but a fault."""
+        came_s = max(0.0, now - request.arrived_at)
+        return min(came_s, work_s) + min(request.way_s, work_s)

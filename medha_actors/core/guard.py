@@ -73,8 +73,8 @@ class Guard:
         room_s, least_s = self._room(now)
         spent_s = 0.0
         for _, serial, state in aged:
-            if state.remaining_s + spent_s <= room_s.get(serial, least_s):
-                spent_s += state.remaining_s
+            if state.left_s + spent_s <= room_s.get(serial, least_s):
+                spent_s += state.left_s
                 yield state
         for _, serial, state in self._by_due:
             if serial in room_s:
@@ -92,7 +92,7 @@ class Guard:
         for due_at, serial, state in self._by_due[bisect_right(self._by_due, (now,)) :]:
             if serial in feasible:
                 room_s[serial] = least_s
-                done_at += state.remaining_s
+                done_at += state.left_s
                 least_s = min(least_s, due_at - done_at)
         return room_s, least_s
 
@@ -101,11 +101,11 @@ class Guard:
         largest: list[tuple[float, int]] = []  # a heap
         done_at = now
         for due_at, serial, state in self._by_due[bisect_right(self._by_due, (now,)) :]:
-            remaining_s = state.remaining_s
-            if now + remaining_s > due_at:
+            left_s = state.left_s
+            if now + left_s > due_at:
                 continue
-            done_at += remaining_s
-            heapq.heappush(largest, (-remaining_s, serial))
+            done_at += left_s
+            heapq.heappush(largest, (-left_s, serial))
             if done_at > due_at:
                 done_at += heapq.heappop(largest)[0]
         return {serial for _, serial in largest}

@@ -285,7 +285,8 @@ class LiveRequests:
         """Slack of a request if its KV were dropped now: the recomputation counts."""
         stored = state.published * self._grid.page_tokens if self.kv.store.tiered else 0
         stored = self._table.worth(0, stored, state.known)
-        return state.due_at - now - self._table.seconds(0, state.known, stored)
+        again_s = state.drag * self._table.seconds(0, state.known, stored)
+        return state.due_at - state.grace_s - now - again_s
 
     def _let_go(self, state: RequestState) -> None:
         self._stop_decoding(state)

@@ -113,7 +113,7 @@ def _due(state: RequestState, tuning: Tuning) -> float:
 
 
 def _latest_start(state: RequestState, tuning: Tuning) -> float:
-    return state.due_at - state.remaining_s
+    return state.latest_start_at
 
 
 def _aged(state: RequestState, tuning: Tuning) -> float:
@@ -163,7 +163,7 @@ def _one(state: RequestState) -> float:
 
 
 def _rounded_work(state: RequestState) -> float:
-    octaves = math.log2(max(state.total_work_s, 1e-6))
+    octaves = math.log2(max(state.drag * state.total_work_s, 1e-6))
     lane = round(octaves * LANES_PER_OCTAVE)
     return math.pow(2.0, lane / LANES_PER_OCTAVE)
 

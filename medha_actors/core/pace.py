@@ -3,6 +3,7 @@ who goes.
 
 - `drag`: while prefills wait, so many seconds pass for each second of predicted work that goes
   out: decodes ride along, batches are short, chunks are smaller than a lone prefill's.
+- `steady_drag`: the same, learned more slowly and bounded, for deadlines.
 - `newcomers`: which work arrives how often, and where the order puts it behind its arrival. A
   request is overtaken by those of them whose place is before its own.
 - `truth`: what came of the last forecasts: of short prefills that found no other, of those that
@@ -27,6 +28,10 @@ FORECASTS = (63, 63, 63, 31)  # of each kind, that count
 ENOUGH = 16
 SURE = 0.8  # so many of them are to come true at the latest
 TRUTHS = (0.7, 1.5)
+# of the steady drag, which deadlines are made of: longer, so that those of equal requests are near
+STEADY = 0.997
+STEADY_PRIOR_S = 2.0
+MOST_DRAG = 2.0
 WINDOW = 128  # arrivals and departures that count
 KINDS_PER_OCTAVE = 1  # arrivals are counted by their work
 FREE, WAITING, LONG, PAID = range(4)  # kinds of forecasts
@@ -71,6 +76,8 @@ class Pace:
         # beside others, and of prefills that others make way for
         self._passed_s = [PRIOR_S * PRIOR_DRAG, PRIOR_S * PRIOR_DRAG]
         self._worked_s = [PRIOR_S, PRIOR_S]
+        self._steadily_passed_s = STEADY_PRIOR_S
+        self._steadily_worked_s = STEADY_PRIOR_S
         self._arrivals = deque[_Arrival]()
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
@@ -87,6 +94,15 @@ class Pace:
         """A batch with so much prefill kept those who wait waiting for so long."""
         self._passed_s[hurried] = MEMORY * self._passed_s[hurried] + passed_s
         self._worked_s[hurried] = MEMORY * self._worked_s[hurried] + load_s
+        self._steadily_passed_s = STEADY * self._steadily_passed_s + passed_s
+        self._steadily_worked_s = STEADY * self._steadily_worked_s + load_s
+
+    @property
+    def steady_drag(self) -> float:
+        """Seconds that pass for a second of a prefill's own work under the present load, from 1 to
+        MOST_DRAG. It says nothing of how much is waiting: a fuller queue makes fuller batches,
+        which lower it."""
+        return min(MOST_DRAG, max(1.0, self._steadily_passed_s / self._steadily_worked_s))
 
     def arrived(self, state: RequestState, at: float) -> None:
         """Somebody was admitted."""
@@ -161,4 +177,6 @@ def as_it_came(state: RequestState) -> RequestState:
         total_work_s=state.total_work_s,
         remaining_s=state.remaining_s,
         load_s=state.load_s,
+        drag=state.drag,
+        grace_s=state.grace_s,
     )

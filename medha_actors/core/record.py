@@ -15,8 +15,8 @@ class Slack(NamedTuple):
     """How urgent a prefill was when a chunk of it was picked."""
 
     request_id: str
-    slack_s: float  # deadline - now - remaining work
-    # predicted isolated prefill: slack over this is the relative slack of LARS (paper, 4.1)
+    slack_s: float  # deadline - grace - now - remaining work as it passes under the load
+    # predicted prefill under the load: slack over this is the relative slack of LARS (paper, 4.1)
     total_work_s: float
 
 

@@ -82,6 +82,10 @@ class RequestState:
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
     load_s: float = 0.0  # of that, what the first stage has to do: how long others wait for it
+    # seconds that pass for each of its work under the load that it found (core/pace.py)
+    drag: float = 1.0
+    # of its time until the deadline, what batches on their way take: no order can spend it
+    grace_s: float = 0.0
     # prompt positions below this one have had their log-probabilities reported
     logprobs_until: int = 1
     # which kind of forecast there was at which instant, in how many seconds the first token was
@@ -150,14 +154,24 @@ class RequestState:
             stop = max(stop, self.danger.stop)
         self.danger = range(start, stop)
 
+    @property
+    def left_s(self) -> float:
+        """Seconds that the rest of the prefill takes under the load that it found."""
+        return self.drag * self.remaining_s
+
+    @property
+    def latest_start_at(self) -> float:
+        """When the rest of the prefill has to go on at the latest, to be in time."""
+        return self.due_at - self.grace_s - self.left_s
+
     def slack(self, now: float) -> float:
         """Seconds the rest of the prefill could be put off without missing the deadline; negative:
         it is late."""
-        return self.due_at - now - self.remaining_s
+        return self.latest_start_at - now
 
     def relative_slack(self, now: float) -> float:
         """rho of LARS (paper, 4.1): slack over total work; smaller is more urgent."""
-        return self.slack(now) / max(self.total_work_s, 1e-9)
+        return self.slack(now) / max(self.drag * self.total_work_s, 1e-9)
 
     def tokens(self, start: int, stop: int) -> bytes:
         """Packed ids of the known tokens at positions [start, stop)."""

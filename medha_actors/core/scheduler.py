@@ -18,7 +18,7 @@ from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, batch_of
-from medha_actors.core.chunking import PrefillTable, batch_budget
+from medha_actors.core.chunking import LONE_BUDGETS, PrefillTable, batch_budget
 from medha_actors.core.completion import Completion
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests, preempted
@@ -72,7 +72,15 @@ class Scheduler:
             page_tokens=grid.page_tokens,
         )
         self.live = LiveRequests(settings, grid, self.table, self.budget_s)
-        self._admission = Admission(settings, objectives, cache_name, grid, self.table, self.live)
+        self._admission = Admission(
+            settings,
+            objectives,
+            cache_name,
+            grid,
+            self.table,
+            self.live,
+            grid.stages * LONE_BUDGETS * self.budget_s,
+        )
         self._flights: deque[Flight] = deque()
         most_yield = settings.max_yield if settings.space_sharing else 0.0
         self._announcing = Announcing(
@@ -110,7 +118,8 @@ class Scheduler:
             self._admission.check(request)
         except MedhaError as error:
             return rejected(error)
-        state = self._admission.admit(request, next(self._serials))
+        drag = self._announcing.pace.steady_drag
+        state = self._admission.admit(request, next(self._serials), drag, now)
         expected = partial(
             self._announcing.first_token_s, limit=self.in_flight_limit, free=self._slots(), now=now
         )
@@ -270,7 +279,7 @@ class Scheduler:
         load_s = self._announcing.dispatching(packer, now)
         self.live.charge([pick.state for pick in packer.decodes], packer.loads.decodes_s())
         computed = [pick.state for pick in packer.prefills if not pick.loaded]
-        slacks = [Slack(one.id, one.slack(now), one.total_work_s) for one in computed]
+        slacks = [Slack(one.id, one.slack(now), one.drag * one.total_work_s) for one in computed]
         for state, stop, _ in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now

@@ -60,6 +60,11 @@ class World:
         self.check()
         return answer
 
+    @property
+    def grace_s(self):
+        """What the batches of a lone prefill take of a default deadline."""
+        return self.grid.stages * LONE_BUDGETS * self.scheduler.budget_s
+
     def cancel(self, name):
         self.note(self.scheduler.cancel(name, self.now))
 

@@ -28,7 +28,8 @@ def test_instants_are_reported():
         start == event.arrived_at == event.scheduled_at < event.prefilled_at == event.first_token_at
     )
     assert event.first_token_at < event.finished_at
-    assert event.deadline_at == pytest.approx(start + 1.5 * world.scheduler.table.seconds(0, 3000))
+    work_s = world.scheduler.table.seconds(0, 3000)
+    assert event.deadline_at == pytest.approx(start + 1.5 * work_s + world.grace_s)
 
 
 def test_prompt_log_probabilities_are_reported_once():
@@ -90,10 +91,10 @@ def test_acceptance_tells_deadline_and_prediction():
     world = world_of(model=ExecutionModel.analytic(token_s=1e-3))
     first = world.add(request_of("a", 2000, 1, world.now))
     assert isinstance(first, Accepted)
-    assert first.deadline_at == pytest.approx(world.now + 3.0, rel=0.01)
+    assert first.deadline_at == pytest.approx(world.now + 3.0 + world.grace_s, rel=0.01)
     assert first.predicted_ttft_s == pytest.approx(2.0, rel=0.01)
     short = world.add(request_of("b", 10, 1, world.now))
-    assert short.ttft_objective_s == pytest.approx(0.05)  # the floor
+    assert short.ttft_objective_s == pytest.approx(0.05 + world.grace_s)  # the floor
     asked = world.add(request_of("c", 10, 1, world.now, ttft_s=0.001))
     assert asked.ttft_objective_s == pytest.approx(0.05)  # the server's bound
     second = world.add(request_of("d", 2000, 1, world.now))

@@ -7,6 +7,7 @@ from core_inputs import config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.orders import LANES_PER_OCTAVE, ORDERS
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
@@ -60,8 +61,9 @@ def test_by_relative_slack_the_short_ones_overtake_as_soon_as_theirs_is_smaller(
 def test_relative_slack_of_the_worked_example():
     config, grid = config_of(tpot_s=0.05), grid_of(pages=10_000, page=16, length=200_000)
     scheduler = Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3)).scheduler
-    scheduler.add(request_of("L", 10_000, 1, at=0.0, ttft_s=16.0), 0.0)
-    scheduler.add(request_of("S", 500, 1, at=5.0, ttft_s=1.0), 5.0)
+    grace_s = LONE_BUDGETS * scheduler.budget_s  # of a batch on its way, which is no slack
+    scheduler.add(request_of("L", 10_000, 1, at=0.0, ttft_s=16.0 + grace_s), 0.0)
+    scheduler.add(request_of("S", 500, 1, at=5.0, ttft_s=1.0 + grace_s), 5.0)
     assert scheduler.live.by_id["L"].relative_slack(0.0) == pytest.approx(0.6, abs=0.01)
     assert scheduler.live.by_id["S"].relative_slack(5.0) == pytest.approx(1.0, abs=0.01)
 

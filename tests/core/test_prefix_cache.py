@@ -48,7 +48,7 @@ def test_work_deadline_and_prediction_count_what_is_not_cached():
     state = world.scheduler.live.by_id["warm"]
     assert warm.cached_tokens == state.hit == 3000
     assert warm.predicted_ttft_s == pytest.approx(0.04)
-    assert warm.ttft_objective_s == pytest.approx(0.06)
+    assert warm.ttft_objective_s == pytest.approx(0.06 + world.grace_s)
     assert state.total_work_s == state.remaining_s == pytest.approx(0.04)
     assert world.scheduler.stats().backlog_s == pytest.approx(0.04)
     world.launch()

@@ -2,12 +2,16 @@
 
 from array import array
 
+import msgspec
 import pytest
 
 from loadgen.__main__ import main
 from loadgen.records import LONG, RequestRecord
 from loadgen.twin.admission.floods import Flood, capacity_of, play_flood
 from loadgen.twin.admission.promises import curve_of, promises_of
+from loadgen.twin.options import scheduler_of
+from loadgen.twin.replay import play
+from loadgen.twin.scenarios import scenario_of
 
 
 def flood_of(**given):
@@ -40,6 +44,24 @@ def test_who_comes_back_when_told_is_in_time(capacity):
     assert found.goodput >= 0.85 * capacity
 
 
+@pytest.mark.parametrize("policy", ["dspf", "dboost"])
+def test_an_idle_server_meets_its_own_deadlines(policy):
+    """The convoy mix at a tenth of the capacity: now and then a short one comes beside a long one.
+    The first after a start is in time, too."""
+    scenario = scenario_of("convoy", 300, seed=1)
+    deployment = msgspec.structs.replace(
+        scenario.deployment, noise=0.03, scheduler=scheduler_of(policy, {})
+    )
+    sent = [
+        msgspec.structs.replace(one, at=(one.at or 0.0) / 0.18)  # the capacity is 1.8/s
+        for one in scenario.requests
+    ]
+    records = play(deployment, sent).records
+    every, _, _ = promises_of(records)
+    assert every.in_time >= 0.99
+    assert promises_of(records[:1])[0].in_time == 1.0
+
+
 def record_of(kind, announced_s, ttft_s):
     return RequestRecord(
         index=0,
@@ -48,6 +70,7 @@ def record_of(kind, announced_s, ttft_s):
         output_tokens=1,
         sent_at=5.0,
         announced_ttft_s=announced_s,
+        deadline_s=1.0,
         token_times=array("d", [5.0 + ttft_s]),
     )
 
@@ -58,6 +81,7 @@ def test_promises_are_counted_by_kind():
     every, short, long = promises_of(records)
     assert (every.count, short.count, long.count) == (6, 5, 1)
     assert (short.true, short.late) == pytest.approx((0.6, 0.2))
+    assert (short.in_time, long.in_time) == pytest.approx((4 / 6, 0.0))
     assert long.p50 == pytest.approx(1.1)
     _, rows = curve_of(records)
     assert rows[-1][:2] == ["10,000 ms", "11,000 ms"]

@@ -1,5 +1,5 @@
 """Whether what a server announces comes true: the time to first token over what was announced on
-arrival."""
+arrival; and whether its deadline was met."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Promises(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     true: float  # within TRUE
     late: float  # later than the larger of them
+    in_time: float  # within the deadline that it was given
     p10: float
     p50: float
     p90: float
@@ -56,12 +57,19 @@ def promises_of(records: Sequence[RequestRecord]) -> list[Promises]:
                 count=len(ratios),
                 true=sum(within) / len(ratios),
                 late=sum(late) / len(ratios),
+                in_time=sum([_in_time(one) for one in chosen]) / len(chosen),
                 p10=percentile(ratios, 10),
                 p50=percentile(ratios, 50),
                 p90=percentile(ratios, 90),
             )
         )
     return found
+
+
+def _in_time(record: RequestRecord) -> bool:
+    if not len(record.token_times) or record.deadline_s is None:
+        return False
+    return record.token_times[0] - (record.sent_at or 0.0) <= record.deadline_s
 
 
 def curve_of(records: Sequence[RequestRecord]) -> Table:

@@ -1,5 +1,6 @@
-"""`medha-loadgen promises`: does what is announced come true? The laboratory's workloads in the
-twin, the time to first token over what was announced on arrival, and the calibration curve."""
+"""`medha-loadgen promises`: does what is announced come true, and is it in time? The laboratory's
+workloads in the twin, the time to first token over what was announced on arrival, the deadlines
+that were met, and the calibration curve."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def promises(asked: PromisesOptions, say: Say) -> int:
     ):
         if unknown := set(given) - set(known):
             raise LoadgenError(f"--{kind} {', '.join(sorted(unknown))}: known are {known}")
-    header = ["", "kind", "requests", "true", "late", "ratio P10", "P50", "P90"]
+    header = ["", "kind", "requests", "true", "late", "in time", "ratio P10", "P50", "P90"]
     rows = []
     for name in asked.scenarios:
         scenarios = [
@@ -67,14 +68,16 @@ def promises(asked: PromisesOptions, say: Say) -> int:
             title = f"{name} {load:g} {policy}"
             say(title)
             for found in promises_of(records):
-                shares = [f"{100 * found.true:.1f}%", f"{100 * found.late:.1f}%"]
+                shares = [
+                    f"{100 * share:.1f}%" for share in (found.true, found.late, found.in_time)
+                ]
                 figures = [f"{value:.2f}" for value in (found.p10, found.p50, found.p90)]
                 rows.append([title, found.kind, str(found.count), *shares, *figures])
             if asked.curve:
                 print(f"{title}\n{as_text(curve_of(records))}\n")
     print(as_text((header, rows)))
     print(f"\ntrue: 0.8 to 1.25 times what was announced (goal {100 * KEPT:g}%); late: more than")
-    print(f"that (goal: at most {100 * LATE:g}%)")
+    print(f"that (goal: at most {100 * LATE:g}%); in time: within the deadline it was given")
     return 0
 
 
