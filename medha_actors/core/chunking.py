@@ -8,6 +8,7 @@ needs.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -20,12 +21,18 @@ FINE = 4
 # the only live request may use so many: there is nobody whose tokens it delays
 LONE_BUDGETS = 1.5
 SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
-CHUNKS_PER_STAGE = 4
+CHUNKS_PER_STAGE = 4  # or more
+SHARES = 10_000  # remembered, at most
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 ONE_ROW = GroupLoad(rows=1, spans=1)
 LEAST_LOAD = 0.1  # of a prefill, that is its own even if nearly all of it is the cost of a batch
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
+
+
+def whole_units(tokens: int) -> int:
+    """So many tokens or a few more."""
+    return -(-tokens // UNIT) * UNIT
 
 
 def batch_budget(tpot_s: float, stages: int) -> float:
@@ -66,19 +73,29 @@ def _largest_below(high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def pipeline_share(tokens: int, stages: int, cap: int) -> int:
-    """Chunk size for a prompt that has the pipeline to itself.
+def pipeline_share(tokens: int, stages: int, cap: int, chunk_s: Callable[[int, int], float]) -> int:
+    """Chunk size for a prompt that has the pipeline to itself. `chunk_s`: seconds of a stage for so
+    many rows behind so many.
 
-    With S stages and chunks that take t, its makespan is (chunks + S - 1) t: one chunk would keep
-    one stage busy at a time. So it is cut in equal chunks, at least four for each stage while they
-    stay large enough to be efficient.
+    The prompt is through when one stage has done all chunks and the others the last one: large
+    chunks leave stages idle, small ones cost more a token. So it is cut in equal chunks, four for
+    each stage, or 8, 16 .., with whichever it is through first, while they are large enough.
     """
     if stages == 1:
         return cap
-    needed = -(-tokens // cap)
-    wanted = min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE)
-    share = -(-tokens // max(needed, wanted, 1))
-    return min(cap, -(-share // UNIT) * UNIT)
+    count = max(-(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1)
+    best = cap
+    least_s = math.inf
+    while least_s == math.inf or tokens >= count * SMALLEST_SHARE:
+        share = min(cap, whole_units(-(-tokens // count)))
+        last = max(0, tokens - share)
+        all_s = -(-tokens // share) * chunk_s(share, last // 2)
+        through_s = all_s + (stages - 1) * chunk_s(share, last)
+        if through_s < least_s:
+            best = share
+            least_s = through_s
+        count *= 2
+    return best
 
 
 class PrefillTable:
@@ -146,6 +163,17 @@ class PrefillTable:
         load = GroupLoad(rows=rows, spans=rows, decode_kv=cached, sampled=rows)
         return max(0.0, self._model.decode.scale * self._model.base(load) - self.batch_s())
 
+    def lone_chunk(self, total: int) -> int:
+        """Tokens of a chunk of a prefill of so many that has the pipeline to itself, if a batch may
+        take that long."""
+        share = self._shares.get(total)
+        if share is None:
+            if len(self._shares) >= SHARES:
+                self._shares.clear()
+            share = pipeline_share(total, self._stages, self._max_chunk, self._chunk_s)
+            self._shares[total] = share
+        return share
+
     def _dispatch_s(self, done: int, total: int) -> float:
         left = total - done
         if left <= 0:
@@ -164,6 +192,7 @@ class PrefillTable:
 
     def _clear(self) -> None:
         self._scale = self._model.prefill.scale
+        self._shares: dict[int, int] = {}  # by total
         # positions, cumulative seconds, chunk sizes
         self._ends = [0]
         self._costs = [0.0]
@@ -197,8 +226,7 @@ class PrefillTable:
         """The last chunk still passes the other stages when the first has done all."""
         if self._stages == 1:
             return 0.0
-        share = pipeline_share(total, self._stages, self._chunk_at(total))
-        chunk = min(left, share)
+        chunk = min(left, self._chunk_at(total), self.lone_chunk(total))
         return (self._stages - 1) * self._chunk_s(chunk, total - chunk)
 
     def _chunk_at(self, total: int) -> int:

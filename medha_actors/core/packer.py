@@ -13,13 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import (
-    LONE_BUDGETS,
-    UNIT,
-    largest_chunk,
-    largest_number,
-    pipeline_share,
-)
+from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, largest_number
 from medha_actors.core.kv_plan import Grid, holders, piece_end
 from medha_actors.core.loads import BatchLoads
 from medha_actors.core.placement import Placement
@@ -273,7 +267,7 @@ class Packer:
             used = self.loads.prefill_rows(touched)
             return max(0, min(cap, config.fixed_chunk_tokens - used))
         if only:
-            cap = min(cap, pipeline_share(state.goal, self._grid.stages, max(1, cap)))
+            cap = min(cap, self._placement.table.lone_chunk(state.goal))
 
         def fits(tokens: int) -> bool:
             loads = self.loads.with_chunk(touched, state.goal, start, tokens)

@@ -27,7 +27,7 @@ class Placement:
     def __init__(self, kv: KvPlan, hits: Hits, table: PrefillTable) -> None:
         self.kv = kv
         self.hits = hits
-        self._table = table
+        self.table = table
         self._groups = kv.grid.groups
 
     def begun_s(self, queue: TenantQueues) -> list[float]:
@@ -59,8 +59,8 @@ class Placement:
                 continue
             touched = [piece.group for piece in pieces if piece.start <= hit.tokens]
             wait_s = max([ahead_s[group] for group in touched])
-            stored = self._table.worth(hit.tokens, hit.stored, state.goal)
-            seconds = wait_s + self._table.seconds(hit.tokens, state.goal, stored)
+            stored = self.table.worth(hit.tokens, hit.stored, state.goal)
+            seconds = wait_s + self.table.seconds(hit.tokens, state.goal, stored)
             if best is None or seconds < best_s:
                 best = Start(pieces, hit.tokens)
                 best_s = seconds
@@ -70,7 +70,7 @@ class Placement:
 
     def stored(self, state: RequestState) -> int:
         """Up to where a placed prefill had better load what comes next from the second tier."""
-        return self._table.worth(state.dispatched, self.kv.stored(state), state.goal)
+        return self.table.worth(state.dispatched, self.kv.stored(state), state.goal)
 
     def spoils(self, state: RequestState, now: float) -> bool:
         """Whether a placed request would evict what waiting requests have found, although it is
@@ -93,5 +93,5 @@ class Placement:
 
     def _again_s(self, start: int, stop: int) -> float:
         """Seconds to have the pages of these positions again, after they had to make room."""
-        stored = self._table.worth(start, stop, stop) if self.kv.store.tiered else 0
-        return self._table.seconds(start, stop, stored)
+        stored = self.table.worth(start, stop, stop) if self.kv.store.tiered else 0
+        return self.table.seconds(start, stop, stored)
