@@ -1,12 +1,17 @@
-"""Long requests under `dboost`: a lone one is not taxed, and several end one after the other."""
+"""What `dboost` promises: a lone long request is not taxed, several end one after the other, and
+tokens keep coming."""
 
 import itertools
 
+import msgspec
 import pytest
 from twin_world import by_hand, deployment_of, request
 
+from loadgen.judge.latencies import gaps, percentile
 from loadgen.records import LONG
+from loadgen.twin.options import scheduler_of
 from loadgen.twin.replay import play
+from loadgen.twin.scenarios import capacity_of, scenario_of
 
 CPU = {"gpu": "cpu-2core", "model": "smollm2-135m", "spp": 2, "tpot_s": 0.15}
 GPU = {"gpu": "a100", "model": "llama-3-8b", "spp": 2, "tpot_s": 0.1}
@@ -63,3 +68,16 @@ def test_several_long_ones_end_one_after_the_other():
     together = ends_of("lars")  # equally late, they take turns
     assert together[0] > 1.5 * ends[0]
     assert together[-1] > 0.95 * ends[-1]
+
+
+@pytest.mark.parametrize("load", [0.9, 1.1])
+def test_the_time_between_tokens_keeps_its_objective(load):
+    """Under `dboost`, near the capacity and beyond."""
+    scenario = scenario_of("convoy", 200, seed=0)
+    deployment = msgspec.structs.replace(
+        scenario.deployment, noise=0.03, scheduler=scheduler_of("dboost", {})
+    )
+    rate = load * capacity_of(scenario)
+    sent = [msgspec.structs.replace(one, at=(one.at or 0.0) / rate) for one in scenario.requests]
+    found = percentile(gaps(play(deployment, sent).records), 99)
+    assert found <= deployment.tpot_s
