@@ -107,9 +107,9 @@ class ActorConfig(Section, frozen=True):
 
 
 class SchedulerConfig(Section, frozen=True):
-    """LARS, adaptive chunking and batch packing (paper, 4)."""
+    """The order of prefills, adaptive chunking and batch packing (paper, 4)."""
 
-    policy: Policy = "lars"
+    policy: Policy = "dboost"
     order: OrderConfig = OrderConfig()
     admission: AdmissionConfig = AdmissionConfig()
     fairness: FairnessConfig = FairnessConfig()

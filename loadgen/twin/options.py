@@ -31,7 +31,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
         int | None, flag(shown="a kvp-th of the longest request", ge=1)
     ] = None
     tpot_ms: Annotated[float, flag("the server's objective between tokens", gt=0)] = 50.0
-    policy: Annotated[str, flag("scheduling policy")] = "lars"
+    policy: Annotated[str, flag("scheduling policy")] = SchedulerConfig().policy
     scheduler: Annotated[
         dict[str, Any], flag("more of serve_config.yaml's scheduler section", metavar="JSON")
     ] = {}

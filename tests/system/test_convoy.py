@@ -102,15 +102,15 @@ async def convoy(url: str) -> Convoy:
 
 @pytest.mark.timeout(600)  # for a machine that is busy with other things
 async def test_short_requests_do_not_wait_behind_a_long_prompt(tmp_path, embedded):
-    assert shipped_args()["scheduler"]["policy"] == "lars"
+    assert shipped_args()["scheduler"]["policy"] == "dboost"
     fast = await convoy(embedded)
     sections = WATCHED | {"scheduler": {"policy": "fcfs"}}
     with serving(tmp_path, **(shipped_args() | sections)) as (url, _):
         slow = await convoy(url)
     print(
-        f"median TTFT of short requests: fcfs {slow.ttft_s:.2f} s, lars {fast.ttft_s:.3f} s, "
+        f"median TTFT of short requests: fcfs {slow.ttft_s:.2f} s, dboost {fast.ttft_s:.3f} s, "
         f"{slow.ttft_s / fast.ttft_s:.1f} times lower; tokens of the long prompt computed "
-        f"meanwhile: fcfs {slow.waited_tokens:g}, lars {fast.waited_tokens:g}"
+        f"meanwhile: fcfs {slow.waited_tokens:g}, dboost {fast.waited_tokens:g}"
     )
     assert slow.overtook() == [False] * SHORTS
     assert fast.overtook() == [True] * SHORTS

@@ -57,7 +57,7 @@ def profile(tmp_path):
 def test_simulate_writes_what_a_real_run_writes(tmp_path, capsys):
     assert simulate(tmp_path / "run", "--goodput", "ttft:3x,500") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["completed"], result["simulated"], result["policy"]) == (40, True, "lars")
+    assert (result["completed"], result["simulated"], result["policy"]) == (40, True, "dboost")
     assert {
         "median_ttft_ms",
         "p99_itl_ms",

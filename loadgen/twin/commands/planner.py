@@ -35,6 +35,7 @@ from loadgen.twin.replay import expect, idle_points, longest_of, play
 from loadgen.twin.serve_config import serve_config
 from loadgen.workload.options import PaceOptions, WorkloadOptions
 from loadgen.workload.plan import build_plan
+from medha_actors.config import SchedulerConfig
 
 EXIT_INFEASIBLE = 1
 
@@ -48,7 +49,7 @@ class GridOptions(msgspec.Struct, frozen=True, kw_only=True):
     tp: Annotated[tuple[int, ...], flag("values to try", metavar="N", ge=1)] = (1, 2, 4, 8)
     spp: Annotated[tuple[int, ...], flag(metavar="N", ge=1)] = (1, 2, 4, 8, 16)
     kvp: Annotated[tuple[int, ...], flag(metavar="N", ge=1)] = (1, 2, 4)
-    policy: Annotated[str, flag("scheduling policy")] = "lars"
+    policy: Annotated[str, flag("scheduling policy")] = SchedulerConfig().policy
     sample: Annotated[int, flag("requests to simulate a deployment with", ge=1)] = 400
     result_dir: Annotated[str | None, flag("also write plan.json and serve_config.yaml there")] = (
         None
