@@ -23,7 +23,7 @@ from deployments.text import ChatOptions, Text, TooManyTokensError
 from deployments.tools import ToolUse
 from deployments.way import Way
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import NotFoundError, RequestError
+from medha_actors.errors import NeverFitsError, NotFoundError, RequestError
 from medha_actors.messages import (
     Objectives,
     Request,
@@ -170,15 +170,13 @@ class Admission:
         if isinstance(prompt, list):
             ids = prompt if keep is None else prompt[-keep:]
             if len(ids) > self.context_tokens:
-                raise limits.too_long(name, len(ids), 1, self.context_tokens)
+                raise NeverFitsError(name, len(ids), 1, self.context_tokens)
             return ids
         most = self._most_tokens(keep)
         try:
             ids = await self._text.encode(prompt, add_special_tokens, limit=most)
         except TooManyTokensError as error:
-            if keep is not None:
-                raise limits.over_tokens(name, error.at_least, most) from None
-            raise limits.too_long(name, error.at_least, 1, most, at_least=True) from None
+            raise self._too_long(name, error.at_least, keep) from None
         if keep is not None:
             ids = ids[-keep:]
         if self.vocabulary < self._text.vocabulary:
@@ -191,15 +189,20 @@ class Admission:
             return self.context_tokens
         return max(self.context_tokens, self._config.limits.max_tokenize_tokens)
 
+    def _too_long(self, name: str, at_least: int, keep: int | None) -> RequestError:
+        """A text has so many tokens or more."""
+        if keep is not None:
+            return limits.over_tokens(name, at_least, self._most_tokens(keep))
+        return NeverFitsError(name, at_least, 1, self.context_tokens, at_least=True)
+
     async def chat_tokens(
         self, messages: list[Message], options: ChatOptions, keep: int | None = None
     ) -> list[int]:
         """Token ids of a chat; what is surely too long is not even rendered."""
         limits.check_messages(messages, self._config.limits)
-        most = self._most_tokens(keep)
         fewest = self._text.fewest_tokens_of(sum([len(message.text) for message in messages]))
-        if fewest > most:
-            raise limits.too_long("messages", fewest, 1, most, at_least=True)
+        if fewest > self._most_tokens(keep):
+            raise self._too_long("messages", fewest, keep)
         rendered = await self._text.chat(messages, options)
         return await self.tokens("messages", rendered, False, keep)
 

@@ -8,7 +8,7 @@ from typing import cast
 from deployments.histories import Message
 from deployments.protocol import ChatBody, CompletionBody, GenerationBody
 from medha_actors.config import LimitsConfig
-from medha_actors.errors import RequestError
+from medha_actors.errors import NeverFitsError, RequestError
 
 
 def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int) -> None:
@@ -121,7 +121,9 @@ def resolve_max_tokens(
     if less:
         wanted = min(wanted, max(1, room))
     if room < max(1, wanted):
-        raise too_long(name, prompt_tokens, wanted, context_tokens)
+        if limit is not None and limit[1] >= context_tokens:
+            raise _leaves_no_room(limit, context_tokens)
+        raise NeverFitsError(name, prompt_tokens, max(1, wanted), context_tokens)
     if limit is not None:
         # 0 is only allowed with echo: one token is generated and not shown
         return max(1, wanted)
@@ -151,13 +153,12 @@ def check_total(tokens: int, most: int) -> None:
         )
 
 
-def too_long(
-    name: str, prompt_tokens: int, wanted: int, context_tokens: int, at_least: bool = False
-) -> RequestError:
-    bound = "at least " if at_least else ""
+def _leaves_no_room(limit: tuple[str, int], context_tokens: int) -> RequestError:
+    """No prompt is short enough for such an output: an agent need not shorten its history."""
+    name, tokens = limit
     return RequestError(
-        f"this model's context is {context_tokens} tokens; {bound}{prompt_tokens} in {name} and "
-        f"{wanted} to generate do not fit",
+        f"This model's maximum context length is {context_tokens} tokens; {name} is {tokens},"
+        " which leaves no room for a prompt",
         param=name,
         code="context_length_exceeded",
     )

@@ -7,7 +7,7 @@ MedhaError
  │   ├─ UnauthorizedError  no API key, or one that is not known, 401
  │   ├─ NotFoundError      a model or request that does not exist, 404
  │   ├─ TooLargeError      the body is over the limit, 413
- │   └─ NeverFitsError     more KV cache than there is at all, 400, with the numbers
+ │   └─ NeverFitsError     more tokens than there is room for at all, 400, with the numbers
  ├─ OverloadedError        the queue is full, 429, with retry_after_s
  │   └─ LateError          its first token would come too late, 429, with retry_after_s
  ├─ UnavailableError       the engine is being (re)built, or stops, 503, with retry_after_s
@@ -77,9 +77,32 @@ class TooLargeError(RequestError):
 
 
 class NeverFitsError(RequestError):
-    """The request needs more KV cache than the whole system has."""
+    """Prompt and output are more tokens than the model's context, or the whole KV cache, has.
+
+    Agents shorten their histories when they read these words: OpenAI's, and Anthropic's."""
 
     code = "context_length_exceeded"
+
+    def __init__(
+        self,
+        name: str,
+        prompt_tokens: int,
+        wanted: int,
+        most: int,
+        *,
+        at_least: bool = False,
+        why: str = "",
+    ) -> None:
+        """`most`: tokens that prompt and output may have together, and `why` no more; `wanted`:
+        those of the output; `at_least`: the prompt in the field `name` may have more."""
+        bound = "at least " if at_least else ""
+        reason = f" ({why})" if why else ""
+        super().__init__(
+            f"This model's maximum context length is {most} tokens{reason}; the prompt is too"
+            f" long: {bound}{prompt_tokens} tokens > {max(0, most - wanted)} maximum in {name},"
+            f" with {wanted} to generate",
+            param=name,
+        )
 
 
 class OverloadedError(MedhaError):

@@ -65,17 +65,9 @@ class Admission:
             raise RequestError("the prompt has no tokens", param="prompt")
         if output < 1:
             raise RequestError(f"max_tokens is {output}, must be at least 1", param="max_tokens")
-        asked = f"{prompt + output} tokens ({prompt} in the prompt, {output} to generate)"
-        if prompt + output > self.model_tokens:
-            raise NeverFitsError(
-                f"the request needs {asked}; the model takes at most {self.model_tokens}",
-                param="prompt",
-            )
         if prompt + output > self.max_tokens:
-            raise NeverFitsError(
-                f"the request needs {asked}; the KV cache has room for {self.kv_tokens}",
-                param="prompt",
-            )
+            why = "" if self.max_tokens == self.model_tokens else "of KV cache"
+            raise NeverFitsError("prompt", prompt, output, self.max_tokens, why=why)
         if request.resumed is not None:
             if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
                 raise RequestError("the request has all its tokens already", param="max_tokens")

@@ -103,8 +103,8 @@ def test_acceptance_tells_deadline_and_prediction():
 
 def test_what_cannot_run_is_refused_with_its_numbers():
     world = world_of(pages=10, length=100)
-    too_long = "needs 110 tokens (90 in the prompt, 20 to generate); the model takes at most 100"
-    too_large = "needs 50 tokens (30 in the prompt, 20 to generate); the KV cache has room for 40"
+    too_long = "the prompt is too long: 90 tokens > 21 maximum in prompt, with 20 to generate"
+    too_large = "maximum context length is 41 tokens (of KV cache)"
     cases = [
         (request_of("a", 0), "prompt has no tokens"),
         (request_of("b", 1, 0), "max_tokens is 0"),
