@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -64,18 +65,25 @@ class About:
         return answer_with(HealthReply())
 
     async def models(self, request: Request) -> Response:
-        return answer_with(ModelList(data=[self._model()]))
+        model = self._model()
+        return answer_with(ModelList(data=[model], first_id=model.id, last_id=model.id))
 
     async def model(self, request: Request) -> Response:
         self._admission.check_model(request.path_params["model"])
         return answer_with(self._model())
 
     def _model(self) -> ModelReply:
+        name = self._loading.model_id
+        context = self._admission.context_tokens
         return ModelReply(
-            id=self._loading.model_id,
+            id=name,
             root=self._loading.model_source,
             created=self._started_at,
-            max_model_len=self._admission.context_tokens,
+            max_model_len=context,
+            display_name=name,
+            created_at=_as_date(self._started_at),
+            max_input_tokens=context,
+            max_tokens=context,
         )
 
     async def version(self, request: Request) -> Response:
@@ -109,6 +117,11 @@ class About:
 
     async def icon(self, request: Request) -> Response:
         return FileResponse(_ICON, media_type="image/svg+xml", headers=_KEPT)
+
+
+def _as_date(seconds: int) -> str:
+    """RFC 3339, from seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def own_version() -> str:

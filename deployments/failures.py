@@ -65,9 +65,10 @@ def anthropic_body(error: MedhaError) -> AnthropicError:
     return AnthropicError(error=detail)
 
 
-def is_anthropic(path: str) -> bool:
-    """Whether clients of Anthropic's API ask there."""
-    return path.endswith(_ANTHROPIC_ROUTES)
+def reply_at(path: str) -> type[ErrorReply] | type[AnthropicError]:
+    """What says an error at this path. By path, since what is refused before any route is known
+    (a key, an answer of the proxy) must be said in the client's words too."""
+    return AnthropicError if path.endswith(_ANTHROPIC_ROUTES) else ErrorReply
 
 
 def last_frame(error: MedhaError) -> bytes:
@@ -90,7 +91,7 @@ def response(error: MedhaError, headers: dict[str, str] | None = None, path: str
         headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
     status = error.status
     content: ErrorReply | AnthropicError = body(error)
-    if is_anthropic(path):
+    if reply_at(path) is AnthropicError:
         status, _ = _ANTHROPIC.get(status, (status, ""))
         content = anthropic_body(error)
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -220,6 +220,7 @@ class ChoiceWriter:
         self._eos = frozenset(text.eos_token_ids)
         # control tokens that the reader of calls must see
         self._markers = job.tools.markers if job.tools is not None else {}
+        self._speller = job.thinking.speller() if job.thinking is not None else None
         self._keep_tokens = sampling.logprobs is not None or job.body.return_token_ids
         limit = output_limit(job.body)
         # echo alone: the engine's one token is not shown
@@ -252,8 +253,7 @@ class ChoiceWriter:
             text += self._detokenizer.flush()
         else:
             special = None
-            marker = self._markers.get(event.token_id)
-            text += marker or self._detokenizer.push(event.token_id)
+            text += self._text_of(event.token_id)
         addition.text = self._shown(text)
         if self._generated == 1:
             addition.first_token_at = event.at
@@ -263,6 +263,11 @@ class ChoiceWriter:
             addition.text += self._stops.flush() + self._stop_text(special)
             self._finish(addition, special)
         return addition
+
+    def _text_of(self, token_id: int) -> str:
+        """With the marks that are special tokens, where somebody reads them."""
+        text = self._markers.get(token_id) or self._detokenizer.push(token_id)
+        return text if self._speller is None else self._speller.spell(token_id, text)
 
     def _finish(self, addition: Addition, stop: str) -> None:
         addition.finish_reason = "stop"

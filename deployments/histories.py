@@ -9,17 +9,17 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from deployments.decoding import Beside, converted, known
 from medha_actors.errors import RequestError
 
 ShortText = Annotated[str, Meta(max_length=256)]
 _TURN_CHARS: Final = 50  # what a turn costs beside its text
 
 
-class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of text."""
 
     text: str
-    type: Literal["text"] = "text"
 
 
 class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +54,11 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["function"] = "function"
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of a chat. `developer` is what newer OpenAI clients call `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart]
+    content: str | list[ContentPart] = ""
     name: ShortText | None = None
     tool_calls: list[ToolCall] = []
     tool_call_id: ShortText | None = None
@@ -78,71 +78,105 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return len(self.text) + len(self.reasoning_content or "") + sum(called) + _TURN_CHARS
 
 
+class SentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A piece of text as clients write it."""
+
+    type: Literal["text", "input_text", "output_text", "refusal"] = "text"
+    text: str | None = None
+    refusal: str | None = None
+
+
+class SentMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One turn of a chat. `function` and `function_call` are older words for tools, `reasoning` is
+    another one for `reasoning_content`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[str | SentPart] | None = None
+    name: ShortText | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    tool_call_id: ShortText | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+
+
 # What clients send back of an answer, or keep beside it, that says nothing to the model.
-_IGNORED: Final = frozenset(
-    {
-        "annotations", "cache_control", "id", "metadata", "parsed", "provider_specific_fields",
-        "reasoning_details", "status", "thinking_blocks", "weight",
-    }
+BESIDE: Final = Beside(
+    frozenset(
+        {
+            "annotations", "audio", "cache_control", "id", "metadata", "parsed",
+            "provider_specific_fields", "reasoning_details", "status", "thinking_blocks", "weight",
+        }
+    ),
+    {},
 )  # fmt: skip
-_PART_IGNORED: Final = frozenset(
-    {"annotations", "cache_control", "citations", "id", "prompt_cache_breakpoint"}
+PART_BESIDE: Final = Beside(
+    frozenset({"annotations", "cache_control", "citations", "id", "prompt_cache_breakpoint"}), {}
 )
-_TEXT_TYPES: Final = ("text", "input_text", "output_text")
-_MAY_BE_EMPTY: Final = ("assistant", "tool")
+CALLER: Final = "assistant"  # whose turns may call tools
+# Whose turns may be without a text.
+MAY_BE_EMPTY: Final = (CALLER, "tool", "function")
+_PART_TYPES: Final = ("text", "input_text", "output_text", "refusal")
 
 
-def normalised(message: Any, name: str) -> Any:
-    """A message of any accepted shape in the one shape that `Message` has; raises RequestError.
-    What is wrong beyond that stays for the schema to find."""
-    if not isinstance(message, dict):
-        return message
-    given = {key: value for key, value in message.items() if value is not None}
-    made: dict[str, Any] = {}
-    for key, value in given.items():
-        if key in _IGNORED or key.startswith("x_"):
-            continue
-        made[key] = value
-    if made.get("role") == "function":  # before there were tools
-        made["role"] = "tool"
-    if "function_call" in made:
-        made["tool_calls"] = [{"function": made.pop("function_call")}]
-    if "reasoning" in made:
-        made.setdefault("reasoning_content", made.pop("reasoning"))
-    refusal = made.pop("refusal", None)
-    if "content" not in made and refusal is not None:
-        made["content"] = refusal
-    if "content" not in made and made.get("role") in _MAY_BE_EMPTY:
-        made["content"] = ""
-    content = made.get("content")
-    if isinstance(content, list):
-        made["content"] = [_part(part, f"{name}.content[{i}]") for i, part in enumerate(content)]
-    if made.get("role") != "assistant" and made.get("tool_calls"):
-        raise RequestError(
-            f"{name}.tool_calls: only an assistant calls tools",
-            param=f"{name}.tool_calls",
-            code="invalid_value",
-        )
-    return made
+def message(given: Any, name: str) -> Message:
+    """A turn of any accepted shape; raises RequestError. `name`: its path in the body."""
+    if not isinstance(given, dict):
+        return _turn(converted(given, SentMessage, name), name)
+    tree = known(given, SentMessage, BESIDE, name)
+    parts = tree.get("content")
+    if isinstance(parts, list):
+        tree["content"] = [_part(part, f"{name}.content[{i}]") for i, part in enumerate(parts)]
+    return _turn(converted(tree, SentMessage, name), name)
+
+
+def _turn(sent: SentMessage, name: str) -> Message:
+    calls = sent.tool_calls or []
+    if sent.function_call is not None:
+        calls = [ToolCall(function=sent.function_call)]
+    if calls and sent.role != CALLER:
+        raise _wrong(f"{name}.tool_calls", "only an assistant calls tools")
+    if sent.content is None and sent.refusal is None and sent.role not in MAY_BE_EMPTY:
+        raise _wrong(f"{name}.content", "is missing", "missing_field")
+    thoughts = sent.reasoning if sent.reasoning_content is None else sent.reasoning_content
+    return Message(
+        role="tool" if sent.role == "function" else sent.role,
+        content=_content(sent),
+        name=sent.name,
+        tool_calls=calls,
+        tool_call_id=sent.tool_call_id,
+        reasoning_content=thoughts,
+    )
+
+
+def _content(sent: SentMessage) -> str | list[ContentPart]:
+    if not isinstance(sent.content, list):
+        return sent.content or sent.refusal or ""
+    return [ContentPart(text=_said(part)) for part in sent.content]
+
+
+def _said(part: str | SentPart) -> str:
+    if isinstance(part, str):
+        return part
+    return (part.refusal if part.type == "refusal" else part.text) or ""
 
 
 def _part(part: Any, name: str) -> Any:
-    if isinstance(part, str):
-        return {"text": part}
+    """A part without what says nothing to a model; an image is refused by name."""
     if not isinstance(part, dict):
         return part
-    kind = part.get("type", "text")
-    if kind == "refusal":
-        return {"text": part.get("refusal")}
-    if kind not in _TEXT_TYPES:
-        raise RequestError(
-            f"{name}.type: only text is supported, not {str(kind)[:40]!r}",
-            param=f"{name}.type",
-            code="unsupported",
+    kind = part.get("type") or "text"
+    if kind not in _PART_TYPES:
+        raise _wrong(
+            f"{name}.type", f"only text is supported, not {str(kind)[:40]!r}", "unsupported"
         )
-    kept: dict[str, Any] = {}
-    for key, value in part.items():
-        if value is None or key == "type" or key in _PART_IGNORED or key.startswith("x_"):
-            continue
-        kept[key] = value
+    kept = known(part, SentPart, PART_BESIDE, name)
+    field = "refusal" if kind == "refusal" else "text"
+    if field not in kept:
+        raise _wrong(f"{name}.{field}", "is missing", "missing_field")
     return kept
+
+
+def _wrong(name: str, what: str, code: str = "invalid_value") -> RequestError:
+    return RequestError(f"{name}: {what}", param=name, code=code)

@@ -1,4 +1,5 @@
-"""/openapi.json: an OpenAPI 3.1 description, made from the Structs that the routes really use."""
+"""/openapi.json: an OpenAPI 3.1 description, made from the Structs that the routes really use, and
+from what these may have beside their fields (deployments.decoding)."""
 
 from __future__ import annotations
 
@@ -8,11 +9,17 @@ from typing import Any, Final
 
 import msgspec
 
-from deployments.histories import Message
+from deployments import histories
+from deployments.decoding import EXTENSION, SWITCHABLE, Beside
+from deployments.histories import Message, SentMessage, SentPart
 from deployments.operations import EVENTS, JSON, Operation
 
 Schema = dict[str, Any]
 _REF: Final = "#/components/schemas/{name}"
+# Of turns whose role is not the assistant's.
+_NO_CALLS: Final[Schema] = {
+    "properties": {"tool_calls": {"maxItems": 0}, "function_call": {"type": "null"}}
+}
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 
 
@@ -46,22 +53,65 @@ def _schemas(rows: list[Operation]) -> Schema:
     replies = {row.reply for row in rows if row.reply is not None}
     choices = {row.choice for row in rows if row.choice is not None}
     errors = {row.error for row in rows}
-    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, *errors, Message}
+    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, *errors, SentMessage}
     kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
-    asked: set[type[msgspec.Struct]] = {*bodies, Message}
-    for kind in asked:
-        _allow_null(schemas[kind.__name__])
+    for row in rows:
+        if row.body is not None:
+            _widen(schemas[row.body.__name__], row.beside)
+    _describe_messages(schemas)
     return schemas
 
 
-def _allow_null(schema: Schema) -> None:
-    """Where a field may be left out, null means the same."""
+def _describe_messages(schemas: Schema) -> None:
+    """Turns of a chat as `histories.message` takes them."""
+    message = schemas.pop(SentMessage.__name__)
+    _widen(message, histories.BESIDE)
+    says = [_is_there("content"), _is_there("refusal")]
+    message["allOf"] = [
+        _unless("role", histories.MAY_BE_EMPTY, {"anyOf": says}),
+        _unless("role", [histories.CALLER], _NO_CALLS),
+    ]
+    schemas[Message.__name__] = {**message, "title": Message.__name__}
+    part = schemas[SentPart.__name__]
+    _widen(part, histories.PART_BESIDE)
+    part["if"] = {"properties": {"type": {"const": "refusal"}}, "required": ["type"]}
+    part["then"] = _is_there("refusal")
+    part["else"] = _is_there("text")
+
+
+def _unless(name: str, values: Iterable[str], otherwise: Schema) -> Schema:
+    return {"if": {"properties": {name: {"enum": list(values)}}}, "else": otherwise}
+
+
+def _is_there(name: str) -> Schema:
+    """And is not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+def _widen(schema: Schema, beside: Beside) -> None:
+    """What an object may have beside its fields; where a field may be left out, null means the
+    same."""
+    fields = schema["properties"]
     required = schema.get("required", [])
-    for name, field in schema["properties"].items():
-        if name not in required and {"type": "null"} not in field.get("anyOf", []):
-            default = {"default": field.pop("default")} if "default" in field else {}
-            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **default}
+    for name, field in fields.items():
+        if name not in required:
+            fields[name] = _or_nothing(name, field)
+    for name, values in beside.neutral.items():
+        fields.setdefault(name, {"enum": [*values, None]})
+    for name in sorted(beside.ignored):
+        fields.setdefault(name, {"description": "ignored"})
+    schema["patternProperties"] = {f"^{EXTENSION}": {}}
+    schema["additionalProperties"] = {"type": "null"}
+
+
+def _or_nothing(name: str, field: Schema) -> Schema:
+    """A field's schema, and the values that are as if it were not there."""
+    values = [{"type": "null"}, *([{"const": False}] if name in SWITCHABLE else [])]
+    default = {"default": field.pop("default")} if "default" in field else {}
+    if {"type": "null"} in field.get("anyOf", []):
+        return {"anyOf": [*field["anyOf"], *values[1:]], **default}
+    return {"anyOf": [field, *values], **default}
 
 
 def _path(row: Operation, with_keys: bool) -> Schema:

@@ -8,11 +8,13 @@ from typing import Final
 
 import msgspec
 
-from deployments import replies
+from deployments import failures, protocol, replies
+from deployments.decoding import Beside
+from deployments.dialects import messages_body, responses_body
 from deployments.dialects.messages_body import CountBody, MessagesBody
 from deployments.dialects.messages_reply import CountReply, MessageReply
 from deployments.dialects.responses_body import ResponsesBody
-from deployments.dialects.responses_reply import ResponseReply
+from deployments.dialects.responses_reply import InputCount, ResponseReply
 from deployments.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
 JSON: Final = "application/json"
@@ -34,7 +36,12 @@ class Operation:
     status: int = 200
     key: bool = True  # needs an API key where the server has some
     query: tuple[tuple[str, dict[str, object]], ...] = ()  # parameters and their schemas
-    error: Struct = replies.ErrorReply
+    beside: Beside = protocol.BESIDE  # what a body may have beside its fields
+
+    @property
+    def error(self) -> Struct:
+        """What its errors look like."""
+        return failures.reply_at(self.path)
 
 
 _POST: Final = ("POST",)
@@ -63,7 +70,16 @@ _ROWS: Final = (
         _POST,
         ResponsesBody,
         ResponseReply,
+        beside=responses_body.BESIDE,
         media=(JSON, EVENTS),
+    ),
+    Operation(
+        "/v1/responses/input_tokens",
+        "How many tokens the prompt of such a chat has",
+        _POST,
+        ResponsesBody,
+        InputCount,
+        beside=responses_body.BESIDE,
     ),
     Operation(
         "/v1/messages",
@@ -71,8 +87,8 @@ _ROWS: Final = (
         _POST,
         MessagesBody,
         MessageReply,
+        beside=messages_body.BESIDE,
         media=(JSON, EVENTS),
-        error=replies.AnthropicError,
     ),
     Operation(
         "/v1/messages/count_tokens",
@@ -80,7 +96,7 @@ _ROWS: Final = (
         _POST,
         CountBody,
         CountReply,
-        error=replies.AnthropicError,
+        beside=messages_body.BESIDE,
     ),
     Operation("/v1/models", "The model served, as a list", reply=replies.ModelList),
     Operation("/v1/models/{model}", "The model served", reply=replies.ModelReply),

@@ -2,36 +2,20 @@
 configuration.
 
 `decode` either returns a Struct or raises a RequestError whose `param` is the JSON path of the
-offending field. `null` means the default, and `1.0` is an integer. A field this server does not
-know is an error, because it might change the result; fields that never change it, those that start
-with `x_`, and values that ask for what happens anyway, are dropped.
+offending field (deployments.decoding).
 """
 
 from __future__ import annotations
 
-import functools
-import re
-import types
-from collections.abc import Mapping
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    NamedTuple,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
-from deployments.histories import Message, ShortText, normalised
+from deployments.decoding import B, Beside, converted, known, parsed
+from deployments.histories import Message, ShortText, message
 from deployments.structure import ResponseFormat, StructuredOutputs
 from deployments.tool_fields import Tool, ToolChoice
-from medha_actors.errors import RequestError
 from medha_actors.messages import Late
 
 MAX_TOKEN_ID: Final = 2**31 - 1
@@ -195,7 +179,7 @@ _IGNORED: Final = frozenset(
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "best_of": (1,),
     "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1,),
     "early_stopping": (False,),
     "spaces_between_special_tokens": (True,),
     "include_reasoning": (True,),
@@ -223,105 +207,14 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
-class Beside(NamedTuple):
-    """What bodies may have beside the fields of their Struct: what is ignored, and what is refused
-    unless it asks for what happens anyway."""
-
-    ignored: frozenset[str]
-    neutral: Mapping[str, tuple[Any, ...]]
+_MESSAGES: Final = (ChatBody, TokenizeBody)  # the kinds that have turns of a chat
+BESIDE: Final = Beside(_IGNORED, _NEUTRAL)
 
 
-B = TypeVar("B", bound=msgspec.Struct)
-_BESIDE: Final = Beside(_IGNORED, _NEUTRAL)
-
-
-def decode(body: bytes, kind: type[B], beside: Beside = _BESIDE) -> B:
+def decode(body: bytes, kind: type[B], beside: Beside = BESIDE) -> B:
     """Parse a body; raises RequestError."""
-    try:
-        tree = msgspec.json.decode(body)
-    except RecursionError:
-        raise RequestError("the JSON is nested too deeply") from None
-    except (msgspec.ValidationError, UnicodeDecodeError, ValueError) as error:
-        raise RequestError(f"the body is not valid JSON in UTF-8: {error}") from None
-    if not isinstance(tree, dict):
-        raise RequestError("the body must be a JSON object")
-    tree = _known(tree, kind, beside)
-    messages = tree.get("messages")
-    if isinstance(messages, list) and kind in (ChatBody, TokenizeBody):
-        tree["messages"] = [
-            normalised(message, f"messages[{i}]") for i, message in enumerate(messages)
-        ]
+    tree = known(parsed(body), kind, beside)
+    turns = tree.get("messages")
+    if isinstance(turns, list) and kind in _MESSAGES:
+        tree["messages"] = [message(turn, f"messages[{i}]") for i, turn in enumerate(turns)]
     return converted(tree, kind)
-
-
-def converted(tree: Any, kind: type[B], name: str = "") -> B:
-    """A JSON value as a Struct; raises RequestError. `name`: its path in the body."""
-    try:
-        return msgspec.convert(tree, kind)
-    except msgspec.ValidationError as error:
-        raise _named(str(error), name) from None
-
-
-def _known(tree: dict[str, Any], kind: type[msgspec.Struct], beside: Beside) -> dict[str, Any]:
-    """Drop nulls and what changes nothing; refuse other fields that `kind` does not have."""
-    integers = _integer_fields(kind)
-    known = {}
-    for name, value in tree.items():
-        if value is None or (name == "prompt_logprobs" and value is False):
-            continue
-        if name in integers:
-            known[name] = _integer(value)
-        elif name in kind.__struct_fields__:
-            known[name] = value
-        elif name in beside.neutral:
-            if value not in beside.neutral[name] and not _same_as_n(name, value, tree):
-                raise RequestError(
-                    f"{name} is not supported by this server", param=name, code="unsupported"
-                )
-        elif name not in beside.ignored and not name.startswith("x_"):
-            hint = "; use structured_outputs" if name.startswith("guided_") else ""
-            raise RequestError(
-                f"unknown field {name[:80]!r}{hint}", param=name[:80], code="unknown_field"
-            )
-    return known
-
-
-def _integer(value: Any) -> Any:
-    """What JavaScript and spreadsheets write for a whole number is one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-@functools.cache
-def _integer_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """The fields that are one integer, or null."""
-    hints: Mapping[str, Any] = get_type_hints(kind)
-    return frozenset(name for name, hint in hints.items() if int in _members(hint))
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    parts = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    return parts if float not in parts else ()
-
-
-def _same_as_n(name: str, value: Any, tree: dict[str, Any]) -> bool:
-    return name == "best_of" and value == (tree.get("n") or 1)
-
-
-_PATH: Final = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
-_MISSING: Final = re.compile(r"missing required field `(?P<name>[^`]*)`")
-_UNKNOWN: Final = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
-
-
-def _named(text: str, name: str = "") -> RequestError:
-    """msgspec's message as an error that names the field, inside of `name`."""
-    match = _PATH.match(text)
-    what, path = (match["what"], match["path"]) if match else (text, "")
-    field = _MISSING.search(what) or _UNKNOWN.search(what)
-    parts = (name, path, field["name"] if field else "")
-    param = ".".join(part for part in parts if part).replace(".[", "[") or None
-    message = f"{param}: {what}" if param else what
-    return RequestError(
-        message[:500],
-        param=param,
-        code="missing_field" if _MISSING.search(what) else "invalid_value",
-    )

@@ -136,18 +136,31 @@ class Reply(_Reply, kw_only=True):
 
 
 class ModelReply(_Reply, kw_only=True):
+    """As OpenAI has it, with vLLM's fields; then what Anthropic's clients read."""
+
     id: str
     created: int
     root: str
     max_model_len: int
-    object: str = "model"
+    object: Literal["model"] = "model"
     owned_by: str = "medha"
     parent: str | None = None
+    type: Literal["model"] = "model"
+    display_name: str
+    created_at: str  # RFC 3339
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int
+    max_tokens: int
 
 
 class ModelList(_Reply, kw_only=True):
+    """The same for both; there is no second page."""
+
     data: list[ModelReply]
-    object: str = "list"
+    object: Literal["list"] = "list"
+    first_id: str
+    last_id: str
+    has_more: bool = False
 
 
 class TokenizeReply(_Reply, kw_only=True):

@@ -115,7 +115,8 @@ class Server:
             "/tokenizer_info": about.tokenizer_info,
             "/tokenize": tokens.tokenize,
             "/detokenize": tokens.detokenize,
-            "/v1/messages/count_tokens": tokens.count_tokens,
+            "/v1/messages/count_tokens": tokens.message_tokens,
+            "/v1/responses/input_tokens": tokens.response_tokens,
         }
         return [
             self._generating("/v1/completions", self.complete),

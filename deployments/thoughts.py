@@ -23,22 +23,22 @@ _TAIL_TOKENS: Final = 16  # of a prompt, where an opening mark may stand
 
 
 class Marks(NamedTuple):
-    """Around thoughts."""
+    """Around thoughts; with their ids where they are special tokens, which have no text."""
 
     opening: str
     closing: str
+    opening_id: int | None = None
+    closing_id: int | None = None
 
 
 def marks_of(text: Text) -> Marks | None:
-    """Those of a model; None: it is not one that thinks aloud. Marks that are special tokens do
-    not count: they are no text."""
+    """Those of a model; None: it is not one that thinks aloud."""
     template = text.chat_template or ""
-    for pair in map(Marks._make, _PAIRS):
+    for pair in _PAIRS:
         ids = [text.tokenizer.token_to_id(mark) for mark in pair]
-        if any(i in text.table.special for i in ids):
-            continue
         if any(mark in template for mark in pair) or None not in ids:
-            return pair
+            opening_id, closing_id = [i if i in text.table.special else None for i in ids]
+            return Marks(*pair, opening_id, closing_id)
     return None
 
 
@@ -51,12 +51,38 @@ class Thinking(NamedTuple):
     def reader(self) -> ThoughtReader:
         return ThoughtReader(self.marks, self.inside)
 
+    def speller(self) -> MarkSpeller:
+        return MarkSpeller(self.marks, self.inside)
+
 
 def thinking_after(marks: Marks, text: Text, prompt: Sequence[int]) -> Thinking:
     """How an answer to this prompt begins."""
     tail = b"".join([text.table.bytes_of(i) for i in prompt[-_TAIL_TOKENS:]])
     said = tail.decode("utf-8", "replace").rstrip(_SPACE)
     return Thinking(marks, said.endswith(marks.opening))
+
+
+class MarkSpeller:
+    """Of one choice: gives special tokens that are marks the text that a ThoughtReader looks for,
+    where they are marks: elsewhere they stay hidden."""
+
+    def __init__(self, marks: Marks, inside: bool) -> None:
+        self._marks = marks
+        self._inside = inside
+        self._spoken = inside  # thoughts are what an answer begins with, or not there
+
+    def spell(self, token_id: int, text: str) -> str:
+        """The text of one token. `text`: what is shown of it anyway."""
+        marks = self._marks
+        if self._inside and token_id == marks.closing_id:
+            self._inside = False
+            return marks.closing
+        if not self._spoken and token_id == marks.opening_id:
+            self._inside = True
+            self._spoken = True
+            return marks.opening
+        self._spoken = self._spoken or bool(text.strip(_SPACE))
+        return text
 
 
 class Told(NamedTuple):

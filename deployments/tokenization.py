@@ -11,7 +11,6 @@ from deployments import protocol
 from deployments.about import answer_with
 from deployments.admission import Admission
 from deployments.bodies import Bodies
-from deployments.dialects.messages_reply import CountReply
 from deployments.dialects.routes import Dialects
 from deployments.limits import check_ids, over_tokens
 from deployments.protocol import DetokenizeBody, TokenizeBody
@@ -68,10 +67,13 @@ class Tokenization:
         check_ids("tokens", body.tokens, self._text.vocabulary)
         return answer_with(DetokenizeReply(prompt=await self._text.decode(body.tokens)))
 
-    async def count_tokens(self, request: Request) -> Response:
+    async def message_tokens(self, request: Request) -> Response:
         async with self._bodies.read(request) as body:
-            count = await self._dialects.count_tokens(body.data)
-            return answer_with(CountReply(input_tokens=count))
+            return answer_with(await self._dialects.message_tokens(body.data))
+
+    async def response_tokens(self, request: Request) -> Response:
+        async with self._bodies.read(request) as body:
+            return answer_with(await self._dialects.response_tokens(body.data))
 
     async def _prompt_tokens(self, prompt: str, add_special_tokens: bool) -> list[int]:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments import histories
 from deployments.histories import Message
-from deployments.protocol import SampledBody, converted
+from deployments.protocol import SampledBody
 from medha_actors.errors import MedhaError, RequestError
 
 
@@ -22,7 +22,7 @@ def sampled(body: SampledBody) -> dict[str, Any]:
 
 def message(made: dict[str, Any], name: str) -> Message:
     """A turn of a chat. `name`: of what it was made of."""
-    return converted(histories.normalised(made, name), Message, name)
+    return histories.message(made, name)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ import msgspec
 from msgspec import field
 
 from deployments import protocol
+from deployments.decoding import Beside, converted
 from deployments.dialects import asked, messages_history
 from deployments.dialects.messages_history import Turn
 from deployments.histories import ShortText
-from deployments.protocol import Beside, ChatBody, Count, SampledBody, converted
+from deployments.protocol import ChatBody, Count, SampledBody
 from deployments.structure import JsonSchema, ResponseFormat, Schema
 from deployments.tool_fields import Function, NamedFunction, NamedTool, Tool, ToolChoice, ToolName
 
@@ -23,7 +24,7 @@ NAMES: Final = {
     "response_format.json_schema": "output_config.format",
     "stop": "stop_sequences",
 }
-_BESIDE: Final = Beside(
+BESIDE: Final = Beside(
     frozenset(
         {
             "betas", "cache_control", "diagnostics", "inference_geo", "metadata", "service_tier",
@@ -148,12 +149,12 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
 
 def decode(body: bytes) -> MessagesBody:
     """Raises RequestError."""
-    return protocol.decode(body, MessagesBody, _BESIDE)
+    return protocol.decode(body, MessagesBody, BESIDE)
 
 
 def decode_count(body: bytes) -> CountBody:
     """Raises RequestError."""
-    return protocol.decode(body, CountBody, _BESIDE)
+    return protocol.decode(body, CountBody, BESIDE)
 
 
 def _tool(tool: dict[str, Any], name: str) -> Tool:

@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Meta, field
 
 from deployments import protocol
+from deployments.decoding import Beside, converted
 from deployments.dialects import asked
 from deployments.histories import Message, ShortText
-from deployments.protocol import Beside, ChatBody, Count, SampledBody, converted
+from deployments.protocol import ChatBody, Count, SampledBody
 from deployments.structure import JsonSchema, ResponseFormat, Schema
 from deployments.tool_fields import Function, NamedFunction, NamedTool, Tool, ToolChoice
 from medha_actors.errors import RequestError
@@ -26,7 +27,7 @@ NAMES: Final = {
     "response_format": "text.format",
     "response_format.json_schema": "text.format",
 }
-_BESIDE: Final = Beside(
+BESIDE: Final = Beside(
     frozenset(
         {
             "max_tool_calls", "moderation", "prompt_cache_options", "prompt_cache_retention",
@@ -130,7 +131,7 @@ class ResponsesBody(SampledBody, frozen=True, kw_only=True):
 
 def decode(body: bytes) -> ResponsesBody:
     """Raises RequestError."""
-    return protocol.decode(body, ResponsesBody, _BESIDE)
+    return protocol.decode(body, ResponsesBody, BESIDE)
 
 
 class _History:

@@ -18,10 +18,10 @@ from deployments.dialects.responses_reply import (
     OutputMessage,
     OutputReasoning,
     OutputText,
-    ReasoningText,
     ResponseError,
     ResponseReply,
     ResponseUsage,
+    Said,
     Status,
 )
 from deployments.job import Job
@@ -94,28 +94,32 @@ class ResponsesEvents:
 
     def _thoughts(self, text: str) -> bytes:
         begun = b""
-        item = self._open
-        if not isinstance(item, OutputReasoning):
-            item = OutputReasoning(id=self._id("rs"))
-            begun = self._close() + self._begin(item)
-            item.content = [ReasoningText()]
-            begun += self._part_event("response.content_part.added", part=ReasoningText())
-        [part] = item.content
-        part.text += text
-        return begun + self._part_event("response.reasoning_text.delta", delta=text)
+        if not isinstance(self._open, OutputReasoning):
+            begun = self._begin_to_say(OutputReasoning(id=self._id("rs")))
+        return begun + self._say(text)
 
     def _text(self, text: str, logprobs: list[ChatLogprob]) -> bytes:
         begun = b""
+        if not isinstance(self._open, OutputMessage):
+            begun = self._begin_to_say(OutputMessage(id=self._id("msg")))
+        return begun + self._say(text, logprobs)
+
+    def _begin_to_say(self, item: Said) -> bytes:
+        begun = self._close() + self._begin(item)
+        part = item.begin()
+        return begun + self._part_event("response.content_part.added", part=part)
+
+    def _say(self, text: str, logprobs: list[ChatLogprob] | None = None) -> bytes:
+        """More text in the open item; texts of answers have log-probabilities."""
         item = self._open
-        if not isinstance(item, OutputMessage):
-            item = OutputMessage(id=self._id("msg"))
-            begun = self._close() + self._begin(item)
-            item.content = [OutputText()]
-            begun += self._part_event("response.content_part.added", part=OutputText())
+        assert isinstance(item, Said)
         [part] = item.content
         part.text += text
-        part.logprobs = [*part.logprobs, *logprobs]
-        return begun + self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)
+        delta: dict[str, Any] = {"delta": text}
+        if isinstance(part, OutputText):
+            delta["logprobs"] = logprobs or []
+            part.logprobs = [*part.logprobs, *delta["logprobs"]]
+        return self._part_event(f"response.{part.type}.delta", **delta)
 
     def _call(self, call: ToolCall) -> bytes:
         begun = b""
@@ -157,13 +161,11 @@ class ResponsesEvents:
         if isinstance(item, OutputCall):
             called = {"name": item.name, "arguments": item.arguments}
             return self._item_event("response.function_call_arguments.done", **called)
-        if isinstance(item, OutputReasoning):
-            [thoughts] = item.content
-            told = self._part_event("response.reasoning_text.done", text=thoughts.text)
-            return told + self._part_event("response.content_part.done", part=thoughts)
         [part] = item.content
-        said = {"text": part.text, "logprobs": part.logprobs}
-        told = self._part_event("response.output_text.done", **said)
+        said: dict[str, Any] = {"text": part.text}
+        if isinstance(part, OutputText):
+            said["logprobs"] = part.logprobs
+        told = self._part_event(f"response.{part.type}.done", **said)
         return told + self._part_event("response.content_part.done", part=part)
 
     def _part_event(self, kind: str, **fields: Any) -> bytes:

@@ -33,6 +33,11 @@ class OutputMessage(_Reply, kw_only=True, tag_field="type", tag="message"):
     status: Status = "in_progress"
     content: list[OutputText] = []
 
+    def begin(self) -> OutputText:
+        """Its only part, which grows."""
+        self.content = [OutputText()]
+        return self.content[0]
+
 
 class OutputCall(_Reply, kw_only=True, tag_field="type", tag="function_call"):
     id: str
@@ -48,8 +53,14 @@ class OutputReasoning(_Reply, kw_only=True, tag_field="type", tag="reasoning"):
     content: list[ReasoningText] = []
     status: Status = "in_progress"
 
+    def begin(self) -> ReasoningText:
+        """Its only part, which grows."""
+        self.content = [ReasoningText()]
+        return self.content[0]
 
-Item = OutputMessage | OutputCall | OutputReasoning
+
+Said = OutputMessage | OutputReasoning
+Item = Said | OutputCall
 
 
 class InputDetails(_Reply, kw_only=True):
@@ -67,6 +78,13 @@ class ResponseUsage(_Reply, kw_only=True):
     output_tokens: int
     output_tokens_details: OutputDetails
     total_tokens: int
+
+
+class InputCount(_Reply, kw_only=True):
+    """The tokens of a prompt."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
 
 
 class IncompleteDetails(_Reply, kw_only=True):

@@ -11,7 +11,9 @@ from deployments.answers import ChatAnswer
 from deployments.dialect import Dialect
 from deployments.dialects import asked, messages_body, responses_body
 from deployments.dialects.messages_events import MessagesEvents
+from deployments.dialects.messages_reply import CountReply
 from deployments.dialects.responses_events import ResponsesEvents
+from deployments.dialects.responses_reply import InputCount
 from deployments.job import Job
 from deployments.protocol import ChatBody
 from deployments.resuming import place_of
@@ -45,10 +47,18 @@ class Dialects:
         job = await self._job(request, chat, arrived_at, "msg_", names, less=True)
         return job, chat_answer(job, self._text.table), MessagesEvents(job)
 
-    async def count_tokens(self, body: bytes) -> int:
-        """Of the prompt that a body of messages makes."""
+    async def message_tokens(self, body: bytes) -> CountReply:
+        """How many the prompt has that a body of messages makes."""
         chat = messages_body.decode_count(body).chat(self._takes_effort)
-        with asked.named(messages_body.NAMES):
+        return CountReply(input_tokens=await self._length(chat, messages_body.NAMES))
+
+    async def response_tokens(self, body: bytes) -> InputCount:
+        """How many the prompt has that a body of responses makes."""
+        chat = responses_body.decode(body).chat()
+        return InputCount(input_tokens=await self._length(chat, responses_body.NAMES))
+
+    async def _length(self, chat: ChatBody, names: Mapping[str, str]) -> int:
+        with asked.named(names):
             return await self._admission.chat_length(chat)
 
     @property

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import openai
 import pydantic
 import pytest
 from openai.types.responses import Response
@@ -220,7 +221,7 @@ async def test_log_probabilities(ask) -> None:
         ({"truncation": "auto"}, "truncation"),
         ({"nonsense": 1}, "nonsense"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"max_output_tokens": 5000}, "input"),
+        ({"max_output_tokens": 5000}, "max_output_tokens"),
         ({"input": []}, "input"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         (
@@ -277,3 +278,18 @@ def test_unnamed_nonsense_is_a_request_error() -> None:
     for item in ({"type": 5}, {"role": 5, "content": 5}, {"type": "function_call", "name": 5}):
         with pytest.raises(RequestError):
             responses_body.decode(json.dumps({"input": [item]}).encode()).chat()
+
+
+async def test_counting_tokens(ask) -> None:
+    client, service = await ask()
+    asked: dict[str, Any] = {"model": "toy", "input": "hi", "instructions": "be kind"}
+    counted = await client.responses.input_tokens.count(**asked)
+    assert counted.object == "response.input_tokens"
+    answer = await client.responses.create(**asked, max_output_tokens=1)
+    assert counted.input_tokens == answer.usage.input_tokens
+    with_tools = await client.responses.input_tokens.count(**asked, tools=[WEATHER])
+    assert with_tools.input_tokens > counted.input_tokens
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.input_tokens.count(model="toy", input="x" * 200_000)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+    assert len(service.engine.requests) == 1

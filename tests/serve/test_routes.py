@@ -1,5 +1,7 @@
 """The other routes, refusals and errors, over real HTTP."""
 
+from datetime import datetime
+
 import httpx
 import pytest
 
@@ -21,7 +23,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("/v1/completions", {"prompt": ["a", ""]}, 400, "prompt[1]"),
         ("/v1/completions", {"prompt": "x" * 4096}, 400, "prompt"),
         ("/v1/completions", {"prompt": "x" * 100_000}, 400, "prompt"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 4096}, 400, "prompt"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 4096}, 400, "max_tokens"),
         ("/v1/completions", {}, 400, "prompt"),
         ("/v1/completions", {"prompt": "x", "medha": {"ttft_s": "soon"}}, 400, "medha.ttft_s"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
@@ -135,6 +137,7 @@ async def test_models(start) -> None:
     service = await start()
     [model] = (await service.http.get("/v1/models")).json()["data"]
     assert (model["id"], model["root"], model["max_model_len"]) == ("toy", "random", 4096)
+    assert datetime.fromisoformat(model["created_at"]).timestamp() == model["created"]
     assert (await service.http.get("/v1/models/toy")).json() == model
     assert (await service.http.get("/v1/models/a/b")).status_code == 404
 

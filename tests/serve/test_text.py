@@ -166,7 +166,7 @@ def test_chat_template() -> None:
         "thinking is not defined else thinking }}",
         {"bos_token": "<s>"},
     )
-    messages = [Message(role="developer", content=[ContentPart(type="text", text=" x ")])]
+    messages = [Message(role="developer", content=[ContentPart(text=" x ")])]
     assert template.render(messages, True, {}) == "<s>[system]x!>"
     assert (
         template.render(messages, False, {"thinking": False, "messages": 3}) == "<s>[system]x!False"

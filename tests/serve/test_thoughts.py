@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deployments.server import Server
 from deployments.text import Text
+from deployments.text_sources import toy_text
 from deployments.thoughts import Marks, ThoughtReader, marks_of
 from medha_actors.config import MedhaConfig
 from tests.fakes import FakeEngine, saying
@@ -80,6 +81,24 @@ async def thinker(toy: Text):
     server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
         yield engine, http
+
+
+@pytest.fixture
+async def magistral():
+    """A server whose model's marks are special tokens, as Mistral's are; the engine, an HTTP
+    client, and the ids of the marks."""
+    tokenizer = toy_text(512, 4096).tokenizer
+    tokenizer.add_special_tokens(["[THINK]", "[/THINK]"])
+    ids = [tokenizer.token_to_id(mark) for mark in ("[THINK]", "[/THINK]")]
+    template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+        "{% if open is defined and open %}[THINK]{% endif %}"
+    )
+    text = Text(tokenizer, chat_template=template, eos_token_ids=(EOS,), context_tokens=4096)
+    engine = FakeEngine(saying([]))
+    server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
+    async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
+        yield engine, http, ids
 
 
 def data_of(answer: httpx.Response) -> list[dict[str, Any]]:
@@ -172,3 +191,43 @@ async def test_messages(thinker) -> None:
         {"type": "text_delta", "text": "s"},
         {"type": "text_delta", "text": "o"},
     ]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("opened", [True, False])
+async def test_marks_that_are_special_tokens(magistral, skip: bool, opened: bool) -> None:
+    engine, http, (opening, closing) = magistral
+    begun = [] if opened else [10, opening]
+    engine.script = saying([*begun, *b"hm", closing, *b"\n\nso"], EOS)
+    asked = {"skip_special_tokens": skip, "chat_template_kwargs": {"open": opened}}
+    answer = (await http.post("/v1/chat/completions", json={**CHAT, **asked})).json()
+    message = answer["choices"][0]["message"]
+    assert message["reasoning_content"] == "hm"
+    assert message["content"] == "so"
+    streamed = {**CHAT, **asked, "stream": True}
+    chunks = data_of(await http.post("/v1/chat/completions", json=streamed))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
+
+
+async def test_special_tokens_elsewhere_are_no_marks(magistral) -> None:
+    engine, http, (opening, closing) = magistral
+    for tokens, thoughts in (
+        ([closing, *b"so", opening, *b"."], None),
+        ([opening, *b"hm", opening, closing, *b"so", closing, *b"."], "hm"),
+    ):
+        engine.script = saying(tokens, EOS)
+        answer = (await http.post("/v1/chat/completions", json=CHAT)).json()
+        message = answer["choices"][0]["message"]
+        assert message["content"] == "so."
+        assert message.get("reasoning_content") == thoughts
+
+
+async def test_special_marks_in_the_other_dialects(magistral) -> None:
+    engine, http, (opening, closing) = magistral
+    engine.script = saying([opening, *b"hm", closing, *b"so"], EOS)
+    body = {**CHAT, "max_tokens": 100}
+    answer = (await http.post("/v1/messages", json=body)).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text"]
+    reply = (await http.post("/v1/responses", json={"input": "hi"})).json()
+    assert [item["type"] for item in reply["output"]] == ["reasoning", "message"]

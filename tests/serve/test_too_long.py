@@ -1,5 +1,5 @@
-"""A prompt that does not fit: agents shorten their histories when they read that it is too long, and
-each looks for words of its own."""
+"""A prompt that does not fit: agents shorten their histories when they read that it is too long,
+and each looks for words of its own."""
 
 import pytest
 

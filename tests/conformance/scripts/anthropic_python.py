@@ -14,6 +14,11 @@ TOOLS: Any = [{"name": "get_weather", "description": "The weather.", "input_sche
 CACHED: Any = [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}]
 
 
+def of_its_type(value: Any) -> None:
+    """The SDK checks nothing by itself: no field is absent, null, or of another kind."""
+    type(value).model_validate_json(value.model_dump_json(by_alias=True, warnings=False))
+
+
 @anthropic.beta_tool
 def get_time(place: str) -> str:
     """The time somewhere.
@@ -28,6 +33,7 @@ with check("message"):
     message = client.messages.create(
         model=MODEL, max_tokens=8, messages=MESSAGES, system=CACHED, stop_sequences=["###"]
     )
+    of_its_type(message)
     assert message.content[0].type == "text"
     assert message.usage.output_tokens > 0
 
@@ -35,9 +41,18 @@ with (
     check("stream"),
     client.messages.stream(model=MODEL, max_tokens=8, messages=MESSAGES) as stream,
 ):
-    kinds = {event.type for event in stream}
+    events = list(stream)
+    for event in events:
+        of_its_type(event)
+    kinds = {event.type for event in events}
     assert {"message_start", "content_block_delta", "message_stop"} <= kinds
     assert stream.get_final_message().stop_reason in ("end_turn", "max_tokens")
+
+with check("models"):
+    for model in (*client.models.list(limit=10), client.models.retrieve(MODEL)):
+        of_its_type(model)
+        assert model.id == MODEL
+        assert model.max_input_tokens > 0
 
 with check("thinking asked for"):
     client.messages.create(

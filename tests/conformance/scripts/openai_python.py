@@ -127,6 +127,8 @@ with check("responses"):
     )
     [item] = [item for item in forced.output if item.type == "function_call"]
     assert set(json.loads(item.arguments)) == {"city", "unit"}
+    counted = client.responses.input_tokens.count(model=MODEL, input=QUESTION)
+    assert counted.input_tokens == reply.usage.input_tokens
     rated = client.responses.parse(
         model=MODEL, input="Rate the film as JSON.", text_format=Opinion, max_output_tokens=80
     )
