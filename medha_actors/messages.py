@@ -18,6 +18,8 @@ TOKEN_BYTES = 4
 # What is done with a request whose first token cannot come in time: it is refused, put behind those
 # who can be in time, or taken all the same.
 Late = Literal["shed", "queue", "accept"]
+# tokens of one request that a grammar forces, beside the one that was drawn: others wait for them
+MOST_FORCED = 16
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
 
@@ -226,13 +228,18 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    """One drawn token, with log-probabilities if they were asked for."""
+    """One drawn token, with log-probabilities if they were asked for.
+
+    `forced`: what would be drawn next, since a grammar leaves nothing else, in this order. Whoever
+    takes none of it draws it.
+    """
 
     request_id: str
     index: int
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    forced: tuple[int, ...] = ()
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):

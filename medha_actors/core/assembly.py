@@ -92,15 +92,14 @@ def batch_of(
     for state, stop, of_tier in picks:
         tokens = stop - state.dispatched if of_tier else 0
         flown.append(Flown(state, state.epoch, stop, stop == state.known, tokens))
-    prefilled = sum([pick.stop - pick.state.dispatched for pick in packer.prefills])
     loaded_tokens = sum([one.loaded for one in flown])
     batch = Batch(
         id=batch_id,
         groups=messages,
         budget_s=packer.budget_s,
         predicted_s=packer.loads.predicted_s(),
-        prefill_tokens=prefilled - loaded_tokens,
-        decode_tokens=len(packer.decodes),
+        prefill_tokens=packer.chunk_tokens - loaded_tokens,
+        decode_tokens=packer.decode_tokens,
         loaded_tokens=loaded_tokens,
     )
     return batch, flown

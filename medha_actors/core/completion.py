@@ -101,19 +101,28 @@ class Completion:
         """A span has drawn a token."""
         if drawn is None or drawn.index != state.output:
             raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
-        state.append(drawn.token_id)
-        self._totals.generated_tokens += 1
         if state.milestones.first_token_at is None:
             state.milestones.first_token_at = now
             self._announcing.first_token(state, now)
         scores = (drawn.logprob, drawn.top_logprobs)
         events: list[Event] = [TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)]
-        reason = state.ending(drawn.token_id, self._max_model_len_tokens)
+        reason = self._appended(state, drawn.token_id)
+        for token_id in drawn.forced[: self._live.kv.room_beside(state)]:
+            if reason is not None:
+                break
+            events.append(TokenEvent(state.id, state.output, token_id, now))
+            reason = self._appended(state, token_id)
         if reason is None:
             self._live.ready[state.id] = state
         else:
             events.append(self.finish(state, reason, None, now))
         return events
+
+    def _appended(self, state: RequestState, token_id: int) -> FinishReason | None:
+        """One more token is known; why the request ends with it, if it does."""
+        state.append(token_id)
+        self._totals.generated_tokens += 1
+        return state.ending(token_id, self._max_model_len_tokens)
 
     def _follow_drift(self) -> None:
         """Value the waiting work anew when the machine has become much faster or slower."""

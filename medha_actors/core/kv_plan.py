@@ -22,6 +22,7 @@ from medha_actors.core.page_keys import PageKey
 from medha_actors.core.page_store import PageStore
 from medha_actors.core.request import Piece, RequestState
 from medha_actors.core.search import NO_HIT, Hit, Search
+from medha_actors.messages import MOST_FORCED
 
 # in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
@@ -183,23 +184,33 @@ class KvPlan:
         return stop
 
     def grow(self, state: RequestState) -> int | None:
-        """Make room for the next decode's token. Returns the group that has no page left, or None
+        """Make room for the next decode's tokens. Returns the group that has no page left, or None
         when all is well."""
-        position = state.known - 1
+        start = state.dispatched
         last = state.pieces[-1]
-        if position - last.start >= self.cutoff and len(state.pieces) < self.grid.groups:
+        if start - last.start >= self.cutoff and len(state.pieces) < self.grid.groups:
             held = {piece.group for piece in state.pieces}
             others = [group for group in range(self.grid.groups) if group not in held]
             group = max(others, key=self.available)
-            if self.available(group) > 0:
-                state.pieces.append(Piece(group, position, pages=[self.store.take(group)]))
+            pages = self._pages(state.known - start)
+            if self.available(group) >= pages:
+                taken = [self.store.take(group) for _ in range(pages)]
+                state.pieces.append(Piece(group, start, pages=taken))
                 return None
-        if position - last.start < len(last.pages) * self.page_tokens:
-            return None
-        if self.available(last.group) < 1:
-            return last.group
-        last.pages.append(self.store.take(last.group))
+        while len(last.pages) < self._pages(state.known - last.start):
+            if self.available(last.group) < 1:
+                return last.group
+            last.pages.append(self.store.take(last.group))
         return None
+
+    def room_beside(self, state: RequestState) -> int:
+        """How many forced tokens may be computed together with the last known one: a span lies in
+        one piece, and the next one may begin at the cutoff."""
+        if len(state.pieces) == self.grid.groups:
+            return MOST_FORCED
+        filled = state.known - state.pieces[-1].start
+        room = self.cutoff - filled
+        return min(MOST_FORCED, room if room >= 0 else self.cutoff - 1)
 
     def release(self, state: RequestState) -> None:
         """Give back everything a request holds."""

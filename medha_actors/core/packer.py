@@ -71,12 +71,45 @@ class Packer:
         self._sparing: list[RequestState] = []  # not started for the sake of others' hits
         self._yielding: list[int] = []  # indices of the prefills that left room
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Of prefills, and of decodes with forced tokens."""
+        picks = (*self.prefills, *self.decodes)
+        sizes = [pick.stop - pick.state.dispatched for pick in picks]
+        return sum(sizes) - self.decode_tokens
+
+    @property
+    def decode_tokens(self) -> int:
+        """Of decodes of one token."""
+        return sum([pick.stop - pick.state.dispatched == 1 for pick in self.decodes])
+
     def add_decodes(self, states: Iterable[RequestState]) -> None:
-        """One token of each of these ready requests."""
+        """What these ready requests have to compute before their next draw: one token, or with
+        forced ones a few. Of the latter as many as the budget has room for, and one at least."""
+        forced: list[RequestState] = []
+        rows = 0
         for state in states:
+            tokens = state.known - state.dispatched
+            if rows and rows + tokens > self._config.max_batch_tokens:
+                continue  # it is among the first of the next batch
+            rows += tokens
+            if tokens > 1:
+                forced.append(state)
+                continue
             self.loads.add_decode(holders(state, state.dispatched))
-            self.decodes.append(Pick(state, state.dispatched + 1))
+            self.decodes.append(Pick(state, state.known))
         self.loads.value_decodes()
+        for state in forced:
+            self._add_forced(state, needed=state is forced[0])
+
+    def _add_forced(self, state: RequestState, needed: bool) -> None:
+        start = state.dispatched
+        loads = self.loads.with_chunk(
+            holders(state, start), state.known, start, state.known - start
+        )
+        if needed or self.loads.corrected_s(loads) <= self.budget_s / self._model.margin:
+            self.loads.take(loads)
+            self.decodes.append(Pick(state, state.known))
 
     def add_prefills(
         self,

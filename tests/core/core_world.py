@@ -38,6 +38,7 @@ class World:
         self.flights = deque()
         self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
         self.batches = []
+        self.forces = {}  # of each request: tokens that its grammar forces after each draw
         self.landed = set()  # batches whose results have come back
         # Requests whose span at this position kills the groups that compute it, and what is lost.
         self.poison, self.dies = {}, "its groups"
@@ -162,8 +163,19 @@ class World:
             return True
         batch = self.flights.popleft()
         self.landed.add(batch.id)
-        self.note(self.scheduler.complete(results_of(batch, (batch.predicted_s,)), self.now))
+        results = [self.forced(result) for result in results_of(batch, (batch.predicted_s,))]
+        self.note(self.scheduler.complete(results, self.now))
         return True
+
+    def forced(self, result):
+        """The result of a stage that follows the grammars of the requests."""
+        tokens = []
+        for drawn in result.tokens:
+            first = drawn.index + 1
+            indices = range(first, first + self.forces.get(drawn.request_id, 0))
+            ahead = tuple(token_of(drawn.request_id, index) for index in indices)
+            tokens.append(msgspec.structs.replace(drawn, forced=ahead))
+        return msgspec.structs.replace(result, tokens=tuple(tokens))
 
     def drain(self, limit=100_000):
         """Run until nothing is left."""
@@ -255,10 +267,17 @@ class World:
         for message in filter(None, batch.groups):
             load = load_of(message)
             assert load.rows <= config.max_batch_tokens
+            if any(self.is_forced(span) for span in message.spans):
+                continue  # one request with forced tokens never waits for room
             if load.prefill_rows > config.min_chunk_tokens and config.fixed_chunk_tokens is None:
                 assert self.model.predict(load) <= batch.budget_s * (
                     LONE_BUDGETS if alone else 1
                 ) * (1 + 1e-9)
+
+    def is_forced(self, span):
+        """A decode of several tokens."""
+        state = self.scheduler.live.by_id[span.request_id]
+        return span.start >= state.goal and span.stop - span.start > 1
 
     def note(self, events):
         for event in events:

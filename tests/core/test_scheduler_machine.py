@@ -75,9 +75,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         timeout_s=st.sampled_from([None, None, 0.2]),
         priority=st.sampled_from([0, 0, 0, -1, 2]),
         tenant=st.sampled_from(["", "", "a", "b"]),
+        forced=st.sampled_from([0, 0, 1, 5, 40]),
     )
-    def add(self, prompt, output, timeout_s, priority, tenant):
+    def add(self, prompt, output, timeout_s, priority, tenant, forced):
         world = self.world
+        world.forces[f"r{self.count}"] = forced
         request = request_of(
             f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority
         )
@@ -95,9 +97,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         cache=st.sampled_from([True, True, True, False]),
         penalty=st.sampled_from([1.0, 1.0, 1.3]),
         scored=st.sampled_from([None, None, None, 0]),
+        forced=st.sampled_from([0, 0, 3]),
     )
     def add_with_a_known_beginning(
-        self, data, copies, kept, more, output, salt, cache, penalty, scored
+        self, data, copies, kept, more, output, salt, cache, penalty, scored, forced
     ):
         """As the next turn of a chat, or several of the same prompt."""
         world = self.world
@@ -106,6 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         begins = world.known(earlier)[:kept]
         for _ in range(copies):
+            world.forces[f"r{self.count}"] = forced
             request = request_of(
                 f"r{self.count}",
                 len(begins) + more,
@@ -120,9 +124,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             world.add(request)
             self.count += 1
 
-    @rule(prompt=st.integers(1, 90), output=st.integers(1, 20), position=st.integers(0, 108))
-    def add_poison(self, prompt, output, position):
+    @rule(
+        prompt=st.integers(1, 90),
+        output=st.integers(1, 20),
+        position=st.integers(0, 108),
+        forced=st.sampled_from([0, 2]),
+    )
+    def add_poison(self, prompt, output, position, forced):
         """The pipeline dies whenever this request's token at `position` is computed."""
+        self.world.forces[f"r{self.count}"] = forced
         request = request_of(f"r{self.count}", prompt, output, self.world.now)
         self.world.poison[request.id] = position
         self.world.add(request)
@@ -180,6 +190,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name, event in world.finished.items():
             if event.reason == "length":
                 assert event.generated_tokens == world.requests[name].sampling.max_tokens
+                if world.forces[name]:
+                    continue  # its last tokens need not have been computed
                 # what others have computed of its beginning does it no harm
                 poison = world.poison.get(name, 10**6)
                 last = last_computed(world.requests[name])

@@ -90,7 +90,6 @@ class Recorder:
             self._interrupt(victim, "evicted", by, now)
         chunks: list[tuple[Timeline, Chunk]] = []
         if record.slacks:
-            requests = len(record.slacks) + batch.decode_tokens
             spans = _spans_of(batch)
             for request_id, slack_s, total_work_s in record.slacks:
                 timeline = self.live.get(request_id)
@@ -108,7 +107,7 @@ class Recorder:
                     budget_s=batch.budget_s,
                     slack_before_s=slack_s,
                     relative_slack=slack_s / max(total_work_s, 1e-9),
-                    beside=requests - 1,
+                    beside=len(spans) - 1,
                 )
                 self._resume(timeline, now)
                 timeline.chunks.append(chunk)
