@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from medha_actors.errors import MedhaError
-from medha_actors.messages import Grammar
+from medha_actors.messages import MOST_FORCED, Grammar
 from medha_actors.model.guard import RowError
 from medha_actors.model.matchers import Matchers, require_sound
 
@@ -27,6 +27,10 @@ class Grammars:
     def __init__(self, matchers: Matchers) -> None:
         self._matchers = matchers
         self._thread = ThreadPoolExecutor(1, "grammars")
+
+    def prepare(self) -> None:
+        """Begin to read the vocabulary; if that fails, the first grammar says so."""
+        self._thread.submit(self._matchers.prepare)
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """For a request that begins, or begins again."""
@@ -49,27 +53,65 @@ class Constraint:
         """Make one row's logits minus infinity where the grammar does not let the token follow the
         output."""
         new = output[self._followed :]
+        self._go_back(self._followed - len(output))
         if new or self._forbidden is None:
             self._follow(new)
+            self._look()
         if self._forbidden is not None:
             logits.masked_fill_(self._forbidden[: len(logits)].to(logits.device), -torch.inf)
 
-    def expect(self, index: int, token_id: int) -> None:
-        """Output token `index` was drawn: be ready for the next one."""
-        if index == self._followed:
-            with suppress(Exception):  # it comes again when the mask is needed
+    def force(self, index: int, token_id: int) -> tuple[int, ...]:
+        """Output token `index` was drawn: the tokens that must follow it, as far as only one can,
+        and MOST_FORCED at most. They are those that would be drawn one by one."""
+        forced: list[int] = []
+        with suppress(Exception):  # it comes again when the mask is needed
+            if index == self._followed:
                 self._follow([token_id])
+                while len(forced) < MOST_FORCED and (following := self._only()) is not None:
+                    self._follow([following])
+                    forced.append(following)
+        return tuple(forced)
+
+    def expect(self, index: int, token_id: int) -> None:
+        """Output token `index` was drawn, or the last of those that it forced: be ready for the
+        next one."""
+        with suppress(Exception):
+            if index == self._followed:
+                self._follow([token_id])
+            if self._forbidden is None:
+                self._look()
+
+    def _only(self) -> int | None:
+        """The token that must come next; None: there is a choice, or an end."""
+        if self._over or self._matcher is None or self._matcher.is_stopped():
+            return None
+        forced = self._matcher.compute_ff_tokens()
+        return forced[0] if forced and forced[0] not in self._ends else None
+
+    def _go_back(self, tokens: int) -> None:
+        """So many forced tokens were not taken."""
+        if tokens > 0 and self._matcher is not None:
+            self._forbidden = None
+            self._followed -= tokens
+            self._matcher.rollback(tokens)
 
     def _follow(self, new: Sequence[int]) -> None:
-        """Take tokens in that follow those known, and find what may follow them."""
-        self._forbidden = None
+        """Take in tokens that follow those known."""
+        if new:
+            self._forbidden = None
         try:
             if self._matcher is None:
                 self._matcher = self._coming.result()
             for token_id in new:
                 self._take(token_id)
-            if not self._over:
-                self._forbidden = _forbidden(self._matcher)
+        except MedhaError as error:
+            raise RowError(error.message) from None
+
+    def _look(self) -> None:
+        """Find what may follow."""
+        assert self._matcher is not None
+        try:
+            self._forbidden = None if self._over else _forbidden(self._matcher)
         except MedhaError as error:
             raise RowError(error.message) from None
 

@@ -133,10 +133,10 @@ class Sampler:
             indices = [spans[row].index for row in drawn]
             chosen[drawn] = draw(among, [params[row] for row in drawn], indices)
         token_ids = chosen.tolist()
-        tokens = [
-            SampledToken(span.request_id, span.index, id_)
-            for span, id_ in zip(spans, token_ids, strict=True)
-        ]
+        tokens = []
+        for span, one, token_id in zip(spans, params, token_ids, strict=True):
+            forced = self._forced(span, one, token_id)
+            tokens.append(SampledToken(span.request_id, span.index, token_id, forced=forced))
         if raw is not None:
             counts = [params[row].logprobs or 0 for row in wants]
             entries = logprob_entries(raw, [token_ids[row] for row in wants], counts)
@@ -152,6 +152,13 @@ class Sampler:
             if constraint is not None:
                 history = self.histories[span.request_id]
                 constraint.apply(logits[row], history.between(span.stop - span.index, span.stop))
+
+    def _forced(self, span: Span, params: SamplingParams, token_id: int) -> tuple[int, ...]:
+        """What must follow a drawn token; nothing where each token has log-probabilities."""
+        constraint = self.constraints.get(span.request_id)
+        if constraint is None or params.logprobs is not None:
+            return ()
+        return constraint.force(span.index, token_id)
 
     def look_ahead(self, tokens: Sequence[SampledToken]) -> None:
         """What was drawn is on its way back: work out what may follow it, before it comes again.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medha_actors.config import ModelLoadingConfig
+from medha_actors.files.encoder import load_encoder
 from medha_actors.files.vocabulary import load_vocabulary
 from medha_actors.messages import (
     Failure,
@@ -83,7 +84,9 @@ class Stage:
             self.decoder = build_decoder(
                 loader, layers, self.is_last, pages, page_tokens, attention
             )
-        matchers = Matchers(lambda: load_vocabulary(config), spec.vocabulary)
+        matchers = Matchers(
+            lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
+        )
         self.grammars = Grammars(matchers) if self.is_last else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
@@ -155,6 +158,8 @@ class Stage:
     def warm_up(self) -> None:
         """Run a few steps of typical shapes, so that the first request does not pay for compilation
         or allocation."""
+        if self.grammars is not None:
+            self.grammars.prepare()
         for rows in (64, 16, 1):
             pages = -(-rows // self.page_tokens)
             if pages <= self.pages:

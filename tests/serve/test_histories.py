@@ -80,6 +80,7 @@ def test_what_a_system_says_heads_the_question_where_a_template_has_no_system() 
     [
         ({"role": "assistant", "content": None}, "[assistant]"),
         ({"role": "assistant"}, "[assistant]"),
+        ({"role": "tool", "tool_call_id": "c"}, "[user]<tool_response>\n\n</tool_response>"),
         ({"role": "assistant", "content": None, "refusal": "I won't."}, "[assistant]I won't."),
         (
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
