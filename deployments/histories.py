@@ -4,7 +4,7 @@ in several parts. What only text can say is accepted; an image is refused by nam
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,7 @@ from deployments.decoding import Beside, converted, known
 from medha_actors.errors import RequestError
 
 ShortText = Annotated[str, Meta(max_length=256)]
+PartType = Literal["text", "input_text", "output_text", "refusal"]
 _TURN_CHARS: Final = 50  # what a turn costs beside its text
 
 
@@ -81,7 +82,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class SentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A piece of text as clients write it."""
 
-    type: Literal["text", "input_text", "output_text", "refusal"] = "text"
+    type: PartType = "text"
     text: str | None = None
     refusal: str | None = None
 
@@ -105,8 +106,8 @@ class SentMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 BESIDE: Final = Beside(
     frozenset(
         {
-            "annotations", "audio", "cache_control", "id", "metadata", "parsed",
-            "provider_specific_fields", "reasoning_details", "status", "thinking_blocks", "weight",
+            "annotations", "cache_control", "id", "metadata", "parsed", "provider_specific_fields",
+            "reasoning_details", "status", "thinking_blocks", "weight",
         }
     ),
     {},
@@ -117,7 +118,6 @@ PART_BESIDE: Final = Beside(
 CALLER: Final = "assistant"  # whose turns may call tools
 # Whose turns may be without a text.
 MAY_BE_EMPTY: Final = (CALLER, "tool", "function")
-_PART_TYPES: Final = ("text", "input_text", "output_text", "refusal")
 
 
 def message(given: Any, name: str) -> Message:
@@ -167,7 +167,7 @@ def _part(part: Any, name: str) -> Any:
     if not isinstance(part, dict):
         return part
     kind = part.get("type") or "text"
-    if kind not in _PART_TYPES:
+    if kind not in get_args(PartType):
         raise _wrong(
             f"{name}.type", f"only text is supported, not {str(kind)[:40]!r}", "unsupported"
         )
