@@ -32,6 +32,7 @@ PLAIN = Hardware(
     memory_speed=1e30,
     link_speed=1e30,
     network_speed=1e30,
+    host_speed=1e30,
     matrix_share=1.0,
     kernel_s=0.0,
     collective_s=0.0,
