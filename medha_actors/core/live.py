@@ -100,11 +100,10 @@ class LiveRequests:
 
     def charge(self, decodes: Sequence[RequestState], seconds: float) -> None:
         """What a batch gives those that decode is their tenants', as long as anybody waits."""
-        shares = self.queue.shares
-        if len(shares) < 2 or not decodes:
+        if len(self.queue.shares) < 2 or not decodes:
             return
         for tenant, rows in Counter([state.tenant for state in decodes]).items():
-            shares.charged(tenant, seconds * rows / len(decodes))
+            self.queue.charged(tenant, seconds * rows / len(decodes))
 
     def computed(self, state: RequestState, stop: int, loaded: int) -> None:
         """The positions below `stop` have come back, the last of them from the second tier."""

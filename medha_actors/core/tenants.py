@@ -49,6 +49,8 @@ class TenantQueues:
         self.quantum_s = quantum_s
         self._queues: dict[str, PrefillQueue] = {}  # in which somebody is
         self._count = 0
+        # as they are until something changes: they are asked for twice for a batch
+        self._known_turns: list[tuple[int, float, int, str]] | None = None
         self._empty = PrefillQueue(policy, tuning=self._tuning)
 
     def __len__(self) -> int:
@@ -75,6 +77,7 @@ class TenantQueues:
 
     def put(self, state: RequestState) -> None:
         """Enter a request, or move it to where its counts say it belongs now."""
+        self._known_turns = None
         queue = self._queues.get(state.tenant)
         if queue is None:
             queue = PrefillQueue(self._policy, tuning=self._tuning)
@@ -90,6 +93,7 @@ class TenantQueues:
 
     def remove(self, state: RequestState) -> None:
         """Take a request out; nothing happens if it is not here."""
+        self._known_turns = None
         queue = self._queues.get(state.tenant)
         if queue is None:
             return
@@ -155,6 +159,8 @@ class TenantQueues:
     def _turns(self) -> list[tuple[int, float, int, str]]:
         """Of each tenant: the best turn that its first prefill may have, as a kind and a rank among
         these, its place among those who came, its name; a heap."""
+        if self._known_turns is not None:
+            return list(self._known_turns)
         accounts = self.shares.accounts
         preemptive = self.order.preemptive
         turns = []
@@ -167,6 +173,7 @@ class TenantQueues:
             else:
                 turns.append((UNPAID, account.virtual_s, number, tenant))
         heapq.heapify(turns)
+        self._known_turns = list(turns)
         return turns
 
     def _kind(self, state: RequestState, advance_s: float) -> int:
@@ -204,8 +211,14 @@ class TenantQueues:
 
     def served(self, state: RequestState, seconds: float) -> None:
         """So much of a prefill that is here goes out."""
+        self._known_turns = None
         self.shares.served(state.tenant, seconds, self.pays(state))
         self.tally.served(state.request.tenant, seconds)
+
+    def charged(self, tenant: str, seconds: float) -> None:
+        """It has been given this besides."""
+        self._known_turns = None
+        self.shares.charged(tenant, seconds)
 
     def hurried(self, now: float) -> RequestState | None:
         """The prefill that goes first, if it is paid for and others have to make way for it."""
