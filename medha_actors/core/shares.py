@@ -9,7 +9,8 @@ A tenant that asks for less than its share should not have to wait for it bit by
 leaves to others is its advance, up to a bound; prefills that its advance pays for go before all
 that are not paid for, and cost no virtual time. Who always has something to do leaves nothing.
 
-While nobody waits nothing is counted, and all begin anew: nobody lost anything.
+While nobody waits nothing is counted, and all begin anew: nobody lost anything. A tenant begins
+with a part of the most that it may have in advance, and has that part more each time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# of the most: what one has in advance that is not known, and what is added whenever nobody waits
+FIRST = 0.2
+SAVED = 1024  # advances that are remembered then
 KEPT = 64  # of tenants with nothing to do, before those are looked for that need not be known
 
 
@@ -41,6 +45,7 @@ class Shares:
         self._weights = weights
         self.accounts: dict[str, Account] = {}
         self._present = 0
+        self._saved_s: dict[str, float] = {}  # advances of when nobody waited last
         self._floor_s = 0.0  # where the one stood that was served last
 
     def __len__(self) -> int:
@@ -52,7 +57,8 @@ class Shares:
         account = self.accounts.get(tenant)
         if account is None:
             weight = self._weights.get(tenant, 1.0)
-            return Account(weight, self._floor_s, self.most_advance_s)
+            advance_s = self._saved_s.get(tenant, 0.0) + FIRST * self.most_advance_s
+            return Account(weight, self._floor_s, min(advance_s, self.most_advance_s))
         if account.present or account.virtual_s >= self._floor_s:
             return account
         left_s = (self._floor_s - account.virtual_s) * account.weight
@@ -70,8 +76,7 @@ class Shares:
         self.accounts[tenant].present = False
         self._present -= 1
         if not self._present:
-            self.accounts.clear()
-            self._floor_s = 0.0
+            self._rest()
         elif len(self.accounts) > 2 * self._present + KEPT:
             self._forget()
 
@@ -98,6 +103,15 @@ class Shares:
         if self._present:
             account = self.accounts[tenant] = self.of(tenant)
             account.virtual_s += seconds / account.weight
+
+    def _rest(self) -> None:
+        """Nobody waits: all begin anew, with a little more in advance."""
+        if len(self._saved_s) > SAVED:
+            self._saved_s.clear()
+        for tenant in self.accounts:
+            self._saved_s[tenant] = self.of(tenant).advance_s
+        self.accounts.clear()
+        self._floor_s = 0.0
 
     def _forget(self) -> None:
         """Those who would begin like anybody."""

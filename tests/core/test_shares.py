@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from medha_actors.config import load
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
-from medha_actors.core.shares import KEPT, Shares
+from medha_actors.core.shares import FIRST, KEPT, SAVED, Shares
 from medha_actors.core.simulator import Simulation, results_of
 from medha_actors.errors import ConfigError
 from medha_actors.messages import Accepted, Rejected
@@ -170,7 +170,13 @@ def test_one_tenant_is_served_as_if_there_were_none(policy):
 def test_an_advance_is_what_one_left_to_others_and_is_used_up():
     shares = Shares({}, 4.0)
     for tenant in ("a", "b"):
+        assert shares.of(tenant).advance_s == FIRST * 4.0
+        for _ in range(5):  # nobody waits five times
+            shares.joined(tenant)
+            shares.left(tenant)
+    for tenant in ("a", "b"):
         shares.joined(tenant)
+        assert shares.of(tenant).advance_s == 4.0
     assert shares.pays(shares.of("a").advance_s, 0.5, 0.5)
     assert not shares.pays(shares.of("a").advance_s, 8.0, 0.5)  # the end of a long one
     shares.served("a", 4.0, paid=True)
@@ -215,8 +221,18 @@ def test_who_has_nothing_to_do_is_forgotten(steps):
         assert len(shares) <= KEPT + 3
 
 
+def test_only_so_many_advances_are_remembered():
+    shares = Shares({}, 1.0)
+    for number in range(3 * SAVED):
+        shares.joined(f"t{number}")
+        shares.left(f"t{number}")
+    assert shares.of("new").advance_s == FIRST
+    assert shares.of(f"t{3 * SAVED - 1}").advance_s == pytest.approx(2 * FIRST)
+    assert shares.of("t0").advance_s == FIRST
+
+
 def test_the_advance_pays_for_short_ones_beside_ones_own_long_prefill():
-    scheduler = scheduler_of("spf", advance_s=1.0)
+    scheduler = scheduler_of("spf", advance_s=5.0)
     for number in range(60):
         scheduler.add(of("greedy", f"g{number}", 300), 0.0)
     scheduler.add(of("modest", "long", 20_000), 0.0)
@@ -234,7 +250,7 @@ def test_the_advance_pays_for_short_ones_beside_ones_own_long_prefill():
 
 
 def test_decodes_make_way_for_what_is_paid_for():
-    scheduler = scheduler_of("spf", advance_s=0.5)
+    scheduler = scheduler_of("spf", advance_s=2.0)
     for number in range(44):
         scheduler.add(of("greedy", f"g{number}", 10, output=400), 0.0)
     now = 0.0

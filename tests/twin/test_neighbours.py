@@ -33,7 +33,7 @@ def test_ten_times_its_share_is_the_greedy_ones_own_wait(capacity):
     alike = play_neighbours(PLAIN, capacity)
     fair = play_neighbours(greedy, capacity)
     unfair = play_neighbours(msgspec.structs.replace(greedy, fair=False), capacity)
-    assert fair[MODEST].short_p(90) < 1.3 * alike[MODEST].short_p(90)
+    assert fair[MODEST].short_p(90) < 1.5 * alike[MODEST].short_p(90)
     assert unfair[MODEST].short_p(90) > 3 * alike[MODEST].short_p(90)
     # all that is left is the greedy one's: as much goes through as without fairness
     assert together(fair) > 0.9 * together(unfair)
