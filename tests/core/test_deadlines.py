@@ -55,7 +55,7 @@ def test_the_drag_is_learned_slowly_and_within_bounds():
     assert pace.steady_drag == 1.0
     for _ in range(20):
         pace.dispatched(0.05, 0.1)
-    assert pace.steady_drag < pace.drag
+    assert pace.steady_drag < pace.drag()
     for _ in range(5000):
         pace.dispatched(0.05, 0.08)
     assert pace.steady_drag == pytest.approx(1.6, rel=0.01)
