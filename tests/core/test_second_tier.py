@@ -71,7 +71,8 @@ def test_a_load_is_work_in_seconds():
     assert pages > 30
     assert state.total_work_s == state.remaining_s == pytest.approx(0.012 + pages * 1e-3)
     assert warm.predicted_ttft_s == pytest.approx(state.total_work_s)
-    assert warm.ttft_objective_s == pytest.approx(max(0.05, 1.5 * state.total_work_s))
+    idle_s = state.drag * state.total_work_s
+    assert warm.ttft_objective_s == pytest.approx(max(0.05, 1.5 * idle_s) + state.grace_s)
     assert world.scheduler.stats().backlog_s == pytest.approx(state.total_work_s)
     world.drain()
 
