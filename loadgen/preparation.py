@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ from loadgen.judge.isolated import Points, lengths_to_measure, measure_isolated,
 from loadgen.judge.objectives import Objectives
 from loadgen.judge.options import JudgementOptions, Terms
 from loadgen.options import RunOptions
-from loadgen.records import PlannedRequest, RequestRecord
+from loadgen.records import Ask, PlannedRequest, RequestRecord
 from loadgen.send.probe import Model, ServerProbe
 from loadgen.send.prompts import Alphabet, PromptMaker
 from loadgen.send.speed import measure_server
@@ -23,8 +23,6 @@ from loadgen.send.targets import OpenAITarget
 from loadgen.show.output import Say
 from loadgen.workload.plan import Plan, build_plan
 from loadgen.workload.suiting import left_open, suit
-
-Ask = Callable[[PlannedRequest], Awaitable[RequestRecord]]
 
 
 class Prepared(msgspec.Struct, frozen=True):

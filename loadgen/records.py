@@ -8,6 +8,7 @@ same code as those of a measurement.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -124,6 +125,10 @@ def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
         known_tokens=request.known_tokens,
         answer=None if request.turn is None else [],
     )
+
+
+# Sends one request and waits for its end.
+Ask = Callable[[PlannedRequest], Awaitable[RequestRecord]]
 
 
 class RunRecord(msgspec.Struct, kw_only=True):

@@ -9,14 +9,14 @@ runs can share them.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.records import PlannedRequest, RequestRecord
+from loadgen.records import Ask, PlannedRequest, RequestRecord
 
 Points = list[tuple[int, float]]
 _POINTS = 7
@@ -35,9 +35,7 @@ def lengths_to_measure(lengths: Sequence[int], count: int = _POINTS) -> list[int
     return sorted({round(low * (high / low) ** (step / (count - 1))) for step in range(count)})
 
 
-async def measure_isolated(
-    lengths: Sequence[int], ask: Callable[[PlannedRequest], Awaitable[RequestRecord]]
-) -> Points:
+async def measure_isolated(lengths: Sequence[int], ask: Ask) -> Points:
     """Seconds to the first token at these lengths; `ask` sends one request and waits for its
     end."""
     points: Points = []

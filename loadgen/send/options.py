@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from clients.flags import default_base_url
 from loadgen.flags import flag
 
 
@@ -14,7 +14,7 @@ class ServerOptions(msgspec.Struct, kw_only=True, frozen=True):
     """The server under load. Times in seconds."""
 
     base_url: Annotated[str, flag("http://HOST:PORT; also $MEDHA_BASE_URL")] = msgspec.field(
-        default_factory=lambda: os.environ.get("MEDHA_BASE_URL") or "http://127.0.0.1:8000"
+        default_factory=default_base_url
     )
     model: Annotated[
         str | None, flag("model to ask for", shown="the first that the server names")

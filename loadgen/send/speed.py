@@ -3,10 +3,8 @@ rate are to suit it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from loadgen.errors import LoadgenError
-from loadgen.records import PlannedRequest, RequestRecord
+from loadgen.records import Ask, PlannedRequest, RequestRecord
 from loadgen.workload.suiting import USUAL_CONTEXT, ServerFound
 
 _SHORT_PROMPT = 32
@@ -15,9 +13,7 @@ _PROMPTS = (256, 1024)
 _ENOUGH_S = 0.25  # a prompt that takes so long tells the speed
 
 
-async def measure_server(
-    ask: Callable[[PlannedRequest], Awaitable[RequestRecord]], context: int | None, overhead: int
-) -> ServerFound:
+async def measure_server(ask: Ask, context: int | None, overhead: int) -> ServerFound:
     """`ask` sends one request and waits for its end. Raises LoadgenError if one fails."""
     room = (context or USUAL_CONTEXT) // 2
     length = min(max(_SHORT_PROMPT, overhead + _SHORT_PROMPT // 2), max(room, overhead + 1))
@@ -40,9 +36,7 @@ async def measure_server(
     )
 
 
-async def _asked(
-    ask: Callable[[PlannedRequest], Awaitable[RequestRecord]], prompt_tokens: int, tokens: int
-) -> RequestRecord:
+async def _asked(ask: Ask, prompt_tokens: int, tokens: int) -> RequestRecord:
     request = PlannedRequest(
         index=prompt_tokens, prompt_tokens=prompt_tokens, output_tokens=tokens, kind="speed"
     )
