@@ -18,6 +18,7 @@ CONTRACT = (
     "medha_actors.config",
     "medha_actors.errors",
     "medha_actors.messages",
+    "medha_actors.model_shares",
     "medha_actors.model_spec",
     "medha_actors.quantities",
     "medha_actors.record",
@@ -33,6 +34,7 @@ TWIN = (
     "medha_actors.config",
     "medha_actors.core",
     "medha_actors.messages",
+    "medha_actors.model_shares",
     "medha_actors.model_spec",
 )
 
@@ -48,6 +50,7 @@ def rooms_below(room: str) -> tuple[str, ...]:
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medha_actors.core": (("medha_actors.core", *CONTRACT), ("ray", "torch", "numpy")),
     "medha_actors.model_spec": (CONTRACT, ("ray", "torch", "numpy")),
+    "medha_actors.model_shares": (CONTRACT, ("ray", "torch", "numpy")),
     "medha_actors.telemetry": (("medha_actors.telemetry", "medha_actors.core", *CONTRACT), HEAVY),
     "medha_actors.files": (("medha_actors.files", *CONTRACT), ("ray", "torch")),
     "medha_actors.model": (("medha_actors.model", "medha_actors.files", *CONTRACT), ("ray",)),

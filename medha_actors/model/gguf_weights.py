@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.gguf_header import GgufTensor
 from medha_actors.files.gguf_kinds import KINDS
+from medha_actors.model.cut import WHOLE, Cut
 from medha_actors.model.gguf_blocks import UNPACK
 from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
 
+_log = logging.getLogger("medha.model")
 F32 = 0
 F16 = 1
 BF16 = 30
@@ -60,18 +64,25 @@ class GgufWeights:
     def __contains__(self, name: str) -> bool:
         return gguf_name(name) in self.file.tensors
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
         """The dequantised tensor."""
-        values = read_tensor(self.file, gguf_name(name), dtype, expert_of(name))
-        return self._in_order(name, values.view(self.shapes[name]))
+        values = read_tensor(self.file, gguf_name(name), dtype, cut, expert_of(name))
+        return self._in_order(name, values.view(cut.shape(self.shapes[name])))
 
-    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+    def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         """A quantised matrix as stored, uint8 [rows, bytes of a row], and its kind; None if it is
-        not of a kind in UNPACK."""
+        not of a kind in UNPACK, or cut inside its blocks."""
         kind = self.file.tensors[gguf_name(name)].kind
         if kind not in UNPACK:
             return None
-        raw = raw_tensor(self.file, gguf_name(name), expert_of(name))
+        if cut.inside_blocks(KINDS[kind].values):
+            assert cut.part is not None, "the whole goes through no block"
+            _log.warning(
+                "%s is dequantised: its inputs %d to %d are no whole blocks of %d",
+                *(name, *cut.part, KINDS[kind].values),
+            )
+            return None
+        raw = raw_tensor(self.file, gguf_name(name), cut, expert_of(name))
         return self._in_order(name, raw), kind
 
     def _in_order(self, name: str, tensor: Tensor) -> Tensor:
@@ -83,7 +94,7 @@ class GgufWeights:
         found = re.search(r"\.([qk])_proj\.", name)
         if self.spec.architecture != "llama" or found is None:
             return tensor
-        heads = self.spec.heads if found[1] == "q" else self.spec.kv_heads
+        heads = len(tensor) // self.spec.head_dim  # of the part that is read
         rows = tensor.view(heads, self.spec.head_dim // 2, 2, -1)
         return rows.transpose(1, 2).reshape(tensor.shape)
 
@@ -103,30 +114,50 @@ def expert_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def raw_tensor(file: GgufFile, name: str, expert: int | None = None) -> Tensor:
+def raw_tensor(file: GgufFile, name: str, cut: Cut = WHOLE, expert: int | None = None) -> Tensor:
     """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector), of all or of one
-    expert."""
+    expert; a cut must not go through blocks."""
+    info = file.tensors[name]
     stored = file.stored(name)
-    shape = file.tensors[name].shape
+    shape = info.shape
     if expert is not None:
         stored = stored.reshape(shape[0], -1)[expert]
         shape = shape[1:]
-    raw = torch.from_numpy(np.array(stored))  # a copy: the map is read-only
-    return raw.view(math.prod(shape[:-1]), -1)
+    rows = stored.reshape(math.prod(shape[:-1]), -1)
+    part = np.array(rows[_bytes_of(cut, info)])  # a copy: the map is read-only
+    return torch.from_numpy(part)
 
 
-def read_tensor(file: GgufFile, name: str, dtype: torch.dtype, expert: int | None = None) -> Tensor:
+def _bytes_of(cut: Cut, info: GgufTensor) -> tuple[slice, ...]:
+    """Where a part lies in the stored rows."""
+    along_rows = len(info.shape) == 1 or cut.axis == "columns"
+    if cut.part is None or not along_rows:
+        return cut.places((1, 1))
+    kind = KINDS[info.kind]
+    first = cut.part.first // kind.values * kind.size
+    stop = cut.part.stop // kind.values * kind.size
+    return (slice(None), slice(first, stop))
+
+
+def read_tensor(
+    file: GgufFile, name: str, dtype: torch.dtype, cut: Cut = WHOLE, expert: int | None = None
+) -> Tensor:
     """The tensor, or one expert's part of it, dequantised in float32 and rounded to `dtype`."""
     info = file.tensors.get(name)
     if info is None:
         raise ModelError(f"{file.path} has no tensor {name}")
-    raw = raw_tensor(file, name, expert)
     shape = info.shape if expert is None else info.shape[1:]
+    if cut.inside_blocks(KINDS[info.kind].values):
+        whole = read_tensor(file, name, dtype, expert=expert)
+        return whole[cut.places(shape)].contiguous()
+    raw = raw_tensor(file, name, cut, expert)
     if info.kind in _PLAIN:
-        return raw.view(-1).view(_PLAIN[info.kind]).view(shape).to(dtype)
-    if info.kind in UNPACK:
-        return dequantise(raw, info.kind, dtype).view(shape)
-    return _by_gguf_package(raw, info.kind).view(shape).to(dtype)
+        values = raw.view(_PLAIN[info.kind]).to(dtype)
+    elif info.kind in UNPACK:
+        values = dequantise(raw, info.kind, dtype)
+    else:
+        values = _by_gguf_package(raw, info.kind).to(dtype)
+    return values.view(cut.shape(shape))
 
 
 def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
+from medha_actors.model.cut import WHOLE, Cut
 from medha_actors.model.gguf_weights import GgufWeights
 from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
@@ -30,17 +31,17 @@ _MIXTRAL = (
 
 class Weights(Protocol):
     """Tensors by name; a tensor is read when it is asked for, so a stage reads only its own
-    layers."""
+    layers, and of a tensor that is cut only that part."""
 
     def __contains__(self, name: str) -> bool: ...
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
         """The tensor in `dtype`; raises ModelError if it is missing."""
         ...
 
-    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+    def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         """A quantised matrix as stored: uint8 [rows, bytes], GGUF kind; None if it is not
-        quantised."""
+        quantised, or cut inside its blocks."""
         ...
 
 
@@ -64,15 +65,16 @@ class RandomWeights:
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
         shape = self.shapes[name]
         if len(shape) == 1:  # a norm
             return torch.ones(shape, dtype=dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         scale: float = shape[1] ** -0.5
-        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+        drawn = torch.randn(shape, generator=generator)  # whole: a rank's part is a part of it
+        return (drawn[cut.places(shape)] * scale).to(dtype)
 
-    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+    def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         return None
 
 
@@ -120,7 +122,7 @@ class SafetensorsWeights:
                 raise ModelError(f"{self.folder / file} cannot be read: {error}") from error
         return self.opened[file]
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
         from safetensors import SafetensorError
 
         shape = self.shapes[name]
@@ -129,8 +131,12 @@ class SafetensorsWeights:
             raise ModelError(f"{self.folder} has no tensor {name}")
         file = self._open(self.files[name])
         try:
-            self._check(name, file.get_slice(name), shape)
-            tensor: Tensor = file.get_tensor(name)
+            stored = file.get_slice(name)
+            self._check(name, stored, shape)
+            if cut == WHOLE:
+                tensor: Tensor = file.get_tensor(name)
+            else:
+                tensor = stored[cut.places(shape)]
             return tensor.to(dtype)
         except SafetensorError as error:
             raise ModelError(f"{self.folder / self.files[name]}: {error}") from error
@@ -150,5 +156,5 @@ class SafetensorsWeights:
                 "safetensors are not supported"
             )
 
-    def blocks(self, name: str) -> tuple[Tensor, int] | None:
+    def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         return None
