@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from medha_actors.model.attention_flash import FlashAttention
 from medha_actors.model.attention_sdpa import SdpaAttention
 from medha_actors.model.decoder import Decoder, TorchDecoder
 from medha_actors.model.layers import Loader
+from medha_actors.model_spec import ModelSpec
 
 _log = logging.getLogger("medha.model")
 
@@ -30,12 +32,14 @@ def build_decoder(
     pages: int,
     page_tokens: int,
     attention: str,
+    ranks: Sequence[ModelSpec],
 ) -> Decoder:
-    """The decoder for layers [i, j); the choice is logged."""
+    """The decoder for layers [i, j); the choice is logged. `ranks`: the model as each rank sees it,
+    for all must choose the same."""
     if attention == "auto" and loader.device.type == "cpu":
         from medha_actors.model.kernels import KernelDecoder, suits
 
-        if suits(loader, page_tokens):
+        if all(suits(spec, loader.dtype, page_tokens) for spec in ranks):
             _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)
             return KernelDecoder(loader, layers, head, pages, page_tokens)
     chosen = choose_attention(attention, loader.device, loader.dtype, page_tokens)

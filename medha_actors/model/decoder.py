@@ -15,6 +15,7 @@ from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary, rotate
 from medha_actors.model.step_plan import StepPlan
+from medha_actors.model.team import Team
 
 
 class Decoder(Protocol):
@@ -22,12 +23,13 @@ class Decoder(Protocol):
 
     dtype: torch.dtype  # of hidden states between layers
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
-        """Run a step's rows [rows, hidden] through the layers."""
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
+        """Run a step's rows [rows, hidden] through the layers, together with the other ranks of
+        the team: all are given the same rows, and all get the same."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """Float32 [rows, vocabulary] for the rows given."""
+        """Float32 [rows, vocabulary] for the rows given; of a rank, its part of the vocabulary."""
         ...
 
     def clear(self, pages: Sequence[int]) -> None:
@@ -51,6 +53,7 @@ class Step(NamedTuple):
     cos: Tensor
     sin: Tensor
     attention: StepAttention
+    team: Team
 
 
 class Layer:
@@ -73,8 +76,8 @@ class Layer:
         self.mlp = loader.mlp(number)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), step)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + step.team.total(self.attention(self.attention_norm(x), step))
+        return x + step.team.total(self.mlp(self.mlp_norm(x)))
 
     def attention(self, x: Tensor, step: Step) -> Tensor:
         """Project, normalise (Qwen3), rotate, attend, project."""
@@ -111,10 +114,10 @@ class TorchDecoder:
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
         positions = torch.from_numpy(plan.positions).to(self.device)
         attention = StepAttention(self.attention, plan, exchange)
-        step = Step(*self.rotary(positions, self.dtype), attention)
+        step = Step(*self.rotary(positions, self.dtype), attention, team)
         for layer in self.layers:
             x = layer(x, step)
         return x

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from medha_actors.errors import MedhaError
+from medha_actors.errors import LinkClosedError, MedhaError
 from medha_actors.messages import Failure
 
 _log = logging.getLogger("medha.model")
@@ -30,11 +30,11 @@ class Failures:
 
     @contextmanager
     def guard(self, request_id: str) -> Iterator[None]:
-        """Let an exception inside end this request only. One that leaves the device unusable goes
-        through."""
+        """Let an exception inside end this request only. What leaves the device unusable, and the
+        death of another rank, go through."""
         try:
             yield
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, LinkClosedError):
             raise
         except RowError as error:
             self.add(request_id, error.message)

@@ -73,18 +73,25 @@ class Embedding:
     """Rows of the embedding table; a quantised table stays as it is stored, and only rows looked up
     are dequantised."""
 
-    def __init__(self, table: Tensor, kind: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, table: Tensor, kind: int | None, dtype: torch.dtype, first: int | None = None
+    ) -> None:
+        """`first`: the token of the table's first row, where others hold the rest of it."""
         self.table = table
         self.kind = kind  # GGUF kind of a quantised table
         self.dtype = dtype
-
-    def __len__(self) -> int:
-        """The tokens that have a row."""
-        return len(self.table)
+        self.first = first
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        """int32 [rows] -> [rows, hidden]"""
-        rows = self.table.index_select(0, token_ids)
+        """int32 [rows] -> [rows, hidden], zeros for tokens that others hold."""
+        if self.first is None:
+            return self._rows(token_ids)
+        places = token_ids - self.first
+        foreign = (places < 0) | (places >= len(self.table))
+        return self._rows(places.masked_fill_(foreign, 0)).masked_fill_(foreign[:, None], 0)
+
+    def _rows(self, places: Tensor) -> Tensor:
+        rows = self.table.index_select(0, places)
         return rows if self.kind is None else dequantise(rows, self.kind, self.dtype)
 
 
@@ -104,12 +111,12 @@ class Loader:
         """One tensor, on the device, in the compute type."""
         return self.weights.tensor(name, self.dtype).to(self.device)
 
-    def embedding(self) -> Embedding:
-        """The embedding table."""
+    def embedding(self, first: int | None = None) -> Embedding:
+        """The embedding table, or the rows of it that the weights have, from token `first` on."""
         stored = self.weights.blocks(_TABLE)
         if stored is not None:
-            return Embedding(stored[0].to(self.device), stored[1], self.dtype)
-        return Embedding(self._dense_table(), None, self.dtype)
+            return Embedding(stored[0].to(self.device), stored[1], self.dtype, first)
+        return Embedding(self._dense_table(), None, self.dtype, first)
 
     def _dense_table(self) -> Tensor:
         """[vocabulary, hidden], read once: it may be the head too."""

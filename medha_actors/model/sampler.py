@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from medha_actors.errors import LinkClosedError
 from medha_actors.messages import (
     TOKEN_BYTES,
     Introduction,
@@ -32,6 +33,8 @@ _PROMPT_BLOCK = 256
 
 # rows of the step -> float32 [rows, vocabulary]; computes the head for these
 Logits = Callable[[Sequence[int]], Tensor]
+# the same -> the most likely token of each row, and its logit
+Likeliest = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class Sampler:
@@ -69,10 +72,17 @@ class Sampler:
         self.constraints.pop(request_id, None)
 
     def __call__(
-        self, spans: Sequence[Span], logits: Logits, failures: Failures
+        self,
+        spans: Sequence[Span],
+        logits: Logits,
+        failures: Failures,
+        likeliest: Likeliest | None = None,
     ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
         """Sample where the spans say so, and report prompt log-probabilities where they were asked
-        for. A request for which that fails is noted in `failures`, and nothing of it returned."""
+        for. A request for which that fails is noted in `failures`, and nothing of it returned.
+
+        `likeliest`: where this costs less than all logits, it is asked if nothing else is wanted.
+        """
         rows = []
         sampled = []
         prompts = []
@@ -89,12 +99,23 @@ class Sampler:
                     rows.append(stop - 1)
                     sampled.append(span)
             first = stop
-        tokens = self._sample(sampled, rows, logits, failures) if rows else ()
+        tokens: tuple[SampledToken, ...] | None = () if not rows else None
+        if likeliest is not None and rows and all(map(self._takes_likeliest, sampled)):
+            tokens = _taken(sampled, *likeliest(rows))
+        if tokens is None:
+            tokens = self._sample(sampled, rows, logits, failures)
         scored = []
         for span, first in prompts:
             with failures.guard(span.request_id):
                 scored.append(self._prompt(span, first, logits))
         return tokens, tuple([entry for entry in scored if entry.entries])
+
+    def _takes_likeliest(self, span: Span) -> bool:
+        """Whether a span's token is the most likely one, and no more is asked of it."""
+        one = self.params[span.request_id]
+        greedy = one.temperature < _COLDEST and one.logprobs is None
+        free = span.request_id not in self.constraints and not adjusts(one, span.index)
+        return greedy and free
 
     def _sample(
         self, spans: Sequence[Span], rows: Sequence[int], logits: Logits, failures: Failures
@@ -102,7 +123,7 @@ class Sampler:
         """All rows at once, or if that fails one by one."""
         try:
             return self._choose(spans, logits(rows))
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, LinkClosedError):
             raise
         except Exception:
             again = logits(rows)  # choosing has changed them; all together, as they were
@@ -181,6 +202,20 @@ class Sampler:
             rows = range(first + start, first + start + len(block))
             entries += logprob_entries(logits(rows), block, [count] * len(block))
         return PromptLogprobs(span.request_id, span.start, tuple(entries))
+
+
+def _taken(
+    spans: Sequence[Span], token_ids: Tensor, peaks: Tensor
+) -> tuple[SampledToken, ...] | None:
+    """The most likely tokens; None if some logits are not numbers."""
+    if not peaks.isfinite().all():
+        return None
+    return tuple(
+        [
+            SampledToken(span.request_id, span.index, token_id)
+            for span, token_id in zip(spans, token_ids.tolist(), strict=True)
+        ]
+    )
 
 
 def logprob_entries(

@@ -25,18 +25,23 @@ from medha_actors.messages import (
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures, require_known
+from medha_actors.model.head import Head
 from medha_actors.model.host_tier import HostTier
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
+from medha_actors.model.rank_weights import RankWeights
 from medha_actors.model.sampler import Sampler
 from medha_actors.model.step_plan import plan_step
-from medha_actors.model.weights import open_weights
+from medha_actors.model.team import ALONE, Team
+from medha_actors.model.weights import Weights, open_weights
+from medha_actors.model_shares import rows_of, shares_of
 from medha_actors.model_spec import ModelSpec
 
 
 class StageOutput(NamedTuple):
-    """Hidden states [rows, hidden] for the next stage, or from the last stage what was sampled.
+    """Hidden states for the next stage (of a rank its rows of them, see rows_of), or from the last
+    stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
     and groups stay in step.
@@ -51,8 +56,9 @@ class StageOutput(NamedTuple):
 class Stage:
     """Layers [i, j) of the model; the first stage embeds, the last one samples.
 
-    `stages` is (this stage, number of stages). Steps must be given in the order the scheduler made
-    them: they carry changes (new pages, opened and closed requests) to the state replicated here.
+    `stages` is (this stage, number of stages), `ranks` (this rank, number of ranks). Steps must be
+    given in the order the scheduler made them: they carry changes (new pages, opened and closed
+    requests) to the state replicated here.
     """
 
     def __init__(
@@ -68,8 +74,11 @@ class Stage:
         dtype: torch.dtype,
         threads: int = 1,
         attention: str = "auto",
+        ranks: tuple[int, int] = (0, 1),
     ) -> None:
         self.spec = spec
+        self.shares = shares_of(spec, ranks[1])
+        self.rank = ranks[0]
         self.group = group
         self.pages = pages
         self.page_tokens = page_tokens
@@ -79,25 +88,41 @@ class Stage:
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
         with torch.inference_mode():
-            loader = Loader(open_weights(spec, config), spec, self.device, dtype)
-            self.embedding = loader.embedding() if self.is_first else None
+            loader = self._loader(config, dtype)
+            self.embedding = self._embedding(loader) if self.is_first else None
             self.decoder = build_decoder(
-                loader, layers, self.is_last, pages, page_tokens, attention
+                loader,
+                layers,
+                self.is_last,
+                pages,
+                page_tokens,
+                attention,
+                [share.spec(spec) for share in self.shares],
             )
         matchers = Matchers(
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
-        self.grammars = Grammars(matchers) if self.is_last else None
+        self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
 
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn here."""
+        return self.is_last and self.rank == 0
+
     @torch.inference_mode()
     def step(
-        self, message: StepMessage, hidden: Tensor | None, exchange: Exchange | None
+        self,
+        message: StepMessage,
+        hidden: Tensor | None,
+        exchange: Exchange | None,
+        team: Team = ALONE,
     ) -> StageOutput:
-        """Run one batch. `hidden` [rows, hidden] comes from the stage before; None in the first
-        stage."""
+        """Run one batch. `hidden` comes from the stage before (of a rank, the rows that the same
+        rank there handed over); None in the first stage."""
+        assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
             self.tier.carry_out(message.moves)
@@ -105,12 +130,19 @@ class Stage:
         spans = message.spans
         if not spans:
             return StageOutput(hidden, failures=failures.all())
-        x = self._embed(spans, failures) if hidden is None else hidden.to(self.device)
+        x = self._embed(spans, failures, team) if hidden is None else self._whole(hidden, team)
         plan = plan_step(spans, self.tables, self.page_tokens)
-        x = self.decoder(x.to(self.decoder.dtype), plan, exchange)
+        x = self.decoder(x.to(self.decoder.dtype), plan, exchange, team)
         if not self.is_last:
-            return StageOutput(x, failures=failures.all())
-        found = self.sampler(spans, lambda rows: self._logits(x, rows), failures)
+            handed = x[rows_of(len(x), self.rank, team.ranks)]
+            return StageOutput(handed, failures=failures.all())
+        head = Head(self.decoder, self.shares, team, x)
+        if not self.samples:
+            head.assist()
+            return StageOutput(None, failures=failures.all())
+        likeliest = head.likeliest if team.ranks > 1 else None
+        found = self.sampler(spans, head.logits, failures, likeliest)
+        head.finish()
         return StageOutput(None, *found, failures.all())
 
     def look_ahead(self, output: StageOutput) -> None:
@@ -140,32 +172,47 @@ class Stage:
         if unused:
             self.decoder.clear(unused)
 
-    def _embed(self, spans: Sequence[Span], failures: Failures) -> Tensor:
+    def _whole(self, hidden: Tensor, team: Team) -> Tensor:
+        """All rows that the stage before has handed over."""
+        if team.ranks > 1:
+            hidden = torch.cat(team.gather(hidden)).view(-1, self.spec.hidden)
+        return hidden.to(self.device)
+
+    def _embed(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor:
         assert self.embedding is not None, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = np.frombuffer(packed, np.int32)
-        if token_ids.min() < 0 or token_ids.max() >= len(self.embedding):
-            _find_strangers(spans, token_ids, self.embedding, failures)
-        return self.embedding(torch.from_numpy(token_ids).to(self.device))
+        if token_ids.min() < 0 or token_ids.max() >= self.spec.vocabulary:
+            _find_strangers(spans, token_ids, self.spec.vocabulary, failures)
+        return team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
 
-    def _logits(self, x: Tensor, rows: Sequence[int]) -> Tensor:
-        """Logits, float32 [rows, vocabulary], of some of the step's rows."""
-        chosen = (
-            x if len(rows) == len(x) else x.index_select(0, torch.tensor(rows, device=x.device))
-        )
-        return self.decoder.logits(chosen)
+    def _loader(self, config: ModelLoadingConfig, dtype: torch.dtype) -> Loader:
+        """Of this rank's part of the weights."""
+        spec = self.spec
+        weights: Weights = open_weights(spec, config)
+        if len(self.shares) > 1:
+            share = self.shares[self.rank]
+            weights = RankWeights(weights, spec, share, self.rank == 0)
+            spec = share.spec(spec)
+        return Loader(weights, spec, self.device, dtype)
 
-    def warm_up(self) -> None:
+    def _embedding(self, loader: Loader) -> Embedding:
+        if len(self.shares) == 1:
+            return loader.embedding()
+        return loader.embedding(self.shares[self.rank].vocabulary.first)
+
+    @torch.inference_mode()
+    def warm_up(self, team: Team = ALONE) -> None:
         """Run a few steps of typical shapes, so that the first request does not pay for compilation
-        or allocation."""
+        or allocation. `team`: one in which nobody has to be waited for."""
         if self.grammars is not None:
             self.grammars.prepare()
         for rows in (64, 16, 1):
             pages = -(-rows // self.page_tokens)
             if pages <= self.pages:
-                span = Span(
-                    "warm-up", 0, rows, bytes(4 * rows), 0, 0, tuple(range(pages)), sample=True
-                )
+                held = tuple(range(pages))
+                sample = team.ranks == 1  # the others' logits are not there yet
+                span = Span("warm-up", 0, rows, bytes(4 * rows), 0, 0, held, sample=sample)
                 hidden = (
                     None
                     if self.is_first
@@ -175,18 +222,23 @@ class Stage:
                     StepMessage(0, (span,), (Introduction("warm-up", None),), ("warm-up",)),
                     hidden,
                     None,
+                    team,
                 )
+                if self.is_last and not sample:
+                    self.decoder.logits(
+                        torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
+                    )
         self._follow(StepMessage(0, (), (), ("warm-up",)), Failures())
 
 
 def _find_strangers(
-    spans: Sequence[Span], token_ids: np.ndarray, embedding: Embedding, failures: Failures
+    spans: Sequence[Span], token_ids: np.ndarray, vocabulary: int, failures: Failures
 ) -> None:
-    """Note the spans with ids that the embedding does not have, and put 0 in the place of these."""
+    """Note the spans with ids that no token has, and put 0 in the place of these."""
     first = 0
     for span in spans:
         mine = token_ids[first : first + span.stop - span.start]
         with failures.guard(span.request_id):
-            require_known("the prompt", int(mine.min()), int(mine.max()), len(embedding))
+            require_known("the prompt", int(mine.min()), int(mine.max()), vocabulary)
         first += len(mine)
-    token_ids[(token_ids < 0) | (token_ids >= len(embedding))] = 0
+    token_ids[(token_ids < 0) | (token_ids >= vocabulary)] = 0

@@ -1,11 +1,13 @@
-"""Drives stages in this process, as the scheduler and the actors would: pages, spans, groups,
-lock-step exchange."""
+"""Drives stages in this process, as the scheduler and the actors would: pages, spans, groups and
+ranks in lock-step."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from operator import itemgetter
 
+import numpy as np
 import torch
 
 from medha_actors.config import ModelLoadingConfig
@@ -18,8 +20,10 @@ from medha_actors.messages import (
     pack_tokens,
 )
 from medha_actors.model import merge
+from medha_actors.model.kernels import Board, SharedTeam
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model.stage import Stage, StageOutput
+from medha_actors.model.team import ALONE, Team, add_up
 
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
 
@@ -61,6 +65,32 @@ class ThreadExchange(merge.Exchange):
         return found
 
 
+class ThreadTeam(Team):
+    """Ranks that are threads, and meet as groups do."""
+
+    def __init__(self, meeting: Rendezvous, rank: int) -> None:
+        super().__init__(rank, meeting.groups)
+        self.exchange = meeting.of(rank)
+
+    def gather(self, x):
+        return self.exchange.gather(tuple(range(self.ranks)), x.reshape(-1))
+
+    def total(self, x):
+        return add_up(self.exchange.gather(tuple(range(self.ranks)), x)).to(x.dtype)
+
+
+def teams_of(ranks: int, hidden: int, kind: str) -> list[Team]:
+    """Every rank's side of one team: of "threads" or on a "board" in memory."""
+    if ranks == 1:
+        return [ALONE]
+    if kind == "threads":
+        meeting = Rendezvous(ranks)
+        return [ThreadTeam(meeting, rank) for rank in range(ranks)]
+    memory = np.zeros(Board.nbytes(ranks, hidden) // 8, np.int64).data
+    board = Board(memory, ranks, hidden)
+    return [SharedTeam(rank, board, lambda: None) for rank in range(ranks)]
+
+
 class Tracked:
     """One request: its tokens, how many are computed, and its pages and piece in each group."""
 
@@ -88,24 +118,36 @@ class Driver:
         cutoffs=(),
         attention="auto",
         device="cpu",
+        ranks=1,
+        team="board",
     ):
         self.config = config or ModelLoadingConfig()
         self.spec = load_spec(self.config)
         page_tokens = page_tokens or PAGE_TOKENS[attention]
         self.page_tokens, self.cutoffs = page_tokens, cutoffs
         own = (pages, page_tokens, device, dtype, 1, attention)
-        self.pipelines = [
-            [
-                Stage(self.spec, self.config, layers, (index, stages), group, *own)
-                for index, layers in enumerate(split_layers(self.spec, stages))
-            ]
-            for group in range(groups)
-        ]
+        layers = split_layers(self.spec, stages)
+        # (group, rank) -> its stages, and its side of each stage's team
+        self.lines: dict[tuple[int, int], list[tuple[Stage, Team]]] = {}
+        for group in range(groups):
+            for index in range(stages):
+                teams = teams_of(ranks, self.spec.hidden, team)
+                for rank in range(ranks):
+                    place = (layers[index], (index, stages), group)
+                    stage = Stage(self.spec, self.config, *place, *own, (rank, ranks))
+                    self.lines.setdefault((group, rank), []).append((stage, teams[rank]))
+        self.groups, self.ranks = groups, ranks
         self.free = [list(reversed(range(pages))) for _ in range(groups)]
         self.requests: dict[str, Tracked] = {}
         self.failed: dict[str, str] = {}  # requests that a stage could not compute, and why
         self.closed: list[str] = []
         self.batches = 0
+
+    @property
+    def pipelines(self) -> list[list[Stage]]:
+        """The stages of each group's first rank."""
+        lines = [self.lines[group, 0] for group in range(self.groups)]
+        return [list(map(itemgetter(0), line)) for line in lines]
 
     def add(self, request_id, prompt, sampling=GREEDY):
         self.requests[request_id] = Tracked(request_id, prompt, sampling)
@@ -124,8 +166,8 @@ class Driver:
 
     def step(self, work: Iterable[tuple[str, int]]) -> None:
         """Compute `count` tokens of each request in one batch."""
-        spans = [[] for _ in self.pipelines]
-        opened = [[] for _ in self.pipelines]
+        spans = [[] for _ in range(self.groups)]
+        opened = [[] for _ in range(self.groups)]
         work = sorted(work, key=lambda item: -len(self._groups(*item)))
         for request_id, count in work:
             self._span(self.requests[request_id], count, spans, opened)
@@ -203,31 +245,34 @@ class Driver:
         request.computed = stop
 
     def _run(self, messages) -> list[StageOutput]:
-        if len(messages) == 1:
-            return [self._pipeline(0, messages[0], None)]
-        meeting = Rendezvous(len(messages))
-        outputs: list[StageOutput | BaseException] = [StageOutput(None)] * len(messages)
+        """What the first rank of each group has sampled."""
+        if len(self.lines) == 1:
+            return [self._line((0, 0), messages[0], None)]
+        meetings = [Rendezvous(self.groups) for _ in range(self.ranks)]
+        outputs: dict[tuple[int, int], StageOutput | BaseException] = {}
 
-        def work(group):
+        def work(line):
+            group, rank = line
+            exchange = meetings[rank].of(group) if self.groups > 1 else None
             try:
-                outputs[group] = self._pipeline(group, messages[group], meeting.of(group))
+                outputs[line] = self._line(line, messages[group], exchange)
             except BaseException as error:
-                outputs[group] = error
+                outputs[line] = error
 
-        threads = [threading.Thread(target=work, args=(group,)) for group in range(len(messages))]
+        threads = [threading.Thread(target=work, args=(line,)) for line in self.lines]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        for output in outputs:
+        for output in outputs.values():
             if isinstance(output, BaseException):
                 raise output
-        return outputs
+        return [outputs[group, 0] for group in range(self.groups)]
 
-    def _pipeline(self, group, message, exchange):
+    def _line(self, line, message, exchange):
         output = StageOutput(None)
         failures = ()
-        for stage in self.pipelines[group]:
-            output = stage.step(message, output.hidden, exchange)
+        for stage, team in self.lines[line]:
+            output = stage.step(message, output.hidden, exchange, team)
             failures += output.failures
         return output._replace(failures=failures)

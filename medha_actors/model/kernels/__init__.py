@@ -2,13 +2,16 @@
 user's.
 
 The one door: a decoder whose layers they compute, whether they suit a model on this machine, and
-mailboxes in shared memory for KV groups. Inside, from the bottom: `ir` (vector operations),
-`layouts` (how weights lie), `dot`, `blocks`, `linear`, `attention`, `glue` (kernels), `products`
-(rows times stacked matrices), `experts` (of a mixture), `layers` (a layer of all these), `pack`
+what lies in shared memory: mailboxes for KV groups, a board for tensor ranks and the team that uses
+it. Inside, from the bottom: `ir` (vector operations), `layouts` (how weights lie), `dot`, `blocks`,
+`linear`, `attention`, `glue` (kernels), `products` (rows times stacked matrices), `experts` (of a
+mixture), `layers` (a layer of all these), `shared_layers` (a layer of several ranks), `pack`
 (weights in their order), `cpu` (buffers and calls), `decoder` (the door's side of a model).
 """
 
+from medha_actors.model.kernels.board import Board
 from medha_actors.model.kernels.decoder import KernelDecoder, suits
 from medha_actors.model.kernels.mailboxes import Mailboxes
+from medha_actors.model.kernels.shared_team import Rehearsal, SharedTeam
 
-__all__ = ["KernelDecoder", "Mailboxes", "suits"]
+__all__ = ["Board", "KernelDecoder", "Mailboxes", "Rehearsal", "SharedTeam", "suits"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.layouts import LANES
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
 from medha_actors.model.kernels.products import PARTS, ROWS
+from medha_actors.model.kernels.shared_layers import after_shared, layers_shared
+from medha_actors.model.kernels.shared_team import SPINS, SharedTeam
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.step_plan import StepPlan
+from medha_actors.model.team import Team
 from medha_actors.model_spec import Experts
 
 
@@ -147,7 +150,12 @@ class CpuLayers:
         )
 
     def step(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], plan: StepPlan, exchange: Exchange | None
+        self,
+        x: Tensor,
+        turns: tuple[Tensor, Tensor],
+        plan: StepPlan,
+        exchange: Exchange | None,
+        team: Team,
     ) -> None:
         """Run all layers on x, float32 [rows, hidden], in place.
 
@@ -161,7 +169,6 @@ class CpuLayers:
         out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(rows, s.heads, s.head_dim)
         lse = np.empty((rows, s.heads), np.float32)
         table, pages = _tables(plan)
-        experts = self.routing.of_step(rows)
         step = np.zeros(1, code.STEP)
         step[0] = (
             rows,
@@ -171,28 +178,37 @@ class CpuLayers:
             turns[0].data_ptr(),
             turns[1].data_ptr(),
         )
-        if not plan.shared:
-            code.layers(
-                self.model,
-                self.linears,
-                self.vectors,
-                experts,
-                step,
-                plan.slots,
-                table,
-                pages,
-                self.scratch,
-                out,
-                lse,
-            )
+        made = (self.model, self.linears, self.vectors, self.routing.of_step(rows))
+        attention = (table, pages, self.scratch, out, lse)
+        if not plan.shared and team.ranks == 1:
+            code.layers(*made, step, plan.slots, *attention)
+            return
+        if not plan.shared and isinstance(team, SharedTeam):
+            rest = (x.numpy(), *_meetings(team), SPINS)
+            team.run(lambda: layers_shared(*made, step, plan.slots, *attention, *rest))
             return
         partial = torch.from_numpy(out)
         partial_lse = torch.from_numpy(lse)
         for layer in range(len(self.weights)):
             code.before(self.model, self.linears, self.vectors, layer, step, plan.slots)
-            code.between(self.model, layer, step, table, pages, self.scratch, out, lse)
+            code.between(self.model, layer, step, *attention)
             merge_shared(plan, exchange, partial, partial_lse)
-            code.after(self.model, self.linears, self.vectors, experts, layer, step)
+            self._after(made, layer, step, x, team)
+
+    def _after(
+        self, made: tuple[Any, ...], layer: int, step: NDArray[np.void], x: Tensor, team: Team
+    ) -> None:
+        """Output projection and gated MLP or experts of one layer, both added to x."""
+        if team.ranks == 1:
+            code.after(*made, layer, step)
+        elif isinstance(team, SharedTeam):
+            rest = (x.numpy(), *_meetings(team), SPINS)
+            team.run(lambda: after_shared(*made, layer, step, *rest))
+        else:
+            part = torch.empty_like(x)
+            for summand in (code.project, code.feed):
+                summand(*made, layer, step, 0, len(x), part.data_ptr(), 0)
+                x += team.total(part)
 
     def logits(self, x: Tensor, norm: Tensor, head: Stack) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
@@ -224,7 +240,7 @@ class _Routing:
         self.table = np.array(stacks, np.int64).reshape(len(layers), count, 2, PARTS, 5)
 
     def of_step(self, rows: int) -> tuple[np.ndarray, ...]:
-        """See layers.after()."""
+        """See layers.feed()."""
         held = rows if self.taken else 0
         return (
             self.routers,
@@ -238,6 +254,13 @@ class _Routing:
 
 def _padded(outputs: int) -> int:
     return -(-outputs // LANES) * LANES
+
+
+def _meetings(team: SharedTeam) -> tuple[Any, ...]:
+    """What the compiled layers need of a board: it, the number of the round, where they are."""
+    board = team.board
+    places = (team.rank, board.block_rows, board.floats, board.counters, board.buffers)
+    return places, team.number, np.zeros(5, np.int64)
 
 
 def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

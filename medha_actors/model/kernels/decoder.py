@@ -27,16 +27,15 @@ from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
 from medha_actors.model.step_plan import StepPlan
-from medha_actors.model_spec import Experts
+from medha_actors.model.team import Team
+from medha_actors.model_spec import Experts, ModelSpec
 
 
-def suits(loader: Loader, page_tokens: int) -> bool:
+def suits(spec: ModelSpec, dtype: torch.dtype, page_tokens: int) -> bool:
     """Whether this machine and this model are what the kernels are made for."""
-    spec = loader.spec
     widths = [spec.hidden, spec.intermediate, spec.experts.shared if spec.experts else 0]
     return (
-        loader.device.type == "cpu"
-        and loader.dtype in (torch.float32, torch.bfloat16)
+        dtype in (torch.float32, torch.bfloat16)
         and cpu.native()
         and cpu.fits(spec.head_dim, page_tokens, widths)
         and spec.heads * spec.head_dim % 32 == spec.vocabulary % 16 == 0
@@ -76,12 +75,12 @@ class KernelDecoder:
             else None
         )
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None) -> Tensor:
+    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
         x = x.to(torch.float32, copy=True)  # the layers work in place
         cos, sin = self.rotary(torch.from_numpy(plan.positions), torch.float32)
         shape = (plan.rows, -1)
         turns = (cos.view(shape).contiguous(), sin.view(shape).contiguous())
-        self.layers.step(x, turns, plan, exchange)
+        self.layers.step(x, turns, plan, exchange, team)
         return x
 
     def logits(self, x: Tensor) -> Tensor:

@@ -124,6 +124,12 @@ def _scaled(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Val
         e.store(e.b.fmul(e.load(e.at(x, offset)), scale), e.at(out, offset))
 
 
+def _clear(e: Emit, x: ir.Value, count: ir.Value) -> None:
+    """x = 0."""
+    with e.loop(e.b.udiv(count, I64(16))) as loop:
+        e.store(e.constant(0.0), e.at(x, e.times(loop.index, 64)))
+
+
 def _plus(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value) -> None:
     """x += y"""
     with e.loop(e.b.udiv(count, I64(16))) as loop:
@@ -199,6 +205,7 @@ to_int16 = kernel(4, _to_int16)
 block_sums = kernel(3, _block_sums)
 to_bfloat = kernel(4, _to_bfloat)
 scaled = kernel(4, _scaled)
+clear = kernel(2, _clear)
 plus = kernel(3, _plus)
 plus_scaled = kernel(4, _plus_scaled)
 rotate = kernel(4, _rotate)

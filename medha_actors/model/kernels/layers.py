@@ -15,6 +15,7 @@ from medha_actors.model.kernels.attention import BLOCK_TOKENS, attend
 from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.experts import choose, mix
 from medha_actors.model.kernels.glue import (
+    clear,
     norm,
     plus,
     put_key,
@@ -176,20 +177,36 @@ def between(model, layer, step, spans, pages, scratch, out, lse):
 
 
 @compiled
-def _mlp(m, linears, v, count, x, constants):
-    """The gated MLP of the normed rows in `plain`, added to x."""
+def project(model, linears, vectors, experts, layer, step, start, count, out, add):
+    """out = (out +) the output projection of `count` rows from `start` on; out: their address."""
+    constants = address(model) + MODEL_EPS
+    m = model[0]
+    wide = m.heads * m.head_dim
+    bias = vectors[layer, OUT_BIAS]
+    for first in range(0, count, ROWS):
+        rows = min(ROWS, count - first)
+        source = step[0].out + (start + first) * wide * 4
+        place = out + first * m.hidden * 4
+        apply(m, linears[layer, OUT], rows, source, place, add, constants)
+        _add_bias(bias, rows, m.hidden, place)
+
+
+@compiled
+def _mlp(m, linears, v, count, out, add, constants):
+    """out = (out +) the gated MLP of the normed rows in `plain`."""
     apply(m, linears[GATE_UP], count, m.plain, m.wide, 0, constants)
     _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
     for r in range(count):
         gate = m.wide + r * 2 * m.intermediate * 4
         silu_mul(gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4)
-    apply(m, linears[DOWN], count, m.plain, x, 1, constants)
-    _add_bias(v[DOWN_BIAS], count, m.hidden, x)
+    apply(m, linears[DOWN], count, m.plain, out, add, constants)
+    _add_bias(v[DOWN_BIAS], count, m.hidden, out)
 
 
 @compiled
-def after(model, linears, vectors, experts, layer, step):
-    """Output projection and gated MLP or experts, both added to the residual stream.
+def feed(model, linears, vectors, experts, layer, step, start, count, out, add):
+    """out = (out +) the gated MLP or the experts of `count` rows of the residual stream from
+    `start` on.
 
     experts: tables of the routers and of the experts, and room for a step's rows: normed, ratings,
     numbers of experts and their weights (see experts.py).
@@ -197,25 +214,38 @@ def after(model, linears, vectors, experts, layer, step):
     routers, table, normed, ratings, numbers, weights = experts
     constants = address(model) + MODEL_EPS
     m = model[0]
-    s = step[0]
     v = vectors[layer]
-    wide = m.heads * m.head_dim
-    for start in range(0, s.rows, ROWS):
-        count = min(ROWS, s.rows - start)
-        x = s.x + start * m.hidden * 4
-        apply(m, linears[layer, OUT], count, s.out + start * wide * 4, x, 1, constants)
-        _add_bias(v[OUT_BIAS], count, m.hidden, x)
-        place = address(normed) + start * m.hidden * 4 if m.experts else m.plain
-        for r in range(count):
-            norm(x + r * m.hidden * 4, v[MLP_NORM], m.hidden, constants, place + r * m.hidden * 4)
+    for first in range(0, count, ROWS):
+        rows = min(ROWS, count - first)
+        source = step[0].x + (start + first) * m.hidden * 4
+        place = address(normed) + (start + first) * m.hidden * 4 if m.experts else m.plain
+        for r in range(rows):
+            row = source + r * m.hidden * 4
+            norm(row, v[MLP_NORM], m.hidden, constants, place + r * m.hidden * 4)
         if m.experts:
-            rated = address(ratings) + start * ratings.shape[1] * 4
-            apply(m, routers[layer], count, place, rated, 0, constants)
+            rated = address(ratings) + (start + first) * ratings.shape[1] * 4
+            apply(m, routers[layer], rows, place, rated, 0, constants)
         else:
-            _mlp(m, linears[layer], v, count, x, constants)
+            _mlp(m, linears[layer], v, rows, out + first * m.hidden * 4, add, constants)
     if m.experts:
-        choose(m, ratings, numbers, weights)
-        mix(m, table[layer], normed, numbers, weights, s.x, constants)
+        mine = slice(start, start + count)
+        choose(m, ratings[mine], numbers[mine], weights[mine])
+        if not add:
+            clear(out, count * m.hidden)
+        mix(m, table[layer], normed[mine], numbers[mine], weights[mine], out, constants)
+
+
+@compiled
+def after(model, linears, vectors, experts, layer, step):
+    """Output projection and gated MLP or experts, both added to the residual stream."""
+    m = model[0]
+    s = step[0]
+    block = max(ROWS, s.rows) if m.experts else ROWS  # an expert is read once for all its rows
+    for start in range(0, s.rows, block):
+        count = min(block, s.rows - start)
+        x = s.x + start * m.hidden * 4
+        project(model, linears, vectors, experts, layer, step, start, count, x, 1)
+        feed(model, linears, vectors, experts, layer, step, start, count, x, 1)
 
 
 @compiled

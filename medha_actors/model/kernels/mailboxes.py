@@ -13,36 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from medha_actors.model.kernels.counters import COUNTER_BYTES, store, wait
 from medha_actors.model.kernels.ir import compiled
 
-_COUNTER_BYTES = 64
 _BLOCK_BYTES = 1 << 20  # of one buffer, about; larger swaps go in several blocks of rows
-_I64 = ir.IntType(64)
-
-
-@intrinsic
-def _load(typing, address):  # noqa: ANN001, ANN202
-    """The counter at an address; nothing after it is read before."""
-
-    def emit(context, builder, signature, args):  # noqa: ANN001, ANN202
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), emit
-
-
-@intrinsic
-def _store(typing, address, value):  # noqa: ANN001, ANN202
-    """Set the counter at an address; everything before it is written before."""
-
-    def emit(context, builder, signature, args):  # noqa: ANN001, ANN202
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), emit
 
 
 def _post(out, lse, floats, start, counter, number):  # noqa: ANN001, ANN202
@@ -50,18 +25,7 @@ def _post(out, lse, floats, start, counter, number):  # noqa: ANN001, ANN202
     size = out.size
     floats[start : start + size] = out.reshape(-1)
     floats[start + size : start + size + lse.size] = lse.reshape(-1)
-    _store(counter, number)
-
-
-def _await(counters, numbers, spins):  # noqa: ANN001, ANN202
-    """Wait until every counter has reached its number; False: not within that many looks."""
-    for which in range(counters.size):
-        left = spins
-        while _load(counters[which]) < numbers[which]:
-            left -= 1
-            if left == 0:
-                return False
-    return True
+    store(counter, number)
 
 
 def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
@@ -99,7 +63,6 @@ def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
 
 
 _post_compiled = compiled(_post)
-_await_compiled = compiled(_await)
 _merge_compiled = compiled(_merge)
 
 
@@ -113,13 +76,13 @@ class Mailboxes:
         self._groups = groups
         self.block_rows = block_rows(heads, head_dim)
         self._buffer_floats = self.block_rows * heads * (head_dim + 1)
-        self._box_floats = _COUNTER_BYTES // 4 + 2 * self._buffer_floats
+        self._box_floats = COUNTER_BYTES // 4 + 2 * self._buffer_floats
         self._floats = np.frombuffer(memory, np.float32)
 
     @staticmethod
     def nbytes(groups: int, heads: int, head_dim: int) -> int:
         """Memory that the mailboxes of `groups` groups need."""
-        box = _COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
+        box = COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
         return groups * groups * box
 
     def post(self, source: int, target: int, number: int, out: np.ndarray, lse: np.ndarray) -> None:
@@ -131,7 +94,7 @@ class Mailboxes:
     def wait(self, target: int, numbers: dict[int, int], spins: int) -> bool:
         """Until every source has posted its number; False: not within that many looks."""
         counters = np.array([self._counter(source, target) for source in numbers])
-        return bool(_await_compiled(counters, np.array(list(numbers.values())), spins))
+        return bool(wait(counters, np.array(list(numbers.values())), spins))
 
     def merge(
         self,
@@ -155,9 +118,7 @@ class Mailboxes:
 
     def _buffer(self, source: int, target: int, number: int) -> int:
         """Where swap `number` of a pair lies, in floats."""
-        return (
-            self._place(source, target) + _COUNTER_BYTES // 4 + (number & 1) * self._buffer_floats
-        )
+        return self._place(source, target) + COUNTER_BYTES // 4 + (number & 1) * self._buffer_floats
 
     def _place(self, source: int, target: int) -> int:
         return (source * self._groups + target) * self._box_floats

@@ -1,0 +1,48 @@
+"""Counters in shared memory: a writer raises one after it has filled a buffer, a reader waits for
+it."""
+
+# ruff: noqa: ANN001, ANN201, ANN202  (compiled functions take integers and arrays)
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from medha_actors.model.kernels.ir import compiled
+
+COUNTER_BYTES = 64  # so that no two share a cache line
+_I64 = ir.IntType(64)
+
+
+@intrinsic
+def load(typing, address):
+    """The counter at an address; nothing after it is read before."""
+
+    def emit(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def store(typing, address, value):
+    """Set the counter at an address; everything before it is written before."""
+
+    def emit(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@compiled
+def wait(counters, numbers, spins):
+    """Wait until every counter (an address) has reached its number; False: not within that many
+    looks."""
+    for which in range(counters.size):
+        left = spins
+        while load(counters[which]) < numbers[which]:
+            left -= 1
+            if left == 0:
+                return False
+    return True
