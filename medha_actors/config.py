@@ -76,8 +76,11 @@ class ModelLoadingConfig(Section, frozen=True):
 
 
 class ParallelConfig(Section, frozen=True):
-    """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups (paper, 3.3)."""
+    """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups by `tp` tensor ranks
+    (paper, 3.3)."""
 
+    # actors that share the layers of a stage in a group, on one node
+    tp: Annotated[int, Meta(ge=1, le=64)] = 1
     spp: Annotated[int, Meta(ge=1, le=1024)] = 2
     kvp: Annotated[int, Meta(ge=1, le=256)] = 1
     # A request's piece in one group; the next group is taken when it is full, and the last one

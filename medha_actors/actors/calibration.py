@@ -32,6 +32,7 @@ from medha_actors.messages import (
     StepMessage,
     pack_tokens,
 )
+from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import kv_bytes_per_token
 
 _log = logging.getLogger("medha.calibration")
@@ -137,12 +138,17 @@ async def profile_of(cluster: Cluster) -> Profile:
 def _guess(cluster: Cluster) -> Profile:
     """Without calibration."""
     spec = cluster.spec
-    page_bytes = cluster.config.kv_cache.page_tokens * kv_bytes_per_token(
-        spec, (0, spec.layers), cluster.blueprint.dtype
+    parallel = cluster.config.parallel
+    token_bytes = max(
+        [
+            kv_bytes_per_token(rank, (0, spec.layers), cluster.blueprint.dtype)
+            for rank in specs_of(spec, parallel.tp)
+        ]
     )
+    page_bytes = cluster.config.kv_cache.page_tokens * token_bytes
     return ExecutionModel.analytic(
-        cluster.config.parallel.spp,
-        token_s=2 * spec.active_parameters / _GUESSED_FLOPS,
+        parallel.spp,
+        token_s=2 * spec.active_parameters / _GUESSED_FLOPS / parallel.tp,
         step_s=1e-3,
         page_s=page_bytes / _GUESSED_BYTES_PER_S,
     ).profile
@@ -260,6 +266,7 @@ def _cache_path(cluster: Cluster) -> Path:
         cluster.blueprint.dtype,
         cluster.blueprint.layers,
         config.parallel.kvp,
+        config.parallel.tp,
         config.actors,
         config.kv_cache,
         machine,

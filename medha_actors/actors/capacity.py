@@ -3,12 +3,14 @@ all."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.plans import Place
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError
+from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import DTYPE_BYTES, ModelSpec, kv_bytes_per_token
 
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
@@ -26,22 +28,28 @@ def pages_of(
     needs more."""
     page_tokens = config.kv_cache.page_tokens
     pages = []
-    token_bytes = [kv_bytes_per_token(spec, held, dtype) for held in layers]
+    ranks = specs_of(spec, config.parallel.tp)
+
+    def bytes_of(cell: Cell) -> int:
+        return kv_bytes_per_token(ranks[cell.rank], layers[cell.stage], dtype)
+
     for cell, place in places.items():
         budget: float | None = config.kv_cache.budget_bytes
         if budget is None:
-            budget = _free_share(config, spec, layers[cell.stage], dtype, place, places)
-        pages.append(int(budget // (page_tokens * token_bytes[cell.stage])))
-    refuse_impossible(config, min(pages), max(token_bytes))
+            budget = _free_share(config, ranks[cell.rank], layers[cell.stage], dtype, place, places)
+        pages.append(int(budget // (page_tokens * bytes_of(cell))))
+    refuse_impossible(config, min(pages), max(map(bytes_of, places)))
     return min(pages)
 
 
 def slots_of(
     config: MedhaConfig, spec: ModelSpec, layers: list[tuple[int, int]], dtype: str
 ) -> int:
-    """Pages per group in the second tier: what `host_bytes` of the stage with the most layers
+    """Pages per group in the second tier: what `host_bytes` of the actor with the most of a page
     hold."""
-    token_bytes = max([kv_bytes_per_token(spec, held, dtype) for held in layers])
+    ranks = specs_of(spec, config.parallel.tp)
+    actors = itertools.product(ranks, layers)
+    token_bytes = max([kv_bytes_per_token(rank, held, dtype) for rank, held in actors])
     return config.kv_cache.host_bytes // (config.kv_cache.page_tokens * token_bytes)
 
 
@@ -89,8 +97,9 @@ def _free_share(
     place: Place,
     places: Mapping[Cell, Place],
 ) -> float:
-    """The default budget in bytes of one actor, which holds these layers: a share of what is free
-    where it runs. Raises ConfigError if a GPU cannot hold the layers."""
+    """The default budget in bytes of one actor, which holds these layers of `spec`, the model as
+    its rank sees it: a share of what is free where it runs. Raises ConfigError if a GPU cannot hold
+    the layers."""
     if place.gpu is None:
         beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
@@ -101,8 +110,11 @@ def _free_share(
     weights = (count * spec.layer_parameters + tables) * DTYPE_BYTES[dtype]
     if weights >= share:
         experts = f", each with {spec.experts.count} experts" if spec.experts else ""
+        parallel = config.parallel
+        ranks = f" on one of {parallel.tp} tensor ranks" if parallel.tp > 1 else ""
         raise ConfigError(
-            f"parallel.spp is {config.parallel.spp}: the {count} layers of a stage{experts} take "
-            f"{weights} bytes in {dtype}, but of its GPU {int(share)} are free; use more stages"
+            f"parallel.spp is {parallel.spp}: the {count} layers of a stage{experts} take "
+            f"{weights} bytes in {dtype}{ranks}, but of its GPU {int(share)} are free; use more "
+            "stages"
         )
     return (share - weights) * _CUDA_KV_SHARE

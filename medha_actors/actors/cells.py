@@ -7,35 +7,46 @@ from typing import NamedTuple
 
 
 class Cell(NamedTuple):
-    """One actor's place: pipeline stage `stage` of KV group `group`."""
+    """One actor's place: tensor rank `rank` of pipeline stage `stage` of KV group `group`."""
 
     stage: int
     group: int
+    rank: int = 0
 
 
 class Shape(NamedTuple):
-    """`stages` pipeline stages by `groups` KV groups."""
+    """`stages` pipeline stages by `groups` KV groups by `ranks` tensor ranks."""
 
     stages: int
     groups: int
+    ranks: int = 1
 
     def cells(self) -> Iterator[Cell]:
-        """All cells, stage by stage."""
+        """All cells, stage by stage, and in a stage team by team."""
         for stage in range(self.stages):
             for group in range(self.groups):
-                yield Cell(stage, group)
+                yield from self.team(stage, group)
+
+    def team(self, stage: int, group: int) -> list[Cell]:
+        """The ranks that share the layers of a stage in a group."""
+        return [Cell(stage, group, rank) for rank in range(self.ranks)]
 
     def dials(self, cell: Cell) -> list[Cell]:
-        """Whom a cell connects to: the stage after it, and its own stage in the later groups."""
-        later = [Cell(cell.stage, group) for group in range(cell.group + 1, self.groups)]
+        """Whom a cell connects to: the stage after it, its own stage in the later groups (each
+        time the same rank), and the later ranks of its team."""
+        found = []
         if cell.stage + 1 < self.stages:
-            return [Cell(cell.stage + 1, cell.group), *later]
-        return later
+            found.append(cell._replace(stage=cell.stage + 1))
+        for group in range(cell.group + 1, self.groups):
+            found.append(cell._replace(group=group))
+        for rank in range(cell.rank + 1, self.ranks):
+            found.append(cell._replace(rank=rank))
+        return found
 
     def controlled(self, cell: Cell) -> bool:
         """Whether the controller connects to it: batches go to the first stage, results come from
-        the last."""
-        return cell.stage in (0, self.stages - 1)
+        the last, for each team to and from its first rank."""
+        return cell.rank == 0 and cell.stage in (0, self.stages - 1)
 
     def callers(self, cell: Cell) -> int:
         """How many peers connect to a cell."""

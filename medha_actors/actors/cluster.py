@@ -23,6 +23,7 @@ from medha_actors.actors.links import Endpoint, Hello, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
+from medha_actors.model_shares import shares_of
 from medha_actors.model_spec import ModelSpec, split_layers
 
 _log = logging.getLogger("medha.cluster")
@@ -127,15 +128,26 @@ class Cluster:
 
     async def link(self) -> None:
         """Connect the actors with each other and with this process, and let them serve."""
+        secret = await self._connect()
+        await self.crew.everybody("serve", secret)
+        self._secret = secret
+
+    async def _connect(self) -> str:
+        """Returns what those who are linked know each other by."""
         secret = secrets.token_hex(16)
         shape = self.crew.shape
         endpoints: dict[Cell, Endpoint] = await self.crew.everybody("listen")
+
+        def nearby(cells: list[Cell]) -> bool:
+            nodes = {endpoints[cell].node_id for cell in cells}
+            return self.blueprint.device == "cpu" and len(cells) > 1 and len(nodes) == 1
+
         connections = {}
         for cell in shape.cells():
             targets = [(other, endpoints[other]) for other in shape.dials(cell)]
-            nodes = {endpoints[Cell(cell.stage, group)].node_id for group in range(shape.groups)}
-            shared = self.blueprint.device == "cpu" and shape.groups > 1 and len(nodes) == 1
-            connections[cell] = (secret, targets, shared)
+            groups = [cell._replace(group=group) for group in range(shape.groups)]
+            ranks = shape.team(cell.stage, cell.group)
+            connections[cell] = (secret, targets, (nearby(groups), nearby(ranks)))
         await self.crew.call("connect", connections)
         node = ray.get_runtime_context().get_node_id()
 
@@ -145,8 +157,8 @@ class Cluster:
 
         self.first = links_to(0)
         self.last = self.first if shape.stages == 1 else links_to(shape.stages - 1)
-        await self.crew.everybody("serve", secret)
-        self._secret = secret
+        await self.crew.everybody("accept", secret)
+        return secret
 
     async def keep(self, profile: bytes) -> None:
         """Have the actors keep what the controller after this one needs to go on with them."""
@@ -159,9 +171,15 @@ class Cluster:
 
     async def measure(self, steps: list[bytes], repeats: int) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
-        together; `steps`: what each stage computes, packed."""
-        calls = {Cell(stage, 0): (packed, repeats) for stage, packed in enumerate(steps)}
+        together; `steps`: what each stage computes, packed. Leaves the grid unlinked."""
+        shape = self.crew.shape
+        calls: dict[Cell, tuple[bytes, int]] = {}
+        for stage, packed in enumerate(steps):
+            calls |= dict.fromkeys(shape.team(stage, 0), (packed, repeats))
+        if shape.ranks > 1:
+            await self._connect()
         measured = await self.crew.call("measure", calls)
+        self.hang_up()
         return [measured[Cell(stage, 0)] for stage in range(len(steps))]
 
     async def hire_spares(self) -> None:
@@ -201,6 +219,7 @@ def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
 async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -> Blueprint:
     """A new grid, loaded."""
     began = time.monotonic()
+    shares_of(spec, crew.shape.ranks)  # refuses what cannot be shared
     await crew.hire()
     places: dict[Cell, Place] = await crew.everybody("locate")
     layers = split_layers(spec, crew.shape.stages)
@@ -219,10 +238,9 @@ async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -
     plans = {cell: (_encode(blueprint.plan(cell)),) for cell in places}
     resident = await crew.call("load", plans)
     _log.info(
-        "%d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, "
+        "%d x %d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, "
         "loaded in %.1f s",
-        crew.shape.stages,
-        crew.shape.groups,
+        *crew.shape,
         sorted({place.gpu or "cpu" for place in places.values()}),
         blueprint.pages,
         config.kv_cache.page_tokens,

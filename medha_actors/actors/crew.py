@@ -21,9 +21,9 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from medha_actors.actors.cells import Cell, Shape
+from medha_actors.actors.cells import Cell
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.plans import Identity
+from medha_actors.actors.plans import Identity, shape_of
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError, EngineError
 
@@ -52,7 +52,7 @@ class Crew:
         where the cluster has no room for the grid now."""
         self.config = config
         self.device = device
-        self.shape = Shape(config.parallel.spp, config.parallel.kvp)
+        self.shape = shape_of(config)
         self.actors: dict[Cell, Any] = {}
         self.spares: list[tuple[Any, str]] = []
         self._owner = owner
@@ -151,22 +151,27 @@ class Crew:
             self._room = None
 
     async def _reserve(self) -> None:
+        """One bundle for each team: its ranks are on one node."""
         actors = self.config.actors
-        cells = self.shape.stages * self.shape.groups
-        bundle = {"CPU": actors.num_cpus}
+        stages, groups, ranks = self.shape
+        teams = stages * groups
+        bundle = {"CPU": actors.num_cpus * ranks}
         if self.device == "cuda":
-            bundle["GPU"] = actors.num_gpus
+            bundle["GPU"] = actors.num_gpus * ranks
         if self.config.accelerator_type:
             bundle[f"accelerator_type:{self.config.accelerator_type}"] = 0.001
         total = ray.cluster_resources()
         for name, amount in bundle.items():
-            if amount * cells > total.get(name, 0.0) + 1e-6:
+            if amount * teams > total.get(name, 0.0) + 1e-6:
+                asked = f"{stages} stages x {groups} groups"
+                if ranks > 1:
+                    asked += f" x {ranks} tensor ranks"
                 raise ConfigError(
-                    f"parallel: {self.shape.stages} stages x {self.shape.groups} groups need "
-                    f"{amount * cells:g} {name}, the cluster has {total.get(name, 0.0):g}"
+                    f"parallel: {asked} need {amount * teams:g} {name}, the cluster has "
+                    f"{total.get(name, 0.0):g}"
                 )
         strategy = self.config.placement_group_config.get("strategy", "PACK")
-        self._room = placement_group([bundle] * cells, strategy=strategy, **self._detached_room())
+        self._room = placement_group([bundle] * teams, strategy=strategy, **self._detached_room())
         if self._make_room is not None and not await asyncio.to_thread(self._room.wait, _ROOM_S):
             await self._make_room()
         try:
@@ -174,7 +179,7 @@ class Crew:
                 await self._room.ready()
         except TimeoutError:
             raise EngineError(
-                f"no room for {cells} bundles of {bundle} ({strategy}) in the cluster"
+                f"no room for {teams} bundles of {bundle} ({strategy}) in the cluster"
             ) from None
 
     def _detached_room(self) -> dict[str, Any]:

@@ -6,16 +6,16 @@ Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 import select
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from medha_actors.actors.links import Link
+from medha_actors.actors.shared_memory import shared_memory
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.kernels import Mailboxes
 from medha_actors.model.merge import Exchange, merge_packed, pack
@@ -43,26 +43,11 @@ class LinkExchange(PeerExchange):
     """Over links: every group gathers all partials and merges them in the same order."""
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        out.copy_(merge_packed(self._gather(groups, pack(out, lse))))
-
-    def _gather(self, groups: tuple[int, ...], partial: torch.Tensor) -> list[torch.Tensor]:
-        """Every pair talks in an order both know (the lower group first), so full socket buffers
-        cannot deadlock."""
         began = time.perf_counter()
-        gathered = {self._group: partial}
-        for peer in sorted(groups):
-            if peer == self._group:
-                continue
-            link = self._peers[peer]
-            if self._group < peer:
-                link.send(b"", partial)
-            received = link.recv()[1]
-            if self._group > peer:
-                link.send(b"", partial)
-            assert received is not None
-            gathered[peer] = received.to(partial.device)
+        others = {peer: self._peers[peer] for peer in groups if peer != self._group}
+        ordered = dict(zip(sorted(groups), swap(self._group, others, pack(out, lse)), strict=True))
         self._seconds += time.perf_counter() - began
-        return [gathered[group] for group in groups]
+        out.copy_(merge_packed([ordered[group] for group in groups]))
 
 
 class SharedExchange(PeerExchange):
@@ -101,22 +86,26 @@ class SharedExchange(PeerExchange):
         self._boxes.merge(own, groups, numbers, out, lse)
 
 
+def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of all that call this together, in the order of their numbers; `own`: this one's.
+
+    Every pair talks in an order both know (the lower number first), so full socket buffers cannot
+    deadlock.
+    """
+    found = {own: tensor}
+    for other in sorted(others):
+        link = others[other]
+        if own < other:
+            link.send(b"", tensor)
+        received = link.recv()[1]
+        if own > other:
+            link.send(b"", tensor)
+        assert received is not None
+        found[other] = received.to(tensor.device)
+    return [found[number] for number in sorted(found)]
+
+
 def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:
     """The mailboxes of one stage; every group of the stage on this host opens the same `name`."""
-    size = Mailboxes.nbytes(groups, heads, head_dim)
-    handle = os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.ftruncate(handle, size)
-        return Mailboxes(memoryview(mmap.mmap(handle, size)), groups, heads, head_dim)
-    finally:
-        os.close(handle)
-
-
-def forget_mailboxes(name: str) -> None:
-    """Remove the name once everybody has opened it; the memory goes with its last user."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_path(name))
-
-
-def _path(name: str) -> str:
-    return f"/dev/shm/{name}"
+    memory = shared_memory(name, Mailboxes.nbytes(groups, heads, head_dim))
+    return Mailboxes(memory, groups, heads, head_dim)

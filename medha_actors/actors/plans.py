@@ -19,6 +19,11 @@ class Place(msgspec.Struct, frozen=True):
     gpu: str | None
 
 
+def shape_of(config: MedhaConfig) -> Shape:
+    """The grid that is asked for."""
+    return Shape(config.parallel.spp, config.parallel.kvp, config.parallel.tp)
+
+
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What one actor of the grid is to be."""
 
@@ -35,7 +40,7 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.config.parallel.spp, self.config.parallel.kvp)
+        return shape_of(self.config)
 
 
 class Identity(msgspec.Struct, frozen=True):

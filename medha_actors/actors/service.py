@@ -1,6 +1,8 @@
 """Service: one cell of the grid at work. A thread of its own reads one frame per step from the
 stage before (or from the controller), computes, and writes one frame to the stage after (or the
-result to the controller).
+result to the controller). With tensor ranks each hears from and writes to the same rank of the
+stages beside it; the first rank of the first stage passes the controller's messages on to the
+others.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import LinkExchange, PeerExchange, SharedExchange
 from medha_actors.actors.links import Link
+from medha_actors.actors.teams import LinkTeam, shared_team, wait_for
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
-from medha_actors.model.kernels import Mailboxes
+from medha_actors.model.kernels import Board, Mailboxes
 from medha_actors.model.stage import Stage
+from medha_actors.model.team import ALONE, Team
 
 _log = logging.getLogger("medha.stage")
 _encode = msgspec.msgpack.Encoder().encode
@@ -29,22 +33,49 @@ CREDIT = b""  # stage 0 tells the controller with an empty message that it is fr
 
 @dataclass(slots=True)
 class Wires:
-    """The links of one cell; `peers`: the same stage in the other groups."""
+    """The links of one cell; `peers`: the same stage and rank in the other groups, `mates`: the
+    other ranks of its team."""
 
     control: Link | None = None
     upstream: Link | None = None
     downstream: Link | None = None
     peers: dict[int, Link] = field(default_factory=dict)
+    mates: dict[int, Link] = field(default_factory=dict)
     mailboxes: Mailboxes | None = None  # where all groups of the stage are on this host
+    board: Board | None = None  # where all ranks of the team are
 
-    def take(self, cell: Cell, caller: Cell | None, link: Link) -> None:
-        """A peer has dialled."""
-        if caller is None:
+    def take(self, cell: Cell, other: Cell | None, link: Link) -> None:
+        """A link with another cell, or with the controller (None)."""
+        if other is None:
             self.control = link
-        elif caller.group == cell.group:
+        elif other.rank != cell.rank:
+            self.mates[other.rank] = link
+        elif other.group != cell.group:
+            self.peers[other.group] = link
+        elif other.stage < cell.stage:
             self.upstream = link
         else:
-            self.peers[caller.group] = link
+            self.downstream = link
+
+    def source(self, cell: Cell) -> Link:
+        """Where batches come from: the stage before; in the first one the controller, and from it
+        the first rank, which tells the others."""
+        source = self.control
+        if cell.stage:
+            source = self.upstream
+        elif cell.rank:
+            source = self.mates.get(0)
+        if source is None:
+            raise LinkClosedError(f"nobody sends batches to {cell}")
+        return source
+
+    def team(self, cell: Cell) -> Team:
+        """How this cell adds up with the other ranks."""
+        if not self.mates:
+            return ALONE
+        if self.board is None:
+            return LinkTeam(cell.rank, self.mates)
+        return shared_team(cell.rank, self.mates, self.board)
 
     def exchange(self, cell: Cell) -> PeerExchange | None:
         """How this cell merges partial attention; None: it is the only group."""
@@ -56,7 +87,8 @@ class Wires:
 
     def close(self) -> None:
         """Close every link; the peers notice."""
-        for link in (self.control, self.upstream, self.downstream, *self.peers.values()):
+        own = (self.control, self.upstream, self.downstream)
+        for link in (*own, *self.peers.values(), *self.mates.values()):
             if link is not None:
                 link.close()
 
@@ -66,14 +98,12 @@ class Service:
     notice."""
 
     def __init__(self, cell: Cell, stage: Stage, wires: Wires) -> None:
-        source = wires.control if cell.stage == 0 else wires.upstream
-        if source is None:
-            raise LinkClosedError(f"nobody sends batches to {cell}")
         self._cell = cell
         self._stage = stage
         self._wires = wires
-        self._source = source
+        self._source = wires.source(cell)
         self._exchange = wires.exchange(cell)
+        self._team = wires.team(cell)
         self._thread = threading.Thread(target=self._run, name="stage-loop", daemon=True)
         self._thread.start()
 
@@ -85,6 +115,7 @@ class Service:
     def _run(self) -> None:
         try:
             while True:
+                self._await_batch()
                 self._step(*self._source.recv())
         except LinkClosedError as error:
             _log.info("%s stops: %s", self._cell, error.message)
@@ -94,11 +125,19 @@ class Service:
         finally:
             self._wires.close()
 
+    def _await_batch(self) -> None:
+        """The first rank of a team notices while it is idle that another one is gone."""
+        if self._wires.mates and self._cell.rank == 0:
+            wait_for(self._source, self._wires.mates.values())
+
     def _step(self, packed: bytes, hidden: torch.Tensor | None) -> None:
+        if self._cell.stage == self._cell.rank == 0:
+            for mate in self._wires.mates.values():
+                mate.send(packed)
         started_at = time.time()
         started = time.perf_counter()
         message = _decode_step(packed)
-        output = self._stage.step(message, hidden, self._exchange)
+        output = self._stage.step(message, hidden, self._exchange, self._team)
         worked_s = time.perf_counter() - started
         exchanged_s = self._exchange.take_seconds() if self._exchange else 0.0
         stage_seconds = (*message.stage_seconds, worked_s)
@@ -118,6 +157,8 @@ class Service:
             if control is not None:
                 control.send(CREDIT)
             return
+        if self._cell.rank:
+            return  # the first rank of a team reports
         assert control is not None, "the last stage has the controller's link"
         result = StepResult(
             message.batch_id,

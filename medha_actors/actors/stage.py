@@ -1,4 +1,5 @@
-"""StageActor: pipeline stage s of KV group k, pinned, with its layers and its slices of KV caches.
+"""StageActor: one tensor rank of pipeline stage s of KV group k, pinned, with its share of the
+layers and its slices of KV caches.
 
 The actor's Ray methods set it up and link it with its neighbours; then its Service works alone. No
 Ray call is made while serving.
@@ -16,15 +17,20 @@ import ray
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import forget_mailboxes, open_mailboxes
+from medha_actors.actors.exchange import open_mailboxes
 from medha_actors.actors.links import Endpoint, Hello, Listener, dial
 from medha_actors.actors.orphans import Owner, follow
 from medha_actors.actors.plans import Identity, Place, StagePlan
 from medha_actors.actors.service import Service, Wires
+from medha_actors.actors.shared_memory import forget
+from medha_actors.actors.teams import open_board
 from medha_actors.errors import EngineError
 from medha_actors.messages import StepMessage
 from medha_actors.model.host_tier import HostTier, SlotFile, page_bytes
+from medha_actors.model.kernels import Rehearsal
 from medha_actors.model.stage import Stage
+from medha_actors.model.team import ALONE, Team
+from medha_actors.model_shares import rows_of, shares_of
 
 _ACCEPT_S = 60.0
 
@@ -46,9 +52,10 @@ class _Loaded:
             dtype=getattr(torch, plan.dtype),
             threads=plan.config.actors.threads,
             attention=plan.config.actors.attention,
+            ranks=(plan.cell.rank, plan.shape.ranks),
         )
         self.stage.tier = _tier_of(plan, self.stage) if plan.slots else None
-        self.stage.warm_up()
+        self.stage.warm_up(_rehearsal(plan))
 
 
 class StageActor:
@@ -103,13 +110,14 @@ class StageActor:
 
     def measure(self, packed_steps: bytes, repeats: int) -> list[float]:
         """Seconds of each synthetic step, the fastest of `repeats` tries (calibration; before
-        `serve`).
+        `serve`). All ranks of a team measure together, and are linked before.
 
         All steps are tried before any is tried again, so that a moment's disturbance does not spoil
         all tries of one.
         """
         plan = self._ready().plan
         stage = self._ready().stage
+        team = self._wires.team(plan.cell)
         messages = msgspec.msgpack.decode(packed_steps, type=list[StepMessage])
         fastest = [float("inf")] * len(messages)
         for _ in range(repeats):
@@ -118,8 +126,9 @@ class StageActor:
                 hidden = None
                 if plan.cell.stage:
                     hidden = torch.randn(rows, plan.spec.hidden).to(getattr(torch, plan.dtype))
+                    hidden = hidden[rows_of(rows, plan.cell.rank, plan.shape.ranks)]
                 started = time.perf_counter()
-                stage.step(message, hidden, None)
+                stage.step(message, hidden, None, team)
                 if message.moves and stage.tier is not None:
                     stage.tier.wait()
                 fastest[number] = min(fastest[number], time.perf_counter() - started)
@@ -138,25 +147,27 @@ class StageActor:
         self._listener = Listener(self._place.node_id, self._host)
         return self._listener.endpoint
 
-    def connect(self, secret: str, targets: list[tuple[Cell, Endpoint]], shared: bool) -> None:
-        """Dial the next stage and the same stage of the later groups; `shared`: all groups of it
-        are on this host."""
+    def connect(
+        self, secret: str, targets: list[tuple[Cell, Endpoint]], nearby: tuple[bool, bool]
+    ) -> None:
+        """Dial the cells of `targets`; `nearby`: whether all groups of this stage and rank are on
+        this host, and whether all ranks of this team are, on CPUs."""
         plan = self._ready().plan
-        if shared:
+        shape = plan.shape
+        groups_nearby, ranks_nearby = nearby
+        if groups_nearby:
+            heads = shares_of(plan.spec, shape.ranks)[plan.cell.rank].heads.size
             name = _mailbox_name(secret, plan.cell)
-            spec = plan.spec
-            self._wires.mailboxes = open_mailboxes(
-                name, plan.shape.groups, spec.heads, spec.head_dim
-            )
+            self._wires.mailboxes = open_mailboxes(name, shape.groups, heads, plan.spec.head_dim)
+        if ranks_nearby:
+            name = _board_name(secret, plan.cell)
+            self._wires.board = open_board(name, shape.ranks, plan.spec.hidden)
         for cell, endpoint in targets:
             link = dial(endpoint, self._place.node_id, Hello(secret, plan.cell))
-            if cell.group == plan.cell.group:
-                self._wires.downstream = link
-            else:
-                self._wires.peers[cell.group] = link
+            self._wires.take(plan.cell, cell, link)
 
-    def serve(self, secret: str) -> None:
-        """Accept the peers that dial this cell and start to compute."""
+    def accept(self, secret: str) -> None:
+        """Let in the peers that dial this cell."""
         loaded = self._ready()
         cell = loaded.plan.cell
         if self._listener is None:
@@ -166,11 +177,17 @@ class StageActor:
             self._wires.take(cell, caller, link)
         self._listener.close()
         self._listener = None
-        forget_mailboxes(_mailbox_name(secret, cell))  # every group has opened them by now
+        for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
+            forget(name)  # everybody has opened them by now
+
+    def serve(self, secret: str) -> None:
+        """Start to compute what comes; `secret`: of the links."""
+        loaded = self._ready()
         loaded.stage.reset()
-        if loaded.stage.tier is not None and loaded.stage.tier.file is not None:
-            loaded.stage.tier.file.sign(secret)
-        self._service = Service(cell, loaded.stage, self._wires)
+        tier = loaded.stage.tier
+        if tier is not None and tier.file is not None:
+            tier.file.sign(secret)
+        self._service = Service(loaded.plan.cell, loaded.stage, self._wires)
 
     def _ready(self) -> _Loaded:
         if self._loaded is None:
@@ -192,13 +209,24 @@ def _tier_of(plan: StagePlan, stage: Stage) -> HostTier:
     folder = plan.config.kv_cache.disk
     if folder is None:
         return HostTier(cells, plan.slots)
-    name = f"{plan.run}-{plan.cell.stage}-{plan.cell.group}"
+    cell = plan.cell
+    name = f"{plan.run}-{cell.stage}-{cell.group}-{cell.rank}"
     file = SlotFile(Path(folder), name, plan.slots * page_bytes(cells))
     return HostTier(cells, plan.slots, file)
 
 
 def _mailbox_name(secret: str, cell: Cell) -> str:
-    return f"medha-{secret}-{cell.stage}"
+    return f"medha-{secret}-{cell.stage}-{cell.rank}"
+
+
+def _board_name(secret: str, cell: Cell) -> str:
+    return f"medha-{secret}-{cell.stage}-of-{cell.group}"
+
+
+def _rehearsal(plan: StagePlan) -> Team:
+    """A team for warming up."""
+    ranks = plan.shape.ranks
+    return ALONE if ranks == 1 else Rehearsal(plan.cell.rank, ranks, plan.spec.hidden)
 
 
 def resident_bytes() -> int:

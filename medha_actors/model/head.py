@@ -79,10 +79,11 @@ class Head:
         if self._team.ranks == 1:
             return ids, peaks
         first = self._tokens[self._team.rank].first
-        every_id = torch.stack(self._team.gather(ids + first))
-        every_peak = torch.stack(self._team.gather(peaks))
+        numbers = torch.stack(((ids + first).int(), peaks.view(torch.int32)))
+        every = torch.stack(self._team.gather(numbers)).view(-1, 2, len(rows))
+        every_peak = every[:, 1].view(torch.float32)
         best = most_likely(every_peak.T.contiguous())[None]  # of equals the first, as everywhere
-        chosen = every_id.gather(0, best)[0]
+        chosen = every[:, 0].long().gather(0, best)[0]
         return chosen.to(own.device), every_peak.gather(0, best)[0].to(own.device)
 
     def _own(self, rows: Sequence[int]) -> Tensor:

@@ -99,10 +99,10 @@ class Sampler:
                     rows.append(stop - 1)
                     sampled.append(span)
             first = stop
-        tokens: tuple[SampledToken, ...] | None = () if not rows else None
-        if likeliest is not None and rows and all(map(self._takes_likeliest, sampled)):
+        tokens: tuple[SampledToken, ...] | None = None if rows else ()
+        if rows and likeliest is not None and all(map(self._takes_likeliest, sampled)):
             tokens = _taken(sampled, *likeliest(rows))
-        if tokens is None:
+        if tokens is None:  # more is asked, or some logits are not numbers
             tokens = self._sample(sampled, rows, logits, failures)
         scored = []
         for span, first in prompts:

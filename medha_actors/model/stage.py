@@ -225,9 +225,8 @@ class Stage:
                     team,
                 )
                 if self.is_last and not sample:
-                    self.decoder.logits(
-                        torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                    )
+                    x = torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
+                    self.decoder.logits(x.to(self.device))
         self._follow(StepMessage(0, (), (), ("warm-up",)), Failures())
 
 

@@ -35,7 +35,7 @@ class Server:
         self.url, self.session = url, session
         config = load(args)
         self.model = config.model_loading_config.model_id
-        grid = config.parallel.spp * config.parallel.kvp
+        grid = config.parallel.spp * config.parallel.kvp * config.parallel.tp
         self._wanted = {
             "stage": grid + config.actors.spares,
             "scheduler": 1,
