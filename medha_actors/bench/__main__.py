@@ -4,6 +4,7 @@ if asked.
 steps      what a step costs beside the model (empty stages)
 speed      prefill and decode tokens/s of the embedded model, and the share of the machine's limits
 spp        one long prompt on two stages, one stage, one stage with two threads
+tp         time to first token and decode speed of two tensor ranks, two stages and one actor
 kvp        time between tokens at long contexts with the KV cache on one core and on two
 prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
 decision   the scheduler's time per decision with many requests waiting
@@ -20,7 +21,7 @@ from typing import Any
 
 from medha_actors.bench.table import write_table
 
-_NAMES = ("steps", "speed", "spp", "kvp", "prefix", "decision")
+_NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision")
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         from medha_actors.bench import decision
 
         return decision.run()
-    from medha_actors.bench import kvp, prefix, speed, spp, steps
+    from medha_actors.bench import kvp, prefix, speed, spp, steps, tp
 
     if name == "steps":
         return await steps.run()
@@ -56,6 +57,8 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         return await speed.run(**options)
     if name == "spp":
         return await spp.run(**options)
+    if name == "tp":
+        return await tp.run(**options)
     if name == "prefix":
         return await prefix.run(**options)
     return await kvp.run(**options)
