@@ -33,6 +33,7 @@ TWIN = (
     "loadgen.twin",
     "medha_actors.config",
     "medha_actors.core",
+    "medha_actors.errors",
     "medha_actors.messages",
     "medha_actors.model_shares",
     "medha_actors.model_spec",

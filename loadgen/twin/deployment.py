@@ -3,7 +3,6 @@ allows it at best."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -74,6 +73,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         """The configuration that the simulated scheduler gets."""
         return MedhaConfig(
             parallel=ParallelConfig(
+                tp=self.tp,
                 spp=self.spp,
                 kvp=self.kvp,
                 max_tokens_per_kvp_group=self.cutoff if self.kvp > 1 else None,
@@ -83,7 +83,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             kv_cache=KvCacheConfig(
                 page_tokens=PAGE_TOKENS,
                 prefix_cache=self.prefix_cache,
-                host_bytes=self.host_bytes * self.tp,
+                host_bytes=self.host_bytes,
             ),
         )
 
@@ -185,8 +185,4 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
             limit = "the KV cache" if room < self.max_model_len else "the model"
             raise LoadgenError(
                 f"{self.name}: a request of {longest:,} tokens, but {limit} takes at most {room:,}"
-            )
-        if self.tp > self.model.heads or math.gcd(self.tp, self.model.heads) != self.tp:
-            raise LoadgenError(
-                f"{self.name}: {self.model.heads} heads cannot be split over {self.tp} devices"
             )

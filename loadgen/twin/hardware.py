@@ -9,7 +9,8 @@ attention_share       FlashAttention-3, arXiv 2407.08608, fig. 5: about 640 of 9
                       FlashAttention-2, arXiv 2307.08691, fig. 4: up to 225 of 312 TFLOP/s (A100)
 memory_share 0.90     measured: 3.0 of 3.35 TB/s (H100), 4.3 of 4.8 TB/s (H200)
 kernel_s 2 us         assumed: launch gap of a kernel inside a CUDA graph
-collective_s 12 us    assumed: latency of a small all-reduce over NVLink
+collective_s 12 us    assumed: latency of a small all-reduce over NVLink; 20 us through the memory
+                      of a host
 host_speed            data sheets: PCIe 4.0 x16 (A100), 5.0 x16 (H100, H200); cpu-2core: assumed
 message_s 10 us       assumed: latency of a small NCCL send over InfiniBand
 link_share 0.80       assumed: share of the wire's speed that NCCL reaches with large messages
@@ -101,7 +102,7 @@ _CATALOGUE = (
         memory_share=1.0,
         link_share=1.0,
         kernel_s=1e-6,
-        collective_s=5e-4,
+        collective_s=2e-5,
         message_s=1e-4,
         control_s=1e-3,
         weight_bytes=0.625,

@@ -24,6 +24,8 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
         factor = -(-deployment.max_model_len // deployment.model.max_positions)
         loading["rope_scaling"] = {"rope_type": "yarn", "factor": float(factor)}
     parallel: dict[str, Any] = {"spp": deployment.spp, "kvp": deployment.kvp}
+    if deployment.tp > 1:
+        parallel["tp"] = deployment.tp
     if deployment.kvp > 1:
         parallel["max_tokens_per_kvp_group"] = deployment.cutoff
     return {
@@ -39,7 +41,7 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
             "page_tokens": PAGE_TOKENS,
             "budget_bytes": int(deployment.free_bytes),
             "prefix_cache": deployment.prefix_cache,
-            "host_bytes": deployment.host_bytes * deployment.tp,
+            "host_bytes": deployment.host_bytes,
         },
         **({} if cpu else {"accelerator_type": deployment.device.name.upper()}),
     }
@@ -51,11 +53,6 @@ def serve_config(deployment: Deployment) -> str:
         f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by "
         "medha-loadgen plan"
     ]
-    if deployment.tp > 1:
-        notes.append(
-            f"# tp {deployment.tp}: not a setting of this server yet; a stage would be "
-            f"{deployment.tp} devices"
-        )
     if deployment.replicas > 1:
         notes.append(f"# start it {deployment.replicas} times, behind a router")
     application = {

@@ -174,7 +174,7 @@ def test_a_hundred_thousand_waiting_requests_cost_no_more_than_a_few():
         ({"tp": 0}, "--tp must be at least 1"),
         ({"policy": "luck"}, "--policy or --scheduler"),
         ({"model": "llama-3-70b"}, "does not fit"),
-        ({"tp": 3}, "32 heads cannot be split over 3 devices"),
+        ({"tp": 12}, "parallel.tp is 12, but the model has 32 heads, 4 to each of its 8 KV heads"),
         ({"spp": 64}, "has only 32 layers"),
         ({"profile": "/nowhere.json"}, "cannot read"),
     ],

@@ -93,21 +93,9 @@ def plan(options: PlanOptions, say: Say) -> int:
         return EXIT_INFEASIBLE
     best = winners[0].deployment
     print(f"\nCheapest: {best.devices} x {best.device.name}, {best.name}\n\n{serve_config(best)}")
-    if best.tp > 1:
-        print(
-            "This server has no tensor parallelism of its own yet. Cheapest without: "
-            f"{_cheapest_without_tp(winners)}."
-        )
     if options.grids.result_dir is not None:
         _write(Path(options.grids.result_dir), best, verdicts)
     return 0
-
-
-def _cheapest_without_tp(winners: Sequence[Verdict]) -> str:
-    for verdict in winners:
-        if verdict.deployment.tp == 1:
-            return f"{verdict.deployment.devices} devices, {verdict.deployment.name}"
-    return "no grid with tp 1 meets them"
 
 
 def _write(directory: Path, best: Deployment, verdicts: Sequence[Verdict]) -> None:
