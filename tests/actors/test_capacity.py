@@ -119,6 +119,30 @@ def test_a_gpu_holds_all_experts_of_its_layers_or_says_so():
     assert pages_of(config, dense, layers, "float32", {Cell(0, 0): full}) > 85
 
 
+@pytest.mark.parametrize(("kv_heads", "most"), [(2, 1), (3, 2), (1, 1)])
+def test_the_rank_with_the_most_kv_heads_decides(kv_heads, most):
+    """Of two ranks; a KV head that both read is in both caches."""
+    sizes = {"heads": 6, "kv_heads": kv_heads}
+    model = {"model_source": "random", "random": sizes}
+    config = load(
+        {
+            "model_loading_config": model,
+            "parallel": {"spp": 1, "tp": 2},
+            "kv_cache": {"budget_bytes": 2**21, "page_tokens": 64},
+        }
+    )
+    spec = load_spec(config.model_loading_config)
+    places = {Cell(0, 0, rank): Place("node", (0,), 2**30, None) for rank in range(2)}
+    token_bytes = kv_bytes_per_token(spec, (0, 4), "float32") * most // kv_heads
+    assert pages_of(config, spec, [(0, 4)], "float32", places) == 2**21 // (64 * token_bytes)
+
+
+@pytest.mark.parametrize("tp", [0, 65])
+def test_a_number_of_ranks_out_of_bounds_is_refused(tp):
+    with pytest.raises(ConfigError, match=rf"parallel.tp is {tp}, allowed is 1 to 64"):
+        load({"parallel": {"tp": tp}})
+
+
 async def test_a_start_that_cannot_fit_ends_with_the_numbers(cluster):
     args = {
         "model_loading_config": {
