@@ -57,6 +57,18 @@ def test_tensor_parallelism_divides_work_and_adds_exchanges():
     assert sixteen.kv_read_s == eight.kv_read_s  # 8 KV heads
 
 
+def test_the_rank_with_most_of_the_model_counts():
+    """Of 9 heads and 3 KV heads one rank of two gets 6 and 2, as in the server."""
+    one, two = (
+        StageCost(model=model_of("smollm2-135m"), device=hardware_of("cpu-2core"), layers=30, tp=tp)
+        for tp in (1, 2)
+    )
+    assert one.pair_s == pytest.approx(9 / 6 * two.pair_s)
+    assert one.kv_read_s == pytest.approx(3 / 2 * two.kv_read_s)
+    with pytest.raises(LoadgenError, match=r"parallel.tp is 4, but the model has 9 heads"):
+        profile_of(model_of("smollm2-135m"), hardware_of("cpu-2core"), tp=4)
+
+
 @pytest.mark.parametrize("model", sorted(MODELS))
 @pytest.mark.parametrize("stages", [1, 2, 3, 8, 16])
 def test_layers_are_split_as_the_server_splits_them(model, stages):
