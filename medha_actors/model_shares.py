@@ -1,7 +1,8 @@
 """How the matrices of a model fall to the ranks that share its layers (tensor parallelism).
 
-A rank holds whole heads with the KV heads that they read, some columns of the MLP, and the rows of
-some tokens in the embedding and the head. To its layers the model looks like a smaller one.
+A rank holds whole heads with the KV heads that they read, some columns of the MLP or of every
+expert, and the rows of some tokens in the embedding and the head. To its layers the model looks
+like a smaller one.
 """
 
 from __future__ import annotations
@@ -40,23 +41,29 @@ class Share(NamedTuple):
 
     heads: Range
     kv_heads: Range
-    intermediate: Range
+    intermediate: Range  # of the MLP, or of each expert
     vocabulary: Range
+    shared: Range = Range(0, 0)  # of the expert that every row takes
 
     def spec(self, whole: ModelSpec) -> ModelSpec:
         """The model as the rank's layers see it."""
+        experts = whole.experts
+        if experts is not None:
+            experts = msgspec.structs.replace(experts, shared=self.shared.size)
         return msgspec.structs.replace(
             whole,
             heads=self.heads.size,
             kv_heads=self.kv_heads.size,
             intermediate=self.intermediate.size,
             vocabulary=self.vocabulary.size,
+            experts=experts,
         )
 
 
 def shares_of(spec: ModelSpec, ranks: int) -> tuple[Share, ...]:
     """The share of every rank; raises ModelError, with the numbers, if heads cannot be shared
     so."""
+    shared = spec.experts.shared if spec.experts else 0
     if ranks == 1:
         return (
             Share(
@@ -64,12 +71,16 @@ def shares_of(spec: ModelSpec, ranks: int) -> tuple[Share, ...]:
                 Range(0, spec.kv_heads),
                 Range(0, spec.intermediate),
                 Range(0, spec.vocabulary),
+                Range(0, shared),
             ),
         )
     heads, kv_heads = _heads(spec, ranks)
     columns = _split("intermediate size", spec.intermediate, _MLP_UNITS, ranks)
     tokens = _split("vocabulary", spec.vocabulary, _TOKEN_UNITS, ranks)
-    return tuple(map(Share, heads, kv_heads, columns, tokens))
+    everybodys = [Range(0, 0)] * ranks
+    if shared:
+        everybodys = _split("shared expert's intermediate size", shared, _MLP_UNITS, ranks)
+    return tuple(map(Share, heads, kv_heads, columns, tokens, everybodys))
 
 
 def specs_of(spec: ModelSpec, ranks: int) -> tuple[ModelSpec, ...]:

@@ -77,10 +77,11 @@ class GgufWeights:
             return None
         if cut.inside_blocks(KINDS[kind].values):
             assert cut.part is not None, "the whole goes through no block"
-            _log.warning(
-                "%s is dequantised: its inputs %d to %d are no whole blocks of %d",
-                *(name, *cut.part, KINDS[kind].values),
-            )
+            if not expert_of(name):  # one of a layer's experts speaks for all
+                _log.warning(
+                    "%s is dequantised: its inputs %d to %d are no whole blocks of %d",
+                    *(name, *cut.part, KINDS[kind].values),
+                )
             return None
         raw = raw_tensor(self.file, gguf_name(name), cut, expert_of(name))
         return self._in_order(name, raw), kind

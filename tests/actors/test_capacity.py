@@ -10,6 +10,7 @@ from medha_actors.actors.plans import Place
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 from medha_actors.model.spec import load_spec
+from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import Experts, kv_bytes_per_token
 
 TOKEN_BYTES = 1000
@@ -173,6 +174,41 @@ def test_slots_of_the_second_tier_are_those_of_the_largest_stage():
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 3), "float32")
     assert slots_of(config, spec, [(0, 3), (3, 5)], "float32") == 2**20 // page_bytes > 0
     assert slots_of(load({"parallel": {}}), spec, [(0, 5)], "float32") == 0
+
+
+def test_a_slot_holds_what_the_rank_with_the_most_kv_heads_has_of_a_page():
+    model = {"model_source": "random", "random": {"layers": 4, "heads": 6, "kv_heads": 3}}
+    cache = {"host_bytes": 2**20, "page_tokens": 64}
+    config = load(
+        {"model_loading_config": model, "parallel": {"tp": 2, "spp": 1}, "kv_cache": cache}
+    )
+    spec = load_spec(config.model_loading_config)
+    page_bytes = 64 * kv_bytes_per_token(spec, (0, 4), "float32") * 2 // 3
+    assert slots_of(config, spec, [(0, 4)], "float32") == 2**20 // page_bytes > 0
+
+
+def test_a_rank_of_a_mixture_holds_its_part_of_every_expert():
+    config = load(
+        {
+            "model_loading_config": {"model_source": "random"},
+            "parallel": {"tp": 2, "spp": 1},
+            "kv_cache": {"page_tokens": 64},
+        }
+    )
+    dense = load_spec(config.model_loading_config)
+    experts = Experts(count=64, used=2, normalised=True, shared=128)
+    spec = msgspec.structs.replace(dense, experts=experts)
+    rank = specs_of(spec, 2)[0]
+    weights = 4 * (4 * rank.layer_parameters + 2 * rank.vocabulary * rank.hidden)
+    routers = 4 * 4 * 64 * spec.hidden  # the rest is halved
+    assert 2 * (weights - routers) + routers == 4 * (
+        4 * spec.layer_parameters + 2 * spec.vocabulary * spec.hidden
+    )
+    full = {Cell(0, 0, number): Place("a", (0,), weights, "a GPU") for number in range(2)}
+    with pytest.raises(
+        ConfigError, match=rf"take {weights} bytes in float32 on one of 2 tensor ranks, but"
+    ):
+        pages_of(config, spec, [(0, 4)], "float32", full)
 
 
 def test_a_second_tier_without_a_prefix_cache_is_refused():

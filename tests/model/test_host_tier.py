@@ -16,9 +16,9 @@ SAMPLED = SamplingParams(max_tokens=1, temperature=1.0, seed=5, logprobs=2)
 SLOTS = 5
 
 
-def driver_of(attention="sdpa", dtype=torch.float32, stages=2):
+def driver_of(attention="sdpa", dtype=torch.float32, stages=2, ranks=1):
     return Driver(
-        RANDOM, stages, pages=8, page_tokens=64, dtype=dtype, cutoffs=(), attention=attention
+        RANDOM, stages, pages=8, page_tokens=64, dtype=dtype, attention=attention, ranks=ranks
     )
 
 
@@ -79,18 +79,22 @@ def test_moves_are_carried_out_in_their_order():
 
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("stages", [1, 2])
-def test_a_request_goes_on_with_pages_that_were_away(stages, attention):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_request_goes_on_with_pages_that_were_away(stages, attention, ranks):
+    """Each rank moves its own slices of a page."""
+
     def tokens(away):
-        driver = driver_of(attention, stages=stages)
+        driver = driver_of(attention, stages=stages, ranks=ranks)
         driver.add("r", list(range(1, 140)), SAMPLED)
         driver.generate({"r": 3}, 100)
         pages = driver.requests["r"].pages[0]
         if away:
-            for stage in driver.pipelines[0]:
+            held = [stage for line in driver.lines.values() for stage, _ in line]
+            for stage in held:
                 stage.tier = tier_of(stage)
             moves = [Move(page, slot, load=False) for slot, page in enumerate(pages)]
             move(driver, moves)
-            for stage in driver.pipelines[0]:
+            for stage in held:
                 noise(stage, 8)
             move(driver, [back(one) for one in moves])
         driver.generate({"r": 9}, 100)
@@ -105,10 +109,10 @@ def back(move):
 
 def move(driver, moves):
     """A message with nothing else in it passes the stages."""
-    hidden = None
-    for stage in driver.pipelines[0]:
-        output = stage.step(StepMessage(0, (), moves=tuple(moves)), hidden, None)
-        assert (output.hidden, output.tokens) == (None, ())
+    for line in driver.lines.values():
+        for stage, team in line:
+            output = stage.step(StepMessage(0, (), moves=tuple(moves)), None, None, team)
+            assert (output.hidden, output.tokens) == (None, ())
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from gguf_files import convert
 from quantised import random_blocks, values_of
@@ -58,9 +60,11 @@ MIXTURES = {
 }
 
 
-def made(family):
-    """A model of transformers."""
-    build, config = MIXTURES[family]
+def made(family, **changes):
+    """A model of transformers, with some numbers of its configuration changed."""
+    build, plain = MIXTURES[family]
+    config = copy.deepcopy(plain)
+    config.update(changes)
     torch.manual_seed(1)
     model = build(config).eval()
     with torch.no_grad():
