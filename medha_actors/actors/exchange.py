@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.device import HOST, Device, Lap, Watch
 from medha_actors.model.kernels import Mailboxes
 from medha_actors.model.merge import Exchange, merge_packed, pack
 
@@ -27,26 +27,25 @@ _SPINS = 20_000
 class PeerExchange(Exchange):
     """With the same stage in the other groups, each at the end of a link."""
 
-    def __init__(self, group: int, peers: dict[int, Link]) -> None:
+    def __init__(self, group: int, peers: dict[int, Link], device: Device = HOST) -> None:
         self._group = group
         self._peers = peers
-        self._seconds = 0.0
+        self._watch = Watch(device)
 
-    def take_seconds(self) -> float:
-        """Seconds spent here since the last call: sending, and waiting for the other groups."""
-        seconds = self._seconds
-        self._seconds = 0.0
-        return seconds
+    def take(self) -> Lap:
+        """The device's time spent here since the last call: sending, and waiting for the other
+        groups."""
+        return self._watch.take()
 
 
 class LinkExchange(PeerExchange):
     """Over links: every group gathers all partials and merges them in the same order."""
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
         others = {peer: self._peers[peer] for peer in groups if peer != self._group}
-        ordered = dict(zip(sorted(groups), swap(self._group, others, pack(out, lse)), strict=True))
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            partials = swap(self._group, others, pack(out, lse))
+        ordered = dict(zip(sorted(groups), partials, strict=True))
         out.copy_(merge_packed([ordered[group] for group in groups]))
 
 
@@ -59,15 +58,14 @@ class SharedExchange(PeerExchange):
         self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
-        merged = out.float()  # `out` itself, unless it is of 16 bits
-        rows = self._boxes.block_rows
-        for start in range(0, len(out), rows):
-            block = slice(start, start + rows)
-            self._swap(groups, merged[block].numpy(), lse[block].numpy())
-        if merged is not out:
-            out.copy_(merged)
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            merged = out.float()  # `out` itself, unless it is of 16 bits
+            rows = self._boxes.block_rows
+            for start in range(0, len(out), rows):
+                block = slice(start, start + rows)
+                self._swap(groups, merged[block].numpy(), lse[block].numpy())
+            if merged is not out:
+                out.copy_(merged)
 
     def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:
         own = self._group

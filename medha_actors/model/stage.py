@@ -3,8 +3,9 @@ of each request."""
 
 from __future__ import annotations
 
+import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +20,13 @@ from medha_actors.messages import (
     Introduction,
     PromptLogprobs,
     SampledToken,
+    SamplingParams,
     Span,
     StepMessage,
 )
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
+from medha_actors.model.decoder import Resizable
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.head import Head
 from medha_actors.model.host_tier import HostTier
@@ -38,19 +41,31 @@ from medha_actors.model.weights import Weights, open_weights
 from medha_actors.model_shares import rows_of, shares_of
 from medha_actors.model_spec import ModelSpec
 
+_LOGITS_TRIED = 64  # rows, where ranks share the head
+
 
 class StageOutput(NamedTuple):
     """Hidden states for the next stage (of a rank its rows of them, see rows_of), or from the last
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step.
+    and groups stay in step. `pending`: what was sampled is still on the device.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
+    pending: Callable[[], StageOutput] | None = None
+
+    def settled(self) -> StageOutput:
+        """All of it, once the device has done the step; in any thread."""
+        return self if self.pending is None else self.pending()
+
+
+# what a sampler has found, or how to read it when the device has done the step
+Drawn = tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]
+Draw = Drawn | Callable[[], Drawn]
 
 
 class Stage:
@@ -104,6 +119,9 @@ class Stage:
         )
         self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
+        # what was drawn is read and looked ahead from in a thread of its own where the device is
+        # asynchronous
+        self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
 
@@ -141,13 +159,30 @@ class Stage:
             head.assist()
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
-        found = self.sampler(spans, head.logits, failures, likeliest)
+        with self._drawing:
+            found: Draw = self.sampler(spans, head.logits, failures, likeliest)
         head.finish()
-        return StageOutput(None, *found, failures.all())
+        if not callable(found):
+            return StageOutput(None, *found, failures.all())
+        read = found
+
+        def settle() -> StageOutput:
+            with self._drawing:
+                return StageOutput(None, *read(), failures.all())
+
+        return StageOutput(None, pending=settle)
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
-        self.sampler.look_ahead(output.tokens)
+        with self._drawing:
+            self.sampler.look_ahead(output.tokens)
+
+    @torch.inference_mode()
+    def resize(self, pages: int) -> None:
+        """Another number of pages; what was in them is lost."""
+        assert isinstance(self.decoder, Resizable)
+        self.pages = pages
+        self.decoder.resize(pages)
 
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
@@ -156,13 +191,14 @@ class Stage:
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
-        for request_id in message.closed:
-            self.tables.pop(request_id, None)
-            self.sampler.close(request_id)
-        for introduction in message.opened:
-            self.tables[introduction.request_id] = array("i")
-            with failures.guard(introduction.request_id):
-                self.sampler.open(introduction)
+        with self._drawing:
+            for request_id in message.closed:
+                self.tables.pop(request_id, None)
+                self.sampler.close(request_id)
+            for introduction in message.opened:
+                self.tables[introduction.request_id] = array("i")
+                with failures.guard(introduction.request_id):
+                    self.sampler.open(introduction)
         unused: list[int] = []
         for span in message.spans:
             table = self.tables[span.request_id]
@@ -208,26 +244,35 @@ class Stage:
         if self.grammars is not None:
             self.grammars.prepare()
         for rows in (64, 16, 1):
-            pages = -(-rows // self.page_tokens)
-            if pages <= self.pages:
-                held = tuple(range(pages))
-                sample = team.ranks == 1  # the others' logits are not there yet
-                span = Span("warm-up", 0, rows, bytes(4 * rows), 0, 0, held, sample=sample)
-                hidden = (
-                    None
-                    if self.is_first
-                    else torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                )
-                self.step(
-                    StepMessage(0, (span,), (Introduction("warm-up", None),), ("warm-up",)),
-                    hidden,
-                    None,
-                    team,
-                )
-                if self.is_last and not sample:
-                    x = torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                    self.decoder.logits(x.to(self.device))
-        self._follow(StepMessage(0, (), (), ("warm-up",)), Failures())
+            self._try(1, rows, None, team)
+
+    @torch.inference_mode()
+    def rehearse(self, rows: int, requests: int, team: Team = ALONE) -> None:
+        """Run the largest steps that may come, so that the memory they take is taken: a prefill of
+        so many rows with log-probabilities, and decodes of so many requests."""
+        self._try(1, rows, SamplingParams(max_tokens=1, prompt_logprobs=1), team)
+        self._try(requests, 1, SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9), team)
+
+    def _try(self, requests: int, rows: int, sampling: SamplingParams | None, team: Team) -> None:
+        """A step of so many requests with so many rows each, or as many as there are pages for."""
+        pages = -(-rows // self.page_tokens)
+        requests = min(requests, self.pages // pages)
+        if not requests:
+            return
+        sample = team.ranks == 1  # the others' logits are not there yet
+        names = [f"warm-up-{number}" for number in range(requests)]
+        spans = []
+        for number, name in enumerate(names):
+            held = tuple(range(number * pages, (number + 1) * pages))
+            spans.append(Span(name, 0, rows, bytes(4 * rows), 0, 0, held, sample=sample))
+        opened = tuple([Introduction(name, sampling if sample else None) for name in names])
+        count = requests * rows
+        hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
+        message = StepMessage(0, tuple(spans), opened)
+        self.step(message, None if self.is_first else hidden, None, team).settled()
+        if self.is_last and not sample:
+            self.decoder.logits(hidden[-_LOGITS_TRIED:].to(self.device))
+        self._follow(StepMessage(0, (), (), tuple(names)), Failures())
 
 
 def _find_strangers(

@@ -46,6 +46,7 @@ class KernelDecoder:
     """See decoder.Decoder."""
 
     dtype = torch.float32
+    name = "CPU kernels"
 
     def __init__(
         self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int
