@@ -31,7 +31,7 @@ from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rank_weights import RankWeights
-from medha_actors.model.sampler import Sampler
+from medha_actors.model.sampler import Pending, Sampler
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE, Team
 from medha_actors.model.weights import Weights, open_weights
@@ -44,13 +44,21 @@ class StageOutput(NamedTuple):
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step.
+    and groups stay in step. `pending`: sampling that is under way; the fields that it fills are
+    empty until `finish`.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
+    pending: Pending | None = None
+
+    def finish(self) -> StageOutput:
+        """The whole output; waits for what is pending, in any thread."""
+        if self.pending is None:
+            return self
+        return StageOutput(self.hidden, *self.pending.finish())
 
 
 class Stage:
@@ -103,7 +111,7 @@ class Stage:
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
         self.grammars = Grammars(matchers) if self.samples else None
-        self.sampler = Sampler(spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
 
@@ -112,7 +120,6 @@ class Stage:
         """Whether tokens are drawn here."""
         return self.is_last and self.rank == 0
 
-    @torch.inference_mode()
     def step(
         self,
         message: StepMessage,
@@ -120,8 +127,20 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """Run one batch. `hidden` comes from the stage before (of a rank, the rows that the same
-        rank there handed over); None in the first stage."""
+        """Run one batch, to the end. `hidden` comes from the stage before (of a rank, the rows that
+        the same rank there handed over); None in the first stage."""
+        return self.launch(message, hidden, exchange, team).finish()
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        message: StepMessage,
+        hidden: Tensor | None,
+        exchange: Exchange | None,
+        team: Team = ALONE,
+    ) -> StageOutput:
+        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
+        waits. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
@@ -141,9 +160,9 @@ class Stage:
             head.assist()
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
-        found = self.sampler(spans, head.logits, failures, likeliest)
+        pending = self.sampler.launch(spans, head.logits, failures, likeliest)
         head.finish()
-        return StageOutput(None, *found, failures.all())
+        return StageOutput(None, pending=pending)
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
@@ -152,7 +171,7 @@ class Stage:
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
-        self.sampler = Sampler(self.spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
@@ -171,6 +190,13 @@ class Stage:
             table.extend(span.new_pages)
         if unused:
             self.decoder.clear(unused)
+
+    def _sampler(self) -> Sampler:
+        if self.device.type == "cpu" or not self.samples:
+            return Sampler(self.spec.vocabulary, self.grammars)
+        from medha_actors.model.cuda.sampler import CudaSampler
+
+        return CudaSampler(self.spec.vocabulary, self.grammars, self.device)
 
     def _whole(self, hidden: Tensor, team: Team) -> Tensor:
         """All rows that the stage before has handed over."""
