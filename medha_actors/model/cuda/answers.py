@@ -29,8 +29,9 @@ def score(choice: Choice, logits: Tensor, token_ids: Tensor, count: int) -> Tens
     peaks = logits.amax(-1)
     spread = (choice.spread(logits, peaks).double() / UNIT).log()
     offsets = (peaks.double() + spread)[:, None]
-    tops = choice.tops(logits, count) if count else token_ids[:0].view(-1, 0)
-    tokens = torch.cat((token_ids[:, None], tops.view(len(token_ids), count)), 1)
+    tokens = token_ids[:, None]
+    if count:
+        tokens = torch.cat((tokens, choice.tops(logits, count)), 1)
     logprobs = (logits.gather(1, tokens).double() - offsets).float().view(torch.int32)
     return torch.cat((logprobs[:, :1], tokens[:, 1:].int(), logprobs[:, 1:]), 1)
 

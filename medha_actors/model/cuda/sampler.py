@@ -11,6 +11,7 @@ that, a greedy choice or a draw may too. Nobody should be promised more on a GPU
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,6 +46,8 @@ from medha_actors.model.sampler import (
     Sampler,
     following_of,
 )
+
+_log = logging.getLogger("medha.model")
 
 _PROMPT_BLOCK: Final = 256  # rows of prompt logits at once
 
@@ -119,6 +122,7 @@ class CudaSampler(Sampler):
         except (torch.AcceleratorError, LinkClosedError):
             raise
         except Exception:
+            _log.exception("%d rows could not be drawn together", len(rows))
             again = logits([row.number for row in rows])  # choosing has changed them
         answers: list[Answer] = []
         for place, row in enumerate(rows):
