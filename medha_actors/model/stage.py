@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rank_weights import RankWeights
-from medha_actors.model.sampler import Sampler
+from medha_actors.model.sampler import Pending, Sampled, Sampler
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE, Team
 from medha_actors.model.weights import Weights, open_weights
@@ -49,23 +49,32 @@ class StageOutput(NamedTuple):
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step. `pending`: what was sampled is still on the device.
+    and groups stay in step. `pending`: sampling that is under way; the fields that it fills are
+    empty until `finish`.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
-    pending: Callable[[], StageOutput] | None = None
+    pending: Pending | None = None
 
-    def settled(self) -> StageOutput:
-        """All of it, once the device has done the step; in any thread."""
-        return self if self.pending is None else self.pending()
+    def finish(self) -> StageOutput:
+        """The whole output; waits for what is pending, in any thread."""
+        if self.pending is None:
+            return self
+        return StageOutput(self.hidden, *self.pending.finish())
 
 
-# what a sampler has found, or how to read it when the device has done the step
-Drawn = tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]
-Draw = Drawn | Callable[[], Drawn]
+class _Guarded(NamedTuple):
+    """A step's sampling, whose end waits for the sampler's other users."""
+
+    pending: Pending
+    lock: threading.Lock
+
+    def finish(self) -> Sampled:
+        with self.lock:
+            return self.pending.finish()
 
 
 class Stage:
@@ -118,7 +127,7 @@ class Stage:
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
         self.grammars = Grammars(matchers) if self.samples else None
-        self.sampler = Sampler(spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
         # what was drawn is read and looked ahead from in a thread of its own where the device is
         # asynchronous
         self._drawing = threading.Lock()
@@ -130,7 +139,6 @@ class Stage:
         """Whether tokens are drawn here."""
         return self.is_last and self.rank == 0
 
-    @torch.inference_mode()
     def step(
         self,
         message: StepMessage,
@@ -138,8 +146,20 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """Run one batch. `hidden` comes from the stage before (of a rank, the rows that the same
-        rank there handed over); None in the first stage."""
+        """Run one batch, to the end. `hidden` comes from the stage before (of a rank, the rows that
+        the same rank there handed over); None in the first stage."""
+        return self.launch(message, hidden, exchange, team).finish()
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        message: StepMessage,
+        hidden: Tensor | None,
+        exchange: Exchange | None,
+        team: Team = ALONE,
+    ) -> StageOutput:
+        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
+        waits. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
@@ -160,17 +180,9 @@ class Stage:
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
         with self._drawing:
-            found: Draw = self.sampler(spans, head.logits, failures, likeliest)
+            pending = self.sampler.launch(spans, head.logits, failures, likeliest)
         head.finish()
-        if not callable(found):
-            return StageOutput(None, *found, failures.all())
-        read = found
-
-        def settle() -> StageOutput:
-            with self._drawing:
-                return StageOutput(None, *read(), failures.all())
-
-        return StageOutput(None, pending=settle)
+        return StageOutput(None, pending=_Guarded(pending, self._drawing))
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
@@ -187,7 +199,7 @@ class Stage:
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
-        self.sampler = Sampler(self.spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
@@ -207,6 +219,13 @@ class Stage:
             table.extend(span.new_pages)
         if unused:
             self.decoder.clear(unused)
+
+    def _sampler(self) -> Sampler:
+        if self.device.type == "cpu" or not self.samples:
+            return Sampler(self.spec.vocabulary, self.grammars)
+        from medha_actors.model.cuda.sampler import CudaSampler
+
+        return CudaSampler(self.spec.vocabulary, self.grammars, self.device)
 
     def _whole(self, hidden: Tensor, team: Team) -> Tensor:
         """All rows that the stage before has handed over."""
@@ -269,7 +288,7 @@ class Stage:
         count = requests * rows
         hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
         message = StepMessage(0, tuple(spans), opened)
-        self.step(message, None if self.is_first else hidden, None, team).settled()
+        self.step(message, None if self.is_first else hidden, None, team)
         if self.is_last and not sample:
             self.decoder.logits(hidden[-_LOGITS_TRIED:].to(self.device))
         self._follow(StepMessage(0, (), (), tuple(names)), Failures())
