@@ -19,7 +19,6 @@ from medha_actors.model.rope import Rotary, rotate
 from medha_actors.model.step_plan import StepPlan
 from medha_actors.model.team import Team
 
-
 TokenIds = NDArray[np.int32]
 
 

@@ -73,7 +73,9 @@ class CudaDecoder:
         self.graphs: StepGraphs | None = None
         if capture is not None and spec.experts is None:
             hidden = None if embedding else (spec.hidden, self.dtype)
-            self.graphs = StepGraphs(self.device, capture, self._alone, attention, hidden, graph_rows)
+            self.graphs = StepGraphs(
+                self.device, capture, self._alone, attention, hidden, graph_rows
+            )
         self.resize(pages)
 
     @property
@@ -86,10 +88,16 @@ class CudaDecoder:
         `prepare`."""
         if self.graphs is not None:
             self.graphs.drop()
-        self.pools: list[Tensor] = []  # the old one's memory is free before the new one is taken
-        self.pool: KvPool | None = None
-        self.pool = KvPool(len(self.layers), pages, *self.page_shape, self.device, self.dtype)
-        self.pools = list(self.pool.data)  # of each layer
+        self._pool: KvPool | None = None  # its memory is free before the new one's is taken
+        self.pools: list[Tensor] = []
+        pool = KvPool(len(self.layers), pages, *self.page_shape, self.device, self.dtype)
+        self._pool = pool
+        self.pools = list(pool.data)  # of each layer
+
+    @property
+    def pool(self) -> KvPool:
+        assert self._pool is not None, "resize was interrupted"
+        return self._pool
 
     def __call__(
         self, x: Tensor | Ints, plan: StepPlan, exchange: Exchange | None, team: Team

@@ -3,7 +3,7 @@
 They compute in float32 whatever they read, and round once, where they store.
 """
 
-# ruff: noqa: ANN001, ANN202, N803  (kernels take pointers, integers and constants)
+# ruff: noqa: ANN001, ANN201  (kernels take pointers, integers and constants)
 from __future__ import annotations
 
 from typing import Final
@@ -126,9 +126,7 @@ def gated_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["first", "tokens"])
-def embed_kernel(
-    table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+def embed_kernel(table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """A program for a row and BLOCK columns: its token's row of the table, which has those of
     `tokens` tokens from `first` on; zeros for all others."""
     row = tl.program_id(0)
@@ -141,9 +139,7 @@ def embed_kernel(
     tl.store(out + row.to(tl.int64) * WIDTH + columns, values, mask=inside)
 
 
-def add_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta (x itself where there is no delta) and its RMSNorm, each [rows, width]."""
     rows, width = x.shape
     normed = torch.empty_like(x)
@@ -165,9 +161,7 @@ def turns_of(positions: Tensor, frequencies: Tensor, scale: float) -> Tensor:
     turns = torch.empty(2, rows, half, dtype=torch.float32, device=positions.device)
     if rows:
         block = triton.next_power_of_2(half)
-        turns_kernel[(rows,)](
-            positions, frequencies, turns, rows, scale, half, block, num_warps=1
-        )
+        turns_kernel[(rows,)](positions, frequencies, turns, rows, scale, half, block, num_warps=1)
     return turns
 
 

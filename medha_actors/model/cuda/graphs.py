@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -82,8 +82,8 @@ class StepGraphs:
         self._capture = capture
         self._run = run
         self._attention = attention
-        self._extents = [Extent(count, count, *attention.most_work(count)) for count in rows]
-        ints = _TABLES + max([sum(extent) for extent in self._extents]) * 8
+        self.extents = [Extent(count, count, *attention.most_work(count)) for count in rows]
+        ints = _TABLES + max([sum(extent) for extent in self.extents]) * 8
         self._buffer = StepBuffer(device, ints, grows=False)
         self._hidden = None
         if hidden is not None:
@@ -94,7 +94,7 @@ class StepGraphs:
     def prepare(self, seconds: float = _SECONDS) -> None:
         """Record, the fewest rows first; once they have taken `seconds`, the rest is left out."""
         start = time.perf_counter()
-        for extent in self._extents[len(self._recorded) :]:
+        for extent in self.extents[len(self._recorded) :]:
             if time.perf_counter() - start > seconds:
                 _log.warning("graphs of more than %d rows are left out: too slow", extent.rows)
                 break

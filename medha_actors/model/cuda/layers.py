@@ -13,6 +13,7 @@ from medha_actors.model.cuda.step import DeviceStep, Ints, Work
 from medha_actors.model.layers import Loader, Mlp
 from medha_actors.model.team import Team
 
+
 class PagedAttention(Protocol):
     """The attention of a step, in one call for all of its rows."""
 

@@ -59,7 +59,7 @@ class Extent(NamedTuple):
 
     def holds(self, other: Extent) -> bool:
         """Whether a step of the other extent fits."""
-        return all([mine >= its for mine, its in zip(self, other, strict=True)])
+        return all(mine >= its for mine, its in zip(self, other, strict=True))
 
 
 class StepArrays(NamedTuple):
