@@ -26,7 +26,7 @@ from medha_actors.messages import (
 )
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
-from medha_actors.model.decoder import Resizable
+from medha_actors.model.decoder import Resizable, TokenIds
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.head import Head
 from medha_actors.model.host_tier import HostTier
@@ -113,7 +113,7 @@ class Stage:
             torch.set_num_threads(threads)
         with torch.inference_mode():
             loader = self._loader(config, dtype)
-            self.embedding = self._embedding(loader) if self.is_first else None
+            embedding = self._embedding(loader) if self.is_first else None
             self.decoder = build_decoder(
                 loader,
                 layers,
@@ -122,7 +122,9 @@ class Stage:
                 page_tokens,
                 attention,
                 [share.spec(spec) for share in self.shares],
+                embedding,
             )
+        self.embedding = None if self.decoder.embeds else embedding
         matchers = Matchers(
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
@@ -168,9 +170,9 @@ class Stage:
         spans = message.spans
         if not spans:
             return StageOutput(hidden, failures=failures.all())
-        x = self._embed(spans, failures, team) if hidden is None else self._whole(hidden, team)
+        x = self._begin(spans, failures, team) if hidden is None else self._whole(hidden, team)
         plan = plan_step(spans, self.tables, self.page_tokens)
-        x = self.decoder(x.to(self.decoder.dtype), plan, exchange, team)
+        x = self.decoder(x, plan, exchange, team)
         if not self.is_last:
             handed = x[rows_of(len(x), self.rank, team.ranks)]
             return StageOutput(handed, failures=failures.all())
@@ -231,15 +233,19 @@ class Stage:
         """All rows that the stage before has handed over."""
         if team.ranks > 1:
             hidden = torch.cat(team.gather(hidden)).view(-1, self.spec.hidden)
-        return hidden.to(self.device)
+        return hidden.to(self.device, self.decoder.dtype)
 
-    def _embed(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor:
-        assert self.embedding is not None, "only the first stage may be given no hidden states"
+    def _begin(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor | TokenIds:
+        """What the first stage's decoder is given: hidden states, or the ids themselves."""
+        assert self.is_first, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = np.frombuffer(packed, np.int32)
         if token_ids.min() < 0 or token_ids.max() >= self.spec.vocabulary:
             _find_strangers(spans, token_ids, self.spec.vocabulary, failures)
-        return team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
+        if self.embedding is None:
+            return token_ids
+        x = team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
+        return x.to(self.decoder.dtype)
 
     def _loader(self, config: ModelLoadingConfig, dtype: torch.dtype) -> Loader:
         """Of this rank's part of the weights."""
@@ -262,6 +268,7 @@ class Stage:
         or allocation. `team`: one in which nobody has to be waited for."""
         if self.grammars is not None:
             self.grammars.prepare()
+        self.decoder.prepare()
         for rows in (64, 16, 1):
             self._try(1, rows, None, team)
 
