@@ -1,7 +1,8 @@
 """Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper,
 3.3).
 
-Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
+Groups on one host use mailboxes in shared memory, GPUs the transports of their links; others the
+links.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 
 from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
+from medha_actors.actors.transports import Transport, swapped
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.kernels import Mailboxes
-from medha_actors.model.merge import Exchange, merge_packed, pack
+from medha_actors.model.merge import Exchange, merge, merge_packed, pack
 
 # looks at a counter before the thread offers its core to others, some 50 us
 _SPINS = 20_000
@@ -48,6 +50,51 @@ class LinkExchange(PeerExchange):
         ordered = dict(zip(sorted(groups), swap(self._group, others, pack(out, lse)), strict=True))
         self._seconds += time.perf_counter() - began
         out.copy_(merge_packed([ordered[group] for group in groups]))
+
+
+class TransportExchange(PeerExchange):
+    """Through the transports of the links: every group gets all partials in the type that they were
+    computed in, and merges them in the same order. On a GPU all of it is only queued."""
+
+    def __init__(
+        self, group: int, peers: dict[int, Link], transports: Mapping[int, Transport]
+    ) -> None:
+        super().__init__(group, peers)
+        self._transports = transports
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+        began = time.perf_counter()
+        mark = _mark(out.device)
+        others = {peer: self._transports[peer] for peer in groups if peer != self._group}
+        found = swapped(self._group, others, out, lse)
+        ordered = dict(zip(sorted(groups), found, strict=True))
+        outs = [ordered[group][0] for group in groups]
+        lses = [ordered[group][1] for group in groups]
+        out.copy_(merge(outs, lses)[0])
+        after = _mark(out.device)
+        if mark is not None and after is not None:
+            self._marks.append((mark, after))
+        else:
+            self._seconds += time.perf_counter() - began
+
+    def take_seconds(self) -> float:
+        """On a GPU of its own time, and only once the step is done there: it waits for that."""
+        marks = self._marks
+        self._marks = []
+        if marks:
+            marks[-1][1].synchronize()
+        gpu_ms = sum(began.elapsed_time(ended) for began, ended in marks)
+        return super().take_seconds() + gpu_ms / 1e3
+
+
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """A moment in a GPU's queue."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class SharedExchange(PeerExchange):
