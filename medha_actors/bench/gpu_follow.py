@@ -69,9 +69,7 @@ def follow(
 def _rows(state: Followed, generate: int, chunk: int, singly: int) -> int:
     """How many tokens of a sequence the next step computes."""
     left = len(state.tokens) - state.computed
-    if len(state.generated) == generate and state.computed >= state.prompt:
-        return 0
-    if len(state.generated) == generate and not left:
+    if len(state.generated) >= generate and state.computed >= state.prompt:
         return 0
     in_chunks = state.prompt - singly - state.computed
     return min(left, chunk, in_chunks) if in_chunks > 0 else min(left, 1)
