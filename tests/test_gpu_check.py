@@ -28,6 +28,14 @@ def run(out):
     out.check("began", out.left_s() > 0)
     signal.pause()
 """
+TABLE = """
+import json
+from pathlib import Path
+def run(out: Path):
+    rows = [{"what": "decode of 1 at 1K", "graph ms": 5, "eager ms": 9.5, "kernels": []}]
+    (out / "own.json").write_text(json.dumps(rows + [{"what": "_replays", "failed": "no"}]))
+    raise KeyError("later")
+"""
 RAISES = """
 def run(out):
     raise RuntimeError("CUDA error: device-side assert triggered")
@@ -91,6 +99,16 @@ def test_the_report_says_which_targets_were_met(parts, tmp_path):
     assert "| good | step | 5 ms | <= 6.2 | yes |" in page.read_text()
     kept = json.loads(page.with_suffix(".json").read_text())
     assert kept["parts"][0]["rows"][0]["value"] == 5.0
+
+
+def test_a_part_may_keep_a_table_of_its_own(parts, tmp_path):
+    rows = ran(parts(table=TABLE), tmp_path)["table"].rows
+    found = [(row["name"], row["value"], row.get("met")) for row in rows]
+    assert found == [
+        ("decode of 1 at 1K: graph ms", 5.0, True),
+        ("decode of 1 at 1K: eager ms", 9.5, None),
+        ("_replays: failed", "no", False),
+    ]
 
 
 def test_a_row_that_a_crash_cut_short_is_left_out(tmp_path):

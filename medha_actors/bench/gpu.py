@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from medha_actors.bench import gpu_report
 from medha_actors.bench.gpu_findings import read_rows
 from medha_actors.bench.gpu_report import Outcome
+from medha_actors.bench.gpu_rows import rows_of_tables
 
 _TAIL = 4000  # characters of a part's output that are shown if it fails
 _LEAST_S = 10.0  # with less time no part is started
@@ -126,7 +127,7 @@ def _run(part: Part, limit_s: float, folder: Path, log: Path) -> Outcome:
         print(said[-_TAIL:], flush=True)
         how = f"{how}: {_reason(said)}"
     print(f"{part.name}: {how}, {seconds:.1f} s", flush=True)
-    return Outcome(part.name, how, seconds, read_rows(folder))
+    return Outcome(part.name, how, seconds, read_rows(folder) + rows_of_tables(folder))
 
 
 def _environment() -> dict[str, str]:
