@@ -28,7 +28,8 @@ def seconds_of(work: Callable[[], object], repeats: int = _REPEATS) -> float:
         ended.record()
         pairs.append((began, ended))
     torch.cuda.synchronize()
-    return median(began.elapsed_time(ended) for began, ended in pairs) / 1e3
+    milliseconds: list[float] = [began.elapsed_time(ended) for began, ended in pairs]
+    return median(milliseconds) / 1e3
 
 
 def run(out: Findings) -> None:

@@ -94,6 +94,9 @@ def _span(name: str, state: Followed, rows: int, pages: tuple[int, ...]) -> Span
 
 def _step(stage: Stage, message: StepMessage, found: Mapping[str, Followed]) -> None:
     output = stage.step(message, None, None)
+    settled = getattr(output, "settled", None)
+    if settled is not None:  # what was drawn is read when the device has done the step
+        output = settled()
     assert not output.failures, output.failures
     for span in message.spans:
         found[span.request_id].computed = span.stop

@@ -84,7 +84,10 @@ def _compare(name: str, config: ModelLoadingConfig, out: Findings) -> None:
 def _stage(config: ModelLoadingConfig, device: str, dtype: torch.dtype, attention: str) -> Stage:
     spec = load_spec(config)
     where: Any = (device, dtype, os.cpu_count() or 1, attention)
-    return Stage(spec, config, (0, spec.layers), (0, 1), 0, _PAGES, _PAGE_TOKENS, *where)
+    stage = Stage(spec, config, (0, spec.layers), (0, 1), 0, _PAGES, _PAGE_TOKENS, *where)
+    if device == "cuda" and hasattr(stage, "warm_up"):  # takes graphs of decodes
+        stage.warm_up()
+    return stage
 
 
 def _judge(
