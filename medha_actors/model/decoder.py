@@ -26,8 +26,12 @@ class Decoder(Protocol):
     """A stage's layers with their KV cache, and in the last stage the final norm and head."""
 
     dtype: torch.dtype  # of hidden states between layers
-    name: str  # what computes, and how it attends: for logs, and to tell measurements apart
     embeds: bool  # whether the first stage's takes ids of tokens in the place of hidden states
+
+    @property
+    def name(self) -> str:
+        """What computes, and how it attends: for logs, and to tell measurements apart."""
+        ...
 
     def __call__(
         self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
