@@ -16,6 +16,7 @@ from medha_actors.core.predictor import GroupLoad
 from medha_actors.messages import Introduction, SamplingParams, Span, StepMessage, pack_tokens
 
 LONGEST_TOKENS = 131_072
+_DECODED_TOKENS = 524_288  # that the decodes of a batch see together, at most
 _CHUNKS = (16, 64, 128, 256, 384, 512, 768)
 _DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SHORT_TOKENS = 64
@@ -78,7 +79,7 @@ def probes(limits: Limits) -> list[Probe]:
     for context in contexts:
         made += [_probe(Part(1, chunk, context)) for chunk in _LONG_CHUNKS]
         made.append(_probe(Part(1, 1, context)))
-    room = limits.pages * limits.page_tokens
+    room = min(limits.pages * limits.page_tokens, _DECODED_TOKENS)
     for count in (4, 16, limits.requests):
         each = min(contexts[0], room // count - limits.page_tokens)
         made.append(_probe(Part(count, 1, each)))
