@@ -32,7 +32,7 @@ def fastest_of(
         for number, message in enumerate(messages):
             hidden = None if stage.is_first else _handed(stage, message, team, dtype)
             began = device.mark()
-            stage.step(message, hidden, None, team).settled()
+            stage.step(message, hidden, None, team)
             if message.moves and stage.tier is not None:
                 stage.tier.wait()
             ended = device.mark()

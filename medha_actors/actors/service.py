@@ -160,7 +160,7 @@ class Service:
             self._finisher.reserve()
         began = self._device.mark()
         message = _decode_step(packed)
-        output = self._stage.step(message, hidden, self._exchange, self._team)
+        output = self._stage.launch(message, hidden, self._exchange, self._team)
         exchanged = self._exchange.take() if self._exchange else Lap()
         made = _Made(message, output, began, self._device.mark(), exchanged)
         if self._finisher is not None:
@@ -180,7 +180,7 @@ class Service:
 
     def _send(self, made: _Made) -> None:
         """To the next stage, or the result to the controller; the device is done."""
-        output = made.output.settled()
+        output = made.output.finish()
         message = made.message
         worked_s = made.ended.since(made.began)
         stage_seconds = (*message.stage_seconds, worked_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,23 +49,17 @@ class StageOutput(NamedTuple):
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step. `pending`: what was sampled is still on the device.
+    and groups stay in step.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
-    pending: Callable[[], StageOutput] | None = None
 
-    def settled(self) -> StageOutput:
-        """All of it, once the device has done the step; in any thread."""
-        return self if self.pending is None else self.pending()
-
-
-# what a sampler has found, or how to read it when the device has done the step
-Drawn = tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]
-Draw = Drawn | Callable[[], Drawn]
+    def finish(self) -> StageOutput:
+        """The whole output; waits for what is pending, in any thread."""
+        return self
 
 
 class Stage:
@@ -119,8 +113,7 @@ class Stage:
         )
         self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
-        # what was drawn is read and looked ahead from in a thread of its own where the device is
-        # asynchronous
+        # where the device is asynchronous another thread looks ahead while the next step is launched
         self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
@@ -130,7 +123,6 @@ class Stage:
         """Whether tokens are drawn here."""
         return self.is_last and self.rank == 0
 
-    @torch.inference_mode()
     def step(
         self,
         message: StepMessage,
@@ -138,8 +130,20 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """Run one batch. `hidden` comes from the stage before (of a rank, the rows that the same
-        rank there handed over); None in the first stage."""
+        """Run one batch, to the end. `hidden` comes from the stage before (of a rank, the rows that
+        the same rank there handed over); None in the first stage."""
+        return self.launch(message, hidden, exchange, team).finish()
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        message: StepMessage,
+        hidden: Tensor | None,
+        exchange: Exchange | None,
+        team: Team = ALONE,
+    ) -> StageOutput:
+        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
+        waits. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
@@ -160,17 +164,9 @@ class Stage:
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
         with self._drawing:
-            found: Draw = self.sampler(spans, head.logits, failures, likeliest)
+            found = self.sampler(spans, head.logits, failures, likeliest)
         head.finish()
-        if not callable(found):
-            return StageOutput(None, *found, failures.all())
-        read = found
-
-        def settle() -> StageOutput:
-            with self._drawing:
-                return StageOutput(None, *read(), failures.all())
-
-        return StageOutput(None, pending=settle)
+        return StageOutput(None, *found, failures.all())
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
@@ -269,7 +265,7 @@ class Stage:
         count = requests * rows
         hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
         message = StepMessage(0, tuple(spans), opened)
-        self.step(message, None if self.is_first else hidden, None, team).settled()
+        self.step(message, None if self.is_first else hidden, None, team)
         if self.is_last and not sample:
             self.decoder.logits(hidden[-_LOGITS_TRIED:].to(self.device))
         self._follow(StepMessage(0, (), (), tuple(names)), Failures())
