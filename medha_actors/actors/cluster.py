@@ -179,6 +179,10 @@ class Cluster:
         self.profile = profile
         await self.crew.everybody("keep", _encode(Kept(self.blueprint, profile)))
 
+    async def computes(self) -> list[str]:
+        """What computes in the actors, each kind once."""
+        return sorted(set((await self.crew.everybody("computes")).values()))
+
     async def fill(self, pages: int) -> None:
         """Write noise into the first pages of every KV pool."""
         await self.crew.everybody("fill", pages)
