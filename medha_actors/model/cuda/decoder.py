@@ -57,6 +57,7 @@ class CudaDecoder:
         self.device = loader.device
         self.dtype = loader.dtype
         self.attention = attention
+        self.name = f"cuda {attention.name}"  # for logs, and the key of what is measured
         self.table = None  # of the first stage: [tokens, hidden], from token `first` on
         if embedding is not None:
             self.table = embedding.table if embedding.kind is None else loader.dense_table()
@@ -68,7 +69,7 @@ class CudaDecoder:
         frequencies, self.scale = frequencies_of(spec.rope, spec.head_dim, spec.max_positions)
         self.frequencies = frequencies.to(self.device)
         self.page_shape = (page_tokens, spec.kv_heads, spec.head_dim)
-        self.buffer = StepBuffer(self.device, _STEP_INTS, grows=True)
+        self.buffer = StepBuffer(self.device, _STEP_INTS)
         self.cleared = Staging(self.device, _CLEARED, torch.int64)
         self.graphs: StepGraphs | None = None
         if capture is not None and spec.experts is None:
@@ -77,11 +78,6 @@ class CudaDecoder:
                 self.device, capture, self._alone, attention, hidden, graph_rows
             )
         self.resize(pages)
-
-    @property
-    def name(self) -> str:
-        """What computes: for logs, and the key of what is measured."""
-        return f"cuda {self.attention.name}"
 
     def resize(self, pages: int) -> None:
         """Replace the KV cache by one of so many pages; graphs are taken anew by the next

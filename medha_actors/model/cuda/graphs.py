@@ -42,6 +42,10 @@ class Capture(Protocol):
         result lies each time."""
         ...
 
+    def drop(self) -> None:
+        """Nothing that was recorded is launched any more."""
+        ...
+
 
 class CudaCapture:
     """CUDA graphs that share one pool of memory: they are replayed one after the other."""
@@ -58,6 +62,9 @@ class CudaCapture:
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
             result = run()
         return graph.replay, result
+
+    def drop(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()  # the old one ends with its graphs
 
 
 class _Recorded(NamedTuple):
@@ -84,7 +91,7 @@ class StepGraphs:
         self._attention = attention
         self.extents = [Extent(count, count, *attention.most_work(count)) for count in rows]
         ints = _TABLES + max([sum(extent) for extent in self.extents]) * 8
-        self._buffer = StepBuffer(device, ints, grows=False)
+        self._buffer = StepBuffer(device, ints)
         self._hidden = None
         if hidden is not None:
             width, dtype = hidden
@@ -106,35 +113,46 @@ class StepGraphs:
         """Replay the smallest graph that the step fits in; None: there is none."""
         if arrays.attention.wide:
             return None
+        wanted = arrays.extent
         for recorded in self._recorded:
-            if self._buffer.takes(arrays, recorded.extent):
+            if recorded.extent.holds(wanted):
                 return self._replay(recorded, arrays, hidden)
         return None
 
     def drop(self) -> None:
         """Forget what is recorded: the memory that it reads and writes goes away."""
         self._recorded.clear()
+        self._capture.drop()
 
     def eager(self, arrays: StepArrays, hidden: Tensor | None, extent: Extent) -> Tensor:
         """What the graph of this extent does, launched kernel by kernel."""
-        self._buffer.write(arrays, extent)
+        assert self._bring(arrays, hidden, extent), "more page numbers than there is room for"
         return self._launch(extent)
 
     def _record(self, extent: Extent) -> None:
-        self._buffer.write(_nothing(self._attention), extent)
+        self._buffer.send(_nothing(self._attention), extent)
         self._recorded.append(_Recorded(extent, *self._capture(lambda: self._launch(extent))))
 
     def _launch(self, extent: Extent) -> Tensor:
         hidden = None if self._hidden is None else self._hidden[: extent.rows]
         return self._run(self._buffer.step(extent), hidden)
 
-    def _replay(self, recorded: _Recorded, arrays: StepArrays, hidden: Tensor | None) -> Tensor:
-        rows = len(arrays.positions)
-        self._buffer.write(arrays, recorded.extent)
+    def _bring(self, arrays: StepArrays, hidden: Tensor | None, extent: Extent) -> bool:
+        """To the places that what is recorded reads; whether there is room."""
+        if not self._buffer.send(arrays, extent):
+            return False
         if self._hidden is not None:
             assert hidden is not None, "later stages are given hidden states"
-            self._hidden[:rows].copy_(hidden)
+            self._hidden[: len(hidden)].copy_(hidden)
+        return True
+
+    def _replay(
+        self, recorded: _Recorded, arrays: StepArrays, hidden: Tensor | None
+    ) -> Tensor | None:
+        if not self._bring(arrays, hidden, recorded.extent):
+            return None
         recorded.replay()
+        rows = len(arrays.positions)
         return recorded.result[:rows].clone()  # the next replay writes there again
 
 

@@ -143,29 +143,31 @@ def _layout(extent: Extent) -> _Layout:
 class StepBuffer:
     """Brings steps to the device, one after the other on one stream."""
 
-    def __init__(self, device: torch.device, ints: int, grows: bool) -> None:
-        """`grows`: a step that is larger gets a larger buffer; the addresses change then."""
+    def __init__(self, device: torch.device, ints: int) -> None:
         self.device = device
-        self.grows = grows
         self._staging = Staging(device, ints, torch.int32)
 
-    def takes(self, arrays: StepArrays, extent: Extent) -> bool:
-        """Whether a step fits, laid out for an extent, into the buffer as it is."""
-        return extent.holds(arrays.extent) and _size(arrays, _layout(extent)) <= self._staging.size
+    def write(self, arrays: StepArrays) -> DeviceStep:
+        """Begin to bring a step over, whatever its size. What the last step's kernels read stays
+        until they are done."""
+        extent = arrays.extent
+        if not self.send(arrays, extent):
+            size = _size(arrays, _layout(extent))
+            self._staging = Staging(self.device, 1 << (size - 1).bit_length(), torch.int32)
+            self.send(arrays, extent)
+        return self.step(extent, arrays.attention.wide)
 
-    def write(self, arrays: StepArrays, extent: Extent | None = None) -> DeviceStep:
-        """Begin to bring a step over, laid out and filled up for an extent if one is given. What
-        the last step's kernels read stays until they are done."""
-        extent = extent or arrays.extent
+    def send(self, arrays: StepArrays, extent: Extent) -> bool:
+        """The same, laid out and filled up for an extent, at addresses that do not change; whether
+        there is room."""
         layout = _layout(extent)
         size = _size(arrays, layout)
         if size > self._staging.size:
-            assert self.grows, "a step that fits, see takes"
-            self._staging = Staging(self.device, 1 << (size - 1).bit_length(), torch.int32)
+            return False
         slab = self._staging.slab()
         _fill(slab.array, arrays, extent, layout)
         slab.send(self._staging.there[:size])
-        return self.step(extent, arrays.attention.wide)
+        return True
 
     def step(self, extent: Extent, wide: int = 0) -> DeviceStep:
         """The views that every step of this extent is given."""
@@ -206,10 +208,8 @@ def _fill(into: Ints, arrays: StepArrays, extent: Extent, layout: _Layout) -> No
     _put(into, layout.table_starts, extent.sequences, arrays.table_starts, 0)
     _put(into, layout.work, extent.work * _WORK, arrays.attention.work, _NO_ITEM)
     _put(into, layout.merges, extent.merges * _MERGE, arrays.attention.merges, 0)
-    place = layout.tables
-    for table in arrays.tables:
-        into[place : place + len(table)] = table
-        place += len(table)
+    if arrays.tables:
+        np.concatenate(arrays.tables, out=into[layout.tables : _size(arrays, layout)])
 
 
 def _put(into: Ints, start: int, room: int, values: Ints, padding: int) -> None:

@@ -12,6 +12,7 @@ class ReplayingCapture:
     def __init__(self):
         self.recorded = []
         self.replayed = []
+        self.dropped = 0
 
     def __call__(self, run):
         number = len(self.recorded)
@@ -23,6 +24,9 @@ class ReplayingCapture:
             result.copy_(run())
 
         return replay, result
+
+    def drop(self):
+        self.dropped = len(self.recorded)
 
 
 def build(loader, layers, head, pages, page_tokens, attention, ranks, embedding=None):

@@ -3,7 +3,6 @@
 from array import array
 
 import numpy as np
-import pytest
 import torch
 
 from medha_actors.messages import Span
@@ -34,17 +33,19 @@ def check(step):
 
 
 def test_a_step_as_it_is():
-    step = StepBuffer(torch.device("cpu"), 256, grows=False).write(arrays())
+    step = StepBuffer(torch.device("cpu"), 256).write(arrays())
     check(step)
     assert (step.rows, len(step.sequences), len(step.work)) == (8, 2, 3)
     assert (step.wide, step.slots_of_partials) == (1, 2)
 
 
 def test_a_step_filled_up():
-    buffer = StepBuffer(torch.device("cpu"), 512, grows=False)
+    buffer = StepBuffer(torch.device("cpu"), 512)
+    extent = Extent(13, 5, 9, 4, 6)
     for slab in range(4):  # what lay there before does not show
         buffer.write(arrays([Span("a", 0, 20, b"", 0, 0, ())], None))
-        step = buffer.write(arrays(), Extent(13, 5, 9, 4, 6))
+        assert buffer.send(arrays(), extent)
+        step = buffer.step(extent)
         check(step)
         assert (step.rows, step.slots_of_partials) == (13, 6), slab
         assert step.slots[8:].tolist() == [-1] * 5
@@ -54,11 +55,12 @@ def test_a_step_filled_up():
 
 
 def test_addresses_depend_on_the_extent_alone_and_are_whole_16_bytes():
-    buffer = StepBuffer(torch.device("cpu"), 512, grows=False)
+    buffer = StepBuffer(torch.device("cpu"), 512)
     extent = Extent(13, 5, 9, 3, 6)
     places = []
     for spans in (SPANS, SPANS[:1]):
-        step = buffer.write(arrays(spans, None), extent)
+        assert buffer.send(arrays(spans, None), extent)
+        step = buffer.step(extent)
         views = (step.positions, step.slots, step.token_ids, step.sequences, step.table_starts)
         views += (step.work, step.merges, step.tables)
         places.append([view.data_ptr() for view in views])
@@ -67,19 +69,17 @@ def test_addresses_depend_on_the_extent_alone_and_are_whole_16_bytes():
 
 
 def test_what_fits():
-    buffer = StepBuffer(torch.device("cpu"), 120, grows=False)
-    given = arrays()
-    room = Extent(8, 2, 3, 0, 2)
-    assert buffer.takes(given, room)
-    for place in (0, 1, 2, 4):
-        less = room._replace(**{room._fields[place]: room[place] - 1})
-        assert not buffer.takes(given, less)
-    assert not buffer.takes(given, Extent(30, 2, 3, 0, 2))  # no room for the tables
-    with pytest.raises(AssertionError):
-        buffer.write(given, Extent(30, 4, 20, 0, 2))
+    wanted = arrays().extent
+    assert wanted == Extent(8, 2, 3, 0, 2)
+    assert wanted.holds(wanted)
+    for name in ("rows", "sequences", "work", "slots"):
+        assert not wanted._replace(**{name: getattr(wanted, name) - 1}).holds(wanted)
+    buffer = StepBuffer(torch.device("cpu"), 120)
+    assert buffer.send(arrays(), wanted)
+    assert not buffer.send(arrays(), Extent(30, 2, 3, 0, 2))  # no room for the tables
 
 
 def test_a_larger_step_gets_a_larger_buffer():
-    buffer = StepBuffer(torch.device("cpu"), 16, grows=True)
-    check(buffer.write(arrays()))
-    check(buffer.write(arrays(), Extent(200, 4, 20, 0, 2)))
+    buffer = StepBuffer(torch.device("cpu"), 16)
+    for _ in range(2):
+        check(buffer.write(arrays()))

@@ -84,5 +84,6 @@ def test_what_is_not_captured_in_time_is_left_out(caplog):
 def test_dropped_graphs_are_not_replayed_and_can_be_taken_again(graphs):
     graphs.graphs.drop()
     assert graphs.step(1, 1) is None
+    assert graphs.capture.dropped == 3
     graphs.graphs.prepare()
     assert graphs.step(1, 1) is not None
