@@ -84,7 +84,7 @@ class TransportExchange(PeerExchange):
         self._marks = []
         if marks:
             marks[-1][1].synchronize()
-        gpu_ms = sum(began.elapsed_time(ended) for began, ended in marks)
+        gpu_ms: float = sum(began.elapsed_time(ended) for began, ended in marks)
         return super().take_seconds() + gpu_ms / 1e3
 
 
@@ -150,6 +150,13 @@ def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[tor
         assert received is not None
         found[other] = received.to(tensor.device)
     return [found[number] for number in sorted(found)]
+
+
+def transports_of(links: Mapping[int, Link]) -> dict[int, Transport] | None:
+    """Of all these links; None where one has none."""
+    found = {number: link.transport for number, link in links.items()}
+    whole = {number: one for number, one in found.items() if one is not None}
+    return whole if whole and len(whole) == len(found) else None
 
 
 def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:

@@ -93,16 +93,21 @@ def _hops(link: Link, count: int, device: torch.device) -> float:
     """Milliseconds from when a tensor is there to when it is on the other end, which says so; less
     half of what such words take without a tensor."""
     x = torch.randn(count, HIDDEN, device=device).to(torch.bfloat16)
-    hops = []
-    words = []
+    hops: list[float] = []
+    words: list[float] = []
     for _ in range(_REPEATS):
-        for taken, tensor in ((hops, x), (words, None)):
-            _finish(device)
-            started = time.perf_counter()
-            link.send(b"", tensor)
-            link.recv()
-            taken.append(time.perf_counter() - started)
+        hops.append(_answered(link, x, device))
+        words.append(_answered(link, None, device))
     return 1e3 * (median(hops) - median(words) / 2)
+
+
+def _answered(link: Link, x: torch.Tensor | None, device: torch.device) -> float:
+    """Seconds until the other end says that it has it."""
+    _finish(device)
+    started = time.perf_counter()
+    link.send(b"", x)
+    link.recv()
+    return time.perf_counter() - started
 
 
 def _answer_hops(link: Link, device: torch.device) -> None:

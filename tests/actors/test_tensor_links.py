@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import LinkExchange, TransportExchange
+from medha_actors.actors.exchange import LinkExchange, TransportExchange, transports_of
 from medha_actors.actors.links import Link
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import RingWay, edge_between, link_tensors
-from medha_actors.actors.transports import transports_of
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
