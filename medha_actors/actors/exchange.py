@@ -129,6 +129,13 @@ def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[tor
     return [found[number] for number in sorted(found)]
 
 
+def transports_of(links: Mapping[int, Link]) -> dict[int, Transport] | None:
+    """Of all these links; None where one has none."""
+    found = {number: link.transport for number, link in links.items()}
+    whole = {number: one for number, one in found.items() if one is not None}
+    return whole if whole and len(whole) == len(found) else None
+
+
 def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:
     """The mailboxes of one stage; every group of the stage on this host opens the same `name`."""
     memory = shared_memory(name, Mailboxes.nbytes(groups, heads, head_dim))

@@ -36,7 +36,7 @@ _AHEAD = 2  # sends under way
 _POLL_S = 0.0005
 
 
-def open_store(host: str, port: int | None) -> Store:
+def open_store(host: str, port: int | None) -> TCPStore:
     """Where two ranks find each other. None: make it, at a port of its own."""
     return TCPStore(host, port or 0, 2, port is None, timeout=_TIMEOUT, wait_for_workers=False)
 

@@ -25,11 +25,11 @@ from medha_actors.actors.exchange import (
     PeerExchange,
     SharedExchange,
     TransportExchange,
+    transports_of,
 )
 from medha_actors.actors.finisher import Finisher
 from medha_actors.actors.links import Link
 from medha_actors.actors.teams import LinkTeam, TransportTeam, shared_team, wait_for
-from medha_actors.actors.transports import transports_of
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
 from medha_actors.model.device import HOST, Device, Lap, Mark

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import torch
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import TCPStore
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.cuda_driver import CudaDriver
@@ -146,7 +146,7 @@ class PairWay(Way):
     def __init__(self, device: torch.device) -> None:
         super().__init__("nccl" if device.type == "cuda" else "gloo")
         self._device = device
-        self._store: Store | None = None
+        self._store: TCPStore | None = None
 
     def offer(self, edge: Edge) -> Offer:
         if not torch.distributed.is_available():

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medha_actors.actors.links import Link
 from medha_actors.actors.watch import Waiting
 
 
@@ -48,13 +47,6 @@ class Transport(Waiting):
     @abstractmethod
     def settled(self, timeout_s: float) -> bool:
         """Wait until all that was queued is done; False: not in that time."""
-
-
-def transports_of(links: Mapping[int, Link]) -> dict[int, Transport] | None:
-    """Of all these links; None where one has none."""
-    found = {number: link.transport for number, link in links.items()}
-    whole = {number: one for number, one in found.items() if one is not None}
-    return whole if whole and len(whole) == len(found) else None
 
 
 def swapped(

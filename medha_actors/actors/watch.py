@@ -10,12 +10,18 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Protocol
 
-from medha_actors.actors.links import Link
 from medha_actors.errors import LinkClosedError
 
 _log = logging.getLogger("medha.links")
 _AGAIN_S = 0.002
+
+
+class HasDescriptor(Protocol):
+    """A Link, which is made after this."""
+
+    def fileno(self) -> int: ...
 
 
 class Waiting(ABC):
@@ -35,7 +41,7 @@ class Watch:
     """Over the links of one actor: when one breaks, all are as good as broken, for what is computed
     from then on may be worthless. A thread of its own ends with them."""
 
-    def __init__(self, links: Iterable[Link]) -> None:
+    def __init__(self, links: Iterable[HasDescriptor]) -> None:
         self.broken = False
         self._waiting: list[Waiting] = []
         self._lock = threading.Lock()

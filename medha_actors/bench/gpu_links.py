@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,19 +43,22 @@ _ENDS = {
 _SOCKET = "socket"
 
 
-def run(out: Path | None = None, device: str = "cuda") -> list[dict[str, Any]]:
-    """Print the table, write it to `out`/gpu_links.json; returns the rows."""
+def run(
+    out: Path | None = None, device: str = "cuda", counts: Sequence[int] = ROWS
+) -> list[dict[str, Any]]:
+    """Print the table, write it to the folder `out`; returns the rows. `counts`: the rows of the
+    tensors."""
     place = torch.device(device)
     kinds = [way.kind for way in ways_for(True, place)]
     rows = []
     listener = Listener("here", "127.0.0.1")
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_other, args=(listener.endpoint, device), daemon=True)
+    process = context.Process(target=_other, args=(listener.endpoint, device, counts), daemon=True)
     process.start()
     try:
         _, talk = listener.accept("bench", timeout_s=60)
         for kind in (*kinds, _SOCKET):
-            rows.append(_measured(listener, talk, kind, place))
+            rows.append(_measured(listener, talk, kind, place, counts))
         talk.send(b"end")
         talk.close()
     finally:
@@ -69,14 +73,16 @@ def run(out: Path | None = None, device: str = "cuda") -> list[dict[str, Any]]:
     return rows
 
 
-def _measured(listener: Listener, talk: Link, kind: str, device: torch.device) -> dict[str, Any]:
+def _measured(
+    listener: Listener, talk: Link, kind: str, device: torch.device, counts: Sequence[int]
+) -> dict[str, Any]:
     """One row: milliseconds of a hop, microseconds of a merge and of a sum."""
     row: dict[str, Any] = {"transport": kind}
     for what, cells in _ENDS.items():
         talk.send(f"{what} {kind}".encode())
         _, link = listener.accept("bench", timeout_s=60)
         watch = _linked(link, *cells, kind, device)
-        for count in ROWS:
+        for count in counts:
             name = f"{what} {count} {_UNITS[what]}"
             if kind != _SOCKET and link.transport is None:
                 row[name] = "refused"
@@ -93,16 +99,21 @@ def _hops(link: Link, count: int, device: torch.device) -> float:
     """Milliseconds from when a tensor is there to when it is on the other end, which says so; less
     half of what such words take without a tensor."""
     x = torch.randn(count, HIDDEN, device=device).to(torch.bfloat16)
-    hops = []
-    words = []
+    hops: list[float] = []
+    words: list[float] = []
     for _ in range(_REPEATS):
-        for taken, tensor in ((hops, x), (words, None)):
-            _finish(device)
-            started = time.perf_counter()
-            link.send(b"", tensor)
-            link.recv()
-            taken.append(time.perf_counter() - started)
+        hops.append(_answered(link, x, device))
+        words.append(_answered(link, None, device))
     return 1e3 * (median(hops) - median(words) / 2)
+
+
+def _answered(link: Link, x: torch.Tensor | None, device: torch.device) -> float:
+    """Seconds until the other end says that it has it."""
+    _finish(device)
+    started = time.perf_counter()
+    link.send(b"", x)
+    link.recv()
+    return time.perf_counter() - started
 
 
 def _answer_hops(link: Link, device: torch.device) -> None:
@@ -161,7 +172,7 @@ def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device
     return watch
 
 
-def _other(endpoint: Endpoint, device_name: str) -> None:
+def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
     """The process at the other end."""
     device = torch.device(device_name)
     talk = dial(endpoint, "here", Hello("bench", None))
@@ -174,7 +185,7 @@ def _other(endpoint: Endpoint, device_name: str) -> None:
         link = dial(endpoint, "here", Hello("bench", there))
         watch = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
-            for count in ROWS:
+            for count in counts:
                 if what == "hop":
                     _answer_hops(link, device)
                 else:

@@ -3,6 +3,7 @@ and communicators of two (gloo); in this process and between two."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -15,11 +16,11 @@ import pytest
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import LinkExchange, TransportExchange
+from medha_actors.actors.exchange import LinkExchange, TransportExchange, transports_of
 from medha_actors.actors.links import Link
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import RingWay, edge_between, link_tensors
-from medha_actors.actors.transports import transports_of
+from medha_actors.bench import gpu_links
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
@@ -283,3 +284,11 @@ def test_the_break_of_one_link_lets_all_of_the_actor_go(kind: str):
             pass
         assert watch.join(10)
         assert watch.broken
+
+
+def test_the_benchmark_of_links_measures_all_that_there_is(tmp_path, capsys):
+    rows = gpu_links.run(tmp_path, "cpu", counts=(1, 5))
+    assert [row["transport"] for row in rows] == ["shared", "socket"]
+    assert all(row[f"{what} 5 us"] > 0 for row in rows for what in ("merge", "sum"))
+    assert "hop 5 ms" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu_links.json").read_text())["rows"] == rows
