@@ -107,6 +107,7 @@ def test_the_report_says_which_targets_were_met(parts, tmp_path):
 
 def test_a_part_may_keep_a_table_of_its_own(parts, tmp_path):
     rows = ran(parts(table=TABLE), tmp_path)["table"].rows
+    assert (tmp_path / "results" / "files" / "table-own.json").exists()
     found = [(row["name"], row["value"], row.get("met")) for row in rows]
     assert found == [
         ("decode of 1 at 1K: graph ms", 5.0, True),
