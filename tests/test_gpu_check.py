@@ -32,8 +32,12 @@ TABLE = """
 import json
 from pathlib import Path
 def run(out: Path):
-    rows = [{"what": "decode of 1 at 1K", "graph ms": 5, "eager ms": 9.5, "kernels": []}]
+    rows = [{"what": "decode of 1 at 1K", "graph ms": 5, "eager ms": 9.5, "names": {"a": 1}}]
+    rows += [{"what": "step", "error": 2e-3, "error of torch": 1e-3, "different": []}]
     (out / "own.json").write_text(json.dumps(rows + [{"what": "_replays", "failed": "no"}]))
+    links = {"device": "H100", "rows": [{"transport": "ipc", "hop 2048 ms": 0.4, "sum": "refused"}]}
+    (out / "ways.json").write_text(json.dumps(links))
+    (out / "zcut.json").write_text('[{"what": "cut')
     raise KeyError("later")
 """
 RAISES = """
@@ -103,11 +107,17 @@ def test_the_report_says_which_targets_were_met(parts, tmp_path):
 
 def test_a_part_may_keep_a_table_of_its_own(parts, tmp_path):
     rows = ran(parts(table=TABLE), tmp_path)["table"].rows
+    assert (tmp_path / "results" / "files" / "table-own.json").exists()
     found = [(row["name"], row["value"], row.get("met")) for row in rows]
     assert found == [
         ("decode of 1 at 1K: graph ms", 5.0, True),
         ("decode of 1 at 1K: eager ms", 9.5, None),
+        ("step: error", 2e-3, False),
+        ("step: error of torch", 1e-3, None),
+        ("step: different", "[]", True),
         ("_replays: failed", "no", False),
+        ("ipc: hop 2048 ms", 0.4, False),
+        ("ipc: sum", "refused", None),
     ]
 
 

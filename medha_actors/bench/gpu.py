@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medha_actors.bench import gpu_report
-from medha_actors.bench.gpu_findings import read_rows
+from medha_actors.bench.gpu_findings import ROWS, read_rows
 from medha_actors.bench.gpu_report import Outcome
 from medha_actors.bench.gpu_rows import rows_of_tables
 
 _TAIL = 4000  # characters of a part's output that are shown if it fails
+_OUTPUT = "output.txt"
 _LEAST_S = 10.0  # with less time no part is started
 
 
@@ -45,7 +47,7 @@ PARTS = (
     Part("model", "medha_actors.bench.gpu_model", 60),
     Part("sampler", "medha_actors.bench.gpu_sampler", 40),
     Part("links", "medha_actors.bench.gpu_links", 40),
-    Part("ray", "medha_actors.bench.gpu_ray", 80),
+    Part("ray", "medha_actors.bench.gpu_ray", 90),
     Part("tests", "medha_actors.bench.gpu_tests", 100),
 )
 
@@ -86,7 +88,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def run_parts(
     parts: Sequence[Part], budget_s: float, scratch: Path, result_dir: Path
 ) -> list[Outcome]:
-    """Run them in order while there is time; their output goes to `result_dir`/log.txt."""
+    """Run them in order while there is time; their output goes to `result_dir`/log.txt, their own
+    files to `result_dir`/files."""
     result_dir.mkdir(parents=True, exist_ok=True)
     ends_at = time.monotonic() + budget_s
     outcomes = []
@@ -100,6 +103,7 @@ def run_parts(
             folder = scratch / part.name
             folder.mkdir()
             outcomes.append(_run(part, min(part.limit_s, left_s), folder, result_dir / "log.txt"))
+            _keep_files(folder, result_dir / "files")
     return outcomes
 
 
@@ -107,7 +111,7 @@ def _run(part: Part, limit_s: float, folder: Path, log: Path) -> Outcome:
     print(f"{part.name}: at most {limit_s:.0f} s", flush=True)
     command = [sys.executable, "-m", "medha_actors.bench.gpu_part"]
     command += [part.module, str(folder), f"{limit_s:.1f}"]
-    output = folder / "output.txt"
+    output = folder / _OUTPUT
     began = time.monotonic()
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -128,6 +132,13 @@ def _run(part: Part, limit_s: float, folder: Path, log: Path) -> Outcome:
         how = f"{how}: {_reason(said)}"
     print(f"{part.name}: {how}, {seconds:.1f} s", flush=True)
     return Outcome(part.name, how, seconds, read_rows(folder) + rows_of_tables(folder))
+
+
+def _keep_files(folder: Path, kept: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name not in (ROWS, _OUTPUT):
+            kept.mkdir(exist_ok=True)
+            shutil.copy(file, kept / f"{folder.name}-{file.name}")
 
 
 def _environment() -> dict[str, str]:
