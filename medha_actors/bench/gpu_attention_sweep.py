@@ -26,11 +26,13 @@ NARROW = (
     Shape(16, 32, 4, 4),
     Shape(16, 64, 2, 3),
 )
-_PROMPTS = (
+Steps = tuple[tuple[str, tuple[Rows, ...]], ...]
+
+_PROMPTS: Steps = (
     ("prefill 16K", (Rows(16384, 0, True),)),
     ("chunk 64 at 128K", (Rows(64, 2**17, True),)),
 )
-_DECODES = (
+_DECODES: Steps = (
     ("decode 64 at 1K", (Rows(1, 1023, True),) * 64),
     ("decode 16 at 8K", (Rows(1, 8191, True),) * 16),
     ("decode 1 at 128K", (Rows(1, 2**17, True),)),
@@ -39,9 +41,8 @@ _DECODES = (
 
 def sweep(out: Findings, device: torch.device) -> None:
     """Microseconds of every shape on a few steps, while there is time."""
-    limits = torch.cuda.get_device_properties(device)
-    usual = shapes_for(LLAMA.dtype, LLAMA.head_dim, 4, limits.shared_memory_per_block_optin)
-    tried = []
+    usual = shapes_for(LLAMA.dtype, LLAMA.head_dim, 4, roomy=True)
+    tried: list[tuple[Shapes, Shape, Steps]] = []
     for wide, narrow in zip(WIDE, NARROW, strict=True):
         tried.append((Shapes(wide, usual.narrow), wide, _PROMPTS))
         tried.append((Shapes(usual.wide, narrow), narrow, _DECODES))

@@ -70,4 +70,5 @@ def timed(call: Callable[[], None]) -> float:
     call()
     ended.record()
     ended.synchronize()
-    return began.elapsed_time(ended) / 1e3
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds / 1e3

@@ -50,12 +50,18 @@ class StepArrays(Protocol):
     `wide` is the number of wide items. Both may be longer than what the header of `work` counts.
     """
 
-    sequences: Tensor
-    table_starts: Tensor
-    tables: Tensor
-    work: Tensor
-    merges: Tensor
-    wide: int
+    @property
+    def sequences(self) -> Tensor: ...
+    @property
+    def table_starts(self) -> Tensor: ...
+    @property
+    def tables(self) -> Tensor: ...
+    @property
+    def work(self) -> Tensor: ...
+    @property
+    def merges(self) -> Tensor: ...
+    @property
+    def wide(self) -> int: ...
 
 
 class Partials(NamedTuple):
@@ -66,8 +72,8 @@ class Partials(NamedTuple):
     lse: Tensor
 
 
-def shapes_for(dtype: torch.dtype, head_dim: int, share: int, shared_memory: int) -> Shapes:
-    """Shapes without spilled registers; `shared_memory`: bytes that a block of threads may have."""
+def shapes_for(dtype: torch.dtype, head_dim: int, share: int, roomy: bool) -> Shapes:
+    """Shapes without spilled registers; `roomy`: the shared memory is that of an H100."""
     least = _padded(share)
     if dtype == torch.float32:  # without matrix instructions: exact, not fast
         shape = Shape(max(32, least), 16, 8, 1)
@@ -75,9 +81,7 @@ def shapes_for(dtype: torch.dtype, head_dim: int, share: int, shared_memory: int
     if _padded(head_dim) > 128:
         return Shapes(Shape(64, 32, 8, 2), Shape(least, 32, 4, 2))
     narrow = Shape(least, 64, 4, 3)
-    if shared_memory < 200 * 1024:  # older than an H100
-        return Shapes(Shape(128, 32, 8, 3), narrow)
-    return Shapes(Shape(128, 64, 8, 3), narrow)
+    return Shapes(Shape(128, 64 if roomy else 32, 8, 3), narrow)
 
 
 def tiles_for(
@@ -90,7 +94,7 @@ def tiles_for(
             f"attention triton takes at most {LARGEST_SHARE} query heads of a key head and "
             f"head_dim {LARGEST_HEAD}, not {share} and {head_dim}"
         )
-    wide, narrow = shapes_for(dtype, head_dim, share, _limits(device).shared_memory)
+    wide, narrow = shapes_for(dtype, head_dim, share, _limits(device).roomy)
     return Tiles(share, kv_heads, narrow.rows, wide.rows, _limits(device).processors)
 
 
@@ -123,7 +127,7 @@ def paged_attention(
     limits = _limits(q.device)
     share = heads // kv_heads
     if shapes is None:
-        shapes = shapes_for(q.dtype, head_dim, share, limits.shared_memory)
+        shapes = shapes_for(q.dtype, head_dim, share, limits.roomy)
     tensors = (
         q, pool_layer[0], pool_layer[1], out, out if lse is None else lse, *partials,
         step.work, step.sequences, step.table_starts, step.tables,
@@ -248,10 +252,11 @@ def upload(
 
 class _Limits(NamedTuple):
     processors: int
-    shared_memory: int  # bytes that a block of threads may have
+    roomy: bool  # a block of threads may have 227 KB of shared memory
 
 
-_H100 = _Limits(132, 227 * 1024)
+_H100 = _Limits(132, True)
+_ROOMY = ((9, 0), (10, 0), (10, 3))  # compute capabilities
 
 
 @functools.lru_cache(maxsize=64)
@@ -259,8 +264,8 @@ def _limits(device: torch.device) -> _Limits:
     """Of a CPU, where the kernels are interpreted: those of an H100."""
     if device.type != "cuda":
         return _H100
-    found = torch.cuda.get_device_properties(device)
-    return _Limits(found.multi_processor_count, found.shared_memory_per_block_optin)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return _Limits(processors, torch.cuda.get_device_capability(device) in _ROOMY)
 
 
 def _padded(size: int) -> int:

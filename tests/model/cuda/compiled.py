@@ -22,7 +22,6 @@ from triton.compiler import ASTSource
 from medha_actors.model.cuda import attention_kernels
 from medha_actors.model.cuda.attention import Shape, shapes_for
 
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 TENSORS = {
     "q": "element", "keys": "element", "values": "element", "out": "element", "lse": "fp32",
@@ -113,7 +112,7 @@ def main(asked):
             wide = shape.rows > 16
         else:
             wide = kernel == "wide"
-            shapes = shapes_for(dtype, head_dim, 4, SHARED_MEMORY[capability])
+            shapes = shapes_for(dtype, head_dim, 4, roomy=capability in (90, 100))
             shape = shapes.wide if wide else shapes.narrow
         found.append(attend(capability, dtype, head_dim, shape, wide, page_tokens))
     print(json.dumps(found))
