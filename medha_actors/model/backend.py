@@ -12,6 +12,7 @@ from medha_actors.errors import ModelError
 from medha_actors.model.attention import Attention
 from medha_actors.model.attention_flash import FlashAttention
 from medha_actors.model.attention_sdpa import SdpaAttention
+from medha_actors.model.cuda.attention import TritonAttention
 from medha_actors.model.decoder import Decoder, TorchDecoder
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model_spec import ModelSpec
@@ -20,6 +21,7 @@ _log = logging.getLogger("medha.model")
 
 # By the names of the configuration; "auto" takes the first that works.
 ATTENTIONS: dict[str, type[Attention[Any]]] = {
+    "triton": TritonAttention,
     "flash_attn": FlashAttention,
     "sdpa": SdpaAttention,
 }
