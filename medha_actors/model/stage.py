@@ -45,7 +45,7 @@ class StageOutput(NamedTuple):
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
     and groups stay in step. `pending`: sampling that is under way; the fields that it fills are
-    empty until `finish`.
+    empty until `settled`.
     """
 
     hidden: Tensor | None
@@ -54,8 +54,8 @@ class StageOutput(NamedTuple):
     failures: tuple[Failure, ...] = ()
     pending: Pending | None = None
 
-    def finish(self) -> StageOutput:
-        """The whole output; waits for what is pending, in any thread."""
+    def settled(self) -> StageOutput:
+        """All of it, once the device has done the step; in any thread."""
         if self.pending is None:
             return self
         return StageOutput(self.hidden, *self.pending.finish())
@@ -129,7 +129,7 @@ class Stage:
     ) -> StageOutput:
         """Run one batch, to the end. `hidden` comes from the stage before (of a rank, the rows that
         the same rank there handed over); None in the first stage."""
-        return self.launch(message, hidden, exchange, team).finish()
+        return self.launch(message, hidden, exchange, team).settled()
 
     @torch.inference_mode()
     def launch(
@@ -139,8 +139,8 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
-        waits. On a GPU hidden states too are only on their way."""
+        """The same, as far as it goes without waiting for tokens: they are there when the output is
+        settled. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
