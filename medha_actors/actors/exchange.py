@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +18,7 @@ from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
 from medha_actors.actors.transports import Transport, swapped
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.device import HOST, Device, Lap, Watch
 from medha_actors.model.kernels import Mailboxes
 from medha_actors.model.merge import Exchange, merge, merge_packed, pack
 
@@ -29,26 +29,25 @@ _SPINS = 20_000
 class PeerExchange(Exchange):
     """With the same stage in the other groups, each at the end of a link."""
 
-    def __init__(self, group: int, peers: dict[int, Link]) -> None:
+    def __init__(self, group: int, peers: dict[int, Link], device: Device = HOST) -> None:
         self._group = group
         self._peers = peers
-        self._seconds = 0.0
+        self._watch = Watch(device)
 
-    def take_seconds(self) -> float:
-        """Seconds spent here since the last call: sending, and waiting for the other groups."""
-        seconds = self._seconds
-        self._seconds = 0.0
-        return seconds
+    def take(self) -> Lap:
+        """The device's time spent here since the last call: sending, and waiting for the other
+        groups."""
+        return self._watch.take()
 
 
 class LinkExchange(PeerExchange):
     """Over links: every group gathers all partials and merges them in the same order."""
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
         others = {peer: self._peers[peer] for peer in groups if peer != self._group}
-        ordered = dict(zip(sorted(groups), swap(self._group, others, pack(out, lse)), strict=True))
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            partials = swap(self._group, others, pack(out, lse))
+        ordered = dict(zip(sorted(groups), partials, strict=True))
         out.copy_(merge_packed([ordered[group] for group in groups]))
 
 
@@ -57,44 +56,23 @@ class TransportExchange(PeerExchange):
     computed in, and merges them in the same order. On a GPU all of it is only queued."""
 
     def __init__(
-        self, group: int, peers: dict[int, Link], transports: Mapping[int, Transport]
+        self,
+        group: int,
+        peers: dict[int, Link],
+        transports: Mapping[int, Transport],
+        device: Device = HOST,
     ) -> None:
-        super().__init__(group, peers)
+        super().__init__(group, peers, device)
         self._transports = transports
-        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
-        mark = _mark(out.device)
         others = {peer: self._transports[peer] for peer in groups if peer != self._group}
-        found = swapped(self._group, others, out, lse)
+        with self._watch.running():
+            found = swapped(self._group, others, out, lse)
         ordered = dict(zip(sorted(groups), found, strict=True))
         outs = [ordered[group][0] for group in groups]
         lses = [ordered[group][1] for group in groups]
         out.copy_(merge(outs, lses)[0])
-        after = _mark(out.device)
-        if mark is not None and after is not None:
-            self._marks.append((mark, after))
-        else:
-            self._seconds += time.perf_counter() - began
-
-    def take_seconds(self) -> float:
-        """On a GPU of its own time, and only once the step is done there: it waits for that."""
-        marks = self._marks
-        self._marks = []
-        if marks:
-            marks[-1][1].synchronize()
-        gpu_ms: float = sum(began.elapsed_time(ended) for began, ended in marks)
-        return super().take_seconds() + gpu_ms / 1e3
-
-
-def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """A moment in a GPU's queue."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 class SharedExchange(PeerExchange):
@@ -106,15 +84,14 @@ class SharedExchange(PeerExchange):
         self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
-        merged = out.float()  # `out` itself, unless it is of 16 bits
-        rows = self._boxes.block_rows
-        for start in range(0, len(out), rows):
-            block = slice(start, start + rows)
-            self._swap(groups, merged[block].numpy(), lse[block].numpy())
-        if merged is not out:
-            out.copy_(merged)
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            merged = out.float()  # `out` itself, unless it is of 16 bits
+            rows = self._boxes.block_rows
+            for start in range(0, len(out), rows):
+                block = slice(start, start + rows)
+                self._swap(groups, merged[block].numpy(), lse[block].numpy())
+            if merged is not out:
+                out.copy_(merged)
 
     def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:
         own = self._group

@@ -4,9 +4,11 @@ float16."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medha_actors.model.attention import Attention, StepAttention
@@ -17,15 +19,29 @@ from medha_actors.model.rope import Rotary, rotate
 from medha_actors.model.step_plan import StepPlan
 from medha_actors.model.team import Team
 
+TokenIds = NDArray[np.int32]
+
 
 class Decoder(Protocol):
     """A stage's layers with their KV cache, and in the last stage the final norm and head."""
 
     dtype: torch.dtype  # of hidden states between layers
+    embeds: bool  # whether the first stage's takes ids of tokens in the place of hidden states
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
-        """Run a step's rows [rows, hidden] through the layers, together with the other ranks of
-        the team: all are given the same rows, and all get the same."""
+    @property
+    def name(self) -> str:
+        """What computes, and how it attends: for logs, and to tell measurements apart."""
+        ...
+
+    def __call__(
+        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+    ) -> Tensor:
+        """Run a step's rows [rows, hidden] (ids [rows], see `embeds`) through the layers, together
+        with the other ranks of the team: all are given the same rows, and all get the same."""
+        ...
+
+    def prepare(self) -> None:
+        """What can be done before the first step, in the thread that runs the steps."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -44,6 +60,16 @@ class Decoder(Protocol):
 
     def cells(self) -> list[Tensor]:
         """The KV cache itself, in tensors [layers or more, pages, the numbers of a page]."""
+        ...
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A decoder on a device whose memory is measured when the weights are there."""
+
+    def resize(self, pages: int) -> None:
+        """A KV cache of so many pages; what was in the one before is lost, and so is what was
+        captured of steps (the warm-up that follows captures it again)."""
         ...
 
 
@@ -94,6 +120,8 @@ class Layer:
 class TorchDecoder:
     """See Decoder."""
 
+    embeds = False
+
     def __init__(
         self,
         loader: Loader,
@@ -106,15 +134,28 @@ class TorchDecoder:
         spec = loader.spec
         self.device = loader.device
         self.dtype = loader.dtype
-        shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
-        self.pool = KvPool(*shape, self.device, self.dtype, attention.layout)
+        self.name = f"torch {attention.__name__}"
+        self._attends = attention
+        self.pool = KvPool(
+            layers[1] - layers[0],
+            pages,
+            page_tokens,
+            spec.kv_heads,
+            spec.head_dim,
+            self.device,
+            self.dtype,
+            attention.layout,
+        )
         self.attention = attention(self.pool)
         self.layers = [Layer(loader, number, number - layers[0]) for number in range(*layers)]
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, self.device)
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
+    def __call__(
+        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+    ) -> Tensor:
+        assert isinstance(x, Tensor), "ids are embedded before"
         positions = torch.from_numpy(plan.positions).to(self.device)
         attention = StepAttention(self.attention, plan, exchange)
         step = Step(*self.rotary(positions, self.dtype), attention, team)
@@ -122,10 +163,27 @@ class TorchDecoder:
             x = layer(x, step)
         return x
 
+    def prepare(self) -> None:
+        pass
+
     def logits(self, x: Tensor) -> Tensor:
         assert self.norm is not None, "only the last stage has a head"
         assert self.head is not None
         return self.head(self.norm(x)).float()
+
+    def resize(self, pages: int) -> None:
+        old = self.pool
+        self.pool = KvPool(
+            len(self.layers),
+            pages,
+            old.page_tokens,
+            old.kv_heads,
+            old.head_dim,
+            self.device,
+            self.dtype,
+            self._attends.layout,
+        )
+        self.attention = self._attends(self.pool)
 
     def clear(self, pages: Sequence[int]) -> None:
         self.pool.data.index_fill_(2, torch.tensor(pages, device=self.device), 0)

@@ -210,7 +210,7 @@ def test_groups_merge_as_links_do(dtype: torch.dtype):
         copies = [out.clone() for out in outs]
         together(*[(exchanges[k].merge, order, copies[k], lses[k]) for k in order])
         assert all(torch.equal(copies[k], whole) for k in order)
-        assert all(exchanges[k].take_seconds() > 0 for k in order)
+        assert all(exchanges[k].take().seconds() > 0 for k in order)
     for found in links:
         end(found.values(), ())
     for watch in watches:
@@ -222,7 +222,7 @@ def test_links_without_transports_have_none():
     assert transports_of({1: link}) is None
     assert transports_of({}) is None
     assert LinkTeam(0, {1: link}).ranks == 2
-    assert LinkExchange(0, {1: link}).take_seconds() == 0.0
+    assert LinkExchange(0, {1: link}).take().seconds() == 0.0
     end((link, other), ())
 
 
