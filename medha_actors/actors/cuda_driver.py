@@ -84,7 +84,10 @@ class CudaDriver(Driver):
         queue.wait_stream(other)
 
     def idle(self, queue: Any) -> bool:
-        return bool(queue.query())
+        try:
+            return bool(queue.query())
+        except RuntimeError:  # the device is lost to this process, and nothing runs there
+            return True
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, queue: Any) -> Tensor:
         with torch.cuda.stream(queue):

@@ -36,6 +36,7 @@ from medha_actors.actors.watch import Watch
 _log = logging.getLogger("medha.links")
 _BLOCKS = 8
 _BLOCK_BYTES = 4 * 2**20  # 512 rows of a model of 8B parameters
+RING_BYTES = _BLOCKS * _BLOCK_BYTES  # of device memory, for each link that brings tensors
 _PROOF_S = 5.0
 _PROOF_COLUMNS = 256
 _AGREE_S = 120.0
@@ -168,9 +169,11 @@ class PairWay(Way):
         self._store = None
 
 
-def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -> Watch:
+def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -> Watch | None:
     """Give the links of a cell transports, where there are any; every cell of the grid calls this
-    once all are linked."""
+    once all are linked. None: a cell without links."""
+    if not links:
+        return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     watch = Watch(links.values())
