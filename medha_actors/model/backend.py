@@ -55,7 +55,8 @@ def build_decoder(
         from medha_actors.model.cuda.graphs import CudaCapture
 
         calls = TritonCalls(loader.spec, loader.dtype, loader.device)
-        capture = CudaCapture(loader.device) if len(ranks) == 1 else None  # ranks meet in a step
+        captures = loader.device.type == "cuda" and len(ranks) == 1  # ranks meet in a step
+        capture = CudaCapture(loader.device) if captures else None
         return CudaDecoder(loader, layers, head, pages, page_tokens, embedding, calls, capture)
     return TorchDecoder(loader, layers, head, pages, page_tokens, ATTENTIONS[chosen])
 

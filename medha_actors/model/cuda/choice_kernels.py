@@ -5,7 +5,7 @@ logit's `order` is an int32 that compares as the float does. Nothing is compiled
 numbers of rows: only what a model's vocabulary fixes is specialised.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202  (kernels take pointers, integers and constants)
+
 
 from __future__ import annotations
 
