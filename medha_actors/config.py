@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from medha_actors.bounds import Bounds, check, explained, numbers
 from medha_actors.errors import ConfigError
+from medha_actors.fleet_config import FleetConfig
 from medha_actors.quantities import (
     LOOPBACK,
     Bytes,
@@ -274,6 +275,7 @@ class MedhaConfig(Section, frozen=True):
     api_keys: ApiKeysConfig = ApiKeysConfig()
     cors: CorsConfig = CorsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    fleet: FleetConfig = FleetConfig()
     # What is in flight when the server stops, or when a new configuration replaces this one, may
     # take so long to finish; what is left then ends with an error.
     drain_timeout_s: Seconds = 30.0
