@@ -19,6 +19,7 @@ from loadgen.selftest import SelfTestOptions
 from loadgen.send.options import ServerOptions
 from loadgen.show.options import ReportOptions, WatchOptions
 from loadgen.twin.commands.fidelity import FidelityOptions
+from loadgen.twin.commands.fleet import FleetCommand
 from loadgen.twin.commands.laboratory import LaboratoryOptions
 from loadgen.twin.commands.overload import OverloadOptions
 from loadgen.twin.commands.planner import GridOptions, PlanOptions
@@ -134,6 +135,11 @@ def _add_simulated_commands(commands: Commands) -> None:
     add_flags(promises, PromisesOptions)
     overload = _command(commands, "overload", "floods with and without admission, in simulation")
     add_flags(overload, OverloadOptions)
+    fleet = _command(
+        commands, "fleet", "compare routers between grids, or autoscale over a day, in simulation"
+    )
+    add_flags(fleet, FleetCommand)
+    _add_group(fleet, "deployment of one grid", DeploymentOptions)
 
 
 def _command(commands: Commands, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Which grid gets a request.
 
-    predicted    where its predicted time to first token is lowest, warm prefixes included; what work
-                 they save the fleet counts beside it (work_weight)
+    predicted    where its predicted time to first token is lowest, warm prefixes included; what
+                 work they save the fleet counts beside it (work_weight)
     pools        the same, but prompts of long_tokens and more have grids of their own
     prefix       where most of its prompt is found; where little is, as two_choices
     two_choices  of two random grids, that with fewer requests (Serve's own rule)
