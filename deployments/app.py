@@ -9,10 +9,19 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
 import ray
 from ray import serve
-from ray.serve.config import DeploymentActorConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    DeploymentActorConfig,
+    RequestRouterConfig,
+)
+from ray.serve.handle import DeploymentHandle
 
+from deployments.fleet.attaching import AttachedFleet
+from deployments.fleet.grids import Grid
 from deployments.keys import load_keys
 from deployments.observatory import Observatory
 from deployments.scheduler_actor import SchedulerActor
@@ -25,6 +34,7 @@ from medha_actors.model.spec import load_spec
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
 _LAST_BYTES_S = 15.0
+_LOOK_BACK_S = 10.0  # of what grids record of themselves, the mean
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "health_check_period_s": 1.0,
@@ -37,9 +47,12 @@ _DEFAULTS: dict[str, Any] = {
 class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
-    async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # awaited by Serve
+    async def __init__(  # type: ignore[misc]  # awaited by Serve
+        self, args: dict[str, Any], grids: DeploymentHandle | None = None
+    ) -> None:
+        """`grids`: of a fleet; None: there is one grid, this deployment's own."""
         config = load(args)
-        engine = self._engine = RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+        self._engine = engine = _engine(config, grids)
         text = load_text(config.model_loading_config)
         spec = load_spec(config.model_loading_config)
         await engine.start()
@@ -72,18 +85,18 @@ class Ingress:
         return self._server.asgi()
 
 
+def _engine(config: MedhaConfig, grids: DeploymentHandle | None) -> RayEngine | AttachedFleet:
+    if grids is not None:
+        return AttachedFleet(grids, config)
+    return RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
+
+
 def build_app(args: dict[str, Any]) -> serve.Application:
     """Check the configuration and the model (ConfigError, ModelError: the reason in one line), then
     assemble."""
     config: MedhaConfig = load(args)
     load_keys(config.api_keys)
     load_spec(config.model_loading_config)
-    controller = DeploymentActorConfig(
-        name=_CONTROLLER,
-        actor_class=ray.remote(SchedulerActor),
-        init_kwargs={"args": args},
-        actor_options={"num_cpus": 0, "max_concurrency": 10_000},
-    )
     # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
     grace_s = config.drain_timeout_s + _LAST_BYTES_S
     options = {
@@ -92,9 +105,54 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         **config.deployment_config,
     }
     ingress = serve.ingress()(Ingress)
+    application: serve.Application
+    if config.fleet.num_grids is not None:
+        deploy = serve.deployment(name="medha", **options)
+        application = deploy(ingress).bind(args, _fleet(args, config, grace_s))
+        return application
+    controller = DeploymentActorConfig(
+        name=_CONTROLLER,
+        actor_class=ray.remote(SchedulerActor),
+        init_kwargs={"args": args},
+        actor_options={"num_cpus": 0, "max_concurrency": 10_000},
+    )
     deploy = serve.deployment(name="medha", deployment_actors=[controller], **options)
-    application: serve.Application = deploy(ingress).bind(args)
+    application = deploy(ingress).bind(args)
     return application
+
+
+def _fleet(args: dict[str, Any], config: MedhaConfig, grace_s: float) -> serve.Application:
+    """The deployment of grids: a replica each."""
+    fleet = config.fleet
+    options: dict[str, Any] = {
+        "max_ongoing_requests": 4096,
+        "health_check_period_s": 1.0,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_constructor_retry_count": 2,
+        "graceful_shutdown_timeout_s": grace_s,
+        "request_router_config": RequestRouterConfig(
+            request_router_class="deployments.fleet.request_router:GridRouter",
+            request_router_kwargs=msgspec.to_builtins(fleet.routing),
+        ),
+    }
+    if fleet.scaling is None:
+        options["num_replicas"] = fleet.num_grids
+    else:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=fleet.scaling.min_grids,
+            initial_replicas=fleet.num_grids,
+            max_replicas=fleet.scaling.max_grids,
+            # the policy waits by itself
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            look_back_period_s=_LOOK_BACK_S,
+            policy=AutoscalingPolicy(
+                policy_function="deployments.fleet.autoscaling:GridScaling",
+                policy_kwargs=msgspec.to_builtins(fleet.scaling),
+            ),
+        )
+    grids: serve.Application = serve.deployment(name="grids", **options)(Grid).bind(args)
+    return grids
 
 
 def ready_url() -> str:

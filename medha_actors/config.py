@@ -318,7 +318,16 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
     objectives = config.objectives
     cache = config.kv_cache
     rows = min(65_536, scheduler.max_batch_tokens - 1)
+    scaling = config.fleet.scaling
+    grids: list[tuple[str, Bounds]] = []
+    if scaling is not None:
+        bounds = Bounds(scaling.min_grids, scaling.max_grids)
+        grids = [
+            ("fleet.scaling.min_grids", Bounds(1, scaling.max_grids)),
+            ("fleet.num_grids", bounds),
+        ]
     return [
+        *grids,
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
         ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
         ("scheduler.max_running_requests", Bounds(1, rows)),

@@ -15,7 +15,7 @@ NAME_BYTES = 8  # of a page's key; of a million pages, two are confused once in 
 Points = tuple[tuple[float, float], ...]  # increasing in the first number
 
 
-class Notice(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class Notice(msgspec.Struct, frozen=True, tag="notice", array_like=True, kw_only=True):
     """A grid at one instant. Times are in seconds, and there are no instants in it: whoever hears
     it may have another clock."""
 
