@@ -34,7 +34,8 @@ from medha_actors.model.spec import load_spec
 _log = logging.getLogger("medha.app")
 _CONTROLLER = "controller"
 _LAST_BYTES_S = 15.0
-_LOOK_BACK_S = 10.0  # of what grids record of themselves, the mean
+# of what grids record of themselves, the mean; Serve wants more than its 10 s between records
+_LOOK_BACK_S = 20.0
 _DEFAULTS: dict[str, Any] = {
     "max_ongoing_requests": 4096,  # admission is the scheduler's business
     "health_check_period_s": 1.0,

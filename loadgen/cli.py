@@ -25,7 +25,7 @@ from loadgen.twin.commands.overload import OverloadOptions
 from loadgen.twin.commands.planner import GridOptions, PlanOptions
 from loadgen.twin.commands.prefix import PrefixOptions
 from loadgen.twin.commands.promises import PromisesOptions
-from loadgen.twin.commands.simulate import SimulateOptions
+from loadgen.twin.commands.simulate import RoutingOptions, SimulateOptions
 from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions
 from loadgen.workload.options import PaceOptions, WorkloadOptions
@@ -101,6 +101,7 @@ def _add_simulated_commands(commands: Commands) -> None:
         commands, "simulate", "run a workload against a simulated deployment of this server"
     )
     _add_group(simulate, "deployment", DeploymentOptions)
+    _add_group(simulate, "fleet", RoutingOptions)
     _add_load_flags(simulate)
     _add_group(simulate, _OUTPUT, ReportOptions)
     reproduce = _command(
@@ -203,6 +204,7 @@ def simulate_options(arguments: argparse.Namespace) -> SimulateOptions:
     """Raises LoadgenError."""
     return SimulateOptions(
         deployment=fill(arguments, DeploymentOptions),
+        routing=fill(arguments, RoutingOptions),
         workload=fill(arguments, WorkloadOptions),
         pace=fill(arguments, PaceOptions),
         judgement=fill(arguments, JudgementOptions),

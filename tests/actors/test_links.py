@@ -148,8 +148,9 @@ def test_a_crowd_of_silent_ones_does_not_keep_a_friend_out(listener: Listener):
     address = (listener.endpoint.host, listener.endpoint.port)
     crowd = [socket.create_connection(address) for _ in range(60)]
     friend = dial(listener.endpoint, "another", "secret", Cell(1, 0))
-    assert listener.accept("secret", timeout_s=1.5)[0] == Cell(1, 0)
-    for end in (friend, *crowd):
+    caller, link = listener.accept("secret", timeout_s=1.5)
+    assert caller == Cell(1, 0)
+    for end in (friend, link, *crowd):
         end.close()
 
 
@@ -164,12 +165,13 @@ def test_a_greeting_is_good_for_one_listener_and_once(listener: Listener):
         connection = socket.create_connection((place.endpoint.host, place.endpoint.port))
         connection.sendall(frame)
         connections.append(connection)
-    assert listener.accept("secret", timeout_s=1)[0] == Cell(0, 1)
+    caller, link = listener.accept("secret", timeout_s=1)
+    assert caller == Cell(0, 1)
     for place in (elsewhere, listener):
         with pytest.raises(LinkClosedError, match="no peer"):
             place.accept("secret", timeout_s=0.3)
-    for connection in connections:
-        connection.close()
+    for end in (link, *connections):
+        end.close()
     elsewhere.close()
 
 

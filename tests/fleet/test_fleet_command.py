@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
+from twin_world import deployment_of
 
 from loadgen.__main__ import main
 from loadgen.records import LONG
 from loadgen.twin.fleet.traffic import Rate, mixed
+from loadgen.twin.serve_config import serve_config
+from medha_actors.config import load
 
 SMALL = ["--model", "smollm2-135m", "--gpu", "a100", "--rate", "3", "--for", "4"]
 
@@ -68,3 +72,24 @@ def test_what_it_does_not_know_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["fleet", "--contenders", "clever", "--result-dir", str(tmp_path)])
     assert "clever" in capsys.readouterr().err
+
+
+def test_simulate_takes_a_router(tmp_path, capsys):
+    small = ["simulate", "--model", "smollm2-135m", "--gpu", "a100", "--num-prompts", "30"]
+    pace = ["--request-rate", "20", "--input-len", "200", "--output-len", "5"]
+    place = ["--result-dir", str(tmp_path / "run")]
+    assert main([*small, *pace, "--grids", "3", "--router", "predicted", *place]) == 0
+    config = (tmp_path / "run" / "config.yml").read_text()
+    assert "router: predicted" in config
+    assert "replicas: 3" in config
+    again = ["--result-dir", str(tmp_path / "again")]
+    assert main([*small, *pace, "--grids", "3", *again]) == 2
+    assert "--grids needs a --router" in capsys.readouterr().err
+
+
+def test_a_plan_of_several_replicas_is_a_fleet():
+    deployment = deployment_of(replicas=3)
+    config = msgspec.yaml.decode(serve_config(deployment).encode())
+    assert load(config["applications"][0]["args"]).fleet.num_grids == 3
+    alone = msgspec.yaml.decode(serve_config(deployment_of()).encode())
+    assert "fleet" not in alone["applications"][0]["args"]

@@ -13,7 +13,6 @@ from ray.cloudpickle import dumps, register_pickle_by_value, unregister_pickle_b
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
 
 from deployments.app import build_app
-from deployments.fleet import seat
 from deployments.fleet.autoscaling import GridScaling, stats_of
 from deployments.fleet.grids import Grid
 from deployments.fleet.request_router import GridRouter, members_of, ranked
@@ -99,22 +98,6 @@ def test_serve_can_send_the_classes_with_their_modules(kind):
     finally:
         unregister_pickle_by_value(module)
     assert pickle.loads(packed).__name__ == kind.__name__
-
-
-def test_a_router_that_was_sent_uses_the_seat_of_its_process(monkeypatch):
-    mine = seat_of(a=IDLE)
-    monkeypatch.setattr(seat, "SEAT", mine)
-    module = sys.modules[GridRouter.__module__]
-    register_pickle_by_value(module)
-    try:
-        sent = pickle.loads(dumps(GridRouter))
-    finally:
-        unregister_pickle_by_value(module)
-    assert sent is not GridRouter
-    sent.initialize_state(None, router="random")
-    monkeypatch.setattr(seat, "SEAT", None)
-    with pytest.raises(AttributeError):
-        sent.initialize_state(None, router="random")
 
 
 def grids_of(application: Any) -> Any:
