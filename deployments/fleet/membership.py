@@ -73,8 +73,9 @@ class Membership:
         task.add_done_callback(self._tasks.discard)
 
     def _heard(self, name: str, notice: Notice) -> None:
-        if not self._seat.heard(name, notice):
-            _log.warning("a notice of grid %s is missing; the next whole one will do", name)
+        # one that drains is chosen no more, whatever it tells
+        if name in self._members and not self._seat.heard(name, notice):
+            _log.error("a notice of grid %s is missing: it gets no requests", name)
 
     async def _join(self, name: str, grid: Attached) -> None:
         """Attach, however long it takes, while Serve says that it is there."""

@@ -31,6 +31,11 @@ def panels() -> list[dict]:
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
+def fleet_panels() -> list[dict]:
+    """Of the dashboard for several grids."""
+    return json.loads((FOLDER / "grafana/dashboards/fleet.json").read_text())["panels"]
+
+
 def test_every_volume_is_a_file_here_or_declared():
     compose = read("compose.yaml")
     assert set(compose["services"]) == {"jaeger", "prometheus", "grafana"}
@@ -95,7 +100,7 @@ def test_data_sources_are_those_of_the_panels():
         for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]
     }
     assert {source["type"] for source in sources.values()} == {"prometheus", "jaeger"}
-    for panel in panels():
+    for panel in (*panels(), *fleet_panels()):
         used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
         assert all(sources[source["uid"]]["type"] == source["type"] for source in used)
 
@@ -165,6 +170,18 @@ async def test_every_metric_and_label_of_the_dashboard_exists(samples):
     assert len(expressions) > 30
     for expression in expressions:
         expect_known(expression, samples)
+
+
+async def test_grids_are_told_apart_by_a_label_that_every_series_of_theirs_has(samples):
+    """deployments/fleet/reports.py adds it; without a fleet the dashboard is empty."""
+    of_a_fleet = {name: labels | {"grid"} for name, labels in samples.items()}
+    for panel in fleet_panels():
+        for target in panel["targets"]:
+            assert "grid" in target["expr"]
+            expect_known(target["expr"], of_a_fleet)
+            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                names = re.findall(r"\bmedha_\w+", target["expr"])
+                assert label in of_a_fleet[names[0]]
 
 
 def alerts() -> list[dict]:

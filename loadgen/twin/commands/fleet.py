@@ -46,6 +46,11 @@ CONTENDERS: dict[str, tuple[RouterName, Policy]] = {
 }
 
 
+_START_S = 10.0  # of a grid, in a day; Ray and weights that are near
+_LEAST_WINDOW_S = 10.0
+_LEAST_WAIT_S = 5.0
+
+
 class FleetCommand(msgspec.Struct, frozen=True, kw_only=True):
     """What the command is given beside the deployment of one grid."""
 
@@ -156,14 +161,14 @@ def _play(
     scaling = None
     start = grids
     if asked.day is not None:
-        # a day's hour is 150 s of windows and waits, whatever the day's length
+        # the shorter the day, the shorter the waits, down to what means anything
         hour_s = asked.day / 24
         scaling = ScalingConfig(
             max_grids=grids,
-            window_s=hour_s / 20,
-            up_after_s=max(5.0, hour_s / 100),
-            down_after_s=hour_s / 4,
-            catch_up_s=max(5.0, hour_s / 30),
+            window_s=max(_LEAST_WINDOW_S, hour_s / 20),
+            up_after_s=max(_LEAST_WAIT_S, hour_s / 100),
+            down_after_s=max(2 * _LEAST_WINDOW_S, hour_s / 4),
+            catch_up_s=max(_LEAST_WINDOW_S, hour_s / 30),
         )
         start = 1
     played = play_fleet(
@@ -173,7 +178,7 @@ def _play(
             routing=RoutingConfig(router=router, work_weight=asked.work_weight),
             ingresses=asked.ingresses,
             scaling=scaling,
-            start_s=10.0 if scaling else 90.0,
+            start_s=_START_S,
         ),
     )
     return found_of(asked, played, points, name, grids)
