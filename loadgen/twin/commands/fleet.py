@@ -66,7 +66,7 @@ class FleetCommand(msgspec.Struct, frozen=True, kw_only=True):
     ttft: Annotated[str, flag("objective for the first token", metavar="MS|Nx,MS")] = "3x,1000"
     tpot: Annotated[str, flag("objective between tokens", metavar="MS")] = "150"
     attainment: Annotated[float, flag("share of good requests that is enough", gt=0, le=1)] = 0.95
-    work_weight: Annotated[float, flag("as fleet.routing.work_weight", ge=0, le=100)] = 1.0
+    work_weight: Annotated[float, flag("as fleet.routing.work_weight", ge=0, le=100)] = 0.0
     ingresses: Annotated[int, flag("routers, each with an eye of its own", ge=1, le=64)] = 2
     swing: Annotated[float, flag("--day: how far the rate swings around its mean", ge=0, le=1)] = (
         0.8
@@ -138,7 +138,7 @@ def fleet(asked: FleetCommand, on: DeploymentOptions, say: Say) -> int:
 
 def _file(folder: Path, asked: FleetCommand, name: str, grids: int) -> Path:
     day = f"-day{asked.day:g}" if asked.day else f"-for{asked.for_s:g}"
-    weight = "" if asked.work_weight == 1.0 else f"-weight{asked.work_weight:g}"
+    weight = "" if asked.work_weight == 0.0 else f"-weight{asked.work_weight:g}"
     return folder / f"{name}-x{grids}-rate{asked.rate:g}{day}-seed{asked.seed}{weight}.json"
 
 
