@@ -49,7 +49,7 @@ class Ingress:
     """One HTTP replica: the routes, the tokenizer and the way to the controller."""
 
     async def __init__(  # type: ignore[misc]  # awaited by Serve
-        self, args: dict[str, Any], grids: DeploymentHandle | None = None
+        self, args: dict[str, Any], grids: DeploymentHandle[Any] | None = None
     ) -> None:
         """`grids`: of a fleet; None: there is one grid, this deployment's own."""
         config = load(args)
@@ -86,7 +86,7 @@ class Ingress:
         return self._server.asgi()
 
 
-def _engine(config: MedhaConfig, grids: DeploymentHandle | None) -> RayEngine | AttachedFleet:
+def _engine(config: MedhaConfig, grids: DeploymentHandle[Any] | None) -> RayEngine | AttachedFleet:
     if grids is not None:
         return AttachedFleet(grids, config)
     return RayEngine(lambda: serve.get_deployment_actor(_CONTROLLER))
@@ -125,16 +125,17 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 def _fleet(args: dict[str, Any], config: MedhaConfig, grace_s: float) -> serve.Application:
     """The deployment of grids: a replica each."""
     fleet = config.fleet
+    router: dict[str, Any] = {
+        "request_router_class": "deployments.fleet.request_router:GridRouter",
+        "request_router_kwargs": msgspec.to_builtins(fleet.routing),
+    }
     options: dict[str, Any] = {
         "max_ongoing_requests": 4096,
         "health_check_period_s": 1.0,
         "ray_actor_options": {"num_cpus": 0},
         "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": grace_s,
-        "request_router_config": RequestRouterConfig(
-            request_router_class="deployments.fleet.request_router:GridRouter",
-            request_router_kwargs=msgspec.to_builtins(fleet.routing),
-        ),
+        "request_router_config": RequestRouterConfig(**router),
     }
     if fleet.scaling is None:
         options["num_replicas"] = fleet.num_grids

@@ -183,9 +183,9 @@ class Listener:
         while (left_s := deadline - time.monotonic()) > 0:
             # who is silent for too long is sent away in between
             waited_s = min(left_s, 0.5) if self._newcomers else left_s
-            places = (self._unix, self._tcp)
-            ready = select.select((*places, *self._newcomers), (), (), waited_s)[0]
-            for listening in places:
+            watched: list[socket.socket | Newcomer] = [self._unix, self._tcp, *self._newcomers]
+            ready = select.select(watched, (), (), waited_s)[0]
+            for listening in (self._unix, self._tcp):
                 if listening in ready:
                     self._welcome(listening)
             for newcomer in list(self._newcomers):

@@ -141,7 +141,7 @@ async def samples() -> dict[str, set[str]]:
 
 
 # labels of a family without a sample yet
-UNSEEN = {"medha_request_rejected_total": {"status"}}
+UNSEEN = {"medha_request_rejected_total": {"status", "model_name"}}
 
 
 async def test_every_metric_of_the_docs_exists(samples):
