@@ -40,6 +40,7 @@ TWIN = (
     "medha_actors.messages",
     "medha_actors.model_shares",
     "medha_actors.model_spec",
+    "medha_actors.quantities",
 )
 
 
