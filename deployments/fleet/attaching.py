@@ -10,7 +10,7 @@ import ray
 from deployments.fleet.engine import FleetEngine
 from deployments.fleet.membership import Membership
 from deployments.fleet.reports import FleetReports
-from deployments.fleet.seat import SEAT
+from deployments.fleet.seat import seat_of
 from deployments.scheduler_actor import SERVE_NAMESPACE
 from medha_actors.actors.engine import RayEngine
 from medha_actors.config import MedhaConfig
@@ -19,13 +19,13 @@ from medha_actors.fleet.views import Ask
 
 
 class AttachedFleet(FleetEngine):
-    """All grids of the application, by way of Serve."""
+    """All grids of a model, by way of Serve."""
 
-    def __init__(self, handle: Any, config: MedhaConfig) -> None:
-        """`handle`: of the deployment of grids (fleet/grids.py)."""
+    def __init__(self, handle: Any, config: MedhaConfig, name: str) -> None:
+        """`handle`: of the deployment of grids (fleet/grids.py), which has this name."""
         super().__init__(self._ask_serve, config.cache_name, config.kv_cache.page_tokens)
         self._handle = handle
-        self._membership = Membership(self, SEAT, _open)
+        self._membership = Membership(self, seat_of(name), _open)
         self.reports = FleetReports(self._reports)
         self.max_model_len_tokens = 0
 

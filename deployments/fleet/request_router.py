@@ -24,13 +24,14 @@ class GridRouter(RequestRouter):
     """Requests for it are made with an Ask, and the ids of replicas that are not to be chosen."""
 
     def initialize_state(self, **settings: Any) -> None:
-        """`settings`: the section fleet.routing."""
-        seat.SEAT.configure(msgspec.convert(settings, RoutingConfig))
+        """`settings`: the name of the `fleet`, and the section fleet.routing."""
+        self._seat = seat.seat_of(settings.pop("fleet"))
+        self._seat.configure(msgspec.convert(settings, RoutingConfig))
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Those that have not said yet where their controller is come later."""
         super().update_replicas(replicas)
-        seat.SEAT.members(members_of(replicas))
+        self._seat.members(members_of(replicas))
 
     async def choose_replicas(
         self,
@@ -38,7 +39,7 @@ class GridRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """The grid for the request first; the others, for whoever has nothing to ask with."""
-        return ranked(seat.SEAT, candidate_replicas, pending_request)
+        return ranked(self._seat, candidate_replicas, pending_request)
 
 
 def members_of(replicas: Collection[RunningReplica]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The seat of the router in an ingress replica's process: what Serve's request router and the
-replica's own engine both use.
+replica's own engine both use. There is one for each fleet, by the name of its deployment.
 
 Serve makes the request router (request_router.py) and runs it in a thread of its own; the notices
-come on the replica's loop. Hence one object a process, behind a lock.
+come on the replica's loop. Hence one object for both, behind a lock.
 """
 
 from __future__ import annotations
@@ -60,4 +60,9 @@ class Seat:
             return self._router.choose(ask, time.monotonic(), among)
 
 
-SEAT = Seat(RoutingConfig(), random.Random())
+_SEATS: dict[str, Seat] = {}
+
+
+def seat_of(fleet: str) -> Seat:
+    """This process's, of one fleet."""
+    return _SEATS.setdefault(fleet, Seat(RoutingConfig(), random.Random()))

@@ -17,6 +17,7 @@ from deployments.fleet.autoscaling import GridScaling, stats_of
 from deployments.fleet.grids import Grid
 from deployments.fleet.request_router import GridRouter, members_of, ranked
 from deployments.fleet.seat import Seat
+from deployments.fleet.seat import seat_of as seat_at
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
 from medha_actors.fleet.views import Ask
@@ -111,6 +112,31 @@ def test_without_scaling_there_are_as_many_replicas_as_grids():
     assert grids.num_replicas == 3
     grace_s = grids._deployment_config.graceful_shutdown_timeout_s
     assert grace_s > load(fixed).drain_timeout_s
+
+
+def test_several_models_share_the_ingress_and_have_grids_of_their_own():
+    small = {"model_loading_config": {"model_source": "random", "model_id": "small"}}
+    large = {**FLEET, "model_loading_config": {"model_source": "random", "model_id": "large"}}
+    deployment = {"num_replicas": 2}
+    application = build_app({"models": [small, large], "deployment_config": deployment})
+    ingress = application._bound_deployment
+    assert ingress.num_replicas == 2
+    assert not ingress._deployment_config.deployment_actors
+    fleets = [handle._bound_deployment for handle in ingress.init_args[1:]]
+    assert [fleet.name for fleet in fleets] == ["grids-small", "grids-large"]
+    routers = [fleet._deployment_config.request_router_config for fleet in fleets]
+    assert [one.request_router_kwargs["fleet"] for one in routers] == ["grids-small", "grids-large"]
+    assert [load(fleet.init_args[0]).fleet.num_grids for fleet in fleets] == [1, 2]
+
+
+def test_each_fleet_has_a_seat_of_its_own_in_a_process():
+    first = seat_at("grids-one")
+    assert seat_at("grids-one") is first
+    assert seat_at("grids-two") is not first
+    first.members({"a": "controller-a"})
+    heard = []
+    seat_at("grids-two").watch(heard.append)
+    assert heard == [{}]
 
 
 def test_without_a_fleet_everything_is_as_it_was():
