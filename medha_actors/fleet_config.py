@@ -60,3 +60,6 @@ class FleetConfig(_Section, frozen=True):
     routing: RoutingConfig = RoutingConfig()
     # None: there are always num_grids
     scaling: ScalingConfig | None = None
+    # In an update all new grids start beside the old ones, for which there has to be room. False:
+    # one after the other is drained, and replaced.
+    surge: bool = False

@@ -10,7 +10,7 @@ import ray
 from deployments.fleet.engine import FleetEngine
 from deployments.fleet.membership import Membership
 from deployments.fleet.reports import FleetReports
-from deployments.fleet.seat import seat_of
+from deployments.fleet.seat import edition_of, seat_of
 from deployments.scheduler_actor import SERVE_NAMESPACE
 from medha_actors.actors.engine import RayEngine
 from medha_actors.config import MedhaConfig
@@ -25,7 +25,8 @@ class AttachedFleet(FleetEngine):
         """`handle`: of the deployment of grids (fleet/grids.py), which has this name."""
         super().__init__(self._ask_serve, config.cache_name, config.kv_cache.page_tokens)
         self._handle = handle
-        self._membership = Membership(self, seat_of(name), _open)
+        edition = edition_of(config.model_loading_config)
+        self._membership = Membership(self, seat_of(name), edition, _open)
         self.reports = FleetReports(self._reports)
         self.max_model_len_tokens = 0
 

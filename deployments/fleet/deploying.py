@@ -30,6 +30,7 @@ def grids_of(
         "health_check_period_s": 1.0,
         "ray_actor_options": {"num_cpus": 0},
         "max_constructor_retry_count": 2,
+        "max_surge_percent": 100 if fleet.surge else 0,
         "graceful_shutdown_timeout_s": grace_s,
         "request_router_config": RequestRouterConfig(**router),
     }

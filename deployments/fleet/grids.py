@@ -17,7 +17,8 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from deployments.fleet.autoscaling import stats_of
-from deployments.fleet.request_router import CONTROLLER
+from deployments.fleet.request_router import CONTROLLER, EDITION
+from deployments.fleet.seat import edition_of
 from deployments.scheduler_actor import GRID_PREFIX, SERVE_NAMESPACE, SchedulerActor
 from medha_actors.config import load
 from medha_actors.fleet.notices import Notice
@@ -30,7 +31,9 @@ class Grid:
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # awaited by Serve
         self._args = args
-        self._drain_s = load(args).drain_timeout_s
+        config = load(args)
+        self._drain_s = config.drain_timeout_s
+        self._edition = edition_of(config.model_loading_config)
         context = serve.get_replica_context()
         self._name = f"{GRID_PREFIX}{context.app_name}::{context.replica_id.unique_id}"
         self._controller = self._find_or_make()
@@ -48,7 +51,7 @@ class Grid:
 
     def record_replica_metadata(self) -> dict[str, str]:
         """For the ingress replicas' routers."""
-        return {CONTROLLER: self._name}
+        return {CONTROLLER: self._name, EDITION: self._edition}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For the autoscaling policy."""

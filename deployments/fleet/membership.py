@@ -37,22 +37,24 @@ Open = Callable[[str, Callable[[Notice], None]], Attached]
 class Membership:
     """`fleet` has the grids that are attached. Serve says who is there in a thread of its own."""
 
-    def __init__(self, fleet: FleetEngine, seat: Seat, open_grid: Open) -> None:
+    def __init__(self, fleet: FleetEngine, seat: Seat, edition: str, open_grid: Open) -> None:
+        """`edition`: of the grids that this replica can use (seat.py)."""
         self._fleet = fleet
         self._seat = seat
+        self._edition = edition
         self._open = open_grid
         self._members: Members = {}
         self._known: dict[str, Attached] = {}  # also those that are not attached yet
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._first = asyncio.Event()
+        self._first: asyncio.Future[Attached] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> Attached:
         """Wait for the first grid, and return it."""
         self._loop = asyncio.get_running_loop()
-        self._seat.watch(self._changed)
-        await self._first.wait()
-        return next(iter(self._known.values()))
+        self._first = self._loop.create_future()
+        self._seat.watch(self._edition, self._changed)
+        return await self._first
 
     def _changed(self, members: Members) -> None:
         assert self._loop is not None
@@ -61,7 +63,7 @@ class Membership:
     def _update(self, members: Members) -> None:
         self._members = members
         for name in members.keys() - self._known.keys():
-            grid = self._open(members[name], partial(self._heard, name))
+            grid = self._open(members[name].controller, partial(self._heard, name))
             self._known[name] = grid
             self._spawn(self._join(name, grid))
         for name in self._known.keys() - members.keys():
@@ -87,7 +89,8 @@ class Membership:
                 await asyncio.sleep(_RETRY_S)
                 continue
             self._fleet.join(name, grid)
-            self._first.set()
+            if self._first is not None and not self._first.done():
+                self._first.set_result(grid)
             return
 
     async def _leave(self, name: str, grid: Attached) -> None:

@@ -17,7 +17,9 @@ from deployments.fleet import seat
 from medha_actors.fleet.views import Ask
 from medha_actors.fleet_config import RoutingConfig
 
-CONTROLLER = "controller"  # of a replica's metadata: the name of its grid's controller
+# Of a replica's metadata: the name of its grid's controller, and which model that has.
+CONTROLLER = "controller"
+EDITION = "edition"
 
 
 class GridRouter(RequestRouter):
@@ -42,13 +44,14 @@ class GridRouter(RequestRouter):
         return ranked(self._seat, candidate_replicas, pending_request)
 
 
-def members_of(replicas: Collection[RunningReplica]) -> dict[str, str]:
-    """Replica ids and the names of their controllers."""
+def members_of(replicas: Collection[RunningReplica]) -> dict[str, seat.Member]:
+    """By replica id, those that have said where their controller is."""
     members = {}
     for replica in replicas:
-        controller = replica.replica_metadata.get(CONTROLLER)
-        if controller is not None:
-            members[replica.replica_id.unique_id] = controller
+        said = replica.replica_metadata
+        if CONTROLLER in said:
+            member = seat.Member(said[CONTROLLER], said.get(EDITION, ""))
+            members[replica.replica_id.unique_id] = member
     return members
 
 
@@ -61,7 +64,7 @@ def ranked(
     if not arguments or not isinstance(arguments[0], Ask):
         return [candidates]
     left_out: Collection[str] = arguments[1] if len(arguments) > 1 else ()
-    names = [name for name in by_name if name not in left_out]
+    names = [name for name in by_name if name not in left_out and place.takes(name)]
     choice = place.choose(arguments[0], names)
     if choice is None:  # nobody has been heard yet, or nobody is left
         return [[by_name[name] for name in names] or candidates]

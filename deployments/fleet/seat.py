@@ -7,18 +7,30 @@ come on the replica's loop. Hence one object for both, behind a lock.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+import msgspec
+
+from medha_actors.config import ModelLoadingConfig
 from medha_actors.fleet.notices import Notice
 from medha_actors.fleet.routing import Choice, Router
 from medha_actors.fleet.views import Ask
 from medha_actors.fleet_config import RoutingConfig
 
-# Replica ids, and the names of the controllers of their grids.
-Members = Mapping[str, str]
+
+class Member(NamedTuple):
+    """A grid as Serve knows it: its controller's name, and which model it has (`edition_of`)."""
+
+    controller: str
+    edition: str
+
+
+Members = Mapping[str, Member]  # by the ids of their replicas
 
 
 class Seat:
@@ -27,7 +39,9 @@ class Seat:
     def __init__(self, settings: RoutingConfig, draw: random.Random) -> None:
         self._router = Router(settings, draw)
         self._lock = threading.Lock()
+        self._everybody: Members = {}
         self._members: Members = {}
+        self._edition: str | None = None
         self._watch: Callable[[Members], None] | None = None
 
     def configure(self, settings: RoutingConfig) -> None:
@@ -35,19 +49,31 @@ class Seat:
         with self._lock:
             self._router.settings = settings
 
-    def watch(self, changed: Callable[[Members], None]) -> None:
-        """`changed` is called with who is there, now and at each change, in whatever thread."""
+    def watch(self, edition: str, changed: Callable[[Members], None]) -> None:
+        """`changed` is called with who is there of this edition, now and at each change, in
+        whatever thread. In an update to another model, Serve's grids are of both for a while."""
+        self._edition = edition
         self._watch = changed
-        changed(self._members)
+        self.members(self._everybody)
 
-    def members(self, members: Members) -> None:
+    def members(self, everybody: Members) -> None:
         """Who is there, as Serve says."""
         with self._lock:
-            for name in self._members.keys() - members.keys():
+            self._everybody = dict(everybody)
+            mine = {name: one for name, one in everybody.items() if self._is_mine(one)}
+            for name in self._members.keys() - mine.keys():
                 self._router.lost(name)
-            self._members = dict(members)
+            self._members = mine
         if self._watch is not None:
-            self._watch(self._members)
+            self._watch(mine)
+
+    def takes(self, name: str) -> bool:
+        """Whether a grid may be chosen here."""
+        member = self._everybody.get(name)
+        return member is None or self._is_mine(member)
+
+    def _is_mine(self, member: Member) -> bool:
+        return self._edition in (None, member.edition)
 
     def heard(self, name: str, notice: Notice) -> bool:
         """See GridView.heard."""
@@ -58,6 +84,11 @@ class Seat:
         """See Router.choose."""
         with self._lock:
             return self._router.choose(ask, time.monotonic(), among)
+
+
+def edition_of(loading: ModelLoadingConfig) -> str:
+    """A name for a model as it is configured: equal for all who tokenise for it and compute it."""
+    return hashlib.sha256(msgspec.json.encode(loading, order="deterministic")).hexdigest()[:16]
 
 
 _SEATS: dict[str, Seat] = {}

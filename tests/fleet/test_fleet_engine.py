@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from deployments.fleet.engine import FleetEngine
 from deployments.fleet.membership import Membership
 from deployments.fleet.reports import merged
-from deployments.fleet.seat import Seat
+from deployments.fleet.seat import Member, Seat
 from medha_actors.actors.engine import RayEngine
 from medha_actors.bench.played import PlayedController, accepting
 from medha_actors.errors import UnavailableError
@@ -182,16 +182,20 @@ async def test_grids_come_and_go_as_serve_says() -> None:
     def opened(controller: str, hear: Any) -> Grid:
         return made.setdefault(controller, Grid())
 
-    membership = Membership(fleet, seat, opened)
-    seat.members({"one": "controller-1"})
+    membership = Membership(fleet, seat, "old", opened)
+    seat.members({"one": Member("controller-1", "old")})
     await membership.start()
     assert set(fleet.grids) == {"one"}
+    one, two = (Member(f"controller-{number}", "old") for number in (1, 2))
+    new = Member("controller-3", "new")  # of an update to another model
     # Serve's router runs in another thread
-    await asyncio.to_thread(seat.members, {"one": "controller-1", "two": "controller-2"})
+    await asyncio.to_thread(seat.members, {"one": one, "two": two, "three": new})
     await settled()
     assert set(fleet.grids) == {"one", "two"}
+    assert "controller-3" not in made
+    assert not seat.takes("three")
     made["controller-1"].live = 1
-    await asyncio.to_thread(seat.members, {"two": "controller-2"})
+    await asyncio.to_thread(seat.members, {"two": two, "three": new})
     await settled()
     assert set(fleet.grids) == {"two"}
     assert not made["controller-1"].stopped.is_set()  # it drains

@@ -16,7 +16,7 @@ from deployments.app import build_app
 from deployments.fleet.autoscaling import GridScaling, stats_of
 from deployments.fleet.grids import Grid
 from deployments.fleet.request_router import GridRouter, members_of, ranked
-from deployments.fleet.seat import Seat
+from deployments.fleet.seat import Member, Seat, edition_of
 from deployments.fleet.seat import seat_of as seat_at
 from medha_actors.config import load
 from medha_actors.errors import ConfigError
@@ -35,7 +35,7 @@ FLEET: dict[str, Any] = {
 
 
 def replica(name: str, controller: str | None = None) -> Any:
-    metadata = {} if controller is None else {"controller": controller}
+    metadata = {} if controller is None else {"controller": controller, "edition": "e"}
     return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), replica_metadata=metadata)
 
 
@@ -66,14 +66,37 @@ def test_before_anything_was_heard_and_without_an_ask_anybody_will_do():
 
 
 def test_who_has_not_said_where_its_controller_is_is_no_member_yet():
-    assert members_of([replica("a", "controller-a"), replica("b")]) == {"a": "controller-a"}
+    members = members_of([replica("a", "controller-a"), replica("b")])
+    assert members == {"a": Member("controller-a", "e")}
 
 
 def test_a_grid_that_serve_has_taken_out_is_forgotten():
     place = seat_of(a=IDLE, b=waiting(5.0))
-    place.members({"a": "x", "b": "y"})
-    place.members({"b": "y"})
+    place.members({"a": Member("x", "e"), "b": Member("y", "e")})
+    place.members({"b": Member("y", "e")})
     assert place.choose(ASK, ["a", "b"]).grid == "b"
+
+
+def test_in_an_update_to_another_model_each_replica_keeps_to_the_grids_of_its_own():
+    place = seat_of()
+    everybody = {"old": Member("x", "before"), "new": Member("y", "after")}
+    place.members(everybody)
+    seen = []
+    place.watch("after", seen.append)
+    assert seen == [{"new": everybody["new"]}]
+    candidates = [replica("old"), replica("new")]
+    assert ranked(place, candidates, pending(ASK)) == [[candidates[1]]]
+    place.members({"old": everybody["old"]})
+    assert seen[-1] == {}
+
+
+def test_an_edition_is_the_model_as_it_is_configured():
+    first = load(FLEET)
+    other = load({**FLEET, "scheduler": {"policy": "edf"}})
+    model = {"model_source": "random", "dtype": "float32"}
+    third = load({**FLEET, "model_loading_config": model})
+    assert edition_of(first.model_loading_config) == edition_of(other.model_loading_config)
+    assert edition_of(first.model_loading_config) != edition_of(third.model_loading_config)
 
 
 def test_serve_finds_both_classes_by_their_paths():
@@ -112,6 +135,9 @@ def test_without_scaling_there_are_as_many_replicas_as_grids():
     assert grids.num_replicas == 3
     grace_s = grids._deployment_config.graceful_shutdown_timeout_s
     assert grace_s > load(fixed).drain_timeout_s
+    assert grids._deployment_config.max_surge_percent == 0
+    surging = grids_of(build_app({**FLEET, "fleet": {"num_grids": 3, "surge": True}}))
+    assert surging._deployment_config.max_surge_percent == 100
 
 
 def test_several_models_share_the_ingress_and_have_grids_of_their_own():
@@ -133,9 +159,9 @@ def test_each_fleet_has_a_seat_of_its_own_in_a_process():
     first = seat_at("grids-one")
     assert seat_at("grids-one") is first
     assert seat_at("grids-two") is not first
-    first.members({"a": "controller-a"})
+    first.members({"a": Member("controller-a", "e")})
     heard = []
-    seat_at("grids-two").watch(heard.append)
+    seat_at("grids-two").watch("e", heard.append)
     assert heard == [{}]
 
 
