@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
 
 from medha_actors.errors import MedhaError, UnavailableError
 from medha_actors.telemetry.histogram import Family, Labels
-from medha_actors.telemetry.reports import Asked, Reports, Snapshot, StepReport
+from medha_actors.telemetry.reports import Asked, GridRow, Reports, Snapshot, StepReport
 from medha_actors.telemetry.timelines import Timeline
+
+_NEVER: Final = 2**62  # no step has so high a number
 
 
 class FleetReports:
@@ -56,15 +61,50 @@ class FleetReports:
             steps += of_them
         return timelines, steps
 
-    async def snapshot(self, after: int) -> Snapshot:
-        """Of the first grid: the live page draws one."""
-        return await self._all()[0].snapshot(after)
+    async def snapshot(self, after: int, grid: str = "") -> Snapshot:
+        """Of one grid in all detail, of all of them a row."""
+        found = await self._snapshots(after, grid)
+        if not found:
+            raise UnavailableError("no grid is there")
+        drawn = grid
+        if grid not in found:
+            drawn = min(found)
+            found |= await self._snapshots(0, drawn, only=drawn)
+        rows = [_row(name, found[name]) for name in sorted(found)]
+        return msgspec.structs.replace(found[drawn], grid=drawn, grids=rows)
+
+    async def _snapshots(self, after: int, grid: str, only: str = "") -> dict[str, Snapshot]:
+        """Of those that answer, by name; steps of one alone."""
+        grids = {name: one for name, one in self._grids().items() if only in ("", name)}
+        calls = [one.snapshot(after if name == grid else _NEVER) for name, one in grids.items()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        found: dict[str, Snapshot] = {}
+        for name, answer in zip(grids, answers, strict=True):
+            if isinstance(answer, Snapshot):
+                found[name] = answer
+            elif not isinstance(answer, MedhaError):
+                raise answer
+        return found
 
     def _all(self) -> list[Reports]:
         grids = self._grids()
         if not grids:
             raise UnavailableError("no grid is there")
         return [grids[name] for name in sorted(grids)]
+
+
+def _row(name: str, snapshot: Snapshot) -> GridRow:
+    stats = snapshot.stats
+    return GridRow(
+        name=name,
+        running=stats.running,
+        prefilling=stats.prefilling,
+        waiting=stats.waiting,
+        backlog_s=stats.backlog_s,
+        kv_usage=stats.kv_usage,
+        generation_tokens_total=stats.generation_tokens_total,
+        ttft_s=snapshot.ttft_s,
+    )
 
 
 def merged(found: Mapping[str, list[Family]]) -> list[Family]:
