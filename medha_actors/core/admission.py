@@ -14,7 +14,7 @@ from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, Req
 from medha_actors.messages import TOKEN_BYTES, Rejected, Request, SamplingParams
 
 RETRY_BOUNDS_S = (1.0, 60.0)
-NOBODYS = Request(id="", prompt_token_ids=b"", sampling=SamplingParams(max_tokens=1))
+IMAGINED = Request(id="", prompt_token_ids=b"", sampling=SamplingParams(max_tokens=1))
 LAST = 2**62  # a serial after all others
 
 
@@ -146,18 +146,19 @@ class Admission:
             state.timeout_at = request.arrived_at + timeout_s
         return state
 
-    def imagined(self, prompt: int, drag: float, now: float) -> RequestState:
-        """A request of nobody's that comes now, behind all others, with so many tokens of which
-        none is cached; nothing is done for it."""
+    def imagined(self, prompt: int, tenant: str, drag: float, now: float) -> RequestState:
+        """A request that might come now, behind all others, with so many tokens of which none is
+        cached; nothing is done for it."""
         work_s = self._table.seconds(0, prompt)
         return RequestState(
-            request=NOBODYS,
+            request=IMAGINED,
             serial=LAST,
             milestones=Milestones(now, now + self._ttft_s(drag * work_s)),
             tpot_s=self._objectives.tpot_s,
             timeout_at=math.inf,
             prompt=prompt,
             goal=prompt,
+            tenant=tenant,
             total_work_s=work_s,
             remaining_s=work_s,
             load_s=self._table.load_s(0, prompt),

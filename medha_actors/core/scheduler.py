@@ -138,11 +138,11 @@ class Scheduler:
             cached_tokens=max(state.hit, state.stored),
         )
 
-    def waits(self, prompts: Iterable[int], now: float) -> list[float]:
+    def waits(self, prompts: Iterable[int], tenant: str, now: float) -> list[float]:
         """For each of these prompts, none of which is cached: how many seconds later than in an
-        idle grid its first token would come, if it arrived now."""
+        idle grid its first token would come, if it arrived now as this tenant's."""
         drag = self._announcing.pace.steady_drag
-        states = [self._admission.imagined(prompt, drag, now) for prompt in prompts]
+        states = [self._admission.imagined(prompt, tenant, drag, now) for prompt in prompts]
         return [max(0.0, self._first_token_s(state, now) - state.total_work_s) for state in states]
 
     def cancel(

@@ -2,13 +2,15 @@
 
 What a newcomer would wait is asked of the scheduler's own forecast (core/forecast.py), for several
 amounts of work: under a policy that lets short prefills go first, a short one waits for less. So a
-router needs to know nothing of policies.
+router needs to know nothing of policies. A tenant that has many requests here waits for its own
+(core/shares.py), so the largest have waits of their own, and a router sends them elsewhere.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from heapq import nlargest
 from itertools import islice
 
 import msgspec
@@ -21,6 +23,8 @@ from medha_actors.fleet.notices import Notice, Points, pack_names
 _SHORTEST = 64  # tokens, of the prompts whose costs are told
 _PER_OCTAVE = 2
 _AMOUNTS = 6  # of work, for which the wait is told
+_AMOUNTS_BESIDE = 4  # where there are several tenants
+_TENANTS = 4  # whose waits are told: those with the most requests waiting
 _LEAST_PACE = 0.05
 _LOOKED_AT = 256  # waiting requests, for lateness
 _MEMORY_S = 10.0  # the load's
@@ -43,6 +47,7 @@ class Herald:
             self._places.update(pages.page_of.keys())
             self._places.update(tier.slot_of.keys())
         self._lengths = _lengths(scheduler.max_tokens)
+        self._told: dict[str, Points] = {}  # waits of tenants, the oldest first
         self._worked_s = (0.0, 0.0)
         self._told_at: float | None = None
         self._load = 0.0
@@ -71,7 +76,8 @@ class Herald:
             slots=self._slots - len(live.holding),
             live=len(live.by_id),
             costs=costs,
-            waits=self._waits(costs, now),
+            waits=self._waits(costs, "", now),
+            tenants=self._tenants(costs, now),
             pace=pace,
             load=self._load,
             queued=len(queue),
@@ -108,11 +114,26 @@ class Herald:
         table = self._scheduler.table
         return tuple([(tokens, table.seconds(0, tokens)) for tokens in self._lengths])
 
-    def _waits(self, costs: Points, now: float) -> Points:
+    def _tenants(self, costs: Points, now: float) -> tuple[tuple[str, Points], ...]:
+        """Of the largest, one anew each time: with many tenants, forecasts take long."""
+        queue = self._scheduler.live.queue
+        named = [name for name in queue.names if name]
+        if len(named) > _TENANTS:
+            named = nlargest(_TENANTS, named, key=lambda name: queue.of(name).waiting)
+        self._told = {name: told for name, told in self._told.items() if name in named}
+        untold = [name for name in named if name not in self._told]
+        turn = next(iter(untold or self._told), None)  # whose are the oldest
+        if turn is not None:
+            self._told.pop(turn, None)
+            self._told[turn] = self._waits(costs, turn, now)
+        return tuple(self._told.items())
+
+    def _waits(self, costs: Points, tenant: str, now: float) -> Points:
+        amounts = _AMOUNTS if self._scheduler.live.queue.tenants < 2 else _AMOUNTS_BESIDE
         last = len(costs) - 1
-        places = sorted({round(last * number / (_AMOUNTS - 1)) for number in range(_AMOUNTS)})
+        places = sorted({round(last * number / (amounts - 1)) for number in range(amounts)})
         prompts = [self._lengths[place] for place in places]
-        waits = self._scheduler.waits(prompts, now)
+        waits = self._scheduler.waits(prompts, tenant, now)
         return tuple([(costs[place][1], wait) for place, wait in zip(places, waits, strict=True)])
 
     def _decode_fill(self) -> float:

@@ -37,6 +37,8 @@ class Notice(msgspec.Struct, frozen=True, tag="notice", array_like=True, kw_only
     draining: bool
     came: bytes  # names of pages that can be found
     gone: bytes  # and of those that cannot be found any more
+    # the same as `waits` for some tenants that have requests waiting; `waits` is for others
+    tenants: tuple[tuple[str, Points], ...] = ()
 
 
 def pack_names(keys: Iterable[PageKey]) -> bytes:

@@ -22,6 +22,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     names: Sequence[int] = ()  # of the prompt's whole pages, first to last
+    tenant: str = ""
 
 
 def ask_of(request: Request, cache_name: str | None, page_tokens: int) -> Ask:
@@ -40,6 +41,7 @@ def ask_of(request: Request, cache_name: str | None, page_tokens: int) -> Ask:
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.sampling.max_tokens,
         names=names,
+        tenant=request.tenant,
     )
 
 
@@ -114,7 +116,7 @@ class GridView:
         whole_s = between(notice.costs, ask.prompt_tokens)
         rest_s = between(notice.costs, ask.prompt_tokens - hit)
         work_s = max(rest_s, whole_s - between(notice.costs, hit) if hit else whole_s)
-        wait_s = between(notice.waits, work_s)
+        wait_s = between(dict(notice.tenants).get(ask.tenant, notice.waits), work_s)
         for sent in self._sent:  # of a long one ahead, as much as of our own
             wait_s += min(sent.work_s, work_s) / notice.pace
         needed = ask.prompt_tokens + ask.output_tokens - hit

@@ -51,7 +51,7 @@ def test_the_command_writes_its_table_and_goes_on(tmp_path, capsys):
     assert not list(tmp_path.glob("*.json"))
     assert main(["fleet", *flags, *contenders]) == 0
     first = capsys.readouterr()
-    assert "predicted, lars" in first.out
+    assert "predicted, dboost" in first.out
     assert "random, fcfs_chunked: 1 GPUs for 95% good" in first.out
     assert len(list(tmp_path.glob("*.json"))) == 4
     assert main(["fleet", *flags, *contenders]) == 0

@@ -9,6 +9,7 @@ import pytest
 from core_inputs import PAGE, config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from medha_actors.core.page_store import PageStore
 from medha_actors.core.predictor import ExecutionModel
@@ -16,6 +17,7 @@ from medha_actors.core.simulator import Simulation
 from medha_actors.fleet.herald import Herald
 from medha_actors.fleet.views import GridView, ask_of
 from medha_actors.messages import Accepted
+from medha_actors.tuning import FairnessConfig
 
 FEW = 7  # requests that come at once: so few are no rate of arrivals yet
 
@@ -200,3 +202,39 @@ def test_a_busy_grid_says_so_and_an_idle_one_too():
     for second in range(60):
         last = herald.tell(simulation.now + 1 + second)
     assert last.load < 0.01
+
+
+def test_a_tenant_that_has_many_waiting_waits_for_its_own():
+    """Two grids; a crowd is in one of them. Its next request is told to go to the other one,
+    although a stranger would be served in the first as soon."""
+    views = {}
+    for name in ("crowded", "shared"):
+        simulation = simulation_of("fcfs_chunked", fairness=FairnessConfig(most_advance_s=0.0))
+        for number in range(FEW):
+            tenant = "crowd" if name == "crowded" else f"one of {number}"
+            request = replace(request_of(f"q{number}", 900, 4, at=0.0), tenant=tenant)
+            simulation.scheduler.add(request, 0.0)
+        views[name] = GridView(name)
+        views[name].heard(herald_of(simulation).whole(0.0), 0.0)
+    request = request_of("new", 800, 4, at=0.0)
+
+    def ttft_s(name, tenant):
+        return views[name].predict(ask_of(replace(request, tenant=tenant), None, PAGE)).ttft_s
+
+    assert ttft_s("crowded", "crowd") > 6.0
+    assert ttft_s("crowded", "stranger") < 3.0
+    assert ttft_s("shared", "crowd") == ttft_s("shared", "stranger")
+
+
+def test_only_the_largest_of_many_tenants_have_waits_of_their_own():
+    simulation = simulation_of("lars")
+    for number in range(20):
+        for name in range(number % 10 + 1):
+            request = request_of(f"q{number}-{name}", 50, 4, at=0.0)
+            simulation.scheduler.add(replace(request, tenant=f"t{number}"), 0.0)
+    herald = herald_of(simulation)
+    told = [dict(herald.tell(0.1 * number).tenants) for number in range(6)]
+    assert [len(tenants) for tenants in told] == [1, 2, 3, 4, 4, 4]
+    assert set(told[3]) == {"t8", "t9", "t18", "t19"}
+    changed = [name for name, points in told[4].items() if told[3][name] != points]
+    assert len(changed) <= 1  # in turn

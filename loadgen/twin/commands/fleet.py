@@ -30,16 +30,19 @@ from loadgen.twin.fleet.simulation import FleetOptions
 from loadgen.twin.fleet.traffic import Rate, mixed
 from loadgen.twin.options import DeploymentOptions, deployment_of, scheduler_of
 from loadgen.twin.replay import expect, idle_points, longest_of
+from medha_actors.config import SchedulerConfig
 from medha_actors.fleet_config import RouterName, RoutingConfig, ScalingConfig
 from medha_actors.quantities import Policy
 
+_OURS: Policy = SchedulerConfig().policy
 # router, scheduling policy; the last is how vLLM schedules, behind a balancer that knows nothing
 CONTENDERS: dict[str, tuple[RouterName, Policy]] = {
-    "predicted": ("predicted", "lars"),
-    "pools": ("pools", "lars"),
-    "prefix": ("prefix", "lars"),
-    "two_choices": ("two_choices", "lars"),
-    "random": ("random", "lars"),
+    "predicted": ("predicted", _OURS),
+    "pools": ("pools", _OURS),
+    "prefix": ("prefix", _OURS),
+    "two_choices": ("two_choices", _OURS),
+    "random": ("random", _OURS),
+    "predicted+lars": ("predicted", "lars"),
     "prefix+fcfs": ("prefix", "fcfs_chunked"),
     "two_choices+fcfs": ("two_choices", "fcfs_chunked"),
     "random+fcfs": ("random", "fcfs_chunked"),
@@ -58,7 +61,8 @@ class FleetCommand(msgspec.Struct, frozen=True, kw_only=True):
         tuple[int, ...], flag("numbers of them to try", metavar="N", ge=1, le=1024)
     ] = (16,)
     contenders: Annotated[
-        tuple[str, ...], flag("router, and +fcfs for vLLM's scheduling", choices=tuple(CONTENDERS))
+        tuple[str, ...],
+        flag("router; +lars: under LARS, +fcfs: with vLLM's scheduling", choices=tuple(CONTENDERS)),
     ] = tuple(CONTENDERS)
     rate: Annotated[float, flag("requests per second", gt=0)] = 80.0
     for_s: Annotated[float, flag("seconds of arrivals", name="--for", gt=0)] = 40.0
