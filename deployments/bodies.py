@@ -8,7 +8,7 @@ but a second and 200 MB as a list).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -63,6 +63,17 @@ class Bodies:
         self._most_values = most_values
         self._memory = MemoryReturn()
         self.large_bytes = 0  # of large bodies that are in memory now
+
+    @classmethod
+    def widest(cls, all_bodies: Sequence[Bodies]) -> Bodies:
+        """For what any of these would take."""
+        every = [bodies._limits for bodies in all_bodies]
+        limits = msgspec.structs.replace(
+            every[0],
+            max_body_bytes=max([each.max_body_bytes for each in every]),
+            max_large_bodies_bytes=max([each.max_large_bodies_bytes for each in every]),
+        )
+        return cls(limits, max([bodies._most_values for bodies in all_bodies]))
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[Body]:

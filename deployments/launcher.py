@@ -26,8 +26,8 @@ import msgspec
 import psutil
 
 from deployments import haproxy
+from deployments.catalogue import catalogue_of
 from deployments.keys import load_keys
-from medha_actors.config import load
 from medha_actors.errors import ConfigError
 
 # Unless the user has set them. Serve's own health-check periods are 10 s, and a dead proxy is
@@ -86,10 +86,11 @@ def drain_timeout_s(path: Path) -> float:
     except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise ConfigError(f"is no Serve configuration: {error}") from None
     ours = [app for app in applications if app.get("import_path") == _APPLICATION]
-    loaded = [load(app.get("args") or {}) for app in ours]
-    for args in loaded:
-        load_keys(args.api_keys)
-    return max((args.drain_timeout_s for args in loaded), default=0.0)
+    catalogues = [catalogue_of(app.get("args") or {}) for app in ours]
+    for catalogue in catalogues:
+        for entry in catalogue.entries:
+            load_keys(entry.config.api_keys)
+    return max([catalogue.drain_timeout_s for catalogue in catalogues], default=0.0)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -131,6 +131,7 @@ _ROWS: Final = (
     ),
 )
 _BY_PATH: Final = {row.path: row for row in _ROWS}
+WITH_BODY: Final = frozenset({row.path for row in _ROWS if row.body is not None})
 _CONVERTER: Final = re.compile(r":\w+\}")
 
 

@@ -12,7 +12,9 @@ from medha_actors.actors.controller import Controller
 from medha_actors.actors.orphans import Owner
 from medha_actors.config import load
 
-_SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
+SERVE_NAMESPACE = "serve"  # where Serve names its deployment actors
+
+GRID_PREFIX = "medha-grid::"  # of the controllers of a fleet
 
 
 class SchedulerActor(Controller):
@@ -22,19 +24,21 @@ class SchedulerActor(Controller):
         name = ray.get_runtime_context().get_actor_name()
         assert name is not None, "Serve names its deployment actors"
         patience_s = load(args).actors.orphan_timeout_s
-        super().__init__(args, Owner(name, _SERVE_NAMESPACE, patience_s))
+        super().__init__(args, Owner(name, SERVE_NAMESPACE, patience_s))
         self._name = name
 
     def predecessors(self) -> list[Any]:
         """Controllers of other versions of this deployment: `serve deploy` replaces them. Serve's
         names for them are PREFIX::application::deployment::version::name."""
+        if self._name.startswith(GRID_PREFIX):
+            return []  # Serve lets the replicas of before drain, and then starts new ones
         deployment, _, suffix = self._name.rsplit("::", 2)
         handles = []
         for actor in ray.util.list_named_actors(all_namespaces=True):
             name = actor["name"]
-            if actor["namespace"] != _SERVE_NAMESPACE or name == self._name:
+            if actor["namespace"] != SERVE_NAMESPACE or name == self._name:
                 continue
             if name.startswith(f"{deployment}::") and name.endswith(f"::{suffix}"):
                 with contextlib.suppress(ValueError):  # it has ended meanwhile
-                    handles.append(ray.get_actor(name, namespace=_SERVE_NAMESPACE))
+                    handles.append(ray.get_actor(name, namespace=SERVE_NAMESPACE))
         return handles

@@ -19,12 +19,13 @@ from loadgen.selftest import SelfTestOptions
 from loadgen.send.options import ServerOptions
 from loadgen.show.options import ReportOptions, WatchOptions
 from loadgen.twin.commands.fidelity import FidelityOptions
+from loadgen.twin.commands.fleet import FleetCommand
 from loadgen.twin.commands.laboratory import LaboratoryOptions
 from loadgen.twin.commands.overload import OverloadOptions
 from loadgen.twin.commands.planner import GridOptions, PlanOptions
 from loadgen.twin.commands.prefix import PrefixOptions
 from loadgen.twin.commands.promises import PromisesOptions
-from loadgen.twin.commands.simulate import SimulateOptions
+from loadgen.twin.commands.simulate import RoutingOptions, SimulateOptions
 from loadgen.twin.options import DeploymentOptions
 from loadgen.twin.paper.reproduce import ReproduceOptions
 from loadgen.workload.options import PaceOptions, WorkloadOptions
@@ -100,6 +101,7 @@ def _add_simulated_commands(commands: Commands) -> None:
         commands, "simulate", "run a workload against a simulated deployment of this server"
     )
     _add_group(simulate, "deployment", DeploymentOptions)
+    _add_group(simulate, "fleet", RoutingOptions)
     _add_load_flags(simulate)
     _add_group(simulate, _OUTPUT, ReportOptions)
     reproduce = _command(
@@ -134,6 +136,11 @@ def _add_simulated_commands(commands: Commands) -> None:
     add_flags(promises, PromisesOptions)
     overload = _command(commands, "overload", "floods with and without admission, in simulation")
     add_flags(overload, OverloadOptions)
+    fleet = _command(
+        commands, "fleet", "compare routers between grids, or autoscale over a day, in simulation"
+    )
+    add_flags(fleet, FleetCommand)
+    _add_group(fleet, "deployment of one grid", DeploymentOptions)
 
 
 def _command(commands: Commands, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -197,6 +204,7 @@ def simulate_options(arguments: argparse.Namespace) -> SimulateOptions:
     """Raises LoadgenError."""
     return SimulateOptions(
         deployment=fill(arguments, DeploymentOptions),
+        routing=fill(arguments, RoutingOptions),
         workload=fill(arguments, WorkloadOptions),
         pace=fill(arguments, PaceOptions),
         judgement=fill(arguments, JudgementOptions),

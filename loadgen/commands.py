@@ -22,6 +22,7 @@ from loadgen.show.compare import read_runs, tables, warnings, write_comparison
 from loadgen.show.output import directory_of, say
 from loadgen.show.tables import all_and_classes, as_text, class_table
 from loadgen.twin.commands.fidelity import FidelityOptions, fidelity
+from loadgen.twin.commands.fleet import FleetCommand, fleet
 from loadgen.twin.commands.laboratory import LaboratoryOptions, laboratory
 from loadgen.twin.commands.overload import OverloadOptions, overload
 from loadgen.twin.commands.planner import plan
@@ -121,6 +122,10 @@ def _overload(arguments: argparse.Namespace) -> int:
     return overload(fill(arguments, OverloadOptions), say)
 
 
+def _fleet(arguments: argparse.Namespace) -> int:
+    return fleet(fill(arguments, FleetCommand), fill(arguments, DeploymentOptions), say)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "capacity": _capacity,
@@ -135,6 +140,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "laboratory": _laboratory,
     "promises": _promises,
     "overload": _overload,
+    "fleet": _fleet,
 }
 
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from medha_actors.bounds import Bounds, check, explained, numbers
 from medha_actors.errors import ConfigError
+from medha_actors.fleet_config import FleetConfig
 from medha_actors.quantities import (
     LOOPBACK,
     Bytes,
@@ -275,6 +276,7 @@ class MedhaConfig(Section, frozen=True):
     api_keys: ApiKeysConfig = ApiKeysConfig()
     cors: CorsConfig = CorsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    fleet: FleetConfig = FleetConfig()
     # What is in flight when the server stops, or when a new configuration replaces this one, may
     # take so long to finish; what is left then ends with an error.
     drain_timeout_s: Seconds = 30.0
@@ -317,7 +319,16 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
     objectives = config.objectives
     cache = config.kv_cache
     rows = min(65_536, scheduler.max_batch_tokens - 1)
+    scaling = config.fleet.scaling
+    grids: list[tuple[str, Bounds]] = []
+    if scaling is not None:
+        bounds = Bounds(scaling.min_grids, scaling.max_grids)
+        grids = [
+            ("fleet.scaling.min_grids", Bounds(1, scaling.max_grids)),
+            ("fleet.num_grids", bounds),
+        ]
     return [
+        *grids,
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
         ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
         ("scheduler.max_running_requests", Bounds(1, rows)),

@@ -17,6 +17,7 @@ CORE_STDLIB = {
 CONTRACT = (
     "medha_actors.config",
     "medha_actors.errors",
+    "medha_actors.fleet_config",
     "medha_actors.messages",
     "medha_actors.model_shares",
     "medha_actors.model_spec",
@@ -34,9 +35,12 @@ TWIN = (
     "medha_actors.config",
     "medha_actors.core",
     "medha_actors.errors",
+    "medha_actors.fleet",
+    "medha_actors.fleet_config",
     "medha_actors.messages",
     "medha_actors.model_shares",
     "medha_actors.model_spec",
+    "medha_actors.quantities",
 )
 
 
@@ -50,6 +54,11 @@ def rooms_below(room: str) -> tuple[str, ...]:
 # The first that fits a module holds.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medha_actors.core": (("medha_actors.core", *CONTRACT), ("ray", "torch", "numpy")),
+    "medha_actors.fleet": (
+        ("medha_actors.fleet", "medha_actors.core", *CONTRACT),
+        ("ray", "torch", "numpy"),
+    ),
+    "medha_actors.fleet_config": (("medha_actors.quantities",), ("ray", "torch", "numpy")),
     "medha_actors.model_spec": (CONTRACT, ("ray", "torch", "numpy")),
     "medha_actors.model_shares": (CONTRACT, ("ray", "torch", "numpy")),
     "medha_actors.telemetry": (("medha_actors.telemetry", "medha_actors.core", *CONTRACT), HEAVY),
@@ -59,6 +68,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "medha_actors.actors",
             "medha_actors.core",
+            "medha_actors.fleet",
             "medha_actors.model",
             "medha_actors.files",
             "medha_actors.telemetry",
@@ -119,7 +129,7 @@ def test_imports_point_one_way(path: Path):
         assert root not in forbidden, f"{module} imports {name}"
         if root in PACKAGES:
             assert any(lies_in(name, package) for package in allowed), f"{module} imports {name}"
-        if lies_in(module, "medha_actors.core"):
+        if lies_in(module, "medha_actors.core") or lies_in(module, "medha_actors.fleet"):
             assert root in CORE_STDLIB | {"msgspec", "medha_actors"}, f"{module} imports {name}"
 
 

@@ -72,7 +72,7 @@ def _play_one(
     more: dict[str, Any],
 ) -> Played:
     simulation = deployment.simulation(follow=clients.follow, **more)
-    with _no_collection():
+    with no_collection():
         result = simulation.run(clients.start())
     logs = result.requests
     records = [record_of(planned, logs.get(name_of(planned))) for planned in requests]
@@ -87,7 +87,7 @@ def _play_one(
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """A simulation makes millions of small objects and no cycles: the collector would only walk
     over them."""
     was = gc.isenabled()

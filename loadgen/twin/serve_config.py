@@ -43,18 +43,17 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
             "prefix_cache": deployment.prefix_cache,
             "host_bytes": deployment.host_bytes,
         },
+        **({"fleet": {"num_grids": deployment.replicas}} if deployment.replicas > 1 else {}),
         **({} if cpu else {"accelerator_type": deployment.device.name.upper()}),
     }
 
 
 def serve_config(deployment: Deployment) -> str:
-    """YAML for `serve run`. Several replicas are as many applications behind a router."""
+    """YAML for `serve run`. Several replicas are as many grids (docs/fleet.md)."""
     notes = [
         f"# {deployment.devices} x {deployment.device.name}: {deployment.name}, planned by "
         "medha-loadgen plan"
     ]
-    if deployment.replicas > 1:
-        notes.append(f"# start it {deployment.replicas} times, behind a router")
     application = {
         "name": "medha",
         "route_prefix": "/",

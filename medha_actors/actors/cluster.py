@@ -21,7 +21,7 @@ from medha_actors.actors.capacity import measured_pages, pages_of, slots_of, tri
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.layout import chosen_device, described, fitted
-from medha_actors.actors.links import Endpoint, Hello, Link, dial
+from medha_actors.actors.links import Endpoint, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
@@ -167,7 +167,7 @@ class Cluster:
 
         def links_to(stage: int) -> list[Link]:
             ends = [endpoints[Cell(stage, group)] for group in range(shape.groups)]
-            return [dial(end, node, Hello(secret, None)) for end in ends]
+            return [dial(end, node, secret, None) for end in ends]
 
         self.first = links_to(0)
         self.last = self.first if shape.stages == 1 else links_to(shape.stages - 1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from medha_actors.actors.announcer import Announcer
 from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.orphans import Owner
@@ -59,6 +60,7 @@ class Controller:
         self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
         self._observer = Silence()
         self._reporter = Mute()
+        self._announcer: Announcer | None = None
         self._overtaken: deque[str] = deque(maxlen=256)  # cancelled while unknown
         self._starting: asyncio.Task[Pipeline] | None = None
         epoch = time.time()
@@ -111,6 +113,9 @@ class Controller:
             cluster, scheduler, self._sinks, self._records, self._observer, self._now
         )
         await pipeline.connect()
+        if self.config.fleet.num_grids is not None:
+            self._announcer = Announcer(self.config, scheduler, self._sinks, self._now)
+            self._announcer.start()
         for predecessor in self.predecessors():
             predecessor.retire.remote(at_once=False)
         return pipeline
@@ -119,6 +124,8 @@ class Controller:
         """Take no new requests and let those in flight finish; what is left after `timeout_s` ends
         with an error that invites to try again. Returns how many requests that were."""
         self._sinks.drain()
+        if self._announcer is not None:
+            self._announcer.drain()
         return await self._pipeline.drain(timeout_s) if self._pipeline is not None else 0
 
     def predecessors(self) -> list[Any]:
@@ -200,6 +207,10 @@ class Controller:
 
     # ---------------------------------------------------------------- telemetry
     # Msgpack of what medha_actors.telemetry.reports.Reports describes.
+
+    async def notice(self) -> bytes:
+        """The grid's last notice, without pages: the msgpack of Notice or None."""
+        return _encode(None if self._announcer is None else self._announcer.last)
 
     async def stats(self) -> bytes:
         """The scheduler's counters and the seconds of work of each stage (group 0), as a msgpack

@@ -21,6 +21,7 @@ from medha_actors.actors.reports import RayReports
 from medha_actors.actors.sessions import Session, attach, attach_again
 from medha_actors.actors.submissions import Submission
 from medha_actors.errors import EngineError, UnavailableError
+from medha_actors.fleet.notices import Notice
 from medha_actors.messages import (
     Accepted,
     DrainingEvent,
@@ -32,7 +33,7 @@ from medha_actors.record import Record
 
 _log = logging.getLogger("medha.engine")
 _encode = msgspec.msgpack.Encoder().encode
-_decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent]).decode
+_decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent | Notice]).decode
 _decode_answer: Callable[[bytes], Accepted | Rejected] = msgspec.msgpack.Decoder(
     Accepted | Rejected
 ).decode
@@ -50,9 +51,16 @@ class RayEngine:
     """The controller actor, seen from one ingress replica. `find` looks its handle up (ValueError:
     not there yet)."""
 
-    def __init__(self, find: Callable[[], Any], patience_s: float = 10.0) -> None:
-        """`patience_s`: how long a new request waits for an engine that is being made anew."""
+    def __init__(
+        self,
+        find: Callable[[], Any],
+        patience_s: float = 10.0,
+        hear: Callable[[Notice], None] | None = None,
+    ) -> None:
+        """`patience_s`: how long a new request waits for an engine that is being made anew;
+        `hear`: called with the notices of a grid that is one of several."""
         self._find = find
+        self._hear = hear
         self._patience_s = patience_s
         self._submissions: dict[str, Submission] = {}
         self._session: Session | None = None
@@ -92,6 +100,16 @@ class RayEngine:
     def ready(self) -> bool:
         """Whether an engine is there now that takes requests."""
         return self._session is not None and not self._session.draining
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is an engine now, draining or not."""
+        return self._session is not None
+
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._submissions)
 
     def check_health(self) -> None:
         """Raises EngineError when this object cannot serve any more: make it anew."""
@@ -143,6 +161,24 @@ class RayEngine:
         """The engine need not go on with it."""
         if self._session is not None:
             self._session.controller.cancel.remote(submission.request.id)
+
+    def release(self) -> list[Submission]:
+        """Give up an engine that does not come back: its live requests, for others to `adopt`."""
+        if self._reader is not None:
+            self._reader.remove_done_callback(self._reader_ended)
+            self._reader.cancel()
+        self._leave()
+        live = [submission for submission in self._submissions.values() if submission.accepted]
+        self._submissions.clear()
+        for submission in live:
+            submission.lose()
+        return live
+
+    async def adopt(self, submission: Submission) -> None:
+        """Go on here with a request of an engine that is gone, from its known tokens."""
+        session = await self._somebody()
+        self._submissions[submission.request.id] = submission
+        await self._submit_one_again(session, submission)
 
     async def record(self, answer_id: str) -> Record | None:
         """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
@@ -228,13 +264,17 @@ class RayEngine:
         self._session = None
         self._attached.clear()
 
-    async def _route(self, session: Session, events: list[Event | DrainingEvent]) -> None:
+    async def _route(self, session: Session, events: list[Event | DrainingEvent | Notice]) -> None:
         """Each to its receiver. What waits for a reader that was late is much at once."""
         for number, event in enumerate(events, 1):
             if number % _ROUTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # others have tokens to send
             if isinstance(event, DrainingEvent):
                 session.draining = True
+                continue
+            if isinstance(event, Notice):
+                if self._hear is not None:
+                    self._hear(event)
                 continue
             submission = self._submissions.get(event.request_id)
             if submission is not None:

@@ -15,18 +15,18 @@ heads. Without one, those on a GPU are staged through host memory.
 
 Only frames with a tensor need torch: the controller, whose frames have none, starts without it.
 
-Every listener asks the dialler for the engine's secret, so that a stranger on the network cannot
-feed a stage.
+Every listener asks the dialler for a proof that it belongs to the grid (greetings.py), so that a
+stranger on the network cannot feed a stage. Between nodes a link listens on the node's own address
+only, and a peer whose node has vanished without a word is noticed within seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
+import logging
 import os
 import select
 import socket
-import struct
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from medha_actors.actors.cells import Cell
+from medha_actors.actors.greetings import HEADER, Newcomer, hello, verified
 from medha_actors.errors import LinkClosedError
 
 if TYPE_CHECKING:
@@ -42,10 +43,22 @@ if TYPE_CHECKING:
     from medha_actors.actors.transports import Transport
     from medha_actors.actors.watch import Watch
 
-_HEADER = struct.Struct("<IIQ")
+_log = logging.getLogger("medha.links")
 _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
-_MAX_GREETING_BYTES = 1 << 12
+_NEWCOMERS = 64  # that may be about to speak at once
+_DIAL_S = 20.0
+# A node that vanishes answers nothing: after so long without an answer, its links break.
+_SILENT_S = 10
+_KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_S // 2),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _SILENT_S // 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _SILENT_S),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+_EVERYWHERE = ("", "0.0.0.0", "::")
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -55,17 +68,6 @@ class Endpoint(msgspec.Struct, frozen=True):
     path: str
     host: str
     port: int
-
-
-class Hello(msgspec.Struct, frozen=True):
-    """The first frame on a link: who dials. None: the controller."""
-
-    secret: str
-    caller: Cell | None
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
 class Link:
@@ -80,9 +82,10 @@ class Link:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         if connection.family in (socket.AF_INET, socket.AF_INET6):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for level, option, value in _KEEP_ALIVE:
+                connection.setsockopt(level, option, value)
         self._socket = connection
-        self._header = bytearray(_HEADER.size)
+        self._header = bytearray(HEADER.size)
         self.transport: Transport | None = None
         self.watch: Watch | None = None
 
@@ -120,7 +123,7 @@ class Link:
             else:
                 head, payload = payloads.packed(tensor)
         parts: list[bytes | memoryview] = [
-            _HEADER.pack(len(head), len(message), payload.nbytes),
+            HEADER.pack(len(head), len(message), payload.nbytes),
             head,
             message,
         ]
@@ -134,24 +137,11 @@ class Link:
             assert tensor is not None
             transport.send(tensor)
 
-    def greeting(self) -> Hello:
-        """Read the first frame; whatever else comes raises LinkClosedError."""
-        self._read(memoryview(self._header))
-        head_bytes, message_bytes, payload_bytes = _HEADER.unpack(self._header)
-        if head_bytes or payload_bytes or message_bytes > _MAX_GREETING_BYTES:
-            raise LinkClosedError("a stranger dialled")
-        text = bytearray(message_bytes)
-        self._read(memoryview(text))
-        try:
-            return _decode_hello(text)
-        except msgspec.DecodeError:
-            raise LinkClosedError("a stranger dialled") from None
-
     def recv(self) -> tuple[bytes, torch.Tensor | None]:
         """Read one frame: the message, and the tensor if there is one (on the CPU, or where the
         transport has it)."""
         self._read(memoryview(self._header))
-        head_bytes, message_bytes, payload_bytes = _HEADER.unpack(self._header)
+        head_bytes, message_bytes, payload_bytes = HEADER.unpack(self._header)
         if max(head_bytes, message_bytes) > _MAX_MESSAGE_BYTES:
             raise LinkClosedError("a link carried something that is not a frame")
         text = bytearray(head_bytes + message_bytes)
@@ -222,56 +212,81 @@ class Listener:
     """Where an actor waits for its peers: one Unix socket and one TCP socket."""
 
     def __init__(self, node_id: str, host: str) -> None:
+        """`host`: the node's own address; raises ValueError for one that stands for all."""
+        if host in _EVERYWHERE:
+            raise ValueError(f"links listen on the node's own address only, not on {host!r}")
         self._folder = tempfile.mkdtemp(prefix="medha-")
         self._unix = socket.socket(socket.AF_UNIX)
         self._unix.bind(os.path.join(self._folder, "link"))
-        self._tcp = socket.create_server((host, 0))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._tcp = socket.create_server((host, 0), family=family)
         for listening in (self._unix, self._tcp):
-            listening.listen(64)
+            listening.listen(_NEWCOMERS)
         self.endpoint = Endpoint(
             node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1]
         )
+        self._newcomers: list[Newcomer] = []
+        self._known: set[Cell | None] = set()  # who has been let in
 
     def accept(self, secret: str, timeout_s: float) -> tuple[Cell | None, Link]:
-        """Wait for one peer that knows the secret; returns who it is and the link. Raises
-        LinkClosedError in time."""
+        """Wait for one peer that belongs to the grid; returns who it is and the link. Strangers are
+        sent away, and do not keep others waiting. Raises LinkClosedError in time."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
-            for listening in select.select((self._unix, self._tcp), (), (), left_s)[0]:
-                link = Link(listening.accept()[0])
-                hello = _greet(link, secret)
-                if hello is not None:
-                    return hello.caller, link
-                link.close()
+            # who is silent for too long is sent away in between
+            waited_s = min(left_s, 0.5) if self._newcomers else left_s
+            watched: list[socket.socket | Newcomer] = [self._unix, self._tcp, *self._newcomers]
+            ready = select.select(watched, (), (), waited_s)[0]
+            for listening in (self._unix, self._tcp):
+                if listening in ready:
+                    self._welcome(listening)
+            for newcomer in list(self._newcomers):
+                said: str | bytes | None = None
+                if newcomer in ready:
+                    said = newcomer.listen()
+                elif time.monotonic() > newcomer.until:
+                    said = "it said nothing"
+                if isinstance(said, bytes):
+                    greeting = verified(said, secret, self.endpoint.path)
+                    if greeting is not None and greeting.caller not in self._known:
+                        self._known.add(greeting.caller)
+                        self._newcomers.remove(newcomer)
+                        return greeting.caller, Link(newcomer.connection)
+                    said = "it does not belong to this grid"
+                if said is not None:
+                    self._send_away(newcomer, said)
         raise LinkClosedError(f"no peer dialled within {timeout_s:g} s")
 
     def close(self) -> None:
+        for newcomer in self._newcomers:
+            newcomer.connection.close()
+        self._newcomers.clear()
         self._unix.close()
         self._tcp.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.endpoint.path)
             os.rmdir(self._folder)
 
+    def _welcome(self, listening: socket.socket) -> None:
+        connection, address = listening.accept()
+        name = f"{address[0]}:{address[1]}" if listening is self._tcp else "this host"
+        if len(self._newcomers) == _NEWCOMERS:
+            self._send_away(self._newcomers[0], "too many dial at once")
+        self._newcomers.append(Newcomer(connection, name))
 
-def _greet(link: Link, secret: str) -> Hello | None:
-    """What a peer that knows the secret says of itself; None for a stranger, who gets one second
-    to speak."""
-    try:
-        link.limit(1.0)
-        hello = link.greeting()
-        link.limit(None)
-    except LinkClosedError:
-        return None
-    return hello if hmac.compare_digest(hello.secret.encode(), secret.encode()) else None
+    def _send_away(self, newcomer: Newcomer, reason: str) -> None:
+        _log.warning("a stranger from %s dialled and was sent away: %s", newcomer.name, reason)
+        self._newcomers.remove(newcomer)
+        newcomer.connection.close()
 
 
-def dial(endpoint: Endpoint, node_id: str, hello: Hello) -> Link:
+def dial(endpoint: Endpoint, node_id: str, secret: str, caller: Cell | None) -> Link:
     """Connect to a listener and introduce oneself."""
     if endpoint.node_id == node_id:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(endpoint.path)
     else:
-        connection = socket.create_connection((endpoint.host, endpoint.port))
+        connection = socket.create_connection((endpoint.host, endpoint.port), _DIAL_S)
     link = Link(connection)
-    link.send(_encode(hello))
+    link.send(hello(secret, endpoint.path, caller))
     return link

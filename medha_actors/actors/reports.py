@@ -45,6 +45,6 @@ class RayReports:
         packed = await self._call(lambda engine: engine.last_timelines.remote(count))
         return _decode_last(packed)
 
-    async def snapshot(self, after: int) -> Snapshot:
+    async def snapshot(self, after: int, grid: str = "") -> Snapshot:
         packed = await self._call(lambda engine: engine.snapshot.remote(after))
         return _decode_snapshot(packed)

@@ -7,20 +7,23 @@ one message.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 
+from medha_actors.fleet.notices import Notice
 from medha_actors.messages import DrainingEvent, Event, FinishedEvent
 
 _encode = msgspec.msgpack.Encoder().encode
+_UNREAD = 10_000  # events; who has more to read hears no notices until it has read them
 
 
 class _Sink:
     def __init__(self) -> None:
-        self.events: list[Event | DrainingEvent] = []
+        self.events: list[Event | DrainingEvent | Notice] = []
         self.filled = asyncio.Event()
         self.open = True
+        self.heard = False  # a notice of all pages, and every one since
 
 
 class Sinks:
@@ -64,6 +67,17 @@ class Sinks:
             if sink is not None:
                 sink.events.append(event)
                 sink.filled.set()
+
+    def announce(self, notice: Notice, whole: Callable[[], Notice]) -> None:
+        """Tell every replica of the grid; those that have not heard the notices before get
+        `whole()`."""
+        for sink in self._sinks.values():
+            if len(sink.events) > _UNREAD:
+                sink.heard = False
+                continue
+            sink.events.append(notice if sink.heard else whole())
+            sink.heard = True
+            sink.filled.set()
 
     async def listen(self, replica: str) -> AsyncIterator[bytes]:
         """Packed lists of events, until `forget`."""

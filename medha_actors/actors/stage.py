@@ -17,7 +17,7 @@ import torch
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import open_mailboxes
-from medha_actors.actors.links import Endpoint, Hello, Listener, dial
+from medha_actors.actors.links import Endpoint, Listener, dial
 from medha_actors.actors.measuring import fastest_of
 from medha_actors.actors.orphans import Owner, follow
 from medha_actors.actors.plans import Identity, Place, StagePlan
@@ -178,7 +178,7 @@ class StageActor:
             name = _board_name(secret, plan.cell)
             self._wires.board = open_board(name, shape.ranks, plan.spec.hidden)
         for cell, endpoint in targets:
-            link = dial(endpoint, self._place.node_id, Hello(secret, plan.cell))
+            link = dial(endpoint, self._place.node_id, secret, plan.cell)
             self._wires.take(plan.cell, cell, link)
 
     def accept(self, secret: str) -> None:

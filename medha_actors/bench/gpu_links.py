@@ -19,7 +19,7 @@ import torch
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import LinkExchange, PeerExchange, TransportExchange
-from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import agree, edge_between, ways_for
 from medha_actors.actors.watch import Watch
@@ -175,14 +175,14 @@ def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device
 def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
     """The process at the other end."""
     device = torch.device(device_name)
-    talk = dial(endpoint, "here", Hello("bench", None))
+    talk = dial(endpoint, "here", "bench", None)
     while True:
         asked = talk.recv()[0].decode()
         if asked == "end":
             return
         what, kind = asked.split()
         here, there = _ENDS[what]
-        link = dial(endpoint, "here", Hello("bench", there))
+        link = dial(endpoint, "here", "bench", there)
         watch = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
             for count in counts:

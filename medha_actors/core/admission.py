@@ -11,9 +11,11 @@ from medha_actors.core.live import LiveRequests
 from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import Milestones, RequestState
 from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
-from medha_actors.messages import TOKEN_BYTES, Rejected, Request
+from medha_actors.messages import TOKEN_BYTES, Rejected, Request, SamplingParams
 
 RETRY_BOUNDS_S = (1.0, 60.0)
+IMAGINED = Request(id="", prompt_token_ids=b"", sampling=SamplingParams(max_tokens=1))
+LAST = 2**62  # a serial after all others
 
 
 def rejected(error: MedhaError) -> Rejected:
@@ -135,7 +137,7 @@ class Admission:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
             idle_s = drag * work_s + self._path_s(request, work_s, now)
-            ttft_s = max(ours.ttft_multiplier * idle_s, ours.ttft_floor_s) + self._grace_s
+            ttft_s = self._ttft_s(idle_s)
         timeout_s = ours.default_timeout_s
         if asked.timeout_s is not None:
             timeout_s = min(asked.timeout_s, ours.max_timeout_s)
@@ -143,6 +145,32 @@ class Admission:
         if timeout_s is not None:
             state.timeout_at = request.arrived_at + timeout_s
         return state
+
+    def imagined(self, prompt: int, tenant: str, drag: float, now: float) -> RequestState:
+        """A request that might come now, behind all others, with so many tokens of which none is
+        cached; nothing is done for it."""
+        work_s = self._table.seconds(0, prompt)
+        return RequestState(
+            request=IMAGINED,
+            serial=LAST,
+            milestones=Milestones(now, now + self._ttft_s(drag * work_s)),
+            tpot_s=self._objectives.tpot_s,
+            timeout_at=math.inf,
+            prompt=prompt,
+            goal=prompt,
+            tenant=tenant,
+            total_work_s=work_s,
+            remaining_s=work_s,
+            load_s=self._table.load_s(0, prompt),
+            drag=drag,
+            grace_s=self._grace_s,
+        )
+
+    def _ttft_s(self, idle_s: float) -> float:
+        """The objective for a client that asks for none. `idle_s`: when its first token would be
+        there if it were alone."""
+        ours = self._objectives
+        return max(ours.ttft_multiplier * idle_s, ours.ttft_floor_s) + self._grace_s
 
     def _path_s(self, request: Request, work_s: float, now: float) -> float:
         """Seconds that an idle request spends outside the engine: the way in is known, the way out

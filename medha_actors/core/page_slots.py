@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from medha_actors.core.page_keys import PageKey
+from medha_actors.core.page_news import News
 from medha_actors.messages import Move
 
 _NONE = -1  # instead of a slot's number
@@ -21,9 +22,11 @@ _NONE = -1  # instead of a slot's number
 class GroupSlots:
     """See the module."""
 
-    __slots__ = ("free", "key_of", "loaded", "pending", "saved", "slot_of", "unsettled")
+    __slots__ = ("free", "key_of", "loaded", "news", "pending", "saved", "slot_of", "unsettled")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, news: News) -> None:
+        """`news`: what comes and goes is told there."""
+        self.news = news
         self.free = list(range(slots - 1, -1, -1))
         self.slot_of: dict[PageKey, int] = {}
         self.key_of: OrderedDict[int, PageKey] = OrderedDict()  # longest unused first
@@ -53,8 +56,10 @@ class GroupSlots:
         else:
             slot, gone = self.key_of.popitem(last=False)
             del self.slot_of[gone]
+            self.news.tell(gone, -1)
         self.slot_of[key] = slot
         self.key_of[slot] = key
+        self.news.tell(key, 1)
         self.saved += 1
         self._decide(page, slot, load=False)
         return gone
@@ -86,6 +91,7 @@ class GroupSlots:
         if slot is not None:
             del self.key_of[slot]
             self.free.append(slot)
+            self.news.tell(key, -1)
 
     def send(self) -> tuple[Move, ...]:
         """What has been decided since the last message: it goes with this one."""

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 
 from medha_actors.core.page_keys import PageKey
+from medha_actors.core.page_news import News
 from medha_actors.core.page_slots import GroupSlots
 from medha_actors.messages import Batch
 
@@ -57,7 +58,8 @@ class PageStore:
         self.groups = [GroupPages(pages_per_group) for _ in range(groups)]
         # a single slot would have to give way for the page that it is loaded into
         self.tiered = slots_per_group > 1
-        self.slots = [GroupSlots(slots_per_group) for _ in range(groups)]
+        self.news = News()
+        self.slots = [GroupSlots(slots_per_group, self.news) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
         # wanted ones that went nevertheless, and what went from slots; whoever reads clears it
         self.lost: list[PageKey] = []
@@ -134,6 +136,8 @@ class PageStore:
             pages.wake(other)
             pages.key_of[other] = None
             pages.free.append(other)
+        else:
+            self.news.tell(key, 1)
         pages.page_of[key] = page
         pages.key_of[page] = key
         return True
@@ -196,6 +200,7 @@ class PageStore:
         assert key is not None
         pages.key_of[page] = None
         del pages.page_of[key]
+        self.news.tell(key, -1)
         if key in self._wanted:
             self.lost.append(key)
         return key

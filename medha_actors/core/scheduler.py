@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
@@ -120,9 +120,7 @@ class Scheduler:
             return rejected(error)
         drag = self._announcing.pace.steady_drag
         state = self._admission.admit(request, next(self._serials), drag, now)
-        expected = partial(
-            self._announcing.first_token_s, limit=self.in_flight_limit, free=self._slots(), now=now
-        )
+        expected = partial(self._first_token_s, now=now)
         try:
             first_s = self._shedding.promised_s(state, self._announcing, expected, now)
         except LateError as error:
@@ -139,6 +137,13 @@ class Scheduler:
             predicted_ttft_s=waited_s + first_s + request.way_s,
             cached_tokens=max(state.hit, state.stored),
         )
+
+    def waits(self, prompts: Iterable[int], tenant: str, now: float) -> list[float]:
+        """For each of these prompts, none of which is cached: how many seconds later than in an
+        idle grid its first token would come, if it arrived now as this tenant's."""
+        drag = self._announcing.pace.steady_drag
+        states = [self._admission.imagined(prompt, tenant, drag, now) for prompt in prompts]
+        return [max(0.0, self._first_token_s(state, now) - state.total_work_s) for state in states]
 
     def cancel(
         self,
@@ -236,6 +241,12 @@ class Scheduler:
         """Figures for metrics; cheap."""
         flights = len(self._flights)
         return stats_of(self.live, self.model, self._totals, flights, self.budget_s)
+
+    def _first_token_s(self, state: RequestState, now: float) -> float:
+        """In how many seconds a request that is not live yet will have its first token."""
+        return self._announcing.first_token_s(
+            state, limit=self.in_flight_limit, free=self._slots(), now=now
+        )
 
     def _returned_s(self) -> float:
         """When what is on its way will be back, stage 0 having done its part of it."""

@@ -36,6 +36,9 @@ from medha_actors.messages import (
 Stamp = tuple[float, int, int, float, tuple[int, ...]]
 
 
+NEVER = float("inf")
+
+
 @dataclass(slots=True)
 class RequestLog:
     """What became of one request; instants in simulated epoch seconds."""
@@ -122,42 +125,57 @@ class Simulation:
         self._refused = refused
         self._serial = 0
         self._stamps: list[Stamp] | None = [] if record else None
+        self._started_at = 0.0
+        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
+        self._stuck = True
 
     def run(self, requests: Iterable[Request]) -> SimulationResult:
         """Serve requests, in order of arrival, to the end."""
         for request in requests:
-            self._expect(request)
-        arrivals = self._arrivals
-        flights = self._flights
-        free_at = self._free_at
-        scheduler = self.scheduler
-        started_at = self.now = arrivals[0][0] if arrivals else 0.0
-        never = float("inf")
-        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
-        stuck = True
-        while arrivals or flights or not stuck:
-            done_at = flights[0][0] if flights else never
-            arrival_at = arrivals[0][0] if arrivals else never
-            may_launch = not stuck and len(flights) < (
-                self._in_flight_limit or scheduler.in_flight_limit
-            )
-            launch_at = max(free_at[0], self.now) if may_launch else never
-            if launch_at < done_at and launch_at < arrival_at:
-                self.now = launch_at
-                stuck = not self._launch()
-                continue
-            self.now = min(done_at, arrival_at)
-            if arrival_at <= self.now:
-                self._arrive(heapq.heappop(arrivals)[2])
-            else:
-                self._land()
-            wake_at = scheduler.next_wake(self.now)
-            if wake_at is not None and wake_at <= self.now:
-                self._log(scheduler.expire(self.now))
-            stuck = False
+            self.expect(request)
+        self.begin()
+        while self.next_at() < NEVER:
+            self.step()
+        return self.result()
+
+    def expect(self, request: Request) -> None:
+        """A request will arrive; not before the simulation's `now`."""
+        heapq.heappush(self._arrivals, (request.arrived_at, self._serial, request))
+        self._serial += 1
+
+    def begin(self, at: float | None = None) -> None:
+        """Start the clock at an instant; None: with the first arrival."""
+        if at is None:
+            at = self._arrivals[0][0] if self._arrivals else 0.0
+        self.now = self._started_at = at
+
+    def next_at(self) -> float:
+        """When something happens next, as things stand; NEVER: nothing does."""
+        done_at, arrival_at, launch_at = self._instants()
+        return min(done_at, arrival_at, launch_at)
+
+    def step(self) -> None:
+        """Let happen what happens next."""
+        done_at, arrival_at, launch_at = self._instants()
+        if launch_at < done_at and launch_at < arrival_at:
+            self.now = launch_at
+            self._stuck = not self._launch()
+            return
+        self.now = min(done_at, arrival_at)
+        if arrival_at <= self.now:
+            self._arrive(heapq.heappop(self._arrivals)[2])
+        else:
+            self._land()
+        wake_at = self.scheduler.next_wake(self.now)
+        if wake_at is not None and wake_at <= self.now:
+            self._log(self.scheduler.expire(self.now))
+        self._stuck = False
+
+    def result(self) -> SimulationResult:
+        """What has come of it so far."""
         stamps = self._stamps or []
         return SimulationResult(
-            self._logs, self._busy_s, started_at, self.now, self._batches, stamps
+            self._logs, self._busy_s, self._started_at, self.now, self._batches, stamps
         )
 
     def _arrive(self, request: Request) -> None:
@@ -166,11 +184,19 @@ class Simulation:
         if self._refused is not None and isinstance(log.answer, Rejected):
             again = self._refused(log, self.now)
             if again is not None:
-                self._expect(again)
+                self.expect(again)
 
-    def _expect(self, request: Request) -> None:
-        heapq.heappush(self._arrivals, (request.arrived_at, self._serial, request))
-        self._serial += 1
+    def _instants(self) -> tuple[float, float, float]:
+        """Of the next landing, arrival and launch."""
+        flights = self._flights
+        done_at = flights[0][0] if flights else NEVER
+        arrival_at = self._arrivals[0][0] if self._arrivals else NEVER
+        launch_at = NEVER
+        if not self._stuck:
+            limit = self._in_flight_limit or self.scheduler.in_flight_limit
+            if len(flights) < limit:
+                launch_at = max(self._free_at[0], self.now)
+        return done_at, arrival_at, launch_at
 
     def _launch(self) -> bool:
         """Hand a batch to stage 0 and work out when it passes every stage; False: there is nothing
@@ -226,7 +252,7 @@ class Simulation:
                 log.finished = event
                 request = None if self._follow is None else self._follow(log, self.now)
                 if request is not None:
-                    self._expect(request)
+                    self.expect(request)
 
 
 def chunk_sizes(batch: Batch) -> tuple[int, ...]:

@@ -27,8 +27,22 @@ class StepReport(msgspec.Struct, array_like=True):
     budget_s: float
 
 
+class GridRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several grids, in a few figures: requests in it, seconds of prefill that wait."""
+
+    name: str
+    running: int
+    prefilling: int
+    waiting: int
+    backlog_s: float
+    kv_usage: float
+    generation_tokens_total: int
+    ttft_s: dict[str, float]
+
+
 class Snapshot(msgspec.Struct, kw_only=True):
-    """What the live page draws: the state now, and the steps since the last one."""
+    """What the live page draws: the state now, and the steps since the last one. Of several grids
+    it is one, `grid`; `grids` has a row for each."""
 
     now: float
     seq: int
@@ -42,6 +56,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
     decoding: list[tuple[str, int, float]]
     ttft_s: dict[str, float]
     tbt_s: dict[str, float]
+    grid: str = ""
+    grids: list[GridRow] = []
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -76,6 +92,7 @@ class Reports(Protocol):
         """The last finished requests, the live ones, and what the stages did of late."""
         ...
 
-    async def snapshot(self, after: int) -> Snapshot:
-        """The state now, with the steps after sequence number `after`."""
+    async def snapshot(self, after: int, grid: str = "") -> Snapshot:
+        """The state now, with the steps after sequence number `after`. `grid`: which of several;
+        another one, whole, where that is not there."""
         ...

@@ -10,7 +10,7 @@ import torch
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import TransportExchange
-from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.teams import TransportTeam
 from medha_actors.actors.tensor_links import (
     PairWay,
@@ -59,7 +59,7 @@ def work(
     """In the process of the other end: `echo` sends back what comes, `swap` swaps it, `silent`
     says nothing, `flood` sends without a pause; `merge` and `sum` are group and rank 1 in ten of
     these, with what comes (and twice that)."""
-    link = dial(endpoint, "node", Hello("secret", cell))
+    link = dial(endpoint, "node", "secret", cell)
     transport, _ = linked(link, cell, other, [way_of(kind, device)])
     assert transport is not None
     try:

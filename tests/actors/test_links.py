@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from medha_actors.actors.exchange import (
     SharedExchange,
     open_mailboxes,
 )
-from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.greetings import HEADER, hello
+from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.shared_memory import forget
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge_packed, pack
@@ -40,7 +42,7 @@ def in_thread(function, *args):
 
 @pytest.mark.parametrize("same_node", [True, False])
 def test_a_dialled_link_carries_messages_and_tensors(listener: Listener, same_node: bool):
-    ours = dial(listener.endpoint, "node" if same_node else "another", Hello("secret", Cell(0, 1)))
+    ours = dial(listener.endpoint, "node" if same_node else "another", "secret", Cell(0, 1))
     caller, theirs = listener.accept("secret", timeout_s=5)
     assert caller == Cell(0, 1)
     for tensor in (
@@ -96,18 +98,115 @@ def test_a_closed_peer_is_noticed_at_once():
     ours.close()
 
 
-def test_a_stranger_is_sent_away(listener: Listener):
-    stranger = dial(listener.endpoint, "node", Hello("wrong", Cell(0, 1)))
-    garbage = socket.create_connection((listener.endpoint.host, listener.endpoint.port))
-    garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64)
-    friend = dial(listener.endpoint, "node", Hello("secret", None))
+def strangers(endpoint: Endpoint) -> list[socket.socket]:
+    """Who dials and does not belong here: over TCP, each saying something else."""
+    said = (
+        b"GET / HTTP/1.1\r\n\r\n" + b"x" * 64,
+        b"",  # and nothing after it
+        HEADER.pack(0, 2**31, 0),
+        HEADER.pack(0, 5, 2**40) + b"hello",
+        HEADER.pack(0, 5, 0) + b"hello",
+        HEADER.pack(0, 50, 0) + b"half of it",
+    )
+    connections = []
+    for words in said:
+        connection = socket.create_connection((endpoint.host, endpoint.port))
+        connection.sendall(words)
+        connections.append(connection)
+    return connections
+
+
+def test_strangers_are_sent_away_and_keep_nobody_waiting(listener: Listener, caplog):
+    crowd = strangers(listener.endpoint)
+    wrong = dial(listener.endpoint, "another", "wrong", Cell(0, 1))
+    friend = dial(listener.endpoint, "another", "secret", None)
+    began = time.monotonic()
     caller, link = listener.accept("secret", timeout_s=5)
     assert caller is None
+    assert time.monotonic() - began < 1
     with pytest.raises(LinkClosedError):
-        stranger.recv()
-    garbage.close()
-    for end in (stranger, friend, link):
+        wrong.recv()
+    assert "a stranger from 127.0.0.1:" in caplog.text
+    assert "it does not belong to this grid" in caplog.text
+    assert "it did not say who it is" in caplog.text
+    link.send(b"welcome")
+    assert friend.recv() == (b"welcome", None)
+    for end in (wrong, friend, link, *crowd):
         end.close()
+
+
+def test_who_says_nothing_is_sent_away_in_time(listener: Listener, caplog):
+    silent = socket.create_connection((listener.endpoint.host, listener.endpoint.port))
+    with pytest.raises(LinkClosedError, match="no peer"):
+        listener.accept("secret", timeout_s=2.8)
+    assert "it said nothing" in caplog.text
+    assert silent.recv(1) == b""
+    silent.close()
+
+
+def test_a_crowd_of_silent_ones_does_not_keep_a_friend_out(listener: Listener):
+    address = (listener.endpoint.host, listener.endpoint.port)
+    crowd = [socket.create_connection(address) for _ in range(60)]
+    friend = dial(listener.endpoint, "another", "secret", Cell(1, 0))
+    caller, link = listener.accept("secret", timeout_s=1.5)
+    assert caller == Cell(1, 0)
+    for end in (friend, link, *crowd):
+        end.close()
+
+
+def test_a_greeting_is_good_for_one_listener_and_once(listener: Listener):
+    """What somebody has read on the wire opens no other door, and not the same one again."""
+    elsewhere = Listener("node", "127.0.0.1")
+    greeting = hello("secret", listener.endpoint.path, Cell(0, 1))
+    frame = HEADER.pack(0, len(greeting), 0) + greeting
+    assert b"secret" not in frame
+    connections = []
+    for place in (elsewhere, listener, listener):
+        connection = socket.create_connection((place.endpoint.host, place.endpoint.port))
+        connection.sendall(frame)
+        connections.append(connection)
+    caller, link = listener.accept("secret", timeout_s=1)
+    assert caller == Cell(0, 1)
+    for place in (elsewhere, listener):
+        with pytest.raises(LinkClosedError, match="no peer"):
+            place.accept("secret", timeout_s=0.3)
+    for end in (link, *connections):
+        end.close()
+    elsewhere.close()
+
+
+def test_what_follows_a_greeting_is_not_lost(listener: Listener):
+    friend = dial(listener.endpoint, "another", "secret", Cell(0, 0))
+    friend.send(b"the first message", torch.ones(3))
+    _, link = listener.accept("secret", timeout_s=1)
+    message, tensor = link.recv()
+    assert message == b"the first message"
+    assert tensor.tolist() == [1, 1, 1]
+    friend.close(), link.close()
+
+
+def test_links_listen_on_the_nodes_own_address_only(listener: Listener):
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", listener.endpoint.port), timeout=1)
+    for everywhere in ("", "0.0.0.0", "::"):
+        with pytest.raises(ValueError, match="own address only"):
+            Listener("node", everywhere)
+
+
+def test_a_node_that_vanishes_is_noticed_within_seconds(listener: Listener):
+    """Its kernel says nothing any more; ours gives up on unanswered bytes, and asks when idle."""
+    ours = dial(listener.endpoint, "another", "secret", None)
+    _, theirs = listener.accept("secret", timeout_s=1)
+    for link in (ours, theirs):
+        connection = socket.socket(fileno=os.dup(link.fileno()))
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle_s = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        every_s = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+        count = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+        assert idle_s + every_s * count <= 10
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 10_000
+        connection.close()
+    ours.close(), theirs.close()
 
 
 def test_nobody_dialling_is_an_error(listener: Listener):

@@ -6,6 +6,7 @@ from core_inputs import config_of, grid_of, model_of, request_of
 from core_world import spans_of, world_of
 
 from medha_actors.core.kv_plan import LOADED
+from medha_actors.core.page_news import News
 from medha_actors.core.page_slots import GroupSlots
 from medha_actors.core.predictor import ExecutionModel, load_of
 from medha_actors.core.simulator import Simulation
@@ -215,7 +216,7 @@ def test_a_tier_of_a_few_slots_pushes_out_what_it_was_about_to_load():
 
 
 def test_slots_give_way_to_the_longest_unused():
-    slots = GroupSlots(2)
+    slots = GroupSlots(2, News())
     assert slots.keep(7, b"a") is None
     assert slots.keep(8, b"b") is None
     assert slots.touch(b"a")

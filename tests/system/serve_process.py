@@ -3,6 +3,7 @@ HTTP."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +92,18 @@ def write_config(path: Path, port: int, tracing_config: dict | None = None, **ar
         config["tracing_config"] = tracing_config
     path.write_text(json.dumps(config))  # JSON is YAML
     return f"http://127.0.0.1:{port}"
+
+
+def deploy(config: Path, url: str, log: Path, **args) -> None:
+    """`serve deploy` of the same application with other `args`, to the server that writes this log;
+    returns before it is done."""
+    write_config(config, int(url.rpartition(":")[2]), **args)
+    found = re.search(r"dashboard at \S*?(http://[\d.:]+)", log.read_text())
+    assert found is not None
+    command = [Path(sys.executable).parent / "serve", "deploy", "--address", found.group(1), config]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # as a local Ray has it
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def wait_until_ready(url: str, server: subprocess.Popen, log, limit_s: float = 120) -> None:

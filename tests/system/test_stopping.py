@@ -4,18 +4,14 @@ nothing left running."""
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import suppress
-from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
-from serve_process import serving, write_config
+from serve_process import deploy, serving
 
 CPUS = len(os.sched_getaffinity(0))
 MANY = 7_000  # tokens: longer than any drain here
@@ -162,19 +158,6 @@ DEPLOYED = {
 }
 
 
-async def deploy(config: Path, url: str, **args) -> None:
-    """`serve deploy` of the same application with other args; returns before it is done."""
-    write_config(config, int(url.rpartition(":")[2]), **DEPLOYED, **args)
-    log = (config.parent / "serve.log").read_text()
-    dashboard = re.search(r"dashboard at \S*?(http://[\d.:]+)", log).group(1)
-    command = [Path(sys.executable).parent / "serve", "deploy", "--address", dashboard, config]
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # as a local Ray has it
-    done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def controllers(launcher: int) -> set[int]:
     found = set()
     for process in family(launcher):
@@ -195,7 +178,9 @@ async def test_streams_finish_across_a_deploy(tmp_path, share):
             alone = await (await Stream.begin(session, 400)).end()
             streams = [await Stream.begin(session, 400) for _ in range(4)]
             changed = {"scheduler": {"policy": "edf"}}
-            await deploy(tmp_path / "changed.yaml", url, actors=actors, **changed)
+            log = tmp_path / "serve.log"
+            args = {**DEPLOYED, "actors": actors, **changed}
+            await asyncio.to_thread(deploy, tmp_path / "changed.yaml", url, log, **args)
             for stream in streams:
                 await stream.end()
                 assert stream.error is None

@@ -66,7 +66,7 @@ class LocalController:
         kind = tuple[list[Timeline], list[StepReport]]
         return copied(self._reporter.last_timelines(count), kind)
 
-    async def snapshot(self, after: int) -> Snapshot:
+    async def snapshot(self, after: int, grid: str = "") -> Snapshot:
         return copied(self._reporter.snapshot(after, self.now), Snapshot)
 
     def add(

@@ -31,6 +31,11 @@ def panels() -> list[dict]:
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
+def fleet_panels() -> list[dict]:
+    """Of the dashboard for several grids."""
+    return json.loads((FOLDER / "grafana/dashboards/fleet.json").read_text())["panels"]
+
+
 def test_every_volume_is_a_file_here_or_declared():
     compose = read("compose.yaml")
     assert set(compose["services"]) == {"jaeger", "prometheus", "grafana"}
@@ -95,7 +100,7 @@ def test_data_sources_are_those_of_the_panels():
         for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]
     }
     assert {source["type"] for source in sources.values()} == {"prometheus", "jaeger"}
-    for panel in panels():
+    for panel in (*panels(), *fleet_panels()):
         used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
         assert all(sources[source["uid"]]["type"] == source["type"] for source in used)
 
@@ -136,7 +141,7 @@ async def samples() -> dict[str, set[str]]:
 
 
 # labels of a family without a sample yet
-UNSEEN = {"medha_request_rejected_total": {"status"}}
+UNSEEN = {"medha_request_rejected_total": {"status", "model_name"}}
 
 
 async def test_every_metric_of_the_docs_exists(samples):
@@ -146,20 +151,70 @@ async def test_every_metric_of_the_docs_exists(samples):
     assert named <= set(samples)
 
 
+def expect_known(expression: str, samples: dict[str, set[str]]) -> None:
+    """Every metric of a query is in /metrics, with every label that the query names."""
+    assert expression.count("(") == expression.count(")"), expression
+    names = set(re.findall(r"\b(?:medha|gen_ai)_\w+", expression))
+    assert names, expression
+    labels = set(re.findall(r"(\w+)=~?\"", expression))
+    for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+        labels |= {label.strip() for label in group.split(",")}
+    for name in names:
+        assert name in samples, f"{name} is not in /metrics"
+        assert labels <= samples[name] | UNSEEN.get(name, set()), expression
+
+
 async def test_every_metric_and_label_of_the_dashboard_exists(samples):
     assert TelemetryConfig().enabled
     expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
     assert len(expressions) > 30
     for expression in expressions:
-        assert expression.count("(") == expression.count(")"), expression
-        names = set(re.findall(r"\b(?:medha|gen_ai)_\w+", expression))
-        assert names, expression
-        labels = set(re.findall(r"(\w+)=~?\"", expression))
-        for group in re.findall(r"by \(([^)]*)\)", expression):
-            labels |= {label.strip() for label in group.split(",")}
-        for name in names:
-            assert name in samples, f"{name} is not in /metrics"
-            assert labels <= samples[name] | UNSEEN.get(name, set()), expression
+        expect_known(expression, samples)
+
+
+async def test_grids_are_told_apart_by_a_label_that_every_series_of_theirs_has(samples):
+    """deployments/fleet/reports.py adds it; without a fleet the dashboard is empty."""
+    of_a_fleet = {name: labels | {"grid"} for name, labels in samples.items()}
+    for panel in fleet_panels():
+        for target in panel["targets"]:
+            assert "grid" in target["expr"]
+            expect_known(target["expr"], of_a_fleet)
+            for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                names = re.findall(r"\bmedha_\w+", target["expr"])
+                assert label in of_a_fleet[names[0]]
+
+
+def alerts() -> list[dict]:
+    return read("alerts.yaml")["groups"][0]["rules"]
+
+
+async def test_every_metric_and_label_of_the_alerts_exists(samples):
+    assert len(alerts()) > 8
+    for alert in alerts():
+        expect_known(alert["expr"], samples)
+        told = " ".join(alert["annotations"].values())
+        for label in re.findall(r"\$labels\.(\w+)", told):
+            assert label in alert["expr"] or label in ("kind", "stage", "group"), alert["alert"]
+
+
+def test_every_alert_says_what_to_do():
+    page = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    for alert in alerts():
+        assert f"`{alert['alert']}`" in page
+        assert alert["labels"]["severity"] in ("page", "warn", "info")
+        assert alert["annotations"]["summary"]
+        assert alert["annotations"]["description"]
+
+
+def test_kubernetes_has_the_same_alerts():
+    file = FOLDER.parent / "kubernetes/overlays/monitoring/rules.yaml"
+    assert yaml.safe_load(file.read_text())["spec"]["groups"] == read("alerts.yaml")["groups"]
+
+
+def test_prometheus_reads_the_alerts():
+    (file,) = read("prometheus.yaml")["rule_files"]
+    mounted = read("compose.yaml")["services"]["prometheus"]["volumes"]
+    assert f"./alerts.yaml:{file}:ro" in mounted
 
 
 def test_the_dashboard_shows_every_figure_that_explains_a_late_request():

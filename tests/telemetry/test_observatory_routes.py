@@ -5,11 +5,14 @@ import contextlib
 
 import httpx
 import msgspec
+from local import LocalController
 from observed import MODEL, SPAN, asking, exporting
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from stories import TRACE
 
+from deployments.fleet.reports import FleetReports
+from deployments.live_page import LivePage
 from deployments.server import Server
 from deployments.text_sources import toy_text
 from medha_actors.config import MedhaConfig, TelemetryConfig
@@ -73,12 +76,50 @@ async def test_the_live_page_is_served_and_can_be_switched_off(make):
     assert (await make(live_page=False).http.get("/medha")).status_code == 404
 
 
+def looking(query: bytes = b"") -> Request:
+    return Request({"type": "http", "query_string": query})
+
+
+async def test_of_a_fleet_the_asked_grid_is_drawn_and_all_have_a_row():
+    controllers = {"b": LocalController(stages=2), "a": LocalController(stages=2)}
+    for name, controller in controllers.items():
+        controller.add(f"in-{name}", 3000)
+        controller.run(2)
+    page = LivePage(TelemetryConfig(live_period_s=0.05), FleetReports(lambda: controllers))
+    viewers = {}
+    for asked in ("", "b", "gone"):
+        answer = await page.feed(looking(f"grid={asked}".encode()))
+        viewers[asked] = answer.body_iterator
+    drawn = {}
+    for asked, frames in viewers.items():
+        await anext(frames)
+        first = msgspec.json.decode((await anext(frames)).removeprefix(b"data: "))
+        assert [row["name"] for row in first["grids"]] == ["a", "b"]
+        assert [row["prefilling"] for row in first["grids"]] == [1, 1]
+        assert first["steps"], "all steps of the grid that is drawn"
+        assert first["queue"][0]["request_id"] == f"in-{first['grid']}"
+        drawn[asked] = first["grid"]
+    assert drawn == {"": "a", "b": "b", "gone": "a"}
+    del controllers["a"]
+    while True:
+        later = msgspec.json.decode((await anext(viewers[""])).removeprefix(b"data: "))
+        if later["grid"] == "b":
+            break
+        assert later["steps"] == []
+    assert later["steps"], "those of the other one, from the first on"
+    for frames in viewers.values():
+        await frames.aclose()
+    for task in asking():
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 async def test_the_feed_runs_only_while_somebody_looks(make):
     world = make(live_period_s=0.05)
     world.controller.add("a", 3000)
     world.controller.run(2)
     page = world.observatory.live
-    answers = [await page.feed(Request({"type": "http"})) for _ in range(2)]
+    answers = [await page.feed(looking()) for _ in range(2)]
     viewers = [answer.body_iterator for answer in answers]
     for frames in viewers:
         assert (await anext(frames)).startswith(b": ")

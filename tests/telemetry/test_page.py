@@ -116,3 +116,42 @@ def test_requests_that_follow_each_other_look_unlike():
     near = sum(1 for one, other in pairwise(hues) if abs(one - other) < 15)
     assert near < 240  # chance: 160
     assert len(set(found)) > 1200
+
+
+GRIDS = """
+const elements = { fleet: {}, grids: {} };
+const $ = id => elements[id];
+SCRIPT
+const row = (name, tokens) => ({ name, running: 1, prefilling: 2, waiting: 3, backlog_s: 0.5,
+  kv_usage: 0.25, generation_tokens_total: tokens, ttft_s: { p50: 0.1, p99: 0.2 } });
+grids({ now: 10, grid: "a", grids: [row("a", 100)] });
+const alone = elements.fleet.hidden;
+grids({ now: 10, grid: "a", grids: [row("a", 100), row("<b>", 0)] });
+grids({ now: 12, grid: "a", grids: [row("a", 300), row("<b>", 0)] });
+console.log(JSON.stringify([alone, elements.fleet.hidden, elements.grids.innerHTML]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_several_grids_have_a_table_and_one_has_none():
+    page = PAGE.read_text()
+    wanted = r"^(?:const text =.*?;$|const paces.*?;$|function (?:time|pace|grids)\(.*?^}$)"
+    parts = re.findall(wanted, page, re.DOTALL | re.MULTILINE)
+    assert len(parts) == 5
+    script = GRIDS.replace("SCRIPT", "\n".join(parts))
+    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    alone, hidden, table = json.loads(run.stdout)
+    assert (alone, hidden) == (True, False)
+    assert 'class="drawn"' in table
+    assert "&lt;b&gt;" in table
+    assert "<b>" not in table
+    assert '<td class="n">100</td>' in table  # tokens per second
+    assert table.count("data-grid") == 2
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_script_of_the_page_can_be_read(tmp_path):
+    (script,) = re.findall(r"<script>(.*?)</script>", PAGE.read_text(), re.DOTALL)
+    path = tmp_path / "page.js"
+    path.write_text(script)
+    subprocess.run(["node", "--check", path], check=True)

@@ -1,0 +1,54 @@
+"""The deployment of a model's grids, each of which is a replica."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from deployments.fleet.grids import Grid
+from medha_actors.config import MedhaConfig
+
+# of what grids record of themselves, the mean; Serve wants more than its 10 s between records
+_LOOK_BACK_S: Final = 20.0
+
+
+def grids_of(
+    args: dict[str, Any], config: MedhaConfig, name: str, grace_s: float
+) -> serve.Application:
+    """`name`: of the deployment, and of its seat in ingress replicas; `grace_s`: until Serve cuts
+    what is in flight in a grid that goes."""
+    fleet = config.fleet
+    router: dict[str, Any] = {
+        "request_router_class": "deployments.fleet.request_router:GridRouter",
+        "request_router_kwargs": {"fleet": name, **msgspec.to_builtins(fleet.routing)},
+    }
+    options: dict[str, Any] = {
+        "max_ongoing_requests": 4096,
+        "health_check_period_s": 1.0,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_constructor_retry_count": 2,
+        "max_surge_percent": 100 if fleet.surge else 0,
+        "graceful_shutdown_timeout_s": grace_s,
+        "request_router_config": RequestRouterConfig(**router),
+    }
+    if fleet.scaling is None:
+        options["num_replicas"] = fleet.num_grids
+    else:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=fleet.scaling.min_grids,
+            initial_replicas=fleet.num_grids,
+            max_replicas=fleet.scaling.max_grids,
+            # the policy waits by itself
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            look_back_period_s=_LOOK_BACK_S,
+            policy=AutoscalingPolicy(
+                policy_function="deployments.fleet.autoscaling:GridScaling",
+                policy_kwargs=msgspec.to_builtins(fleet.scaling),
+            ),
+        )
+    grids: serve.Application = serve.deployment(name=name, **options)(Grid).bind(args)
+    return grids
