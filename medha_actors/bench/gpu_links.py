@@ -7,6 +7,7 @@ step queues them, in microseconds each.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import time
@@ -176,13 +177,13 @@ def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
     """The process at the other end."""
     device = torch.device(device_name)
     talk = dial(endpoint, "here", "bench", None)
-    while True:
+    for number in itertools.count():
         asked = talk.recv()[0].decode()
         if asked == "end":
             return
         what, kind = asked.split()
         here, there = _ENDS[what]
-        link = dial(endpoint, "here", "bench", there)
+        link = dial(endpoint, "here", "bench", Cell(0, number))  # each name is let in once
         watch = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
             for count in counts:
