@@ -23,6 +23,7 @@ from tests.engine_contract import Heard, ask, asking
 ARGS: dict[str, Any] = {
     **TWO_STAGES,
     "parallel": {"spp": 1},
+    "kv_cache": {"budget_bytes": 2**27, "page_tokens": 16},
     "fleet": {"num_grids": 2, "routing": {"period_s": 0.05}},
 }
 
@@ -42,7 +43,8 @@ class Attached:
     """Two grids behind one router."""
 
     def __init__(self, controllers: dict[str, Any]) -> None:
-        self.seat = Seat(RoutingConfig(), random.Random(0))
+        # a grid without calibration knows what prefills take only after some of them
+        self.seat = Seat(RoutingConfig(router="prefix"), random.Random(0))
         self.told: dict[str, int] = dict.fromkeys(controllers, 0)
         self.fleet = FleetEngine(self._pick, "smollm2-135m-instruct", 16)
         self.engines: dict[str, RayEngine] = {}
