@@ -53,7 +53,7 @@ def source(kernel, dtype, constants):
 
 def attend(capability, dtype, head_dim, shape, wide, page_tokens=64):
     constants = {
-        "SHARE": 4, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD": max(16, head_dim),
+        "SHARE": 4, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD": 1 << (head_dim - 1).bit_length(),
         "PAGE": page_tokens, "ROWS": shape.rows, "KEYS": shape.keys, "LSE": True, "WIDEN": False,
         "WIDE": wide,
     }  # fmt: skip
