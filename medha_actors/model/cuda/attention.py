@@ -248,7 +248,8 @@ def upload(
         flat = flat.pin_memory().to(device, non_blocking=True)
     parts = flat.split([array.size for array in arrays])
     views = [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-    return UploadedStep(*views, planned.wide)
+    sequences_view, starts_view, tables_view, work, merges = views
+    return UploadedStep(sequences_view, starts_view, tables_view, work, merges, planned.wide)
 
 
 class _Limits(NamedTuple):

@@ -109,8 +109,8 @@ def _piece_keys(
         few[np.minimum(counts, len(few) - 1), most],
         many[np.minimum(counts, len(many) - 1), most],
     )
-    aligned = -(-keys // (pieces * ALIGNED_KEYS)) * ALIGNED_KEYS
-    return np.maximum(aligned, ALIGNED_KEYS)
+    aligned: NDArray[np.int64] = -(-keys // (pieces * ALIGNED_KEYS)) * ALIGNED_KEYS
+    return aligned.clip(ALIGNED_KEYS)
 
 
 @functools.lru_cache(maxsize=16)
