@@ -16,12 +16,12 @@ class Poisoned(StageActor):
     def load(self, packed_plan):
         resident = super().load(packed_plan)
         stage = self._ready().stage
-        step = stage.step
+        launch = stage.launch
 
         def deadly(message, *rest):
             if any(span.request_id == POISON and span.sample for span in message.spans):
                 os._exit(1)
-            return step(message, *rest)
+            return launch(message, *rest)
 
-        stage.step = deadly
+        stage.launch = deadly
         return resident

@@ -3,8 +3,8 @@ with (paper, 4.3).
 
 Every stage runs the same synthetic steps at the same time, as in service: chunks of several sizes
 on an empty and on a long cache, decodes of several batch sizes at a short and at a long context.
-Differences between them give the coefficients. The result is kept on disk under a name made of
-everything it depends on.
+Differences between them give the coefficients. (Of GPUs: probing.py.) The result is kept on disk
+under a name made of everything it depends on.
 """
 
 from __future__ import annotations
@@ -23,21 +23,16 @@ import msgspec
 
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.exchange_cost import with_exchange
+from medha_actors.actors.probes import Part, Probe, closing, message_of
+from medha_actors.actors.probing import measured_stages
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
-from medha_actors.messages import (
-    Introduction,
-    Move,
-    SamplingParams,
-    Span,
-    StepMessage,
-    pack_tokens,
-)
+from medha_actors.messages import Move, StepMessage
 from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import kv_bytes_per_token
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
-_FORMAT = 3
+_FORMAT = 4
 _GUESSED_FLOPS = 1e11  # without calibration; corrected online
 _GUESSED_BYTES_PER_S = 2e9
 _MOVED = 16  # pages
@@ -75,27 +70,9 @@ def _pages_each(case: Case, page_tokens: int) -> int:
 
 
 def step(case: Case, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
-    """The case as a message; its sequences use the pool's first pages and are closed by the next
-    step. They are of unlike tokens, as in service: like ones would all take the same experts."""
-    sampling = SamplingParams(max_tokens=1, temperature=0.0)
-    names = [f"calibration-{number}-{row}" for row in range(case.rows)]
-    pages_each = _pages_each(case, page_tokens)
-    spans = tuple(
-        Span(
-            request_id=name,
-            start=case.cached,
-            stop=case.cached + case.tokens,
-            token_ids=pack_tokens((row + i) % vocabulary for i in range(case.tokens)),
-            piece_start=0,
-            piece_tokens=case.cached,
-            new_pages=tuple(range(row * pages_each, (row + 1) * pages_each)),
-            sample=case.sample,
-        )
-        for row, name in enumerate(names)
-    )
-    return StepMessage(
-        batch_id=-1, spans=spans, opened=tuple(Introduction(name, sampling) for name in names)
-    )
+    """The case as a message (see message_of)."""
+    probe = Probe((Part(case.rows, case.tokens, case.cached),), case.sample)
+    return message_of(probe, page_tokens, vocabulary, number)
 
 
 async def profile_of(cluster: Cluster) -> Profile:
@@ -103,29 +80,16 @@ async def profile_of(cluster: Cluster) -> Profile:
     config = cluster.config
     if not config.predictor.calibrate:
         return _guess(cluster)
-    path = _cache_path(cluster)
+    path = _cache_path(cluster, await cluster.computes())
     if config.predictor.cache and path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Profile)
     began = time.monotonic()
-    page_tokens = config.kv_cache.page_tokens
-    context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
-    await cluster.fill(-(-max(_SLOPE_DECODES) * (context + page_tokens) // page_tokens))
-    measured = cases(context, cluster.pages, page_tokens)
-    steps = []
-    for number, case in enumerate(measured):
-        message = step(case, page_tokens, cluster.spec.vocabulary, number)
-        steps.append(message)
-        steps.append(
-            StepMessage(
-                batch_id=-1, spans=(), closed=tuple(span.request_id for span in message.spans)
-            )
-        )
     moved = min(_MOVED, cluster.pages, cluster.slots)
-    packed = [_encode(steps + moves(moved))] * config.parallel.spp
-    stages = []
-    for row in await cluster.measure(packed, repeats=3):
-        stage = fit(dict(zip(measured, row[: len(steps) : 2], strict=True)), context)
-        stages.append(with_moves(stage, row[len(steps) :], moved))
+    if cluster.blueprint.device == "cpu":
+        stages = await _measured(cluster, moved)
+    else:
+        found = await measured_stages(cluster, moves(moved))
+        stages = [with_moves(stage.profile, seconds, moved) for stage, seconds in found]
     profile = Profile(tuple(stages))
     if config.parallel.kvp > 1:
         profile = await with_exchange(profile, cluster)
@@ -133,6 +97,25 @@ async def profile_of(cluster: Cluster) -> Profile:
     if config.predictor.cache:
         _write(path, msgspec.json.encode(profile))
     return profile
+
+
+async def _measured(cluster: Cluster, moved: int) -> list[StageProfile]:
+    """Every stage, from its cases and so many moved pages."""
+    config = cluster.config
+    page_tokens = config.kv_cache.page_tokens
+    context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
+    await cluster.fill(-(-max(_SLOPE_DECODES) * (context + page_tokens) // page_tokens))
+    measured = cases(context, cluster.pages, page_tokens)
+    steps = []
+    for number, case in enumerate(measured):
+        message = step(case, page_tokens, cluster.spec.vocabulary, number)
+        steps += [message, closing(message)]
+    packed = [_encode(steps + moves(moved))] * config.parallel.spp
+    stages = []
+    for row in await cluster.measure(packed, repeats=3):
+        stage = fit(dict(zip(measured, row[: len(steps) : 2], strict=True)), context)
+        stages.append(with_moves(stage, row[len(steps) :], moved))
+    return stages
 
 
 def _guess(cluster: Cluster) -> Profile:
@@ -248,8 +231,8 @@ def _rising(table: dict[int, float]) -> tuple[tuple[int, float], ...]:
     return tuple(zip(rows, accumulate((max(0.0, table[row]) for row in rows), max), strict=True))
 
 
-def _cache_path(cluster: Cluster) -> Path:
-    """One file per everything that the profile depends on."""
+def _cache_path(cluster: Cluster, computes: list[str]) -> Path:
+    """One file per everything that the profile depends on; `computes`: what does."""
     import torch
 
     config = cluster.config
@@ -265,6 +248,10 @@ def _cache_path(cluster: Cluster) -> Path:
         cluster.blueprint.device,
         cluster.blueprint.dtype,
         cluster.blueprint.layers,
+        cluster.blueprint.gpus,
+        computes,
+        config.scheduler.max_batch_tokens,
+        config.scheduler.max_running_requests,
         config.parallel.kvp,
         config.parallel.tp,
         config.actors,

@@ -14,7 +14,11 @@ from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import DTYPE_BYTES, ModelSpec, kv_bytes_per_token
 
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
-_CUDA_KV_SHARE = 0.85  # of the actor's share of the GPU, less its weights
+_CUDA_KV_SHARE = (
+    0.85  # of the actor's share of the GPU, less its weights, as long as none is loaded
+)
+# of what is free when everything but the cache is there; the rest is for what later steps take more
+_CUDA_FREE_SHARE = 0.9
 
 
 def pages_of(
@@ -39,6 +43,37 @@ def pages_of(
             budget = _free_share(config, ranks[cell.rank], layers[cell.stage], dtype, place, places)
         pages.append(int(budget // (page_tokens * bytes_of(cell))))
     refuse_impossible(config, min(pages), max(map(bytes_of, places)))
+    return min(pages)
+
+
+def trial_pages(config: MedhaConfig) -> int:
+    """Enough for the largest steps, which show how much memory is left."""
+    limits = config.scheduler
+    longest = -(-limits.max_batch_tokens // config.kv_cache.page_tokens)
+    return max(longest, limits.max_running_requests)
+
+
+def measured_pages(
+    config: MedhaConfig,
+    spec: ModelSpec,
+    layers: list[tuple[int, int]],
+    dtype: str,
+    places: Mapping[Cell, Place],
+    trial: int,
+) -> int:
+    """Pages per group, from what is free on every GPU when all actors have loaded, hold `trial`
+    pages each, and have run their largest steps. Raises ConfigError if the configuration needs
+    more."""
+    ranks = specs_of(spec, config.parallel.tp)
+    pages = []
+    largest = 0
+    for cell, place in places.items():
+        token_bytes = kv_bytes_per_token(ranks[cell.rank], layers[cell.stage], dtype)
+        page_bytes = config.kv_cache.page_tokens * token_bytes
+        budget = place.free_bytes * _CUDA_FREE_SHARE * _part_of_gpu(config, place, places)
+        pages.append(trial + int(budget // page_bytes))
+        largest = max(largest, token_bytes)
+    refuse_impossible(config, min(pages), largest)
     return min(pages)
 
 
@@ -103,7 +138,7 @@ def _free_share(
     if place.gpu is None:
         beside = sum(other.node_id == place.node_id for other in places.values())
         return place.free_bytes * _CPU_KV_SHARE / beside
-    share = place.free_bytes * min(1.0, config.actors.num_gpus)
+    share = place.free_bytes * _part_of_gpu(config, place, places)
     # embedding and head, where the stage has them
     tables = 2 * spec.vocabulary * spec.hidden
     count = layers[1] - layers[0]
@@ -118,3 +153,12 @@ def _free_share(
             "stages"
         )
     return (share - weights) * _CUDA_KV_SHARE
+
+
+def _part_of_gpu(config: MedhaConfig, place: Place, places: Mapping[Cell, Place]) -> float:
+    """Of what is free on its GPU, for one actor: no more than it asked for, and the same for all
+    that are on this GPU."""
+    own = (place.node_id, place.gpu_id)
+    sharing = sum([(other.node_id, other.gpu_id) == own for other in places.values()])
+    part = config.actors.num_gpus
+    return min(1 / sharing, 1.0 if part is None else part)

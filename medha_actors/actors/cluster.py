@@ -11,18 +11,21 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import msgspec
 import ray
 
-from medha_actors.actors.capacity import pages_of, slots_of
+from medha_actors.actors.capacity import measured_pages, pages_of, slots_of, trial_pages
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
+from medha_actors.actors.layout import chosen_device, described, fitted
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
+from medha_actors.errors import ConfigError
 from medha_actors.model_shares import shares_of
 from medha_actors.model_spec import ModelSpec, split_layers
 
@@ -62,18 +65,23 @@ class Cluster:
         """Adopt the grid that a controller of this name has left, or place, spawn, pin and load a
         new one. `make_room`: see Crew. Raises ConfigError when the resources cannot hold it,
         ModelError."""
-        device = config.actors.device
-        if device == "auto":
-            device = "cuda" if ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        device = chosen_device(config.actors.device, gpus, version("torch"))
         crew = Crew(config, device, owner, stage_class, make_room)
         found = await crew.adopt()
         kept = _kept_by(found, config)
         if kept is not None:
+            crew.config = kept.blueprint.config
+            crew.device = kept.blueprint.device
             cluster = cls(crew, kept.blueprint, kept.profile)
             _log.info("found %d actors at work", len(found))
             await cluster.revive()
             return cluster
         crew.dismiss()
+        if device == "cuda":
+            crew.config = fitted(config, gpus)
+            if change := described(config, crew.config, gpus):
+                _log.warning("%s", change)
         spec, dtype = await asyncio.to_thread(_describe, config, device)
         try:
             blueprint = await _build(crew, config, spec, dtype)
@@ -89,6 +97,12 @@ class Cluster:
     @property
     def spec(self) -> ModelSpec:
         return self.blueprint.spec
+
+    @property
+    def credits_apart(self) -> bool:
+        """Whether stage 0 asks for its next batch in a frame of its own. A lone stage on a CPU does
+        it with the result; a GPU takes a batch while it computes another."""
+        return self.crew.shape.stages > 1 or self.blueprint.device != "cpu"
 
     @property
     def pages(self) -> int:
@@ -165,6 +179,10 @@ class Cluster:
         self.profile = profile
         await self.crew.everybody("keep", _encode(Kept(self.blueprint, profile)))
 
+    async def computes(self) -> list[str]:
+        """What computes in the actors, each kind once."""
+        return sorted(set((await self.crew.everybody("computes")).values()))
+
     async def fill(self, pages: int) -> None:
         """Write noise into the first pages of every KV pool."""
         await self.crew.everybody("fill", pages)
@@ -216,14 +234,20 @@ def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
     return load_spec(config.model_loading_config), str(dtype).removeprefix("torch.")
 
 
-async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -> Blueprint:
+async def _build(crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str) -> Blueprint:
     """A new grid, loaded."""
     began = time.monotonic()
+    config = crew.config
     shares_of(spec, crew.shape.ranks)  # refuses what cannot be shared
     await crew.hire()
+    await crew.everybody("locate")  # all are there, and have what they take of their GPU
     places: dict[Cell, Place] = await crew.everybody("locate")
+    for place in places.values():
+        if place.obstacle:
+            raise ConfigError(f"actors.device is {crew.device}, but {place.obstacle}")
     layers = split_layers(spec, crew.shape.stages)
     blueprint = Blueprint(
+        asked=asked,
         config=config,
         spec=spec,
         device=crew.device,
@@ -234,14 +258,17 @@ async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -
         cores=assign_cores(places, config),
         slots=slots_of(config, spec, layers, dtype),
         run=secrets.token_hex(8),
+        gpus=tuple(sorted({place.gpu for place in places.values() if place.gpu})),
     )
-    plans = {cell: (_encode(blueprint.plan(cell)),) for cell in places}
-    resident = await crew.call("load", plans)
+    if crew.device == "cuda" and config.kv_cache.budget_bytes is None:
+        blueprint, resident = await _load_measured(crew, blueprint)
+    else:
+        resident = await crew.call("load", _plans(blueprint))
     _log.info(
         "%d x %d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, "
         "loaded in %.1f s",
         *crew.shape,
-        sorted({place.gpu or "cpu" for place in places.values()}),
+        blueprint.gpus or "cpu",
         blueprint.pages,
         config.kv_cache.page_tokens,
         sum(resident.values()) / 2**20,
@@ -250,12 +277,33 @@ async def _build(crew: Crew, config: MedhaConfig, spec: ModelSpec, dtype: str) -
     return blueprint
 
 
+async def _load_measured(crew: Crew, blueprint: Blueprint) -> tuple[Blueprint, dict[Cell, int]]:
+    """With as many pages as there is room for once everything else is there. They stay as many
+    whoever is replaced: the scheduler knows them."""
+    pages = min(trial_pages(blueprint.config), blueprint.pages)
+    trial = msgspec.structs.replace(blueprint, pages=pages, slots=0)
+    resident = await crew.call("load", _plans(trial))
+    await crew.everybody("rehearse")
+    places: dict[Cell, Place] = await crew.everybody("locate")
+    measured = measured_pages(
+        blueprint.config, blueprint.spec, blueprint.layers, blueprint.dtype, places, pages
+    )
+    blueprint = msgspec.structs.replace(blueprint, pages=measured)
+    await crew.call("resize", _plans(blueprint))
+    return blueprint, resident
+
+
+def _plans(blueprint: Blueprint) -> dict[Cell, tuple[bytes]]:
+    """What each actor of the grid is to be, packed."""
+    return {cell: (_encode(blueprint.plan(cell)),) for cell in blueprint.nodes}
+
+
 def _kept_by(found: dict[Cell, Identity], config: MedhaConfig) -> Kept | None:
     """What the actors found at work were made from; None if it was not this configuration."""
     for identity in found.values():
         if identity.kept:
             kept = _decode_kept(identity.kept)
-            return kept if kept.blueprint.config == config else None
+            return kept if kept.blueprint.asked == config else None
     return None
 
 

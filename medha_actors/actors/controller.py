@@ -85,7 +85,7 @@ class Controller:
         else:
             profile = await profile_of(cluster)
             await cluster.keep(_encode(profile))
-        parallel = self.config.parallel
+        parallel = cluster.config.parallel
         grid = Grid(
             stages=parallel.spp,
             groups=parallel.kvp,

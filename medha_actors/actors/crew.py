@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
 )
 
-from medha_actors.actors.cells import Cell
+from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Identity, shape_of
 from medha_actors.config import MedhaConfig
@@ -52,13 +52,16 @@ class Crew:
         where the cluster has no room for the grid now."""
         self.config = config
         self.device = device
-        self.shape = shape_of(config)
         self.actors: dict[Cell, Any] = {}
         self.spares: list[tuple[Any, str]] = []
         self._owner = owner
         self._make_room = make_room
         self._stage_class = stage_class
         self._room: PlacementGroup | None = None
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.config)
 
     async def hire(self) -> None:
         """Reserve room and spawn an actor for every cell; raises ConfigError when the cluster
@@ -96,13 +99,17 @@ class Crew:
         return found
 
     async def dead(self) -> list[Cell]:
-        """The cells whose actors do not answer."""
+        """The cells whose actors do not answer, or cannot compute any more."""
         cells = list(self.actors)
         calls = [_answer(self.actors[cell].locate.remote()) for cell in cells]
         places = await asyncio.gather(*calls)
         missing = [cell for cell in self.shape.cells() if cell not in self.actors]
-        silent = [cell for cell, place in zip(cells, places, strict=True) if place is None]
-        return [*missing, *silent]
+        useless = []
+        for cell, place in zip(cells, places, strict=True):
+            if place is None or place.obstacle:
+                useless.append(cell)
+                _log.warning("%s is dead: %s", cell, place.obstacle if place else "no answer")
+        return [*missing, *useless]
 
     def replace(self, cell: Cell, node_id: str) -> None:
         """Put a spare of that node at the cell, or else a new actor."""
@@ -157,7 +164,7 @@ class Crew:
         teams = stages * groups
         bundle = {"CPU": actors.num_cpus * ranks}
         if self.device == "cuda":
-            bundle["GPU"] = actors.num_gpus * ranks
+            bundle["GPU"] = self._gpus * ranks
         if self.config.accelerator_type:
             bundle[f"accelerator_type:{self.config.accelerator_type}"] = 0.001
         total = ray.cluster_resources()
@@ -194,8 +201,14 @@ class Crew:
             placement_group=self._room,
             placement_group_bundle_index=cell.stage * self.shape.groups + cell.group,
         )
-        gpus = actors.num_gpus if self.device == "cuda" else 0
+        gpus = self._gpus if self.device == "cuda" else 0
         return self._spawn(num_cpus=actors.num_cpus, num_gpus=gpus, scheduling_strategy=where)
+
+    @property
+    def _gpus(self) -> float:
+        """Of each actor on CUDA."""
+        part = self.config.actors.num_gpus
+        return 1.0 if part is None else part
 
     def _spawn_spare(self, node_id: str) -> Any:
         where = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
@@ -224,9 +237,9 @@ def _handle(name: str) -> Any:
 
 
 async def _answer(call: Awaitable[T]) -> T | None:
-    """What a living actor answers; None if it is dead or does not."""
+    """What a living actor answers; None if it is dead, fails or does not."""
     try:
         async with asyncio.timeout(_ANSWER_S):
             return await call
-    except (RayActorError, TimeoutError):
+    except (RayError, TimeoutError):
         return None

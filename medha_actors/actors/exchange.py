@@ -1,14 +1,14 @@
 """Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper,
 3.3).
 
-Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
+Groups on one host use mailboxes in shared memory, GPUs the transports of their links; others the
+links.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,9 +16,11 @@ import torch
 
 from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
+from medha_actors.actors.transports import Transport, swapped
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.device import HOST, Device, Lap, Watch
 from medha_actors.model.kernels import Mailboxes
-from medha_actors.model.merge import Exchange, merge_packed, pack
+from medha_actors.model.merge import Exchange, merge, merge_packed, pack
 
 # looks at a counter before the thread offers its core to others, some 50 us
 _SPINS = 20_000
@@ -27,27 +29,50 @@ _SPINS = 20_000
 class PeerExchange(Exchange):
     """With the same stage in the other groups, each at the end of a link."""
 
-    def __init__(self, group: int, peers: dict[int, Link]) -> None:
+    def __init__(self, group: int, peers: dict[int, Link], device: Device = HOST) -> None:
         self._group = group
         self._peers = peers
-        self._seconds = 0.0
+        self._watch = Watch(device)
 
-    def take_seconds(self) -> float:
-        """Seconds spent here since the last call: sending, and waiting for the other groups."""
-        seconds = self._seconds
-        self._seconds = 0.0
-        return seconds
+    def take(self) -> Lap:
+        """The device's time spent here since the last call: sending, and waiting for the other
+        groups."""
+        return self._watch.take()
 
 
 class LinkExchange(PeerExchange):
     """Over links: every group gathers all partials and merges them in the same order."""
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
         others = {peer: self._peers[peer] for peer in groups if peer != self._group}
-        ordered = dict(zip(sorted(groups), swap(self._group, others, pack(out, lse)), strict=True))
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            partials = swap(self._group, others, pack(out, lse))
+        ordered = dict(zip(sorted(groups), partials, strict=True))
         out.copy_(merge_packed([ordered[group] for group in groups]))
+
+
+class TransportExchange(PeerExchange):
+    """Through the transports of the links: every group gets all partials in the type that they were
+    computed in, and merges them in the same order. On a GPU all of it is only queued."""
+
+    def __init__(
+        self,
+        group: int,
+        peers: dict[int, Link],
+        transports: Mapping[int, Transport],
+        device: Device = HOST,
+    ) -> None:
+        super().__init__(group, peers, device)
+        self._transports = transports
+
+    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+        others = {peer: self._transports[peer] for peer in groups if peer != self._group}
+        with self._watch.running():
+            found = swapped(self._group, others, out, lse)
+        ordered = dict(zip(sorted(groups), found, strict=True))
+        outs = [ordered[group][0] for group in groups]
+        lses = [ordered[group][1] for group in groups]
+        out.copy_(merge(outs, lses)[0])
 
 
 class SharedExchange(PeerExchange):
@@ -59,15 +84,14 @@ class SharedExchange(PeerExchange):
         self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
 
     def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        began = time.perf_counter()
-        merged = out.float()  # `out` itself, unless it is of 16 bits
-        rows = self._boxes.block_rows
-        for start in range(0, len(out), rows):
-            block = slice(start, start + rows)
-            self._swap(groups, merged[block].numpy(), lse[block].numpy())
-        if merged is not out:
-            out.copy_(merged)
-        self._seconds += time.perf_counter() - began
+        with self._watch.running():
+            merged = out.float()  # `out` itself, unless it is of 16 bits
+            rows = self._boxes.block_rows
+            for start in range(0, len(out), rows):
+                block = slice(start, start + rows)
+                self._swap(groups, merged[block].numpy(), lse[block].numpy())
+            if merged is not out:
+                out.copy_(merged)
 
     def _swap(self, groups: tuple[int, ...], out: np.ndarray, lse: np.ndarray) -> None:
         own = self._group
@@ -103,6 +127,13 @@ def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[tor
         assert received is not None
         found[other] = received.to(tensor.device)
     return [found[number] for number in sorted(found)]
+
+
+def transports_of(links: Mapping[int, Link]) -> dict[int, Transport] | None:
+    """Of all these links; None where one has none."""
+    found = {number: link.transport for number, link in links.items()}
+    whole = {number: one for number, one in found.items() if one is not None}
+    return whole if whole and len(whole) == len(found) else None
 
 
 def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:

@@ -66,10 +66,13 @@ def _seconds(cluster: Cluster, rows: int) -> list[float]:
     for number in range(_STEPS + 1):
         for group, link in enumerate(cluster.first):
             link.send(_encode(_message(cluster, f"exchange-{rows}-{number}", group, rows)))
+        if cluster.credits_apart and cluster.first is cluster.last:
+            for link in cluster.first:
+                link.recv()  # its credit
         results = [_decode(link.recv()[0]) for link in cluster.last]
         if cluster.first is not cluster.last:
             for link in cluster.first:
-                link.recv()  # its credit
+                link.recv()
         found.append(
             [min(each) for each in zip(*(r.exchange_seconds for r in results), strict=True)]
         )

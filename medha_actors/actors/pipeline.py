@@ -197,8 +197,8 @@ class Pipeline:
 
     @crash_only
     def _read(self, link: Link, group: int) -> None:
-        """One frame from stage 0 (an empty credit) or from the last stage (a result, a credit too
-        if it is stage 0)."""
+        """One frame from stage 0 (an empty credit) or from the last stage (a result, which may be a
+        credit too)."""
         try:
             packed, _ = link.recv()
         except LinkClosedError as error:
@@ -207,7 +207,7 @@ class Pipeline:
         began = time.perf_counter()
         if packed:
             self._take(_decode_result(packed))
-        if not packed or self._cluster.last is self._cluster.first:
+        if not packed or not self._cluster.credits_apart:
             self._computing.discard(group)
         self._pump()
         self._observer.worked(time.perf_counter() - began)

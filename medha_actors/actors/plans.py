@@ -16,7 +16,9 @@ class Place(msgspec.Struct, frozen=True):
     node_id: str
     cores: tuple[int, ...]
     free_bytes: int  # memory that KV caches could use: of the GPU, or of the host
-    gpu: str | None
+    gpu: str | None  # its name
+    gpu_id: str = ""  # which one of its node
+    obstacle: str = ""  # why this actor cannot compute; empty: it can
 
 
 def shape_of(config: MedhaConfig) -> Shape:
@@ -52,9 +54,11 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What the actors of a grid are to be. `pages`, `slots`: of each KV group, on the device and in
-    the second tier; `run`: a name for the files of this one, as no other grid has."""
+    """What the actors of a grid are to be. `config`: as it was asked for, fitted to the GPUs that
+    are there; `pages`, `slots`: of each KV group, on the device and in the second tier; `run`: a
+    name for the files of this one, as no other grid has."""
 
+    asked: MedhaConfig
     config: MedhaConfig
     spec: ModelSpec
     device: str
@@ -65,6 +69,7 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
     cores: dict[Cell, tuple[int, ...]]
     slots: int = 0
     run: str = ""
+    gpus: tuple[str, ...] = ()  # the names of their kinds
 
     def plan(self, cell: Cell) -> StagePlan:
         """What the actor at `cell` is to be."""

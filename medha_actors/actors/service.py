@@ -3,6 +3,9 @@ stage before (or from the controller), computes, and writes one frame to the sta
 result to the controller). With tensor ranks each hears from and writes to the same rank of the
 stages beside it; the first rank of the first stage passes the controller's messages on to the
 others.
+
+On a device that is asynchronous the thread launches a step and reads the next frame; another one
+(finisher.py) waits until the step is done, and sends what it has made.
 """
 
 from __future__ import annotations
@@ -11,18 +14,27 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import LinkExchange, PeerExchange, SharedExchange
+from medha_actors.actors.exchange import (
+    LinkExchange,
+    PeerExchange,
+    SharedExchange,
+    TransportExchange,
+    transports_of,
+)
+from medha_actors.actors.finisher import Finisher
 from medha_actors.actors.links import Link
-from medha_actors.actors.teams import LinkTeam, shared_team, wait_for
+from medha_actors.actors.teams import LinkTeam, TransportTeam, shared_team, wait_for
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
+from medha_actors.model.device import HOST, Device, Lap, Mark
 from medha_actors.model.kernels import Board, Mailboxes
-from medha_actors.model.stage import Stage
+from medha_actors.model.stage import Stage, StageOutput
 from medha_actors.model.team import ALONE, Team
 
 _log = logging.getLogger("medha.stage")
@@ -57,6 +69,19 @@ class Wires:
         else:
             self.downstream = link
 
+    def neighbours(self, cell: Cell) -> dict[Cell, Link]:
+        """The links with other cells."""
+        found: dict[Cell, Link] = {}
+        if self.upstream is not None:
+            found[cell._replace(stage=cell.stage - 1)] = self.upstream
+        if self.downstream is not None:
+            found[cell._replace(stage=cell.stage + 1)] = self.downstream
+        for group, link in self.peers.items():
+            found[cell._replace(group=group)] = link
+        for rank, link in self.mates.items():
+            found[cell._replace(rank=rank)] = link
+        return found
+
     def source(self, cell: Cell) -> Link:
         """Where batches come from: the stage before; in the first one the controller, and from it
         the first rank, which tells the others."""
@@ -73,16 +98,22 @@ class Wires:
         """How this cell adds up with the other ranks."""
         if not self.mates:
             return ALONE
+        transports = transports_of(self.mates)
+        if transports is not None:
+            return TransportTeam(cell.rank, self.mates, transports)
         if self.board is None:
             return LinkTeam(cell.rank, self.mates)
         return shared_team(cell.rank, self.mates, self.board)
 
-    def exchange(self, cell: Cell) -> PeerExchange | None:
+    def exchange(self, cell: Cell, device: Device = HOST) -> PeerExchange | None:
         """How this cell merges partial attention; None: it is the only group."""
         if not self.peers:
             return None
+        transports = transports_of(self.peers)
+        if transports is not None:
+            return TransportExchange(cell.group, self.peers, transports, device)
         if self.mailboxes is None:
-            return LinkExchange(cell.group, self.peers)
+            return LinkExchange(cell.group, self.peers, device)
         return SharedExchange(cell.group, self.peers, self.mailboxes)
 
     def close(self) -> None:
@@ -93,17 +124,31 @@ class Wires:
                 link.close()
 
 
+class _Made(NamedTuple):
+    """What a step makes, which an asynchronous device may not have done yet."""
+
+    message: StepMessage
+    output: StageOutput
+    began: Mark
+    ended: Mark
+    exchanged: Lap
+
+
 class Service:
     """Computes step after step until a peer is gone; then closes every link, so that the others
     notice."""
 
-    def __init__(self, cell: Cell, stage: Stage, wires: Wires) -> None:
+    def __init__(self, cell: Cell, stage: Stage, wires: Wires, device: Device = HOST) -> None:
         self._cell = cell
         self._stage = stage
         self._wires = wires
+        self._device = device
         self._source = wires.source(cell)
-        self._exchange = wires.exchange(cell)
+        self._exchange = wires.exchange(cell, device)
         self._team = wires.team(cell)
+        self._finisher: Finisher[_Made] | None = None
+        if device.asynchronous:
+            self._finisher = Finisher(str(cell), device, self._finish, wires.close)
         self._thread = threading.Thread(target=self._run, name="stage-loop", daemon=True)
         self._thread.start()
 
@@ -124,6 +169,8 @@ class Service:
             _log.exception("%s failed", self._cell)
         finally:
             self._wires.close()
+            if self._finisher is not None:
+                self._finisher.stop()
 
     def _await_batch(self) -> None:
         """The first rank of a team notices while it is idle that another one is gone."""
@@ -134,17 +181,37 @@ class Service:
         if self._cell.stage == self._cell.rank == 0:
             for mate in self._wires.mates.values():
                 mate.send(packed)
-        started_at = time.time()
-        started = time.perf_counter()
+        if self._finisher is not None:
+            self._finisher.reserve()
+        began = self._device.mark()
         message = _decode_step(packed)
-        output = self._stage.step(message, hidden, self._exchange, self._team)
-        worked_s = time.perf_counter() - started
-        exchanged_s = self._exchange.take_seconds() if self._exchange else 0.0
+        output = self._stage.launch(message, hidden, self._exchange, self._team)
+        exchanged = self._exchange.take() if self._exchange else Lap()
+        made = _Made(message, output, began, self._device.mark(), exchanged)
+        if self._finisher is not None:
+            self._finisher.put(made)
+            return
+        self._send(made)
+        if self._wires.downstream is not None and self._wires.control is not None:
+            self._wires.control.send(CREDIT)
+
+    def _finish(self, made: _Made) -> None:
+        """In the finisher's thread, where all steps before this one are done: so the controller may
+        have one more wait behind it."""
+        if self._cell.stage == self._cell.rank == 0 and self._wires.control is not None:
+            self._wires.control.send(CREDIT)
+        made.ended.wait()
+        self._send(made)
+
+    def _send(self, made: _Made) -> None:
+        """To the next stage, or the result to the controller; the device is done."""
+        output = made.output.finish()
+        message = made.message
+        worked_s = made.ended.since(made.began)
         stage_seconds = (*message.stage_seconds, worked_s)
-        stage_starts = (*message.stage_starts, started_at)
-        exchange_seconds = (*message.exchange_seconds, exchanged_s)
+        stage_starts = (*message.stage_starts, time.time() - worked_s)
+        exchange_seconds = (*message.exchange_seconds, made.exchanged.seconds())
         failures = (*message.failures, *output.failures)
-        control = self._wires.control
         if self._wires.downstream is not None:
             passed_on = msgspec.structs.replace(
                 message,
@@ -154,12 +221,10 @@ class Service:
                 failures=failures,
             )
             self._wires.downstream.send(_encode(passed_on), output.hidden)
-            if control is not None:
-                control.send(CREDIT)
             return
         if self._cell.rank:
             return  # the first rank of a team reports
-        assert control is not None, "the last stage has the controller's link"
+        assert self._wires.control is not None, "the last stage has the controller's link"
         result = StepResult(
             message.batch_id,
             self._cell.group,
@@ -170,5 +235,5 @@ class Service:
             exchange_seconds,
             failures,
         )
-        control.send(_encode(result))
+        self._wires.control.send(_encode(result))
         self._stage.look_ahead(output)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import resource
-import time
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import open_mailboxes
 from medha_actors.actors.links import Endpoint, Hello, Listener, dial
+from medha_actors.actors.measuring import fastest_of
 from medha_actors.actors.orphans import Owner, follow
 from medha_actors.actors.plans import Identity, Place, StagePlan
 from medha_actors.actors.service import Service, Wires
@@ -26,11 +26,12 @@ from medha_actors.actors.shared_memory import forget
 from medha_actors.actors.teams import open_board
 from medha_actors.errors import EngineError
 from medha_actors.messages import StepMessage
+from medha_actors.model.device import Device, device_of
 from medha_actors.model.host_tier import HostTier, SlotFile, page_bytes
 from medha_actors.model.kernels import Rehearsal
 from medha_actors.model.stage import Stage
 from medha_actors.model.team import ALONE, Team
-from medha_actors.model_shares import rows_of, shares_of
+from medha_actors.model_shares import shares_of
 
 _ACCEPT_S = 60.0
 
@@ -54,8 +55,17 @@ class _Loaded:
             attention=plan.config.actors.attention,
             ranks=(plan.cell.rank, plan.shape.ranks),
         )
-        self.stage.tier = _tier_of(plan, self.stage) if plan.slots else None
-        self.stage.warm_up(_rehearsal(plan))
+        self._prepare()
+
+    def resize(self, plan: StagePlan) -> None:
+        """The same with the pages and slots of this plan."""
+        self.plan = plan
+        self.stage.resize(plan.pages)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.stage.tier = _tier_of(self.plan, self.stage) if self.plan.slots else None
+        self.stage.warm_up(_rehearsal(self.plan))
 
 
 class StageActor:
@@ -64,8 +74,8 @@ class StageActor:
     def __init__(self, device: str, owner: Owner | None) -> None:
         """`owner`: whom this actor outlives for a while (it is detached); None: it ends with its
         creator."""
-        context = ray.get_runtime_context()
-        self._place = _locate(context.get_node_id(), device)
+        self._device = device_of(device)
+        self._place = _locate(self._device)
         self._host = ray.util.get_node_ip_address()
         self._loaded: _Loaded | None = None
         self._listener: Listener | None = None
@@ -76,7 +86,10 @@ class StageActor:
             follow(owner)
 
     def locate(self) -> Place:
-        """Where this actor runs and how much memory was free there."""
+        """Where this actor runs, how much memory is free there, and whether it can compute. Never
+        raises."""
+        if self._device.asynchronous:  # others on the same GPU have come and gone
+            self._place = _locate(self._device)
         return self._place
 
     def identify(self) -> bytes:
@@ -89,7 +102,8 @@ class StageActor:
         self._kept = kept
 
     def load(self, packed_plan: bytes) -> int:
-        """Pin this process, read the weights, reserve the KV pool; returns the resident bytes."""
+        """Pin this process, read the weights, reserve the KV pool, warm up; returns the resident
+        bytes."""
         plan = msgspec.msgpack.decode(packed_plan, type=StagePlan)
         if plan.cores:
             # This thread's cores, and so those of every thread it starts.
@@ -97,6 +111,24 @@ class StageActor:
         torch.set_num_threads(plan.config.actors.threads)
         self._loaded = _Loaded(plan)
         return resident_bytes()
+
+    def rehearse(self) -> None:
+        """Run the largest steps that may come, so that the memory they take is taken."""
+        loaded = self._ready()
+        limits = loaded.plan.config.scheduler
+        team = _rehearsal(loaded.plan)
+        loaded.stage.rehearse(limits.max_batch_tokens, limits.max_running_requests, team)
+        self._device.synchronise()
+
+    def resize(self, packed_plan: bytes) -> None:
+        """Reserve the KV pool and the second tier anew, as in this plan; warm up."""
+        loaded = self._ready()
+        loaded.resize(msgspec.msgpack.decode(packed_plan, type=StagePlan))
+        self._device.release()
+
+    def computes(self) -> str:
+        """What computes here, and how it attends."""
+        return self._ready().stage.decoder.name
 
     def tier_mark(self) -> str:
         """The secret of the links with which the second tier's file was last at work."""
@@ -110,29 +142,12 @@ class StageActor:
 
     def measure(self, packed_steps: bytes, repeats: int) -> list[float]:
         """Seconds of each synthetic step, the fastest of `repeats` tries (calibration; before
-        `serve`). All ranks of a team measure together, and are linked before.
-
-        All steps are tried before any is tried again, so that a moment's disturbance does not spoil
-        all tries of one.
-        """
-        plan = self._ready().plan
-        stage = self._ready().stage
-        team = self._wires.team(plan.cell)
+        `serve`). All ranks of a team measure together, and are linked before."""
+        loaded = self._ready()
         messages = msgspec.msgpack.decode(packed_steps, type=list[StepMessage])
-        fastest = [float("inf")] * len(messages)
-        for _ in range(repeats):
-            for number, message in enumerate(messages):
-                rows = sum(span.stop - span.start for span in message.spans)
-                hidden = None
-                if plan.cell.stage:
-                    hidden = torch.randn(rows, plan.spec.hidden).to(getattr(torch, plan.dtype))
-                    hidden = hidden[rows_of(rows, plan.cell.rank, plan.shape.ranks)]
-                started = time.perf_counter()
-                stage.step(message, hidden, None, team)
-                if message.moves and stage.tier is not None:
-                    stage.tier.wait()
-                fastest[number] = min(fastest[number], time.perf_counter() - started)
-        return fastest
+        team = self._wires.team(loaded.plan.cell)
+        dtype = getattr(torch, loaded.plan.dtype)
+        return fastest_of(repeats, loaded.stage, self._device, team, messages, dtype)
 
     def listen(self) -> Endpoint:
         """Open this actor's listener; links of before are closed, and what requests it knew is
@@ -177,6 +192,12 @@ class StageActor:
             self._wires.take(cell, caller, link)
         self._listener.close()
         self._listener = None
+        if loaded.stage.device.type == "cuda":
+            from medha_actors.actors.tensor_links import link_tensors
+
+            watch = link_tensors(cell, self._wires.neighbours(cell), loaded.stage.device)
+            if self._wires.control is not None:
+                self._wires.control.watch = watch  # nothing computed of a dead cell's is told
         for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
             forget(name)  # everybody has opened them by now
 
@@ -187,7 +208,7 @@ class StageActor:
         tier = loaded.stage.tier
         if tier is not None and tier.file is not None:
             tier.file.sign(secret)
-        self._service = Service(loaded.plan.cell, loaded.stage, self._wires)
+        self._service = Service(loaded.plan.cell, loaded.stage, self._wires, self._device)
 
     def _ready(self) -> _Loaded:
         if self._loaded is None:
@@ -195,13 +216,15 @@ class StageActor:
         return self._loaded
 
 
-def _locate(node_id: str, device: str) -> Place:
+def _locate(device: Device) -> Place:
+    context = ray.get_runtime_context()
+    node_id = context.get_node_id()
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    if device == "cuda":
-        free_bytes = torch.cuda.mem_get_info()[0]
-        return Place(node_id, cores, free_bytes, torch.cuda.get_device_name())
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Place(node_id, cores, free_bytes, None)
+    obstacle = device.obstacle()
+    if obstacle:
+        return Place(node_id, cores, 0, None, obstacle=obstacle)
+    gpu_id = ",".join(context.get_accelerator_ids().get("GPU", ()))
+    return Place(node_id, cores, device.free_bytes(), device.name(), gpu_id)
 
 
 def _tier_of(plan: StagePlan, stage: Stage) -> HostTier:

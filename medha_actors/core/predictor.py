@@ -7,7 +7,8 @@ For one stage and one KV group, with c rows of a prefill span over n cached toke
               + decode_kv * (cached tokens read by decodes) + exchange * (rows merged with other
               groups) + head * (sampled rows)
 
-(on a GPU the longer of the pairs and of reading their cache counts, not the sum).
+(on a GPU the longer of the pairs and of reading their cache counts, not the sum; and layers are
+never done before they are launched).
 
 A batch takes as long as its slowest stage and group. Every term grows with every span, so bisection
 is sound.
@@ -50,6 +51,11 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     overlapped: bool = False
     save_s: float = 0.0  # a page to the second tier
     load_s: float = 0.0  # and back
+    # what launching all layers takes on a GPU: their work takes at least as long. `replay_s`: where
+    # there are only decodes, whose launches may be recorded
+    launch_s: float = 0.0
+    replay_s: float = 0.0
+    head_step_s: float = 0.0  # fixed, in steps that sample
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -156,6 +162,7 @@ class _Stage:
         self.table = table
         self.slope = max(0.0, table[-1] - table[-2]) if len(table) > 1 else 0.0
         self.profile = profile
+        self.launch_s = max(profile.launch_s, profile.replay_s)
 
     def seconds(self, load: GroupLoad) -> float:
         rows = load.rows
@@ -170,14 +177,16 @@ class _Stage:
         pairs = profile.pair_s * load.pairs
         read = profile.prefill_kv_s * load.prefill_kv
         attention = max(pairs, read) if profile.overlapped else pairs + read
+        work = linear + attention + profile.decode_kv_s * load.decode_kv
+        floor = self.launch_s if load.prefill_rows else profile.replay_s
         seconds = (
             profile.step_s
-            + linear
+            + max(work, floor)
             + profile.span_s * load.spans
-            + attention
-            + profile.decode_kv_s * load.decode_kv
             + profile.head_s * load.sampled
         )
+        if load.sampled:
+            seconds += profile.head_step_s
         if load.exchanged:
             seconds += profile.exchange_step_s + profile.exchange_s * load.exchanged
         return seconds

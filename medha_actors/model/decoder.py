@@ -4,7 +4,7 @@ float16."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,11 @@ class Decoder(Protocol):
 
     dtype: torch.dtype  # of hidden states between layers
     embeds: bool  # whether the first stage's takes ids of tokens in the place of hidden states
+
+    @property
+    def name(self) -> str:
+        """What computes, and how it attends: for logs, and to tell measurements apart."""
+        ...
 
     def __call__(
         self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
@@ -55,6 +60,16 @@ class Decoder(Protocol):
 
     def cells(self) -> list[Tensor]:
         """The KV cache itself, in tensors [layers or more, pages, the numbers of a page]."""
+        ...
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A decoder on a device whose memory is measured when the weights are there."""
+
+    def resize(self, pages: int) -> None:
+        """A KV cache of so many pages; what was in the one before is lost, and so is what was
+        captured of steps (the warm-up that follows captures it again)."""
         ...
 
 
@@ -119,8 +134,18 @@ class TorchDecoder:
         spec = loader.spec
         self.device = loader.device
         self.dtype = loader.dtype
-        shape = (layers[1] - layers[0], pages, page_tokens, spec.kv_heads, spec.head_dim)
-        self.pool = KvPool(*shape, self.device, self.dtype, attention.layout)
+        self.name = f"torch {attention.__name__}"
+        self._attends = attention
+        self.pool = KvPool(
+            layers[1] - layers[0],
+            pages,
+            page_tokens,
+            spec.kv_heads,
+            spec.head_dim,
+            self.device,
+            self.dtype,
+            attention.layout,
+        )
         self.attention = attention(self.pool)
         self.layers = [Layer(loader, number, number - layers[0]) for number in range(*layers)]
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, self.device)
@@ -145,6 +170,20 @@ class TorchDecoder:
         assert self.norm is not None, "only the last stage has a head"
         assert self.head is not None
         return self.head(self.norm(x)).float()
+
+    def resize(self, pages: int) -> None:
+        old = self.pool
+        self.pool = KvPool(
+            len(self.layers),
+            pages,
+            old.page_tokens,
+            old.kv_heads,
+            old.head_dim,
+            self.device,
+            self.dtype,
+            self._attends.layout,
+        )
+        self.attention = self._attends(self.pool)
 
     def clear(self, pages: Sequence[int]) -> None:
         self.pool.data.index_fill_(2, torch.tensor(pages, device=self.device), 0)

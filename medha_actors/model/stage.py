@@ -3,6 +3,7 @@ of each request."""
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,12 +20,13 @@ from medha_actors.messages import (
     Introduction,
     PromptLogprobs,
     SampledToken,
+    SamplingParams,
     Span,
     StepMessage,
 )
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
-from medha_actors.model.decoder import TokenIds
+from medha_actors.model.decoder import Resizable, TokenIds
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.head import Head
 from medha_actors.model.host_tier import HostTier
@@ -32,12 +34,14 @@ from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rank_weights import RankWeights
-from medha_actors.model.sampler import Sampler
+from medha_actors.model.sampler import Pending, Sampled, Sampler
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE, Team
 from medha_actors.model.weights import Weights, open_weights
 from medha_actors.model_shares import rows_of, shares_of
 from medha_actors.model_spec import ModelSpec
+
+_LOGITS_TRIED = 64  # rows, where ranks share the head
 
 
 class StageOutput(NamedTuple):
@@ -45,13 +49,32 @@ class StageOutput(NamedTuple):
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step.
+    and groups stay in step. `pending`: sampling that is under way; the fields that it fills are
+    empty until `finish`.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
+    pending: Pending | None = None
+
+    def finish(self) -> StageOutput:
+        """All of it, once the device has done the step; in any thread."""
+        if self.pending is None:
+            return self
+        return StageOutput(self.hidden, *self.pending.finish())
+
+
+class _Guarded(NamedTuple):
+    """A step's sampling, whose end waits for the sampler's other users."""
+
+    pending: Pending
+    lock: threading.Lock
+
+    def finish(self) -> Sampled:
+        with self.lock:
+            return self.pending.finish()
 
 
 class Stage:
@@ -106,7 +129,10 @@ class Stage:
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
         self.grammars = Grammars(matchers) if self.samples else None
-        self.sampler = Sampler(spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
+        # what was drawn is read and looked ahead from in a thread of its own where the device is
+        # asynchronous
+        self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
 
@@ -115,7 +141,6 @@ class Stage:
         """Whether tokens are drawn here."""
         return self.is_last and self.rank == 0
 
-    @torch.inference_mode()
     def step(
         self,
         message: StepMessage,
@@ -123,8 +148,20 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """Run one batch. `hidden` comes from the stage before (of a rank, the rows that the same
-        rank there handed over); None in the first stage."""
+        """Run one batch, to the end. `hidden` comes from the stage before (of a rank, the rows that
+        the same rank there handed over); None in the first stage."""
+        return self.launch(message, hidden, exchange, team).finish()
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        message: StepMessage,
+        hidden: Tensor | None,
+        exchange: Exchange | None,
+        team: Team = ALONE,
+    ) -> StageOutput:
+        """The same, as far as it goes without waiting for tokens: they are there when the output is
+        finished. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
@@ -144,28 +181,38 @@ class Stage:
             head.assist()
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
-        found = self.sampler(spans, head.logits, failures, likeliest)
+        with self._drawing:
+            pending = self.sampler.launch(spans, head.logits, failures, likeliest)
         head.finish()
-        return StageOutput(None, *found, failures.all())
+        return StageOutput(None, pending=_Guarded(pending, self._drawing))
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
-        self.sampler.look_ahead(output.tokens)
+        with self._drawing:
+            self.sampler.look_ahead(output.tokens)
+
+    @torch.inference_mode()
+    def resize(self, pages: int) -> None:
+        """Another number of pages; what was in them is lost."""
+        assert isinstance(self.decoder, Resizable)
+        self.pages = pages
+        self.decoder.resize(pages)
 
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
-        self.sampler = Sampler(self.spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
-        for request_id in message.closed:
-            self.tables.pop(request_id, None)
-            self.sampler.close(request_id)
-        for introduction in message.opened:
-            self.tables[introduction.request_id] = array("i")
-            with failures.guard(introduction.request_id):
-                self.sampler.open(introduction)
+        with self._drawing:
+            for request_id in message.closed:
+                self.tables.pop(request_id, None)
+                self.sampler.close(request_id)
+            for introduction in message.opened:
+                self.tables[introduction.request_id] = array("i")
+                with failures.guard(introduction.request_id):
+                    self.sampler.open(introduction)
         unused: list[int] = []
         for span in message.spans:
             table = self.tables[span.request_id]
@@ -174,6 +221,13 @@ class Stage:
             table.extend(span.new_pages)
         if unused:
             self.decoder.clear(unused)
+
+    def _sampler(self) -> Sampler:
+        if self.device.type == "cpu" or not self.samples:
+            return Sampler(self.spec.vocabulary, self.grammars)
+        from medha_actors.model.cuda.sampler import CudaSampler
+
+        return CudaSampler(self.spec.vocabulary, self.grammars, self.device)
 
     def _whole(self, hidden: Tensor, team: Team) -> Tensor:
         """All rows that the stage before has handed over."""
@@ -216,26 +270,35 @@ class Stage:
             self.grammars.prepare()
         self.decoder.prepare()
         for rows in (64, 16, 1):
-            pages = -(-rows // self.page_tokens)
-            if pages <= self.pages:
-                held = tuple(range(pages))
-                sample = team.ranks == 1  # the others' logits are not there yet
-                span = Span("warm-up", 0, rows, bytes(4 * rows), 0, 0, held, sample=sample)
-                hidden = (
-                    None
-                    if self.is_first
-                    else torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                )
-                self.step(
-                    StepMessage(0, (span,), (Introduction("warm-up", None),), ("warm-up",)),
-                    hidden,
-                    None,
-                    team,
-                )
-                if self.is_last and not sample:
-                    x = torch.zeros(rows, self.spec.hidden, dtype=self.decoder.dtype)
-                    self.decoder.logits(x.to(self.device))
-        self._follow(StepMessage(0, (), (), ("warm-up",)), Failures())
+            self._try(1, rows, None, team)
+
+    @torch.inference_mode()
+    def rehearse(self, rows: int, requests: int, team: Team = ALONE) -> None:
+        """Run the largest steps that may come, so that the memory they take is taken: a prefill of
+        so many rows with log-probabilities, and decodes of so many requests."""
+        self._try(1, rows, SamplingParams(max_tokens=1, prompt_logprobs=1), team)
+        self._try(requests, 1, SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9), team)
+
+    def _try(self, requests: int, rows: int, sampling: SamplingParams | None, team: Team) -> None:
+        """A step of so many requests with so many rows each, or as many as there are pages for."""
+        pages = -(-rows // self.page_tokens)
+        requests = min(requests, self.pages // pages)
+        if not requests:
+            return
+        sample = team.ranks == 1  # the others' logits are not there yet
+        names = [f"warm-up-{number}" for number in range(requests)]
+        spans = []
+        for number, name in enumerate(names):
+            held = tuple(range(number * pages, (number + 1) * pages))
+            spans.append(Span(name, 0, rows, bytes(4 * rows), 0, 0, held, sample=sample))
+        opened = tuple([Introduction(name, sampling if sample else None) for name in names])
+        count = requests * rows
+        hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
+        message = StepMessage(0, tuple(spans), opened)
+        self.step(message, None if self.is_first else hidden, None, team)
+        if self.is_last and not sample:
+            self.decoder.logits(hidden[-_LOGITS_TRIED:].to(self.device))
+        self._follow(StepMessage(0, (), (), tuple(names)), Failures())
 
 
 def _find_strangers(

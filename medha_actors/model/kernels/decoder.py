@@ -47,6 +47,7 @@ class KernelDecoder:
     """See decoder.Decoder."""
 
     dtype = torch.float32
+    name = "CPU kernels"
     embeds = False
 
     def __init__(

@@ -1,0 +1,71 @@
+"""Layout: a grid fitted to the GPUs that are there."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from medha_actors.actors.plans import shape_of
+from medha_actors.config import MedhaConfig
+from medha_actors.errors import ConfigError
+
+_log = logging.getLogger("medha.cluster")
+_PARTS = 10_000  # of a GPU, as Ray counts them
+
+
+def chosen_device(asked: str, gpus: int, torch_version: str) -> str:
+    """ "cuda" or "cpu", for a cluster with so many GPUs. A build of torch for CPUs alone cannot use
+    them: "auto" then is the CPU, with a line in the log; "cuda" raises ConfigError."""
+    if asked == "cpu" or not gpus:
+        return "cuda" if asked == "cuda" else "cpu"
+    if not torch_version.endswith("+cpu"):
+        return "cuda"
+    cure = (
+        f"there are {gpus} GPU(s), but torch {torch_version} is a build for CPUs alone: "
+        "pip install torch --index-url https://download.pytorch.org/whl/cu130"
+    )
+    if asked == "cuda":
+        raise ConfigError(f"actors.device is cuda; {cure}")
+    _log.warning("on the CPU: %s", cure)
+    return "cpu"
+
+
+def fitted(config: MedhaConfig, gpus: int) -> MedhaConfig:
+    """The configuration of a grid on this many GPUs, each actor's part of one filled in.
+
+    With `device: auto` a grid of more actors than GPUs has fewer stages: stages that take turns on
+    a GPU gain nothing. If that is not enough, or `device` is `cuda`, actors share GPUs in equal
+    parts. What `num_gpus` says is done as it says.
+    """
+    actors = config.actors
+    if actors.num_gpus is not None or gpus < 1:
+        return config
+    stages, groups, ranks = shape_of(config)
+    if actors.device == "auto":
+        stages = max(1, min(stages, gpus // (groups * ranks)))
+    parallel = msgspec.structs.replace(config.parallel, spp=stages)
+    actors = msgspec.structs.replace(actors, num_gpus=_part(stages * groups, ranks, gpus))
+    return msgspec.structs.replace(config, parallel=parallel, actors=actors)
+
+
+def _part(teams: int, ranks: int, gpus: int) -> float:
+    """Of a GPU, for each rank of so many teams. A team is whole GPUs, or a part of one: Ray puts
+    nothing else into a bundle."""
+    if teams * ranks <= gpus:
+        return 1.0
+    on_one = -(-teams // gpus) * ranks  # actors on one GPU
+    if teams < gpus:
+        on_one = -(-ranks // (gpus // teams))
+    return _PARTS // on_one / _PARTS
+
+
+def described(asked: MedhaConfig, config: MedhaConfig, gpus: int) -> str:
+    """What was made of the layout that was asked for; empty: nothing else."""
+    changes = []
+    if config.parallel.spp != asked.parallel.spp:
+        changes.append(f"{config.parallel.spp} stages instead of {asked.parallel.spp}")
+    part = config.actors.num_gpus
+    if asked.actors.num_gpus is None and part is not None and part < 1:
+        changes.append(f"{part:g} of a GPU for each actor")
+    return f"{gpus} GPU(s): {', '.join(changes)}" if changes else ""
