@@ -59,7 +59,13 @@ class Extent(NamedTuple):
 
     def holds(self, other: Extent) -> bool:
         """Whether a step of the other extent fits."""
-        return all(mine >= its for mine, its in zip(self, other, strict=True))
+        return (
+            self.rows >= other.rows
+            and self.sequences >= other.sequences
+            and self.work >= other.work
+            and self.merges >= other.merges
+            and self.slots >= other.slots
+        )
 
 
 class StepArrays(NamedTuple):

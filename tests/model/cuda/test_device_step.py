@@ -72,8 +72,8 @@ def test_what_fits():
     wanted = arrays().extent
     assert wanted == Extent(8, 2, 3, 0, 2)
     assert wanted.holds(wanted)
-    for name in ("rows", "sequences", "work", "slots"):
-        assert not wanted._replace(**{name: getattr(wanted, name) - 1}).holds(wanted)
+    for less in ((7, 2, 3, 0, 2), (8, 1, 3, 0, 2), (8, 2, 2, 0, 2), (8, 2, 3, 0, 1)):
+        assert not Extent(*less).holds(wanted)
     buffer = StepBuffer(torch.device("cpu"), 120)
     assert buffer.send(arrays(), wanted)
     assert not buffer.send(arrays(), Extent(30, 2, 3, 0, 2))  # no room for the tables
