@@ -8,6 +8,8 @@ memory are.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,9 +29,11 @@ from medha_actors.bench.gpu_step_cases import (
     build,
     decodes,
 )
+from medha_actors.files.stored import Stored
 from medha_actors.model.attention_sdpa import SdpaAttention
 from medha_actors.model.cuda.decoder import CudaDecoder
 from medha_actors.model.cuda.step import arrays_of
+from medha_actors.model.cuda.upload import Uploader
 from medha_actors.model.decoder import TorchDecoder
 from medha_actors.model.layers import Loader
 from medha_actors.model.team import ALONE
@@ -46,7 +50,7 @@ def run(out: Path) -> list[Row]:
     """Check, measure, print the table and write it into the folder `out`."""
     device = torch.device("cuda", torch.cuda.current_device())
     rows: list[Row] = []
-    for check in (_correctness, _replays):
+    for check in (_correctness, _replays, _loading):
         rows += _attempt(check, device)
     start = time.perf_counter()
     decoder = build(BIG, device, torch.bfloat16, _POOL_TOKENS)
@@ -136,6 +140,28 @@ def _replays(device: torch.device) -> list[Row]:
             different.append(extent.rows)
     return [{"what": "replay equals eager", "graphs": len(decoder.graphs.extents),
              "different": different}]  # fmt: skip
+
+
+def _loading(device: torch.device) -> list[Row]:
+    """A file that the host has in memory, in pieces as large as matrices."""
+    pieces, size = 16, 117 << 20
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        block = os.urandom(1 << 20) * (size >> 20)
+        with path.open("wb") as file:
+            for _ in range(pieces):
+                file.write(block)
+        start = time.perf_counter()
+        uploader = Uploader(device)
+        ready = time.perf_counter()
+        for piece in range(pieces):
+            last = uploader.bring(Stored(path, piece * size, size))
+        torch.cuda.synchronize()
+        took = time.perf_counter() - ready
+        uploader.close()
+    right = bytes(last[-4096:].cpu().numpy()) == block[-4096:]
+    speed = uploader.bytes / took / 1e9
+    return [{"what": "loading", "GB/s": speed, "pinning s": ready - start, "right": right}]
 
 
 def _capture(decoder: CudaDecoder) -> list[Row]:

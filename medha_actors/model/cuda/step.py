@@ -203,8 +203,8 @@ def _size(arrays: StepArrays, layout: _Layout) -> int:
 
 
 def _fill(into: Ints, arrays: StepArrays, extent: Extent, layout: _Layout) -> None:
-    """Store the arrays; what is left of an extent is rows that go nowhere. Work says itself how much
-    of it there is."""
+    """Store the arrays; what is left of an extent is rows that go nowhere. Work says itself how
+    much of it there is."""
     rows = extent.rows
     _put(into, layout.positions, rows, arrays.positions, 0)
     _put(into, layout.slots, rows, arrays.slots, _NOWHERE)
