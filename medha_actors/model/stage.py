@@ -113,7 +113,7 @@ class Stage:
         )
         self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = Sampler(spec.vocabulary, self.grammars)
-        # where the device is asynchronous another thread looks ahead while the next step is launched
+        # an asynchronous device: another thread looks ahead while the next step is launched
         self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
