@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_worker_niceness ?= 0
 
-.PHONY: serve test chaos conformance lint install install-test model clean
+.PHONY: serve test chaos conformance gpu-check lint install install-test model clean
 
 serve: install model
 	$(BIN)/medha-serve serve_config.yaml
@@ -22,6 +22,11 @@ chaos: install-test model
 # Real tools against a real server: docs/conformance.md. Some of them: python -m tests.conformance TOOL ...
 conformance: install-test model
 	$(BIN)/python -m tests.conformance
+
+# Everything that only a GPU can show, in nine minutes: docs/gpu.md. Some of it:
+# python -m medha_actors.bench gpu --only attention step
+gpu-check: install-test
+	$(BIN)/python -m medha_actors.bench gpu
 
 lint: install-test
 	$(BIN)/ruff check .

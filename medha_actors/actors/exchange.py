@@ -1,7 +1,8 @@
 """Exchange: what the KV groups of one stage tell each other inside a step, once per layer (paper,
 3.3).
 
-Groups on one host use mailboxes in shared memory; others, and GPUs, the links.
+Groups on one host use mailboxes in shared memory, GPUs the transports of their links; others the
+links.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 
 from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
+from medha_actors.actors.transports import Transport, swapped
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.device import HOST, Device, Lap, Watch
 from medha_actors.model.kernels import Mailboxes
-from medha_actors.model.merge import Exchange, merge_packed, pack
+from medha_actors.model.merge import Exchange, merge, merge_packed, pack
 
 # looks at a counter before the thread offers its core to others, some 50 us
 _SPINS = 20_000
@@ -47,6 +49,30 @@ class LinkExchange(PeerExchange):
             partials = swap(self._group, others, pack(out, lse))
         ordered = dict(zip(sorted(groups), partials, strict=True))
         out.copy_(merge_packed([ordered[group] for group in groups]))
+
+
+class TransportExchange(PeerExchange):
+    """Through the transports of the links: every group gets all partials in the type that they were
+    computed in, and merges them in the same order. On a GPU all of it is only queued."""
+
+    def __init__(
+        self,
+        group: int,
+        peers: dict[int, Link],
+        transports: Mapping[int, Transport],
+        device: Device = HOST,
+    ) -> None:
+        super().__init__(group, peers, device)
+        self._transports = transports
+
+    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+        others = {peer: self._transports[peer] for peer in groups if peer != self._group}
+        with self._watch.running():
+            found = swapped(self._group, others, out, lse)
+        ordered = dict(zip(sorted(groups), found, strict=True))
+        outs = [ordered[group][0] for group in groups]
+        lses = [ordered[group][1] for group in groups]
+        out.copy_(merge(outs, lses)[0])
 
 
 class SharedExchange(PeerExchange):
@@ -101,6 +127,13 @@ def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[tor
         assert received is not None
         found[other] = received.to(tensor.device)
     return [found[number] for number in sorted(found)]
+
+
+def transports_of(links: Mapping[int, Link]) -> dict[int, Transport] | None:
+    """Of all these links; None where one has none."""
+    found = {number: link.transport for number, link in links.items()}
+    whole = {number: one for number, one in found.items() if one is not None}
+    return whole if whole and len(whole) == len(found) else None
 
 
 def open_mailboxes(name: str, groups: int, heads: int, head_dim: int) -> Mailboxes:

@@ -7,8 +7,11 @@ is
     raw tensor
 
 so a hidden state and the message that explains it are one write. Sending and receiving block: each
-stage has a thread for it. Tensors on a GPU are staged through host memory. A peer that is gone
-shows as LinkClosedError within milliseconds, because the kernel closes a dead process's sockets.
+stage has a thread for it. A peer that is gone shows as LinkClosedError within milliseconds, because
+the kernel closes a dead process's sockets.
+
+A link may have a transport for tensors (actors/tensor_links.py): its frames then only have their
+heads. Without one, those on a GPU are staged through host memory.
 
 Only frames with a tensor need torch: the controller, whose frames have none, starts without it.
 
@@ -35,6 +38,9 @@ from medha_actors.errors import LinkClosedError
 
 if TYPE_CHECKING:
     import torch
+
+    from medha_actors.actors.transports import Transport
+    from medha_actors.actors.watch import Watch
 
 _HEADER = struct.Struct("<IIQ")
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -63,7 +69,11 @@ _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
 class Link:
-    """One end of a duplex connection; `send` and `recv` are each for one thread at a time."""
+    """One end of a duplex connection; `send` and `recv` are each for one thread at a time.
+
+    `transport`: what carries tensors, None: the socket; `watch`: over all links of this actor, of
+    which none may be broken.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(True)
@@ -73,18 +83,42 @@ class Link:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._header = bytearray(_HEADER.size)
+        self.transport: Transport | None = None
+        self.watch: Watch | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the other end is on this node."""
+        return self._socket.family == socket.AF_UNIX
+
+    @property
+    def host(self) -> str:
+        """This end's address, as the other one sees it."""
+        return _host_of(self._socket.getsockname())
+
+    @property
+    def other_host(self) -> str:
+        """The other end's address."""
+        return _host_of(self._socket.getpeername())
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, message: bytes, tensor: torch.Tensor | None = None) -> None:
         """Write one frame; raises LinkClosedError when the peer is gone."""
+        if self.watch is not None:
+            self.watch.require_whole()
         head = b""
         payload = memoryview(b"")
+        transport = None
         if tensor is not None:
             from medha_actors.actors import payloads
 
-            head, payload = payloads.packed(tensor)
+            if self.transport is not None and self.transport.carries(tensor):
+                transport = self.transport
+                head = payloads.announced(tensor)
+            else:
+                head, payload = payloads.packed(tensor)
         parts: list[bytes | memoryview] = [
             _HEADER.pack(len(head), len(message), payload.nbytes),
             head,
@@ -96,6 +130,9 @@ class Link:
             self._write(parts)
         except OSError as error:
             raise LinkClosedError(f"the peer of a link is gone: {error}") from None
+        if transport is not None:
+            assert tensor is not None
+            transport.send(tensor)
 
     def greeting(self) -> Hello:
         """Read the first frame; whatever else comes raises LinkClosedError."""
@@ -111,7 +148,8 @@ class Link:
             raise LinkClosedError("a stranger dialled") from None
 
     def recv(self) -> tuple[bytes, torch.Tensor | None]:
-        """Read one frame: the message, and the tensor (on the CPU) if there is one."""
+        """Read one frame: the message, and the tensor if there is one (on the CPU, or where the
+        transport has it)."""
         self._read(memoryview(self._header))
         head_bytes, message_bytes, payload_bytes = _HEADER.unpack(self._header)
         if max(head_bytes, message_bytes) > _MAX_MESSAGE_BYTES:
@@ -123,7 +161,12 @@ class Link:
             return message, None
         from medha_actors.actors import payloads
 
-        return message, payloads.received(bytes(text[:head_bytes]), payload_bytes, self._read)
+        head = payloads.head_of(bytes(text[:head_bytes]))
+        if head.announced:
+            if self.transport is None:
+                raise LinkClosedError("a link announced a tensor that nothing carries")
+            return message, self.transport.receive(head.shape, head.torch_dtype)
+        return message, payloads.received(head, payload_bytes, self._read)
 
     def limit(self, timeout_s: float | None) -> None:
         """Bound every later read and write; None: wait for ever."""
@@ -168,6 +211,11 @@ class Link:
         waiting = select.poll()
         waiting.register(self._socket, event)
         waiting.poll()
+
+
+def _host_of(address: object) -> str:
+    """Of a socket's address; those of Unix sockets have none."""
+    return str(address[0]) if isinstance(address, tuple) else "127.0.0.1"
 
 
 class Listener:

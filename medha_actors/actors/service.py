@@ -20,10 +20,16 @@ import msgspec
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.exchange import LinkExchange, PeerExchange, SharedExchange
+from medha_actors.actors.exchange import (
+    LinkExchange,
+    PeerExchange,
+    SharedExchange,
+    TransportExchange,
+    transports_of,
+)
 from medha_actors.actors.finisher import Finisher
 from medha_actors.actors.links import Link
-from medha_actors.actors.teams import LinkTeam, shared_team, wait_for
+from medha_actors.actors.teams import LinkTeam, TransportTeam, shared_team, wait_for
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepMessage, StepResult
 from medha_actors.model.device import HOST, Device, Lap, Mark
@@ -63,6 +69,19 @@ class Wires:
         else:
             self.downstream = link
 
+    def neighbours(self, cell: Cell) -> dict[Cell, Link]:
+        """The links with other cells."""
+        found: dict[Cell, Link] = {}
+        if self.upstream is not None:
+            found[cell._replace(stage=cell.stage - 1)] = self.upstream
+        if self.downstream is not None:
+            found[cell._replace(stage=cell.stage + 1)] = self.downstream
+        for group, link in self.peers.items():
+            found[cell._replace(group=group)] = link
+        for rank, link in self.mates.items():
+            found[cell._replace(rank=rank)] = link
+        return found
+
     def source(self, cell: Cell) -> Link:
         """Where batches come from: the stage before; in the first one the controller, and from it
         the first rank, which tells the others."""
@@ -79,6 +98,9 @@ class Wires:
         """How this cell adds up with the other ranks."""
         if not self.mates:
             return ALONE
+        transports = transports_of(self.mates)
+        if transports is not None:
+            return TransportTeam(cell.rank, self.mates, transports)
         if self.board is None:
             return LinkTeam(cell.rank, self.mates)
         return shared_team(cell.rank, self.mates, self.board)
@@ -87,6 +109,9 @@ class Wires:
         """How this cell merges partial attention; None: it is the only group."""
         if not self.peers:
             return None
+        transports = transports_of(self.peers)
+        if transports is not None:
+            return TransportExchange(cell.group, self.peers, transports, device)
         if self.mailboxes is None:
             return LinkExchange(cell.group, self.peers, device)
         return SharedExchange(cell.group, self.peers, self.mailboxes)

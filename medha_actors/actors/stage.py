@@ -192,6 +192,12 @@ class StageActor:
             self._wires.take(cell, caller, link)
         self._listener.close()
         self._listener = None
+        if loaded.stage.device.type == "cuda":
+            from medha_actors.actors.tensor_links import link_tensors
+
+            watch = link_tensors(cell, self._wires.neighbours(cell), loaded.stage.device)
+            if self._wires.control is not None:
+                self._wires.control.watch = watch  # nothing computed of a dead cell's is told
         for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
             forget(name)  # everybody has opened them by now
 

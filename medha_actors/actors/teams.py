@@ -1,7 +1,8 @@
 """Teams of stage actors: how the ranks of one stage and group add up (model/team.py), and notice
 that one of them is gone.
 
-Ranks on one host use a board in shared memory; others, and GPUs, the links.
+Ranks on one host use a board in shared memory, GPUs the transports of their links; others the
+links.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import torch
 from medha_actors.actors.exchange import swap
 from medha_actors.actors.links import Link
 from medha_actors.actors.shared_memory import shared_memory
+from medha_actors.actors.transports import Transport, dealt, handed_round, swapped
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.kernels import Board, SharedTeam
 from medha_actors.model.team import Team, add_up
+from medha_actors.model_shares import rows_of
+
+_LARGE_BYTES = 2**20
 
 
 class LinkTeam(Team):
@@ -31,6 +36,49 @@ class LinkTeam(Team):
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
         return add_up(swap(self.rank, self._mates, x)).to(x.dtype)
+
+
+class TransportTeam(LinkTeam):
+    """Through the transports of the links, which on a GPU only queue the work. Small sums, and
+    those of two ranks, are formed by every rank from all parts. For larger ones each rank forms its
+    share of the rows and hands it to the others: less to move, a wait more."""
+
+    def __init__(
+        self,
+        rank: int,
+        mates: Mapping[int, Link],
+        transports: Mapping[int, Transport],
+        large_bytes: int = _LARGE_BYTES,
+    ) -> None:
+        super().__init__(rank, mates)
+        self._transports = transports
+        self._large_bytes = large_bytes
+        self._room = min(one.room for one in transports.values())
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        if not all(one.carries(x) for one in self._transports.values()):
+            return super().total(x)
+        if self.ranks > 2 and self._large_bytes <= x.nbytes and len(x) >= self.ranks:
+            return self._in_shares(x)
+        parts = [part for (part,) in swapped(self.rank, self._transports, x)]
+        return add_up(parts).to(x.dtype)
+
+    def _in_shares(self, x: torch.Tensor) -> torch.Tensor:
+        """Blocks of rows, one after the other, of which every rank's share has room."""
+        total = torch.empty_like(x, memory_format=torch.contiguous_format)
+        most = max(self.ranks, self._room // x[0].nbytes)
+        for start in range(0, len(x), most):
+            block = x[start : start + most]
+            if len(block) < self.ranks:
+                parts = [part for (part,) in swapped(self.rank, self._transports, block)]
+                total[start : start + most] = add_up(parts).to(x.dtype)
+                continue
+            shares = [block[rows_of(len(block), rank, self.ranks)] for rank in range(self.ranks)]
+            own = add_up(dealt(self.rank, self._transports, shares)).to(x.dtype)
+            total[start : start + most] = torch.cat(
+                handed_round(self.rank, self._transports, own, shares)
+            )
+        return total
 
 
 def shared_team(rank: int, mates: Mapping[int, Link], board: Board) -> Team:

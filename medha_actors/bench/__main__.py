@@ -8,6 +8,7 @@ tp         time to first token and decode speed of two tensor ranks, two stages 
 kvp        time between tokens at long contexts with the KV cache on one core and on two
 prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
 decision   the scheduler's time per decision with many requests waiting
+gpu        what only a GPU can show, with targets; its own options: `gpu --help` (docs/gpu.md)
 
 What telemetry costs is measured by `python -m deployments.bench`.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,17 @@ _NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision")
 
 def main() -> None:
     """Parse, run, print."""
+    if sys.argv[1:2] == ["gpu"]:  # has options of its own, and needs neither Ray nor a model
+        from medha_actors.bench import gpu
+
+        gpu.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="medha_actors.bench",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("name", choices=_NAMES)
+    parser.add_argument("name", choices=(*_NAMES, "gpu"))
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")

@@ -27,7 +27,7 @@ from medha_actors.core.rivals import Rivals, expected_count
 from medha_actors.core.standing import Finish, Standing
 from medha_actors.core.tenants import TenantQueues
 
-FOLLOWERS = 8  # of those behind a request that may share its last batch
+FOLLOWERS = 16  # of those behind a request that share its last batch
 CLOSE = 0.02  # relative: then it is good enough
 HALVINGS = 8  # of the interval, at most
 LEAST_S = 1e-3
@@ -178,15 +178,16 @@ class Forecast:
         pipeline: Pipeline,
         room_s: float,
     ) -> float:
-        """Seconds of the batch with the last chunk: others share it, of those `behind_s`."""
+        """Seconds of the batch with the last chunk: the short ones of those `behind_s` fill it
+        with chunks of theirs."""
         limit_s = pipeline.limit_s
         shared_s = last_s + (ahead_s if ahead_s + last_s <= room_s else (room_s - last_s) / 2)
         long = False
         for load_s in behind_s:
             if load_s > LONG_BUDGETS * limit_s:
                 long = True
-            elif shared_s + load_s <= room_s:
-                shared_s += load_s
+            else:
+                shared_s = min(room_s, shared_s + load_s)
         batch_s = pipeline.fixed_s + shared_s
         if long or any(
             other.load_s > LONG_BUDGETS * limit_s for other in self._queue.started.values()

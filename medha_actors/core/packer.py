@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
-from medha_actors.core.chunking import LONE_BUDGETS, UNIT, largest_chunk, largest_number
-from medha_actors.core.kv_plan import Grid, holders, piece_end
+from medha_actors.core.chunking import LONE_BUDGETS
+from medha_actors.core.kv_plan import Grid, holders
 from medha_actors.core.loads import BatchLoads
 from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
+from medha_actors.core.room import Room
 from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
@@ -58,6 +59,7 @@ class Packer:
         self._kv = placement.kv
         self.budget_s = budget_s
         self.loads = BatchLoads(model, placement.kv, config.max_batch_tokens)
+        self._room = Room(config, self.loads, placement.table)
         self.decodes: list[Pick] = []
         self.prefills: list[Pick] = []
         # what is left of the prefills begun in each group
@@ -288,44 +290,14 @@ class Packer:
 
     def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
         """Tokens of the next chunk within `limit_s`; 0: none fit."""
-        config = self._config
-        start = state.dispatched
-        touched = holders(state, start)
-        end = min(piece_end(state.pieces, start, state.goal), state.edge)
-        wanted = min(end - start, config.max_chunk_tokens)
-        cap = min(wanted, config.max_batch_tokens - self.loads.rows(touched))
-        if cap < wanted:  # the batch is nearly full: whole units, no crumbs
-            cap -= cap % UNIT
-        if config.fixed_chunk_tokens is not None:
-            used = self.loads.prefill_rows(touched)
-            return max(0, min(cap, config.fixed_chunk_tokens - used))
-        if only:
-            cap = min(cap, self._placement.table.lone_chunk(state.goal))
-
-        def fits(tokens: int) -> bool:
-            loads = self.loads.with_chunk(touched, state.goal, start, tokens)
-            return self.loads.corrected_s(loads) <= limit_s
-
-        tokens = largest_chunk(cap, fits, fine=not self.prefills)  # no crumbs beside others
-        if tokens or self.prefills:
-            return tokens
-        return max(0, min(cap, config.min_chunk_tokens))
+        return self._room.chunk(state, limit_s, only=only, first=not self.prefills)
 
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""
         state, stop, _ = self.prefills[index]
-        touched = holders(state, state.dispatched)
-        end = min(piece_end(state.pieces, state.dispatched, state.goal), state.edge)
-        room = self._config.max_chunk_tokens - (stop - state.dispatched)
-        rows_left = self._config.max_batch_tokens - self.loads.rows(touched)
-        cap = min(end - stop, room, rows_left)
-
-        def fits(tokens: int) -> bool:
-            loads = self.loads.with_chunk(touched, state.goal, stop, tokens, extend=True)
-            return self.loads.corrected_s(loads) <= limit_s
-
-        more = largest_chunk(cap, fits)
+        more = self._room.more(state, stop, limit_s)
         if more:
+            touched = holders(state, state.dispatched)
             self.loads.take(self.loads.with_chunk(touched, state.goal, stop, more, extend=True))
             self.prefills[index] = Pick(state, stop + more)
 
@@ -339,13 +311,7 @@ class Packer:
         """As many of the next tokens, all of which a group has in its second tier, as can be loaded
         within `limit_s`: whole pages. At least one page if the batch has no prefill yet."""
         page = self._kv.page_tokens
-
-        def fits(pages: int) -> bool:
-            loads = self.loads.with_pages(group, pages)
-            return self.loads.corrected_s(loads) <= limit_s
-
-        pages = largest_number(tokens // page, fits)
-        return page * (pages if pages or self.prefills else 1)
+        return page * self._room.pages(group, tokens // page, limit_s, first=not self.prefills)
 
     def _load(self, state: RequestState, stored: int, tokens: int) -> None:
         state.stored = max(state.stored, stored)

@@ -12,14 +12,16 @@ from medha_actors.errors import ModelError
 from medha_actors.model.attention import Attention
 from medha_actors.model.attention_flash import FlashAttention
 from medha_actors.model.attention_sdpa import SdpaAttention
+from medha_actors.model.cuda.attention import TritonAttention
 from medha_actors.model.decoder import Decoder, TorchDecoder
-from medha_actors.model.layers import Loader
+from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model_spec import ModelSpec
 
 _log = logging.getLogger("medha.model")
 
 # By the names of the configuration; "auto" takes the first that works.
 ATTENTIONS: dict[str, type[Attention[Any]]] = {
+    "triton": TritonAttention,
     "flash_attn": FlashAttention,
     "sdpa": SdpaAttention,
 }
@@ -33,9 +35,10 @@ def build_decoder(
     page_tokens: int,
     attention: str,
     ranks: Sequence[ModelSpec],
+    embedding: Embedding | None = None,
 ) -> Decoder:
     """The decoder for layers [i, j); the choice is logged. `ranks`: the model as each rank sees it,
-    for all must choose the same."""
+    for all must choose the same; `embedding`: the first stage's, for a decoder that embeds."""
     if attention == "auto" and loader.device.type == "cpu":
         from medha_actors.model.kernels import KernelDecoder, suits
 
@@ -46,6 +49,15 @@ def build_decoder(
     _log.info(
         "layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen
     )
+    if chosen == "triton":
+        from medha_actors.model.cuda.attention_calls import TritonCalls
+        from medha_actors.model.cuda.decoder import CudaDecoder
+        from medha_actors.model.cuda.graphs import CudaCapture
+
+        calls = TritonCalls(loader.spec, loader.dtype, loader.device)
+        captures = loader.device.type == "cuda" and len(ranks) == 1  # ranks meet in a step
+        capture = CudaCapture(loader.device) if captures else None
+        return CudaDecoder(loader, layers, head, pages, page_tokens, embedding, calls, capture)
     return TorchDecoder(loader, layers, head, pages, page_tokens, ATTENTIONS[chosen])
 
 

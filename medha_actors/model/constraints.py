@@ -6,6 +6,7 @@ another group, and after a stage has died: the matcher begins anew and is told t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -47,24 +48,34 @@ class Constraint:
         self._followed = 0  # output tokens that the matcher knows
         # an end token came, and the request goes on all the same (ignore_eos)
         self._over = False
-        self._forbidden: Tensor | None = None  # after the tokens that were followed
+        self._allowed: np.ndarray | None = None  # after the tokens that were followed
+        # a token's return is prepared for while another life of the request may begin
+        self._lock = threading.Lock()
 
     def apply(self, logits: Tensor, output: Sequence[int]) -> None:
         """Make one row's logits minus infinity where the grammar does not let the token follow the
         output."""
-        new = output[self._followed :]
-        self._go_back(self._followed - len(output))
-        if new or self._forbidden is None:
-            self._follow(new)
-            self._look()
-        if self._forbidden is not None:
-            logits.masked_fill_(self._forbidden[: len(logits)].to(logits.device), -torch.inf)
+        allowed = self.allowed(output)
+        if allowed is not None:
+            forbidden = np.unpackbits(~allowed, bitorder="little")[: len(logits)].view(np.bool_)
+            logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+
+    def allowed(self, output: Sequence[int]) -> np.ndarray | None:
+        """The tokens that may follow the output, a bit each, the lowest first (uint8); None: all
+        of them."""
+        with self._lock:
+            new = output[self._followed :]
+            self._go_back(self._followed - len(output))
+            if new or self._allowed is None:
+                self._follow(new)
+                self._look()
+            return self._allowed
 
     def force(self, index: int, token_id: int) -> tuple[int, ...]:
         """Output token `index` was drawn: the tokens that must follow it, as far as only one can,
         and MOST_FORCED at most. They are those that would be drawn one by one."""
         forced: list[int] = []
-        with suppress(Exception):  # it comes again when the mask is needed
+        with self._lock, suppress(Exception):  # it comes again when the mask is needed
             if index == self._followed:
                 self._follow([token_id])
                 while len(forced) < MOST_FORCED and (following := self._only()) is not None:
@@ -75,10 +86,10 @@ class Constraint:
     def expect(self, index: int, token_id: int) -> None:
         """Output token `index` was drawn, or the last of those that it forced: be ready for the
         next one."""
-        with suppress(Exception):
+        with self._lock, suppress(Exception):
             if index == self._followed:
                 self._follow([token_id])
-            if self._forbidden is None:
+            if self._allowed is None:
                 self._look()
 
     def _only(self) -> int | None:
@@ -91,14 +102,14 @@ class Constraint:
     def _go_back(self, tokens: int) -> None:
         """So many forced tokens were not taken."""
         if tokens > 0 and self._matcher is not None:
-            self._forbidden = None
+            self._allowed = None
             self._followed -= tokens
             self._matcher.rollback(tokens)
 
     def _follow(self, new: Sequence[int]) -> None:
         """Take in tokens that follow those known."""
         if new:
-            self._forbidden = None
+            self._allowed = None
         try:
             if self._matcher is None:
                 self._matcher = self._coming.result()
@@ -111,7 +122,7 @@ class Constraint:
         """Find what may follow."""
         assert self._matcher is not None
         try:
-            self._forbidden = None if self._over else _forbidden(self._matcher)
+            self._allowed = None if self._over else _allowed(self._matcher)
         except MedhaError as error:
             raise RowError(error.message) from None
 
@@ -124,10 +135,10 @@ class Constraint:
         self._followed += 1
 
 
-def _forbidden(matcher: LLMatcher) -> Tensor:
-    """True for each token that must not come."""
+def _allowed(matcher: LLMatcher) -> np.ndarray:
+    """A bit for each token that may come."""
     packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)
     require_sound(matcher)
     if not packed.any():
         raise RowError("the grammar leaves no token that could follow")
-    return torch.from_numpy(np.unpackbits(~packed, bitorder="little").view(np.bool_))
+    return packed

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medha_actors.model.attention import Attention, StepAttention
@@ -17,16 +19,29 @@ from medha_actors.model.rope import Rotary, rotate
 from medha_actors.model.step_plan import StepPlan
 from medha_actors.model.team import Team
 
+TokenIds = NDArray[np.int32]
+
 
 class Decoder(Protocol):
     """A stage's layers with their KV cache, and in the last stage the final norm and head."""
 
     dtype: torch.dtype  # of hidden states between layers
-    name: str  # what computes, and how it attends: for logs, and to tell measurements apart
+    embeds: bool  # whether the first stage's takes ids of tokens in the place of hidden states
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
-        """Run a step's rows [rows, hidden] through the layers, together with the other ranks of
-        the team: all are given the same rows, and all get the same."""
+    @property
+    def name(self) -> str:
+        """What computes, and how it attends: for logs, and to tell measurements apart."""
+        ...
+
+    def __call__(
+        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+    ) -> Tensor:
+        """Run a step's rows [rows, hidden] (ids [rows], see `embeds`) through the layers, together
+        with the other ranks of the team: all are given the same rows, and all get the same."""
+        ...
+
+    def prepare(self) -> None:
+        """What can be done before the first step, in the thread that runs the steps."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -105,6 +120,8 @@ class Layer:
 class TorchDecoder:
     """See Decoder."""
 
+    embeds = False
+
     def __init__(
         self,
         loader: Loader,
@@ -135,13 +152,19 @@ class TorchDecoder:
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
+    def __call__(
+        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+    ) -> Tensor:
+        assert isinstance(x, Tensor), "ids are embedded before"
         positions = torch.from_numpy(plan.positions).to(self.device)
         attention = StepAttention(self.attention, plan, exchange)
         step = Step(*self.rotary(positions, self.dtype), attention, team)
         for layer in self.layers:
             x = layer(x, step)
         return x
+
+    def prepare(self) -> None:
+        pass
 
     def logits(self, x: Tensor) -> Tensor:
         assert self.norm is not None, "only the last stage has a head"

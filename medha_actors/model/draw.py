@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medha_actors.messages import SamplingParams
-from medha_actors.model.guard import RowError, require_numbers
+from medha_actors.model.guard import TOO_COLD, RowError, require_numbers
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -30,6 +30,23 @@ _BLOCK = 256  # tokens summed together before the cumulative sum
 def uniform(seed: int, index: int) -> float:
     """A number in [0, 1), 48 bits, from a hash of (seed, index) (two rounds of SplitMix64)."""
     return (_mix(_mix(seed & _MASK) + (index + 1) * _GOLDEN) >> 16) * 2.0**-48
+
+
+def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
+    """`uniform` of each pair: float64 [n]."""
+    hashed = _mix_all(np.array([seed & _MASK for seed in seeds], np.uint64))
+    steps = np.array(indices, np.uint64) + np.uint64(1)
+    found: np.ndarray = (_mix_all(hashed + steps * np.uint64(_GOLDEN)) >> np.uint64(16)) * 2.0**-48
+    return found
+
+
+def _mix_all(x: np.ndarray) -> np.ndarray:
+    """`_mix` of each, wrapping as uint64 does."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _mix(x: int) -> int:
@@ -73,7 +90,7 @@ def threshold(row: np.ndarray, params: SamplingParams) -> float:
     """The smallest logit of one row that min_p, top_k and top_p, in this order, let pass."""
     peak = float(row.max())
     if not math.isfinite(peak):
-        raise RowError("the model's logits for this request, over its temperature, are not finite")
+        raise RowError(TOO_COLD)
     floor = peak + math.log(params.min_p) if params.min_p > 0.0 else -math.inf
     if params.top_p >= 1.0 and not 0 < params.top_k < len(row):
         return floor

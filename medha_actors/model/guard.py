@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from medha_actors.errors import LinkClosedError, MedhaError
 from medha_actors.messages import Failure
 
 _log = logging.getLogger("medha.model")
+
+NOT_NUMBERS: Final = "the model's logits for this request are not numbers (NaN or infinite)"
+TOO_COLD: Final = "the model's logits for this request, over its temperature, are not finite"
 
 
 class RowError(MedhaError):
@@ -55,7 +59,7 @@ def require_numbers(values: Tensor) -> None:
     """Raise RowError unless all are finite. `values`: the largest logit of each row, or what is NaN
     where a logit is."""
     if not values.isfinite().all():
-        raise RowError("the model's logits for this request are not numbers (NaN or infinite)")
+        raise RowError(NOT_NUMBERS)
 
 
 def require_known(what: str, smallest: int, largest: int, vocabulary: int) -> None:

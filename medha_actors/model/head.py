@@ -90,5 +90,6 @@ class Head:
         """This rank's logits, float32 [rows, its tokens]."""
         x = self._x
         if len(rows) < len(x):
-            x = x.index_select(0, torch.tensor(rows, device=x.device))
+            numbers = torch.tensor(rows, pin_memory=x.is_cuda)
+            x = x.index_select(0, numbers.to(x.device, non_blocking=True))
         return self._decoder.logits(x)

@@ -1,12 +1,15 @@
 """The end of the last stage: from logits to tokens and log-probabilities.
 
-Each row is treated alone: what a request gets does not depend on what is batched beside it, and
-what goes wrong with it harms no other.
+Each row is treated alone: what is made of its logits does not depend on what is batched beside it,
+and what goes wrong with it harms no other. (Whether the logits themselves depend on it is the
+decoder's affair: the CPU kernels' do not; cuBLAS chooses another order of sums for another number
+of rows, see cuda/sampler.py.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch import Tensor
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import (
     TOKEN_BYTES,
+    Failure,
     Introduction,
     PromptLogprobs,
     SampledToken,
@@ -26,8 +30,8 @@ from medha_actors.model.draw import draw, most_likely
 from medha_actors.model.guard import Failures, require_known, require_numbers
 from medha_actors.model.penalties import History, adjust, adjusts
 
-_GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
-_COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
+GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+COLDEST = 1e-5  # a temperature below this is greedy, as in vLLM
 # rows of prompt logits at once: a chunk's logits would take hundreds of megabytes
 _PROMPT_BLOCK = 256
 
@@ -35,6 +39,40 @@ _PROMPT_BLOCK = 256
 Logits = Callable[[Sequence[int]], Tensor]
 # the same -> the most likely token of each row, and its logit
 Likeliest = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+
+
+class Sampled(NamedTuple):
+    """What a step has made at the end of the last stage. `failures`: of the whole step."""
+
+    tokens: tuple[SampledToken, ...] = ()
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+class Pending(Protocol):
+    """A step's sampling, which may be under way."""
+
+    def finish(self) -> Sampled:
+        """Wait for it; once, in any thread, while the next steps are launched in theirs."""
+        ...
+
+
+class Ready(NamedTuple):
+    """Sampling that is done."""
+
+    sampled: Sampled
+
+    def finish(self) -> Sampled:
+        """See Pending."""
+        return self.sampled
+
+
+class Wanted(NamedTuple):
+    """What a step asks of its sampler."""
+
+    rows: list[int]  # rows of the step that a token is drawn from
+    spans: list[Span]  # theirs
+    prompts: list[tuple[Span, int]]  # spans with prompt log-probabilities, and their first rows
 
 
 class Sampler:
@@ -51,8 +89,8 @@ class Sampler:
 
     def open(self, introduction: Introduction) -> None:
         """A request begins (or begins again). Raises RowError; its spans may come all the same."""
-        params = introduction.sampling or _GREEDY
-        self.params[introduction.request_id] = _GREEDY
+        params = introduction.sampling or GREEDY
+        self.params[introduction.request_id] = GREEDY
         for what, ids in (
             ("stop_token_ids", params.stop_token_ids),
             ("logit_bias", [token_id for token_id, _ in params.logit_bias]),
@@ -71,34 +109,21 @@ class Sampler:
         self.histories.pop(request_id, None)
         self.constraints.pop(request_id, None)
 
-    def __call__(
+    def launch(
         self,
         spans: Sequence[Span],
         logits: Logits,
         failures: Failures,
         likeliest: Likeliest | None = None,
-    ) -> tuple[tuple[SampledToken, ...], tuple[PromptLogprobs, ...]]:
+    ) -> Pending:
         """Sample where the spans say so, and report prompt log-probabilities where they were asked
         for. A request for which that fails is noted in `failures`, and nothing of it returned.
 
-        `likeliest`: where this costs less than all logits, it is asked if nothing else is wanted.
+        All that is asked of `logits` and `likeliest` is asked before this returns. `likeliest`:
+        where this costs less than all logits, it is asked if nothing else is wanted.
         """
-        rows = []
-        sampled = []
-        prompts = []
-        first = 0
-        for span in spans:
-            if self.histories and span.request_id in self.histories:
-                with failures.guard(span.request_id):
-                    self.histories[span.request_id].record(span.start, span.token_ids)
-            stop = first + span.stop - span.start
-            if span.writes:
-                if self.params[span.request_id].prompt_logprobs is not None:
-                    prompts.append((span, first))
-                if span.sample:
-                    rows.append(stop - 1)
-                    sampled.append(span)
-            first = stop
+        wanted = self._wanted(spans, failures)
+        rows, sampled, prompts = wanted
         tokens: tuple[SampledToken, ...] | None = None if rows else ()
         if rows and likeliest is not None and all(map(self._takes_likeliest, sampled)):
             tokens = _taken(sampled, *likeliest(rows))
@@ -108,12 +133,31 @@ class Sampler:
         for span, first in prompts:
             with failures.guard(span.request_id):
                 scored.append(self._prompt(span, first, logits))
-        return tokens, tuple([entry for entry in scored if entry.entries])
+        found = tuple([entry for entry in scored if entry.entries])
+        return Ready(Sampled(tokens, found, failures.all()))
+
+    def _wanted(self, spans: Sequence[Span], failures: Failures) -> Wanted:
+        """Note the spans' tokens, and what is asked."""
+        wanted = Wanted([], [], [])
+        first = 0
+        for span in spans:
+            if self.histories and span.request_id in self.histories:
+                with failures.guard(span.request_id):
+                    self.histories[span.request_id].record(span.start, span.token_ids)
+            stop = first + span.stop - span.start
+            if span.writes:
+                if self.params[span.request_id].prompt_logprobs is not None:
+                    wanted.prompts.append((span, first))
+                if span.sample:
+                    wanted.rows.append(stop - 1)
+                    wanted.spans.append(span)
+            first = stop
+        return wanted
 
     def _takes_likeliest(self, span: Span) -> bool:
         """Whether a span's token is the most likely one, and no more is asked of it."""
         one = self.params[span.request_id]
-        greedy = one.temperature < _COLDEST and one.logprobs is None
+        greedy = one.temperature < COLDEST and one.logprobs is None
         free = span.request_id not in self.constraints and not adjusts(one, span.index)
         return greedy and free
 
@@ -146,7 +190,7 @@ class Sampler:
         for row, (span, one) in enumerate(zip(spans, params, strict=True)):
             if adjusts(one, span.index):
                 adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
-        drawn = [row for row, one in enumerate(params) if one.temperature >= _COLDEST]
+        drawn = [row for row, one in enumerate(params) if one.temperature >= COLDEST]
         chosen = most_likely(logits)
         require_numbers(logits.gather(1, chosen[:, None]))
         if drawn:
@@ -192,9 +236,7 @@ class Sampler:
     def _prompt(self, span: Span, first: int, logits: Logits) -> PromptLogprobs:
         """Log-probabilities of the tokens that follow the span's positions, as far as they are
         known."""
-        following = unpack_tokens(span.token_ids[TOKEN_BYTES:])
-        if span.next_token_id >= 0:
-            following.append(span.next_token_id)
+        following = following_of(span)
         count = self.params[span.request_id].prompt_logprobs or 0
         entries: list[tuple[float, tuple[tuple[int, float], ...]]] = []
         for start in range(0, len(following), _PROMPT_BLOCK):
@@ -202,6 +244,14 @@ class Sampler:
             rows = range(first + start, first + start + len(block))
             entries += logprob_entries(logits(rows), block, [count] * len(block))
         return PromptLogprobs(span.request_id, span.start, tuple(entries))
+
+
+def following_of(span: Span) -> list[int]:
+    """The known tokens after the span's first one: each has a log-probability at the row before."""
+    following = unpack_tokens(span.token_ids[TOKEN_BYTES:])
+    if span.next_token_id >= 0:
+        following.append(span.next_token_id)
+    return following
 
 
 def _taken(

@@ -26,7 +26,7 @@ from medha_actors.messages import (
 )
 from medha_actors.model.backend import build_decoder
 from medha_actors.model.constraints import Grammars
-from medha_actors.model.decoder import Resizable
+from medha_actors.model.decoder import Resizable, TokenIds
 from medha_actors.model.guard import Failures, require_known
 from medha_actors.model.head import Head
 from medha_actors.model.host_tier import HostTier
@@ -34,7 +34,7 @@ from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rank_weights import RankWeights
-from medha_actors.model.sampler import Sampler
+from medha_actors.model.sampler import Pending, Sampled, Sampler
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE, Team
 from medha_actors.model.weights import Weights, open_weights
@@ -49,17 +49,32 @@ class StageOutput(NamedTuple):
     stage what was sampled (there, ranks after the first have nothing).
 
     `failures`: requests whose part is worthless. Their rows are there all the same, so that stages
-    and groups stay in step.
+    and groups stay in step. `pending`: sampling that is under way; the fields that it fills are
+    empty until `finish`.
     """
 
     hidden: Tensor | None
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: tuple[Failure, ...] = ()
+    pending: Pending | None = None
 
     def finish(self) -> StageOutput:
-        """The whole output; waits for what is pending, in any thread."""
-        return self
+        """All of it, once the device has done the step; in any thread."""
+        if self.pending is None:
+            return self
+        return StageOutput(self.hidden, *self.pending.finish())
+
+
+class _Guarded(NamedTuple):
+    """A step's sampling, whose end waits for the sampler's other users."""
+
+    pending: Pending
+    lock: threading.Lock
+
+    def finish(self) -> Sampled:
+        with self.lock:
+            return self.pending.finish()
 
 
 class Stage:
@@ -98,7 +113,7 @@ class Stage:
             torch.set_num_threads(threads)
         with torch.inference_mode():
             loader = self._loader(config, dtype)
-            self.embedding = self._embedding(loader) if self.is_first else None
+            embedding = self._embedding(loader) if self.is_first else None
             self.decoder = build_decoder(
                 loader,
                 layers,
@@ -107,12 +122,14 @@ class Stage:
                 page_tokens,
                 attention,
                 [share.spec(spec) for share in self.shares],
+                embedding,
             )
+        self.embedding = None if self.decoder.embeds else embedding
         matchers = Matchers(
             lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
         )
         self.grammars = Grammars(matchers) if self.samples else None
-        self.sampler = Sampler(spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
         # an asynchronous device: another thread looks ahead while the next step is launched
         self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
@@ -142,8 +159,8 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
-        waits. On a GPU hidden states too are only on their way."""
+        """The same, as far as it goes without waiting for tokens: they are there when the output is
+        finished. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:
@@ -152,9 +169,9 @@ class Stage:
         spans = message.spans
         if not spans:
             return StageOutput(hidden, failures=failures.all())
-        x = self._embed(spans, failures, team) if hidden is None else self._whole(hidden, team)
+        x = self._begin(spans, failures, team) if hidden is None else self._whole(hidden, team)
         plan = plan_step(spans, self.tables, self.page_tokens)
-        x = self.decoder(x.to(self.decoder.dtype), plan, exchange, team)
+        x = self.decoder(x, plan, exchange, team)
         if not self.is_last:
             handed = x[rows_of(len(x), self.rank, team.ranks)]
             return StageOutput(handed, failures=failures.all())
@@ -164,9 +181,9 @@ class Stage:
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
         with self._drawing:
-            found = self.sampler(spans, head.logits, failures, likeliest)
+            pending = self.sampler.launch(spans, head.logits, failures, likeliest)
         head.finish()
-        return StageOutput(None, *found, failures.all())
+        return StageOutput(None, pending=_Guarded(pending, self._drawing))
 
     def look_ahead(self, output: StageOutput) -> None:
         """After a step whose output is on its way: what can be done before the next one comes."""
@@ -183,7 +200,7 @@ class Stage:
     def reset(self) -> None:
         """Forget all requests; the KV pool keeps its contents."""
         self.tables.clear()
-        self.sampler = Sampler(self.spec.vocabulary, self.grammars)
+        self.sampler = self._sampler()
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
@@ -204,19 +221,30 @@ class Stage:
         if unused:
             self.decoder.clear(unused)
 
+    def _sampler(self) -> Sampler:
+        if self.device.type == "cpu" or not self.samples:
+            return Sampler(self.spec.vocabulary, self.grammars)
+        from medha_actors.model.cuda.sampler import CudaSampler
+
+        return CudaSampler(self.spec.vocabulary, self.grammars, self.device)
+
     def _whole(self, hidden: Tensor, team: Team) -> Tensor:
         """All rows that the stage before has handed over."""
         if team.ranks > 1:
             hidden = torch.cat(team.gather(hidden)).view(-1, self.spec.hidden)
-        return hidden.to(self.device)
+        return hidden.to(self.device, self.decoder.dtype)
 
-    def _embed(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor:
-        assert self.embedding is not None, "only the first stage may be given no hidden states"
+    def _begin(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor | TokenIds:
+        """What the first stage's decoder is given: hidden states, or the ids themselves."""
+        assert self.is_first, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = np.frombuffer(packed, np.int32)
         if token_ids.min() < 0 or token_ids.max() >= self.spec.vocabulary:
             _find_strangers(spans, token_ids, self.spec.vocabulary, failures)
-        return team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
+        if self.embedding is None:
+            return token_ids
+        x = team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
+        return x.to(self.decoder.dtype)
 
     def _loader(self, config: ModelLoadingConfig, dtype: torch.dtype) -> Loader:
         """Of this rank's part of the weights."""
@@ -239,6 +267,7 @@ class Stage:
         or allocation. `team`: one in which nobody has to be waited for."""
         if self.grammars is not None:
             self.grammars.prepare()
+        self.decoder.prepare()
         for rows in (64, 16, 1):
             self._try(1, rows, None, team)
 

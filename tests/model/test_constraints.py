@@ -73,7 +73,9 @@ class Row:
         at = self.start + index
         span = Span("a", at - 1, at, pack_tokens([last]), 0, 0, (), True, True, index)
         failures = Failures()
-        found, _ = self.sampler([span], lambda rows: self.logits(index), failures)
+        found = (
+            self.sampler.launch([span], lambda rows: self.logits(index), failures).finish().tokens
+        )
         if failures.all():
             [failure] = failures.all()
             self.failed = failure.message
@@ -187,7 +189,8 @@ def test_no_vocabulary_and_no_end():
     sampler.open(Introduction("c", GREEDY))
     spans = [Span(n, 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0) for n in "abc"]
     failures = Failures()
-    tokens, _ = sampler(spans, lambda rows: torch.zeros(len(rows), VOCABULARY), failures)
+    pending = sampler.launch(spans, lambda rows: torch.zeros(len(rows), VOCABULARY), failures)
+    tokens = pending.finish().tokens
     assert [token.request_id for token in tokens] == ["c"]
     reasons = {failure.request_id: failure.message for failure in failures.all()}
     assert reasons["a"] == "the file is gone"
@@ -202,7 +205,7 @@ def test_a_head_of_another_size_than_the_vocabulary(size):
     logits[0, size - 1] = 9.0
     span = Span("a", 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0)
     failures = Failures()
-    [token], _ = sampler([span], lambda rows: logits.clone(), failures)
+    [token] = sampler.launch([span], lambda rows: logits.clone(), failures).finish().tokens
     assert token.token_id in (ord("y"), ord("n"))
 
 

@@ -66,7 +66,8 @@ def answer(sampling, takes, look_ahead=True):
         span = Span("a", start, stop, packed, 0, 0, (), True, True, len(tokens))
         failures = Failures()
         index = len(tokens)
-        [found], _ = sampler([span], lambda rows, index=index: logits_of(index), failures)
+        pending = sampler.launch([span], lambda rows, index=index: logits_of(index), failures)
+        [found] = pending.finish().tokens
         assert not failures.all()
         assert len(found.forced) <= MOST_FORCED
         if look_ahead:

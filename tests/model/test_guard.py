@@ -180,10 +180,9 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
     def run(numbers):
         failures = Failures()
         mine = table[numbers]
-        tokens, _ = sampler(
-            [spans[number] for number in numbers], lambda at: mine[list(at)].clone(), failures
-        )
-        return {token.request_id: token for token in tokens}, failures.all()
+        asked = [spans[number] for number in numbers]
+        found = sampler.launch(asked, lambda at: mine[list(at)].clone(), failures).finish()
+        return {token.request_id: token for token in found.tokens}, found.failures
 
     tokens, failures = run(list(range(len(rows))))
     failed = {failure.request_id for failure in failures}

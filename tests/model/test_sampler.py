@@ -136,9 +136,10 @@ def test_a_draw_does_not_depend_on_its_company(seed, data):
 
 def run(sampler, logits, spans):
     failures = Failures()
-    found = sampler(spans, lambda rows: logits[list(rows)].clone(), failures)
-    assert failures.all() == ()
-    return found
+    pending = sampler.launch(spans, lambda rows: logits[list(rows)].clone(), failures)
+    tokens, prompt_logprobs, failed = pending.finish()
+    assert failed == ()
+    return tokens, prompt_logprobs
 
 
 def decode(request_id, index, token=1, start=10, **changes):

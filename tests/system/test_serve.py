@@ -109,7 +109,11 @@ async def test_a_disconnected_client_frees_its_work(client, embedded):
             400,
             "max_tokens",
         ),
-        (b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": 100000}', 400, "prompt"),
+        (
+            b'{"model": "smollm2-135m-instruct", "prompt": "x", "max_tokens": 100000}',
+            400,
+            "max_tokens",
+        ),
         (
             b'{"model": "smollm2-135m-instruct", "prompt": "hi", "max_tokens": 1, "top_k": 5,'
             b' "repetition_penalty": 1e-39}',

@@ -19,6 +19,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from medha_actors.model.decoder import TokenIds
 from medha_actors.model.kernels import cpu
 from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, ExpertWeights, LayerWeights
 from medha_actors.model.kernels.layouts import LANES, Activations
@@ -47,6 +48,7 @@ class KernelDecoder:
 
     dtype = torch.float32
     name = "CPU kernels"
+    embeds = False
 
     def __init__(
         self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int
@@ -76,13 +78,19 @@ class KernelDecoder:
             else None
         )
 
-    def __call__(self, x: Tensor, plan: StepPlan, exchange: Exchange | None, team: Team) -> Tensor:
+    def __call__(
+        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+    ) -> Tensor:
+        assert isinstance(x, Tensor), "ids are embedded before"
         x = x.to(torch.float32, copy=True)  # the layers work in place
         cos, sin = self.rotary(torch.from_numpy(plan.positions), torch.float32)
         shape = (plan.rows, -1)
         turns = (cos.view(shape).contiguous(), sin.view(shape).contiguous())
         self.layers.step(x, turns, plan, exchange, team)
         return x
+
+    def prepare(self) -> None:
+        pass
 
     def logits(self, x: Tensor) -> Tensor:
         assert self.norm is not None, "only the last stage has a head"

@@ -1,0 +1,74 @@
+"""How much of a prefill fits into the rest of a batch."""
+
+from __future__ import annotations
+
+from medha_actors.config import SchedulerConfig
+from medha_actors.core.chunking import UNIT, PrefillTable, largest_chunk, largest_number
+from medha_actors.core.kv_plan import holders, piece_end
+from medha_actors.core.loads import BatchLoads
+from medha_actors.core.request import RequestState
+
+
+class Room:
+    """Counts tokens that a batch with these loads can take in `limit_s` seconds, in every group
+    that they touch. It takes none."""
+
+    def __init__(self, config: SchedulerConfig, loads: BatchLoads, table: PrefillTable) -> None:
+        self._config = config
+        self._loads = loads
+        self._table = table
+
+    def chunk(self, state: RequestState, limit_s: float, *, only: bool, first: bool) -> int:
+        """Tokens of the next chunk; 0: none fit.
+
+        `only`: nobody else waits; `first`: the batch has no prefill yet, so this one gets
+        `min_chunk_tokens` even if they do not fit.
+        """
+        config = self._config
+        start = state.dispatched
+        touched = holders(state, start)
+        wanted = min(self._end(state) - start, config.max_chunk_tokens)
+        cap = min(wanted, config.max_batch_tokens - self._loads.rows(touched))
+        if cap < wanted:  # the batch is nearly full: whole units, no crumbs
+            cap -= cap % UNIT
+        if config.fixed_chunk_tokens is not None:
+            used = self._loads.prefill_rows(touched)
+            return max(0, min(cap, config.fixed_chunk_tokens - used))
+        if only:
+            cap = min(cap, self._table.lone_chunk(state.goal))
+
+        def fits(tokens: int) -> bool:
+            loads = self._loads.with_chunk(touched, state.goal, start, tokens)
+            return self._loads.corrected_s(loads) <= limit_s
+
+        tokens = largest_chunk(cap, fits, fine=first)  # no crumbs beside others
+        if first and not tokens:
+            return max(0, min(cap, config.min_chunk_tokens))
+        return tokens
+
+    def more(self, state: RequestState, stop: int, limit_s: float) -> int:
+        """Tokens from `stop` on that a chunk in the batch, which ends there, can grow by."""
+        config = self._config
+        touched = holders(state, state.dispatched)
+        chunk_left = config.max_chunk_tokens - (stop - state.dispatched)
+        rows_left = config.max_batch_tokens - self._loads.rows(touched)
+        cap = min(self._end(state) - stop, chunk_left, rows_left)
+
+        def fits(tokens: int) -> bool:
+            loads = self._loads.with_chunk(touched, state.goal, stop, tokens, extend=True)
+            return self._loads.corrected_s(loads) <= limit_s
+
+        return largest_chunk(cap, fits)
+
+    def pages(self, group: int, most: int, limit_s: float, *, first: bool) -> int:
+        """Pages up to `most` that the group can load from its second tier; one at least if the
+        batch has no prefill yet (`first`)."""
+
+        def fits(pages: int) -> bool:
+            return self._loads.corrected_s(self._loads.with_pages(group, pages)) <= limit_s
+
+        return largest_number(most, fits) or int(first)
+
+    def _end(self, state: RequestState) -> int:
+        """Where the piece that grows is full, or the prefill is through."""
+        return min(piece_end(state.pieces, state.dispatched, state.goal), state.edge)
