@@ -8,6 +8,7 @@ step queues them, in microseconds each.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import LinkExchange, PeerExchange, TransportExchange
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import agree, edge_between, ways_for
-from medha_actors.actors.watch import Watch
 from medha_actors.bench.table import table
 from medha_actors.model.team import Team
 
@@ -47,7 +48,8 @@ def run(
     out: Path | None = None, device: str = "cuda", counts: Sequence[int] = ROWS
 ) -> list[dict[str, Any]]:
     """Print the table, write it to the folder `out`; returns the rows. `counts`: the rows of the
-    tensors."""
+    tensors. Why a transport was refused is logged."""
+    logging.basicConfig(level=logging.INFO)
     place = torch.device(device)
     kinds = [way.kind for way in ways_for(True, place)]
     rows = []
@@ -59,6 +61,7 @@ def run(
         _, talk = listener.accept("bench", timeout_s=60)
         for kind in (*kinds, _SOCKET):
             rows.append(_measured(listener, talk, kind, place, counts))
+            _keep(rows, out, place)
         talk.send(b"end")
         talk.close()
     finally:
@@ -66,11 +69,15 @@ def run(
         process.kill()
         listener.close()
     print(table(rows))
+    return rows
+
+
+def _keep(rows: list[dict[str, Any]], out: Path | None, device: torch.device) -> None:
+    """At once, for what comes next may crash."""
     if out is not None:
-        name = torch.cuda.get_device_name() if place.type == "cuda" else "cpu"
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
         written = {"device": name, "torch": torch.__version__, "rows": rows}
         (out / "gpu_links.json").write_text(json.dumps(written, indent=1))
-    return rows
 
 
 def _measured(
@@ -81,7 +88,7 @@ def _measured(
     for what, cells in _ENDS.items():
         talk.send(f"{what} {kind}".encode())
         _, link = listener.accept("bench", timeout_s=60)
-        watch = _linked(link, *cells, kind, device)
+        lookout = _linked(link, *cells, kind, device)
         for count in counts:
             name = f"{what} {count} {_UNITS[what]}"
             if kind != _SOCKET and link.transport is None:
@@ -91,7 +98,7 @@ def _measured(
             else:
                 row[name] = _swaps(link, what, 0, count, device)
         link.close()
-        watch.join(10)
+        lookout.join(10)
     return row
 
 
@@ -162,14 +169,16 @@ def _team(own: int, link: Link) -> Team:
     return TransportTeam(own, {1 - own: link}, {1 - own: link.transport})
 
 
-def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Watch:
+def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Lookout:
     """Give one end the transport of this kind, if there is one."""
-    watch = Watch([link])
+    lookout = Lookout([link])
     if kind != _SOCKET:
         ways = [way for way in ways_for(True, device) if way.kind == kind]
-        link.transport = agree(f"{cell} and {other}", edge_between(cell, other, link), ways, watch)
-    link.watch = watch
-    return watch
+        link.transport = agree(
+            f"{cell} and {other}", edge_between(cell, other, link), ways, lookout
+        )
+    link.lookout = lookout
+    return lookout
 
 
 def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
@@ -183,14 +192,14 @@ def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
         what, kind = asked.split()
         here, there = _ENDS[what]
         link = dial(endpoint, "here", Hello("bench", there))
-        watch = _linked(link, there, here, kind, device)
+        lookout = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
             for count in counts:
                 if what == "hop":
                     _answer_hops(link, device)
                 else:
                     _swaps(link, what, 1, count, device)
-        watch.join(30)  # until the other end hangs up
+        lookout.join(30)  # until the other end hangs up
         link.close()
 
 

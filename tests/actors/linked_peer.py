@@ -11,6 +11,7 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import TransportExchange
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.teams import TransportTeam
 from medha_actors.actors.tensor_links import (
     PairWay,
@@ -21,7 +22,6 @@ from medha_actors.actors.tensor_links import (
     ways_for,
 )
 from medha_actors.actors.transports import Transport, swapped
-from medha_actors.actors.watch import Watch
 from medha_actors.errors import LinkClosedError
 from tests.actors.queued_device import QueuedDevice
 
@@ -41,12 +41,14 @@ def way_of(kind: str, device: torch.device = CPU) -> Way:
     return RingWay(kind, CPU, QueuedDevice(), on_device=kind == "ipc", size=SMALL)
 
 
-def linked(link: Link, cell: Cell, other: Cell, kinds: list[Way]) -> tuple[Transport | None, Watch]:
+def linked(
+    link: Link, cell: Cell, other: Cell, kinds: list[Way]
+) -> tuple[Transport | None, Lookout]:
     """Give one end its transport."""
-    watch = Watch([link])
-    link.transport = agree("two tests", edge_between(cell, other, link), kinds, watch)
-    link.watch = watch
-    return link.transport, watch
+    lookout = Lookout([link])
+    link.transport = agree("two tests", edge_between(cell, other, link), kinds, lookout)
+    link.lookout = lookout
+    return link.transport, lookout
 
 
 def swap_once(transport: Transport, own: int, *given: torch.Tensor):
@@ -87,8 +89,8 @@ def work(
 @contextmanager
 def peer(
     kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
-) -> Iterator[tuple[Link, Watch, object]]:
-    """This process's end of a link with a transport, its watch, and the process at the other."""
+) -> Iterator[tuple[Link, Lookout, object]]:
+    """This process's end of a link with a transport, its lookout, and the process at the other."""
     listener = Listener("node", "127.0.0.1")
     context = multiprocessing.get_context("spawn")
     process = context.Process(
@@ -98,11 +100,11 @@ def peer(
     try:
         caller, link = listener.accept("secret", timeout_s=60)
         assert caller == there
-        transport, watch = linked(link, here, there, [way_of(kind, device)])
+        transport, lookout = linked(link, here, there, [way_of(kind, device)])
         assert transport is not None
-        yield link, watch, process
+        yield link, lookout, process
         link.close()
-        assert watch.join(10)
+        assert lookout.join(10)
     finally:
         listener.close()
         process.kill()

@@ -56,7 +56,7 @@ def together(*calls):
 
 
 def two_ends(cells, ways):
-    """Both ends of a link, and their transports and watches."""
+    """Both ends of a link, and their transports and lookouts."""
     links = pair()
     (first, second) = cells
     found = together(
@@ -65,11 +65,11 @@ def two_ends(cells, ways):
     return links, found
 
 
-def end(links, watches):
+def end(links, lookouts):
     for link in links:
         link.close()
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 def tensors(count: int, most: int):
@@ -83,7 +83,7 @@ def tensors(count: int, most: int):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_carry_tensors_beside_the_socket(kind: str):
-    links, ((first, watch), (second, other)) = two_ends(STAGES, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(STAGES, [[way_of(kind)], [way_of(kind)]])
     assert first.kind == second.kind == kind
     for tensor in tensors(60, 1_000):
         _, (message, found) = together((links[0].send, b"a step", tensor), (links[1].recv,))
@@ -94,13 +94,13 @@ def test_frames_carry_tensors_beside_the_socket(kind: str):
     assert links[1].recv()[1].shape == (0, 4)
     links[1].send(b"back")
     assert links[0].recv() == (b"back", None)
-    end(links, (watch, other))
+    end(links, (lookout, other))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_swaps_of_any_size(kind: str):
     """Both put first, more than the memory between them holds."""
-    links, ((first, watch), (second, other)) = two_ends(GROUPS, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(GROUPS, [[way_of(kind)], [way_of(kind)]])
     for rows in (1, 3, 700, 5_000):
         given = [(torch.randn(rows, 2, 4), torch.randn(rows, 2).bfloat16()) for _ in range(2)]
         found = together((swap_once, first, 0, *given[0]), (swap_once, second, 1, *given[1]))
@@ -108,7 +108,7 @@ def test_swaps_of_any_size(kind: str):
             for mine, expected in zip(end_found, given, strict=True):
                 assert torch.equal(mine[0], expected[0])
                 assert torch.equal(mine[1], expected[1])
-    end(links, (watch, other))
+    end(links, (lookout, other))
 
 
 def test_all_memory_is_given_back():
@@ -117,7 +117,7 @@ def test_all_memory_is_given_back():
     before = set(os.listdir("/dev/shm"))
     links, found = two_ends(GROUPS, ways)
     assert all(driver.memory for driver in drivers)
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
     assert not any(driver.memory for driver in drivers)
     assert set(os.listdir("/dev/shm")) <= before
 
@@ -140,13 +140,13 @@ def test_what_does_not_work_on_one_end_is_not_taken_on_either(driver, why, caplo
     links, found = two_ends(GROUPS, ways)
     assert [transport.kind for transport, _ in found] == ["shared", "shared"]
     assert not good.memory
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
     assert set(os.listdir("/dev/shm")) <= before
     with caplog.at_level(logging.WARNING):
         links, found = two_ends(GROUPS, [ways[0][:1], ways[1][:1]])
     assert [transport for transport, _ in found] == [None, None]
     assert why in caplog.text
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
 
 
 def test_directions_follow_the_stages():
@@ -169,14 +169,14 @@ def team_of(ranks: int):
     for a in range(ranks):
         for b in range(a + 1, ranks):
             links[a][cells[b]], links[b][cells[a]] = pair()
-    watches = together(*[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)])
-    return [{cell.rank: link for cell, link in found.items()} for found in links], watches
+    lookouts = together(*[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)])
+    return [{cell.rank: link for cell, link in found.items()} for found in links], lookouts
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
     """However they are formed: as links form them, in float32 in the order of ranks."""
-    links, watches = team_of(ranks)
+    links, lookouts = team_of(ranks)
     for rows, width, large in ((1, 64, 0), (3, 64, 0), (50, 64, 0), (50, 64, 1 << 30)):
         generator = torch.Generator().manual_seed(rows)
         given = [
@@ -194,13 +194,13 @@ def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
         assert [[len(part) for part in parts] for parts in pieces] == [list(range(ranks))] * ranks
     for found in links:
         end(found.values(), ())
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_groups_merge_as_links_do(dtype: torch.dtype):
-    links, watches = team_of(3)
+    links, lookouts = team_of(3)
     exchanges = [TransportExchange(k, links[k], transports_of(links[k])) for k in range(3)]
     for order in ((0, 1, 2), (2, 0, 1), (0, 2)):
         outs = [torch.randn(40, 9, 64).to(dtype) for _ in range(3)]
@@ -213,8 +213,8 @@ def test_groups_merge_as_links_do(dtype: torch.dtype):
         assert all(exchanges[k].take().seconds() > 0 for k in order)
     for found in links:
         end(found.values(), ())
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 def test_links_without_transports_have_none():
@@ -241,7 +241,7 @@ def test_between_two_processes(kind: str):
 def test_a_killed_process_lets_the_other_one_go(kind: str):
     """It waits for a tensor that will never come. What it then has is worthless, and nothing more
     of it leaves the actor."""
-    with peer(kind, "silent", *GROUPS) as (link, watch, process):
+    with peer(kind, "silent", *GROUPS) as (link, lookout, process):
         threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
         began = time.monotonic()
         try:
@@ -250,7 +250,7 @@ def test_a_killed_process_lets_the_other_one_go(kind: str):
         except LinkClosedError:
             pass  # some notice it by themselves
         assert time.monotonic() - began < 10
-        assert watch.join(10)
+        assert lookout.join(10)
         with pytest.raises(LinkClosedError):
             link.send(b"of a dead cell's")
         with pytest.raises(LinkClosedError):
@@ -265,25 +265,25 @@ def send_often(link: Link) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_process_lets_the_sender_go(kind: str):
     """More than the memory between them holds, and nobody takes it."""
-    with peer(kind, "silent", *STAGES) as (link, watch, process):
+    with peer(kind, "silent", *STAGES) as (link, lookout, process):
         process.kill()
         with pytest.raises(LinkClosedError):
             send_often(link)
-        assert watch.join(10)
+        assert lookout.join(10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_break_of_one_link_lets_all_of_the_actor_go(kind: str):
     """The other process lives, and waits for nothing here."""
-    with peer(kind, "silent", *GROUPS) as (link, watch, _):
+    with peer(kind, "silent", *GROUPS) as (link, lookout, _):
         threading.Timer(0.2, link.close).start()
         try:
             link.transport.put(torch.ones(4, 4))
             link.transport.take(torch.empty(4, 4))
         except LinkClosedError:
             pass
-        assert watch.join(10)
-        assert watch.broken
+        assert lookout.join(10)
+        assert lookout.broken
 
 
 def test_the_benchmark_of_links_measures_all_that_there_is(tmp_path, capsys):

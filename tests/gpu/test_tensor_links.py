@@ -16,6 +16,7 @@ from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import TransportExchange
 from medha_actors.actors.teams import TransportTeam
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.device import device_of
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
 from tests.actors.linked_peer import peer, swap_once
@@ -87,7 +88,7 @@ def test_the_host_does_not_wait(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_process_lets_the_gpu_go(kind: str):
     """The GPU waits for a tensor that will never come."""
-    with peer(kind, "silent", *GROUPS, GPU) as (link, watch, process):
+    with peer(kind, "silent", *GROUPS, GPU) as (link, lookout, process):
         threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
         try:
             link.transport.put(torch.ones(4, 4, device=GPU))
@@ -96,7 +97,7 @@ def test_a_killed_process_lets_the_gpu_go(kind: str):
             assert kind == "shared"
         began = time.monotonic()
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
         print(f"{kind}: let go {1e3 * (time.monotonic() - began):.0f} ms after the wait began")
         with pytest.raises(LinkClosedError):
             link.send(b"of a dead cell's")
@@ -107,13 +108,13 @@ def test_a_killed_process_lets_the_gpu_go(kind: str):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_process_killed_while_it_sends(kind: str, seed: int):
     """In the middle of its copies: the GPU goes on for this process, and for the next one."""
-    with peer(kind, "flood", *reversed(STAGES), GPU) as (link, watch, process):
+    with peer(kind, "flood", *reversed(STAGES), GPU) as (link, lookout, process):
         delay_s = random.Random(seed).uniform(0.05, 0.3)
         threading.Timer(delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(LinkClosedError):
             take_for_ever(link)
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
     assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
@@ -126,12 +127,12 @@ def take_for_ever(link) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_process_killed_while_it_takes(kind: str):
-    with peer(kind, "echo", *STAGES, GPU) as (link, watch, process):
+    with peer(kind, "echo", *STAGES, GPU) as (link, lookout, process):
         threading.Timer(0.2, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(LinkClosedError):
             send_for_ever(link)
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
     assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
@@ -164,7 +165,7 @@ def test_groups_merge(rows: int):
     with peer("ipc", "merge", *GROUPS, GPU) as (link, _, _):
         out = torch.randn(rows, 32, 128, device=GPU).bfloat16()
         lse = torch.randn(rows, 32, device=GPU)
-        exchange = TransportExchange(0, {1: link}, {1: link.transport})
+        exchange = TransportExchange(0, {1: link}, {1: link.transport}, device_of("cuda"))
         link.send(b"", out)
         link.send(b"", lse)
         expected = merge([out, out], [lse, lse])[0].bfloat16()
@@ -173,7 +174,7 @@ def test_groups_merge(rows: int):
             exchange.merge((0, 1), merged, lse)
             assert torch.equal(merged, expected)
         seconds = exchange.take().seconds() / 10
-        print(f"merge of {rows} rows: {1e6 * seconds:.0f} us on the GPU")
+        print(f"swap of {rows} rows: {1e6 * seconds:.0f} us on the GPU")
 
 
 @pytest.mark.parametrize("rows", [1, 64, 2048])

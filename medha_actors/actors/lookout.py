@@ -1,4 +1,4 @@
-"""Watch: notices that the other end of a link is gone while nobody reads from it, and lets go
+"""Lookout: notices that the other end of a link is gone while nobody reads from it, and lets go
 whatever waits for it elsewhere: in a GPU's queue, in a communicator."""
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Waiting(ABC):
     @abstractmethod
     def release(self) -> bool:
         """Let go what waits; True: nothing does any more. Called again until then; once it has
-        been called, whoever would wait gets LinkClosedError (`Watch.require_whole`)."""
+        been called, whoever would wait gets LinkClosedError (`Lookout.require_whole`)."""
 
     @abstractmethod
     def free(self) -> None:
         """Give back what it holds; called once, after `release` has been True."""
 
 
-class Watch:
+class Lookout:
     """Over the links of one actor: when one breaks, all are as good as broken, for what is computed
     from then on may be worthless. A thread of its own ends with them."""
 
@@ -47,7 +47,7 @@ class Watch:
         self._lock = threading.Lock()
         # Descriptors of its own: those of the links may be closed, and given to others, any time.
         self._ends = [os.dup(link.fileno()) for link in links]
-        self._thread = threading.Thread(target=self._run, name="link-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="link-lookout", daemon=True)
         self._thread.start()
 
     def add(self, waiting: Waiting) -> None:
