@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -86,17 +88,46 @@ def work(
         return
 
 
+def wait_for_work(asked: Connection, device: torch.device) -> None:
+    """In a process that is warm before it is told what to do."""
+    torch.empty(1, device=device)
+    work(*asked.recv(), device)
+
+
+class Spares:
+    """Processes that are warm, some ahead of those that are taken."""
+
+    def __init__(self, device: torch.device, ahead: int) -> None:
+        self._device = device
+        self._waiting = [self._start() for _ in range(ahead)]
+
+    def put_to(self, *job) -> multiprocessing.process.BaseProcess:
+        """Take one; it does `work(*job)`."""
+        self._waiting.append(self._start())
+        process, asking = self._waiting.pop(0)
+        asking.send(job)
+        return process
+
+    def close(self) -> None:
+        for process, _ in self._waiting:
+            process.kill()
+            process.join()
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")
+        asked, asking = context.Pipe(duplex=False)
+        process = context.Process(target=wait_for_work, args=(asked, self._device), daemon=True)
+        process.start()
+        return process, asking
+
+
 @contextmanager
 def peer(
-    kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
-) -> Iterator[tuple[Link, Lookout, object]]:
+    spares: Spares, kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
+) -> Iterator[tuple[Link, Lookout, multiprocessing.process.BaseProcess]]:
     """This process's end of a link with a transport, its lookout, and the process at the other."""
     listener = Listener("node", "127.0.0.1")
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(
-        target=work, args=(listener.endpoint, kind, there, here, what, device), daemon=True
-    )
-    process.start()
+    process = spares.put_to(listener.endpoint, kind, there, here, what)
     try:
         caller, link = listener.accept("secret", timeout_s=60)
         assert caller == there

@@ -24,12 +24,19 @@ from medha_actors.bench import gpu_links
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
-from tests.actors.linked_peer import CPU, KINDS, SMALL, linked, peer, swap_once, way_of
+from tests.actors.linked_peer import CPU, KINDS, SMALL, Spares, linked, peer, swap_once, way_of
 from tests.actors.queued_device import QueuedDevice
 
 STAGES = (Cell(0, 0), Cell(1, 0))
 GROUPS = (Cell(0, 0), Cell(0, 1))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+
+
+@pytest.fixture(scope="module")
+def spares():
+    spares = Spares(CPU, ahead=1)
+    yield spares
+    spares.close()
 
 
 def pair() -> tuple[Link, Link]:
@@ -227,8 +234,8 @@ def test_links_without_transports_have_none():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_between_two_processes(kind: str):
-    with peer(kind, "swap", *GROUPS) as (link, _, process):
+def test_between_two_processes(spares: Spares, kind: str):
+    with peer(spares, kind, "swap", *GROUPS) as (link, _, process):
         for tensor in tensors(20, 1_000):
             link.send(b"", tensor)
             mine, theirs = swap_once(link.transport, 0, tensor)
@@ -238,10 +245,10 @@ def test_between_two_processes(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_process_lets_the_other_one_go(kind: str):
+def test_a_killed_process_lets_the_other_one_go(spares: Spares, kind: str):
     """It waits for a tensor that will never come. What it then has is worthless, and nothing more
     of it leaves the actor."""
-    with peer(kind, "silent", *GROUPS) as (link, lookout, process):
+    with peer(spares, kind, "silent", *GROUPS) as (link, lookout, process):
         threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
         began = time.monotonic()
         try:
@@ -263,9 +270,9 @@ def send_often(link: Link) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_process_lets_the_sender_go(kind: str):
+def test_a_killed_process_lets_the_sender_go(spares: Spares, kind: str):
     """More than the memory between them holds, and nobody takes it."""
-    with peer(kind, "silent", *STAGES) as (link, lookout, process):
+    with peer(spares, kind, "silent", *STAGES) as (link, lookout, process):
         process.kill()
         with pytest.raises(LinkClosedError):
             send_often(link)
@@ -273,9 +280,9 @@ def test_a_killed_process_lets_the_sender_go(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_break_of_one_link_lets_all_of_the_actor_go(kind: str):
+def test_the_break_of_one_link_lets_all_of_the_actor_go(spares: Spares, kind: str):
     """The other process lives, and waits for nothing here."""
-    with peer(kind, "silent", *GROUPS) as (link, lookout, _):
+    with peer(spares, kind, "silent", *GROUPS) as (link, lookout, _):
         threading.Timer(0.2, link.close).start()
         try:
             link.transport.put(torch.ones(4, 4))
