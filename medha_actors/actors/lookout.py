@@ -44,6 +44,7 @@ class Lookout:
     def __init__(self, links: Iterable[HasDescriptor]) -> None:
         self.broken = False
         self._waiting: list[Waiting] = []
+        self._ended = False
         self._lock = threading.Lock()
         # Descriptors of its own: those of the links may be closed, and given to others, any time.
         self._ends = [os.dup(link.fileno()) for link in links]
@@ -54,12 +55,15 @@ class Lookout:
         """Release and free this when a link breaks."""
         with self._lock:
             self._waiting.append(waiting)
+            if self._ended:
+                self._end_all()
 
     def drop(self, waiting: Waiting) -> None:
         """Release and free this now."""
         with self._lock:
-            self._waiting.remove(waiting)
-        _end([waiting])
+            if waiting in self._waiting:  # no link has broken meanwhile
+                self._waiting.remove(waiting)
+                _end([waiting])
 
     def require_whole(self) -> None:
         """Raises LinkClosedError once a link has broken."""
@@ -80,8 +84,12 @@ class Lookout:
         for end in self._ends:
             os.close(end)
         with self._lock:
-            _end(self._waiting)
-            self._waiting = []
+            self._ended = True
+            self._end_all()
+
+    def _end_all(self) -> None:
+        _end(self._waiting)
+        self._waiting = []
 
 
 def _end(waiting: list[Waiting]) -> None:

@@ -18,6 +18,7 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import LinkExchange, TransportExchange, transports_of
 from medha_actors.actors.links import Link
+from medha_actors.actors.lookout import Lookout, Waiting
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import RingWay, edge_between, link_tensors
 from medha_actors.bench import gpu_links
@@ -154,6 +155,39 @@ def test_what_does_not_work_on_one_end_is_not_taken_on_either(driver, why, caplo
     assert [transport for transport, _ in found] == [None, None]
     assert why in caplog.text
     end(links, [lookout for _, lookout in found])
+
+
+class Held(Waiting):
+    """Is let go at the third try."""
+
+    def __init__(self):
+        self.tries = 0
+        self.freed = 0
+
+    def release(self):
+        self.tries += 1
+        return self.tries == 3
+
+    def free(self):
+        self.freed += 1
+
+
+def test_what_waits_is_let_go_once_whenever_it_comes():
+    link, other = pair()
+    lookout = Lookout([link])
+    early, dropped, late = Held(), Held(), Held()
+    lookout.add(early)
+    lookout.add(dropped)
+    lookout.drop(dropped)
+    lookout.require_whole()
+    other.close()
+    assert lookout.join(10)
+    lookout.add(late)
+    lookout.drop(late)
+    assert [(one.tries, one.freed) for one in (early, dropped, late)] == [(3, 1)] * 3
+    with pytest.raises(LinkClosedError):
+        lookout.require_whole()
+    link.close()
 
 
 def test_directions_follow_the_stages():
