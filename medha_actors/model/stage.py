@@ -60,7 +60,7 @@ class StageOutput(NamedTuple):
     pending: Pending | None = None
 
     def finish(self) -> StageOutput:
-        """The whole output; waits for what is pending, in any thread."""
+        """All of it, once the device has done the step; in any thread."""
         if self.pending is None:
             return self
         return StageOutput(self.hidden, *self.pending.finish())
@@ -160,8 +160,8 @@ class Stage:
         exchange: Exchange | None,
         team: Team = ALONE,
     ) -> StageOutput:
-        """The same, as far as it goes without waiting for tokens: `finish` of what this returns
-        waits. On a GPU hidden states too are only on their way."""
+        """The same, as far as it goes without waiting for tokens: they are there when the output is
+        finished. On a GPU hidden states too are only on their way."""
         assert team.ranks == len(self.shares), "every rank has a part in each step"
         failures = Failures()
         if self.tier is not None:

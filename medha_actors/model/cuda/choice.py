@@ -67,7 +67,7 @@ class Choice:
         cut = (filters.top_ks > 0) & (filters.top_ks < vocabulary)
         kth = scaled.gather(1, (filters.top_ks - 1).clamp(0, vocabulary - 1)[:, None])[:, 0]
         floor = torch.where(cut, torch.maximum(kth, floor), floor)
-        weights = _weights(scaled, peaks, floor)
+        weights = weights_of(scaled, peaks, floor)
         reached = weights.cumsum(-1)
         wanted = share_of(filters.top_ps, reached[:, -1])
         last = torch.searchsorted(reached, wanted[:, None]).clamp_max_(vocabulary - 1)
@@ -77,7 +77,7 @@ class Choice:
     def draw(self, logits: Tensor, drawn: Drawn, floors: Tensor) -> Tensor:
         """int64 [n]: the first token whose cumulative weight exceeds the shot, among the logits
         over temperature that are not below `floors` [n]."""
-        weights = _weights(_scaled(logits, drawn), drawn.peaks, floors)
+        weights = weights_of(_scaled(logits, drawn), drawn.peaks, floors)
         missing = -weights.shape[1] % _BLOCK
         padded = F.pad(weights, (0, missing)) if missing else weights
         blocks = padded.view(len(weights), -1, _BLOCK)
@@ -91,7 +91,7 @@ class Choice:
 
     def spread(self, logits: Tensor, peaks: Tensor) -> Tensor:
         """int64 [rows]: the sum of all weights of each row, whose largest logit is given."""
-        return _weights(logits, peaks, torch.full_like(peaks, -torch.inf)).sum(-1)
+        return weights_of(logits, peaks, torch.full_like(peaks, -torch.inf)).sum(-1)
 
     def tops(self, logits: Tensor, count: int) -> Tensor:
         """int64 [rows, count]: the most likely tokens of each row, of equals the first."""
@@ -121,9 +121,11 @@ def _scaled(logits: Tensor, drawn: Drawn, places: Tensor | None = None) -> Tenso
     return logits.index_select(0, rows) / temperatures[:, None]
 
 
-def _weights(scaled: Tensor, peaks: Tensor, floors: Tensor) -> Tensor:
-    weights = ((scaled - peaks[:, None]).exp() * UNIT + 0.5).long()
-    return torch.where(scaled >= floors[:, None], weights, 0)
+def weights_of(scaled: Tensor, peaks: Tensor, floors: Tensor) -> Tensor:
+    """int64, like `scaled` [rows, n]: weights of logits over temperature, 0 below `floors`."""
+    shares = (scaled - peaks[:, None]).exp()
+    passes = (scaled >= floors[:, None]) & (shares <= 1.0)  # what is no number does not
+    return torch.where(passes, shares * UNIT + 0.5, 0.0).long()
 
 
 def _keys(logits: Tensor, tokens: Tensor) -> Tensor:

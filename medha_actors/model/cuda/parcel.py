@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ALIGNED: Final = 8  # bytes; where an array may begin
+_ALIGNED: Final = 16  # bytes; where an array may begin
 _TYPES: Final = {
     np.dtype(np.float64): torch.float64,
     np.dtype(np.int64): torch.int64,

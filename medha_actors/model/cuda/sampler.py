@@ -11,6 +11,7 @@ that, a greedy choice or a draw may too. Nobody should be promised more on a GPU
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -190,5 +191,9 @@ class CudaSampler(Sampler):
 
 
 def choice_for(device: torch.device) -> Choice:
-    """The fastest way to compute."""
-    return Choice()
+    """The fastest way to compute: kernels on a GPU, where Triton is."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return Choice()
+    from medha_actors.model.cuda.kernel_choice import KernelChoice
+
+    return KernelChoice()

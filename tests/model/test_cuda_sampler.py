@@ -66,9 +66,9 @@ def same_entries(found, expected):
     for (logprob, top), (right, right_top) in zip(found, expected, strict=True):
         assert (logprob is None) == (right is None)
         if right is not None:
-            assert logprob == pytest.approx(right, abs=2e-6)
+            assert logprob == pytest.approx(right, abs=2e-6, rel=1e-6)
         values = [value for _, value in top]
-        assert values == pytest.approx([value for _, value in right_top], abs=2e-6)
+        assert values == pytest.approx([value for _, value in right_top], abs=2e-6, rel=1e-6)
         distinct = len({round(value, 4) for value in values}) == len(values)
         if distinct:
             assert [token for token, _ in top] == [token for token, _ in right_top]
