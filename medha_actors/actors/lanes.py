@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from medha_actors.actors.lookout import Lookout
 COUNTER_BYTES = 64  # so that no two share a cache line
 _WORD = 1 << 32
 _SPINS = 200  # looks at a counter before the thread offers its core to others
+_TURNS = 50  # offers before it sleeps between looks
+_SLEEP_S = 0.0002
 
 
 class Counter:
@@ -108,9 +111,12 @@ class HostLane(Lane):
         looks = 0
         while not counter.reached(number):
             looks += 1
-            if looks % _SPINS == 0:
+            if looks % _SPINS == 0 or looks > _SPINS * _TURNS:
                 self._lookout.require_whole()
-                os.sched_yield()
+                if looks < _SPINS * _TURNS:
+                    os.sched_yield()
+                else:
+                    time.sleep(_SLEEP_S)
 
     def idle(self) -> bool:
         return True

@@ -98,7 +98,8 @@ def _measured(
             elif what == "hop":
                 row[name] = _hops(link, count, device)
             else:
-                row[name], row[f"{what} host us"] = _swaps(link, what, 0, count, device)
+                row[name], asked = _swaps(link, what, 0, count, device)
+                row.setdefault(f"{what} host us", asked)  # of the smallest
         link.close()
         lookout.join(10)
     return row
