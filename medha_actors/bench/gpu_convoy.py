@@ -4,9 +4,12 @@ default policy; with real actors, without HTTP."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from statistics import median
 from typing import Any
+
+import ray
 
 from medha_actors.actors.engine import RayEngine
 from medha_actors.actors.local import Generation, engine, generate, greedy, prompt_of
@@ -29,6 +32,7 @@ _MODEL = {
 
 def run(out: Findings) -> None:
     """Time to first token of the short ones and of the long one, under each policy."""
+    ray.init(num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     found = {}
     for policy in ("dboost", "fcfs"):
         if out.left_s() < _ENGINE_S:
@@ -41,6 +45,7 @@ def run(out: Findings) -> None:
         out.add(f"{policy}: the long one's first token", long_s, "s")
     if len(found) == 2:
         out.add("fcfs over dboost, short ones' median", found["fcfs"] / found["dboost"], least=10)
+    ray.shutdown()
 
 
 async def _measure(policy: str) -> tuple[list[float], float]:
