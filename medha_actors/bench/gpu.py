@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="medha-gpu-") as scratch:
         outcomes = run_parts(chosen, given.budget_s, Path(scratch), given.result_dir)
     gpu_report.write(card, outcomes, given.result_dir)
-    print(gpu_report.table(card, outcomes), flush=True)
+    print(gpu_report.table(card, outcomes))
+    print(gpu_report.summary(outcomes), flush=True)
     if not all(outcome.good for outcome in outcomes):
         raise SystemExit(1)
 
