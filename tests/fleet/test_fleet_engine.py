@@ -158,6 +158,59 @@ async def test_a_lost_grid_without_another_ends_its_requests() -> None:
         assert (last.reason, last.retry_after_s) == ("error", 5.0)
 
 
+class Away(FakeEngine):
+    """Has been lost, and nobody has noticed."""
+
+    async def adopt(self, submission: Any) -> None:
+        raise UnavailableError("the engine is being rebuilt")
+
+
+async def test_a_request_goes_on_in_the_grid_after_one_that_cannot() -> None:
+    async with played() as (one, _), played() as (three, third):
+        fleet = fleet_of(a=one)
+        heard = await ask(fleet, asking("r", 2))
+        fleet.join("b", Away(slowly, accept))
+        fleet.join("c", three)
+        await fleet.lost("a", one)
+        await settled()
+        request = heard.request
+        third.say([*[token(request, index, 7) for index in range(2)], finished(request, 2)])
+        await heard.end()
+        heard.check_whole()
+
+
+async def test_what_a_grid_that_has_to_go_is_not_done_with_goes_on_in_another() -> None:
+    """And it is told to let go of that."""
+    seat = Seat(RoutingConfig(), random.Random(0))
+    first, second = (PlayedController(4096, accepting) for _ in range(2))
+    controllers = {"one": first, "two": second}
+
+    def opened(name: str, hear: Any) -> RayEngine:
+        return RayEngine(lambda: controllers[name], patience_s=0.01)
+
+    fleet = fleet_of()
+    membership = Membership(fleet, seat, "e", 0.01, opened)
+    seat.members({"1": Member("one", "e")})
+    await membership.start()
+    heard = await ask(fleet, asking("r", 4))
+    request = heard.request
+    first.say([token(request, index, 100 + index) for index in range(2)])
+    await heard.until(2)
+    seat.members({"2": Member("two", "e")})
+    async with asyncio.timeout(5):
+        while not second.requests:
+            await settled()
+    assert len(first.left) == 1
+    (again,) = second.requests
+    assert again.resumed is not None
+    assert unpack_tokens(again.resumed.token_ids) == [100, 101]
+    second.say([*[token(request, index, 100 + index) for index in (2, 3)], finished(request, 4)])
+    await heard.end()
+    heard.check_whole()
+    assert heard.tokens == [100, 101, 102, 103]
+    await fleet.stop()
+
+
 class Grid(FakeEngine):
     """Attached at once; lives as long as it is told to."""
 
@@ -182,7 +235,7 @@ async def test_grids_come_and_go_as_serve_says() -> None:
     def opened(controller: str, hear: Any) -> Grid:
         return made.setdefault(controller, Grid())
 
-    membership = Membership(fleet, seat, "old", opened)
+    membership = Membership(fleet, seat, "old", 60.0, opened)
     seat.members({"one": Member("controller-1", "old")})
     await membership.start()
     assert set(fleet.grids) == {"one"}
