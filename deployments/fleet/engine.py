@@ -22,7 +22,9 @@ from medha_actors.record import Record
 
 _log = logging.getLogger("medha.fleet")
 _RETRY_AFTER_S: Final = 5.0
-_ELSEWHERE: Final = (429, 503)  # refusals that another grid may not repeat
+_FULL: Final = 429
+_ELSEWHERE: Final = (_FULL, 503)  # refusals that another grid may not repeat
+_MOST_FULL: Final = 3  # grids that are asked in an overload: where it would be first is first
 _RECORDS: Final = 1024  # answers whose grid is remembered
 
 # The grid for a request, not one of those; None: there is none.
@@ -98,9 +100,9 @@ class FleetEngine:
         """See EngineHandle."""
         ask = ask_of(request, self._cache_name, self._page_tokens)
         tried: set[str] = set()
-        refusal: Rejected | None = None
+        refusals: list[Rejected] = []
         failure: UnavailableError | None = None
-        while True:
+        while [one.status for one in refusals].count(_FULL) < _MOST_FULL:
             name = self._former(request, tried) or await self._choose(ask, tried)
             if name is None:
                 break
@@ -111,11 +113,11 @@ class FleetEngine:
                 failure = error
                 continue
             if isinstance(answer, Rejected) and answer.status in _ELSEWHERE:
-                refusal = answer
+                refusals.append(answer)
                 continue
             return answer
-        if refusal is not None:
-            return refusal
+        if refusals:
+            return min(refusals, key=_retry_after_s)
         raise failure or UnavailableError("no grid is there", retry_after_s=_RETRY_AFTER_S)
 
     async def _submit_to(
@@ -191,3 +193,7 @@ class FleetEngine:
             if name is not None and name in self.grids and name not in tried:
                 return name
         return None
+
+
+def _retry_after_s(refusal: Rejected) -> float:
+    return refusal.retry_after_s or _RETRY_AFTER_S

@@ -89,6 +89,23 @@ async def test_when_all_refuse_the_client_is_told_so() -> None:
         await submitted(fleet_of(), Heard(asking("r", 3)))
 
 
+async def test_in_an_overload_few_grids_are_asked_and_the_soonest_is_told() -> None:
+    """Each of a hundred grids would refuse it, which would cost all of them time."""
+
+    def full(retry_after_s: float) -> FakeEngine:
+        return FakeEngine(slowly, lambda request: replace(FULL, retry_after_s=retry_after_s))
+
+    grids = {f"g{number:02}": full(100.0 - number) for number in range(100)}
+    draining = FakeEngine(slowly, lambda request: replace(FULL, status=503, retry_after_s=99.5))
+    fleet = fleet_of(a=draining, **grids)
+    heard = await submitted(fleet, Heard(asking("r", 3)))
+    asked = [grid for grid in grids.values() if grid.requests]
+    assert len(asked) == 3
+    assert len(draining.requests) == 1
+    assert isinstance(heard.answer, Rejected)
+    assert heard.answer.retry_after_s == min([grid.answer(None).retry_after_s for grid in asked])
+
+
 async def test_a_request_that_can_never_run_is_refused_once() -> None:
     grids = {name: FakeEngine(slowly, bounded) for name in "ab"}
     heard = await submitted(fleet_of(**grids), Heard(asking("r", 3, prompt=200_000)))
