@@ -17,6 +17,8 @@ from medha_actors.config import MedhaConfig
 from medha_actors.fleet.notices import Notice
 from medha_actors.fleet.views import Ask
 
+_PART = 0.7  # of the time in which a grid drains: then its requests are handed over
+
 
 class AttachedFleet(FleetEngine):
     """All grids of a model, by way of Serve."""
@@ -26,7 +28,8 @@ class AttachedFleet(FleetEngine):
         super().__init__(self._ask_serve, config.cache_name, config.kv_cache.page_tokens)
         self._handle = handle
         edition = edition_of(config.model_loading_config)
-        self._membership = Membership(self, seat_of(name), edition, _open)
+        hand_over_s = _PART * config.drain_timeout_s
+        self._membership = Membership(self, seat_of(name), edition, hand_over_s, _open)
         self.reports = FleetReports(self._reports)
         self.max_model_len_tokens = 0
 

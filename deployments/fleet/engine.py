@@ -1,8 +1,8 @@
 """FleetEngine: several grids as one engine (deployments.handle.EngineHandle).
 
 Who gets a request is decided elsewhere (`pick`); here it goes there, and where that grid refuses it
-or is away just then, to the next. The requests of a grid that is gone for good go on in others from
-their known tokens.
+or is away just then, to the next. The requests of a grid that is gone for good, or that has to go
+before they are done, go on in others from their known tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, Protocol
 
 from deployments.handle import EngineHandle
-from medha_actors.errors import UnavailableError
+from medha_actors.errors import MedhaError, UnavailableError
 from medha_actors.fleet.views import Ask, ask_of
 from medha_actors.messages import Accepted, Event, FinishedEvent, Rejected, Request
 from medha_actors.record import Record
 
 _log = logging.getLogger("medha.fleet")
 _RETRY_AFTER_S: Final = 5.0
-_ELSEWHERE: Final = (429, 503)  # refusals that another grid may not repeat
+_FULL: Final = 429
+_ELSEWHERE: Final = (_FULL, 503)  # refusals that another grid may not repeat
+_MOST_FULL: Final = 3  # grids that are asked in an overload: where it would be first is first
 _RECORDS: Final = 1024  # answers whose grid is remembered
 
 # The grid for a request, not one of those; None: there is none.
@@ -61,24 +63,34 @@ class FleetEngine:
         self.grids[name] = grid
 
     def leave(self, name: str) -> None:
-        """A grid takes no part any more. What is live there ends there if it still answers (it
-        drains), else it goes on elsewhere (`lost`)."""
+        """A grid takes no part any more. What is live there ends there while it drains, else it
+        goes on elsewhere (`lost`)."""
         self.grids.pop(name, None)
 
     async def lost(self, name: str, grid: GridEngine) -> None:
-        """A grid is gone for good, with requests in it."""
+        """A grid is gone for good, or is not waited for any longer, with requests in it."""
         self.leave(name)
         for submission in grid.release():
-            request = submission.request
-            asked = ask_of(request, self._cache_name, self._page_tokens)
-            other = await self._choose(asked, set())
-            if other is None:
-                submission.put(submission.failed("no grid is left", time.time(), _RETRY_AFTER_S))
-                continue
-            self._owners[request.id] = self.grids[other]
-            task = asyncio.create_task(self.grids[other].adopt(submission))
+            task = asyncio.create_task(self._go_on(submission))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _go_on(self, submission: Any) -> None:
+        """With a request that no grid has any more."""
+        request = submission.request
+        asked = ask_of(request, self._cache_name, self._page_tokens)
+        tried: set[str] = set()
+        while (name := await self._choose(asked, tried)) is not None:
+            tried.add(name)
+            grid = self._owners[request.id] = self.grids[name]
+            try:
+                await grid.adopt(submission)
+            except MedhaError as error:
+                _log.warning("grid %s does not go on with a request: %s", name, error.message)
+                continue
+            return
+        self._owners.pop(request.id, None)
+        submission.put(submission.failed("no grid is left", time.time(), _RETRY_AFTER_S))
 
     # ---------------------------------------------------------------- EngineHandle
 
@@ -88,9 +100,9 @@ class FleetEngine:
         """See EngineHandle."""
         ask = ask_of(request, self._cache_name, self._page_tokens)
         tried: set[str] = set()
-        refusal: Rejected | None = None
+        refusals: list[Rejected] = []
         failure: UnavailableError | None = None
-        while True:
+        while [one.status for one in refusals].count(_FULL) < _MOST_FULL:
             name = self._former(request, tried) or await self._choose(ask, tried)
             if name is None:
                 break
@@ -101,11 +113,11 @@ class FleetEngine:
                 failure = error
                 continue
             if isinstance(answer, Rejected) and answer.status in _ELSEWHERE:
-                refusal = answer
+                refusals.append(answer)
                 continue
             return answer
-        if refusal is not None:
-            return refusal
+        if refusals:
+            return min(refusals, key=_retry_after_s)
         raise failure or UnavailableError("no grid is there", retry_after_s=_RETRY_AFTER_S)
 
     async def _submit_to(
@@ -181,3 +193,7 @@ class FleetEngine:
             if name is not None and name in self.grids and name not in tried:
                 return name
         return None
+
+
+def _retry_after_s(refusal: Rejected) -> float:
+    return refusal.retry_after_s or _RETRY_AFTER_S

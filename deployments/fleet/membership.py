@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
@@ -37,11 +38,15 @@ Open = Callable[[str, Callable[[Notice], None]], Attached]
 class Membership:
     """`fleet` has the grids that are attached. Serve says who is there in a thread of its own."""
 
-    def __init__(self, fleet: FleetEngine, seat: Seat, edition: str, open_grid: Open) -> None:
-        """`edition`: of the grids that this replica can use (seat.py)."""
+    def __init__(
+        self, fleet: FleetEngine, seat: Seat, edition: str, hand_over_s: float, open_grid: Open
+    ) -> None:
+        """`edition`: of the grids that this replica can use (seat.py); `hand_over_s`: what is not
+        done in a grid so long after it has been taken out goes on in others."""
         self._fleet = fleet
         self._seat = seat
         self._edition = edition
+        self._hand_over_s = hand_over_s
         self._open = open_grid
         self._members: Members = {}
         self._known: dict[str, Attached] = {}  # also those that are not attached yet
@@ -94,10 +99,12 @@ class Membership:
             return
 
     async def _leave(self, name: str, grid: Attached) -> None:
-        """Serve has taken it out: it drains, and what is live there ends there; or it has died."""
+        """Serve has taken it out: it drains, and what is live there ends there, but for what takes
+        too long, which goes on in others; or it has died."""
         self._fleet.leave(name)
+        until = time.monotonic() + self._hand_over_s
         while grid.live:
-            if not grid.attached:
+            if not grid.attached or time.monotonic() >= until:
                 await self._fleet.lost(name, grid)
                 return
             await asyncio.sleep(_LOOK_S)

@@ -22,13 +22,7 @@ from medha_actors.actors.sessions import Session, attach, attach_again
 from medha_actors.actors.submissions import Submission
 from medha_actors.errors import EngineError, UnavailableError
 from medha_actors.fleet.notices import Notice
-from medha_actors.messages import (
-    Accepted,
-    DrainingEvent,
-    Event,
-    Rejected,
-    Request,
-)
+from medha_actors.messages import Accepted, DrainingEvent, Event, Rejected, Request
 from medha_actors.record import Record
 
 _log = logging.getLogger("medha.engine")
@@ -163,7 +157,10 @@ class RayEngine:
             self._session.controller.cancel.remote(submission.request.id)
 
     def release(self) -> list[Submission]:
-        """Give up an engine that does not come back: its live requests, for others to `adopt`."""
+        """Give up an engine that does not come back, or has to go: its live requests, for others to
+        `adopt`."""
+        if self._session is not None:
+            self._session.controller.leave.remote(self._session.replica)
         if self._reader is not None:
             self._reader.remove_done_callback(self._reader_ended)
             self._reader.cancel()

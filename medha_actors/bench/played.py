@@ -43,11 +43,12 @@ class PlayedController:
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
+        self.left: list[str] = []  # replicas that read no more
         self.ready = _Method(self._ready)
         self.submit = _Method(self._submit)
         self.cancel = _Method(self.cancelled.append)
         self.stream = _Method(self._stream)
-        self.leave = _Method(self._leave)
+        self.leave = _Method(self.left.append)
 
     def say(self, events: Iterable[Event | DrainingEvent]) -> None:
         """One message of a step, to whoever listens."""
@@ -73,9 +74,6 @@ class PlayedController:
         while True:
             yield _arrived(await self._said.get())
             self._said.task_done()
-
-    def _leave(self, replica: str) -> None:
-        """Nobody is left to tell."""
 
 
 async def accepting(request: Request) -> Accepted:

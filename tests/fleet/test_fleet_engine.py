@@ -89,6 +89,23 @@ async def test_when_all_refuse_the_client_is_told_so() -> None:
         await submitted(fleet_of(), Heard(asking("r", 3)))
 
 
+async def test_in_an_overload_few_grids_are_asked_and_the_soonest_is_told() -> None:
+    """Each of a hundred grids would refuse it, which would cost all of them time."""
+
+    def full(retry_after_s: float) -> FakeEngine:
+        return FakeEngine(slowly, lambda request: replace(FULL, retry_after_s=retry_after_s))
+
+    grids = {f"g{number:02}": full(100.0 - number) for number in range(100)}
+    draining = FakeEngine(slowly, lambda request: replace(FULL, status=503, retry_after_s=99.5))
+    fleet = fleet_of(a=draining, **grids)
+    heard = await submitted(fleet, Heard(asking("r", 3)))
+    asked = [grid for grid in grids.values() if grid.requests]
+    assert len(asked) == 3
+    assert len(draining.requests) == 1
+    assert isinstance(heard.answer, Rejected)
+    assert heard.answer.retry_after_s == min([grid.answer(None).retry_after_s for grid in asked])
+
+
 async def test_a_request_that_can_never_run_is_refused_once() -> None:
     grids = {name: FakeEngine(slowly, bounded) for name in "ab"}
     heard = await submitted(fleet_of(**grids), Heard(asking("r", 3, prompt=200_000)))
@@ -158,6 +175,59 @@ async def test_a_lost_grid_without_another_ends_its_requests() -> None:
         assert (last.reason, last.retry_after_s) == ("error", 5.0)
 
 
+class Away(FakeEngine):
+    """Has been lost, and nobody has noticed."""
+
+    async def adopt(self, submission: Any) -> None:
+        raise UnavailableError("the engine is being rebuilt")
+
+
+async def test_a_request_goes_on_in_the_grid_after_one_that_cannot() -> None:
+    async with played() as (one, _), played() as (three, third):
+        fleet = fleet_of(a=one)
+        heard = await ask(fleet, asking("r", 2))
+        fleet.join("b", Away(slowly, accept))
+        fleet.join("c", three)
+        await fleet.lost("a", one)
+        await settled()
+        request = heard.request
+        third.say([*[token(request, index, 7) for index in range(2)], finished(request, 2)])
+        await heard.end()
+        heard.check_whole()
+
+
+async def test_what_a_grid_that_has_to_go_is_not_done_with_goes_on_in_another() -> None:
+    """And it is told to let go of that."""
+    seat = Seat(RoutingConfig(), random.Random(0))
+    first, second = (PlayedController(4096, accepting) for _ in range(2))
+    controllers = {"one": first, "two": second}
+
+    def opened(name: str, hear: Any) -> RayEngine:
+        return RayEngine(lambda: controllers[name], patience_s=0.01)
+
+    fleet = fleet_of()
+    membership = Membership(fleet, seat, "e", 0.01, opened)
+    seat.members({"1": Member("one", "e")})
+    await membership.start()
+    heard = await ask(fleet, asking("r", 4))
+    request = heard.request
+    first.say([token(request, index, 100 + index) for index in range(2)])
+    await heard.until(2)
+    seat.members({"2": Member("two", "e")})
+    async with asyncio.timeout(5):
+        while not second.requests:
+            await settled()
+    assert len(first.left) == 1
+    (again,) = second.requests
+    assert again.resumed is not None
+    assert unpack_tokens(again.resumed.token_ids) == [100, 101]
+    second.say([*[token(request, index, 100 + index) for index in (2, 3)], finished(request, 4)])
+    await heard.end()
+    heard.check_whole()
+    assert heard.tokens == [100, 101, 102, 103]
+    await fleet.stop()
+
+
 class Grid(FakeEngine):
     """Attached at once; lives as long as it is told to."""
 
@@ -182,7 +252,7 @@ async def test_grids_come_and_go_as_serve_says() -> None:
     def opened(controller: str, hear: Any) -> Grid:
         return made.setdefault(controller, Grid())
 
-    membership = Membership(fleet, seat, "old", opened)
+    membership = Membership(fleet, seat, "old", 60.0, opened)
     seat.members({"one": Member("controller-1", "old")})
     await membership.start()
     assert set(fleet.grids) == {"one"}
