@@ -154,7 +154,7 @@ def paged_attention(
     if step.wide:
         shape = shapes.wide
         constants = (*numbers, shape.rows, shape.keys, *flags, True)
-        launch.attend((step.wide, kv_heads, 1), tensors, (), constants, _options(shape))
+        launch.attend((step.wide * kv_heads, 1, 1), tensors, (), constants, _options(shape))
     if narrow:
         shape = shapes.narrow
         constants = (*numbers, shape.rows, shape.keys, *flags, False)
