@@ -13,27 +13,11 @@ from torch import Tensor
 
 from medha_actors.messages import PromptLogprobs, SampledToken, Span
 from medha_actors.model.constraints import Constraint
-from medha_actors.model.cuda.choice import UNIT, Choice
+from medha_actors.model.cuda.choice import BROKEN
 from medha_actors.model.cuda.parcel import Returned
 from medha_actors.model.cuda.requests import Asked
 from medha_actors.model.guard import NOT_NUMBERS, TOO_COLD, Failures
 from medha_actors.model.sampler import Sampled
-
-BROKEN = 1  # a row's logits are no numbers
-COLD = 2  # they are none over its temperature
-
-
-def score(choice: Choice, logits: Tensor, token_ids: Tensor, count: int) -> Tensor:
-    """int32 [rows, 1 + 2 * count]: the bits of the given tokens' log-probabilities, the `count`
-    most likely tokens, the bits of theirs."""
-    peaks = logits.amax(-1)
-    spread = (choice.spread(logits, peaks).double() / UNIT).log()
-    offsets = (peaks.double() + spread)[:, None]
-    tokens = token_ids[:, None]
-    if count:
-        tokens = torch.cat((tokens, choice.tops(logits, count)), 1)
-    logprobs = (logits.gather(1, tokens).double() - offsets).float().view(torch.int32)
-    return torch.cat((logprobs[:, :1], tokens[:, 1:].int(), logprobs[:, 1:]), 1)
 
 
 class Answer(Protocol):
@@ -51,7 +35,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class DrawnAnswer:
-    """A token for each of some rows. `numbers`: tokens [rows], flags [rows], and the scores of the
+    """A token for each of some rows. `numbers`: what Choice chose [2, rows], and the scores of the
     rows in `scored`, if there are any."""
 
     numbers: Sequence[Tensor]
@@ -62,11 +46,10 @@ class DrawnAnswer:
 
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
-        token_ids = numbers[0].tolist()
-        flags = numbers[1].tolist()
+        token_ids, flags = numbers[0].tolist()
         scores = {}
         if self.scored:
-            scores = dict(zip(self.scored, numbers[2], strict=True))
+            scores = dict(zip(self.scored, numbers[1], strict=True))
         tokens = []
         for row, (span, one) in enumerate(zip(self.spans, self.asked, strict=True)):
             if flags[row]:
@@ -138,7 +121,7 @@ class Launched:
 
 
 def entries_of(scores: np.ndarray, count: int) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-    """What `score` made of some rows; `count` of the most likely tokens."""
+    """What Choice.score made of some rows; `count` of the most likely tokens."""
     most = (scores.shape[1] - 1) // 2
     count = min(count, most)
     chosen = scores[:, 0].copy().view(np.float32).tolist()

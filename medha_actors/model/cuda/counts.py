@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medha_actors.model.guard import require_known
 from medha_actors.model.penalties import History
@@ -21,6 +20,7 @@ _FIRST: Final = 8  # rows of the first table
 class News(NamedTuple):
     """What a row of the table lacks: cells of the flat table, int64."""
 
+    slot: int
     prompt: np.ndarray
     output: np.ndarray
 
@@ -40,8 +40,9 @@ class Counts:
         self.table = torch.zeros(0, vocabulary, dtype=torch.int32, device=device)
         self._rows: dict[str, _Row] = {}
         self._free: list[int] = []
+        self._stale: list[int] = []
 
-    def slot(self, request_id: str) -> int:
+    def _slot(self, request_id: str) -> int:
         """The request's row in the table; it is given one if it has none."""
         row = self._rows.get(request_id)
         if row is None:
@@ -49,7 +50,7 @@ class Counts:
                 self._grow()
             row = _Row(self._free.pop())
             self._rows[request_id] = row
-            self.table[row.slot].zero_()
+            self._stale.append(row.slot)
         return row.slot
 
     def close(self, request_id: str) -> None:
@@ -70,7 +71,7 @@ class Counts:
         row = self._rows.get(request_id)
         if row is not None and (row.counted > stop or row.prompt != prompt):
             self.close(request_id)
-        at = self.slot(request_id) * self.vocabulary
+        at = self._slot(request_id) * self.vocabulary
         row = self._rows[request_id]
         new = history.tokens[row.counted : stop].numpy().astype(np.int64)
         if len(new):
@@ -78,17 +79,12 @@ class Counts:
         border = max(prompt - row.counted, 0)
         row.prompt = prompt
         row.counted = stop
-        return News(at + new[:border], at + new[border:])
+        return News(row.slot, at + new[:border], at + new[border:])
 
-    def add_prompt(self, cells: Tensor) -> None:
-        """Add news of prompts, int64 [n]."""
-        flat = self.table.view(-1)
-        flat.scatter_(0, cells, flat.gather(0, cells) | 1)  # the same cell is given the same
-
-    def add_output(self, cells: Tensor) -> None:
-        """Add news of outputs, int64 [n]."""
-        flat = self.table.view(-1)
-        flat.scatter_add_(0, cells, torch.full_like(cells, 2, dtype=torch.int32))
+    def take_stale(self) -> list[int]:
+        """Rows of the table that are to be cleared before what is new is added."""
+        stale, self._stale = self._stale, []
+        return stale
 
     def _grow(self) -> None:
         had = len(self.table)
