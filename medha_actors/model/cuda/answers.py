@@ -3,6 +3,7 @@ they are read there. All answers of a step come in one copy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,9 +48,7 @@ class DrawnAnswer:
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
         token_ids, flags = numbers[0].tolist()
-        scores = {}
-        if self.scored:
-            scores = dict(zip(self.scored, numbers[1], strict=True))
+        scores = dict(zip(self.scored, entries_of(numbers[1]), strict=True) if self.scored else ())
         tokens = []
         for row, (span, one) in enumerate(zip(self.spans, self.asked, strict=True)):
             if flags[row]:
@@ -57,11 +56,17 @@ class DrawnAnswer:
                 continue
             token = SampledToken(span.request_id, span.index, token_ids[row])
             if row in scores:
-                [(logprob, top)] = entries_of(scores[row][None], one.params.logprobs or 0)
-                if not np.isfinite(logprob):
+                logprob, top = scores[row]
+                if not math.isfinite(logprob):
                     failures.add(span.request_id, NOT_NUMBERS)
                     continue
-                token = SampledToken(span.request_id, span.index, token_ids[row], logprob, top)
+                token = SampledToken(
+                    span.request_id,
+                    span.index,
+                    token_ids[row],
+                    logprob,
+                    top[: one.params.logprobs or 0],
+                )
             else:
                 constraint = self.constraints[row]
                 if constraint is not None:
@@ -77,13 +82,12 @@ class PromptAnswer:
 
     numbers: Sequence[Tensor]
     span: Span
-    count: int
 
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
         entries: list[tuple[float, tuple[tuple[int, float], ...]]] = []
         for block in numbers:
-            entries += entries_of(block, self.count)
+            entries += entries_of(block)
         if not np.isfinite([logprob for logprob, _ in entries]).all():
             failures.add(self.span.request_id, NOT_NUMBERS)
             return Sampled()
@@ -100,7 +104,7 @@ class Launched:
         self._failures = failures
         self._shapes = [[part.shape for part in answer.numbers] for answer in answers]
         flat = [part.reshape(-1) for answer in answers for part in answer.numbers]
-        self._returned = Returned(torch.cat(flat))
+        self._returned = Returned(torch.cat(flat) if len(flat) > 1 else flat[0])
 
     def finish(self) -> Sampled:
         """See Pending."""
@@ -120,13 +124,12 @@ class Launched:
         return Sampled(tuple(tokens), tuple(prompt_logprobs), self._failures.all())
 
 
-def entries_of(scores: np.ndarray, count: int) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-    """What Choice.score made of some rows; `count` of the most likely tokens."""
+def entries_of(scores: np.ndarray) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """What Choice.score made of some rows."""
     most = (scores.shape[1] - 1) // 2
-    count = min(count, most)
     chosen = scores[:, 0].copy().view(np.float32).tolist()
-    top_ids = scores[:, 1 : 1 + count].tolist()
-    top_logprobs = scores[:, 1 + most : 1 + most + count].copy().view(np.float32).tolist()
+    top_ids = scores[:, 1 : 1 + most].tolist()
+    top_logprobs = scores[:, 1 + most :].copy().view(np.float32).tolist()
     entries = []
     for logprob, ids, logprobs in zip(chosen, top_ids, top_logprobs, strict=True):
         entries.append((logprob, tuple(zip(ids, logprobs, strict=True))))

@@ -164,19 +164,23 @@ class Batch:
         self._put("biases", np.concatenate([self._rows[place].asked.biases for place in places]))
 
     def _pack_penalties(self, places: list[int]) -> None:
-        news = []
+        slots = []
+        prompts = []
+        outputs: list[int] = []
         penalties = []
         for place in places:
             row = self._rows[place]
             assert row.news is not None
-            news.append(row.news)
+            slots.append(row.news.slot)
+            prompts.append(row.news.prompt)
+            outputs += row.news.output
             penalties.append(row.asked.penalties)
         self._put("penalised", np.array(places, np.int64))
-        self._put("slots", np.array([new.slot for new in news], np.int64))
+        self._put("slots", np.array(slots, np.int64))
         self._put("penalties", np.array(penalties, np.float64).T.copy())
-        prompts = joined([new.prompt for new in news])
-        self._prompts = len(prompts)
-        self._put("news", joined([prompts, *[new.output for new in news]]))
+        seen = joined([*prompts, np.array(outputs, np.int64)])
+        self._prompts = len(seen) - len(outputs)
+        self._put("news", seen)
         self._put("stale", np.array(self._counts.take_stale(), np.int64))
 
     def _put(self, name: str, array: np.ndarray) -> None:

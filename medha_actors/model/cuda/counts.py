@@ -15,6 +15,7 @@ from medha_actors.model.guard import require_known
 from medha_actors.model.penalties import History
 
 _FIRST: Final = 8  # rows of the first table
+_NOTHING: Final = np.empty(0, np.int64)
 
 
 class News(NamedTuple):
@@ -22,7 +23,7 @@ class News(NamedTuple):
 
     slot: int
     prompt: np.ndarray
-    output: np.ndarray
+    output: list[int]
 
 
 class _Row:
@@ -42,17 +43,6 @@ class Counts:
         self._free: list[int] = []
         self._stale: list[int] = []
 
-    def _slot(self, request_id: str) -> int:
-        """The request's row in the table; it is given one if it has none."""
-        row = self._rows.get(request_id)
-        if row is None:
-            if not self._free:
-                self._grow()
-            row = _Row(self._free.pop())
-            self._rows[request_id] = row
-            self._stale.append(row.slot)
-        return row.slot
-
     def close(self, request_id: str) -> None:
         """Forget a request."""
         row = self._rows.pop(request_id, None)
@@ -71,20 +61,36 @@ class Counts:
         row = self._rows.get(request_id)
         if row is not None and (row.counted > stop or row.prompt != prompt):
             self.close(request_id)
-        at = self._slot(request_id) * self.vocabulary
-        row = self._rows[request_id]
-        new = history.tokens[row.counted : stop].numpy().astype(np.int64)
+            row = None
+        if row is None:
+            row = self._open(request_id)
+            row.prompt = prompt
+        at = row.slot * self.vocabulary
+        counted = row.counted
+        row.counted = stop
+        if prompt <= counted == stop - 1:  # as in every decode
+            token_id = int(history.tokens[counted])
+            require_known("the prompt", token_id, token_id, self.vocabulary)
+            return News(row.slot, _NOTHING, [at + token_id])
+        new = history.tokens[counted:stop].astype(np.int64)
         if len(new):
             require_known("the prompt", int(new.min()), int(new.max()), self.vocabulary)
-        border = max(prompt - row.counted, 0)
-        row.prompt = prompt
-        row.counted = stop
-        return News(row.slot, at + new[:border], at + new[border:])
+        border = max(prompt - counted, 0)
+        new += at
+        return News(row.slot, new[:border], new[border:].tolist())
 
     def take_stale(self) -> list[int]:
         """Rows of the table that are to be cleared before what is new is added."""
         stale, self._stale = self._stale, []
         return stale
+
+    def _open(self, request_id: str) -> _Row:
+        if not self._free:
+            self._grow()
+        row = _Row(self._free.pop())
+        self._rows[request_id] = row
+        self._stale.append(row.slot)
+        return row
 
     def _grow(self) -> None:
         had = len(self.table)

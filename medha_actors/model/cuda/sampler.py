@@ -204,7 +204,7 @@ class CudaSampler(Sampler):
             stop = min(start + _PROMPT_BLOCK, len(following))
             block = logits(range(first + start, first + stop))
             numbers.append(self.choice.score(block, given[start:stop], count))
-        return [PromptAnswer(numbers, span, count)]
+        return [PromptAnswer(numbers, span)]
 
 
 def choice_for(device: torch.device) -> Choice:
