@@ -100,7 +100,7 @@ class ActorConfig(Section, frozen=True):
     num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
     pin: bool = True  # bind each CPU actor to cores of its own
-    attention: Literal["auto", "sdpa", "flash_attn"] = "auto"
+    attention: Literal["auto", "triton", "flash_attn", "sdpa"] = "auto"
     # warm processes per node that take the place of a dead stage (CPU only)
     spares: Annotated[int, Meta(ge=0, le=16)] = 1
     start_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0

@@ -12,6 +12,7 @@ from medha_actors.errors import ModelError
 from medha_actors.model.attention import Attention
 from medha_actors.model.attention_flash import FlashAttention
 from medha_actors.model.attention_sdpa import SdpaAttention
+from medha_actors.model.cuda.attention import TritonAttention
 from medha_actors.model.decoder import Decoder, TorchDecoder
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model_spec import ModelSpec
@@ -20,6 +21,7 @@ _log = logging.getLogger("medha.model")
 
 # By the names of the configuration; "auto" takes the first that works.
 ATTENTIONS: dict[str, type[Attention[Any]]] = {
+    "triton": TritonAttention,
     "flash_attn": FlashAttention,
     "sdpa": SdpaAttention,
 }
@@ -53,7 +55,8 @@ def build_decoder(
         from medha_actors.model.cuda.graphs import CudaCapture
 
         calls = TritonCalls(loader.spec, loader.dtype, loader.device)
-        capture = CudaCapture(loader.device) if len(ranks) == 1 else None  # ranks meet in a step
+        captures = loader.device.type == "cuda" and len(ranks) == 1  # ranks meet in a step
+        capture = CudaCapture(loader.device) if captures else None
         return CudaDecoder(loader, layers, head, pages, page_tokens, embedding, calls, capture)
     return TorchDecoder(loader, layers, head, pages, page_tokens, ATTENTIONS[chosen])
 

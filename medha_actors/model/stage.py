@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -99,8 +100,8 @@ class Stage:
         self.is_last = stages[0] == stages[1] - 1
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
-        with torch.inference_mode():
-            loader = self._loader(config, dtype)
+        with torch.inference_mode(), self._weights(config) as weights:
+            loader = self._loader(weights, dtype)
             embedding = self._embedding(loader) if self.is_first else None
             self.decoder = build_decoder(
                 loader,
@@ -230,10 +231,18 @@ class Stage:
         x = team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
         return x.to(self.decoder.dtype)
 
-    def _loader(self, config: ModelLoadingConfig, dtype: torch.dtype) -> Loader:
+    def _weights(self, config: ModelLoadingConfig) -> AbstractContextManager[Weights]:
+        """All of the model's, on the device where that is faster."""
+        weights = open_weights(self.spec, config)
+        if self.device.type == "cpu":
+            return nullcontext(weights)
+        from medha_actors.model.cuda.weights import DeviceWeights
+
+        return DeviceWeights(weights, self.device)
+
+    def _loader(self, weights: Weights, dtype: torch.dtype) -> Loader:
         """Of this rank's part of the weights."""
         spec = self.spec
-        weights: Weights = open_weights(spec, config)
         if len(self.shares) > 1:
             share = self.shares[self.rank]
             weights = RankWeights(weights, spec, share, self.rank == 0)

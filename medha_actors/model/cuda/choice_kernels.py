@@ -7,8 +7,6 @@ a number that is larger for earlier tokens. Nothing is compiled anew for other n
 `asks`: float64 [5, rows]: see Asks. A row is `cut` if it has a top_k or top_p.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202  (kernels take pointers, integers and constants)
-
 from __future__ import annotations
 
 import triton
