@@ -1,8 +1,6 @@
 """The kernels of KernelChoice for what few rows ask: tokens of rows that are too flat to be decided
 by some hundred candidates, penalties, log-probabilities (Triton). See choice_kernels.py."""
 
-# ruff: noqa: ANN001, ANN201, ANN202  (kernels take pointers, integers and constants)
-
 from __future__ import annotations
 
 import triton
