@@ -98,7 +98,7 @@ def test_what_launching_takes_is_found_with_graphs_and_without():
         model = ExecutionModel(Profile((profile,)))
         assert model.base(GroupLoad().with_prefill(16, 0)) == pytest.approx(launch_s, rel=0.02)
         alone = max(replay_s, gpu.cost.linear_s(1))
-        assert model.base(GroupLoad().with_decode(64)) == pytest.approx(alone, rel=0.1)
+        assert model.base(GroupLoad().with_decode(64, False)) == pytest.approx(alone, rel=0.1)
 
 
 def test_a_step_with_prefill_is_never_quicker_than_its_decodes():

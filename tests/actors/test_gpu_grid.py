@@ -44,7 +44,6 @@ class ActedCrew:
         self.living: set[Cell] = set()
         self.found: dict[Cell, Identity] = {}
         self.calls: list[str] = []
-        self.obstacle = ""
         self.replaced: list[Cell] = []
         type(self).made.append(self)
 
@@ -87,7 +86,9 @@ class ActedCrew:
         return ALL - taken - len(self.rehearsed) * ACTIVATION_BYTES
 
     def locate(self, cell):
-        return Place("node", (0,), self.free_bytes(), "H100", "0", self.obstacle)
+        if self.device == "cpu":
+            return Place("node", (0,), self.free_bytes(), None)
+        return Place("node", (0,), self.free_bytes(), "H100", "0")
 
     def load(self, cell, packed):
         self.plans[cell] = msgspec.msgpack.decode(packed, type=StagePlan)
@@ -166,7 +167,7 @@ async def test_pages_stay_when_a_rebuilt_grid_finds_less_memory(device, everythi
     crew.living.discard(Cell(1, 0))
     del crew.plans[Cell(1, 0)]
     crew.rehearsed.clear()
-    ActedCrew.others = 5 << 30 if device == "cuda" else 60 << 30
+    ActedCrew.others = 5 << 30
     lost = await started.revive(everything=everything)
     assert lost.groups == {0}
     assert {plan.pages for plan in crew.plans.values()} == {pages}
