@@ -20,7 +20,7 @@ from medha_actors.actors.transports import Transport, swapped
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.device import HOST, Device, Lap, Watch
 from medha_actors.model.kernels import Mailboxes
-from medha_actors.model.merge import Exchange, merge, merge_packed, pack
+from medha_actors.model.merge import Exchange, merge_into, merge_packed, pack
 
 # looks at a counter before the thread offers its core to others, some 50 us
 _SPINS = 20_000
@@ -72,7 +72,7 @@ class TransportExchange(PeerExchange):
         ordered = dict(zip(sorted(groups), found, strict=True))
         outs = [ordered[group][0] for group in groups]
         lses = [ordered[group][1] for group in groups]
-        out.copy_(merge(outs, lses)[0])
+        merge_into(out, outs, lses)
 
 
 class SharedExchange(PeerExchange):

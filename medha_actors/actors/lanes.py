@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medha_actors.actors.watch import Watch
+from medha_actors.actors.lookout import Lookout
 
 COUNTER_BYTES = 64  # so that no two share a cache line
 _WORD = 1 << 32
 _SPINS = 200  # looks at a counter before the thread offers its core to others
+_TURNS = 50  # offers before it sleeps between looks
+_SLEEP_S = 0.0002
 
 
 class Counter:
@@ -82,11 +85,11 @@ class HostLane(Lane):
     def __init__(
         self,
         device: torch.device,
-        watch: Watch,
+        lookout: Lookout,
         copy: Callable[[int, int, int], None] = copy_on_host,
     ) -> None:
         self._device = device
-        self._watch = watch
+        self._lookout = lookout
         self._copy = copy
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -108,9 +111,12 @@ class HostLane(Lane):
         looks = 0
         while not counter.reached(number):
             looks += 1
-            if looks % _SPINS == 0:
-                self._watch.require_whole()
-                os.sched_yield()
+            if looks % _SPINS == 0 or looks > _SPINS * _TURNS:
+                self._lookout.require_whole()
+                if looks < _SPINS * _TURNS:
+                    os.sched_yield()
+                else:
+                    time.sleep(_SLEEP_S)
 
     def idle(self) -> bool:
         return True
@@ -188,9 +194,9 @@ class Driver(ABC):
 class QueueLane(Lane):
     """On a queue of its own if `aside` (beside the computing), else on the one that torch fills."""
 
-    def __init__(self, driver: Driver, watch: Watch, aside: bool) -> None:
+    def __init__(self, driver: Driver, lookout: Lookout, aside: bool) -> None:
         self._driver = driver
-        self._watch = watch
+        self._lookout = lookout
         self._aside = driver.queue() if aside else None
         self._queue: Any = self._aside
 
@@ -217,7 +223,7 @@ class QueueLane(Lane):
         self._driver.write(counter.address, number % _WORD, self._queue)
 
     def wait(self, counter: Counter, number: int) -> None:
-        self._watch.require_whole()
+        self._lookout.require_whole()
         if not counter.reached(number):  # the host sees it too, and need not trouble the device
             self._driver.wait(counter.address, number % _WORD, self._queue)
 

@@ -39,8 +39,8 @@ from medha_actors.errors import LinkClosedError
 if TYPE_CHECKING:
     import torch
 
+    from medha_actors.actors.lookout import Lookout
     from medha_actors.actors.transports import Transport
-    from medha_actors.actors.watch import Watch
 
 _HEADER = struct.Struct("<IIQ")
 _BUFFER_BYTES = 4 * 1024 * 1024
@@ -71,7 +71,7 @@ _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 class Link:
     """One end of a duplex connection; `send` and `recv` are each for one thread at a time.
 
-    `transport`: what carries tensors, None: the socket; `watch`: over all links of this actor, of
+    `transport`: what carries tensors, None: the socket; `lookout`: over all links of this actor, of
     which none may be broken.
     """
 
@@ -84,7 +84,7 @@ class Link:
         self._socket = connection
         self._header = bytearray(_HEADER.size)
         self.transport: Transport | None = None
-        self.watch: Watch | None = None
+        self.lookout: Lookout | None = None
 
     @property
     def is_local(self) -> bool:
@@ -106,8 +106,8 @@ class Link:
 
     def send(self, message: bytes, tensor: torch.Tensor | None = None) -> None:
         """Write one frame; raises LinkClosedError when the peer is gone."""
-        if self.watch is not None:
-            self.watch.require_whole()
+        if self.lookout is not None:
+            self.lookout.require_whole()
         head = b""
         payload = memoryview(b"")
         transport = None

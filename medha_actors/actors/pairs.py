@@ -27,8 +27,8 @@ from torch._C._distributed_c10d import (
     TCPStore,
 )
 
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.transports import Transport
-from medha_actors.actors.watch import Watch
 from medha_actors.errors import LinkClosedError
 
 _TIMEOUT = timedelta(minutes=1)  # to find each other
@@ -71,13 +71,13 @@ class PairTransport(Transport):
         store: Store,
         rank: int,
         device: torch.device,
-        watch: Watch,
+        lookout: Lookout,
     ) -> None:
         self.device = device
         self._group: ProcessGroup | None = group
         self._store: Store | None = store
         self._other = 1 - rank
-        self._watch = watch
+        self._lookout = lookout
         self._batches = group._get_backend(device).supports_coalescing
         self.kind = "nccl" if device.type == "cuda" else "gloo"
         self._sending = _queue(device)
@@ -144,7 +144,7 @@ class PairTransport(Transport):
 
     def _run(self, given: Tensor | None, into: Tensor | None) -> list[Any]:
         """Start a batch: send, receive, or both."""
-        self._watch.require_whole()
+        self._lookout.require_whole()
         group = self._group
         if group is None:
             raise LinkClosedError("the peer of a link is gone")

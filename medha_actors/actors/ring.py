@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from medha_actors.actors.lanes import Counter, Lane
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.transports import Transport
-from medha_actors.actors.watch import Watch
 
 _POLL_S = 0.0005
 _FAR = 1 << 20  # further than either end ever waits ahead
@@ -104,14 +104,14 @@ class RingTransport(Transport):
         self,
         kind: str,
         device: torch.device,
-        watch: Watch,
+        lookout: Lookout,
         sender: Sender | None,
         receiver: Receiver | None,
         free: Callable[[], None],
     ) -> None:
         self.kind = kind
         self.device = device
-        self._watch = watch
+        self._lookout = lookout
         self._sender = sender
         self._receiver = receiver
         self._free = free
@@ -122,13 +122,13 @@ class RingTransport(Transport):
     def send(self, tensor: Tensor) -> None:
         assert self._sender is not None, "this direction was not asked for"
         with self._sender.lock:
-            self._watch.require_whole()
+            self._lookout.require_whole()
             self._sender.send(tensor.contiguous())
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         assert self._receiver is not None, "this direction was not asked for"
         with self._receiver.lock:
-            self._watch.require_whole()
+            self._lookout.require_whole()
             tensor = self._receiver.lane.empty(shape, dtype)
             self._receiver.fill(tensor)
         return tensor
@@ -139,7 +139,7 @@ class RingTransport(Transport):
     def take(self, into: Tensor) -> None:
         assert self._receiver is not None, "this direction was not asked for"
         with self._receiver.lock:
-            self._watch.require_whole()
+            self._lookout.require_whole()
             self._receiver.lane.begin(into)
             self._receiver.fill(into)
 

@@ -195,9 +195,9 @@ class StageActor:
         if loaded.stage.device.type == "cuda":
             from medha_actors.actors.tensor_links import link_tensors
 
-            watch = link_tensors(cell, self._wires.neighbours(cell), loaded.stage.device)
+            lookout = link_tensors(cell, self._wires.neighbours(cell), loaded.stage.device)
             if self._wires.control is not None:
-                self._wires.control.watch = watch  # nothing computed of a dead cell's is told
+                self._wires.control.lookout = lookout  # nothing computed of a dead cell's is told
         for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
             forget(name)  # everybody has opened them by now
 

@@ -60,8 +60,7 @@ class TransportTeam(LinkTeam):
             return super().total(x)
         if self.ranks > 2 and self._large_bytes <= x.nbytes and len(x) >= self.ranks:
             return self._in_shares(x)
-        parts = [part for (part,) in swapped(self.rank, self._transports, x)]
-        return add_up(parts).to(x.dtype)
+        return _sum([part for (part,) in swapped(self.rank, self._transports, x)])
 
     def _in_shares(self, x: torch.Tensor) -> torch.Tensor:
         """Blocks of rows, one after the other, of which every rank's share has room."""
@@ -71,14 +70,19 @@ class TransportTeam(LinkTeam):
             block = x[start : start + most]
             if len(block) < self.ranks:
                 parts = [part for (part,) in swapped(self.rank, self._transports, block)]
-                total[start : start + most] = add_up(parts).to(x.dtype)
+                total[start : start + most] = _sum(parts)
                 continue
             shares = [block[rows_of(len(block), rank, self.ranks)] for rank in range(self.ranks)]
-            own = add_up(dealt(self.rank, self._transports, shares)).to(x.dtype)
+            own = _sum(dealt(self.rank, self._transports, shares))
             total[start : start + most] = torch.cat(
                 handed_round(self.rank, self._transports, own, shares)
             )
         return total
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """In float32 in their order, in their type. Torch adds two in float32 and rounds once."""
+    return parts[0] + parts[1] if len(parts) == 2 else add_up(parts).to(parts[0].dtype)
 
 
 def shared_team(rank: int, mates: Mapping[int, Link], board: Board) -> Team:

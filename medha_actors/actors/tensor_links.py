@@ -27,11 +27,11 @@ from medha_actors.actors.cells import Cell
 from medha_actors.actors.cuda_driver import CudaDriver
 from medha_actors.actors.lanes import Driver, HostLane, Lane, QueueLane, copy_on_host
 from medha_actors.actors.links import Link
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.pairs import PairTransport, open_group, open_store
 from medha_actors.actors.ring import Receiver, RingTransport, Sender
 from medha_actors.actors.ring_memory import Offer, RingMemory
 from medha_actors.actors.transports import Transport, swapped
-from medha_actors.actors.watch import Watch
 
 _log = logging.getLogger("medha.links")
 _BLOCKS = 8
@@ -75,7 +75,7 @@ class Way(ABC):
         """What the other end needs."""
 
     @abstractmethod
-    def open(self, edge: Edge, theirs: Offer, watch: Watch) -> Transport:
+    def open(self, edge: Edge, theirs: Offer, lookout: Lookout) -> Transport:
         """With what the other end offers."""
 
     @abstractmethod
@@ -112,14 +112,14 @@ class RingWay(Way):
         self._mine = RingMemory(*self._size, self._driver, self._on_device)
         return self._mine.offer
 
-    def open(self, edge: Edge, theirs: Offer, watch: Watch) -> Transport:
+    def open(self, edge: Edge, theirs: Offer, lookout: Lookout) -> Transport:
         mine = self._mine
         opened: RingMemory | None = None
         sender: Sender | None = None
         if edge.sends:
             opened = RingMemory(*self._size, self._driver, self._on_device, theirs)
-            sender = Sender(opened.ring, self._lane(edge, watch))
-        receiver = Receiver(mine.ring, self._lane(edge, watch)) if mine else None
+            sender = Sender(opened.ring, self._lane(edge, lookout))
+        receiver = Receiver(mine.ring, self._lane(edge, lookout)) if mine else None
 
         def free() -> None:
             for memory in (opened, mine):
@@ -127,18 +127,18 @@ class RingWay(Way):
                     memory.free()
 
         self._mine = None
-        return RingTransport(self.kind, self._device, watch, sender, receiver, free)
+        return RingTransport(self.kind, self._device, lookout, sender, receiver, free)
 
     def close(self) -> None:
         if self._mine is not None:
             self._mine.free()
             self._mine = None
 
-    def _lane(self, edge: Edge, watch: Watch) -> Lane:
+    def _lane(self, edge: Edge, lookout: Lookout) -> Lane:
         if self._driver is not None:
-            return QueueLane(self._driver, watch, edge.aside)
+            return QueueLane(self._driver, lookout, edge.aside)
         copy = copy_on_host if self._copies is None else self._copies.copy_now
-        return HostLane(self._device, watch, copy)
+        return HostLane(self._device, lookout, copy)
 
 
 class PairWay(Way):
@@ -158,35 +158,35 @@ class PairWay(Way):
         self._store = store
         return Offer(port=store.port)
 
-    def open(self, edge: Edge, theirs: Offer, watch: Watch) -> Transport:
+    def open(self, edge: Edge, theirs: Offer, lookout: Lookout) -> Transport:
         store = self._store or open_store(edge.link.other_host, theirs.port)
         rank = 0 if edge.leads else 1
         group = open_group(store, rank, self._device)
         self._store = None
-        return PairTransport(group, store, rank, self._device, watch)
+        return PairTransport(group, store, rank, self._device, lookout)
 
     def close(self) -> None:
         self._store = None
 
 
-def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -> Watch | None:
+def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -> Lookout | None:
     """Give the links of a cell transports, where there are any; every cell of the grid calls this
     once all are linked. None: a cell without links."""
     if not links:
         return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    watch = Watch(links.values())
+    lookout = Lookout(links.values())
     # In an order that all have, so that nobody waits in a circle.
     for other in sorted(links, key=lambda other: (min(cell, other), max(cell, other))):
         link = links[other]
         edge = edge_between(cell, other, link)
         link.limit(_AGREE_S)
         ways = ways_for(link.is_local, device)
-        link.transport = agree(f"{cell} and {other}", edge, ways, watch)
+        link.transport = agree(f"{cell} and {other}", edge, ways, lookout)
         link.limit(None)
-        link.watch = watch
-    return watch
+        link.lookout = lookout
+    return lookout
 
 
 def edge_between(cell: Cell, other: Cell, link: Link) -> Edge:
@@ -215,13 +215,13 @@ def ways_for(local: bool, device: torch.device) -> list[Way]:
     ]
 
 
-def agree(who: str, edge: Edge, ways: Sequence[Way], watch: Watch) -> Transport | None:
+def agree(who: str, edge: Edge, ways: Sequence[Way], lookout: Lookout) -> Transport | None:
     """The first way that works on both ends, None: there is none; the choice is logged. Raises
     LinkClosedError."""
     refused = []
     for way in ways:
         began = time.perf_counter()
-        transport, obstacle = _try(edge, way, watch)
+        transport, obstacle = _try(edge, way, lookout)
         if transport is not None:
             spent_ms = 1e3 * (time.perf_counter() - began)
             _log.info("tensors between %s: %s, ready in %.0f ms", who, way.kind, spent_ms)
@@ -231,7 +231,7 @@ def agree(who: str, edge: Edge, ways: Sequence[Way], watch: Watch) -> Transport 
     return None
 
 
-def _try(edge: Edge, way: Way, watch: Watch) -> tuple[Transport | None, str]:
+def _try(edge: Edge, way: Way, lookout: Lookout) -> tuple[Transport | None, str]:
     """The transport, or why there is none."""
     link = edge.link
     transport: Transport | None = None
@@ -244,14 +244,14 @@ def _try(edge: Edge, way: Way, watch: Watch) -> tuple[Transport | None, str]:
     obstacle = offer.obstacle or theirs.obstacle
     if not obstacle:
         try:
-            transport = way.open(edge, theirs, watch)
+            transport = way.open(edge, theirs, lookout)
         except (RuntimeError, OSError) as error:
             obstacle = str(error)
         obstacle = _both(link, obstacle)
     way.close()
     if transport is None:
         return None, obstacle
-    watch.add(transport)
+    lookout.add(transport)
     if not obstacle:
         try:
             _prove(edge, transport)
@@ -259,7 +259,7 @@ def _try(edge: Edge, way: Way, watch: Watch) -> tuple[Transport | None, str]:
             obstacle = str(error)
         obstacle = _both(link, obstacle)
     if obstacle:
-        watch.drop(transport)
+        lookout.drop(transport)
         return None, obstacle
     return transport, ""
 

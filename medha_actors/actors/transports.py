@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medha_actors.actors.watch import Waiting
+from medha_actors.actors.lookout import Waiting
 
 
 class Transport(Waiting):
@@ -17,7 +17,7 @@ class Transport(Waiting):
     Both ends call what belongs together in the same order; each end at most one of `send`, `put`
     and one of `receive`, `take` at a time. All raise LinkClosedError when the other end is gone; on
     a GPU they only queue work and return, and what was taken from an end that died meanwhile is
-    worthless: ask the Watch once the queue is done, before telling anybody.
+    worthless: ask the Lookout once the queue is done, before telling anybody.
     """
 
     kind: str

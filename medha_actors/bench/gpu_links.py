@@ -8,7 +8,9 @@ step queues them, in microseconds each.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +20,12 @@ from typing import Any
 import torch
 
 from medha_actors.actors.cells import Cell
+from medha_actors.actors.cuda_driver import CudaDriver
 from medha_actors.actors.exchange import LinkExchange, PeerExchange, TransportExchange
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.teams import LinkTeam, TransportTeam
-from medha_actors.actors.tensor_links import agree, edge_between, ways_for
-from medha_actors.actors.watch import Watch
+from medha_actors.actors.tensor_links import RingWay, Way, agree, edge_between, ways_for
 from medha_actors.bench.table import table
 from medha_actors.model.team import Team
 
@@ -47,9 +50,10 @@ def run(
     out: Path | None = None, device: str = "cuda", counts: Sequence[int] = ROWS
 ) -> list[dict[str, Any]]:
     """Print the table, write it to the folder `out`; returns the rows. `counts`: the rows of the
-    tensors."""
+    tensors. Why a transport was refused is logged."""
+    logging.basicConfig(level=logging.INFO)
     place = torch.device(device)
-    kinds = [way.kind for way in ways_for(True, place)]
+    kinds = [way.kind for way in _ways(place)]
     rows = []
     listener = Listener("here", "127.0.0.1")
     context = multiprocessing.get_context("spawn")
@@ -59,6 +63,7 @@ def run(
         _, talk = listener.accept("bench", timeout_s=60)
         for kind in (*kinds, _SOCKET):
             rows.append(_measured(listener, talk, kind, place, counts))
+            _keep(rows, out, place)
         talk.send(b"end")
         talk.close()
     finally:
@@ -66,11 +71,15 @@ def run(
         process.kill()
         listener.close()
     print(table(rows))
+    return rows
+
+
+def _keep(rows: list[dict[str, Any]], out: Path | None, device: torch.device) -> None:
+    """At once, for what comes next may crash."""
     if out is not None:
-        name = torch.cuda.get_device_name() if place.type == "cuda" else "cpu"
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
         written = {"device": name, "torch": torch.__version__, "rows": rows}
         (out / "gpu_links.json").write_text(json.dumps(written, indent=1))
-    return rows
 
 
 def _measured(
@@ -79,9 +88,9 @@ def _measured(
     """One row: milliseconds of a hop, microseconds of a merge and of a sum."""
     row: dict[str, Any] = {"transport": kind}
     for what, cells in _ENDS.items():
-        talk.send(f"{what} {kind}".encode())
+        talk.send(f"{what}:{kind}".encode())
         _, link = listener.accept("bench", timeout_s=60)
-        watch = _linked(link, *cells, kind, device)
+        lookout = _linked(link, *cells, kind, device)
         for count in counts:
             name = f"{what} {count} {_UNITS[what]}"
             if kind != _SOCKET and link.transport is None:
@@ -89,9 +98,10 @@ def _measured(
             elif what == "hop":
                 row[name] = _hops(link, count, device)
             else:
-                row[name] = _swaps(link, what, 0, count, device)
+                row[name], asked = _swaps(link, what, 0, count, device)
+                row.setdefault(f"{what} host us", asked)  # of the smallest
         link.close()
-        watch.join(10)
+        lookout.join(10)
     return row
 
 
@@ -125,8 +135,10 @@ def _answer_hops(link: Link, device: torch.device) -> None:
         link.send(b"")
 
 
-def _swaps(link: Link, what: str, own: int, count: int, device: torch.device) -> float:
-    """Microseconds of one of many in a row."""
+def _swaps(
+    link: Link, what: str, own: int, count: int, device: torch.device
+) -> tuple[float, float]:
+    """Microseconds of one of many in a row, and what the host took to ask for it."""
     out = torch.randn(count, HEADS, HEAD_DIM, device=device).to(torch.bfloat16)
     lse = torch.randn(count, HEADS, device=device)
     x = out.view(count, HIDDEN)
@@ -135,6 +147,7 @@ def _swaps(link: Link, what: str, own: int, count: int, device: torch.device) ->
     quick = link.transport is not None
     swaps = _SWAPS if quick else _SLOW_SWAPS
     taken = []
+    asked = []
     for _ in range(_REPEATS if quick else _SLOW_REPEATS):
         _finish(device)
         link.send(b"")
@@ -145,9 +158,10 @@ def _swaps(link: Link, what: str, own: int, count: int, device: torch.device) ->
                 exchange.merge((0, 1), out, lse)
             else:
                 team.total(x)
+        asked.append((time.perf_counter() - started) / swaps)
         _finish(device)
         taken.append((time.perf_counter() - started) / swaps)
-    return 1e6 * median(taken)
+    return 1e6 * median(taken), 1e6 * median(asked)
 
 
 def _exchange(own: int, link: Link) -> PeerExchange:
@@ -162,14 +176,25 @@ def _team(own: int, link: Link) -> Team:
     return TransportTeam(own, {1 - own: link}, {1 - own: link.transport})
 
 
-def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Watch:
+def _ways(device: torch.device) -> list[Way]:
+    """Those of actors; and, to compare, copies that take turns with the computing."""
+    ways = ways_for(True, device)
+    if device.type == "cuda":
+        driver = CudaDriver(device, beside=False)
+        ways.insert(1, RingWay("ipc in turns", driver.device, driver, on_device=True))
+    return ways
+
+
+def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Lookout:
     """Give one end the transport of this kind, if there is one."""
-    watch = Watch([link])
+    lookout = Lookout([link])
     if kind != _SOCKET:
-        ways = [way for way in ways_for(True, device) if way.kind == kind]
-        link.transport = agree(f"{cell} and {other}", edge_between(cell, other, link), ways, watch)
-    link.watch = watch
-    return watch
+        ways = [way for way in _ways(device) if way.kind == kind]
+        link.transport = agree(
+            f"{cell} and {other}", edge_between(cell, other, link), ways, lookout
+        )
+    link.lookout = lookout
+    return lookout
 
 
 def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
@@ -180,17 +205,17 @@ def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
         asked = talk.recv()[0].decode()
         if asked == "end":
             return
-        what, kind = asked.split()
+        what, kind = asked.split(":")
         here, there = _ENDS[what]
         link = dial(endpoint, "here", Hello("bench", there))
-        watch = _linked(link, there, here, kind, device)
+        lookout = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
             for count in counts:
                 if what == "hop":
                     _answer_hops(link, device)
                 else:
                     _swaps(link, what, 1, count, device)
-        watch.join(30)  # until the other end hangs up
+        lookout.join(30)  # until the other end hangs up
         link.close()
 
 
@@ -200,4 +225,4 @@ def _finish(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    run()
+    run(Path(sys.argv[1]) if sys.argv[1:] else None)

@@ -47,6 +47,16 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     return out, peak + total.log()
 
 
+def merge_into(out: Tensor, outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
+    """`merge` into `out`, which may be one of `outs`: in one launch where it can be."""
+    if out.is_cuda and len(outs) == 2 and all(x.is_contiguous() for x in (out, *outs, *lses)):
+        from medha_actors.model.cuda.pieces import merge_two
+
+        merge_two((outs[0], outs[1]), (lses[0], lses[1]), out)
+    else:
+        out.copy_(merge(outs, lses)[0])
+
+
 def pack(out: Tensor, lse: Tensor) -> Tensor:
     """One tensor to send to other groups: float32 [rows, heads, head_dim + 1], the LSE last."""
     return torch.cat((out.float(), lse[..., None]), -1)

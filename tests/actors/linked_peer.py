@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import torch
 
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import TransportExchange
 from medha_actors.actors.links import Endpoint, Hello, Link, Listener, dial
+from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.teams import TransportTeam
 from medha_actors.actors.tensor_links import (
     PairWay,
@@ -21,7 +24,6 @@ from medha_actors.actors.tensor_links import (
     ways_for,
 )
 from medha_actors.actors.transports import Transport, swapped
-from medha_actors.actors.watch import Watch
 from medha_actors.errors import LinkClosedError
 from tests.actors.queued_device import QueuedDevice
 
@@ -41,12 +43,14 @@ def way_of(kind: str, device: torch.device = CPU) -> Way:
     return RingWay(kind, CPU, QueuedDevice(), on_device=kind == "ipc", size=SMALL)
 
 
-def linked(link: Link, cell: Cell, other: Cell, kinds: list[Way]) -> tuple[Transport | None, Watch]:
+def linked(
+    link: Link, cell: Cell, other: Cell, kinds: list[Way]
+) -> tuple[Transport | None, Lookout]:
     """Give one end its transport."""
-    watch = Watch([link])
-    link.transport = agree("two tests", edge_between(cell, other, link), kinds, watch)
-    link.watch = watch
-    return link.transport, watch
+    lookout = Lookout([link])
+    link.transport = agree("two tests", edge_between(cell, other, link), kinds, lookout)
+    link.lookout = lookout
+    return link.transport, lookout
 
 
 def swap_once(transport: Transport, own: int, *given: torch.Tensor):
@@ -84,25 +88,54 @@ def work(
         return
 
 
+def wait_for_work(asked: Connection, device: torch.device) -> None:
+    """In a process that is warm before it is told what to do."""
+    torch.empty(1, device=device)
+    work(*asked.recv(), device)
+
+
+class Spares:
+    """Processes that are warm, some ahead of those that are taken."""
+
+    def __init__(self, device: torch.device, ahead: int) -> None:
+        self._device = device
+        self._waiting = [self._start() for _ in range(ahead)]
+
+    def put_to(self, *job) -> multiprocessing.process.BaseProcess:
+        """Take one; it does `work(*job)`."""
+        self._waiting.append(self._start())
+        process, asking = self._waiting.pop(0)
+        asking.send(job)
+        return process
+
+    def close(self) -> None:
+        for process, _ in self._waiting:
+            process.kill()
+            process.join()
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")
+        asked, asking = context.Pipe(duplex=False)
+        process = context.Process(target=wait_for_work, args=(asked, self._device), daemon=True)
+        process.start()
+        return process, asking
+
+
 @contextmanager
 def peer(
-    kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
-) -> Iterator[tuple[Link, Watch, object]]:
-    """This process's end of a link with a transport, its watch, and the process at the other."""
+    spares: Spares, kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
+) -> Iterator[tuple[Link, Lookout, multiprocessing.process.BaseProcess]]:
+    """This process's end of a link with a transport, its lookout, and the process at the other."""
     listener = Listener("node", "127.0.0.1")
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(
-        target=work, args=(listener.endpoint, kind, there, here, what, device), daemon=True
-    )
-    process.start()
+    process = spares.put_to(listener.endpoint, kind, there, here, what)
     try:
         caller, link = listener.accept("secret", timeout_s=60)
         assert caller == there
-        transport, watch = linked(link, here, there, [way_of(kind, device)])
+        transport, lookout = linked(link, here, there, [way_of(kind, device)])
         assert transport is not None
-        yield link, watch, process
+        yield link, lookout, process
         link.close()
-        assert watch.join(10)
+        assert lookout.join(10)
     finally:
         listener.close()
         process.kill()

@@ -16,6 +16,7 @@ from medha_actors.actors.lanes import Driver
 from medha_actors.actors.shared_memory import forget, shared_memory
 
 _WORD = 1 << 32
+_LOOK_S = 0.00005
 
 
 def reached(address: int, number: int) -> bool:
@@ -38,7 +39,7 @@ class Queue:
 
     def await_number(self, number: int) -> None:
         while self.done < number:
-            time.sleep(0)
+            time.sleep(_LOOK_S)
 
     def _run(self) -> None:
         while True:
@@ -99,7 +100,7 @@ class QueuedDevice(Driver):
     def wait(self, address, number, queue):
         def wait():
             while not reached(address, number):
-                time.sleep(0)
+                time.sleep(_LOOK_S)
 
         queue.add(wait)
 

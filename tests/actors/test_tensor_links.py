@@ -18,18 +18,26 @@ import torch
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import LinkExchange, TransportExchange, transports_of
 from medha_actors.actors.links import Link
+from medha_actors.actors.lookout import Lookout, Waiting
 from medha_actors.actors.teams import LinkTeam, TransportTeam
 from medha_actors.actors.tensor_links import RingWay, edge_between, link_tensors
 from medha_actors.bench import gpu_links
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
-from tests.actors.linked_peer import CPU, KINDS, SMALL, linked, peer, swap_once, way_of
+from tests.actors.linked_peer import CPU, KINDS, SMALL, Spares, linked, peer, swap_once, way_of
 from tests.actors.queued_device import QueuedDevice
 
 STAGES = (Cell(0, 0), Cell(1, 0))
 GROUPS = (Cell(0, 0), Cell(0, 1))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+
+
+@pytest.fixture(scope="module")
+def spares():
+    spares = Spares(CPU, ahead=1)
+    yield spares
+    spares.close()
 
 
 def pair() -> tuple[Link, Link]:
@@ -56,7 +64,7 @@ def together(*calls):
 
 
 def two_ends(cells, ways):
-    """Both ends of a link, and their transports and watches."""
+    """Both ends of a link, and their transports and lookouts."""
     links = pair()
     (first, second) = cells
     found = together(
@@ -65,11 +73,11 @@ def two_ends(cells, ways):
     return links, found
 
 
-def end(links, watches):
+def end(links, lookouts):
     for link in links:
         link.close()
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 def tensors(count: int, most: int):
@@ -83,7 +91,7 @@ def tensors(count: int, most: int):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_carry_tensors_beside_the_socket(kind: str):
-    links, ((first, watch), (second, other)) = two_ends(STAGES, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(STAGES, [[way_of(kind)], [way_of(kind)]])
     assert first.kind == second.kind == kind
     for tensor in tensors(60, 1_000):
         _, (message, found) = together((links[0].send, b"a step", tensor), (links[1].recv,))
@@ -94,13 +102,13 @@ def test_frames_carry_tensors_beside_the_socket(kind: str):
     assert links[1].recv()[1].shape == (0, 4)
     links[1].send(b"back")
     assert links[0].recv() == (b"back", None)
-    end(links, (watch, other))
+    end(links, (lookout, other))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_swaps_of_any_size(kind: str):
     """Both put first, more than the memory between them holds."""
-    links, ((first, watch), (second, other)) = two_ends(GROUPS, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(GROUPS, [[way_of(kind)], [way_of(kind)]])
     for rows in (1, 3, 700, 5_000):
         given = [(torch.randn(rows, 2, 4), torch.randn(rows, 2).bfloat16()) for _ in range(2)]
         found = together((swap_once, first, 0, *given[0]), (swap_once, second, 1, *given[1]))
@@ -108,7 +116,7 @@ def test_swaps_of_any_size(kind: str):
             for mine, expected in zip(end_found, given, strict=True):
                 assert torch.equal(mine[0], expected[0])
                 assert torch.equal(mine[1], expected[1])
-    end(links, (watch, other))
+    end(links, (lookout, other))
 
 
 def test_all_memory_is_given_back():
@@ -117,7 +125,7 @@ def test_all_memory_is_given_back():
     before = set(os.listdir("/dev/shm"))
     links, found = two_ends(GROUPS, ways)
     assert all(driver.memory for driver in drivers)
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
     assert not any(driver.memory for driver in drivers)
     assert set(os.listdir("/dev/shm")) <= before
 
@@ -140,13 +148,46 @@ def test_what_does_not_work_on_one_end_is_not_taken_on_either(driver, why, caplo
     links, found = two_ends(GROUPS, ways)
     assert [transport.kind for transport, _ in found] == ["shared", "shared"]
     assert not good.memory
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
     assert set(os.listdir("/dev/shm")) <= before
     with caplog.at_level(logging.WARNING):
         links, found = two_ends(GROUPS, [ways[0][:1], ways[1][:1]])
     assert [transport for transport, _ in found] == [None, None]
     assert why in caplog.text
-    end(links, [watch for _, watch in found])
+    end(links, [lookout for _, lookout in found])
+
+
+class Held(Waiting):
+    """Is let go at the third try."""
+
+    def __init__(self):
+        self.tries = 0
+        self.freed = 0
+
+    def release(self):
+        self.tries += 1
+        return self.tries == 3
+
+    def free(self):
+        self.freed += 1
+
+
+def test_what_waits_is_let_go_once_whenever_it_comes():
+    link, other = pair()
+    lookout = Lookout([link])
+    early, dropped, late = Held(), Held(), Held()
+    lookout.add(early)
+    lookout.add(dropped)
+    lookout.drop(dropped)
+    lookout.require_whole()
+    other.close()
+    assert lookout.join(10)
+    lookout.add(late)
+    lookout.drop(late)
+    assert [(one.tries, one.freed) for one in (early, dropped, late)] == [(3, 1)] * 3
+    with pytest.raises(LinkClosedError):
+        lookout.require_whole()
+    link.close()
 
 
 def test_directions_follow_the_stages():
@@ -169,14 +210,14 @@ def team_of(ranks: int):
     for a in range(ranks):
         for b in range(a + 1, ranks):
             links[a][cells[b]], links[b][cells[a]] = pair()
-    watches = together(*[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)])
-    return [{cell.rank: link for cell, link in found.items()} for found in links], watches
+    lookouts = together(*[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)])
+    return [{cell.rank: link for cell, link in found.items()} for found in links], lookouts
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
     """However they are formed: as links form them, in float32 in the order of ranks."""
-    links, watches = team_of(ranks)
+    links, lookouts = team_of(ranks)
     for rows, width, large in ((1, 64, 0), (3, 64, 0), (50, 64, 0), (50, 64, 1 << 30)):
         generator = torch.Generator().manual_seed(rows)
         given = [
@@ -194,13 +235,13 @@ def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
         assert [[len(part) for part in parts] for parts in pieces] == [list(range(ranks))] * ranks
     for found in links:
         end(found.values(), ())
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_groups_merge_as_links_do(dtype: torch.dtype):
-    links, watches = team_of(3)
+    links, lookouts = team_of(3)
     exchanges = [TransportExchange(k, links[k], transports_of(links[k])) for k in range(3)]
     for order in ((0, 1, 2), (2, 0, 1), (0, 2)):
         outs = [torch.randn(40, 9, 64).to(dtype) for _ in range(3)]
@@ -213,8 +254,8 @@ def test_groups_merge_as_links_do(dtype: torch.dtype):
         assert all(exchanges[k].take().seconds() > 0 for k in order)
     for found in links:
         end(found.values(), ())
-    for watch in watches:
-        assert watch.join(10)
+    for lookout in lookouts:
+        assert lookout.join(10)
 
 
 def test_links_without_transports_have_none():
@@ -227,8 +268,8 @@ def test_links_without_transports_have_none():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_between_two_processes(kind: str):
-    with peer(kind, "swap", *GROUPS) as (link, _, process):
+def test_between_two_processes(spares: Spares, kind: str):
+    with peer(spares, kind, "swap", *GROUPS) as (link, _, process):
         for tensor in tensors(20, 1_000):
             link.send(b"", tensor)
             mine, theirs = swap_once(link.transport, 0, tensor)
@@ -238,10 +279,10 @@ def test_between_two_processes(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_process_lets_the_other_one_go(kind: str):
+def test_a_killed_process_lets_the_other_one_go(spares: Spares, kind: str):
     """It waits for a tensor that will never come. What it then has is worthless, and nothing more
     of it leaves the actor."""
-    with peer(kind, "silent", *GROUPS) as (link, watch, process):
+    with peer(spares, kind, "silent", *GROUPS) as (link, lookout, process):
         threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
         began = time.monotonic()
         try:
@@ -250,7 +291,7 @@ def test_a_killed_process_lets_the_other_one_go(kind: str):
         except LinkClosedError:
             pass  # some notice it by themselves
         assert time.monotonic() - began < 10
-        assert watch.join(10)
+        assert lookout.join(10)
         with pytest.raises(LinkClosedError):
             link.send(b"of a dead cell's")
         with pytest.raises(LinkClosedError):
@@ -263,27 +304,27 @@ def send_often(link: Link) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_process_lets_the_sender_go(kind: str):
+def test_a_killed_process_lets_the_sender_go(spares: Spares, kind: str):
     """More than the memory between them holds, and nobody takes it."""
-    with peer(kind, "silent", *STAGES) as (link, watch, process):
+    with peer(spares, kind, "silent", *STAGES) as (link, lookout, process):
         process.kill()
         with pytest.raises(LinkClosedError):
             send_often(link)
-        assert watch.join(10)
+        assert lookout.join(10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_break_of_one_link_lets_all_of_the_actor_go(kind: str):
+def test_the_break_of_one_link_lets_all_of_the_actor_go(spares: Spares, kind: str):
     """The other process lives, and waits for nothing here."""
-    with peer(kind, "silent", *GROUPS) as (link, watch, _):
+    with peer(spares, kind, "silent", *GROUPS) as (link, lookout, _):
         threading.Timer(0.2, link.close).start()
         try:
             link.transport.put(torch.ones(4, 4))
             link.transport.take(torch.empty(4, 4))
         except LinkClosedError:
             pass
-        assert watch.join(10)
-        assert watch.broken
+        assert lookout.join(10)
+        assert lookout.broken
 
 
 def test_the_benchmark_of_links_measures_all_that_there_is(tmp_path, capsys):

@@ -16,9 +16,10 @@ from medha_actors.actors.cells import Cell
 from medha_actors.actors.exchange import TransportExchange
 from medha_actors.actors.teams import TransportTeam
 from medha_actors.errors import LinkClosedError
+from medha_actors.model.device import device_of
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
-from tests.actors.linked_peer import peer, swap_once
+from tests.actors.linked_peer import Spares, peer, swap_once
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -27,6 +28,13 @@ STAGES = (Cell(0, 0), Cell(1, 0))
 GROUPS = (Cell(0, 0), Cell(0, 1))
 KINDS = ("ipc", "pinned", "shared")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+
+
+@pytest.fixture(scope="module")
+def spares():
+    spares = Spares(GPU, ahead=4)
+    yield spares
+    spares.close()
 
 
 def tensors(count: int):
@@ -41,8 +49,8 @@ def tensors(count: int):
 
 
 @pytest.mark.parametrize(("kind", "count"), [("ipc", 1000), ("pinned", 200), ("shared", 40)])
-def test_random_tensors_come_back_as_they_were(kind: str, count: int):
-    with peer(kind, "echo", *GROUPS, GPU) as (link, _, _):
+def test_random_tensors_come_back_as_they_were(spares: Spares, kind: str, count: int):
+    with peer(spares, kind, "echo", *GROUPS, GPU) as (link, _, _):
         for number, tensor in enumerate(tensors(count)):
             link.send(str(number).encode(), tensor)
             message, found = link.recv()
@@ -53,8 +61,8 @@ def test_random_tensors_come_back_as_they_were(kind: str, count: int):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_swaps_larger_than_the_memory_between_them(kind: str):
-    with peer(kind, "swap", *GROUPS, GPU) as (link, _, _):
+def test_swaps_larger_than_the_memory_between_them(spares: Spares, kind: str):
+    with peer(spares, kind, "swap", *GROUPS, GPU) as (link, _, _):
         for rows in (1, 100, 20_000):
             tensor = torch.randn(rows, 4096, device=GPU)
             link.send(b"", tensor)
@@ -64,9 +72,9 @@ def test_swaps_larger_than_the_memory_between_them(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["ipc", "pinned"])
-def test_the_host_does_not_wait(kind: str):
+def test_the_host_does_not_wait(spares: Spares, kind: str):
     """Neither for what makes the tensor nor for the other end."""
-    with peer(kind, "swap", *GROUPS, GPU) as (link, _, _):
+    with peer(spares, kind, "swap", *GROUPS, GPU) as (link, _, _):
         warm = torch.randn(64, 4096, device=GPU)
         link.send(b"", warm)
         swap_once(link.transport, 0, warm)
@@ -85,9 +93,9 @@ def test_the_host_does_not_wait(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_process_lets_the_gpu_go(kind: str):
+def test_a_killed_process_lets_the_gpu_go(spares: Spares, kind: str):
     """The GPU waits for a tensor that will never come."""
-    with peer(kind, "silent", *GROUPS, GPU) as (link, watch, process):
+    with peer(spares, kind, "silent", *GROUPS, GPU) as (link, lookout, process):
         threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
         try:
             link.transport.put(torch.ones(4, 4, device=GPU))
@@ -96,24 +104,23 @@ def test_a_killed_process_lets_the_gpu_go(kind: str):
             assert kind == "shared"
         began = time.monotonic()
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
         print(f"{kind}: let go {1e3 * (time.monotonic() - began):.0f} ms after the wait began")
         with pytest.raises(LinkClosedError):
             link.send(b"of a dead cell's")
         assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_a_process_killed_while_it_sends(kind: str, seed: int):
+@pytest.mark.parametrize(("kind", "seed"), [("ipc", 0), ("ipc", 1), ("ipc", 2), ("pinned", 0)])
+def test_a_process_killed_while_it_sends(spares: Spares, kind: str, seed: int):
     """In the middle of its copies: the GPU goes on for this process, and for the next one."""
-    with peer(kind, "flood", *reversed(STAGES), GPU) as (link, watch, process):
+    with peer(spares, kind, "flood", *reversed(STAGES), GPU) as (link, lookout, process):
         delay_s = random.Random(seed).uniform(0.05, 0.3)
         threading.Timer(delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(LinkClosedError):
             take_for_ever(link)
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
     assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
@@ -124,14 +131,14 @@ def take_for_ever(link) -> None:
         del found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_process_killed_while_it_takes(kind: str):
-    with peer(kind, "echo", *STAGES, GPU) as (link, watch, process):
+@pytest.mark.parametrize("kind", ["ipc", "pinned"])
+def test_a_process_killed_while_it_takes(spares: Spares, kind: str):
+    with peer(spares, kind, "echo", *STAGES, GPU) as (link, lookout, process):
         threading.Timer(0.2, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(LinkClosedError):
             send_for_ever(link)
         torch.cuda.synchronize()
-        assert watch.join(10)
+        assert lookout.join(10)
     assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
@@ -141,9 +148,9 @@ def send_for_ever(link) -> None:
 
 
 @pytest.mark.parametrize(("kind", "most_ms"), [("ipc", 0.3), ("pinned", 3.0)])
-def test_a_hop_of_2048_rows(kind: str, most_ms: float):
+def test_a_hop_of_2048_rows(spares: Spares, kind: str, most_ms: float):
     """There and back, half of it, with the words that say so."""
-    with peer(kind, "echo", *GROUPS, GPU) as (link, _, _):
+    with peer(spares, kind, "echo", *GROUPS, GPU) as (link, _, _):
         x = torch.randn(2048, 4096, device=GPU).bfloat16()
         taken = []
         for _ in range(40):
@@ -159,12 +166,12 @@ def test_a_hop_of_2048_rows(kind: str, most_ms: float):
 
 
 @pytest.mark.parametrize("rows", [64, 2048])
-def test_groups_merge(rows: int):
+def test_groups_merge(spares: Spares, rows: int):
     """Both give the same partial with the same weight: the merge is that partial."""
-    with peer("ipc", "merge", *GROUPS, GPU) as (link, _, _):
+    with peer(spares, "ipc", "merge", *GROUPS, GPU) as (link, _, _):
         out = torch.randn(rows, 32, 128, device=GPU).bfloat16()
         lse = torch.randn(rows, 32, device=GPU)
-        exchange = TransportExchange(0, {1: link}, {1: link.transport})
+        exchange = TransportExchange(0, {1: link}, {1: link.transport}, device_of("cuda"))
         link.send(b"", out)
         link.send(b"", lse)
         expected = merge([out, out], [lse, lse])[0].bfloat16()
@@ -173,12 +180,12 @@ def test_groups_merge(rows: int):
             exchange.merge((0, 1), merged, lse)
             assert torch.equal(merged, expected)
         seconds = exchange.take().seconds() / 10
-        print(f"merge of {rows} rows: {1e6 * seconds:.0f} us on the GPU")
+        print(f"swap of {rows} rows: {1e6 * seconds:.0f} us on the GPU")
 
 
 @pytest.mark.parametrize("rows", [1, 64, 2048])
-def test_two_ranks_add_up(rows: int):
-    with peer("ipc", "sum", *GROUPS, GPU) as (link, _, _):
+def test_two_ranks_add_up(spares: Spares, rows: int):
+    with peer(spares, "ipc", "sum", *GROUPS, GPU) as (link, _, _):
         x = torch.randn(rows, 4096, device=GPU).bfloat16()
         team = TransportTeam(0, {1: link}, {1: link.transport})
         link.send(b"", x)

@@ -1,4 +1,4 @@
-"""Watch: notices that the other end of a link is gone while nobody reads from it, and lets go
+"""Lookout: notices that the other end of a link is gone while nobody reads from it, and lets go
 whatever waits for it elsewhere: in a GPU's queue, in a communicator."""
 
 from __future__ import annotations
@@ -30,36 +30,40 @@ class Waiting(ABC):
     @abstractmethod
     def release(self) -> bool:
         """Let go what waits; True: nothing does any more. Called again until then; once it has
-        been called, whoever would wait gets LinkClosedError (`Watch.require_whole`)."""
+        been called, whoever would wait gets LinkClosedError (`Lookout.require_whole`)."""
 
     @abstractmethod
     def free(self) -> None:
         """Give back what it holds; called once, after `release` has been True."""
 
 
-class Watch:
+class Lookout:
     """Over the links of one actor: when one breaks, all are as good as broken, for what is computed
     from then on may be worthless. A thread of its own ends with them."""
 
     def __init__(self, links: Iterable[HasDescriptor]) -> None:
         self.broken = False
         self._waiting: list[Waiting] = []
+        self._ended = False
         self._lock = threading.Lock()
         # Descriptors of its own: those of the links may be closed, and given to others, any time.
         self._ends = [os.dup(link.fileno()) for link in links]
-        self._thread = threading.Thread(target=self._run, name="link-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="link-lookout", daemon=True)
         self._thread.start()
 
     def add(self, waiting: Waiting) -> None:
         """Release and free this when a link breaks."""
         with self._lock:
             self._waiting.append(waiting)
+            if self._ended:
+                self._end_all()
 
     def drop(self, waiting: Waiting) -> None:
         """Release and free this now."""
         with self._lock:
-            self._waiting.remove(waiting)
-        _end([waiting])
+            if waiting in self._waiting:  # no link has broken meanwhile
+                self._waiting.remove(waiting)
+                _end([waiting])
 
     def require_whole(self) -> None:
         """Raises LinkClosedError once a link has broken."""
@@ -80,8 +84,12 @@ class Watch:
         for end in self._ends:
             os.close(end)
         with self._lock:
-            _end(self._waiting)
-            self._waiting = []
+            self._ended = True
+            self._end_all()
+
+    def _end_all(self) -> None:
+        _end(self._waiting)
+        self._waiting = []
 
 
 def _end(waiting: list[Waiting]) -> None:
@@ -91,5 +99,5 @@ def _end(waiting: list[Waiting]) -> None:
     for one in waiting:
         try:
             one.free()
-        except Exception:
-            _log.exception("what a link held was not given back")
+        except RuntimeError as error:  # of a device that has failed, and goes with this process
+            _log.warning("what a link held was not given back: %s", error)
