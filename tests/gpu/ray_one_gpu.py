@@ -178,14 +178,28 @@ async def _use(out: Any, handle: RayEngine) -> list[int]:
     out.add("alone: decode", 1e3 / alone.tokens_per_s, "ms/token")
     many = [generate(handle, prompt_of(300, salt), greedy(64)) for salt in range(32)]
     began = time.perf_counter()
-    found = await asyncio.gather(*many)
+    async with _busy(out, handle, "32 requests together"):
+        found = await asyncio.gather(*many)
     seconds = time.perf_counter() - began
     out.add("32 requests together", sum([len(one.tokens) for one in found]) / seconds, "tokens/s")
-    long = await generate(handle, prompt_of(60_000), greedy(4))
+    async with _busy(out, handle, "60,000 tokens alone"):
+        long = await generate(handle, prompt_of(60_000), greedy(4))
     out.add("60,000 tokens alone: first token", long.ttft_s, "s")
     again = await generate(handle, prompt_of(500), greedy(200))
     out.check("the same tokens again", again.tokens == alone.tokens)
     return alone.tokens
+
+
+@asynccontextmanager
+async def _busy(out: Any, handle: RayEngine, what: str) -> AsyncIterator[None]:
+    """Tells for how much of the time each stage says that it has worked."""
+    before = (await handle.stats())["stage_busy_s"]
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
+    after = (await handle.stats())["stage_busy_s"]
+    for stage, (early, late) in enumerate(zip(before, after, strict=True)):
+        out.add(f"{what}: stage {stage} at work", (late - early) / seconds)
 
 
 async def _survive(out: Any, handle: RayEngine, what: str, harm: Any, expected: list[int]) -> None:
