@@ -19,6 +19,7 @@ from medha_actors.actors.probes import (
     Limits,
     Part,
     Probe,
+    again,
     closing,
     message_of,
     pages_of,
@@ -130,6 +131,10 @@ def test_probes_stay_within_the_limits(limits):
         pages = [page for span in message.spans for page in span.new_pages]
         assert len(pages) == len(set(pages))
         assert max(pages) < limits.pages
+        repeated = again(message)
+        assert load_of(repeated) == load_of(message)
+        assert not repeated.opened
+        assert not any(span.new_pages for span in repeated.spans)
         assert set(closing(message).closed) == {one.request_id for one in message.opened}
         load = probe.load()
         assert (load.rows, load.spans) == (rows, len(message.spans))
