@@ -98,6 +98,10 @@ def test_the_report_says_which_targets_were_met(parts, tmp_path):
     lines = gpu_report.table(CARD, outcomes).splitlines()
     assert lines[0].startswith("card NVIDIA H100")
     assert [line.split()[-1] for line in lines[2:5]] == ["yes", "NO", "yes"]
+    assert gpu_report.summary(outcomes).splitlines() == [
+        "2 of 3 targets met",
+        "missed: good: share: 0.4 >= 0.5",
+    ]
     page = gpu_report.write(CARD, outcomes, tmp_path)
     assert page.name.startswith("gpu-h100-80gb-hbm3-20")
     assert "| good | step | 5 ms | <= 6.2 | yes |" in page.read_text()

@@ -33,8 +33,9 @@ from medha_actors.model_spec import kv_bytes_per_token
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT = 4
-_GUESSED_FLOPS = 1e11  # without calibration; corrected online
-_GUESSED_BYTES_PER_S = 2e9
+# without calibration, corrected online: operations a second, seconds of a step, bytes a second to
+# the second tier
+_GUESSED = {"cpu": (1e11, 1e-3, 2e9), "cuda": (2e14, 4e-3, 2e10)}
 _MOVED = 16  # pages
 _CHUNKS = (16, 32, 64, 128, 256, 512)
 _SLOPE_CHUNKS = (32, 256)  # measured on a long cache as well
@@ -122,6 +123,7 @@ def _guess(cluster: Cluster) -> Profile:
     """Without calibration."""
     spec = cluster.spec
     parallel = cluster.config.parallel
+    flops, step_s, bytes_per_s = _GUESSED[cluster.blueprint.device]
     token_bytes = max(
         [
             kv_bytes_per_token(rank, (0, spec.layers), cluster.blueprint.dtype)
@@ -131,9 +133,9 @@ def _guess(cluster: Cluster) -> Profile:
     page_bytes = cluster.config.kv_cache.page_tokens * token_bytes
     return ExecutionModel.analytic(
         parallel.spp,
-        token_s=2 * spec.active_parameters / _GUESSED_FLOPS / parallel.tp,
-        step_s=1e-3,
-        page_s=page_bytes / _GUESSED_BYTES_PER_S,
+        token_s=2 * spec.active_parameters / flops / parallel.tp,
+        step_s=step_s,
+        page_s=page_bytes / bytes_per_s,
     ).profile
 
 

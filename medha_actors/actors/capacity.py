@@ -158,7 +158,6 @@ def _free_share(
 def _part_of_gpu(config: MedhaConfig, place: Place, places: Mapping[Cell, Place]) -> float:
     """Of what is free on its GPU, for one actor: no more than it asked for, and the same for all
     that are on this GPU."""
-    own = (place.node_id, place.gpu_id)
-    sharing = sum([(other.node_id, other.gpu_id) == own for other in places.values()])
+    sharing = sum([other.on == place.on for other in places.values()])
     part = config.actors.num_gpus
     return min(1 / sharing, 1.0 if part is None else part)

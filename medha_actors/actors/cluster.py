@@ -20,7 +20,7 @@ import ray
 from medha_actors.actors.capacity import measured_pages, pages_of, slots_of, trial_pages
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
-from medha_actors.actors.layout import chosen_device, described, fitted
+from medha_actors.actors.layout import chosen_device, described, fitted, turns
 from medha_actors.actors.links import Endpoint, Hello, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
@@ -189,16 +189,28 @@ class Cluster:
 
     async def measure(self, steps: list[bytes], repeats: int) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
-        together; `steps`: what each stage computes, packed. Leaves the grid unlinked."""
+        together (those that share a GPU in turns); `steps`: what each stage computes, packed.
+        Leaves the grid unlinked."""
         shape = self.crew.shape
-        calls: dict[Cell, tuple[bytes, int]] = {}
-        for stage, packed in enumerate(steps):
-            calls |= dict.fromkeys(shape.team(stage, 0), (packed, repeats))
         if shape.ranks > 1:
             await self._connect()
-        measured = await self.crew.call("measure", calls)
+        measured: dict[Cell, list[float]] = {}
+        for stages in await self._turns():
+            calls: dict[Cell, tuple[bytes, int]] = {}
+            for stage in stages:
+                calls |= dict.fromkeys(shape.team(stage, 0), (steps[stage], repeats))
+            measured |= await self.crew.call("measure", calls)
         self.hang_up()
         return [measured[Cell(stage, 0)] for stage in range(len(steps))]
+
+    async def _turns(self) -> list[list[int]]:
+        """Stages that can be measured together: each has its processors to itself."""
+        shape = self.crew.shape
+        if self.blueprint.device == "cpu":
+            return [list(range(shape.stages))]
+        places: dict[Cell, Place] = await self.crew.everybody("locate")
+        teams = [shape.team(stage, 0) for stage in range(shape.stages)]
+        return turns([{places[cell].on for cell in team} for team in teams])
 
     async def hire_spares(self) -> None:
         """Have warm processes ready on the nodes of the grid."""

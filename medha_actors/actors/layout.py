@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
@@ -69,3 +70,17 @@ def described(asked: MedhaConfig, config: MedhaConfig, gpus: int) -> str:
     if asked.actors.num_gpus is None and part is not None and part < 1:
         changes.append(f"{part:g} of a GPU for each actor")
     return f"{gpus} GPU(s): {', '.join(changes)}" if changes else ""
+
+
+def turns(holds: Sequence[set[tuple[str, str]]]) -> list[list[int]]:
+    """Numbers of stages, in as few turns as come of taking each as early as nobody else in its turn
+    holds what it holds."""
+    made: list[list[int]] = []
+    for stage, own in enumerate(holds):
+        for turn in made:
+            if not any(own & holds[other] for other in turn):
+                turn.append(stage)
+                break
+        else:
+            made.append([stage])
+    return made

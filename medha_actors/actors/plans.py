@@ -20,6 +20,11 @@ class Place(msgspec.Struct, frozen=True):
     gpu_id: str = ""  # which one of its node
     obstacle: str = ""  # why this actor cannot compute; empty: it can
 
+    @property
+    def on(self) -> tuple[str, str]:
+        """Which GPU of all nodes; of a CPU its node."""
+        return self.node_id, self.gpu_id
+
 
 def shape_of(config: MedhaConfig) -> Shape:
     """The grid that is asked for."""

@@ -15,7 +15,7 @@ from medha_actors.messages import StepMessage
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
-_REPEATS = 3
+_REPEATS = 5
 
 
 class Measured(msgspec.Struct, frozen=True):

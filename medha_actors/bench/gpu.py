@@ -41,14 +41,15 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("card", "medha_actors.bench.gpu_card", 30),
-    Part("attention", "medha_actors.bench.gpu_attention", 110),
-    Part("step", "medha_actors.bench.gpu_step", 120),
+    Part("card", "medha_actors.bench.gpu_card", 20),
+    Part("attention", "medha_actors.bench.gpu_attention", 90),
+    Part("step", "medha_actors.bench.gpu_step", 80),
     Part("model", "medha_actors.bench.gpu_model", 60),
     Part("sampler", "medha_actors.bench.gpu_sampler", 40),
     Part("links", "medha_actors.bench.gpu_links", 40),
     Part("ray", "medha_actors.bench.gpu_ray", 90),
     Part("tests", "medha_actors.bench.gpu_tests", 100),
+    Part("convoy", "medha_actors.bench.gpu_convoy", 80),
 )
 
 
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="medha-gpu-") as scratch:
         outcomes = run_parts(chosen, given.budget_s, Path(scratch), given.result_dir)
     gpu_report.write(card, outcomes, given.result_dir)
-    print(gpu_report.table(card, outcomes), flush=True)
+    print(gpu_report.table(card, outcomes))
+    print(gpu_report.summary(outcomes), flush=True)
     if not all(outcome.good for outcome in outcomes):
         raise SystemExit(1)
 

@@ -89,6 +89,16 @@ def table(card: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
     return "\n".join(texts)
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """How many targets were met, and those that were not."""
+    judged = [line for line in lines_of(outcomes) if line[4]]
+    missed = [line for line in judged if line[4] == "NO"]
+    lines = [f"{len(judged) - len(missed)} of {len(judged)} targets met"]
+    for part, name, measured, target, _ in missed:
+        lines.append(f"missed: {part}: {name}: {measured} {target}".rstrip())
+    return "\n".join(lines)
+
+
 def write(card: dict[str, Any], outcomes: Sequence[Outcome], folder: Path) -> Path:
     """gpu-CARD-DATE.json and .md in `folder`; the path of the latter."""
     word = re.sub(r"[^a-z0-9]+", "-", card["card"].lower().replace("nvidia", "")).strip("-")

@@ -8,99 +8,41 @@ memory are.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import DeviceType
 
-from medha_actors.messages import Span
+from medha_actors.bench.gpu_step_cases import (
+    BIG,
+    PAGE,
+    SMALL,
+    DrawnWeights,
+    Step,
+    build,
+    decodes,
+)
+from medha_actors.files.stored import Stored
 from medha_actors.model.attention_sdpa import SdpaAttention
-from medha_actors.model.cuda.attention_calls import TritonCalls
 from medha_actors.model.cuda.decoder import CudaDecoder
-from medha_actors.model.cuda.graphs import CudaCapture
 from medha_actors.model.cuda.step import arrays_of
-from medha_actors.model.cut import WHOLE, Cut
+from medha_actors.model.cuda.upload import Uploader
 from medha_actors.model.decoder import TorchDecoder
 from medha_actors.model.layers import Loader
-from medha_actors.model.shapes import tensor_shapes
-from medha_actors.model.step_plan import StepPlan, plan_step
 from medha_actors.model.team import ALONE
-from medha_actors.model_spec import ModelSpec, Rope
 
 Row = dict[str, Any]
 
 _PEAK: Final = 989e12  # operations a second of an H100 in bfloat16
-_PAGE: Final = 64
 _POOL_TOKENS: Final = 272 * 1024
 _STEPS: Final = 20
-_BIG: Final = ModelSpec(
-    architecture="llama", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128,
-    intermediate=14336, vocabulary=128256, eps=1e-5, rope=Rope(theta=500_000.0),
-    max_positions=1 << 20, tied_head=False,
-)  # fmt: skip
-_SMALL: Final = ModelSpec(
-    architecture="llama", layers=3, hidden=1024, heads=8, kv_heads=2, head_dim=128,
-    intermediate=2048, vocabulary=1000, eps=1e-5, rope=Rope(), max_positions=1 << 16,
-    tied_head=True,
-)  # fmt: skip
-
-
-class DrawnWeights:
-    """See model.weights.Weights: drawn where they stay."""
-
-    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
-        self.shapes = tensor_shapes(spec)
-        self.device = device
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
-
-    def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
-        shape = self.shapes[name]
-        if len(shape) == 1:
-            return torch.ones(shape, dtype=dtype, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(shape, dtype=torch.bfloat16, device=self.device, generator=generator)
-        return drawn.mul_(shape[1] ** -0.5).to(dtype)
-
-    def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
-        return None
-
-
-class Step(NamedTuple):
-    """Spans of sequences: (sequence, first position, stop)."""
-
-    spans: Sequence[tuple[int, int, int]]
-    longest: int  # tokens of pages that each sequence has
-
-    def plan(self) -> StepPlan:
-        """Sequence i has the pages behind those of sequence i - 1."""
-        pages = -(-self.longest // _PAGE)
-        tables = {}
-        made = []
-        for number, start, stop in self.spans:
-            name = str(number)
-            tables[name] = np.arange(number * pages, (number + 1) * pages)
-            made.append(Span(name, start, stop, b"", 0, start, ()))
-        return plan_step(made, tables, _PAGE)  # type: ignore[arg-type]
-
-    def ids(self, vocabulary: int) -> np.ndarray:
-        """Token ids: of a position always the same one."""
-        found = [np.arange(a, b) * 7919 + 104729 * n for n, a, b in self.spans]
-        return (np.concatenate(found) % vocabulary).astype(np.int32)
-
-
-def decodes(batch: int, context: int) -> Step:
-    """One row of each of `batch` sequences with so many tokens cached."""
-    spans = [(number, context, context + 1) for number in range(batch)]
-    return Step(spans, context + _PAGE)
 
 
 @torch.inference_mode()
@@ -108,11 +50,11 @@ def run(out: Path) -> list[Row]:
     """Check, measure, print the table and write it into the folder `out`."""
     device = torch.device("cuda", torch.cuda.current_device())
     rows: list[Row] = []
-    for check in (_correctness, _replays):
+    for check in (_correctness, _replays, _loading):
         rows += _attempt(check, device)
     start = time.perf_counter()
-    decoder = _build(_BIG, device, torch.bfloat16, _POOL_TOKENS)
-    decoder.fill(_POOL_TOKENS // _PAGE)
+    decoder = build(BIG, device, torch.bfloat16, _POOL_TOKENS)
+    decoder.fill(_POOL_TOKENS // PAGE)
     torch.cuda.synchronize()
     rows.append({"what": "8B drawn, pool filled", "seconds": time.perf_counter() - start})
     for measure in (_capture, _silence, _decode, _prefill, _launches):
@@ -144,13 +86,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, tokens: int) -> CudaDecoder:
-    loader = Loader(DrawnWeights(spec, device), spec, device, dtype)
-    calls = TritonCalls(spec, dtype, device)
-    place = ((0, spec.layers), True, tokens // _PAGE, _PAGE)
-    return CudaDecoder(loader, *place, loader.embedding(), calls, CudaCapture(device))
-
-
 _MIXED: Final = (
     Step([(0, 0, 700), (1, 0, 33), (2, 0, 1)], 1024),
     Step([(0, 700, 1000), (1, 33, 34), (2, 1, 2)], 1024),
@@ -161,16 +96,16 @@ _MIXED: Final = (
 
 def _correctness(device: torch.device) -> list[Row]:
     """Chunks and decodes side by side, against float32 on torch's operators."""
-    spec = _SMALL
+    spec = SMALL
     found = []
     for dtype in (torch.bfloat16, torch.float16):
         loader = Loader(DrawnWeights(spec, device), spec, device, torch.float32)
-        place = ((0, spec.layers), True, 64, _PAGE)
+        place = ((0, spec.layers), True, 64, PAGE)
         exact = TorchDecoder(loader, *place, SdpaAttention)
         embedding = loader.embedding()
         rounded = Loader(DrawnWeights(spec, device), spec, device, dtype)
         plain = TorchDecoder(rounded, *place, SdpaAttention)
-        mine = _build(spec, device, dtype, 64 * _PAGE)
+        mine = build(spec, device, dtype, 64 * PAGE)
         mine.prepare()
         for number, step in enumerate(_MIXED):
             ids = step.ids(spec.vocabulary)
@@ -189,8 +124,8 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 def _replays(device: torch.device) -> list[Row]:
     """Every graph against the same launches one by one, on the same numbers."""
-    spec = _SMALL
-    decoder = _build(spec, device, torch.bfloat16, 260 * 128)
+    spec = SMALL
+    decoder = build(spec, device, torch.bfloat16, 260 * 128)
     decoder.fill(520)
     decoder.prepare()
     assert decoder.graphs is not None
@@ -205,6 +140,28 @@ def _replays(device: torch.device) -> list[Row]:
             different.append(extent.rows)
     return [{"what": "replay equals eager", "graphs": len(decoder.graphs.extents),
              "different": different}]  # fmt: skip
+
+
+def _loading(device: torch.device) -> list[Row]:
+    """A file that the host has in memory, in pieces as large as matrices."""
+    pieces, size = 16, 117 << 20
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        block = os.urandom(1 << 20) * (size >> 20)
+        with path.open("wb") as file:
+            for _ in range(pieces):
+                file.write(block)
+        start = time.perf_counter()
+        uploader = Uploader(device)
+        ready = time.perf_counter()
+        for piece in range(pieces):
+            last = uploader.bring(Stored(path, piece * size, size))
+        torch.cuda.synchronize()
+        took = time.perf_counter() - ready
+        uploader.close()
+    right = bytes(last[-4096:].cpu().numpy()) == block[-4096:]
+    speed = uploader.bytes / took / 1e9
+    return [{"what": "loading", "GB/s": speed, "pinning s": ready - start, "right": right}]
 
 
 def _capture(decoder: CudaDecoder) -> list[Row]:
@@ -234,7 +191,7 @@ def _silence(decoder: CudaDecoder) -> list[Row]:
 
 
 def _call(decoder: CudaDecoder, step: Step) -> Tensor:
-    x = decoder(step.ids(_BIG.vocabulary), step.plan(), None, ALONE)
+    x = decoder(step.ids(BIG.vocabulary), step.plan(), None, ALONE)
     last = x[-1:] if len(x) > len(step.spans) else x
     return decoder.logits(last).argmax(-1)
 
@@ -249,8 +206,32 @@ def _decode(decoder: CudaDecoder) -> list[Row]:
             decoder.graphs = chosen
             row |= {f"{name} {key}": value for key, value in _times(decoder, step).items()}
         decoder.graphs = graphs
-        found.append(row)
+        found.append(row | _host(decoder, step))
     return found
+
+
+def _host(decoder: CudaDecoder, step: Step) -> Row:
+    """Microseconds of the host in the parts of a step that is replayed, with an idle device."""
+    ids = step.ids(BIG.vocabulary)
+    plan = step.plan()
+    x = decoder(ids, plan, None, ALONE)
+    parts: dict[str, Callable[[], Any]] = {
+        "plan": step.plan,
+        "arrays": lambda: arrays_of(plan, ids, decoder.attention.plan_work),
+        "decoder": lambda: decoder(ids, plan, None, ALONE),
+        "logits": lambda: decoder.logits(x),
+    }
+    return {f"{name} us": _median(part) for name, part in parts.items()}
+
+
+def _median(part: Callable[[], Any]) -> float:
+    taken = []
+    for _ in range(15):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        part()
+        taken.append((time.perf_counter() - start) * 1e6)
+    return sorted(taken)[7]
 
 
 def _times(decoder: CudaDecoder, step: Step) -> Row:
@@ -287,22 +268,23 @@ def _prefill(decoder: CudaDecoder) -> list[Row]:
         late = [Step([(0, context, context + chunk)], context + chunk)]
         flops = _flops(context, context + chunk)
         found.append(_timed(decoder, late, f"2K behind {context >> 10}K", flops))
-    small = [Step([(0, 128 << 10, (128 << 10) + 64)], (128 << 10) + 64)]
-    flops = _flops(128 << 10, (128 << 10) + 64)
-    found.append(_timed(decoder, small, "64 behind 128K", flops))
+    for rows, context in ((64, 128 << 10), (64, 8 << 10), (256, 8 << 10)):
+        small = [Step([(0, context, context + rows)], context + rows)]
+        flops = _flops(context, context + rows)
+        found.append(_timed(decoder, small, f"{rows} behind {context >> 10}K", flops))
     return found
 
 
 def _flops(start: int, stop: int) -> float:
     """Operations of a chunk: matrices, and pairs of attention."""
     pairs = (stop * (stop + 1) - start * (start + 1)) / 2
-    matrices = 2.0 * _BIG.layers * _BIG.active_layer_parameters * (stop - start)
-    return matrices + _BIG.layers * _BIG.pair_flops * pairs
+    matrices = 2.0 * BIG.layers * BIG.active_layer_parameters * (stop - start)
+    return matrices + BIG.layers * BIG.pair_flops * pairs
 
 
 def _timed(decoder: CudaDecoder, steps: Sequence[Step], what: str, flops: float) -> Row:
     tokens = sum([step.spans[0][2] - step.spans[0][1] for step in steps])
-    given = [(step, step.ids(_BIG.vocabulary), step.plan()) for step in steps]
+    given = [(step, step.ids(BIG.vocabulary), step.plan()) for step in steps]
     times = []
     for _ in range(4):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -336,7 +318,7 @@ def _launches(decoder: CudaDecoder) -> list[Row]:
                 counts[event.name] += 1
                 times[event.name] += event.device_time_total
         kernels = [[key[:70], counts[key], used] for key, used in times.most_common(14)]
-        each = sum(counts.values()) / _BIG.layers
+        each = sum(counts.values()) / BIG.layers
         found.append({"what": f"launches, {name}", "a layer": each, "kernels": kernels,
                       "us": float(sum(times.values()))})  # fmt: skip
         for key, count, used in kernels:

@@ -15,6 +15,7 @@ import numpy as np
 
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf_header import GgufTensor, Header
+from medha_actors.files.stored import Stored
 
 _PART_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
@@ -51,6 +52,11 @@ class GgufFile:
         """The bytes of a tensor as they lie in the file."""
         tensor = self.tensors[name]
         return self._owners[name].bytes[tensor.offset : tensor.offset + tensor.size]
+
+    def place(self, name: str) -> Stored:
+        """The same: where they lie."""
+        tensor = self.tensors[name]
+        return Stored(self._owners[name].path, tensor.offset, tensor.size)
 
     def places(self, key: str, wanted: Collection[str]) -> list[int]:
         """The indices of some texts in a list of texts, whether it was read or not."""

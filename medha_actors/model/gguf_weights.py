@@ -14,6 +14,7 @@ from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.gguf_header import GgufTensor
 from medha_actors.files.gguf_kinds import KINDS
+from medha_actors.files.stored import Stored
 from medha_actors.model.cut import WHOLE, Cut
 from medha_actors.model.gguf_blocks import UNPACK
 from medha_actors.model.shapes import tensor_shapes
@@ -25,6 +26,7 @@ F16 = 1
 BF16 = 30
 _PLAIN = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 _AT_ONCE = 1 << 18  # values dequantised together: temporaries stay in the cache
+_AT_ONCE_ASIDE = 1 << 24  # where they do not, and launches cost more
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -85,6 +87,40 @@ class GgufWeights:
             return None
         raw = raw_tensor(self.file, gguf_name(name), cut, expert_of(name))
         return self._in_order(name, raw), kind
+
+    def stored(self, name: str, cut: Cut = WHOLE) -> Stored | None:
+        """Whole rows, of plain values or of a kind in UNPACK."""
+        info = self._info(gguf_name(name))
+        known = info.kind in UNPACK or info.kind in _PLAIN
+        expert = expert_of(name)
+        shape = info.shape if expert is None else info.shape[1:]
+        if not known or (cut.part is not None and cut.axis == "columns" and len(shape) > 1):
+            return None
+        path, offset, size = self.file.place(gguf_name(name))
+        if expert is not None:
+            size //= info.shape[0]
+            offset += expert * size
+        if cut.part is not None:
+            if len(shape) == 1 and KINDS[info.kind].values > 1:
+                return None
+            row = size // shape[0]
+            offset, size = offset + cut.part.first * row, cut.part.size * row
+        return Stored(path, offset, size)
+
+    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+        kind = self._info(gguf_name(name)).kind
+        shape = cut.shape(self.shapes[name])
+        if kind in _PLAIN:
+            values = raw.view(_PLAIN[kind]).to(dtype)
+        else:
+            values = dequantise(raw.view(shape[0] if len(shape) > 1 else 1, -1), kind, dtype)
+        return self._in_order(name, values.view(shape))
+
+    def _info(self, name: str) -> GgufTensor:
+        info = self.file.tensors.get(name)
+        if info is None:
+            raise ModelError(f"{self.file.path} has no tensor {name}")
+        return info
 
     def _in_order(self, name: str, tensor: Tensor) -> Tensor:
         """Undo llama.cpp's reordering of query and key rows.
@@ -167,7 +203,7 @@ def dequantise(raw: Tensor, kind: int, dtype: torch.dtype) -> Tensor:
     _, values, size = KINDS[kind]
     blocks = raw.reshape(-1, size)
     out = torch.empty(len(blocks), values, dtype=dtype, device=raw.device)
-    count = _AT_ONCE // values
+    count = (_AT_ONCE if raw.device.type == "cpu" else _AT_ONCE_ASIDE) // values
     for some, into in zip(blocks.split(count), out.split(count), strict=True):
         into.copy_(UNPACK[kind](some).values())
     return out.view(len(raw), -1)

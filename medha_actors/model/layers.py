@@ -116,9 +116,9 @@ class Loader:
         stored = self.weights.blocks(_TABLE)
         if stored is not None:
             return Embedding(stored[0].to(self.device), stored[1], self.dtype, first)
-        return Embedding(self.dense_table(), None, self.dtype, first)
+        return Embedding(self._dense_table(), None, self.dtype, first)
 
-    def dense_table(self) -> Tensor:
+    def _dense_table(self) -> Tensor:
         """[vocabulary, hidden], read once: it may be the head too."""
         if self.table is None:
             self.table = self.tensor(_TABLE)
@@ -163,4 +163,4 @@ class Loader:
 
     def head(self) -> Linear:
         """The LM head, which may be the embedding table."""
-        return Linear(self.dense_table()) if self.spec.tied_head else self.linear("lm_head")
+        return Linear(self._dense_table()) if self.spec.tied_head else self.linear("lm_head")

@@ -87,6 +87,9 @@ class Sampler:
         self.histories: dict[str, History] = {}
         self.constraints: dict[str, Constraint] = {}
 
+    def prepare(self) -> None:
+        """Do what the first request would have to wait for."""
+
     def open(self, introduction: Introduction) -> None:
         """A request begins (or begins again). Raises RowError; its spans may come all the same."""
         params = introduction.sampling or GREEDY
@@ -227,7 +230,7 @@ class Sampler:
 
     def look_ahead(self, tokens: Sequence[SampledToken]) -> None:
         """What was drawn is on its way back: work out what may follow it, before it comes again.
-        Errors will show then."""
+        Errors will show then. In any thread, as `finish` of a Pending."""
         for token in tokens:
             constraint = self.constraints.get(token.request_id)
             if constraint is not None:

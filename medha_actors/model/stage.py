@@ -3,9 +3,9 @@ of each request."""
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.matchers import Matchers
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rank_weights import RankWeights
-from medha_actors.model.sampler import Pending, Sampled, Sampler
+from medha_actors.model.sampler import Pending, Sampler
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE, Team
 from medha_actors.model.weights import Weights, open_weights
@@ -64,17 +64,6 @@ class StageOutput(NamedTuple):
         if self.pending is None:
             return self
         return StageOutput(self.hidden, *self.pending.finish())
-
-
-class _Guarded(NamedTuple):
-    """A step's sampling, whose end waits for the sampler's other users."""
-
-    pending: Pending
-    lock: threading.Lock
-
-    def finish(self) -> Sampled:
-        with self.lock:
-            return self.pending.finish()
 
 
 class Stage:
@@ -111,8 +100,8 @@ class Stage:
         self.is_last = stages[0] == stages[1] - 1
         if self.device.type == "cpu":
             torch.set_num_threads(threads)
-        with torch.inference_mode():
-            loader = self._loader(config, dtype)
+        with torch.inference_mode(), self._weights(config) as weights:
+            loader = self._loader(weights, dtype)
             embedding = self._embedding(loader) if self.is_first else None
             self.decoder = build_decoder(
                 loader,
@@ -130,9 +119,6 @@ class Stage:
         )
         self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = self._sampler()
-        # what was drawn is read and looked ahead from in a thread of its own where the device is
-        # asynchronous
-        self._drawing = threading.Lock()
         self.tables: dict[str, array[int]] = {}  # page numbers of each request
         self.tier: HostTier | None = None
 
@@ -181,15 +167,14 @@ class Stage:
             head.assist()
             return StageOutput(None, failures=failures.all())
         likeliest = head.likeliest if team.ranks > 1 else None
-        with self._drawing:
-            pending = self.sampler.launch(spans, head.logits, failures, likeliest)
+        pending = self.sampler.launch(spans, head.logits, failures, likeliest)
         head.finish()
-        return StageOutput(None, pending=_Guarded(pending, self._drawing))
+        return StageOutput(None, pending=pending)
 
     def look_ahead(self, output: StageOutput) -> None:
-        """After a step whose output is on its way: what can be done before the next one comes."""
-        with self._drawing:
-            self.sampler.look_ahead(output.tokens)
+        """After a step whose output is on its way: what can be done before the next one comes. In
+        any thread, while the next steps are launched in theirs."""
+        self.sampler.look_ahead(output.tokens)
 
     @torch.inference_mode()
     def resize(self, pages: int) -> None:
@@ -205,14 +190,13 @@ class Stage:
 
     def _follow(self, message: StepMessage, failures: Failures) -> None:
         """Apply the message's changes to the replicated state."""
-        with self._drawing:
-            for request_id in message.closed:
-                self.tables.pop(request_id, None)
-                self.sampler.close(request_id)
-            for introduction in message.opened:
-                self.tables[introduction.request_id] = array("i")
-                with failures.guard(introduction.request_id):
-                    self.sampler.open(introduction)
+        for request_id in message.closed:
+            self.tables.pop(request_id, None)
+            self.sampler.close(request_id)
+        for introduction in message.opened:
+            self.tables[introduction.request_id] = array("i")
+            with failures.guard(introduction.request_id):
+                self.sampler.open(introduction)
         unused: list[int] = []
         for span in message.spans:
             table = self.tables[span.request_id]
@@ -247,10 +231,18 @@ class Stage:
         x = team.total(self.embedding(torch.from_numpy(token_ids).to(self.device)))
         return x.to(self.decoder.dtype)
 
-    def _loader(self, config: ModelLoadingConfig, dtype: torch.dtype) -> Loader:
+    def _weights(self, config: ModelLoadingConfig) -> AbstractContextManager[Weights]:
+        """All of the model's, on the device where that is faster."""
+        weights = open_weights(self.spec, config)
+        if self.device.type == "cpu":
+            return nullcontext(weights)
+        from medha_actors.model.cuda.weights import DeviceWeights
+
+        return DeviceWeights(weights, self.device)
+
+    def _loader(self, weights: Weights, dtype: torch.dtype) -> Loader:
         """Of this rank's part of the weights."""
         spec = self.spec
-        weights: Weights = open_weights(spec, config)
         if len(self.shares) > 1:
             share = self.shares[self.rank]
             weights = RankWeights(weights, spec, share, self.rank == 0)
@@ -268,6 +260,7 @@ class Stage:
         or allocation. `team`: one in which nobody has to be waited for."""
         if self.grammars is not None:
             self.grammars.prepare()
+        self.sampler.prepare()
         self.decoder.prepare()
         for rows in (64, 16, 1):
             self._try(1, rows, None, team)

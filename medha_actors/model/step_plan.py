@@ -76,10 +76,17 @@ def plan_step(
     first = 0
     for span in spans:
         stop = first + span.stop - span.start
-        pages = np.array(tables[span.request_id], np.int32)
-        positions[first:stop] = np.arange(span.start, span.stop)
-        if span.writes:
-            slots[first:stop] = _slots(pages, span.piece_tokens, stop - first, page_tokens)
+        table = tables[span.request_id]
+        pages = np.array(table, np.int32)
+        if stop - first == 1:  # most spans: what numpy does for many rows takes longer for one
+            positions[first] = span.start
+            if span.writes:
+                page, place = divmod(span.piece_tokens, page_tokens)
+                slots[first] = table[page] * page_tokens + place
+        else:
+            positions[first:stop] = np.arange(span.start, span.stop)
+            if span.writes:
+                slots[first:stop] = _slots(pages, span.piece_tokens, stop - first, page_tokens)
         groups = span.groups if len(span.groups) > 1 else ()
         planned.append(SpanRows(first, stop, span.piece_tokens, span.writes, pages, groups))
         first = stop

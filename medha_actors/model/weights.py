@@ -15,12 +15,19 @@ from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
+from medha_actors.files.stored import Stored
 from medha_actors.model.cut import WHOLE, Cut
 from medha_actors.model.gguf_weights import GgufWeights
 from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import ModelSpec
 
-_PLAIN = ("F64", "F32", "F16", "BF16")  # safetensors' words for values as they are
+# safetensors' words for values as they are
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _MIXTRAL = (
     (".mlp.", ".block_sparse_moe."),
     (".gate_proj.", ".w1."),
@@ -45,7 +52,20 @@ class Weights(Protocol):
         ...
 
 
-def open_weights(spec: ModelSpec, config: ModelLoadingConfig) -> Weights:
+class StoredWeights(Weights, Protocol):
+    """Weights in files, that tell where."""
+
+    def stored(self, name: str, cut: Cut = WHOLE) -> Stored | None:
+        """The bytes of a tensor; None where they are in pieces, or `made` knows nothing of their
+        kind. Raises ModelError."""
+        ...
+
+    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+        """The tensor of these bytes, uint8 [size], on whatever device they are."""
+        ...
+
+
+def open_weights(spec: ModelSpec, config: ModelLoadingConfig) -> StoredWeights:
     """The weights that the configuration names."""
     source = resolve(config)
     if source.kind == "random":
@@ -77,6 +97,12 @@ class RandomWeights:
     def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         return None
 
+    def stored(self, name: str, cut: Cut = WHOLE) -> Stored | None:
+        return None
+
+    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+        raise AssertionError("nothing is stored")
+
 
 class SafetensorsWeights:
     """A folder of safetensors files, one or sharded with an index; only files that are needed are
@@ -87,6 +113,8 @@ class SafetensorsWeights:
         self.mixtral = spec.architecture == "mixtral"
         self.shapes = tensor_shapes(spec)
         self.opened: dict[str, Any] = {}
+        self.places: dict[Path, dict[str, tuple[str, int, int]]] = {}  # see _places
+        self.kinds: dict[str, torch.dtype] = {}  # of the tensors whose places were asked for
         index = folder / "model.safetensors.index.json"
         try:
             if index.is_file():
@@ -126,10 +154,7 @@ class SafetensorsWeights:
         from safetensors import SafetensorError
 
         shape = self.shapes[name]
-        name = self._stored(name)
-        if name not in self.files:
-            raise ModelError(f"{self.folder} has no tensor {name}")
-        file = self._open(self.files[name])
+        name, file = self._file_of(name)
         try:
             stored = file.get_slice(name)
             self._check(name, stored, shape)
@@ -141,6 +166,33 @@ class SafetensorsWeights:
         except SafetensorError as error:
             raise ModelError(f"{self.folder / self.files[name]}: {error}") from error
 
+    def stored(self, name: str, cut: Cut = WHOLE) -> Stored | None:
+        shape = self.shapes[name]
+        if cut.part is not None and cut.axis == "columns" and len(shape) > 1:
+            return None
+        name, file = self._file_of(name)
+        self._check(name, file.get_slice(name), shape)
+        path = self.folder / self.files[name]
+        if path not in self.places:
+            self.places[path] = _places(path)
+        kind, first, stop = self.places[path][name]
+        self.kinds[name] = _TYPES[kind]
+        row = (stop - first) // shape[0]
+        if cut.part is not None:
+            first, stop = first + cut.part.first * row, first + cut.part.stop * row
+        return Stored(path, first, stop - first)
+
+    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+        values = raw.view(self.kinds[self._stored(name)]).view(cut.shape(self.shapes[name]))
+        return values.to(dtype)
+
+    def _file_of(self, name: str) -> tuple[str, Any]:
+        """A tensor's name in the files, and the one that has it."""
+        name = self._stored(name)
+        if name not in self.files:
+            raise ModelError(f"{self.folder} has no tensor {name}")
+        return name, self._open(self.files[name])
+
     def _check(self, name: str, stored: Any, wanted: tuple[int, ...]) -> None:
         """What the file says of a tensor, before it is read."""
         shape = tuple(stored.get_shape())
@@ -150,7 +202,7 @@ class SafetensorsWeights:
                 f"{self.folder / self.files[name]}: tensor {name} has shape {list(shape)}; by "
                 f"config.json it has {list(wanted)}"
             )
-        if kind not in _PLAIN:
+        if kind not in _TYPES:
             raise ModelError(
                 f"{self.folder / self.files[name]}: tensor {name} holds {kind}; quantised "
                 "safetensors are not supported"
@@ -158,3 +210,17 @@ class SafetensorsWeights:
 
     def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
         return None
+
+
+def _places(path: Path) -> dict[str, tuple[str, int, int]]:
+    """Of each tensor in a file: the word for its type, its first byte and the one behind it."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    start = 8 + size
+    found = {}
+    for name, said in header.items():
+        if name != "__metadata__":
+            first, stop = said["data_offsets"]
+            found[name] = (said["dtype"], start + first, start + stop)
+    return found

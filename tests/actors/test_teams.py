@@ -19,8 +19,10 @@ from medha_actors.actors.teams import LinkTeam, open_board, shared_team, wait_fo
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import StepResult
+from medha_actors.model.device import HOST, Device
 from medha_actors.model.stage import StageOutput
 from medha_actors.model_shares import specs_of
+from tests.device_double import RecordingDevice
 from tests.model.stage_driver import GREEDY, Driver
 from tests.tiny_llama import tiny_llama
 
@@ -36,7 +38,8 @@ def pair() -> tuple[Link, Link]:
 class Grid:
     """Services for every stage of a driver, linked as Cluster does it."""
 
-    def __init__(self, driver: Driver, stages: int, shared: bool) -> None:
+    def __init__(self, driver: Driver, stages: int, shared: bool, device: Device) -> None:
+        self.device = device
         self.shape = shape = Shape(stages, driver.groups, driver.ranks)
         self.wires = {cell: Wires() for cell in shape.cells()}
         self.controls = {}
@@ -53,7 +56,7 @@ class Grid:
         self.services = {}
         for cell, wires in self.wires.items():
             stage, _ = driver.lines[cell.group, cell.rank][cell.stage]
-            self.services[cell] = Service(cell, stage, wires)
+            self.services[cell] = Service(cell, stage, wires, device)
 
     def share(self, cell: Cell, spec) -> None:
         """Memory for its groups and its team; the last one that opens it takes the name away."""
@@ -78,6 +81,8 @@ class Grid:
         outputs = []
         for group in range(self.shape.groups):
             last = Cell(self.shape.stages - 1, group)
+            if self.shape.stages == 1 and self.device.asynchronous:
+                assert self.controls[last].recv() == (b"", None)  # the credit comes first
             result = _decode(self.controls[last].recv()[0])
             assert len(result.stage_seconds) == self.shape.stages
             outputs.append(
@@ -97,10 +102,12 @@ class Grid:
 class GridDriver(Driver):
     """Hands its steps to services."""
 
-    def __init__(self, config, stages, groups, ranks, cutoffs, shared, attention="auto") -> None:
+    def __init__(
+        self, config, stages, groups, ranks, cutoffs, shared, attention="auto", device=HOST
+    ) -> None:
         grid = {"stages": stages, "groups": groups, "ranks": ranks, "cutoffs": cutoffs}
         super().__init__(config, **grid, attention=attention)
-        self.grid = Grid(self, stages, shared)
+        self.grid = Grid(self, stages, shared, device)
 
     def _run(self, messages):
         return self.grid.run(messages)
@@ -125,9 +132,21 @@ def tokens(count, seed=0):
 def test_a_grid_gives_the_log_probabilities_of_transformers(
     model, stages, groups, ranks, cutoffs, shared, attention
 ):
+    check_log_probabilities(model, stages, groups, ranks, cutoffs, shared, attention, HOST)
+
+
+@pytest.mark.parametrize(
+    ("stages", "groups", "ranks", "cutoffs"),
+    [(1, 1, 1, ()), (2, 1, 1, ()), (2, 2, 1, (30,)), (2, 1, 2, ()), (2, 2, 2, (30,))],
+)
+def test_a_grid_of_asynchronous_devices_gives_them_too(model, stages, groups, ranks, cutoffs):
+    check_log_probabilities(model, stages, groups, ranks, cutoffs, False, "sdpa", RecordingDevice())
+
+
+def check_log_probabilities(model, stages, groups, ranks, cutoffs, shared, attention, device):
     made, folder = model
     config = ModelLoadingConfig(model_source=folder)
-    driver = GridDriver(config, stages, groups, ranks, cutoffs, shared, attention)
+    driver = GridDriver(config, stages, groups, ranks, cutoffs, shared, attention, device)
     try:
         for seed, length in enumerate((70, 1, 20)):
             driver.add(str(length), tokens(length, seed), GREEDY)

@@ -200,11 +200,18 @@ async def _survive(out: Any, handle: RayEngine, what: str, harm: Any, expected: 
     async with asyncio.timeout(max(1.0, out.left_s() - 5)):
         found = await work
     times = found.token_times_s
-    gap = max([later - before for before, later in pairwise(times)])
-    out.add(f"{what}: the stream pauses", gap, "s")
+    gaps = [later - before for before, later in pairwise(times)]
+    kept = gaps.index(max(gaps)) + 1  # tokens before the pause
+    out.add(f"{what}: the stream pauses", max(gaps), "s")
     out.add(f"{what}: until it has ended", time.perf_counter() - began, "s")
+    out.check(
+        f"{what}: no token lost, those of before the same",
+        len(found.tokens) == len(expected) and found.tokens[:kept] == expected[:kept],
+        f"{kept} before",
+    )
+    # A prefill of known tokens rounds unlike the decodes that made them; drawn weights have ties.
     same = sum([a == b for a, b in zip(found.tokens, expected, strict=False)])
-    out.check(f"{what}: the same tokens", found.tokens == expected, f"{same} of {len(expected)}")
+    out.add(f"{what}: tokens that are the same", same, f"of {len(expected)}")
 
 
 def _keep_logs(folder: Path) -> None:

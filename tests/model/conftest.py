@@ -1,4 +1,4 @@
-"""Reference models from transformers, with the same weights."""
+"""Reference models from transformers, with the same weights; each of the samplers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from medha_actors.files.embedded import embedded_gguf
 from medha_actors.files.gguf import GgufFile
+from medha_actors.model.cuda.sampler import CudaSampler
 
 TEXT = (
     "The river runs through the old town and past the mill where people used to bring their corn . "
@@ -24,6 +25,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["the CPU's sampler", "the GPU's sampler"])
+def each_sampler(request, monkeypatch):
+    """A test runs with the one and the other (on CPU tensors) as its module's `Sampler`."""
+
+    def on_device(vocabulary, grammars=None):
+        return CudaSampler(vocabulary, grammars, torch.device("cpu"))
+
+    if request.param == "the GPU's sampler":
+        monkeypatch.setattr(request.module, "Sampler", on_device)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,7 @@ FILTERS = [
 ]
 
 
+@pytest.mark.usefixtures("each_sampler")
 @pytest.mark.parametrize("changes", FILTERS, ids=str)
 @pytest.mark.parametrize("look_ahead", [False, True])
 def test_every_answer_is_one_of_the_grammar(changes, look_ahead):
@@ -128,6 +129,7 @@ def test_every_answer_is_one_of_the_grammar(changes, look_ahead):
         assert right(row.text), row.text
 
 
+@pytest.mark.usefixtures("each_sampler")
 @pytest.mark.parametrize("at", [0, 1, 4, 11])
 def test_a_request_that_begins_again_draws_the_same(at):
     whole = Row(constrained(SCHEMA, DRAWN)).run()
@@ -137,6 +139,7 @@ def test_a_request_that_begins_again_draws_the_same(at):
     assert again.run().tokens == whole.tokens
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_what_the_grammar_forbids_has_no_probability():
     row = Row(constrained(CHOICE), boost=[ord("Z")]).run()
     assert row.text in ("yes", "no", "yes, but")
@@ -146,6 +149,7 @@ def test_what_the_grammar_forbids_has_no_probability():
     assert sum(torch.tensor(allowed).exp().tolist()) == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_min_tokens_hold_where_the_grammar_leaves_a_choice():
     ends = Row(constrained("start: /[ab]+/"), boost=[END]).run()
     assert len(ends.tokens) == 2
@@ -154,6 +158,7 @@ def test_min_tokens_hold_where_the_grammar_leaves_a_choice():
     assert Row(constrained(CHOICE, min_tokens=50)).run().tokens[-1] == END
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_ignore_eos_goes_on_freely_after_the_end():
     row = Row(constrained('start: "no"', stop_token_ids=()), look_ahead=True)
     for _ in range(6):
@@ -177,6 +182,7 @@ def test_a_grammar_that_cannot_be_followed_ends_its_request(text):
     assert "cannot be followed" in row.failed
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_no_vocabulary_and_no_end():
     def missing():
         raise ModelError("the file is gone")
@@ -197,6 +203,7 @@ def test_no_vocabulary_and_no_end():
     assert "no end token" in reasons["b"]
 
 
+@pytest.mark.usefixtures("each_sampler")
 @pytest.mark.parametrize("size", [260, 512, 700])
 def test_a_head_of_another_size_than_the_vocabulary(size):
     sampler = Sampler(size, Grammars(Matchers(lambda: load_vocabulary(RANDOM), size)))

@@ -284,6 +284,15 @@ def test_rows_that_are_no_numbers_fail_alone(likeliest):
     assert all("not numbers" in failure.message for failure in found.failures)
 
 
+def test_preparing_leaves_nothing():
+    sampler = CudaSampler(VOCABULARY, None, CPU)
+    sampler.choice.compiles = True
+    sampler.prepare()
+    assert not sampler.params
+    assert not sampler.asked
+    assert not sampler.histories
+
+
 def test_a_parcel_is_one_buffer():
     parcel = Parcel()
     arrays = [np.arange(3, dtype=np.uint8), np.arange(6.0).reshape(2, 3), np.arange(4)]

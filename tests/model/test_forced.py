@@ -78,6 +78,7 @@ def answer(sampling, takes, look_ahead=True):
     return tokens, drawn
 
 
+@pytest.mark.usefixtures("each_sampler")
 @pytest.mark.parametrize("look_ahead", [True, False])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_the_answer_is_the_same_however_many_are_taken(text, look_ahead):

@@ -15,6 +15,7 @@ from stage_driver import Driver
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import Introduction, SamplingParams, Span, pack_tokens
+from medha_actors.model.cuda.sampler import CudaSampler
 from medha_actors.model.guard import Failures
 from medha_actors.model.sampler import Sampler
 
@@ -145,6 +146,8 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
     """Rows of their own, some of them absurd: each is answered, and normal rows as if alone."""
     vocabulary = 40
     sampler = Sampler(vocabulary)
+    if data.draw(st.booleans()):
+        sampler = CudaSampler(vocabulary, None, torch.device("cpu"))
     rows, spans, normal = [], [], {}
     for number in range(data.draw(st.integers(1, 5))):
         name = f"r{number}"

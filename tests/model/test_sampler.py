@@ -158,6 +158,7 @@ def decode(request_id, index, token=1, start=10, **changes):
     )
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_greedy_and_cold_rows_take_the_most_likely_token():
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", params(temperature=0.0)))
@@ -170,6 +171,7 @@ def test_greedy_and_cold_rows_take_the_most_likely_token():
     assert prompt == ()
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
     sampler = Sampler(VOCABULARY)
     logits = logits_of(1)
@@ -189,6 +191,7 @@ def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
     assert run(sampler, logits, [decode("b", 0)])[0][0].token_id == 7
 
 
+@pytest.mark.usefixtures("each_sampler")
 @pytest.mark.parametrize("dropped", [False, True])
 def test_penalties_count_by_position(dropped):
     """Prompt [3, 3, 4], output [5, 5]; a prefill that is computed again, in other chunks, counts
@@ -221,6 +224,7 @@ def test_penalties_count_by_position(dropped):
     assert run(sampler, logits, spans)[0][0].token_id == 3
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     one = params(temperature=0.0, repetition_penalty=4.0)
     logits = torch.zeros(1, VOCABULARY)
@@ -235,6 +239,7 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     )
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_logprobs_of_sampled_and_prompt_tokens():
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", params(seed=5, logprobs=2, prompt_logprobs=1, top_k=3)))
@@ -263,6 +268,7 @@ def test_logprobs_of_sampled_and_prompt_tokens():
     assert len(sampled[0].top_logprobs) == 2
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_groups_that_do_not_write_say_nothing():
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", None))
@@ -271,6 +277,7 @@ def test_groups_that_do_not_write_say_nothing():
     ) == ((), ())
 
 
+@pytest.mark.usefixtures("each_sampler")
 def test_a_greedy_token_of_the_prompt_equals_the_largest_log_probability():
     """Exactly: harnesses compare the two numbers. Ties and large logits included."""
     vocabulary = 50_000

@@ -23,8 +23,8 @@ from medha_actors.model.step_plan import SpanRows, StepPlan
 
 LARGEST_HEAD = 256
 LARGEST_SHARE = 64  # query heads of a key head
-_MERGED_AT_ONCE = 16  # pieces
-_PROGRAMS = 4  # for narrow tiles, of each processor
+_MERGED_AT_ONCE = 8  # pieces
+_PROGRAMS = 8  # of each processor, for narrow tiles and merges
 
 
 class Shape(NamedTuple):
@@ -159,11 +159,12 @@ def paged_attention(
         grid = (min(narrow * kv_heads, _PROGRAMS * limits.processors),)
         kernels.attend[grid](*tensors, *numbers, **constants, **options, WIDE=False)
     if len(step.merges):
-        side_by_side = shapes.wide.rows // share if step.wide else 1
-        kernels.merge[(len(step.merges), heads, side_by_side)](
+        rows_at_once = shapes.wide.rows // share if step.wide else 1
+        programs = min(len(step.merges) * heads, _PROGRAMS * limits.processors)
+        kernels.merge[(programs, rows_at_once)](
             out, out if lse is None else lse, *partials, step.work, step.merges, out.stride(0),
             HEADS=heads, HEAD_DIM=head_dim, HEAD=_padded(head_dim), PIECES=_MERGED_AT_ONCE,
-            LSE=lse is not None, num_warps=4,
+            LSE=lse is not None, num_warps=2,
         )  # fmt: skip
 
 
@@ -247,7 +248,8 @@ def upload(
         flat = flat.pin_memory().to(device, non_blocking=True)
     parts = flat.split([array.size for array in arrays])
     views = [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-    return UploadedStep(*views, planned.wide)
+    sequences_view, starts_view, tables_view, work, merges = views
+    return UploadedStep(sequences_view, starts_view, tables_view, work, merges, planned.wide)
 
 
 class _Limits(NamedTuple):

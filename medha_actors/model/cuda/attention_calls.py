@@ -26,7 +26,7 @@ class TritonCalls:
     def most_work(self, rows: int) -> tuple[int, int, int]:
         return attention_work.most_work(rows, self._tiles)
 
-    def partials(self, slots: int) -> Tensor:
+    def partials(self, slots: int) -> attention.Partials:
         return attention.partials_for(slots, *self._shape, self._device)
 
     def __call__(
@@ -36,6 +36,6 @@ class TritonCalls:
         step: DeviceStep,
         out: Tensor,
         lse: Tensor | None,
-        partials: Tensor,
+        partials: attention.Partials,
     ) -> None:
         attention.paged_attention(q, pool, step, out, lse, partials)

@@ -35,6 +35,46 @@ def _places(pages, start, stride_page, stride_token, KEYS: tl.constexpr, PAGE: t
 
 
 @triton.jit
+def _read(
+    numbers,
+    places,
+    start,
+    stop,
+    dims,
+    HEAD_DIM: tl.constexpr,
+    HEAD: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Keys or values [KEYS, HEAD] of the tokens from `start` on; 0 from `stop` on: there may be
+    NaN."""
+    there = (start + tl.arange(0, KEYS) < stop)[:, None]
+    if HEAD != HEAD_DIM:
+        there = there & (dims < HEAD_DIM)[None, :]
+    found = tl.load(numbers + places, mask=there, other=0.0)
+    if WIDEN:
+        found = found.to(tl.float32)
+    return found
+
+
+@triton.jit
+def _hide(scores, start, seen, KEYS: tl.constexpr):
+    """Scores of the tokens from `start` on, -inf where a row does not see them."""
+    tokens = start + tl.arange(0, KEYS)
+    return tl.where(tokens[None, :] < seen[:, None], scores, float("-inf"))
+
+
+@triton.jit
+def _weigh(scores, peak, scale):
+    """Weights of keys, relative to the largest score so far; what becomes of older weights; that
+    score."""
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
+    finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # of rows that saw nothing yet
+    weights = tl.exp2(scores * scale - finite[:, None])
+    return weights, tl.exp2(peak - finite), new_peak
+
+
+@triton.jit
 def _attend(
     q,
     keys,
@@ -97,74 +137,42 @@ def _attend(
 
     seen = tl.minimum(cached + writes * (row + 1), stop_key)  # of each row, in tokens of the piece
     seen_by_all = tl.minimum(cached + writes * (tile_first + 1), stop_key)
-    whole = tl.maximum(seen_by_all - first_key, 0) // KEYS * KEYS + first_key
-    head_keys = keys + head * stride_head
-    head_values = values + head * stride_head
+    head_keys = keys + head * stride_head + dims[None, :]
+    head_values = values + head * stride_head + dims[None, :]
 
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, HEAD], tl.float32)
-    # page numbers are read one turn ahead, so that the loads of keys need not wait for them
+    # page numbers are read a turn before they are needed, so that the loads of keys and values,
+    # which run ahead themselves, need not wait for them
     pages = _pages(table, first_key, stop_key, KEYS, PAGE)
-    for start in tl.range(first_key, whole, KEYS):
+    for start in tl.range(first_key, stop_key, KEYS):
         places = _places(pages, start, stride_page, stride_token, KEYS, PAGE)
         pages = _pages(table, start + KEYS, stop_key, KEYS, PAGE)
-        if HEAD == HEAD_DIM:
-            k = tl.load(head_keys + places + dims[None, :])
-        else:
-            k = tl.load(head_keys + places + dims[None, :], mask=real[None, :], other=0.0)
-        if WIDEN:
-            k = k.to(tl.float32)
+        k = _read(head_keys, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
         scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
-        weights = tl.exp2(scores * scale - new_peak[:, None])
-        fading = tl.exp2(peak - new_peak)
+        if start + KEYS > seen_by_all:
+            scores = _hide(scores, start, seen, KEYS)
+        weights, fading, peak = _weigh(scores, peak, scale)
         total = total * fading + tl.sum(weights, 1)
         acc = acc * fading[:, None]
-        if HEAD == HEAD_DIM:
-            v = tl.load(head_values + places + dims[None, :])
-        else:
-            v = tl.load(head_values + places + dims[None, :], mask=real[None, :], other=0.0)
-        if WIDEN:
-            v = v.to(tl.float32)
+        v = _read(head_values, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-        peak = new_peak
-    # the diagonal and the end: hidden keys are not read, for they may hold NaN
-    for start in tl.range(whole, stop_key, KEYS, num_stages=1):
-        pages = _pages(table, start, stop_key, KEYS, PAGE)
-        places = _places(pages, start, stride_page, stride_token, KEYS, PAGE)
-        tokens = start + tl.arange(0, KEYS)
-        there = (tokens < stop_key)[:, None] & real[None, :]
-        k = tl.load(head_keys + places + dims[None, :], mask=there, other=0.0)
-        v = tl.load(head_values + places + dims[None, :], mask=there, other=0.0)
-        if WIDEN:
-            k = k.to(tl.float32)
-            v = v.to(tl.float32)
-        scores = tl.dot(tile, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(tokens[None, :] < seen[:, None], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # of rows that saw nothing yet
-        weights = tl.exp2(scores - finite[:, None])
-        fading = tl.exp2(peak - finite)
-        total = total * fading + tl.sum(weights, 1)
-        acc = acc * fading[:, None]
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-        peak = new_peak
 
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]
     row_lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
     stored = mine[:, None] & real[None, :]
     if slot < 0:
-        at = (first_row + row).to(tl.int64) * stride_out + query_head * HEAD_DIM
-        tl.store(out + at[:, None] + dims[None, :], acc.to(out.dtype.element_ty), mask=stored)
+        out_at = (first_row + row).to(tl.int64) * stride_out + query_head * HEAD_DIM
+        tl.store(out + out_at[:, None] + dims[None, :], acc.to(out.dtype.element_ty), mask=stored)
         if LSE:
-            at = (first_row + row) * (KV_HEADS * SHARE) + query_head
-            tl.store(lse + at, row_lse * 0.6931471805599453, mask=mine)
+            lse_at = (first_row + row) * (KV_HEADS * SHARE) + query_head
+            tl.store(lse + lse_at, row_lse * 0.6931471805599453, mask=mine)
     else:
-        at = (slot + row - tile_first).to(tl.int64) * (KV_HEADS * SHARE) + query_head
-        tl.store(partial_out + (at * HEAD_DIM)[:, None] + dims[None, :], acc, mask=stored)
-        tl.store(partial_lse + at, row_lse, mask=mine)
+        slot_at = (slot + row - tile_first).to(tl.int64) * (KV_HEADS * SHARE) + query_head
+        tl.store(partial_out + (slot_at * HEAD_DIM)[:, None] + dims[None, :], acc, mask=stored)
+        tl.store(partial_lse + slot_at, row_lse, mask=mine)
 
 
 @triton.jit
@@ -238,22 +246,23 @@ def merge(
     PIECES: tl.constexpr,
     LSE: tl.constexpr,
 ):
-    """Rows z, z + Z ... of one entry of `merges`, for one query head, on a grid (entries, heads,
-    Z). The order of summation is fixed."""
-    entry = tl.program_id(0)
-    head = tl.program_id(1)
-    if entry < tl.load(work + 2):
+    """All of `merges` on any grid (programs, Z): each program takes its share of (entry, head), and
+    rows z, z + Z ... of it. The order of summation is fixed."""
+    count = tl.load(work + 2) * HEADS
+    dims = tl.arange(0, HEAD)
+    real = dims < HEAD_DIM
+    for number in tl.range(tl.program_id(0), count, tl.num_programs(0), num_stages=1):
+        entry = number // HEADS
+        head = number % HEADS
         first_row = tl.load(merges + entry * 4)
         rows = tl.load(merges + entry * 4 + 1)
         first_slot = tl.load(merges + entry * 4 + 2)
         pieces = tl.load(merges + entry * 4 + 3)
-        dims = tl.arange(0, HEAD)
-        real = dims < HEAD_DIM
-        for row in tl.range(tl.program_id(2), rows, tl.num_programs(2)):
+        for row in tl.range(tl.program_id(1), rows, tl.num_programs(1), num_stages=1):
             peak = float("-inf")
             total = 0.0
             acc = tl.zeros([HEAD], tl.float32)
-            for start in tl.range(0, pieces, PIECES):
+            for start in tl.range(0, pieces, PIECES, num_stages=1):
                 piece = start + tl.arange(0, PIECES)
                 slots = (first_slot + piece * rows + row).to(tl.int64) * HEADS + head
                 lses = tl.load(partial_lse + slots, mask=piece < pieces, other=float("-inf"))
@@ -270,12 +279,11 @@ def merge(
             some = total > 0
             divisor = tl.where(some, total, 1.0)
             done = (acc / divisor).to(out.dtype.element_ty)
-            at = (first_row + row).to(tl.int64) * stride_out + head * HEAD_DIM
-            tl.store(out + at + dims, done, mask=real)
+            out_at = (first_row + row).to(tl.int64) * stride_out + head * HEAD_DIM
+            tl.store(out + out_at + dims, done, mask=real)
             if LSE:
-                merged = tl.where(
-                    some, (peak + tl.log2(divisor)) * 0.6931471805599453, float("-inf")
-                )
+                natural = (peak + tl.log2(divisor)) * 0.6931471805599453
+                merged = tl.where(some, natural, float("-inf"))
                 tl.store(lse + (first_row + row) * HEADS + head, merged)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int32]
 
 ALIGNED_KEYS = 128  # where pieces may begin: a multiple of every block of keys
-SHORTEST_PIECE = 512  # keys; below twice that nothing is cut
+SHORTEST_PIECE = 512  # keys; below four times that nothing is cut
 MOST_PIECES = 64
 HEADER = 1  # rows of `work` before the first item
 _MANY_WAVES = 8  # so many rounds of all processors are even enough without pieces
@@ -99,7 +99,7 @@ def _piece_keys(
     keys: NDArray[np.int64], counts: NDArray[np.int64], narrow: NDArray[np.bool_], tiles: Tiles
 ) -> NDArray[np.int64]:
     """Keys of a piece, for each sequence."""
-    most = np.where(keys > 2 * SHORTEST_PIECE, keys // SHORTEST_PIECE, 1)
+    most = np.where(keys > 4 * SHORTEST_PIECE, keys // SHORTEST_PIECE, 1)
     most = np.clip(most, 1, MOST_PIECES)
     # two narrow tiles share a processor
     few = _best_pieces(tiles.kv_heads, 2 * tiles.processors)
@@ -109,8 +109,8 @@ def _piece_keys(
         few[np.minimum(counts, len(few) - 1), most],
         many[np.minimum(counts, len(many) - 1), most],
     )
-    aligned = -(-keys // (pieces * ALIGNED_KEYS)) * ALIGNED_KEYS
-    return np.maximum(aligned, ALIGNED_KEYS)
+    aligned: NDArray[np.int64] = -(-keys // (pieces * ALIGNED_KEYS)) * ALIGNED_KEYS
+    return aligned.clip(ALIGNED_KEYS)
 
 
 @functools.lru_cache(maxsize=16)

@@ -4,7 +4,7 @@ What decides is formed from whole numbers: a token's weight is exp(logit - large
 multiples of 2**-40. Sums of whole numbers are exact in any order, so a row's token and its
 log-probabilities are the same bits whatever is computed beside it, and however a sum is cut up.
 
-Here on torch's operators, for any device; `kernels.py` says the same with fewer passes.
+Here on torch's operators, for any device; `kernel_choice.py` says the same with fewer passes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Filters(NamedTuple):
 
 
 class Choice:
-    """On torch's operators."""
+    """On torch's operators. `compiles`: whether first calls take seconds."""
+
+    compiles = False
 
     def penalise(
         self, logits: Tensor, rows: Tensor, counts: Tensor, slots: Tensor, penalties: Tensor

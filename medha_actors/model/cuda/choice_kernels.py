@@ -5,8 +5,6 @@ logit's `order` is an int32 that compares as the float does. Nothing is compiled
 numbers of rows: only what a model's vocabulary fixes is specialised.
 """
 
-
-
 from __future__ import annotations
 
 import triton

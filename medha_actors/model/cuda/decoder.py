@@ -60,7 +60,8 @@ class CudaDecoder:
         self.name = f"cuda {attention.name}"  # for logs, and the key of what is measured
         self.table = None  # of the first stage: [tokens, hidden], from token `first` on
         if embedding is not None:
-            self.table = embedding.table if embedding.kind is None else loader.dense_table()
+            assert embedding.kind is None, "tables are dequantised when they are loaded"
+            self.table = embedding.table
             self.first = embedding.first or 0
         self.eps = spec.eps
         self.layers = [CudaLayer(loader, number) for number in range(*layers)]

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from medha_actors.model.cuda.launch import Launcher
+
 _HEADS_AT_ONCE: Final = 8
 _COLUMNS: Final = 1024  # of a gated MLP, or of an embedding, that one program does
 
@@ -57,14 +59,16 @@ def turns_kernel(
 
 @triton.jit(do_not_specialize=["eps", "rows"])
 def store_heads_kernel(
-    qkv, turns, slots, pool, q_norm, k_norm, rows, eps, pool_kv, pool_page, pool_head, pool_token,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    AT_ONCE: tl.constexpr, PAGE_TOKENS: tl.constexpr, NORMS: tl.constexpr,
+    qkv, turns, slots, pool, q_norm, k_norm, rows, eps, KV: tl.constexpr, PAGE: tl.constexpr,
+    HEAD: tl.constexpr, TOKEN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, PAGE_TOKENS: tl.constexpr,
+    NORMS: tl.constexpr,
 ):  # fmt: skip
     """A program for AT_ONCE heads of a row of qkv [rows, (HEADS + 2 * KV_HEADS) * 2 * HALF].
 
     Queries are normalised (if NORMS) and turned in place; keys too, but go to the row's slot of
-    the pool, as values do as they are. A row with the slot -1 stores neither.
+    the pool (of the strides KV, PAGE, HEAD and TOKEN), as values do as they are. A row with the
+    slot -1 stores neither.
     """
     row = tl.program_id(0)
     heads = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
@@ -103,7 +107,7 @@ def store_heads_kernel(
     token = slot % PAGE_TOKENS
     is_second = (heads >= turned).to(tl.int64)
     kv_head = heads - HEADS - is_second * KV_HEADS
-    there = is_second * pool_kv + page * pool_page + kv_head * pool_head + token * pool_token
+    there = is_second * KV + page * PAGE + kv_head * HEAD + token * TOKEN
     stop = tl.where(slot >= 0, every, HEADS)
     kept = inside & ((heads >= HEADS) & (heads < stop))[:, None]
     into = pool + there[:, None] + columns[None, :]
@@ -139,17 +143,23 @@ def embed_kernel(table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOC
     tl.store(out + row.to(tl.int64) * WIDTH + columns, values, mask=inside)
 
 
+_ADD_NORM: Final = [Launcher(add_norm_kernel, num_warps=warps) for warps in (1, 2, 4, 8, 16)]
+_TURNS: Final = Launcher(turns_kernel, num_warps=1)
+_STORE_HEADS: Final = Launcher(store_heads_kernel, num_warps=2)
+_GATED: Final = Launcher(gated_kernel, num_warps=4)
+_EMBED: Final = Launcher(embed_kernel, num_warps=4)
+
+
 def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta (x itself where there is no delta) and its RMSNorm, each [rows, width]."""
     rows, width = x.shape
     normed = torch.empty_like(x)
     summed = x if delta is None else torch.empty_like(x)
-    block = triton.next_power_of_2(width)
     if rows:
-        add_norm_kernel[(rows,)](
-            x, x if delta is None else delta, weight, summed, normed, eps, width, block,
-            delta is not None, num_warps=min(16, max(1, block // 512)),
-        )  # fmt: skip
+        block = _power(width)
+        launch = _ADD_NORM[min(4, max(0, (block // 512).bit_length() - 1))]
+        tensors = (x, x if delta is None else delta, weight, summed, normed)
+        launch((rows, 1, 1), tensors, (eps,), (width, block, delta is not None))
     return summed, normed
 
 
@@ -160,8 +170,8 @@ def turns_of(positions: Tensor, frequencies: Tensor, scale: float) -> Tensor:
     half = len(frequencies)
     turns = torch.empty(2, rows, half, dtype=torch.float32, device=positions.device)
     if rows:
-        block = triton.next_power_of_2(half)
-        turns_kernel[(rows,)](positions, frequencies, turns, rows, scale, half, block, num_warps=1)
+        tensors = (positions, frequencies, turns)
+        _TURNS((rows, 1, 1), tensors, (rows, scale), (half, _power(half)))
     return turns
 
 
@@ -179,13 +189,13 @@ def store_heads(
     rows, every, head_dim = qkv.shape
     if not rows:
         return
-    q_norm, k_norm, eps = norms or (turns, turns, 0.0)
-    grid = (rows, triton.cdiv(every, _HEADS_AT_ONCE))
-    store_heads_kernel[grid](
-        qkv, turns, slots, pool, q_norm, k_norm, rows, eps, *pool.stride()[:4], heads,
-        (every - heads) // 2, head_dim // 2, triton.next_power_of_2(head_dim // 2), _HEADS_AT_ONCE,
-        pool.shape[3], norms is not None, num_warps=2,
-    )  # fmt: skip
+    q_norm, k_norm, eps = norms or (qkv, qkv, 0.0)
+    half = head_dim // 2
+    kv_heads = (every - heads) // 2
+    grid = (rows, -(-every // _HEADS_AT_ONCE), 1)
+    sizes = (heads, kv_heads, half, _power(half), _HEADS_AT_ONCE, pool.shape[3])
+    constants = (*pool.stride()[:4], *sizes, norms is not None)
+    _STORE_HEADS(grid, (qkv, turns, slots, pool, q_norm, k_norm), (rows, eps), constants)
 
 
 def gated(gate_up: Tensor) -> Tensor:
@@ -194,8 +204,7 @@ def gated(gate_up: Tensor) -> Tensor:
     width = both // 2
     out = gate_up.new_empty(rows, width)
     if rows:
-        grid = (rows, triton.cdiv(width, _COLUMNS))
-        gated_kernel[grid](gate_up, out, width, _COLUMNS, num_warps=4)
+        _GATED((rows, -(-width // _COLUMNS), 1), (gate_up, out), (), (width, _COLUMNS))
     return out
 
 
@@ -206,6 +215,11 @@ def embed(table: Tensor, token_ids: Tensor, first: int) -> Tensor:
     rows = len(token_ids)
     out = table.new_empty(rows, width)
     if rows:
-        grid = (rows, triton.cdiv(width, _COLUMNS))
-        embed_kernel[grid](table, token_ids, out, first, tokens, width, _COLUMNS, num_warps=4)
+        grid = (rows, -(-width // _COLUMNS), 1)
+        _EMBED(grid, (table, token_ids, out), (first, tokens), (width, _COLUMNS))
     return out
+
+
+def _power(size: int) -> int:
+    """The next power of 2."""
+    return 1 << (size - 1).bit_length()

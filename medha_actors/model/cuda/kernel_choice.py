@@ -14,11 +14,13 @@ from medha_actors.model.cuda.choice import Choice, Drawn, Filters, share_of, tok
 _CHUNK: Final = 4096  # tokens of one program
 _BLOCK: Final = 4096  # tokens of one round of the search
 _MANY: Final = 1024  # tokens that top_k and top_p look at before the search
-_BEST: Final = 64  # most likely tokens that the kernel gives
+_BEST: Final = (8, 32)  # most likely tokens that the kernel gives; more are sorted
 
 
 class KernelChoice(Choice):
     """`looks`: whether filters try the most likely tokens before the search over all."""
+
+    compiles = True
 
     def __init__(self, looks: bool = True) -> None:
         self._looks = looks
@@ -93,11 +95,11 @@ class KernelChoice(Choice):
         return self._sums(logits, every, torch.full_like(peaks, -torch.inf)).sum(-1)
 
     def tops(self, logits: Tensor, count: int) -> Tensor:
-        if count > _BEST:
+        most = next((many for many in _BEST if many >= count), None)
+        if most is None:
             return super().tops(logits, count)
         rows, vocabulary = logits.shape
         chunks = triton.cdiv(vocabulary, _CHUNK)
-        most = triton.next_power_of_2(count)
         keys = torch.empty(rows, chunks, most, dtype=torch.int64, device=logits.device)
         kernels.best_of_chunks[rows, chunks](
             logits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class PagedAttention(Protocol):
         at most."""
         ...
 
-    def partials(self, slots: int) -> Tensor:
+    def partials(self, slots: int) -> Any:
         """Room for partial results."""
         ...
 
@@ -39,7 +39,7 @@ class PagedAttention(Protocol):
         step: DeviceStep,
         out: Tensor,
         lse: Tensor | None,
-        partials: Tensor,
+        partials: Any,
     ) -> None:
         """q [rows, heads, head_dim] over a layer's pool [2, pages, kv_heads, page_tokens,
         head_dim]: stores out [rows, heads * head_dim] and, where it is not None, lse float32
@@ -57,7 +57,7 @@ class LayerStep(NamedTuple):
     device: DeviceStep
     turns: Tensor  # float32 [2, rows, head_dim / 2]
     attend: PagedAttention
-    partials: Tensor
+    partials: Any  # of the attention
     merge: Merge | None  # None: no row is shared with other groups
     team: Team
 

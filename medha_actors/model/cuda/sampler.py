@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from medha_actors.errors import LinkClosedError
-from medha_actors.messages import Introduction, Span
+from medha_actors.messages import Introduction, SamplingParams, Span
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.cuda.answers import (
     BROKEN,
@@ -51,6 +51,12 @@ from medha_actors.model.sampler import (
 _log = logging.getLogger("medha.model")
 
 _PROMPT_BLOCK: Final = 256  # rows of prompt logits at once
+_REHEARSED: Final = (
+    SamplingParams(max_tokens=1, temperature=0.0),
+    SamplingParams(max_tokens=1, top_k=5, top_p=0.5, min_p=0.1, logprobs=5),
+    SamplingParams(max_tokens=1, logprobs=20, repetition_penalty=1.1, logit_bias=((0, 1.0),)),
+    SamplingParams(max_tokens=1, min_tokens=5, stop_token_ids=(0,)),
+)
 
 
 class CudaSampler(Sampler):
@@ -68,6 +74,23 @@ class CudaSampler(Sampler):
         self.asked: dict[str, Asked] = {}
         self.counts = Counts(vocabulary, device)
         self.choice = choice or choice_for(device)
+
+    def prepare(self) -> None:
+        """Compile kernels, and have the device load torch's, by doing all that may be asked."""
+        if not self.choice.compiles:
+            return
+        spans = []
+        asked = [SamplingParams(max_tokens=1, prompt_logprobs=1), *_REHEARSED]
+        for number, params in enumerate(asked):
+            name = f"rehearsed {number}"
+            self.open(Introduction(name, params))
+            spans.append(Span(name, 0, 2, bytes(8), 0, 0, (), True, True, 1))
+        failures = Failures()
+        for together in (spans, *[[span] for span in spans]):
+            self.launch(together, self._zeros, failures).finish()
+        assert not failures.all()
+        for span in spans:
+            self.close(span.request_id)
 
     def open(self, introduction: Introduction) -> None:
         request_id = introduction.request_id
@@ -102,6 +125,9 @@ class CudaSampler(Sampler):
             with failures.guard(span.request_id):
                 answers += self._scored(span, first, logits)
         return Launched(answers, failures) if answers else Ready(Sampled((), (), failures.all()))
+
+    def _zeros(self, rows: Sequence[int]) -> Tensor:
+        return torch.zeros(len(rows), self.vocabulary, device=self.device)
 
     def _most_likely(self, spans: Sequence[Span], ids: Tensor, peaks: Tensor) -> DrawnAnswer:
         asked = [self.asked[span.request_id] for span in spans]

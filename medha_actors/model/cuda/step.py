@@ -22,7 +22,7 @@ from medha_actors.model.step_plan import StepPlan
 Ints = NDArray[np.int32]
 
 _ALIGNED: Final = 4  # ints: kernels are compiled for addresses of whole 16 bytes
-_NO_ITEM: Final = -1
+_NOWHERE: Final = -1  # a slot
 _SEQUENCE: Final = 4  # numbers of a sequence, an item of work, a merge
 _WORK: Final = 5
 _MERGE: Final = 4
@@ -59,7 +59,13 @@ class Extent(NamedTuple):
 
     def holds(self, other: Extent) -> bool:
         """Whether a step of the other extent fits."""
-        return all(mine >= its for mine, its in zip(self, other, strict=True))
+        return (
+            self.rows >= other.rows
+            and self.sequences >= other.sequences
+            and self.work >= other.work
+            and self.merges >= other.merges
+            and self.slots >= other.slots
+        )
 
 
 class StepArrays(NamedTuple):
@@ -197,17 +203,17 @@ def _size(arrays: StepArrays, layout: _Layout) -> int:
 
 
 def _fill(into: Ints, arrays: StepArrays, extent: Extent, layout: _Layout) -> None:
-    """Store the arrays; what is left of an extent is rows that go nowhere, and work that is
-    none."""
+    """Store the arrays; what is left of an extent is rows that go nowhere. Work says itself how
+    much of it there is."""
     rows = extent.rows
     _put(into, layout.positions, rows, arrays.positions, 0)
-    _put(into, layout.slots, rows, arrays.slots, _NO_ITEM)
+    _put(into, layout.slots, rows, arrays.slots, _NOWHERE)
     if arrays.token_ids is not None:
         _put(into, layout.token_ids, rows, arrays.token_ids, 0)
     _put(into, layout.sequences, extent.sequences * _SEQUENCE, arrays.sequences, 0)
     _put(into, layout.table_starts, extent.sequences, arrays.table_starts, 0)
-    _put(into, layout.work, extent.work * _WORK, arrays.attention.work, _NO_ITEM)
-    _put(into, layout.merges, extent.merges * _MERGE, arrays.attention.merges, 0)
+    _put(into, layout.work, 0, arrays.attention.work, 0)
+    _put(into, layout.merges, 0, arrays.attention.merges, 0)
     if arrays.tables:
         np.concatenate(arrays.tables, out=into[layout.tables : _size(arrays, layout)])
 

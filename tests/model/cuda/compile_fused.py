@@ -19,6 +19,10 @@ from medha_actors.model.cuda import fused
 
 WIDTH, HEADS, KV_HEADS, HALF, INTERMEDIATE = 4096, 32, 8, 64, 14336
 STORE = {
+    "KV": 1 << 28,
+    "PAGE": 1 << 16,
+    "HEAD": 1 << 13,
+    "TOKEN": 1 << 7,
     "HEADS": HEADS, "KV_HEADS": KV_HEADS, "HALF": HALF, "BLOCK": HALF, "AT_ONCE": 8,
     "PAGE_TOKENS": 64,
 }  # fmt: skip
@@ -27,9 +31,9 @@ VARIANTS = [
     (fused.add_norm_kernel, "*T *T *T *T *T fp32",
      {"WIDTH": WIDTH, "BLOCK": WIDTH, "ADDS": True}, 8),
     (fused.turns_kernel, "*i32 *fp32 *fp32 i32 fp32", {"HALF": HALF, "BLOCK": HALF}, 1),
-    (fused.store_heads_kernel, "*T *fp32 *i32 *T *T *T i32 fp32 i64 i32 i32 i32",
+    (fused.store_heads_kernel, "*T *fp32 *i32 *T *T *T i32 fp32",
      {**STORE, "NORMS": True}, 2),
-    (fused.store_heads_kernel, "*T *fp32 *i32 *T *T *T i32 fp32 i64 i32 i32 i32",
+    (fused.store_heads_kernel, "*T *fp32 *i32 *T *T *T i32 fp32",
      {**STORE, "NORMS": False}, 2),
     (fused.gated_kernel, "*T *T", {"WIDTH": INTERMEDIATE, "BLOCK": 1024}, 4),
     (fused.embed_kernel, "*T *i32 *T i32 i32", {"WIDTH": WIDTH, "BLOCK": 1024}, 4),
@@ -43,7 +47,7 @@ def compile_one(kernel, types, constants, warps, architecture, dtype):
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     attributes = {}
     for name, kind in signature.items():
-        if kind.startswith("*") or name.startswith("pool_"):  # as they are when it is launched
+        if kind.startswith("*"):
             attributes[(kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, places, attributes)
     target = GPUTarget("cuda", architecture, 32)

@@ -53,16 +53,16 @@ def source(kernel, dtype, constants):
 
 def attend(capability, dtype, head_dim, shape, wide, page_tokens=64):
     constants = {
-        "SHARE": 4, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD": max(16, head_dim),
-        "PAGE": page_tokens, "ROWS": shape.rows, "KEYS": shape.keys, "LSE": False, "WIDEN": False,
+        "SHARE": 4, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD": 1 << (head_dim - 1).bit_length(),
+        "PAGE": page_tokens, "ROWS": shape.rows, "KEYS": shape.keys, "LSE": True, "WIDEN": False,
         "WIDE": wide,
     }  # fmt: skip
     return compiled(capability, source(attention_kernels.attend, dtype, constants), shape)
 
 
 def merge(capability, dtype, head_dim):
-    constants = {"HEADS": 32, "HEAD_DIM": head_dim, "HEAD": head_dim, "PIECES": 16, "LSE": True}
-    shape = Shape(0, 0, 4, 1)
+    constants = {"HEADS": 32, "HEAD_DIM": head_dim, "HEAD": head_dim, "PIECES": 8, "LSE": True}
+    shape = Shape(0, 0, 2, 1)
     return compiled(capability, source(attention_kernels.merge, dtype, constants), shape)
 
 

@@ -106,7 +106,7 @@ def test_the_most_likely_and_the_spread(data):
     if data.draw(st.booleans()):
         logits = logits.bfloat16().float()
     logits[:, 7] = -torch.inf
-    count = data.draw(st.sampled_from([1, 2, 5, 20, 65, 100]))
+    count = data.draw(st.sampled_from([1, 5, 8, 20, 32, 33, 100]))
     kernels = KernelChoice()
     assert kernels.tops(logits, count).tolist() == PLAIN.tops(logits, count).tolist()
     peaks = logits.amax(-1)
