@@ -212,9 +212,6 @@ async def test_loads_from_the_second_tier_change_no_token(spp, kvp, disk, model,
         request.check(model[0])
     assert stats["tier"]["loaded_pages"] > 0
     assert stats["kv_usage"] == 0
-    # where a file was slow for a moment, computing anew is sooner done, and chosen
-    if kvp == 1 and not disk:
-        assert all(request.cached >= 384 for request in done[len(sessions) :])
 
 
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "file"])
