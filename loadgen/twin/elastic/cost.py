@@ -61,7 +61,7 @@ class Costs:
         self._device = device
         self._per_node = device.per_node // tp
         self._kv_bytes = kv_token_bytes(model, device, tp, 1)
-        self._linear_s = cache(self._stage.linear_s)
+        self._linear_s = cache(self._rows_s)
         self._pair_s = self._stage.pair_s
         self._kv_read_s = self._stage.kv_read_s
         self._exchange_s = self._stage.exchange_s
@@ -76,6 +76,10 @@ class Costs:
         device = self._device
         per_weight = device.memory_speed * device.memory_share / device.weight_bytes
         return max(1, int(device.flops * device.matrix_share / 2 / per_weight))
+
+    def _rows_s(self, rows: int) -> float:
+        """All that is done for each row, the devices of an instance together."""
+        return self._stage.linear_s(rows) + self._stage.entry_s(rows, first=True)
 
     def prefill_s(self, lengths: Sequence[int], team: Sequence[int]) -> float:
         """Whole prompts of so many tokens over a team, to their first tokens."""
