@@ -20,8 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from medha_actors.model.cuda import attention_kernels
-from medha_actors.model.cuda.attention import Shape, Shapes, shapes_for
+from medha_actors.model.cuda.attention import Shape, shapes_for
 
+KINDS = ("wide", "middle", "narrow")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 TENSORS = {
     "q": "element", "keys": "element", "values": "element", "out": "element", "lse": "fp32",
@@ -111,7 +112,7 @@ def main(asked):
             shape = Shape(*kernel)
             kind = 0 if shape.rows > 16 else 2
         else:
-            kind = Shapes._fields.index(kernel)
+            kind = KINDS.index(kernel)
             shape = shapes_for(dtype, head_dim, 4, roomy=capability in (90, 100))[kind]
         found.append(attend(capability, dtype, head_dim, shape, kind, page_tokens))
     print(json.dumps(found))
