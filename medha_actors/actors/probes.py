@@ -97,6 +97,9 @@ def _mixed(contexts: list[int]) -> list[Probe]:
         (Part(16, 1, small), Part(1, 512, middle)),
         (Part(32, 1, small // 2), Part(1, 1500, 0)),
         (Part(4, 1, middle), Part(1, 128, long // 2), Part(2, 64, 0)),
+        (Part(60, 1, small // 8), Part(1, 64, 0)),
+        (Part(32, 1, small // 4), Part(1, 128, small)),
+        (Part(8, 16, small),),
     ]
     held_out = [
         (Part(12, 1, small), Part(1, 400, middle)),
@@ -115,8 +118,8 @@ def _mixed(contexts: list[int]) -> list[Probe]:
 
 
 def message_of(probe: Probe, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
-    """The probe as a message; its requests use the pool's first pages and are closed by a later
-    one (`closing`). They are of unlike tokens, as in service."""
+    """The probe as a message that opens its requests and gives them the pool's first pages; a later
+    one closes them (`closing`). They are of unlike tokens, as in service."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
     opened: list[Introduction] = []
     spans: list[Span] = []
@@ -140,6 +143,13 @@ def message_of(probe: Probe, page_tokens: int, vocabulary: int, number: int) -> 
             spans.append(span)
             opened.append(Introduction(name, sampling))
     return StepMessage(batch_id=-1, spans=tuple(spans), opened=tuple(opened))
+
+
+def again(message: StepMessage) -> StepMessage:
+    """The same work once more, for requests that are known and have their pages: what a step costs
+    in the middle of them."""
+    spans = [msgspec.structs.replace(span, new_pages=()) for span in message.spans]
+    return StepMessage(batch_id=-1, spans=tuple(spans))
 
 
 def closing(message: StepMessage) -> StepMessage:

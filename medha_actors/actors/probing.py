@@ -9,7 +9,7 @@ import msgspec
 
 from medha_actors.actors import fitting
 from medha_actors.actors.cluster import Cluster
-from medha_actors.actors.probes import Limits, Probe, closing, message_of, pages_of, probes
+from medha_actors.actors.probes import Limits, Probe, again, closing, message_of, pages_of, probes
 from medha_actors.core.predictor import StageProfile
 from medha_actors.messages import StepMessage
 
@@ -48,12 +48,12 @@ async def measured_stages(
     steps = []
     for number, probe in enumerate(tried):
         message = message_of(probe, page_tokens, cluster.spec.vocabulary, number)
-        steps += [message, closing(message)]
+        steps += [message, again(message), closing(message)]
     stages = cluster.crew.shape.stages
     packed = [_encode([*steps, *moves])] * stages
     found = []
     for stage, row in enumerate(await cluster.measure(packed, _REPEATS)):
-        measured = fitted(tried, row[: len(steps) : 2])
+        measured = fitted(tried, row[1 : len(steps) : 3])
         _log.info(
             "stage %d: predictions are wrong by at most %.1f%% of fitted steps, %.1f%% of others",
             stage,

@@ -19,6 +19,7 @@ from medha_actors.actors.probes import (
     Limits,
     Part,
     Probe,
+    again,
     closing,
     message_of,
     pages_of,
@@ -98,7 +99,7 @@ def test_what_launching_takes_is_found_with_graphs_and_without():
         model = ExecutionModel(Profile((profile,)))
         assert model.base(GroupLoad().with_prefill(16, 0)) == pytest.approx(launch_s, rel=0.02)
         alone = max(replay_s, gpu.cost.linear_s(1))
-        assert model.base(GroupLoad().with_decode(64)) == pytest.approx(alone, rel=0.1)
+        assert model.base(GroupLoad().with_decode(64, False)) == pytest.approx(alone, rel=0.1)
 
 
 def test_a_step_with_prefill_is_never_quicker_than_its_decodes():
@@ -130,6 +131,10 @@ def test_probes_stay_within_the_limits(limits):
         pages = [page for span in message.spans for page in span.new_pages]
         assert len(pages) == len(set(pages))
         assert max(pages) < limits.pages
+        repeated = again(message)
+        assert load_of(repeated) == load_of(message)
+        assert not repeated.opened
+        assert not any(span.new_pages for span in repeated.spans)
         assert set(closing(message).closed) == {one.request_id for one in message.opened}
         load = probe.load()
         assert (load.rows, load.spans) == (rows, len(message.spans))

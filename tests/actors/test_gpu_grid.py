@@ -9,13 +9,16 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from medha_actors.actors import cluster
+from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.capacity import measured_pages, trial_pages
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.plans import Identity, Kept, Place, StagePlan, shape_of
 from medha_actors.config import load
+from medha_actors.core.predictor import ExecutionModel, GroupLoad, load_of
 from medha_actors.errors import ConfigError
+from medha_actors.messages import StepMessage
 from medha_actors.model.spec import load_spec
 from medha_actors.model_spec import kv_bytes_per_token, split_layers
 
@@ -24,6 +27,7 @@ WEIGHT_BYTES = 3 << 30
 ACTIVATION_BYTES = 1 << 30
 ALL = 80 << 30
 _encode = msgspec.msgpack.Encoder().encode
+decode_steps = msgspec.msgpack.Decoder(list[StepMessage]).decode
 
 
 def config_of(device="cuda", **more):
@@ -35,6 +39,8 @@ class ActedCrew:
     """Actors on one GPU; `others`: bytes that other programs have taken of it."""
 
     others = 0
+    gpu = "H100"
+    kernels = "cuda triton"
     made: list[ActedCrew]
 
     def __init__(self, config, device, owner, stage_class, make_room):
@@ -44,7 +50,6 @@ class ActedCrew:
         self.living: set[Cell] = set()
         self.found: dict[Cell, Identity] = {}
         self.calls: list[str] = []
-        self.obstacle = ""
         self.replaced: list[Cell] = []
         type(self).made.append(self)
 
@@ -87,7 +92,9 @@ class ActedCrew:
         return ALL - taken - len(self.rehearsed) * ACTIVATION_BYTES
 
     def locate(self, cell):
-        return Place("node", (0,), self.free_bytes(), "H100", "0", self.obstacle)
+        if self.device == "cpu":
+            return Place("node", (0,), self.free_bytes(), None)
+        return Place("node", (0,), self.free_bytes(), self.gpu, "0")
 
     def load(self, cell, packed):
         self.plans[cell] = msgspec.msgpack.decode(packed, type=StagePlan)
@@ -106,7 +113,15 @@ class ActedCrew:
         pass
 
     def computes(self, cell):
-        return "acted"
+        return self.kernels
+
+    def fill(self, cell, pages):
+        assert pages <= self.plans[cell].pages
+
+    def measure(self, cell, packed, repeats):
+        """Two milliseconds for launching, or what the rows take."""
+        loads = [load_of(message) for message in decode_steps(packed)]
+        return [max(2e-3, 5e-6 * load.rows) + 1e-6 * load.spans for load in loads]
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +181,7 @@ async def test_pages_stay_when_a_rebuilt_grid_finds_less_memory(device, everythi
     crew.living.discard(Cell(1, 0))
     del crew.plans[Cell(1, 0)]
     crew.rehearsed.clear()
-    ActedCrew.others = 5 << 30 if device == "cuda" else 60 << 30
+    ActedCrew.others = 5 << 30
     lost = await started.revive(everything=everything)
     assert lost.groups == {0}
     assert {plan.pages for plan in crew.plans.values()} == {pages}
@@ -203,6 +218,30 @@ async def test_a_gpu_that_torch_cannot_use_is_told_in_one_line(monkeypatch):
     )
     with pytest.raises(ConfigError, match=r"^actors\.device is cuda, but no driver$"):
         await Cluster.start(config_of())
+
+
+async def test_a_profile_is_of_this_gpu_these_kernels_and_these_limits(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    async def profile(**more):
+        """And how often it was measured: stages on one GPU in turns."""
+        started = await Cluster.start(config_of(**more))
+        found = await profile_of(started)
+        return found, ActedCrew.made[-1].calls.count("measure")
+
+    first, measured = await profile()
+    assert measured == 2
+    assert ExecutionModel(first).base(GroupLoad().with_prefill(16, 0)) == pytest.approx(2e-3, 0.01)
+    assert await profile() == (first, 0), "it was kept"
+    for name, value in (("gpu", "H200"), ("kernels", "cuda flash")):
+        monkeypatch.setattr(ActedCrew, name, value)
+        assert (await profile())[1] == 2
+        assert (await profile())[1] == 0
+    assert (await profile(scheduler={"max_batch_tokens": 8192}))[1] == 2
+    assert (await profile(parallel={"spp": 1}))[1] == 1
+    guessed, measured = await profile(predictor={"calibrate": False})
+    assert measured == 0
+    assert guessed != first
 
 
 def test_neighbours_share_what_is_free_and_the_tightest_counts():

@@ -54,7 +54,7 @@ def test_a_later_stage_is_given_its_rows():
     stage = MeasuredStage(device, [1.0], is_first=False)
     team = SimpleNamespace(rank=1, ranks=2)
     fastest_of(1, stage, device, team, [MESSAGE], torch.bfloat16)
-    assert stage.given[0].shape == (3, 8)  # of seven, those of the second rank
+    assert stage.given[0].shape == (4, 8)  # of seven, those of the second rank
     assert stage.given[0].dtype == torch.bfloat16
 
 

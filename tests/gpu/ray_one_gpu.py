@@ -47,7 +47,8 @@ ARGS: dict[str, Any] = {
     "actors": {"device": "cuda", "num_cpus": 1, "step_timeout_s": 20},
     "predictor": {"cache": False},
 }
-MEND_S = 30.0  # a mend takes about so long, and is not tried with less
+MEND_S = 20.0  # a mend takes about so long, and is not tried with less
+ALONE_S = 22.0  # and an engine of one stage
 
 
 class OneGpuController(Controller):
@@ -115,16 +116,21 @@ def run(out: Any) -> None:
     out.add("ray started", time.perf_counter() - began, "s")
     try:
         asyncio.run(_check(out))
+        if out.left_s() > ALONE_S:
+            asyncio.run(_check_alone(out))
+        else:
+            out.say("one stage", "no time left")
     finally:
         _keep_logs(out.folder)
         ray.shutdown()
 
 
 @asynccontextmanager
-async def _engine() -> AsyncIterator[tuple[RayEngine, Any]]:
+async def _engine(stages: int) -> AsyncIterator[tuple[RayEngine, Any]]:
     """A started engine and its controller."""
     actor_class: Any = ray.remote(OneGpuController)
-    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(ARGS)
+    args = {**ARGS, "parallel": {"spp": stages}}
+    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(args)
     handle = RayEngine(lambda: controller)
     try:
         await handle.start()
@@ -137,16 +143,12 @@ async def _engine() -> AsyncIterator[tuple[RayEngine, Any]]:
 
 async def _check(out: Any) -> None:
     began = time.perf_counter()
-    async with _engine() as (handle, controller):
+    async with _engine(2) as (handle, controller):
         out.add("two stages on one GPU: started, calibrated", time.perf_counter() - began, "s")
-        _tell_fit(out, await controller.probed.remote())
+        _tell_fit(out, "", await controller.probed.remote())
         pages = await controller.pages.remote()
         out.add("pages per group", pages)
-        alone = await _use(out, handle)
-        stats = await handle.stats()
-        if stats["predictor_error_p50"] is not None:
-            out.add("predictions in service: P50 of errors", stats["predictor_error_p50"], most=0.1)
-            out.add("predictions in service: P90 of errors", stats["predictor_error_p90"])
+        alone = await _use(out, "", handle)
 
         async def kill() -> None:
             os.kill((await controller.pids.remote())[1], signal.SIGKILL)
@@ -156,36 +158,67 @@ async def _check(out: Any) -> None:
         out.check("the pages stay", pages == await controller.pages.remote())
 
 
-def _tell_fit(out: Any, measured: list[probing.Measured]) -> None:
+async def _check_alone(out: Any) -> None:
+    """One stage with the GPU to itself: nobody's time slices are in what it measures."""
+    began = time.perf_counter()
+    async with _engine(1) as (handle, controller):
+        out.add("one stage: started, calibrated", time.perf_counter() - began, "s")
+        _tell_fit(out, "one stage: ", await controller.probed.remote())
+        await _use(out, "one stage: ", handle)
+
+
+def _tell_fit(out: Any, whose: str, measured: list[probing.Measured]) -> None:
     for number, stage in enumerate(measured):
-        out.add(f"stage {number}: worst error of held-out steps", stage.worst(True), most=0.05)
-        out.add(f"stage {number}: worst error of fitted steps", stage.worst(False))
+        name = f"{whose}stage {number}: worst error of"
+        out.add(f"{name} held-out steps", stage.worst(True), most=0.05)
+        out.add(f"{name} fitted steps", stage.worst(False))
         lines = [str(stage.profile)]
         for probe, seconds, error in zip(stage.probes, stage.seconds, stage.errors, strict=True):
             kind = "held out" if probe.held_out else "fitted  "
             parts = "  ".join([f"{p.requests}x{p.tokens}@{p.cached}" for p in probe.parts])
             sampled = " sampled" if probe.sample else ""
             lines.append(f"{kind} {seconds * 1e3:9.3f} ms {error:+7.1%}  {parts}{sampled}")
-        (out.folder / f"probes-{number}.txt").write_text("\n".join(lines) + "\n")
+        name = f"probes-{len(measured)}-{number}.txt"
+        (out.folder / name).write_text("\n".join(lines) + "\n")
         print("\n".join(lines), flush=True)
 
 
-async def _use(out: Any, handle: RayEngine) -> list[int]:
+async def _use(out: Any, whose: str, handle: RayEngine) -> list[int]:
     """Generations of several kinds; the tokens of one that others are compared with."""
     await generate(handle, prompt_of(64, 1), greedy(4))
     alone = await generate(handle, prompt_of(500), greedy(200))
-    out.add("500 tokens alone: first token", alone.ttft_s, "s")
-    out.add("alone: decode", 1e3 / alone.tokens_per_s, "ms/token")
+    out.add(f"{whose}500 tokens alone: first token", alone.ttft_s, "s")
+    out.add(f"{whose}alone: decode", 1e3 / alone.tokens_per_s, "ms/token")
     many = [generate(handle, prompt_of(300, salt), greedy(64)) for salt in range(32)]
     began = time.perf_counter()
-    found = await asyncio.gather(*many)
+    async with _busy(out, handle, f"{whose}32 requests together"):
+        found = await asyncio.gather(*many)
     seconds = time.perf_counter() - began
-    out.add("32 requests together", sum([len(one.tokens) for one in found]) / seconds, "tokens/s")
-    long = await generate(handle, prompt_of(60_000), greedy(4))
-    out.add("60,000 tokens alone: first token", long.ttft_s, "s")
+    tokens = sum([len(one.tokens) for one in found])
+    out.add(f"{whose}32 requests together", tokens / seconds, "tokens/s")
+    async with _busy(out, handle, f"{whose}60,000 tokens alone"):
+        long = await generate(handle, prompt_of(60_000), greedy(4))
+    out.add(f"{whose}60,000 tokens alone: first token", long.ttft_s, "s")
     again = await generate(handle, prompt_of(500), greedy(200))
-    out.check("the same tokens again", again.tokens == alone.tokens)
+    out.check(f"{whose}the same tokens again", again.tokens == alone.tokens)
+    stats = await handle.stats()
+    if stats["predictor_error_p50"] is not None:
+        name = f"{whose}predictions in service: of errors"
+        out.add(f"{name} P50", stats["predictor_error_p50"], most=0.1)
+        out.add(f"{name} P90", stats["predictor_error_p90"])
     return alone.tokens
+
+
+@asynccontextmanager
+async def _busy(out: Any, handle: RayEngine, what: str) -> AsyncIterator[None]:
+    """Tells for how much of the time each stage says that it has worked."""
+    before = (await handle.stats())["stage_busy_s"]
+    began = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - began
+    after = (await handle.stats())["stage_busy_s"]
+    for stage, (early, late) in enumerate(zip(before, after, strict=True)):
+        out.add(f"{what}: stage {stage} at work", (late - early) / seconds)
 
 
 async def _survive(out: Any, handle: RayEngine, what: str, harm: Any, expected: list[int]) -> None:
