@@ -42,13 +42,14 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("card", "medha_actors.bench.gpu_card", 20),
-    Part("attention", "medha_actors.bench.gpu_attention", 90),
-    Part("step", "medha_actors.bench.gpu_step", 80),
+    Part("attention", "medha_actors.bench.gpu_attention", 50),
+    Part("step", "medha_actors.bench.gpu_step", 60),
     Part("model", "medha_actors.bench.gpu_model", 60),
-    Part("sampler", "medha_actors.bench.gpu_sampler", 40),
-    Part("links", "medha_actors.bench.gpu_links", 40),
+    Part("sampler", "medha_actors.bench.gpu_sampler", 35),
+    Part("links", "medha_actors.bench.gpu_links", 30),
     Part("ray", "medha_actors.bench.gpu_ray", 90),
-    Part("tests", "medha_actors.bench.gpu_tests", 100),
+    Part("tests", "medha_actors.bench.gpu_tests", 120),
+    Part("sanitizer", "medha_actors.bench.gpu_sanitizer", 55),
     Part("convoy", "medha_actors.bench.gpu_convoy", 80),
 )
 

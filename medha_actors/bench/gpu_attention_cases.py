@@ -68,11 +68,12 @@ def make_case(
     device: torch.device,
     seed: int = 0,
     shapes: Shapes | None = None,
+    shortest: int | None = None,
     token_major: bool = False,
     poisoned: bool = False,
 ) -> Case:
     """`poisoned`: whatever nobody may see is NaN, and so are the results before they are
-    computed."""
+    computed. `shortest`: keys of a piece, however few keys there are."""
     generator = torch.Generator(device).manual_seed(seed)
     counts = [-(-span.tokens // model.page_tokens) for span in spans]
     pool_pages = sum(counts) + 1
@@ -85,7 +86,12 @@ def make_case(
     heads = model.heads + 2 * model.kv_heads
     size = (rows, heads, model.head_dim)
     q = torch.empty(size, dtype=model.dtype, device=device).normal_(generator=generator)
-    planned, step = _planned(spans, pages, model, device, shapes)
+    tiles = tiles_for(model.heads, model.kv_heads, model.head_dim, model.dtype, device)
+    if shapes is not None:
+        tiles = tiles._replace(narrow=shapes.narrow.rows, wide=shapes.wide.rows)
+    if shortest is not None:
+        tiles = tiles._replace(uncut=shortest, shortest=shortest)
+    planned, step = _planned(spans, pages, tiles, device)
     fill = torch.nan if poisoned else 0.0
     width = model.heads * model.head_dim
     out = torch.full((rows, width), fill, dtype=model.dtype, device=device)
@@ -97,26 +103,17 @@ def make_case(
     return Case(tuple(spans), model, own, layer, pages, step, out, lse, partials, shapes)
 
 
-def cut(model: Model, device: torch.device, shapes: Shapes | None) -> Tiles:
-    """How a model's rows are cut for these shapes."""
-    tiles = tiles_for(model.heads, model.kv_heads, model.head_dim, model.dtype, device)
-    if shapes is None:
-        return tiles
-    return tiles._replace(narrow=shapes.narrow.rows, wide=shapes.wide.rows)
-
-
 def _planned(
     spans: Sequence[Rows],
     pages: Sequence[Tensor],
-    model: Model,
+    tiles: Tiles,
     device: torch.device,
-    shapes: Shapes | None,
 ) -> tuple[int, UploadedStep]:
     """Slots of partial results, and the step."""
     firsts = np.cumsum([0] + [span.rows for span in spans])
     numbers = [(first, *span) for first, span in zip(firsts, spans, strict=False)]
     sequences = np.array(numbers, np.int32)
-    planned = plan_work(sequences, cut(model, device, shapes))
+    planned = plan_work(sequences, tiles)
     tables = [table.cpu().numpy().astype(np.int32) for table in pages]
     return planned.slots, upload(sequences, tables, planned, device)
 

@@ -9,21 +9,17 @@ from medha_actors.bench.gpu_attention_times import LLAMA, Findings, case_seconds
 from medha_actors.model.cuda.attention import Shape, Shapes, shapes_for
 
 WIDE = (
-    Shape(128, 64, 8, 2),
     Shape(128, 64, 8, 3),
-    Shape(128, 128, 8, 2),
-    Shape(64, 64, 4, 2),
+    Shape(128, 64, 8, 4),
+    Shape(128, 64, 8, 5),
     Shape(64, 64, 4, 3),
-    Shape(64, 128, 4, 2),
-    Shape(128, 32, 8, 4),
+    Shape(128, 128, 8, 2),
 )
 NARROW = (
-    Shape(16, 64, 4, 2),
     Shape(16, 64, 4, 3),
     Shape(16, 64, 4, 4),
-    Shape(16, 128, 4, 2),
-    Shape(16, 128, 8, 3),
     Shape(16, 32, 4, 4),
+    Shape(16, 128, 4, 2),
     Shape(16, 64, 2, 3),
 )
 Steps = tuple[tuple[str, tuple[Rows, ...]], ...]

@@ -45,6 +45,7 @@ class _Reporter:
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if self.out.left_s() < _SPARE_S:
+            self.counts["left out"] += 1
             pytest.skip("no time left")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -56,7 +57,7 @@ class _Reporter:
         elif report.skipped or report.when == "call":
             self.counts[report.outcome] += 1
             if report.skipped and isinstance(report.longrepr, tuple):
-                self.counts[report.longrepr[2]] += 1
+                self.counts[report.longrepr[2][:60]] += 1
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -66,4 +67,5 @@ class _Reporter:
 
     def finish(self) -> None:
         said = ", ".join(f"{name} {count}" for name, count in self.counts.items())
-        self.out.check(self.name, self.counts["failed"] == 0, said or "no tests")
+        whole = not self.counts["failed"] and not self.counts["left out"]
+        self.out.check(self.name, whole, said or "no tests")

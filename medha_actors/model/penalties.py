@@ -3,6 +3,7 @@ penalties."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ class History:
 
     def __init__(self, introduction: Introduction, vocabulary: int) -> None:
         self.vocabulary = vocabulary
-        self.tokens = torch.empty(0, dtype=torch.int32)
+        self.tokens = np.empty(0, np.int32)
         self.in_prompt: Tensor | None = None
         self.record(0, introduction.token_ids)
 
@@ -23,10 +24,10 @@ class History:
         """Note the tokens of positions [start, ...)."""
         if not packed:
             return
-        new = torch.frombuffer(bytearray(packed), dtype=torch.int32)
+        new = np.frombuffer(packed, np.int32)
         stop = start + len(new)
         if stop > len(self.tokens):
-            grown = torch.zeros(max(stop, 2 * len(self.tokens), 256), dtype=torch.int32)
+            grown = np.zeros(max(stop, 2 * len(self.tokens), 256), np.int32)
             grown[: len(self.tokens)] = self.tokens
             self.tokens = grown
         self.tokens[start:stop] = new
@@ -56,7 +57,8 @@ class History:
             logits.sub_((counts > 0).float(), alpha=params.presence_penalty)
 
     def _counts(self, start: int, stop: int) -> Tensor:
-        return torch.bincount(self.tokens[start:stop], minlength=self.vocabulary)
+        tokens = torch.from_numpy(self.tokens[start:stop])
+        return torch.bincount(tokens, minlength=self.vocabulary)
 
 
 def adjusts(params: SamplingParams, index: int) -> bool:

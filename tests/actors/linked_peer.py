@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.process
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -34,6 +35,8 @@ KINDS = ("shared", "pinned", "ipc", "gloo")
 
 def way_of(kind: str, device: torch.device = CPU) -> Way:
     """On the CPU with small memory and a device that stands in for a GPU."""
+    if device != CPU and kind == "nccl":
+        return PairWay(device)
     if device != CPU:
         return next(way for way in ways_for(True, device) if way.kind == kind)
     if kind == "gloo":
@@ -89,7 +92,9 @@ def work(
 
 
 def wait_for_work(asked: Connection, device: torch.device) -> None:
-    """In a process that is warm before it is told what to do."""
+    """In a process that is warm before it is told what to do. To NCCL it is a host of its own, for
+    two ranks of a host may not share a GPU."""
+    os.environ["NCCL_HOSTID"] = f"test-{os.getpid()}"
     torch.empty(1, device=device)
     work(*asked.recv(), device)
 

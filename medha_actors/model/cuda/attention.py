@@ -18,11 +18,13 @@ from torch import Tensor
 from medha_actors.errors import ModelError
 from medha_actors.model.attention import Attention
 from medha_actors.model.cuda.attention_work import HEADER, Tiles, Work, plan_work
+from medha_actors.model.cuda.launch import Launcher
 from medha_actors.model.kv_pool import KvPool, Layout
 from medha_actors.model.step_plan import SpanRows, StepPlan
 
 LARGEST_HEAD = 256
 LARGEST_SHARE = 64  # query heads of a key head
+_ALIGNED = 4  # int32: where arrays begin; Triton compiles another variant for each other place
 _MERGED_AT_ONCE = 8  # pieces
 _PROGRAMS = 8  # of each processor, for narrow tiles and merges
 
@@ -140,32 +142,30 @@ def paged_attention(
         pool_layer.stride(2),
         pool_layer.stride(3),
         out.stride(0),
+        share,
+        kv_heads,
+        head_dim,
+        _padded(head_dim),
+        page_tokens,
     )
-    constants = {
-        "SHARE": share,
-        "KV_HEADS": kv_heads,
-        "HEAD_DIM": head_dim,
-        "HEAD": _padded(head_dim),
-        "PAGE": page_tokens,
-        "LSE": lse is not None,
-        "WIDEN": kernels.INTERPRETED,
-    }
+    flags = (lse is not None, kernels.INTERPRETED)
+    launch = _launchers()
     narrow = len(step.work) - HEADER - step.wide
     if step.wide:
-        options = _options(shapes.wide)
-        kernels.attend[(step.wide, kv_heads)](*tensors, *numbers, **constants, **options, WIDE=True)
+        shape = shapes.wide
+        constants = (*numbers, shape.rows, shape.keys, *flags, True)
+        launch.attend((step.wide * kv_heads, 1, 1), tensors, (), constants, _options(shape))
     if narrow:
-        options = _options(shapes.narrow)
-        grid = (min(narrow * kv_heads, _PROGRAMS * limits.processors),)
-        kernels.attend[grid](*tensors, *numbers, **constants, **options, WIDE=False)
+        shape = shapes.narrow
+        constants = (*numbers, shape.rows, shape.keys, *flags, False)
+        programs = min(narrow * kv_heads, _PROGRAMS * limits.processors)
+        launch.attend((programs, 1, 1), tensors, (), constants, _options(shape))
     if len(step.merges):
         rows_at_once = shapes.wide.rows // share if step.wide else 1
         programs = min(len(step.merges) * heads, _PROGRAMS * limits.processors)
-        kernels.merge[(programs, rows_at_once)](
-            out, out if lse is None else lse, *partials, step.work, step.merges, out.stride(0),
-            HEADS=heads, HEAD_DIM=head_dim, HEAD=_padded(head_dim), PIECES=_MERGED_AT_ONCE,
-            LSE=lse is not None, num_warps=2,
-        )  # fmt: skip
+        merged = (out, out if lse is None else lse, *partials, step.work, step.merges)
+        sizes = (out.stride(0), heads, head_dim, _padded(head_dim), _MERGED_AT_ONCE)
+        launch.merge((programs, rows_at_once, 1), merged, (), (*sizes, lse is not None))
 
 
 class TritonAttention(Attention["Prepared"]):
@@ -243,13 +243,15 @@ def upload(
     lengths = [len(table) for table in tables]
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
     arrays = (sequences, starts, np.concatenate(tables), planned.work, planned.merges)
-    flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
-    parts = flat.split([array.size for array in arrays])
-    views = [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-    sequences_view, starts_view, tables_view, work, merges = views
-    return UploadedStep(sequences_view, starts_view, tables_view, work, merges, planned.wide)
+    sizes = [-(-array.size // _ALIGNED) * _ALIGNED for array in arrays]
+    flat = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    for part, array in zip(flat.split(sizes), arrays, strict=True):
+        part[: array.size] = torch.from_numpy(array.reshape(-1))
+    parts = flat.to(device, non_blocking=True).split(sizes)
+    views = []
+    for part, array in zip(parts, arrays, strict=True):
+        views.append(part[: array.size].view(array.shape))
+    return UploadedStep(views[0], views[1], views[2], views[3], views[4], planned.wide)
 
 
 class _Limits(NamedTuple):
@@ -276,12 +278,19 @@ def _padded(size: int) -> int:
 
 
 def _options(shape: Shape) -> dict[str, int]:
-    return {
-        "ROWS": shape.rows,
-        "KEYS": shape.keys,
-        "num_warps": shape.warps,
-        "num_stages": shape.stages,
-    }
+    return {"num_warps": shape.warps, "num_stages": shape.stages}
+
+
+class _Launchers(NamedTuple):
+    attend: Launcher
+    merge: Launcher
+
+
+@functools.cache
+def _launchers() -> _Launchers:
+    """Numbers are the same in all steps of a model, so they are told as constants are."""
+    kernels = _kernels()
+    return _Launchers(Launcher(kernels.attend), Launcher(kernels.merge, num_warps=2))
 
 
 def _kernels() -> Any:

@@ -206,14 +206,14 @@ def attend(
     WIDEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """All wide items on a grid (items, kv_heads); or all narrow ones on any grid (programs,), each
-    program taking its share of what the header of `work` says: a recorded launch fits every
-    step."""
+    """All wide items on a grid (items x kv_heads,), the longest of all heads first; or all narrow
+    ones on any grid (programs,), each program taking its share of what the header of `work` says:
+    a recorded launch fits every step."""
     if WIDE:
         _attend(
             q, keys, values, out, lse, partial_out, partial_lse,
             work, sequences, table_starts, tables,
-            1 + tl.program_id(0), tl.program_id(1), scale,
+            1 + tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, scale,
             stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
             SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
         )  # fmt: skip

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int32]
 
 ALIGNED_KEYS = 128  # where pieces may begin: a multiple of every block of keys
-SHORTEST_PIECE = 512  # keys; below four times that nothing is cut
 MOST_PIECES = 64
 HEADER = 1  # rows of `work` before the first item
 _MANY_WAVES = 8  # so many rounds of all processors are even enough without pieces
@@ -31,6 +30,8 @@ class Tiles(NamedTuple):
     narrow: int  # packed rows of a tile for sequences of few rows, at least `share`
     wide: int  # of all others
     processors: int
+    uncut: int = 2048  # so many keys are never cut into pieces
+    shortest: int = 512  # keys of a piece, at least
 
 
 class Work(NamedTuple):
@@ -99,7 +100,7 @@ def _piece_keys(
     keys: NDArray[np.int64], counts: NDArray[np.int64], narrow: NDArray[np.bool_], tiles: Tiles
 ) -> NDArray[np.int64]:
     """Keys of a piece, for each sequence."""
-    most = np.where(keys > 4 * SHORTEST_PIECE, keys // SHORTEST_PIECE, 1)
+    most = np.where(keys > tiles.uncut, keys // tiles.shortest, 1)
     most = np.clip(most, 1, MOST_PIECES)
     # two narrow tiles share a processor
     few = _best_pieces(tiles.kv_heads, 2 * tiles.processors)

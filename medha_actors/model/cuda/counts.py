@@ -10,19 +10,20 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medha_actors.model.guard import require_known
 from medha_actors.model.penalties import History
 
 _FIRST: Final = 8  # rows of the first table
+_NOTHING: Final = np.empty(0, np.int64)
 
 
 class News(NamedTuple):
     """What a row of the table lacks: cells of the flat table, int64."""
 
+    slot: int
     prompt: np.ndarray
-    output: np.ndarray
+    output: list[int]
 
 
 class _Row:
@@ -40,17 +41,7 @@ class Counts:
         self.table = torch.zeros(0, vocabulary, dtype=torch.int32, device=device)
         self._rows: dict[str, _Row] = {}
         self._free: list[int] = []
-
-    def slot(self, request_id: str) -> int:
-        """The request's row in the table; it is given one if it has none."""
-        row = self._rows.get(request_id)
-        if row is None:
-            if not self._free:
-                self._grow()
-            row = _Row(self._free.pop())
-            self._rows[request_id] = row
-            self.table[row.slot].zero_()
-        return row.slot
+        self._stale: list[int] = []
 
     def close(self, request_id: str) -> None:
         """Forget a request."""
@@ -70,25 +61,36 @@ class Counts:
         row = self._rows.get(request_id)
         if row is not None and (row.counted > stop or row.prompt != prompt):
             self.close(request_id)
-        at = self.slot(request_id) * self.vocabulary
-        row = self._rows[request_id]
-        new = history.tokens[row.counted : stop].numpy().astype(np.int64)
+            row = None
+        if row is None:
+            row = self._open(request_id)
+            row.prompt = prompt
+        at = row.slot * self.vocabulary
+        counted = row.counted
+        row.counted = stop
+        if prompt <= counted == stop - 1:  # as in every decode
+            token_id = int(history.tokens[counted])
+            require_known("the prompt", token_id, token_id, self.vocabulary)
+            return News(row.slot, _NOTHING, [at + token_id])
+        new = history.tokens[counted:stop].astype(np.int64)
         if len(new):
             require_known("the prompt", int(new.min()), int(new.max()), self.vocabulary)
-        border = max(prompt - row.counted, 0)
-        row.prompt = prompt
-        row.counted = stop
-        return News(at + new[:border], at + new[border:])
+        border = max(prompt - counted, 0)
+        new += at
+        return News(row.slot, new[:border], new[border:].tolist())
 
-    def add_prompt(self, cells: Tensor) -> None:
-        """Add news of prompts, int64 [n]."""
-        flat = self.table.view(-1)
-        flat.scatter_(0, cells, flat.gather(0, cells) | 1)  # the same cell is given the same
+    def take_stale(self) -> list[int]:
+        """Rows of the table that are to be cleared before what is new is added."""
+        stale, self._stale = self._stale, []
+        return stale
 
-    def add_output(self, cells: Tensor) -> None:
-        """Add news of outputs, int64 [n]."""
-        flat = self.table.view(-1)
-        flat.scatter_add_(0, cells, torch.full_like(cells, 2, dtype=torch.int32))
+    def _open(self, request_id: str) -> _Row:
+        if not self._free:
+            self._grow()
+        row = _Row(self._free.pop())
+        self._rows[request_id] = row
+        self._stale.append(row.slot)
+        return row
 
     def _grow(self) -> None:
         had = len(self.table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medha_actors.messages import Span
 from medha_actors.model.cuda import fused
 from medha_actors.model.cuda.graphs import ROWS, Capture, StepGraphs
 from medha_actors.model.cuda.layers import CudaLayer, LayerStep, Merge, PagedAttention
@@ -25,13 +27,16 @@ from medha_actors.model.kv_pool import KvPool
 from medha_actors.model.layers import Embedding, Loader
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.rope import frequencies_of
-from medha_actors.model.step_plan import StepPlan
+from medha_actors.model.step_plan import StepPlan, plan_step
 from medha_actors.model.team import ALONE, Team
 
 _log = logging.getLogger("medha.model")
 
 _STEP_INTS: Final = 1 << 20  # of a step's numbers to begin with: 4 MiB
 _CLEARED: Final = 1 << 16  # pages that can be cleared at once
+# of the steps that are run at start: a decode whose attention is cut, and a chunk
+_CONTEXT: Final = 4096
+_CHUNK: Final = 32
 
 
 class CudaDecoder:
@@ -64,6 +69,7 @@ class CudaDecoder:
             self.table = embedding.table
             self.first = embedding.first or 0
         self.eps = spec.eps
+        self.hidden = spec.hidden
         self.layers = [CudaLayer(loader, number) for number in range(*layers)]
         self.norm = loader.tensor("model.norm.weight") if head else None
         self.head = loader.head() if head else None
@@ -131,10 +137,26 @@ class CudaDecoder:
         return [self.pool.data.flatten(0, 1).flatten(2)]
 
     def prepare(self) -> None:
-        """Capture the graphs of decode steps, on the stream and in the thread that will run
-        them."""
+        """Run what a step may need, so that no request waits for a compiler, and capture the graphs
+        of decode steps: on the stream and in the thread that will run them."""
+        room = self.pool.pages * self.pool.page_tokens
+        for cached, rows in ((min(room, _CONTEXT) - 1, 1), (0, min(room, _CHUNK))):
+            for merge in (None, _keep):
+                self._run(*self._sample(cached, rows), merge, ALONE)
         if self.graphs is not None:
             self.graphs.prepare()
+
+    def _sample(self, cached: int, rows: int) -> tuple[DeviceStep, Tensor | None]:
+        """A step of one sequence in the first pages."""
+        tokens = self.pool.page_tokens
+        table = array("i", range(-(-(cached + rows) // tokens)))
+        span = Span("sample", cached, cached + rows, b"", 0, cached, ())
+        plan = plan_step([span], {span.request_id: table}, tokens)
+        ids = np.zeros(rows, np.int32)
+        step = self.buffer.write(arrays_of(plan, ids, self.attention.plan_work))
+        if self.table is not None:
+            return step, None
+        return step, torch.zeros(rows, self.hidden, dtype=self.dtype, device=self.device)
 
     def _alone(self, step: DeviceStep, hidden: Tensor | None) -> Tensor:
         return self._run(step, hidden, None, ALONE)
@@ -154,3 +176,7 @@ class CudaDecoder:
     def _embed(self, token_ids: Tensor, team: Team) -> Tensor:
         assert self.table is not None, "only the first stage may be given no hidden states"
         return team.total(fused.embed(self.table, token_ids, self.first))
+
+
+def _keep(out: Tensor, lse: Tensor) -> None:
+    """In the place of a merge with other groups."""

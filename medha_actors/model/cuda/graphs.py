@@ -103,9 +103,13 @@ class StepGraphs:
         start = time.perf_counter()
         for extent in self.extents[len(self._recorded) :]:
             if time.perf_counter() - start > seconds:
-                _log.warning("graphs of more than %d rows are left out: too slow", extent.rows)
+                _log.warning("graphs from %d rows on are left out: too slow", extent.rows)
                 break
-            self._record(extent)
+            try:
+                self._record(extent)
+            except RuntimeError as error:  # without them all is computed too
+                _log.warning("graphs from %d rows on are left out: %s", extent.rows, error)
+                break
         took = time.perf_counter() - start
         _log.info("%d graphs of decode steps captured in %.1f s", len(self._recorded), took)
 

@@ -1,4 +1,9 @@
-"""Choice on kernels of our own: what Choice says, in a tenth of the passes over the logits."""
+"""Choice on kernels of our own: what Choice says, in a few launches.
+
+Rows that are cut by top_k or top_p are decided among candidates: the tokens that reach a bar which
+at least top_k tokens do reach, since as many parts of the row have one. Where these cannot tell
+(top_p of a flat row), the row is searched as a whole.
+"""
 
 from __future__ import annotations
 
@@ -8,151 +13,101 @@ import torch
 import triton
 from torch import Tensor
 
-from medha_actors.model.cuda import choice_kernels as kernels
-from medha_actors.model.cuda.choice import Choice, Drawn, Filters, share_of, tokens_of, weights_of
+from medha_actors.model.cuda import choice_kernels, search_kernels
+from medha_actors.model.cuda.choice import Asks, Choice
 
 _CHUNK: Final = 4096  # tokens of one program
+_PART: Final = 128  # tokens that may lift the bar together
+_MANY: Final = 4096  # candidates
 _BLOCK: Final = 4096  # tokens of one round of the search
-_MANY: Final = 1024  # tokens that top_k and top_p look at before the search
-_BEST: Final = (8, 32)  # most likely tokens that the kernel gives; more are sorted
+_BEST: Final = (8, 32)  # most likely tokens that a kernel gives; more are sorted
+_COUNTED: Final = 1024  # tokens counted by one program
 
 
 class KernelChoice(Choice):
-    """`looks`: whether filters try the most likely tokens before the search over all."""
+    """See Choice."""
 
     compiles = True
 
-    def __init__(self, looks: bool = True) -> None:
-        self._looks = looks
+    def choose(self, logits: Tensor, asks: Asks) -> Tensor:
+        rows, vocabulary = logits.shape
+        stride = logits.stride(0)
+        device = logits.device
+        chunks = triton.cdiv(vocabulary, _CHUNK)
+        wide = triton.next_power_of_2(chunks)
+        parts = chunks * (_CHUNK // _PART)
+        numbers = asks.numbers
+        keys = torch.empty(2, rows, chunks, dtype=torch.int64, device=device)
+        keys, sums = keys[0], keys[1]
+        found = torch.empty(5, rows, dtype=torch.int32, device=device)
+        settled, bars, counters = found[2], found[3], found[4]
+        bests = candidates = found
+        if asks.cut:
+            bests = torch.empty(rows, parts, dtype=torch.int32, device=device)
+            candidates = torch.empty(rows, _MANY, dtype=torch.int32, device=device)
+        grid = (rows, chunks)
+        choice_kernels.look_over[grid](
+            logits, stride, keys, bests, vocabulary, chunks,
+            CHUNK=_CHUNK, PART=_PART, CUT=asks.cut, num_warps=8,
+        )  # fmt: skip
+        if asks.cut:
+            choice_kernels.set_bars[rows,](
+                bests, numbers, bars, counters, rows, vocabulary, parts,
+                triton.cdiv(vocabulary, _PART),
+                PARTS=triton.next_power_of_2(parts), num_warps=4,
+            )  # fmt: skip
+        if asks.drawn:
+            choice_kernels.weigh[grid](
+                logits, stride, numbers, keys, bars, counters, candidates, sums, rows,
+                vocabulary, chunks,
+                CHUNK=_CHUNK, CHUNKS=wide, MANY=_MANY, CUT=asks.cut, num_warps=8,
+            )  # fmt: skip
+        choice_kernels.pick[rows,](
+            logits, stride, numbers, keys, bars, counters, candidates, sums, found, settled,
+            rows, vocabulary, chunks,
+            CHUNK=_CHUNK, CHUNKS=wide, MANY=_MANY, DRAWN=asks.drawn, CUT=asks.cut, num_warps=8,
+        )  # fmt: skip
+        if asks.cut:
+            search_kernels.search_all[rows,](
+                logits, stride, numbers, keys, found, settled, rows, vocabulary, chunks,
+                CHUNKS=wide, BLOCK=_BLOCK, num_warps=16,
+            )  # fmt: skip
+        return found[:2]
 
     def penalise(
         self, logits: Tensor, rows: Tensor, counts: Tensor, slots: Tensor, penalties: Tensor
     ) -> None:
         vocabulary = logits.shape[1]
-        kernels.take_penalties[len(rows), triton.cdiv(vocabulary, _CHUNK)](
-            logits,
-            logits.stride(0),
-            rows,
-            counts,
-            slots,
-            penalties.contiguous(),
-            len(rows),
-            vocabulary,
-            CHUNK=_CHUNK,
-            num_warps=8,
+        search_kernels.take_penalties[len(rows), triton.cdiv(vocabulary, _CHUNK)](
+            logits, logits.stride(0), rows, counts, slots, penalties, len(rows), vocabulary,
+            CHUNK=_CHUNK, num_warps=8,
+        )  # fmt: skip
+
+    def count(self, table: Tensor, cells: Tensor, prompts: int) -> None:
+        search_kernels.add_counts[triton.cdiv(len(cells), _COUNTED),](
+            table, cells, len(cells), prompts, BLOCK=_COUNTED
         )
 
-    def floors(self, logits: Tensor, drawn: Drawn, floors: Tensor, filters: Filters) -> Tensor:
-        count = len(filters.places)
-        if self._looks:
-            found, settled = self._look(logits, drawn, floors, filters)
-        else:
-            found = torch.empty_like(filters.top_ps, dtype=torch.float32)
-            settled = torch.zeros(count, dtype=torch.int32, device=logits.device)
-        kernels.find_floors[count,](
-            logits,
-            logits.stride(0),
-            drawn.rows,
-            drawn.temperatures,
-            drawn.peaks,
-            floors,
-            filters.places,
-            filters.top_ks,
-            filters.top_ps,
-            settled,
-            found,
-            logits.shape[1],
-            BLOCK=_BLOCK,
-            num_warps=16,
-        )
-        return found
-
-    def draw(self, logits: Tensor, drawn: Drawn, floors: Tensor) -> Tensor:
-        sums = self._sums(logits, drawn, floors)
-        tokens = torch.empty_like(drawn.rows)
-        chunks = sums.shape[1]
-        kernels.pick_tokens[len(tokens),](
-            logits,
-            logits.stride(0),
-            drawn.rows,
-            drawn.temperatures,
-            drawn.peaks,
-            floors,
-            drawn.shots,
-            sums,
-            tokens,
-            logits.shape[1],
-            chunks,
-            CHUNK=_CHUNK,
-            CHUNKS=triton.next_power_of_2(chunks),
-            num_warps=8,
-        )
-        return tokens
-
-    def spread(self, logits: Tensor, peaks: Tensor) -> Tensor:
-        rows = torch.arange(len(logits), device=logits.device)
-        every = Drawn(rows, torch.ones_like(peaks), peaks, peaks)
-        return self._sums(logits, every, torch.full_like(peaks, -torch.inf)).sum(-1)
-
-    def tops(self, logits: Tensor, count: int) -> Tensor:
+    def score(self, logits: Tensor, token_ids: Tensor, count: int) -> Tensor:
         most = next((many for many in _BEST if many >= count), None)
         if most is None:
-            return super().tops(logits, count)
+            return super().score(logits, token_ids, count)
         rows, vocabulary = logits.shape
+        stride = logits.stride(0)
         chunks = triton.cdiv(vocabulary, _CHUNK)
+        wide = triton.next_power_of_2(chunks)
         keys = torch.empty(rows, chunks, most, dtype=torch.int64, device=logits.device)
-        kernels.best_of_chunks[rows, chunks](
-            logits,
-            logits.stride(0),
-            keys,
-            vocabulary,
-            chunks,
-            CHUNK=_CHUNK,
-            COUNT=most,
-            num_warps=8,
+        sums = torch.empty(rows, chunks, dtype=torch.int64, device=logits.device)
+        scores = torch.empty(rows, 1 + 2 * count, dtype=torch.int32, device=logits.device)
+        search_kernels.best_of_chunks[rows, chunks](
+            logits, stride, keys, vocabulary, chunks, CHUNK=_CHUNK, COUNT=most, num_warps=8
         )
-        return tokens_of(keys.view(rows, -1).topk(count).values)
-
-    def _sums(self, logits: Tensor, drawn: Drawn, floors: Tensor) -> Tensor:
-        """int64 [rows of drawn, chunks]."""
-        vocabulary = logits.shape[1]
-        chunks = triton.cdiv(vocabulary, _CHUNK)
-        sums = torch.empty(len(drawn.rows), chunks, dtype=torch.int64, device=logits.device)
-        kernels.sum_weights[len(sums), chunks](
-            logits,
-            logits.stride(0),
-            drawn.rows,
-            drawn.temperatures,
-            drawn.peaks,
-            floors,
-            sums,
-            vocabulary,
-            chunks,
-            CHUNK=_CHUNK,
-            num_warps=8,
-        )
-        return sums
-
-    def _look(
-        self, logits: Tensor, drawn: Drawn, floors: Tensor, filters: Filters
-    ) -> tuple[Tensor, Tensor]:
-        """The floors as the most likely tokens say, and int32 [n]: whether these settle them."""
-        vocabulary = logits.shape[1]
-        some = Drawn(*[part.index_select(0, filters.places) for part in drawn])
-        floor = floors.index_select(0, filters.places)
-        held = logits if len(some.rows) == len(logits) else logits.index_select(0, some.rows)
-        best = held.topk(min(_MANY, vocabulary)).values / some.temperatures[:, None]
-        many = best.shape[1]
-        cut = (filters.top_ks > 0) & (filters.top_ks < vocabulary)
-        kth = best.gather(1, (filters.top_ks - 1).clamp(0, many - 1)[:, None])[:, 0]
-        floor = torch.where(cut, torch.maximum(kth, floor), floor)
-        total = self._sums(logits, some, floor).sum(-1)
-        reached = weights_of(best, some.peaks, floor).cumsum(-1)
-        wanted = share_of(filters.top_ps, total)
-        last = torch.searchsorted(reached, wanted[:, None]).clamp_max_(many - 1)
-        nucleus = torch.maximum(best.gather(1, last)[:, 0], floor)
-        found = torch.where(filters.top_ps < 1.0, nucleus, floor)
-        settled = (~cut | (filters.top_ks <= many)) & (
-            (filters.top_ps >= 1.0) | (reached[:, -1] >= wanted)
-        )
-        return found, settled.int()
+        search_kernels.spread_of_chunks[rows, chunks](
+            logits, stride, keys, sums, vocabulary, chunks,
+            CHUNK=_CHUNK, CHUNKS=wide, COUNT=most, num_warps=8,
+        )  # fmt: skip
+        search_kernels.score_rows[rows,](
+            logits, stride, token_ids, keys, sums, scores, count, vocabulary, chunks,
+            CHUNKS=wide, COUNT=most, num_warps=4,
+        )  # fmt: skip
+        return scores

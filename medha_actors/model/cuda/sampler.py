@@ -23,16 +23,9 @@ from torch import Tensor
 from medha_actors.errors import LinkClosedError
 from medha_actors.messages import Introduction, SamplingParams, Span
 from medha_actors.model.constraints import Grammars
-from medha_actors.model.cuda.answers import (
-    BROKEN,
-    Answer,
-    DrawnAnswer,
-    Launched,
-    PromptAnswer,
-    score,
-)
+from medha_actors.model.cuda.answers import Answer, DrawnAnswer, Launched, PromptAnswer
 from medha_actors.model.cuda.batch import Batch, Row
-from medha_actors.model.cuda.choice import Choice
+from medha_actors.model.cuda.choice import BROKEN, Choice
 from medha_actors.model.cuda.counts import Counts
 from medha_actors.model.cuda.parcel import Parcel
 from medha_actors.model.cuda.requests import Asked, asked_of
@@ -94,10 +87,10 @@ class CudaSampler(Sampler):
 
     def open(self, introduction: Introduction) -> None:
         request_id = introduction.request_id
-        self.asked[request_id] = asked_of(GREEDY)
+        self.asked[request_id] = asked_of(GREEDY, self.vocabulary)
         self.counts.close(request_id)
         super().open(introduction)
-        self.asked[request_id] = asked_of(self.params[request_id])
+        self.asked[request_id] = asked_of(self.params[request_id], self.vocabulary)
 
     def close(self, request_id: str) -> None:
         super().close(request_id)
@@ -132,7 +125,7 @@ class CudaSampler(Sampler):
     def _most_likely(self, spans: Sequence[Span], ids: Tensor, peaks: Tensor) -> DrawnAnswer:
         asked = [self.asked[span.request_id] for span in spans]
         flags = (~peaks.isfinite()).int() * BROKEN
-        return DrawnAnswer((ids.int(), flags), spans, asked, [None] * len(spans))
+        return DrawnAnswer((torch.stack((ids.int(), flags)),), spans, asked, [None] * len(spans))
 
     def _sampled(
         self, spans: Sequence[Span], numbers: Sequence[int], logits: Logits, failures: Failures
@@ -167,29 +160,27 @@ class CudaSampler(Sampler):
         history = self.histories.get(span.request_id)
         allowed = None
         news = None
-        slot = 0
         prompt = span.stop - span.index
         if constraint is not None and history is not None:
             allowed = constraint.allowed(history.between(prompt, span.stop))
         if history is not None and asked.params.penalised:
             news = self.counts.news(span.request_id, history, prompt, span.stop)
-            slot = self.counts.slot(span.request_id)
-        return Row(number, span, asked, constraint, allowed, news, slot)
+        return Row(number, span, asked, constraint, allowed, news)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> DrawnAnswer:
         """Queue the draws from logits [rows, vocabulary], which are changed."""
-        batch = Batch(rows, self.vocabulary, self.device)
+        batch = Batch(rows, self.vocabulary, self.counts, self.choice)
         batch.mask(logits)
         # Log-probabilities are of the model's own distribution; with a grammar, of what it lets
         # pass, as in vLLM.
         raw = batch.of_scored(logits) if batch.scored else None
-        batch.adjust(logits, self.counts, self.choice)
-        chosen, flags = batch.choose(logits, self.choice)
-        numbers = [chosen.int(), flags]
+        batch.adjust(logits)
+        chosen = batch.choose(logits)
+        numbers = [chosen]
         if raw is not None:
             count = max(rows[place].asked.params.logprobs or 0 for place in batch.scored)
-            given = batch.of_scored(chosen)
-            numbers.append(score(self.choice, raw, given, min(count, self.vocabulary)))
+            given = batch.of_scored(chosen[0])
+            numbers.append(self.choice.score(raw, given, min(count, self.vocabulary)))
         return DrawnAnswer(
             numbers,
             [row.span for row in rows],
@@ -212,8 +203,8 @@ class CudaSampler(Sampler):
         for start in range(0, len(following), _PROMPT_BLOCK):
             stop = min(start + _PROMPT_BLOCK, len(following))
             block = logits(range(first + start, first + stop))
-            numbers.append(score(self.choice, block, given[start:stop], count))
-        return [PromptAnswer(numbers, span, count)]
+            numbers.append(self.choice.score(block, given[start:stop], count))
+        return [PromptAnswer(numbers, span)]
 
 
 def choice_for(device: torch.device) -> Choice:

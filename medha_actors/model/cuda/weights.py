@@ -39,7 +39,8 @@ class DeviceWeights:
         self._uploader.close()
         took = time.perf_counter() - self._start
         size = self._uploader.bytes / 1e9
-        _log.info("weights: %.2f GB in %.1f s, %.1f GB/s", size, took, size / took)
+        if error is None and size:
+            _log.info("weights: %.2f GB in %.1f s, %.1f GB/s", size, took, size / took)
 
     def __contains__(self, name: str) -> bool:
         return name in self.weights

@@ -27,6 +27,8 @@ TILES = st.builds(
     narrow=st.just(16),
     wide=st.sampled_from([32, 64, 128]),
     processors=st.sampled_from([1, 20, 132]),
+    uncut=st.sampled_from([128, 2048]),
+    shortest=st.sampled_from([128, 512]),
 )
 SPANS = st.tuples(
     st.integers(1, 90) | st.sampled_from([1, 1, 1]),
@@ -124,7 +126,7 @@ def test_long_and_lone_tiles_fill_the_processors():
 
 
 def test_short_contexts_are_not_cut():
-    planned = plan_work(sequences_of([(1, 1000, True), (100, 900, True)]), LLAMA)
+    planned = plan_work(sequences_of([(1, 2000, True), (100, 1900, True)]), LLAMA)
     assert planned.slots == 0
     assert len(planned.merges) == 0
 

@@ -81,6 +81,22 @@ def test_what_is_not_captured_in_time_is_left_out(caplog):
     assert graphs.step(1, 1) is None
 
 
+def test_what_cannot_be_captured_is_left_out(caplog, monkeypatch):
+    graphs = Graphs()
+    record = ReplayingCapture.__call__
+
+    def short_of_memory(self, run):
+        if len(self.recorded) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return record(self, run)
+
+    monkeypatch.setattr(ReplayingCapture, "__call__", short_of_memory)
+    graphs.graphs.prepare()
+    assert "graphs from 4 rows on are left out: no room" in caplog.text
+    assert graphs.step(1, 2) is not None
+    assert graphs.step(1, 3) is None
+
+
 def test_dropped_graphs_are_not_replayed_and_can_be_taken_again(graphs):
     graphs.graphs.drop()
     assert graphs.step(1, 1) is None
