@@ -10,7 +10,6 @@ the opening process does not see, and what waits for a number can be let go by t
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +18,11 @@ from torch import Tensor
 
 from medha_actors.actors.lanes import Driver
 
-_log = logging.getLogger("medha.links")
 _HANDLE_BYTES = 64
 _PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
 _PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE
 _MAPPED = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
 _AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ: cyclic, of 32 bits with sign
-_IN_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
-_BESIDE_COMPUTING = 1  # CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE
 _BEHIND_ALL = 0  # CU_STREAM_WRITE_VALUE_DEFAULT: with a barrier before it
 
 
@@ -34,21 +30,9 @@ class _Handle(ctypes.Structure):
     _fields_ = (("bytes", ctypes.c_ubyte * _HANDLE_BYTES),)
 
 
-class _CopyAttributes(ctypes.Structure):
-    """CUmemcpyAttributes; the locations are for managed memory alone."""
-
-    _fields_ = (
-        ("order", ctypes.c_int),
-        ("source_location", ctypes.c_int * 2),
-        ("location", ctypes.c_int * 2),
-        ("flags", ctypes.c_uint),
-    )
-
-
 _ADDRESS = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
 _TO_ADDRESS = ctypes.POINTER(_ADDRESS)
-_BATCH = "cuMemcpyBatchAsync_v2"  # of CUDA 13
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuGetErrorName": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
     "cuDeviceGet": (ctypes.POINTER(ctypes.c_int), ctypes.c_int),
@@ -63,14 +47,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemHostUnregister": (_POINTER,),
     "cuMemHostGetDevicePointer_v2": (_TO_ADDRESS, _POINTER, ctypes.c_uint),
     "cuMemcpyAsync": (_ADDRESS, _ADDRESS, ctypes.c_size_t, _POINTER),
-    _BATCH: (
-        *[_TO_ADDRESS] * 3,  # to, from, bytes
-        ctypes.c_size_t,
-        ctypes.POINTER(_CopyAttributes),
-        _TO_ADDRESS,
-        ctypes.c_size_t,
-        _POINTER,
-    ),
     "cuStreamWaitValue32_v2": (_POINTER, _ADDRESS, ctypes.c_uint32, ctypes.c_uint),
     "cuStreamWriteValue32_v2": (_POINTER, _ADDRESS, ctypes.c_uint32, ctypes.c_uint),
 }
@@ -79,10 +55,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 class CudaDriver(Driver):
     """Of one device. Raises RuntimeError, also where there is no driver."""
 
-    def __init__(self, device: torch.device, beside: bool = True) -> None:
-        """`beside`: whether copies on queues of their own leave the computing units alone, where
-        the driver can have that. Processes that share a GPU take turns on these, and a turn takes
-        longer than a hop."""
+    def __init__(self, device: torch.device) -> None:
         torch.empty(1, device=device)  # torch makes the context
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
@@ -92,9 +65,7 @@ class CudaDriver(Driver):
             raise RuntimeError(f"no CUDA driver: {error}") from None
         self._functions = {}
         for name, types in _FUNCTIONS.items():
-            function = getattr(library, name, None)
-            if function is None:
-                continue  # an older driver
+            function = getattr(library, name)
             function.argtypes = types
             function.restype = ctypes.c_int
             self._functions[name] = function
@@ -102,7 +73,6 @@ class CudaDriver(Driver):
         self._call("cuDeviceGet", ctypes.byref(ordinal), index)
         self._context = _POINTER()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), ordinal)
-        self._beside = beside and _BATCH in self._functions
 
     def queue(self) -> Any:
         return torch.cuda.Stream(self.device)
@@ -128,21 +98,7 @@ class CudaDriver(Driver):
 
     def copy(self, to: int, source: int, nbytes: int, queue: Any) -> None:
         self._here()
-        if self._beside and queue.cuda_stream:
-            try:
-                self._copy_beside(to, source, nbytes, queue)
-                return
-            except RuntimeError as error:
-                _log.info("copies take turns with the computing: %s", error)
-                self._beside = False
         self._call("cuMemcpyAsync", to, source, nbytes, queue.cuda_stream)
-
-    def _copy_beside(self, to: int, source: int, nbytes: int, queue: Any) -> None:
-        attributes = _CopyAttributes(order=_IN_ORDER, flags=_BESIDE_COMPUTING)
-        self._call(
-            _BATCH, _ADDRESS(to), _ADDRESS(source), _ADDRESS(nbytes), 1, attributes, _ADDRESS(0), 1,
-            queue.cuda_stream,
-        )  # fmt: skip
 
     def copy_now(self, to: int, source: int, nbytes: int) -> None:
         """Behind what torch has queued in this thread; done when it returns."""

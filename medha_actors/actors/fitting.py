@@ -19,20 +19,25 @@ from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, Stag
 
 _ROUNDS = 8
 _NEAR = (1.03, 1.1, 1.3)  # times the quickest step, and launching may be what counted
+_CHUNKS = (24.0, 96.0, 192.0)  # rows up to which a chunk's reading may be what counted
 _WORTH = 0.98  # of the error: what a more complicated form has to come down to
-# columns of the design matrix before those of the table: launching (with prefill, of decodes
-# alone), what comes to it or to work, then work
-_LAUNCH, _REPLAY, _SPAN, _HEAD, _HEAD_STEP, _PAIR, _READ, _DECODE, _FIRST_KNOT = range(9)
+# columns of the design matrix before those of the table: launching (with prefill, for each of its
+# spans, of decodes alone), what comes to it or to work, then work
+_LAUNCH, _LAUNCH_SPAN, _REPLAY, _SPAN, _HEAD, _HEAD_STEP, _PAIR, _READ, _DECODE = range(9)
+_FIRST_KNOT = _DECODE + 1
+_LAUNCHING = slice(_REPLAY + 1)
+_OUTSIDE = slice(_SPAN, _PAIR)
 _WORK = slice(_PAIR, None)
 
 Array = np.ndarray
 
 
 class _Form(NamedTuple):
-    """`overlapped`: the longer of pairs and reading counts; `near`: so many times the quickest step
-    are at first taken as bound by launching, 0: none."""
+    """`chunk`: the longer of pairs and reading counts, at first reading in chunks of so many rows
+    at most; 0: both count. `near`: so many times the quickest step are at first taken as bound by
+    launching; 0: none."""
 
-    overlapped: bool
+    chunk: float
     near: float
 
 
@@ -48,7 +53,7 @@ def fit(loads: Sequence[GroupLoad], seconds: Sequence[float]) -> StageProfile:
     design = _design(loads, knots)
     measured = np.array(seconds)
     best: _Found | None = None
-    for form in [_Form(both, near) for near in (0.0, *_NEAR) for both in (True, False)]:
+    for form in [_Form(chunk, near) for near in (0.0, *_NEAR) for chunk in (*_CHUNKS, 0.0)]:
         profile = _fitted(form, loads, knots, design, measured)
         error = float(np.sqrt(np.mean(np.square(errors(profile, loads, seconds)))))
         if best is None or error < _WORTH * best.error:
@@ -70,6 +75,7 @@ def _design(loads: Sequence[GroupLoad], knots: Sequence[int]) -> Array:
     rows = [
         (
             float(load.prefill_rows > 0),
+            float(load.spans if load.prefill_rows else 0),
             float(load.prefill_rows == 0),
             load.spans,
             load.sampled,
@@ -97,23 +103,37 @@ def _ramps(rows: int, knots: Sequence[int]) -> list[float]:
 def _fitted(
     form: _Form, loads: Sequence[GroupLoad], knots: Sequence[int], design: Array, measured: Array
 ) -> StageProfile:
-    """The coefficients of one form."""
+    """The coefficients of one form, of the round with the smallest error: choices may swing."""
     launched = _near_the_quickest(form.near, loads, measured)
     found = np.zeros(design.shape[1])
+    best = found
+    least = np.inf
     for _ in range(_ROUNDS):
-        columns = design.copy()
-        if form.overlapped and found.any():
-            reading = design[:, _READ] * found[_READ] > design[:, _PAIR] * found[_PAIR]
-            columns[reading, _PAIR] = 0
-            columns[~reading, _READ] = 0
-        work = columns[:, _WORK].copy()
+        columns = _counted(form, design, found)
         columns[launched, _WORK] = 0
-        columns[~launched, : _REPLAY + 1] = 0
+        columns[~launched, _LAUNCHING] = 0
         found = nonnegative(columns / measured[:, None], np.ones(len(measured)))
+        work = _counted(form, design, found)[:, _WORK] @ found[_WORK]
+        floor = design[:, _LAUNCHING] @ found[_LAUNCHING]
+        outside = design[:, _OUTSIDE] @ found[_OUTSIDE]
+        error = float(np.square((np.maximum(work, floor) + outside) / measured - 1).sum())
+        if error < least:
+            best = found
+            least = error
         if form.near:
-            floor = design[:, : _REPLAY + 1] @ found[: _REPLAY + 1]
-            launched = work @ found[_WORK] < floor
-    return _profile(form, knots, found)
+            launched = work < floor
+    return _profile(form, knots, best)
+
+
+def _counted(form: _Form, design: Array, found: Array) -> Array:
+    """The design with what counts of pairs and reading, as the coefficients so far have it."""
+    columns = design.copy()
+    if form.chunk:
+        pair_s, read_s = (found[_PAIR], found[_READ]) if found.any() else (1.0, form.chunk)
+        reading = design[:, _READ] * read_s > design[:, _PAIR] * pair_s
+        columns[reading, _PAIR] = 0
+        columns[~reading, _READ] = 0
+    return columns
 
 
 def _near_the_quickest(near: float, loads: Sequence[GroupLoad], measured: Array) -> Array:
@@ -141,8 +161,9 @@ def _profile(form: _Form, knots: Sequence[int], found: Array) -> StageProfile:
         decode_kv_s=float(found[_DECODE]),
         head_s=float(found[_HEAD]),
         head_step_s=float(found[_HEAD_STEP]),
-        overlapped=form.overlapped,
+        overlapped=form.chunk > 0,
         launch_s=float(found[_LAUNCH]),
+        launch_span_s=float(found[_LAUNCH_SPAN]),
         replay_s=float(found[_REPLAY]),
     )
 

@@ -34,6 +34,7 @@ from medha_actors.errors import LinkClosedError
 _TIMEOUT = timedelta(minutes=1)  # to find each other
 _AHEAD = 2  # sends under way
 _POLL_S = 0.0005
+_LEAVE_S = 30.0  # for threads to leave a communicator that has broken
 
 
 def open_store(host: str, port: int | None) -> TCPStore:
@@ -84,10 +85,11 @@ class PairTransport(Transport):
         self._receiving = _queue(device)
         self._under_way: deque[tuple[Tensor, list[Any]]] = deque()
         self._put: deque[Tensor] = deque()
-        self._lock = threading.Lock()  # while a batch is put together
+        self._batch = threading.Lock()  # while one is put together
+        self._busy = (threading.Lock(), threading.Lock())  # sends, receives: until they return
 
     def send(self, tensor: Tensor) -> None:
-        with _broken_is_closed():
+        with self._busy[0], _broken_is_closed():
             given = tensor.contiguous()
             with _beside(self._sending, given):
                 self._under_way.append((given, self._run(given, None)))
@@ -96,7 +98,7 @@ class PairTransport(Transport):
                     _wait(works)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        with _broken_is_closed():
+        with self._busy[1], _broken_is_closed():
             if self._receiving is None:
                 tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device)
                 _wait(self._run(None, tensor))
@@ -114,7 +116,7 @@ class PairTransport(Transport):
 
     def take(self, into: Tensor) -> None:
         given = self._put.popleft()
-        with _broken_is_closed():
+        with self._busy[0], self._busy[1], _broken_is_closed():
             _wait(self._run(given, into))
 
     def settled(self, timeout_s: float) -> bool:
@@ -136,11 +138,16 @@ class PairTransport(Transport):
         return True
 
     def free(self) -> None:
-        """The other end's gloo notices that this one is gone. What waits here for gloo does when
-        the other end is freed."""
+        """Once nobody is inside: gloo does not bear to be ended under a thread that waits. It lets
+        that go when the other end is gone."""
+        for lock in self._busy:
+            if not lock.acquire(timeout=_LEAVE_S):
+                raise RuntimeError("a thread still waits for the communicator")
         self._group = None
         self._under_way.clear()
         self._store = None
+        for lock in self._busy:
+            lock.release()
 
     def _run(self, given: Tensor | None, into: Tensor | None) -> list[Any]:
         """Start a batch: send, receive, or both."""
@@ -149,7 +156,7 @@ class PairTransport(Transport):
         if group is None:
             raise LinkClosedError("the peer of a link is gone")
         works: list[Any] = []
-        with self._lock:
+        with self._batch:
             if self._batches:
                 group._start_coalescing(self.device)
             if given is not None:

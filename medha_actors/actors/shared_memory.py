@@ -8,10 +8,12 @@ import os
 
 
 def shared_memory(name: str, nbytes: int) -> memoryview:
-    """The memory of this name; whoever opens it first finds zeros."""
+    """The memory of this name; whoever opens it first finds zeros. Raises OSError where there is no
+    room for it: whoever wrote beyond would be killed."""
     handle = os.open(_path(name), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(handle, nbytes)
+        os.posix_fallocate(handle, 0, nbytes)
         return memoryview(mmap.mmap(handle, nbytes))
     finally:
         os.close(handle)

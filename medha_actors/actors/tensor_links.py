@@ -5,7 +5,8 @@ Both ends try the same ways in the same order, tell each other over the socket w
 that a tensor comes through, and take the first way that both find right:
 
 - `ipc`, on one host: blocks in the receiver's device memory, opened by the sender;
-- `pinned`, on one host: blocks in pinned memory of the host;
+- `pinned`, on one host: blocks in pinned memory of the host; before `ipc` for the hidden states of
+  actors that share a GPU: a copy within it takes turns with the computing of both;
 - `shared`, on one host: blocks in memory that cannot be pinned;
 - `nccl` (`gloo` on a CPU), between hosts: a communicator of the two;
 - else tensors go on through the socket.
@@ -182,7 +183,8 @@ def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -
         link = links[other]
         edge = edge_between(cell, other, link)
         link.limit(_AGREE_S)
-        ways = ways_for(link.is_local, device)
+        shared = edge.aside and shares_gpu(link, device)
+        ways = ways_for(link.is_local, device, shared)
         link.transport = agree(f"{cell} and {other}", edge, ways, lookout)
         link.limit(None)
         link.lookout = lookout
@@ -201,18 +203,27 @@ def edge_between(cell: Cell, other: Cell, link: Link) -> Edge:
     )
 
 
-def ways_for(local: bool, device: torch.device) -> list[Way]:
+def shares_gpu(link: Link, device: torch.device) -> bool:
+    """Whether both ends are on the same GPU."""
+    mine = b""
+    if link.is_local and device.type == "cuda":
+        mine = str(torch.cuda.get_device_properties(device).uuid).encode()
+    link.send(mine)
+    theirs = link.recv()[0]
+    return bool(mine) and theirs == mine
+
+
+def ways_for(local: bool, device: torch.device, hops_on_one_gpu: bool = False) -> list[Way]:
     """The ways between two ends on one host, or on two, best first."""
     if not local:
         return [PairWay(device)]
     if device.type != "cuda":
         return [RingWay("shared", device, None)]
     driver = CudaDriver(device)
-    return [
-        RingWay("ipc", driver.device, driver, on_device=True),
-        RingWay("pinned", driver.device, driver),
-        RingWay("shared", driver.device, None, copies=driver),
-    ]
+    ipc = RingWay("ipc", driver.device, driver, on_device=True)
+    pinned = RingWay("pinned", driver.device, driver)
+    shared = RingWay("shared", driver.device, None, copies=driver)
+    return [pinned, ipc, shared] if hops_on_one_gpu else [ipc, pinned, shared]
 
 
 def agree(who: str, edge: Edge, ways: Sequence[Way], lookout: Lookout) -> Transport | None:

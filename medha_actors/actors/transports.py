@@ -57,18 +57,32 @@ def swapped(
     to each of the others."""
     sent = tuple(tensor.contiguous() for tensor in given)
     found = {number: tuple(map(torch.empty_like, sent)) for number in transports}
-    row_bytes = sum(tensor[0].nbytes for tensor in sent)
-    most = max(1, min(one.room for one in transports.values()) // row_bytes)
-    for start in range(0, len(sent[0]), most):
-        rows = slice(start, start + most)
-        for number in sorted(transports):
-            for tensor in sent:
-                transports[number].put(tensor[rows])
-        for number in sorted(transports):
-            for tensor in found[number]:
-                transports[number].take(tensor[rows])
+    nbytes = sum(tensor.nbytes for tensor in sent)
+    room = min(one.room for one in transports.values())
+    if nbytes <= room:
+        _swap(transports, sent, found)
+    else:
+        rows = len(sent[0])
+        most = max(1, room * rows // nbytes)
+        for start in range(0, rows, most):
+            part = slice(start, start + most)
+            takers = {number: tuple(one[part] for one in found[number]) for number in transports}
+            _swap(transports, tuple(tensor[part] for tensor in sent), takers)
     found[own] = sent
     return [found[number] for number in sorted(found)]
+
+
+def _swap(
+    transports: Mapping[int, Transport],
+    sent: tuple[Tensor, ...],
+    found: Mapping[int, tuple[Tensor, ...]],
+) -> None:
+    for number in sorted(transports):
+        for tensor in sent:
+            transports[number].put(tensor)
+    for number in sorted(transports):
+        for tensor in found[number]:
+            transports[number].take(tensor)
 
 
 def dealt(own: int, transports: Mapping[int, Transport], parts: Sequence[Tensor]) -> list[Tensor]:

@@ -88,7 +88,8 @@ def make_case(
     q = torch.empty(size, dtype=model.dtype, device=device).normal_(generator=generator)
     tiles = tiles_for(model.heads, model.kv_heads, model.head_dim, model.dtype, device)
     if shapes is not None:
-        tiles = tiles._replace(narrow=shapes.narrow.rows, wide=shapes.wide.rows)
+        wide, middle, narrow = shapes
+        tiles = tiles._replace(narrow=narrow.rows, middle=middle.rows, wide=wide.rows)
     if shortest is not None:
         tiles = tiles._replace(uncut=shortest, shortest=shortest)
     planned, step = _planned(spans, pages, tiles, device)

@@ -40,8 +40,8 @@ def sweep(out: Findings, device: torch.device) -> None:
     usual = shapes_for(LLAMA.dtype, LLAMA.head_dim, 4, roomy=True)
     tried: list[tuple[Shapes, Shape, Steps]] = []
     for wide, narrow in zip(WIDE, NARROW, strict=True):
-        tried.append((Shapes(wide, usual.narrow), wide, _PROMPTS))
-        tried.append((Shapes(usual.wide, narrow), narrow, _DECODES))
+        tried.append((usual._replace(wide=wide), wide, _PROMPTS))
+        tried.append((usual._replace(narrow=narrow), narrow, _DECODES))
     for shapes, shape, steps in tried:
         for name, spans in steps:
             if out.left_s() < 8:

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 
 from medha_actors.actors.cells import Cell
-from medha_actors.actors.cuda_driver import CudaDriver
 from medha_actors.actors.exchange import LinkExchange, PeerExchange, TransportExchange
 from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.lookout import Lookout
 from medha_actors.actors.teams import LinkTeam, TransportTeam
-from medha_actors.actors.tensor_links import RingWay, Way, agree, edge_between, ways_for
+from medha_actors.actors.tensor_links import agree, edge_between, ways_for
 from medha_actors.bench.table import table
 from medha_actors.model.team import Team
 
@@ -54,7 +53,7 @@ def run(
     tensors. Why a transport was refused is logged."""
     logging.basicConfig(level=logging.INFO)
     place = torch.device(device)
-    kinds = [way.kind for way in _ways(place)]
+    kinds = [way.kind for way in ways_for(True, place)]
     rows = []
     listener = Listener("here", "127.0.0.1")
     context = multiprocessing.get_context("spawn")
@@ -179,20 +178,11 @@ def _team(own: int, link: Link) -> Team:
     return TransportTeam(own, {1 - own: link}, {1 - own: link.transport})
 
 
-def _ways(device: torch.device) -> list[Way]:
-    """Those of actors; and, to compare, copies that take turns with the computing."""
-    ways = ways_for(True, device)
-    if device.type == "cuda":
-        driver = CudaDriver(device, beside=False)
-        ways.insert(1, RingWay("ipc in turns", driver.device, driver, on_device=True))
-    return ways
-
-
 def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Lookout:
     """Give one end the transport of this kind, if there is one."""
     lookout = Lookout([link])
     if kind != _SOCKET:
-        ways = [way for way in _ways(device) if way.kind == kind]
+        ways = [way for way in ways_for(True, device) if way.kind == kind]
         link.transport = agree(
             f"{cell} and {other}", edge_between(cell, other, link), ways, lookout
         )

@@ -51,9 +51,10 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     overlapped: bool = False
     save_s: float = 0.0  # a page to the second tier
     load_s: float = 0.0  # and back
-    # what launching all layers takes on a GPU: their work takes at least as long. `replay_s`: where
-    # there are only decodes, whose launches may be recorded
+    # what launching all layers takes on a GPU, and what each span adds: their work takes at least
+    # as long. `replay_s`: where there are only decodes, whose launches may be recorded
     launch_s: float = 0.0
+    launch_span_s: float = 0.0
     replay_s: float = 0.0
     head_step_s: float = 0.0  # fixed, in steps that sample
 
@@ -178,7 +179,9 @@ class _Stage:
         read = profile.prefill_kv_s * load.prefill_kv
         attention = max(pairs, read) if profile.overlapped else pairs + read
         work = linear + attention + profile.decode_kv_s * load.decode_kv
-        floor = self.launch_s if load.prefill_rows else profile.replay_s
+        floor = profile.replay_s
+        if load.prefill_rows:
+            floor = self.launch_s + profile.launch_span_s * load.spans
         seconds = (
             profile.step_s
             + max(work, floor)

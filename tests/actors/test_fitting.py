@@ -54,7 +54,8 @@ class Gpu:
             pairs = max(16, part.tokens) * part.cached + part.tokens**2 / 2  # tiles of 16 rows
             own = read if part.tokens == 1 else max(read, pairs * cost.pair_s)
             work += part.requests * own
-        seconds = max(work, self.launch_s if load.prefill_rows else self.replay_s)
+        launch_s = self.launch_s + 1e-5 * load.spans * (self.launch_s > 0)
+        seconds = max(work, launch_s if load.prefill_rows else self.replay_s)
         seconds += 5e-6 * load.spans
         if load.sampled:
             seconds += 3e-4 + cost.head_step_s + load.sampled * cost.head_s

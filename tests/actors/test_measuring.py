@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from medha_actors.actors.measuring import fastest_of
-from medha_actors.actors.probes import Part, Probe, closing, message_of
+from medha_actors.actors.probes import Limits, Part, Probe, again, closing, message_of, probes
+from medha_actors.actors.probing import fitted
+from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import Move, StepMessage
+from medha_actors.model.device import HOST
+from medha_actors.model.team import ALONE
 from tests.device_double import RecordingDevice
+from tests.model.stage_driver import Driver
 
 
 class PromptDevice(RecordingDevice):
@@ -63,3 +68,22 @@ def test_pages_count_until_they_are_moved():
     stage = MeasuredStage(device, [1.0])
     moved = StepMessage(-1, (), moves=(Move(0, 0, False),))
     assert fastest_of(1, stage, device, TEAM, [moved], torch.float32) == pytest.approx([101.0])
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_real_stages_go_through_all_probes(stages):
+    limits = Limits(batch_tokens=256, requests=8, positions=4096, pages=60, page_tokens=16)
+    driver = Driver(
+        ModelLoadingConfig(model_source="random"), stages=stages, pages=60, attention="sdpa"
+    )
+    tried = probes(limits)
+    steps = []
+    for number, probe in enumerate(tried):
+        message = message_of(probe, 16, driver.spec.vocabulary, number)
+        steps += [message, again(message), closing(message)]
+    for stage in driver.pipelines[0]:
+        seconds = fastest_of(1, stage, HOST, ALONE, steps, torch.float32)
+        assert min(seconds) > 0
+        assert not stage.tables
+        measured = fitted(tried, seconds[1::3])
+        assert len(measured.errors) == len(tried)

@@ -20,6 +20,10 @@ profiles = st.builds(
     decode_kv_s=costs,
     exchange_s=costs,
     head_s=costs,
+    launch_s=costs.map(lambda cost: 100 * cost),
+    launch_span_s=costs,
+    replay_s=costs.map(lambda cost: 100 * cost),
+    head_step_s=costs,
 )
 spans = st.lists(
     st.tuples(

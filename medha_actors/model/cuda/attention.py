@@ -26,7 +26,8 @@ LARGEST_HEAD = 256
 LARGEST_SHARE = 64  # query heads of a key head
 _ALIGNED = 4  # int32: where arrays begin; Triton compiles another variant for each other place
 _MERGED_AT_ONCE = 8  # pieces
-_PROGRAMS = 8  # of each processor, for narrow tiles and merges
+_MERGED_ROWS = 8  # of a tile, side by side
+_PROGRAMS = 8  # of each processor, where each takes its share
 
 
 class Shape(NamedTuple):
@@ -40,7 +41,10 @@ class Shape(NamedTuple):
 
 
 class Shapes(NamedTuple):
+    """For the kinds of tiles, see attention_work.Tiles."""
+
     wide: Shape
+    middle: Shape
     narrow: Shape
 
 
@@ -48,8 +52,8 @@ class StepArrays(Protocol):
     """The device's copy of a step, int32 tensors. With n sequences:
 
     sequences [n, 4]: first row, rows, cached, writes; table_starts [n]: where each one's pages
-    begin in `tables`, page numbers of the pool; work and merges: see attention_work.Work, of which
-    `wide` is the number of wide items. Both may be longer than what the header of `work` counts.
+    begin in `tables`, page numbers of the pool; work, merges and wide: see attention_work.Work.
+    Both arrays may be longer than what the header of `work` counts.
     """
 
     @property
@@ -79,11 +83,13 @@ def shapes_for(dtype: torch.dtype, head_dim: int, share: int, roomy: bool) -> Sh
     least = _padded(share)
     if dtype == torch.float32:  # without matrix instructions: exact, not fast
         shape = Shape(max(32, least), 16, 8, 1)
-        return Shapes(shape, shape)
+        return Shapes(shape, shape, shape)
     if _padded(head_dim) > 128:
-        return Shapes(Shape(64, 32, 8, 2), Shape(least, 32, 4, 2))
+        shape = Shape(64, 32, 8, 2)
+        return Shapes(shape, shape, Shape(least, 32, 4, 2))
     narrow = Shape(least, 64, 4, 3)
-    return Shapes(Shape(128, 64 if roomy else 32, 8, 3), narrow)
+    keys = 64 if roomy else 32
+    return Shapes(Shape(128, keys, 8, 3), Shape(64, keys, 4, 3), narrow)
 
 
 def tiles_for(
@@ -96,8 +102,10 @@ def tiles_for(
             f"attention triton takes at most {LARGEST_SHARE} query heads of a key head and "
             f"head_dim {LARGEST_HEAD}, not {share} and {head_dim}"
         )
-    wide, narrow = shapes_for(dtype, head_dim, share, _limits(device).roomy)
-    return Tiles(share, kv_heads, narrow.rows, wide.rows, _limits(device).processors)
+    limits = _limits(device)
+    shapes = shapes_for(dtype, head_dim, share, limits.roomy)
+    rows = (shapes.narrow.rows, shapes.middle.rows, shapes.wide.rows)
+    return Tiles(share, kv_heads, *rows, limits.processors)
 
 
 def partials_for(slots: int, heads: int, head_dim: int, device: torch.device) -> Partials:
@@ -150,19 +158,17 @@ def paged_attention(
     )
     flags = (lse is not None, kernels.INTERPRETED)
     launch = _launchers()
-    narrow = len(step.work) - HEADER - step.wide
-    if step.wide:
-        shape = shapes.wide
-        constants = (*numbers, shape.rows, shape.keys, *flags, True)
-        launch.attend((step.wide * kv_heads, 1, 1), tensors, (), constants, _options(shape))
-    if narrow:
-        shape = shapes.narrow
-        constants = (*numbers, shape.rows, shape.keys, *flags, False)
-        programs = min(narrow * kv_heads, _PROGRAMS * limits.processors)
-        launch.attend((programs, 1, 1), tensors, (), constants, _options(shape))
+    wide = step.wide * kv_heads
+    narrow = (len(step.work) - HEADER) * kv_heads - wide
+    many = _PROGRAMS * limits.processors
+    for kind, programs in enumerate((wide, min(wide, many), min(narrow, many))):
+        if programs:
+            shape = shapes[kind]
+            constants = (*numbers, shape.rows, shape.keys, *flags, kind)
+            launch.attend((programs, 1, 1), tensors, (), constants, _options(shape))
     if len(step.merges):
-        rows_at_once = shapes.wide.rows // share if step.wide else 1
-        programs = min(len(step.merges) * heads, _PROGRAMS * limits.processors)
+        rows_at_once = _MERGED_ROWS if step.wide else 1
+        programs = min(len(step.merges) * heads, many)
         merged = (out, out if lse is None else lse, *partials, step.work, step.merges)
         sizes = (out.stride(0), heads, head_dim, _padded(head_dim), _MERGED_AT_ONCE)
         launch.merge((programs, rows_at_once, 1), merged, (), (*sizes, lse is not None))

@@ -204,28 +204,35 @@ def attend(
     KEYS: tl.constexpr,
     LSE: tl.constexpr,
     WIDEN: tl.constexpr,
-    WIDE: tl.constexpr,
+    KIND: tl.constexpr,
 ):
-    """All wide items on a grid (items x kv_heads,), the longest of all heads first; or all narrow
-    ones on any grid (programs,), each program taking its share of what the header of `work` says:
-    a recorded launch fits every step."""
-    if WIDE:
-        _attend(
-            q, keys, values, out, lse, partial_out, partial_lse,
-            work, sequences, table_starts, tables,
-            1 + tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS, scale,
-            stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
-            SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
-        )  # fmt: skip
+    """Items of one kind of tiles, as the header of `work` counts them. KIND 0: the wide ones, on a
+    grid of at least (items x kv_heads,), the longest of all heads first. 1, 2: the middle ones,
+    the narrow ones, on any grid (programs,), each program taking its share: a recorded launch
+    fits every step."""
+    wide = tl.load(work + 1)
+    if KIND == 0:
+        item = tl.program_id(0) // KV_HEADS
+        if item < wide:
+            _attend(
+                q, keys, values, out, lse, partial_out, partial_lse,
+                work, sequences, table_starts, tables,
+                1 + item, tl.program_id(0) % KV_HEADS, scale,
+                stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
+                SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
+            )  # fmt: skip
     else:
-        items = tl.load(work)
-        wide = tl.load(work + 1)
-        count = (items - wide) * KV_HEADS
+        first = wide
+        stop = wide + tl.load(work + 3)
+        if KIND == 2:
+            first = stop
+            stop = tl.load(work)
+        count = (stop - first) * KV_HEADS
         for number in tl.range(tl.program_id(0), count, tl.num_programs(0), num_stages=1):
             _attend(
                 q, keys, values, out, lse, partial_out, partial_lse,
                 work, sequences, table_starts, tables,
-                1 + wide + number // KV_HEADS, number % KV_HEADS, scale,
+                1 + first + number // KV_HEADS, number % KV_HEADS, scale,
                 stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
                 SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
             )  # fmt: skip

@@ -28,6 +28,7 @@ class Tiles(NamedTuple):
     share: int  # query heads of a key head
     kv_heads: int
     narrow: int  # packed rows of a tile for sequences of few rows, at least `share`
+    middle: int  # of those that fit into one such tile
     wide: int  # of all others
     processors: int
     uncut: int = 2048  # so many keys are never cut into pieces
@@ -37,7 +38,8 @@ class Tiles(NamedTuple):
 class Work(NamedTuple):
     """The items of a step, `work` int32 [HEADER + items, 5]: sequence, first row within it, first
     key, stop key, slot of the partial result (-1: the result is whole). Its first row tells how
-    many there are: items, wide items (they come first), merges, 0, 0.
+    many there are: items, wide items (they come first), merges, items of middle tiles (they come
+    next), 0.
 
     `merges` int32 [merges, 4]: first row of the step, rows, first slot, pieces. Piece p of row r
     lies in slot `first slot + p * rows + r`.
@@ -45,7 +47,7 @@ class Work(NamedTuple):
 
     work: Ints
     merges: Ints
-    wide: int
+    wide: int  # items that are not narrow
     slots: int  # that partial results need
 
 
@@ -56,10 +58,11 @@ def plan_work(sequences: NDArray[np.integer], tiles: Tiles) -> Work:
     has an item without keys, so that its result is written too.
     """
     first, rows, cached, writes = np.asarray(sequences, np.int64).reshape(-1, 4).T
-    narrow = rows <= tiles.narrow // tiles.share
-    tile_rows = np.where(narrow, tiles.narrow // tiles.share, tiles.wide // tiles.share)
+    sizes = np.array([tiles.wide, tiles.middle, tiles.narrow]) // tiles.share
+    kind = (rows <= sizes[1]).astype(np.int64) + (rows <= sizes[2])  # the places in `sizes`
+    tile_rows = sizes[kind]
     counts = -(-rows // tile_rows)
-    piece_keys = _piece_keys(cached + rows * writes, counts, narrow, tiles)
+    piece_keys = _piece_keys(cached + rows * writes, counts, kind, tiles)
 
     owner, tile = _spread(counts)
     tile_first = tile * tile_rows[owner]
@@ -77,17 +80,17 @@ def plan_work(sequences: NDArray[np.integer], tiles: Tiles) -> Work:
     first_key = piece * piece_keys[sequence]
     stop_key = np.minimum(first_key + piece_keys[sequence], seen[tile_of])
     slot = np.where(split[tile_of], first_slots[tile_of] + piece * tile_size[tile_of], -1)
-    is_narrow = narrow[sequence]
-    order = _order(is_narrow, stop_key - first_key, piece, tile[tile_of])
+    kinds = kind[sequence]
+    order = _order(kinds, stop_key - first_key, piece, tile[tile_of])
 
-    wide = len(order) - int(is_narrow.sum())
+    wide, middle, _ = np.bincount(kinds, minlength=3).tolist()
     work = np.zeros((HEADER + len(order), 5), np.int32)
-    work[0, :3] = len(order), wide, int(split.sum())
+    work[0, :4] = len(order), wide, int(split.sum()), middle
     for column, values in enumerate((sequence, tile_first[tile_of], first_key, stop_key, slot)):
         work[HEADER:, column] = values[order]
     merged = (first[owner] + tile_first, tile_size, first_slots, pieces)
     merges = np.stack(merged, 1)[split].astype(np.int32)
-    return Work(work, merges, wide, slots)
+    return Work(work, merges, wide + middle, slots)
 
 
 def most_work(rows: int, tiles: Tiles) -> tuple[int, int, int]:
@@ -97,16 +100,16 @@ def most_work(rows: int, tiles: Tiles) -> tuple[int, int, int]:
 
 
 def _piece_keys(
-    keys: NDArray[np.int64], counts: NDArray[np.int64], narrow: NDArray[np.bool_], tiles: Tiles
+    keys: NDArray[np.int64], counts: NDArray[np.int64], kind: NDArray[np.int64], tiles: Tiles
 ) -> NDArray[np.int64]:
     """Keys of a piece, for each sequence."""
     most = np.where(keys > tiles.uncut, keys // tiles.shortest, 1)
     most = np.clip(most, 1, MOST_PIECES)
-    # two narrow tiles share a processor
+    # two tiles that are not wide share a processor
     few = _best_pieces(tiles.kv_heads, 2 * tiles.processors)
     many = _best_pieces(tiles.kv_heads, tiles.processors)
     pieces = np.where(
-        narrow,
+        kind > 0,
         few[np.minimum(counts, len(few) - 1), most],
         many[np.minimum(counts, len(many) - 1), most],
     )
@@ -137,11 +140,11 @@ def _spread(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _order(
-    narrow: NDArray[np.bool_],
+    kind: NDArray[np.int64],
     keys: NDArray[np.int64],
     piece: NDArray[np.int64],
     tile: NDArray[np.int64],
 ) -> NDArray[np.intp]:
-    """Wide tiles first, then the longest; tiles that read the same keys side by side."""
-    longest = (narrow.astype(np.int64) << 31) + (2**31 - 1 - keys)
-    return np.argsort((longest << 31) + (piece << 24) + tile, kind="stable")
+    """Wide tiles first, and of a kind the longest; those that read the same keys side by side."""
+    longest = (kind << 31) + (2**31 - 1 - keys)
+    return np.argsort((longest << 29) + (piece << 22) + tile, kind="stable")  # in 62 bits

@@ -36,7 +36,7 @@ _STEP_INTS: Final = 1 << 20  # of a step's numbers to begin with: 4 MiB
 _CLEARED: Final = 1 << 16  # pages that can be cleared at once
 # of the steps that are run at start: a decode whose attention is cut, and a chunk
 _CONTEXT: Final = 4096
-_CHUNK: Final = 32
+_CHUNK: Final = 20
 
 
 class CudaDecoder:

@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from medha_actors.model.cuda import attention_kernels
 from medha_actors.model.cuda.attention import Shape, shapes_for
 
+KINDS = ("wide", "middle", "narrow")
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 TENSORS = {
     "q": "element", "keys": "element", "values": "element", "out": "element", "lse": "fp32",
@@ -51,11 +52,11 @@ def source(kernel, dtype, constants):
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def attend(capability, dtype, head_dim, shape, wide, page_tokens=64):
+def attend(capability, dtype, head_dim, shape, kind, page_tokens=64):
     constants = {
         "SHARE": 4, "KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD": 1 << (head_dim - 1).bit_length(),
         "PAGE": page_tokens, "ROWS": shape.rows, "KEYS": shape.keys, "LSE": True, "WIDEN": False,
-        "WIDE": wide,
+        "KIND": kind,
     }  # fmt: skip
     return compiled(capability, source(attention_kernels.attend, dtype, constants), shape)
 
@@ -99,8 +100,8 @@ def call(*arguments):
 
 
 def main(asked):
-    """`asked`: [capability, dtype, head_dim, kernel, page_tokens] each; kernel: wide, narrow or
-    merge; instead of it a shape."""
+    """`asked`: [capability, dtype, head_dim, kernel, page_tokens] each; kernel: wide, middle,
+    narrow or merge; instead of it a shape."""
     found = []
     for capability, name, head_dim, kernel, page_tokens in asked:
         dtype = getattr(torch, name)
@@ -109,12 +110,11 @@ def main(asked):
             continue
         if isinstance(kernel, list):
             shape = Shape(*kernel)
-            wide = shape.rows > 16
+            kind = 0 if shape.rows > 16 else 2
         else:
-            wide = kernel == "wide"
-            shapes = shapes_for(dtype, head_dim, 4, roomy=capability in (90, 100))
-            shape = shapes.wide if wide else shapes.narrow
-        found.append(attend(capability, dtype, head_dim, shape, wide, page_tokens))
+            kind = KINDS.index(kernel)
+            shape = shapes_for(dtype, head_dim, 4, roomy=capability in (90, 100))[kind]
+        found.append(attend(capability, dtype, head_dim, shape, kind, page_tokens))
     print(json.dumps(found))
 
 

@@ -17,7 +17,7 @@ from medha_actors.model.draw import threshold, uniforms
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN = Choice()
 KERNELS = KernelChoice()
-VOCABULARIES = [100, 4096, 9001]
+VOCABULARIES = [100, 4096, 5000]
 
 
 def logits_of(rows, vocabulary, seed, scale=2.0):
@@ -53,7 +53,7 @@ def edge_of(row, one, token):
     return reached[token], weights[token] / weights.sum()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_tokens_are_those_of_torch_and_of_the_reference(data):
     rows = data.draw(st.integers(1, 3))
@@ -95,7 +95,7 @@ def test_rows_of_every_kind_together_and_alone(vocabulary):
         {"top_k": 50, "top_p": 0.8, "min_p": 0.01},
         {"min_p": 0.3, "top_k": 2000},
     ]
-    many = [SamplingParams(max_tokens=1, seed=n, **kind) for n, kind in enumerate(kinds * 2)]
+    many = [SamplingParams(max_tokens=1, seed=n, **kind) for n, kind in enumerate(kinds)]
     logits = logits_of(len(many), vocabulary, 5, 3.0)
     asks = asks_of(many, vocabulary)
     together = KERNELS.choose(logits, asks)
@@ -105,7 +105,7 @@ def test_rows_of_every_kind_together_and_alone(vocabulary):
     assert together.tolist() == PLAIN.choose(logits, asks).tolist()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_scores(data):
     rows = data.draw(st.integers(1, 3))
@@ -126,7 +126,7 @@ def test_scores(data):
         torch.testing.assert_close(values, right, rtol=1e-6, atol=2e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_penalties(data):
     vocabulary = data.draw(st.sampled_from(VOCABULARIES))

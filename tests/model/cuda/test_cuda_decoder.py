@@ -27,13 +27,13 @@ CONFIG = ModelLoadingConfig(model_source="random", random=WEIGHTS)
 GRIDS = [
     {},
     {"stages": 2},
-    {"groups": 2, "cutoffs": (30,)},
+    {"groups": 2, "cutoffs": (20,)},
     {"ranks": 2, "team": "threads"},
 ]
 
 
 def drive(**grid):
-    """A prompt of 70 tokens in chunks beside short ones, then decodes; what each request got, and
+    """A prompt of 40 tokens in chunks beside short ones, then decodes; what each request got, and
     the driver."""
     options = {"dtype": torch.float32, "attention": "sdpa", "pages": 12, "page_tokens": 16}
     driver = Driver(CONFIG, **options, **grid)
@@ -41,10 +41,10 @@ def drive(**grid):
         for stage, _ in line:
             with torch.inference_mode():
                 stage.decoder.prepare()
-    for seed, length in enumerate((70, 20, 1)):
+    for seed, length in enumerate((40, 9, 1)):
         order = torch.Generator().manual_seed(seed)
         driver.add(str(length), torch.randint(100, (length,), generator=order).tolist(), GREEDY)
-    driver.generate({"70": 4, "20": 5, "1": 5}, 32)
+    driver.generate({"40": 2, "9": 3, "1": 3}, 24)
     found = {}
     for name, request in driver.requests.items():
         logprobs = [request.prompt_logprobs[i][0] for i in range(1, request.prompt)]

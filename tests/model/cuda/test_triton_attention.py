@@ -33,7 +33,7 @@ RAGGED = (
     Rows(7, 20, True),
     Rows(1, 0, True),
     Rows(2, 0, False),
-    Rows(40, 100, True),
+    Rows(50, 100, True),
     Rows(20, 63, False),
 )
 MODELS = {
@@ -157,11 +157,11 @@ WANTED = [
     (80, "bfloat16", 128, "wide", 64),
     (80, "bfloat16", 128, "narrow", 64),
     (90, "bfloat16", 128, "wide", 64),
+    (90, "bfloat16", 128, "middle", 64),
     (90, "bfloat16", 128, "narrow", 64),
     (90, "float16", 64, "wide", 16),
     (90, "bfloat16", 256, "wide", 64),
     (90, "bfloat16", 256, "narrow", 64),
-    (90, "float32", 128, "wide", 64),
     (90, "float32", 128, "narrow", 64),
     (90, "bfloat16", 128, "merge", 64),
     (100, "bfloat16", 128, "wide", 64),
