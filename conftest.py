@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Triton's own functions, too, are made for its interpreter or not when they are first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which children inherit:
 # servers and clients that tests interrupt would never end.

@@ -1,6 +1,7 @@
 """The house rules: imports point one way, and files stay small."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,12 @@ def test_tests_read_no_private_name_of_the_product(path: Path):
     foreign = PRIVATE - names_made_in(path)
     found = [f"{path.name}:{line} {name}" for line, name in names_read_in(path) if name in foreign]
     assert not found
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name cannot be collected together."""
+    names = Counter(path.name for path in TESTS if path.name.startswith("test_"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

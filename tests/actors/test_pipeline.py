@@ -134,7 +134,8 @@ async def test_a_prompt_that_never_fits_is_refused_with_its_numbers(warm):
 async def test_more_stages_than_the_cluster_has_cores_is_refused(cluster):
     args = msgspec.json.decode(msgspec.json.encode(arguments(4)))
     args["actors"] = {"num_cpus": 1000}
+    free = ray.available_resources()["CPU"]
     with pytest.raises(Exception, match="need 4000 CPU, the cluster has 8"):
         async with engine(args):
             pass
-    assert ray.available_resources()["CPU"] == 8
+    assert ray.available_resources()["CPU"] >= free

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import threading
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined
 
 collect_ignore_glob = []
 if importlib.util.find_spec("triton") is None:
