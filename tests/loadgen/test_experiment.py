@@ -130,6 +130,7 @@ def toy(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain, monkeypatch):
     monkeypatch.chdir(ROOT)
     asked = ExperimentOptions(

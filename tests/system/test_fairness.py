@@ -50,6 +50,7 @@ async def together(url: str) -> tuple[list[float], list[float]]:
         return waits, list(await asyncio.gather(*flood))
 
 
+@pytest.mark.slow  # tests/twin/test_greedy_neighbours.py has the same in simulation
 @pytest.mark.timeout(600)  # for a machine that is busy with other things
 async def test_a_greedy_tenant_waits_for_itself(tmp_path: Path) -> None:
     file = tmp_path / "keys"

@@ -157,6 +157,7 @@ def test_idle_points_rise():
     assert [seconds for _, seconds in points] == sorted(seconds for _, seconds in points)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_waiting_requests_cost_no_more_than_a_few():
     """Batches looked at per request stay the same: no work grows with the queue."""
     played = {}
