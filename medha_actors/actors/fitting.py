@@ -140,10 +140,9 @@ def _near_the_quickest(near: float, loads: Sequence[GroupLoad], measured: Array)
     """Which steps took about as long as the quickest of their kind, whatever their size; those that
     sample are as those that do not."""
     plain = {load: s for load, s in zip(loads, measured, strict=True) if not load.sampled}
-    quickest = [
-        min([s for load, s in plain.items() if (load.prefill_rows > 0) == prefill], default=0.0)
-        for prefill in (False, True)
-    ]
+    decodes = [s for load, s in plain.items() if not load.prefill_rows]
+    prefills = [s for load, s in plain.items() if load.prefill_rows]
+    quickest = (min(decodes, default=0.0), min(prefills, default=0.0))
     found = []
     for load, own in zip(loads, measured, strict=True):
         alike = plain.get(msgspec.structs.replace(load, sampled=0), own)

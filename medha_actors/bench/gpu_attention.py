@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medha_actors.bench.gpu_attention_cases import Model, Rows, largest_errors, make_case
 from medha_actors.bench.gpu_attention_sweep import sweep
-from medha_actors.bench.gpu_attention_times import LLAMA, Findings, case_seconds, timed
+from medha_actors.bench.gpu_attention_times import LLAMA, case_seconds, timed
+from medha_actors.bench.gpu_findings import Findings
 
 PEAK_FLOPS = 989e12  # of an H100 SXM in 16 bits
 _TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}

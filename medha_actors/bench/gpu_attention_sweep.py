@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from medha_actors.bench.gpu_attention_cases import Rows
-from medha_actors.bench.gpu_attention_times import LLAMA, Findings, case_seconds
+from medha_actors.bench.gpu_attention_times import LLAMA, case_seconds
+from medha_actors.bench.gpu_findings import Findings
 from medha_actors.model.cuda.attention import Shape, Shapes, shapes_for
 
 WIDE = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,24 +13,6 @@ from medha_actors.model.cuda.attention import paged_attention
 
 LLAMA = Model()
 _CACHE = 256 * 2**20  # bytes read before the same again, so that a card's L2 holds none of it
-
-
-class Findings(Protocol):
-    """Where a part of the GPU check puts what it finds."""
-
-    def add(
-        self,
-        name: str,
-        value: float,
-        unit: str = "",
-        *,
-        most: float | None = None,
-        least: float | None = None,
-    ) -> None: ...
-
-    def check(self, name: str, holds: bool, remark: str = "") -> None: ...
-
-    def left_s(self) -> float: ...
 
 
 def case_seconds(

@@ -15,7 +15,8 @@ from medha_actors.actors.engine import RayEngine
 from medha_actors.actors.local import Generation, engine, generate, greedy, prompt_of
 from medha_actors.bench.gpu_findings import Findings
 
-_LONG, _SHORT = 300_000, 200  # tokens
+_LONG = 300_000  # tokens
+_SHORT = 200
 _SHORTS = 30
 _PAUSE_S = 0.1  # between short requests
 _ENGINE_S = 35.0  # a start, a long prompt alone and one with short ones

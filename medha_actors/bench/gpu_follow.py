@@ -76,7 +76,8 @@ def _rows(state: Followed, generate: int, chunk: int, singly: int) -> int:
 
 
 def _span(name: str, state: Followed, rows: int, pages: tuple[int, ...]) -> Span:
-    start, stop = state.computed, state.computed + rows
+    start = state.computed
+    stop = start + rows
     known = len(state.tokens)
     return Span(
         name,
@@ -94,9 +95,6 @@ def _span(name: str, state: Followed, rows: int, pages: tuple[int, ...]) -> Span
 
 def _step(stage: Stage, message: StepMessage, found: Mapping[str, Followed]) -> None:
     output = stage.step(message, None, None)
-    settled = getattr(output, "settled", None)
-    if settled is not None:  # what was drawn is read when the device has done the step
-        output = settled()
     assert not output.failures, output.failures
     for span in message.spans:
         found[span.request_id].computed = span.stop

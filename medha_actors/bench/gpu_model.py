@@ -31,7 +31,8 @@ _LARGE = RandomWeights(
 _LENGTHS = (900, 130, 20, 1)
 _GENERATED = 16
 _SINGLY = 8
-_PAGES, _PAGE_TOKENS = 64, 64
+_PAGES = 64
+_PAGE_TOKENS = 64
 # Drawing the large one's weights takes seconds, so it is made less often.
 _EXACT = ((torch.float32, "sdpa"),)
 _SERVED = ((torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"))
@@ -107,7 +108,8 @@ def _judge(
     """Differences of the log-probabilities of the very tokens that the reference has generated."""
     found = follow(stage, whole, singly=_SINGLY)
     again = follow(stage, whole, singly=_SINGLY)
-    differences, likeliest = [], []
+    differences = []
+    likeliest = []
     for key, reference in known.items():
         mine = torch.tensor(found[key].logprobs, dtype=torch.float64)
         differences.append((mine - torch.tensor(reference.logprobs, dtype=torch.float64)).abs())

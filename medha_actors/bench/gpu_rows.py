@@ -56,7 +56,8 @@ def _judged(what: str, name: str, value: Any, entry: dict[str, Any]) -> dict[str
         return {"target": "none", "met": not value}
     sign, bound = _TARGETS.get((what, name), ("", 0.0))
     if name == "error" and _TORCHS in entry:
-        sign, bound = "<=", _ERROR_SHARE * entry[_TORCHS]
+        sign = "<="
+        bound = _ERROR_SHARE * entry[_TORCHS]
     if not sign or isinstance(value, str):
         return {}
     return {

@@ -139,7 +139,8 @@ def _time_one(
     device_ms = []
     host_ms = []
     for repeat in range(_REPEATS + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         spans = trial.spans()
         torch.cuda.synchronize()
         if repeat == 2:
@@ -215,7 +216,8 @@ def compare(device: torch.device, rows: int, vocabulary: int, most_s: float) -> 
         reference = Trial(Sampler(vocabulary), params)
         expected = reference.tokens(host)
         for number, name in enumerate(reference.names):
-            one, other = found[name], expected[name]
+            one = found[name]
+            other = expected[name]
             if one.token_id != other.token_id:
                 differ += 1
                 distance = _distance(host[number], params[number], one, other)

@@ -144,7 +144,8 @@ def _replays(device: torch.device) -> list[Row]:
 
 def _loading(device: torch.device) -> list[Row]:
     """A file that the host has in memory, in pieces as large as matrices."""
-    pieces, size = 16, 117 << 20
+    pieces = 16
+    size = 117 << 20
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights"
         block = os.urandom(1 << 20) * (size >> 20)

@@ -179,7 +179,8 @@ class SafetensorsWeights:
         self.kinds[name] = _TYPES[kind]
         row = (stop - first) // shape[0]
         if cut.part is not None:
-            first, stop = first + cut.part.first * row, first + cut.part.stop * row
+            stop = first + cut.part.stop * row
+            first += cut.part.first * row
         return Stored(path, first, stop - first)
 
     def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:

@@ -42,7 +42,8 @@ def ratios_of(records: Sequence[RequestRecord]) -> list[tuple[float, float]]:
 def promises_of(records: Sequence[RequestRecord]) -> list[Promises]:
     """Of all, of short requests, of long ones."""
     kinds = [("all", list(records))]
-    kinds += [(kind, [one for one in records if one.kind == kind]) for kind in (SHORT, LONG)]
+    for kind in (SHORT, LONG):
+        kinds.append((kind, [one for one in records if one.kind == kind]))
     low, high = TRUE
     found = []
     for kind, chosen in kinds:

@@ -119,7 +119,8 @@ class Batch:
             if "news" in self._at:
                 self._choice.count(table, self._get("news"), self._prompts)
             penalties = self._get("penalties")
-            rows, slots = self._get("penalised"), self._get("slots")
+            rows = self._get("penalised")
+            slots = self._get("slots")
             self._choice.penalise(logits, rows, table, slots, penalties)
 
     def choose(self, logits: Tensor) -> Tensor:

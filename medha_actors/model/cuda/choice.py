@@ -80,7 +80,8 @@ class Choice:
         """Add to a table of counts, see Counts: cells int64 [n] of the flat table, the first
         `prompts` of them tokens of prompts, the others of outputs; some may be named often."""
         flat = table.view(-1)
-        prompt, output = cells[:prompts], cells[prompts:]
+        prompt = cells[:prompts]
+        output = cells[prompts:]
         flat.scatter_(0, prompt, flat.gather(0, prompt) | 1)  # the same cell is given the same
         flat.scatter_add_(0, output, torch.full_like(output, 2, dtype=torch.int32))
 

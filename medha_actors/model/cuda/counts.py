@@ -81,7 +81,8 @@ class Counts:
 
     def take_stale(self) -> list[int]:
         """Rows of the table that are to be cleared before what is new is added."""
-        stale, self._stale = self._stale, []
+        stale = self._stale
+        self._stale = []
         return stale
 
     def _open(self, request_id: str) -> _Row:

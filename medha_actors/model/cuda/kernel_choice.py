@@ -37,10 +37,9 @@ class KernelChoice(Choice):
         wide = triton.next_power_of_2(chunks)
         parts = chunks * (_CHUNK // _PART)
         numbers = asks.numbers
-        keys = torch.empty(2, rows, chunks, dtype=torch.int64, device=device)
-        keys, sums = keys[0], keys[1]
+        keys, sums = torch.empty(2, rows, chunks, dtype=torch.int64, device=device).unbind()
         found = torch.empty(5, rows, dtype=torch.int32, device=device)
-        settled, bars, counters = found[2], found[3], found[4]
+        settled, bars, counters = found[2:].unbind()
         bests = candidates = found
         if asks.cut:
             bests = torch.empty(rows, parts, dtype=torch.int32, device=device)

@@ -80,8 +80,8 @@ class StepArrays(NamedTuple):
 
     @property
     def extent(self) -> Extent:
-        work, merges = self.attention.work, self.attention.merges
-        counts = (len(self.sequences), len(work), len(merges))
+        work = self.attention.work
+        counts = (len(self.sequences), len(work), len(self.attention.merges))
         return Extent(len(self.positions), *counts, self.attention.slots)
 
     @property
