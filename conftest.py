@@ -12,20 +12,23 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-# Triton's own functions, too, are made for its interpreter or not when they are first imported.
+# Triton's own functions, too, are made for its interpreter or not when they are first
+# imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# A shell that starts the tests in the background has Ctrl-C ignored, which children inherit:
-# servers and clients that tests interrupt would never end.
+# A shell that starts the tests in the background has Ctrl-C ignored, which children
+# inherit: servers and clients that tests interrupt would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No example has a time limit: how long one takes says how busy the machine is.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
-# Tests that start Ray, in the order in which they run: those whose processes wait for each other
-# while they spin come last, when the other tests have ended.
+# Tests that start Ray, in the order in which they run: those whose processes wait for
+# each other while they spin come last, when the other tests have ended.
 RAY: Final = (
     "tests/system/",
     "tests/loadgen/test_experiment.py",

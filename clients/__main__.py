@@ -41,15 +41,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_server_flags(parser)
     add("--model", help="default: the server's first model")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--chat", action="store_true", help="POST /v1/chat/completions (the default)")
+    kind.add_argument(
+        "--chat", action="store_true", help="POST /v1/chat/completions (the default)"
+    )
     kind.add_argument("--completion", action="store_true", help="POST /v1/completions")
-    add("--max-tokens", type=int, metavar="N", help="end the answer after so many tokens")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="end the answer after so many tokens",
+    )
     add("--temperature", type=float, metavar="T", help="0: always the likeliest token")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens, P of all")
+    add(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens, P of all",
+    )
     add("--seed", type=int, metavar="N", help="the same seed, the same answer")
     add("--stop", action="append", metavar="TEXT", help="stop at this text; repeatable")
-    add("--ttft-s", type=float, metavar="S", help="objective: seconds to the first token")
-    add("--tpot-s", type=float, metavar="S", help="objective: seconds per further token")
+    add(
+        "--ttft-s",
+        type=float,
+        metavar="S",
+        help="objective: seconds to the first token",
+    )
+    add(
+        "--tpot-s", type=float, metavar="S", help="objective: seconds per further token"
+    )
     add("--timeout-s", type=float, metavar="S", help="give up after this time")
     add("--no-stream", action="store_true", help="wait for the whole answer")
     add("--json", action="store_true", help="print every event as a line of JSON")
@@ -84,7 +103,9 @@ def answer(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"medha-client: {error}", file=sys.stderr)
         return 1
-    view: View = JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stderr)
+    view: View = (
+        JsonView(sys.stdout) if options.json else TextView(sys.stdout, sys.stderr)
+    )
     try:
         asyncio.run(ask(options, prompt, view))
     except KeyboardInterrupt:
@@ -131,12 +152,20 @@ async def ask(options: argparse.Namespace, prompt: str, view: View) -> None:
         )
     }
     fields["stream"] = not options.no_stream
-    async with Client(options.base_url, model=options.model, api_key=options.api_key) as client:
+    async with Client(
+        options.base_url, model=options.model, api_key=options.api_key
+    ) as client:
         if options.completion:
             events = client.complete(prompt, **fields)
         else:
-            system = [{"role": "system", "content": options.system}] if options.system else []
-            events = client.chat([*system, {"role": "user", "content": prompt}], **fields)
+            system = (
+                [{"role": "system", "content": options.system}]
+                if options.system
+                else []
+            )
+            events = client.chat(
+                [*system, {"role": "user", "content": prompt}], **fields
+            )
         async for event in events:
             view.show(event)
 

@@ -72,12 +72,18 @@ def read_body(data: bytes, at_s: float) -> Iterator[Event]:
     for choice in body.choices:
         holder = choice.delta or choice.message
         text = choice.text if holder is None else holder.content
-        if text is not None and (text or choice.finish_reason is None or choice.logprobs):
+        if text is not None and (
+            text or choice.finish_reason is None or choice.logprobs
+        ):
             yield Token(text, at_s, choice.index, choice.logprobs)
         if choice.finish_reason is not None:
             yield Finished(choice.finish_reason, at_s, choice.index)
     if body.usage is not None:
-        yield Usage(body.usage.prompt_tokens, body.usage.completion_tokens or 0, body.usage.medha)
+        yield Usage(
+            body.usage.prompt_tokens,
+            body.usage.completion_tokens or 0,
+            body.usage.medha,
+        )
 
 
 def read_accepted(headers: Mapping[str, str]) -> Accepted:
@@ -97,7 +103,9 @@ def read_error(status: int, data: bytes, headers: Mapping[str, str]) -> ApiError
     except ProtocolError:
         detail = None
     return api_error(
-        status, detail or data[:200].decode("utf-8", "replace").strip() or "no message", headers
+        status,
+        detail or data[:200].decode("utf-8", "replace").strip() or "no message",
+        headers,
     )
 
 
@@ -127,7 +135,9 @@ def _decode(data: bytes) -> _Body:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"the server's answer is not OpenAI's JSON: {error}") from None
+        raise ProtocolError(
+            f"the server's answer is not OpenAI's JSON: {error}"
+        ) from None
 
 
 def _number(text: str | None) -> float | None:

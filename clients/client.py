@@ -77,7 +77,9 @@ class Client:
         try:
             return [str(model["id"]) for model in msgspec.json.decode(data)["data"]]
         except (msgspec.DecodeError, KeyError, TypeError):
-            raise ProtocolError(f"{self.base_url}/v1/models does not list models") from None
+            raise ProtocolError(
+                f"{self.base_url}/v1/models does not list models"
+            ) from None
 
     async def tokenize(self, text: str) -> list[int]:
         """The text's token ids, as the server sees them."""
@@ -85,7 +87,9 @@ class Client:
         try:
             return list(msgspec.json.decode(data)["tokens"])
         except (msgspec.DecodeError, KeyError, TypeError):
-            raise ProtocolError(f"{self.base_url}/tokenize does not list tokens") from None
+            raise ProtocolError(
+                f"{self.base_url}/tokenize does not list tokens"
+            ) from None
 
     async def get(self, path: str) -> bytes:
         """The body of GET `path`, such as /metrics or /medha/timelines."""
@@ -102,7 +106,9 @@ class Client:
         """POST /v1/chat/completions with one user message or a whole conversation; `options` as for
         `request`."""
         turns = (
-            [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+            [{"role": "user", "content": messages}]
+            if isinstance(messages, str)
+            else list(messages)
         )
         return self.request("/v1/chat/completions", {"messages": turns}, **options)
 
@@ -121,7 +127,10 @@ class Client:
         """One request's events. `fields` (max_tokens, temperature, stop, n, medha ...) go into the
         body as they are; the objectives go as headers, which other servers ignore. Raises
         ClientError."""
-        sent = {**body, **{name: value for name, value in fields.items() if value is not None}}
+        sent = {
+            **body,
+            **{name: value for name, value in fields.items() if value is not None},
+        }
         sent.setdefault("model", await self._default_model())
         sent["stream"] = stream
         if stream:
@@ -134,7 +143,9 @@ class Client:
         whole = False
         while not whole:
             try:
-                async with aclosing(self._ask(path, sent, asked, resuming, started)) as events:
+                async with aclosing(
+                    self._ask(path, sent, asked, resuming, started)
+                ) as events:
                     async for event in events:
                         yield event
                 whole = True
@@ -155,7 +166,9 @@ class Client:
         with _network_errors(self.base_url):
             async with self._open("POST", path, body, {**headers, **again}) as response:
                 if response.status != 200:
-                    raise read_error(response.status, await response.read(), response.headers)
+                    raise read_error(
+                        response.status, await response.read(), response.headers
+                    )
                 at_s = time.perf_counter() - started
                 if again:
                     resuming.opened()
@@ -166,7 +179,9 @@ class Client:
                     async for event in _stream(response, resuming, started):
                         yield event
                 else:
-                    for event in read_body(await response.read(), time.perf_counter() - started):
+                    for event in read_body(
+                        await response.read(), time.perf_counter() - started
+                    ):
                         yield event
 
     async def _default_model(self) -> str:
@@ -185,10 +200,12 @@ class Client:
                     raise read_error(response.status, data, response.headers)
                 return data
 
-    def _open(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Any:
+    def _open(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str]
+    ) -> Any:
         if self._session is None:
-            # Many streams at once are the point: no cap on connections. Lines may be long: read in
-            # large pieces.
+            # Many streams at once are the point: no cap on connections. Lines may be
+            # long: read in large pieces.
             connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -252,7 +269,9 @@ def _network_errors(url: str) -> Iterator[None]:
     except TimeoutError:
         raise StreamCutError(f"the server at {url} is silent") from None
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise StreamCutError(f"the connection to {url} was cut: {_reason(error)}") from None
+        raise StreamCutError(
+            f"the connection to {url} was cut: {_reason(error)}"
+        ) from None
 
 
 def _reason(error: BaseException) -> str:
@@ -260,5 +279,9 @@ def _reason(error: BaseException) -> str:
         return "it takes too long to connect"
     inner = getattr(error, "os_error", None) or error
     number = getattr(inner, "errno", None)
-    text = os.strerror(number) if number and number > 0 else str(inner) or type(error).__name__
+    text = (
+        os.strerror(number)
+        if number and number > 0
+        else str(inner) or type(error).__name__
+    )
     return text.splitlines()[0]

@@ -32,7 +32,9 @@ class SseParser:
         self._limit = max_event_bytes
         self._buffer = bytearray()
         self.last_event_id = ""  # of the frames so far, and of events that only set it
-        self._after_cr = False  # the last byte was a CR: a LF that follows belongs to it
+        self._after_cr = (
+            False  # the last byte was a CR: a LF that follows belongs to it
+        )
         self._fresh = True
 
     def feed(self, chunk: bytes) -> list[Frame]:

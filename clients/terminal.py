@@ -19,7 +19,9 @@ def describe(error: ClientError) -> str:
     text = str(error)
     if isinstance(error, ApiError):
         status = f" (HTTP {error.status})" if error.status else ""
-        again = f"; try again in {error.retry_after_s:g} s" if error.retry_after_s else ""
+        again = (
+            f"; try again in {error.retry_after_s:g} s" if error.retry_after_s else ""
+        )
         text = f"the server says: {error.message}{status}{again}"
     return " ".join(text.split())
 
@@ -96,14 +98,18 @@ class TextView:
         if self._first_s is not None and self._pieces > 1:
             parts.append(f"TTFT {self._first_s:.3f} s{self._promise()}")
             if tokens > 1:
-                parts.append(f"TPOT {1000 * (self._last_s - self._first_s) / (tokens - 1):.1f} ms")
+                parts.append(
+                    f"TPOT {1000 * (self._last_s - self._first_s) / (tokens - 1):.1f} ms"
+                )
         parts.append(f"{self._last_s:.3f} s in all")
         if self._resumed_times:
             parts.append(f"cut and resumed: {self._resumed_times}")
         if self._accepted.trace_id:
             parts.append(f"id {self._accepted.trace_id}")
         unusual = sorted(set(self._reasons) - {"stop"})
-        return ", ".join(parts) + (f" (finished: {', '.join(unusual)})" if unusual else "")
+        return ", ".join(parts) + (
+            f" (finished: {', '.join(unusual)})" if unusual else ""
+        )
 
     def _promise(self) -> str:
         words = []

@@ -35,7 +35,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add_server_flags(parser)
     parser.add_argument(
-        "--perfetto", type=Path, metavar="FILE", help="save the timeline as a Perfetto trace"
+        "--perfetto",
+        type=Path,
+        metavar="FILE",
+        help="save the timeline as a Perfetto trace",
     )
     if not arguments:
         parser.print_help(sys.stderr)
@@ -83,7 +86,9 @@ def lines(timeline: dict[str, Any]) -> list[str]:
         f"{_ending(timeline)}"
     ]
     if timeline.get("trace_id"):
-        out.append(f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip())
+        out.append(
+            f"trace {timeline['trace_id']}  {timeline.get('ui_url') or ''}".rstrip()
+        )
     for name in ("ttft", "tpot"):
         value = timeline[f"{name}_s"]
         objective = timeline[f"{name}_objective_s"]
@@ -96,7 +101,9 @@ def lines(timeline: dict[str, Any]) -> list[str]:
     return out
 
 
-def runs(chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def runs(
+    chunks: list[dict[str, Any]], gaps: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Neighbouring chunks that nothing interrupted as one, where there are too many to show."""
     most = -(-len(chunks) // LINES)
     joined: list[dict[str, Any]] = []
@@ -147,7 +154,11 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
     end = timeline["finished_at"] or last
     first = chunks[0]["sent_at"] if chunks else end
     rows = [
-        (timeline["arrived_at"], timeline["queued_at"], "ingress: body, tokenizer, hand-over"),
+        (
+            timeline["arrived_at"],
+            timeline["queued_at"],
+            "ingress: body, tokenizer, hand-over",
+        ),
         (timeline["queued_at"], first, "queue"),
     ]
     gaps = turns(timeline["gaps"])
@@ -156,7 +167,11 @@ def _rows(timeline: dict[str, Any]) -> list[tuple[float, float, str]]:
         name = f"chunk {chunk['index']}"
         if chunk["count"] > 1:
             name = f"chunks {chunk['index']}..{last_index}"
-        took = "in flight" if chunk["actual_s"] is None else f"took {_time(chunk['actual_s'])}"
+        took = (
+            "in flight"
+            if chunk["actual_s"] is None
+            else f"took {_time(chunk['actual_s'])}"
+        )
         text = (
             f"{name}: {chunk['tokens']} tokens from {chunk['start']} on, predicted "
             f"{_time(chunk['predicted_s'])}"

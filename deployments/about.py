@@ -57,7 +57,9 @@ class About:
 
     def describe(self, operations: Sequence[Operation], with_keys: bool) -> None:
         """What /openapi.json shall say."""
-        self._api = msgspec.json.encode(openapi.document(operations, own_version(), with_keys))
+        self._api = msgspec.json.encode(
+            openapi.document(operations, own_version(), with_keys)
+        )
 
     async def health(self, request: Request) -> Response:
         if not self._engine.ready():
@@ -95,7 +97,9 @@ class About:
     async def tokenizer_info(self, request: Request) -> Response:
         """What a client needs of the tokenizer to write prompts of its own."""
         special = self._text.special_tokens
-        eos = [self._text.tokenizer.id_to_token(i) for i in self._text.eos_token_ids[:1]]
+        eos = [
+            self._text.tokenizer.id_to_token(i) for i in self._text.eos_token_ids[:1]
+        ]
         return answer_with(
             TokenizerInfoReply(
                 eos_token=special.get("eos_token", eos[0] if eos else None),
@@ -113,7 +117,9 @@ class About:
     async def home(self, request: Request) -> Response:
         """What a person who types only the address wants to see."""
         root = request.scope.get("root_path", "").rstrip("/")
-        return RedirectResponse(root + ("/medha" if self._has_page else "/openapi.json"))
+        return RedirectResponse(
+            root + ("/medha" if self._has_page else "/openapi.json")
+        )
 
     async def icon(self, request: Request) -> Response:
         return FileResponse(_ICON, media_type="image/svg+xml", headers=_KEPT)

@@ -75,7 +75,9 @@ class Admission:
             if isinstance(prompt, list):
                 asked_for = prompt
             else:
-                asked_for = Prompt(prompt, prompt if body.medha.parse_special is False else None)
+                asked_for = Prompt(
+                    prompt, prompt if body.medha.parse_special is False else None
+                )
             ids = await self.tokens(name, asked_for, body.add_special_tokens, keep)
             text = None
             if body.echo:
@@ -140,7 +142,8 @@ class Admission:
             first_token_at=record.first_token_at,
             prompt_logprobs_until=record.prompt_logprobs_until,
         )
-        # An id of its own: the request that wrote the answer before may still be on its way out.
+        # An id of its own: the request that wrote the answer before may still be on its
+        # way out.
         name = f"{place.answer_id}-{secrets.token_hex(4)}-0"
         request = msgspec.structs.replace(known, id=name, resumed=resumed)
         job.id = place.answer_id
@@ -148,7 +151,9 @@ class Admission:
         job.choices = [replace(choice, request=request)]
         job.past = Past(record, place)
 
-    def _check_same(self, job: Job, place: Place, asked: Request, known: Request) -> None:
+    def _check_same(
+        self, job: Job, place: Place, asked: Request, known: Request
+    ) -> None:
         sampling = asked.sampling
         if job.body.fixed_seed is None:
             sampling = msgspec.structs.replace(sampling, seed=known.sampling.seed)
@@ -163,7 +168,11 @@ class Admission:
             )
 
     async def tokens(
-        self, name: str, prompt: Prompt | list[int], add_special_tokens: bool, keep: int | None
+        self,
+        name: str,
+        prompt: Prompt | list[int],
+        add_special_tokens: bool,
+        keep: int | None,
     ) -> list[int]:
         """Token ids of one prompt, or the last `keep` of them; one that cannot fit the context
         costs no more than one that fills it."""
@@ -200,7 +209,9 @@ class Admission:
     ) -> list[int]:
         """Token ids of a chat; what is surely too long is not even rendered."""
         limits.check_messages(messages, self._config.limits)
-        fewest = self._text.fewest_tokens_of(sum([len(message.text) for message in messages]))
+        fewest = self._text.fewest_tokens_of(
+            sum([len(message.text) for message in messages])
+        )
         if fewest > self._most_tokens(keep):
             raise self._too_long("messages", fewest, keep)
         rendered = await self._text.chat(messages, options)
@@ -239,7 +250,11 @@ class Admission:
         return objectives.resolve(body.medha, headers, self._config.objectives)
 
     def _job(
-        self, kind: str, body: GenerationBody, headers: Mapping[str, str], arrived_at: float
+        self,
+        kind: str,
+        body: GenerationBody,
+        headers: Mapping[str, str],
+        arrived_at: float,
     ) -> Job:
         given = body.request_id or headers.get("x-request-id", "")[:256]
         name = f"{kind}{given or secrets.token_hex(12)}"

@@ -28,7 +28,12 @@ from deployments.replies import (
     UsageReply,
 )
 from deployments.thoughts import ThoughtReader, Told
-from medha_actors.messages import Accepted, FinishedEvent, PromptLogprobsEvent, TokenEvent
+from medha_actors.messages import (
+    Accepted,
+    FinishedEvent,
+    PromptLogprobsEvent,
+    TokenEvent,
+)
 
 # token, its log-probability, the likeliest ones, where it starts in the text
 Entry = tuple[int, float | None, tuple[tuple[int, float], ...], int]
@@ -60,13 +65,15 @@ class ChatAnswer:
         self._started: set[int] = set()
         self._thought_readers: dict[int, ThoughtReader] = {}
         if job.thinking is not None:
-            self._thought_readers = {choice.index: job.thinking.reader() for choice in job.choices}
+            self._thought_readers = {
+                choice.index: job.thinking.reader() for choice in job.choices
+            }
 
     def chunk(self, addition: Addition) -> Reply:
         message = self._message(addition)
         if addition.index not in self._started:
-            # The role comes with the first token: a frame of its own would look like a token to
-            # those who measure.
+            # The role comes with the first token: a frame of its own would look like a
+            # token to those who measure.
             self._started.add(addition.index)
             message.role = "assistant"
         delta = ChatDelta(
@@ -116,12 +123,16 @@ class ChatAnswer:
         told = self._told(addition)
         if not told.thoughts:
             return ChatMessage(content=told.content)
-        return ChatMessage(content=told.content or UNSET, reasoning_content=told.thoughts)
+        return ChatMessage(
+            content=told.content or UNSET, reasoning_content=told.thoughts
+        )
 
     def _whole_message(self, addition: Addition) -> ChatMessage:
         told = self._told(addition)
         thoughts = told.thoughts or UNSET
-        return ChatMessage(role="assistant", content=told.content, reasoning_content=thoughts)
+        return ChatMessage(
+            role="assistant", content=told.content, reasoning_content=thoughts
+        )
 
     def _told(self, addition: Addition) -> Told:
         """What an addition thinks, and what it says."""
@@ -153,13 +164,18 @@ class ChatAnswer:
         chosen = self._top(event.token_id, event.logprob or 0.0)
         top = [self._top(token_id, logprob) for token_id, logprob in event.top_logprobs]
         return ChatLogprob(
-            token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=top
+            token=chosen.token,
+            logprob=chosen.logprob,
+            bytes=chosen.bytes,
+            top_logprobs=top,
         )
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         raw = self._table.bytes_of(token_id)
         return TopLogprob(
-            token=raw.decode("utf-8", "replace"), logprob=finite(logprob), bytes=list(raw)
+            token=raw.decode("utf-8", "replace"),
+            logprob=finite(logprob),
+            bytes=list(raw),
         )
 
 
@@ -188,7 +204,11 @@ class TextAnswer:
 
     def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
         reply = self._reply(
-            [choice for addition in additions if (choice := self._choice(addition)) is not None]
+            [
+                choice
+                for addition in additions
+                if (choice := self._choice(addition)) is not None
+            ]
         )
         reply.usage = usage
         return reply
@@ -239,14 +259,18 @@ class TextAnswer:
             prompt_logprobs=self._extras.prompt_logprobs(addition),
         )
 
-    def _prompt_entries(self, choice: Choice, text: str, written: _Written) -> Iterable[Entry]:
+    def _prompt_entries(
+        self, choice: Choice, text: str, written: _Written
+    ) -> Iterable[Entry]:
         if choice.request.sampling.prompt_logprobs is None:
             return []
         places = offsets.starts(choice.prompt, text, self._table)
         entries: list[Entry] = [(choice.prompt[0], None, (), places[0])]
         for part in sorted(written.prompt_logprobs, key=lambda part: part.start):
             first = part.start + 1
-            known = zip(choice.prompt[first:], part.entries, places[first:], strict=False)
+            known = zip(
+                choice.prompt[first:], part.entries, places[first:], strict=False
+            )
             entries += [(i, logprob, top, place) for i, (logprob, top), place in known]
         written.prompt_logprobs.clear()
         return entries
@@ -312,8 +336,12 @@ def timing_of(
 ) -> TimingReply:
     """What was promised and what happened; of several choices, the latest."""
     timing = TimingReply(
-        ttft_deadline_ms=round(1000 * max(one.deadline_at - arrived_at for one in accepted), 3),
-        predicted_ttft_ms=round(1000 * max(one.predicted_ttft_s for one in accepted), 3),
+        ttft_deadline_ms=round(
+            1000 * max(one.deadline_at - arrived_at for one in accepted), 3
+        ),
+        predicted_ttft_ms=round(
+            1000 * max(one.predicted_ttft_s for one in accepted), 3
+        ),
     )
     if first_tokens_at:
         timing.ttft_ms = round(1000 * (max(first_tokens_at) - arrived_at), 3)

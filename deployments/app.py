@@ -57,13 +57,17 @@ class Ingress:
         servers: dict[str, Server] = {}
         for entry, engine in zip(catalogue.entries, self._engines, strict=True):
             servers[entry.model_id] = _server(entry.config, engine)
-        self._app = Models(servers) if catalogue.several else servers.popitem()[1].asgi()
+        self._app = (
+            Models(servers) if catalogue.several else servers.popitem()[1].asgi()
+        )
         names = " and ".join([entry.model_id for entry in catalogue.entries])
         print(f"medha: {names} is ready at {ready_url()}", flush=True)
 
     async def drain(self, timeout_s: float) -> int:
         """See Controller.drain."""
-        return sum(await asyncio.gather(*[engine.drain(timeout_s) for engine in self._engines]))
+        return sum(
+            await asyncio.gather(*[engine.drain(timeout_s) for engine in self._engines])
+        )
 
     def check_health(self) -> None:
         """Serve replaces a replica that raises here."""
@@ -106,7 +110,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     for _, config in catalogue.entries:
         load_keys(config.api_keys)
         load_spec(config.model_loading_config)
-    # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
+    # What is in flight ends by then, and its last bytes are on their way: before Serve
+    # cuts it.
     grace_s = catalogue.drain_timeout_s + _LAST_BYTES_S
     options = {
         **_DEFAULTS,
@@ -127,7 +132,9 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         )
         options["deployment_actors"] = [controller]
     deploy = serve.deployment(name="medha", **options)
-    application: serve.Application = deploy(serve.ingress()(Ingress)).bind(args, *fleets)
+    application: serve.Application = deploy(serve.ingress()(Ingress)).bind(
+        args, *fleets
+    )
     return application
 
 

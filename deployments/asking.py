@@ -19,7 +19,9 @@ class Said(NamedTuple):
 
     def with_body(self, body: bytes) -> Said:
         """The same with something else in it."""
-        kept = [(name, value) for name, value in self.headers if name != b"content-length"]
+        kept = [
+            (name, value) for name, value in self.headers if name != b"content-length"
+        ]
         length = str(len(body)).encode()
         return Said(self.status, [*kept, (b"content-length", length)], body)
 
@@ -41,14 +43,20 @@ async def ask(app: ASGIApp, scope: Scope) -> Said:
 
 async def say(said: Said, send: Send) -> None:
     """Send a whole answer."""
-    start = {"type": "http.response.start", "status": said.status, "headers": said.headers}
+    start = {
+        "type": "http.response.start",
+        "status": said.status,
+        "headers": said.headers,
+    }
     await send(start)
     await send({"type": "http.response.body", "body": said.body})
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:
     """What receives a body that has been read, and then what else comes."""
-    left: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+    left: list[dict[str, Any]] = [
+        {"type": "http.request", "body": body, "more_body": False}
+    ]
 
     async def again() -> Message:
         return left.pop() if left else await receive()

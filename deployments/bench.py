@@ -52,7 +52,12 @@ _LOADS: list[tuple[str, dict[str, Any], int, int, int, int]] = [
     ("embedded model", {"model_source": "embedded", "model_id": "m"}, 8, 1, 256, 48),
     (
         "empty steps",
-        {"model_source": "random", "random": _TINY, "dtype": "float32", "model_id": "m"},
+        {
+            "model_source": "random",
+            "random": _TINY,
+            "dtype": "float32",
+            "model_id": "m",
+        },
         16,
         2,
         64,
@@ -92,10 +97,15 @@ async def _compare(
                 began = time.perf_counter()
                 for _ in range(rounds):
                     await asyncio.gather(
-                        *[_request(servers[side][0], prompt, tokens, i) for i in range(at_once)]
+                        *[
+                            _request(servers[side][0], prompt, tokens, i)
+                            for i in range(at_once)
+                        ]
                     )
                 if repeat >= 0:
-                    speeds[side].append(at_once * rounds * tokens / (time.perf_counter() - began))
+                    speeds[side].append(
+                        at_once * rounds * tokens / (time.perf_counter() - began)
+                    )
         # the last spans are sent a moment after the requests have ended
         await asyncio.sleep(2.5)
         sent, lost = servers["on"][1].tracing.spans()
@@ -113,7 +123,9 @@ async def _compare(
 
 
 @asynccontextmanager
-async def _server(model: dict[str, Any], telemetry: dict[str, Any]) -> AsyncIterator[Any]:
+async def _server(
+    model: dict[str, Any], telemetry: dict[str, Any]
+) -> AsyncIterator[Any]:
     """An HTTP application over an engine of two stages."""
     args = {
         "model_loading_config": model,
@@ -124,7 +136,9 @@ async def _server(model: dict[str, Any], telemetry: dict[str, Any]) -> AsyncIter
     config = load(args)
     async with engine(args) as handle:
         observatory = (
-            Observatory(config, handle.reports, "bench") if config.telemetry.enabled else None
+            Observatory(config, handle.reports, "bench")
+            if config.telemetry.enabled
+            else None
         )
         text = load_text(config.model_loading_config)
         server = Server(
@@ -148,7 +162,9 @@ async def _request(app: Any, prompt: int, tokens: int, salt: int) -> None:
         "ignore_eos": True,
         "stream": True,
     }
-    incoming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+    incoming = [
+        {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+    ]
     status = 0
     forever = asyncio.Event()
 

@@ -35,7 +35,9 @@ from medha_actors.messages import FinishedEvent, TokenEvent
 _STREAMS: Final = 64
 _STEPS: Final = 256
 _CONTEXT: Final = 4096
-_SAID: Final = "The quick brown fox jumps over the lazy dog, and nobody waits for a long prompt. "
+_SAID: Final = (
+    "The quick brown fox jumps over the lazy dog, and nobody waits for a long prompt. "
+)
 _MESSAGES: Final = [{"role": "user", "content": "Say something."}]
 _BODIES: Final[dict[str, dict[str, Any]]] = {
     "completion": {"prompt": "Say something."},
@@ -92,7 +94,9 @@ async def _round(admission: Admission, text: Text, body: dict[str, Any]) -> floa
     jobs = [await _admitted(admission, body) for _ in range(_STREAMS)]
     try:
         async with AsyncExitStack() as stack:
-            sending = [await _streaming(stack, engine, text, job, frames) for job in jobs]
+            sending = [
+                await _streaming(stack, engine, text, job, frames) for job in jobs
+            ]
             messages = await _messages(jobs, text)
             spent = await _spent(controller, messages, frames)
             controller.say([_end(job) for job in jobs])
@@ -102,7 +106,9 @@ async def _round(admission: Admission, text: Text, body: dict[str, Any]) -> floa
     return 1e6 * spent / (_STREAMS * _STEPS)
 
 
-async def _spent(controller: PlayedController, messages: list[bytes], frames: Frames) -> float:
+async def _spent(
+    controller: PlayedController, messages: list[bytes], frames: Frames
+) -> float:
     """Seconds of CPU from the first message to the last frame."""
     began = time.process_time()
     for message in messages:
@@ -114,11 +120,19 @@ async def _spent(controller: PlayedController, messages: list[bytes], frames: Fr
 
 async def _admitted(admission: Admission, fields: dict[str, Any]) -> Job:
     """The job of one body."""
-    body = {**fields, "stream": True, "max_tokens": _STEPS, "ignore_eos": True, "temperature": 0}
+    body = {
+        **fields,
+        "stream": True,
+        "max_tokens": _STEPS,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
     packed = msgspec.json.encode(body)
     if "messages" in body:
         return await admission.chat(protocol.decode(packed, ChatBody), {}, time.time())
-    return await admission.completion(protocol.decode(packed, CompletionBody), {}, time.time())
+    return await admission.completion(
+        protocol.decode(packed, CompletionBody), {}, time.time()
+    )
 
 
 async def _streaming(
@@ -130,9 +144,13 @@ async def _streaming(
         Generation(engine, text, job, stream.max_buffered_events)
     )
     is_chat = isinstance(job.body, ChatBody)
-    answer: Answer = ChatAnswer(job, text.table) if is_chat else TextAnswer(job, text.table)
+    answer: Answer = (
+        ChatAnswer(job, text.table) if is_chat else TextAnswer(job, text.table)
+    )
     dialect = Completions(tells_usage=False)
-    return asyncio.ensure_future(send_stream(live, answer, dialect, stream, {}, frames.send))
+    return asyncio.ensure_future(
+        send_stream(live, answer, dialect, stream, {}, frames.send)
+    )
 
 
 async def _messages(jobs: list[Job], text: Text) -> list[bytes]:
@@ -158,7 +176,9 @@ def _token(job: Job, step: int, token_id: int) -> TokenEvent:
 
 def _end(job: Job) -> FinishedEvent:
     [choice] = job.choices
-    return FinishedEvent(request_id=choice.request.id, reason="length", generated_tokens=_STEPS)
+    return FinishedEvent(
+        request_id=choice.request.id, reason="length", generated_tokens=_STEPS
+    )
 
 
 def main() -> None:

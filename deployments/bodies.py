@@ -26,7 +26,9 @@ from medha_actors.errors import (
 )
 
 LARGE_BYTES: Final = 2**20
-_SILENCE_S: Final = 30.0  # a sender that stops in the middle of a body is not waited for
+_SILENCE_S: Final = (
+    30.0  # a sender that stops in the middle of a body is not waited for
+)
 
 
 class Body:
@@ -99,7 +101,9 @@ class Bodies:
         """Raises TooLargeError for a body that has, or will have, so many bytes."""
         limit = self._limits.max_body_bytes
         if size > limit:
-            raise TooLargeError(f"the body is over {limit} bytes", code="body_too_large")
+            raise TooLargeError(
+                f"the body is over {limit} bytes", code="body_too_large"
+            )
 
     def take(self, more: int) -> None:
         """Room for `more` bytes of a large body; raises OverloadedError."""
@@ -160,7 +164,9 @@ def check_values(body: bytes, most: int) -> None:
     if prompt.startswith(b'"'):
         commas -= prompt.count(b",")
     if commas >= most:
-        raise RequestError(f"the body has more than {most} values", code="too_many_values")
+        raise RequestError(
+            f"the body has more than {most} values", code="too_many_values"
+        )
 
 
 async def until_disconnected(receive: Receive) -> None:

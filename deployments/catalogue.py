@@ -18,7 +18,9 @@ from medha_actors.quantities import Options
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")  # of what Serve lets stand in names
 
 
-class SeveralConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SeveralConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
+):
     """The `args` of several models behind the same ingress replicas."""
 
     models: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=64)]

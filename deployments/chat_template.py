@@ -27,7 +27,9 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012  (the name and type are Jinja's)
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
+    def parse(
+        self, parser: jinja2.parser.Parser
+    ) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -49,11 +51,15 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = lambda form: (
+            datetime.datetime.now().strftime(form)
+        )
         self._special_tokens = dict(special_tokens)
         try:
             self._render: Callable[..., str] = environment.from_string(source).render
@@ -130,7 +136,8 @@ class ChatTemplate:
         except Exception as error:
             # a template can fail in any way on what it did not expect
             raise RequestError(
-                f"the model's chat template refuses the messages: {error}", param="messages"
+                f"the model's chat template refuses the messages: {error}",
+                param="messages",
             ) from None
 
     def _shows(self, told: Sequence[dict[str, Any]]) -> bool:

@@ -17,7 +17,9 @@ from typing import Any, Final, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models
 
-_OPEN: Final = "\ue000"  # of Unicode's private use: no vocabulary merges them with anything
+_OPEN: Final = (
+    "\ue000"  # of Unicode's private use: no vocabulary merges them with anything
+)
 _CLOSE: Final = "\ue001"
 
 
@@ -98,7 +100,10 @@ class Guard:
         parts: list[str] = []
         done = 0
         for start, stop, _ in self._control.find(text):
-            parts += [text[done:start], f"{_OPEN}{self._secret}.{len(self._typed)}{_CLOSE}"]
+            parts += [
+                text[done:start],
+                f"{_OPEN}{self._secret}.{len(self._typed)}{_CLOSE}",
+            ]
             self._typed.append(text[start:stop])
             done = stop
         return "".join([*parts, text[done:]])
@@ -123,7 +128,9 @@ def _finder(
 
 def _likely(tokenizer: Tokenizer, chosen: dict[int, AddedToken]) -> re.Pattern[str]:
     """Finds something in every text with a control token, and in few others: their beginnings."""
-    if tokenizer.normalizer is not None and any(token.normalized for token in chosen.values()):
+    if tokenizer.normalizer is not None and any(
+        token.normalized for token in chosen.values()
+    ):
         return re.compile("")  # what looks like another text may become one
     beginnings = sorted({re.escape(token.content[:2]) for token in chosen.values()})
     return re.compile("|".join(beginnings) or r"(?!)")
@@ -136,9 +143,13 @@ def _renamed(tokenizer: Tokenizer, names: dict[str, str]) -> Tokenizer:
         token["content"] = names.get(token["content"], token["content"])
     model = tree["model"]
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {names.get(text, text): i for text, i in model["vocab"].items()}
+        model["vocab"] = {
+            names.get(text, text): i for text, i in model["vocab"].items()
+        }
     else:  # Unigram: pairs of text and score
-        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+        model["vocab"] = [
+            [names.get(text, text), score] for text, score in model["vocab"]
+        ]
     if model.get("unk_token") is not None:
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     return Tokenizer.from_str(json.dumps(tree))

@@ -9,7 +9,16 @@ import functools
 import re
 import types
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Final,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -64,14 +73,20 @@ def known(
         elif key in kind.__struct_fields__:
             kept[key] = value
         elif key in beside.neutral:
-            if not (_is_one_of(value, beside.neutral[key]) or _same_as_n(key, value, tree)):
+            if not (
+                _is_one_of(value, beside.neutral[key]) or _same_as_n(key, value, tree)
+            ):
                 raise RequestError(
-                    f"{key} is not supported by this server", param=key, code="unsupported"
+                    f"{key} is not supported by this server",
+                    param=key,
+                    code="unsupported",
                 )
         elif key not in beside.ignored and not key.startswith(EXTENSION):
             hint = "; use structured_outputs" if key.startswith("guided_") else ""
             where = f"{name}.{key[:80]}" if name else key[:80]
-            raise RequestError(f"unknown field {where!r}{hint}", param=where, code="unknown_field")
+            raise RequestError(
+                f"unknown field {where!r}{hint}", param=where, code="unknown_field"
+            )
     return kept
 
 
@@ -102,7 +117,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return parts if float not in parts else ()
 
 
-_PATH: Final = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
+_PATH: Final = re.compile(
+    r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL
+)
 _MISSING: Final = re.compile(r"missing required field `(?P<name>[^`]*)`")
 _UNKNOWN: Final = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
 

@@ -42,7 +42,9 @@ class TokenTable:
         self.tokenizer = tokenizer
         self._spelling = spelling_of(json.loads(tokenizer.to_str())["decoder"])
         self.special = frozenset(
-            i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special
+            i
+            for i, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
         )
         self._bytes: dict[int, bytes] = {}
 
@@ -97,7 +99,12 @@ class ByteDetokenizer:
     def start_of(self, token_id: int) -> int:
         begun = self._decoder.getstate()[0]  # bytes of a character that is not complete
         first = self._table.bytes_of(token_id)[:1]
-        if not begun or not first or token_id in self._table.special or _goes_on(begun + first):
+        if (
+            not begun
+            or not first
+            or token_id in self._table.special
+            or _goes_on(begun + first)
+        ):
             return self._chars
         return self._chars + 1  # what had begun becomes one U+FFFD
 
@@ -141,7 +148,11 @@ class WindowDetokenizer:
 
     def _decode(self, count: int) -> str:
         window = self._window[:count]
-        return str(self._tokenizer.decode(window, skip_special_tokens=self._skip_special_tokens))
+        return str(
+            self._tokenizer.decode(
+                window, skip_special_tokens=self._skip_special_tokens
+            )
+        )
 
 
 class StopStrings:

@@ -138,7 +138,10 @@ class _Answer:
 
     async def _send_error(self, start: Message) -> None:
         status: int = start["status"]
-        text = self._text.decode("utf-8", "replace").strip() or "the server refused the request"
+        text = (
+            self._text.decode("utf-8", "replace").strip()
+            or "the server refused the request"
+        )
         if "Traceback" in text:
             text = "internal error; see the server's log"
         error = MedhaError(text)

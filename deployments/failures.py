@@ -15,11 +15,15 @@ from deployments.replies import AnthropicDetail, AnthropicError, ErrorDetail, Er
 from medha_actors.errors import MedhaError
 from medha_actors.messages import Rejected
 
-# Statuses that OpenAI's clients would retry by themselves, where trying again cannot help.
+# Statuses that OpenAI's clients would retry by themselves, where trying again cannot
+# help.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 408, 413, 422})
 _ANTHROPIC_ROUTES: Final = ("/v1/messages", "/v1/messages/count_tokens")
 # What makes its SDK's tool runner go on with whole histories.
-_NO_THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+_NO_THREADS: Final = {
+    "error_code": "thread_unsupported_request",
+    "unsupported": ["thread"],
+}
 # Our statuses: Anthropic's, and its words for them.
 _ANTHROPIC: Final = {
     400: (400, "invalid_request_error"),
@@ -52,7 +56,10 @@ class RejectedError(MedhaError):
 def body(error: MedhaError) -> ErrorReply:
     return ErrorReply(
         error=ErrorDetail(
-            message=error.message, type=error.kind, param=error.param, code=error.code or None
+            message=error.message,
+            type=error.kind,
+            param=error.param,
+            code=error.code or None,
         )
     )
 
@@ -76,7 +83,9 @@ def last_frame(error: MedhaError) -> bytes:
     return sse.data(body(error)) + sse.DONE
 
 
-def response(error: MedhaError, headers: dict[str, str] | None = None, path: str = "") -> Response:
+def response(
+    error: MedhaError, headers: dict[str, str] | None = None, path: str = ""
+) -> Response:
     """The error before the first byte, as it is said at this path."""
     headers = dict(headers or {})
     if error.status in _FINAL_STATUSES:
@@ -94,10 +103,14 @@ def response(error: MedhaError, headers: dict[str, str] | None = None, path: str
     if reply_at(path) is AnthropicError:
         status, _ = _ANTHROPIC.get(status, (status, ""))
         content = anthropic_body(error)
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+    return Response(
+        msgspec.json.encode(content), status, headers, media_type="application/json"
+    )
 
 
-async def send(error: MedhaError, headers: dict[str, str], to: Send, path: str = "") -> None:
+async def send(
+    error: MedhaError, headers: dict[str, str], to: Send, path: str = ""
+) -> None:
     """The same, outside of a route."""
     answer = response(error, headers, path)
     start = {"type": "http.response.start", "status": answer.status_code}

@@ -24,9 +24,12 @@ from medha_actors.errors import UnauthorizedError
 from medha_actors.quantities import LOOPBACK
 
 _OPEN: Final = frozenset({"/health", "/ping"})
-# What a browser opens by itself: it can be asked for the key, and sends it as a password.
+# What a browser opens by itself: it can be asked for the key, and sends it as a
+# password.
 _PAGES: Final = ("/", "/favicon.ico", "/medha")
-_LOOPBACK_ORIGIN: Final = r"https?://(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?"
+_LOOPBACK_ORIGIN: Final = (
+    r"https?://(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?"
+)
 _SHOWN_HEADERS: Final = (
     "retry-after",
     "retry-after-ms",
@@ -40,7 +43,9 @@ _SHOWN_HEADERS: Final = (
 
 
 def middlewares(
-    cors: CorsConfig, keys: Keys | None, own_headers: Callable[[Request], dict[str, str]]
+    cors: CorsConfig,
+    keys: Keys | None,
+    own_headers: Callable[[Request], dict[str, str]],
 ) -> list[Middleware]:
     """Around an application, the outermost first: a browser's question whether it may ask carries
     no key."""
@@ -80,7 +85,9 @@ class Gate:
         self._own_headers = own_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope.get("path", "").removeprefix(scope.get("root_path", "").rstrip("/"))
+        path: str = scope.get("path", "").removeprefix(
+            scope.get("root_path", "").rstrip("/")
+        )
         if scope["type"] == "lifespan" or (scope["type"] == "http" and path in _OPEN):
             await self._app(scope, receive, send)
             return
@@ -120,4 +127,6 @@ def _secrets(headers: Headers, is_page: bool) -> Iterator[bytes]:
 
 
 def _refusal() -> UnauthorizedError:
-    return UnauthorizedError("this server wants a known API key: `Authorization: Bearer KEY`")
+    return UnauthorizedError(
+        "this server wants a known API key: `Authorization: Bearer KEY`"
+    )

@@ -59,7 +59,8 @@ def _spawn(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 def _finished(task: asyncio.Task[Any]) -> None:
     _background.discard(task)
     if not task.cancelled():
-        # a cancel that fails has nobody to tell: the engine is gone, and the request with it
+        # a cancel that fails has nobody to tell: the engine is gone, and the request
+        # with it
         task.exception()
 
 
@@ -67,7 +68,9 @@ class Generation:
     """`async with Generation(...) as generation`: submitted on entry, nothing left running after
     the block."""
 
-    def __init__(self, engine: EngineHandle, text: Text, job: Job, max_buffered: int) -> None:
+    def __init__(
+        self, engine: EngineHandle, text: Text, job: Job, max_buffered: int
+    ) -> None:
         self._engine = engine
         self._text = text
         self.job = job
@@ -120,7 +123,9 @@ class Generation:
             self.accepted.append(past.record.accepted)
             return
         self._running.add(request.id)
-        answer = await self._engine.submit(request, partial(self._hear, request.id, writer))
+        answer = await self._engine.submit(
+            request, partial(self._hear, request.id, writer)
+        )
         if isinstance(answer, Rejected):
             raise RejectedError(answer)
         self.accepted.append(answer if past is None else past.record.accepted)
@@ -230,13 +235,17 @@ class ChoiceWriter:
         self._generated = 0
         self.finished = False
 
-    def write(self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent) -> Addition | None:
+    def write(
+        self, event: TokenEvent | PromptLogprobsEvent | FinishedEvent
+    ) -> Addition | None:
         """What to send, if anything; sets `finished`; raises MedhaError for requests that
         failed."""
         if isinstance(event, TokenEvent):
             return None if self._hidden else self._token(event)
         if isinstance(event, PromptLogprobsEvent):
-            return Addition(self._index, prompt_logprobs=[event], generated=self._generated)
+            return Addition(
+                self._index, prompt_logprobs=[event], generated=self._generated
+            )
         return self._end(event)
 
     def _token(self, event: TokenEvent) -> Addition:
@@ -293,7 +302,9 @@ class ChoiceWriter:
     def _end(self, event: FinishedEvent) -> Addition:
         self.finished = True
         if event.reason == "timeout":
-            raise RequestTimeoutError(event.message or "the request's time limit passed")
+            raise RequestTimeoutError(
+                event.message or "the request's time limit passed"
+            )
         if event.reason == "error" and event.retry_after_s is not None:
             raise UnavailableError(
                 event.message or "the engine stopped", retry_after_s=event.retry_after_s

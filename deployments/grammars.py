@@ -21,7 +21,9 @@ from medha_actors.model.matchers import Matchers, require_sound
 class GrammarCheck:
     """Turns what a client wants into a Grammar that the last stage can follow."""
 
-    def __init__(self, matchers: Matchers, end_ids: tuple[int, ...], limits: LimitsConfig) -> None:
+    def __init__(
+        self, matchers: Matchers, end_ids: tuple[int, ...], limits: LimitsConfig
+    ) -> None:
         self._matchers = matchers
         self._end_ids = end_ids
         self._limits = limits
@@ -43,15 +45,21 @@ class GrammarCheck:
                 return await trying
         except TimeoutError:
             if began.is_set():
-                raise _wrong(param, f"takes more than {limit_s:g} s to compile") from None
+                raise _wrong(
+                    param, f"takes more than {limit_s:g} s to compile"
+                ) from None
             raise OverloadedError(
-                "other requests' grammars are being tried", code="grammars", retry_after_s=1.0
+                "other requests' grammars are being tried",
+                code="grammars",
+                retry_after_s=1.0,
             ) from None
 
     def _tried(self, wanted: Wanted) -> Grammar:
         most = self._limits.max_grammar_bytes
         if len(wanted.text.encode("utf-8", "surrogatepass")) > most:
-            raise _wrong(wanted.param, f"the grammar that comes of it is over {most} bytes")
+            raise _wrong(
+                wanted.param, f"the grammar that comes of it is over {most} bytes"
+            )
         grammar = Grammar(wanted.text, self._end_ids)
         try:
             matcher = self._matchers.matcher(grammar)

@@ -45,7 +45,10 @@ def add_errors(configuration: str) -> str:
     for line in configuration.split("\n"):
         lines.append(line)
         if line.strip() == _AFTER:
-            lines += [f"    errorfile {status} {_ERRORS}/{status}.http" for status in _STATUSES]
+            lines += [
+                f"    errorfile {status} {_ERRORS}/{status}.http"
+                for status in _STATUSES
+            ]
     return "\n".join(lines)
 
 

@@ -75,8 +75,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def chars(self) -> int:
         """About how many characters there are to render."""
-        called = [len(call.function.name) + call.function.chars for call in self.tool_calls]
-        return len(self.text) + len(self.reasoning_content or "") + sum(called) + _TURN_CHARS
+        called = [
+            len(call.function.name) + call.function.chars for call in self.tool_calls
+        ]
+        return (
+            len(self.text)
+            + len(self.reasoning_content or "")
+            + sum(called)
+            + _TURN_CHARS
+        )
 
 
 class SentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +94,9 @@ class SentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     refusal: str | None = None
 
 
-class SentMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SentMessage(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
+):
     """One turn of a chat. `function` and `function_call` are older words for tools, `reasoning` is
     another one for `reasoning_content`."""
 
@@ -102,7 +111,8 @@ class SentMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     refusal: str | None = None
 
 
-# What clients send back of an answer, or keep beside it, that says nothing to the model.
+# What clients send back of an answer, or keep beside it, that says nothing to the
+# model.
 BESIDE: Final = Beside(
     frozenset(
         {
@@ -113,7 +123,10 @@ BESIDE: Final = Beside(
     {},
 )  # fmt: skip
 PART_BESIDE: Final = Beside(
-    frozenset({"annotations", "cache_control", "citations", "id", "prompt_cache_breakpoint"}), {}
+    frozenset(
+        {"annotations", "cache_control", "citations", "id", "prompt_cache_breakpoint"}
+    ),
+    {},
 )
 CALLER: Final = "assistant"  # whose turns may call tools
 # Whose turns may be without a text.
@@ -127,7 +140,9 @@ def message(given: Any, name: str) -> Message:
     tree = known(given, SentMessage, BESIDE, name)
     parts = tree.get("content")
     if isinstance(parts, list):
-        tree["content"] = [_part(part, f"{name}.content[{i}]") for i, part in enumerate(parts)]
+        tree["content"] = [
+            _part(part, f"{name}.content[{i}]") for i, part in enumerate(parts)
+        ]
     return _turn(converted(tree, SentMessage, name), name)
 
 
@@ -139,7 +154,9 @@ def _turn(sent: SentMessage, name: str) -> Message:
         raise _wrong(f"{name}.tool_calls", "only an assistant calls tools")
     if sent.content is None and sent.refusal is None and sent.role not in MAY_BE_EMPTY:
         raise _wrong(f"{name}.content", "is missing", "missing_field")
-    thoughts = sent.reasoning if sent.reasoning_content is None else sent.reasoning_content
+    thoughts = (
+        sent.reasoning if sent.reasoning_content is None else sent.reasoning_content
+    )
     return Message(
         role="tool" if sent.role == "function" else sent.role,
         content=_content(sent),
@@ -169,7 +186,9 @@ def _part(part: Any, name: str) -> Any:
     kind = part.get("type") or "text"
     if kind not in get_args(PartType):
         raise _wrong(
-            f"{name}.type", f"only text is supported, not {str(kind)[:40]!r}", "unsupported"
+            f"{name}.type",
+            f"only text is supported, not {str(kind)[:40]!r}",
+            "unsupported",
         )
     kept = known(part, SentPart, PART_BESIDE, name)
     field = "refusal" if kind == "refusal" else "text"

@@ -62,7 +62,9 @@ class Keys:
         return found
 
 
-def load_keys(config: ApiKeysConfig, environment: Mapping[str, str] = os.environ) -> Keys | None:
+def load_keys(
+    config: ApiKeysConfig, environment: Mapping[str, str] = os.environ
+) -> Keys | None:
     """None: no keys are configured, and everybody may ask. Raises ConfigError, which names the
     place and never the key."""
     keys: list[Key] = []
@@ -71,7 +73,9 @@ def load_keys(config: ApiKeysConfig, environment: Mapping[str, str] = os.environ
     if config.environment is not None:
         name = config.environment
         if name not in environment:
-            raise ConfigError(f"args: api_keys.environment: there is no variable {name}")
+            raise ConfigError(
+                f"args: api_keys.environment: there is no variable {name}"
+            )
         entries = re.split(r"[\n,]", environment[name])
         keys += _parse(entries, f"api_keys.environment: {name}, entry")
     if config.file is None and config.environment is None:
@@ -79,7 +83,9 @@ def load_keys(config: ApiKeysConfig, environment: Mapping[str, str] = os.environ
     if not keys:
         raise ConfigError("args: api_keys: there is no key, so nobody could ask")
     if len(keys) > MAX_KEYS:
-        raise ConfigError(f"args: api_keys: has {len(keys)} keys, at most {MAX_KEYS} are allowed")
+        raise ConfigError(
+            f"args: api_keys: has {len(keys)} keys, at most {MAX_KEYS} are allowed"
+        )
     _check_different(keys)
     return Keys(keys)
 
@@ -90,9 +96,13 @@ def _read(path: Path) -> str:
             data = file.read(_MAX_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        raise ConfigError(f"args: api_keys.file: {path}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"args: api_keys.file: {path}: {error.strerror or error}"
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"args: api_keys.file: {path} is not a text in UTF-8") from None
+        raise ConfigError(
+            f"args: api_keys.file: {path} is not a text in UTF-8"
+        ) from None
     if len(data) > _MAX_BYTES:
         raise ConfigError(f"args: api_keys.file: {path} is over {_MAX_BYTES} bytes")
     return text
@@ -110,9 +120,13 @@ def _parse(entries: Iterable[str], what: str) -> list[Key]:
 def _key(words: list[str], number: int, where: str) -> Key:
     *owner, secret = words
     if len(owner) > 2:
-        raise ConfigError(f"{where} has {len(words)} words, allowed is [NAME [TENANT]] KEY")
+        raise ConfigError(
+            f"{where} has {len(words)} words, allowed is [NAME [TENANT]] KEY"
+        )
     if not all(_NAME.fullmatch(word) for word in owner):
-        raise ConfigError(f"{where}: a name has 1 to 64 letters, digits or any of . @ : / _ -")
+        raise ConfigError(
+            f"{where}: a name has 1 to 64 letters, digits or any of . @ : / _ -"
+        )
     name = owner[0] if owner else f"key-{number}"
     return Key(name, owner[-1] if owner else name, _digest(secret, where))
 
@@ -121,7 +135,9 @@ def _digest(secret: str, where: str) -> bytes:
     if secret.startswith("sha256:"):
         match = _DIGEST.fullmatch(secret.lower())
         if match is None:
-            raise ConfigError(f"{where}: after sha256: there must be 64 hexadecimal digits")
+            raise ConfigError(
+                f"{where}: after sha256: there must be 64 hexadecimal digits"
+            )
         digest = bytes.fromhex(match[1])
         if digest == sha256(b"").digest():
             raise ConfigError(f"{where}: this is the digest of nothing")
@@ -138,6 +154,8 @@ def _check_different(keys: list[Key]) -> None:
         if key.name in names:
             raise ConfigError(f"args: api_keys: {key.name} is the name of two keys")
         if key.digest in owners:
-            raise ConfigError(f"args: api_keys: {owners[key.digest]} and {key.name} are one key")
+            raise ConfigError(
+                f"args: api_keys: {owners[key.digest]} and {key.name} are one key"
+            )
         names.add(key.name)
         owners[key.digest] = key.name

@@ -30,23 +30,24 @@ from deployments.catalogue import catalogue_of
 from deployments.keys import load_keys
 from medha_actors.errors import ConfigError
 
-# Unless the user has set them. Serve's own health-check periods are 10 s, and a dead proxy is
-# replaced after three failed checks.
+# Unless the user has set them. Serve's own health-check periods are 10 s, and a dead
+# proxy is replaced after three failed checks.
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # Around every HTTP server of Ray Serve: our error objects, and headers that Serve can read.
+    # Around every HTTP server of Ray Serve: our error objects, and headers that Serve
+    # can read.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.edge:middlewares",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "0.25",
-    # How long a replica waits for load balancers in front of it to notice (30 by default); there is
-    # none here but Serve's proxy, which is told.
+    # How long a replica waits for load balancers in front of it to notice (30 by
+    # default); there is none here but Serve's proxy, which is told.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
-# Ports that a second server on this host must have elsewhere: HAProxy's own pages, and the Python
-# proxy that it falls back to while no replica is up (two of them would share the port, and each
-# would answer for the other's models).
+# Ports that a second server on this host must have elsewhere: HAProxy's own pages, and
+# the Python proxy that it falls back to while no replica is up (two of them would share
+# the port, and each would answer for the other's models).
 PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -60,7 +61,9 @@ _LOOK_S = 0.2
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of the server: what is given, and our defaults for the rest."""
-    ports = {name: str(free_port(port)) for name, port in PORTS.items() if name not in given}
+    ports = {
+        name: str(free_port(port)) for name, port in PORTS.items() if name not in given
+    }
     proxy = {} if _OWN_HAPROXY in given else haproxy.environment()
     return {**DEFAULTS, **proxy, **ports, **given}
 
@@ -80,7 +83,9 @@ def drain_timeout_s(path: Path) -> float:
     for what is wrong in its args, or with its API keys."""
     try:
         config = msgspec.yaml.decode(path.read_bytes(), type=dict[str, Any])
-        applications = [dict(application) for application in config.get("applications") or []]
+        applications = [
+            dict(application) for application in config.get("applications") or []
+        ]
     except OSError as error:
         raise ConfigError(error.strerror or str(error)) from None
     except (msgspec.DecodeError, TypeError, ValueError) as error:
@@ -100,7 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="Serve a model. SIGTERM or Ctrl-C: finish what is in flight (drain_timeout_s), "
         "then stop. Ctrl-C again: stop at once.",
     )
-    parser.add_argument("config", type=Path, help="a Serve configuration, e.g. serve_config.yaml")
+    parser.add_argument(
+        "config", type=Path, help="a Serve configuration, e.g. serve_config.yaml"
+    )
     options = parser.parse_args(arguments)
     try:
         timeout_s = drain_timeout_s(options.config)
@@ -145,7 +152,10 @@ def _session(leader: int) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                os.getsid(process.pid) == leader
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 members.append(process)
     return members
 

@@ -11,43 +11,64 @@ from medha_actors.config import LimitsConfig
 from medha_actors.errors import NeverFitsError, RequestError
 
 
-def check_generation(body: GenerationBody, limits: LimitsConfig, vocabulary: int) -> None:
+def check_generation(
+    body: GenerationBody, limits: LimitsConfig, vocabulary: int
+) -> None:
     """Raises RequestError naming the field."""
     _at_most("n", body.n, limits.max_n)
     _at_most("stop", len(body.stops), limits.max_stop_strings, "entries")
     for i, stop in enumerate(body.stops):
         name = "stop" if isinstance(body.stop, str) else f"stop[{i}]"
         _at_most(name, len(stop), limits.max_stop_chars, "characters")
-    _at_most("stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries")
+    _at_most(
+        "stop_token_ids", len(body.stop_token_ids), limits.max_stop_token_ids, "entries"
+    )
     check_ids("stop_token_ids", body.stop_token_ids, vocabulary)
     if body.min_tokens and len(set(body.stop_token_ids)) >= vocabulary:
-        raise _invalid("stop_token_ids", "has every token, so that min_tokens leaves none to draw")
+        raise _invalid(
+            "stop_token_ids", "has every token, so that min_tokens leaves none to draw"
+        )
     _at_most("logit_bias", len(body.logit_bias), limits.max_logit_bias, "entries")
     for key in body.logit_bias:
-        if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocabulary):
-            raise _invalid("logit_bias", f"{key[:40]!r} is not a token id of this model")
+        if not (
+            key.isascii() and key.isdigit() and len(key) < 11 and int(key) < vocabulary
+        ):
+            raise _invalid(
+                "logit_bias", f"{key[:40]!r} is not a token id of this model"
+            )
     limit = output_limit(body)
     if limit is not None:
         name, tokens = limit
         if tokens < 1 and not (isinstance(body, CompletionBody) and body.echo):
             raise _invalid(name, "must be at least 1")
         if body.min_tokens > tokens:
-            raise _invalid("min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}")
+            raise _invalid(
+                "min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}"
+            )
     if body.truncate_prompt_tokens == 0:
         raise _invalid("truncate_prompt_tokens", "must be -1 or at least 1")
     if (
         None not in (given := [body.repetition_penalty, body.repeat_penalty])
         and given[0] != given[1]
     ):
-        raise _invalid("repeat_penalty", "is repetition_penalty by another name, and differs")
+        raise _invalid(
+            "repeat_penalty", "is repetition_penalty by another name, and differs"
+        )
     _at_most("prompt_logprobs", body.prompt_logprobs or 0, limits.max_logprobs)
     if body.prompt_logprobs is not None and body.stream:
-        raise _invalid("prompt_logprobs", "come with a whole answer only, not with stream: true")
+        raise _invalid(
+            "prompt_logprobs", "come with a whole answer only, not with stream: true"
+        )
     if isinstance(body, CompletionBody):
         _at_most("logprobs", body.logprobs or 0, limits.max_logprobs)
         echoed = body.logprobs if body.echo else None
-        if None not in (echoed, body.prompt_logprobs) and echoed != body.prompt_logprobs:
-            raise _invalid("prompt_logprobs", "must be as many as logprobs, where echo has those")
+        if (
+            None not in (echoed, body.prompt_logprobs)
+            and echoed != body.prompt_logprobs
+        ):
+            raise _invalid(
+                "prompt_logprobs", "must be as many as logprobs, where echo has those"
+            )
     elif isinstance(body, ChatBody):
         _at_most("top_logprobs", body.top_logprobs, limits.max_logprobs)
         if body.top_logprobs and not body.logprobs:
@@ -86,7 +107,8 @@ def split_prompts(
     kinds = {type(part) for part in prompt}
     if len(kinds) > 1:
         raise _invalid(
-            "prompt", "must be a string, strings, token ids or lists of token ids, not a mixture"
+            "prompt",
+            "must be a string, strings, token ids or lists of token ids, not a mixture",
         )
     if kinds == {int}:
         ids = cast("list[int]", prompt)
@@ -104,12 +126,17 @@ def split_prompts(
 def check_ids(name: str, ids: list[int], vocabulary: int) -> None:
     if ids and max(ids) >= vocabulary:
         raise _invalid(
-            name, f"has token id {max(ids)}; this model's vocabulary ends at {vocabulary - 1}"
+            name,
+            f"has token id {max(ids)}; this model's vocabulary ends at {vocabulary - 1}",
         )
 
 
 def resolve_max_tokens(
-    body: GenerationBody, name: str, prompt_tokens: int, context_tokens: int, less: bool = False
+    body: GenerationBody,
+    name: str,
+    prompt_tokens: int,
+    context_tokens: int,
+    less: bool = False,
 ) -> int:
     """How many tokens to generate at most; raises RequestError where prompt or output do not fit
     the context. `less`: of an output that does not, as many as fit will do."""
@@ -129,7 +156,8 @@ def resolve_max_tokens(
         return max(1, wanted)
     if body.min_tokens > room:
         raise _invalid(
-            "min_tokens", f"is {body.min_tokens}, but the context has room for {room} more tokens"
+            "min_tokens",
+            f"is {body.min_tokens}, but the context has room for {room} more tokens",
         )
     return room if isinstance(body, ChatBody) else min(max(16, body.min_tokens), room)
 

@@ -42,7 +42,9 @@ class LivePage:
         ]
 
     async def page(self, request: Request) -> Response:
-        return FileResponse(_PAGE, media_type="text/html", headers={"cache-control": "no-cache"})
+        return FileResponse(
+            _PAGE, media_type="text/html", headers={"cache-control": "no-cache"}
+        )
 
     async def feed(self, request: Request) -> Response:
         """`?grid=`: of several, which is drawn."""

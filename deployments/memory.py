@@ -30,7 +30,9 @@ class MemoryReturn:
             return
         self._bytes += size
         if self._bytes >= _WORTH_BYTES and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_DELAY_S, self._give_back)
+            self._timer = asyncio.get_running_loop().call_later(
+                _DELAY_S, self._give_back
+            )
 
     def _give_back(self) -> None:
         self._timer = None

@@ -60,12 +60,23 @@ class ReplicaFigures:
                 dict(self._requests),
             ),
             Family(
-                "medha_http_requests_open", "gauge", "Responses under way", {own: float(self.open)}
+                "medha_http_requests_open",
+                "gauge",
+                "Responses under way",
+                {own: float(self.open)},
             ),
             Family(
-                "medha_replica_tasks", "gauge", "Tasks on the event loop", {own: float(self.tasks)}
+                "medha_replica_tasks",
+                "gauge",
+                "Tasks on the event loop",
+                {own: float(self.tasks)},
             ),
-            Family("medha_trace_spans_total", "counter", "Spans for the tracing backend", spans),
+            Family(
+                "medha_trace_spans_total",
+                "counter",
+                "Spans for the tracing backend",
+                spans,
+            ),
             Family(
                 "medha_http_request_duration_seconds",
                 "histogram",
@@ -85,5 +96,7 @@ class ReplicaFigures:
 
 def page(families: list[Family], model: str, engine_up: bool) -> str:
     """The text of /metrics."""
-    up = Family("medha_engine_up", "gauge", "The controller answers", {(): float(engine_up)})
+    up = Family(
+        "medha_engine_up", "gauge", "The controller answers", {(): float(engine_up)}
+    )
     return exposition([up, *families], (("model_name", model),))

@@ -46,7 +46,9 @@ class Models:
     """`servers` by model id, in the order in which they are listed."""
 
     def __init__(self, servers: Mapping[str, Server]) -> None:
-        self.models = {name: _Model(server, server.asgi()) for name, server in servers.items()}
+        self.models = {
+            name: _Model(server, server.asgi()) for name, server in servers.items()
+        }
         self._first = next(iter(self.models.values()))
         # reads those whose model is not known yet
         self._bodies = Bodies.widest([server.bodies for server in servers.values()])
@@ -76,10 +78,14 @@ class Models:
     async def _life(self, app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             for model in self.models.values():
-                await stack.enter_async_context(model.app.router.lifespan_context(model.app))
+                await stack.enter_async_context(
+                    model.app.router.lifespan_context(model.app)
+                )
             yield
 
-    async def _by_body(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+    async def _by_body(
+        self, scope: Scope, receive: Receive, send: Send, path: str
+    ) -> None:
         request = Request(scope, receive)
         async with AsyncExitStack() as stack:
             try:
@@ -163,7 +169,9 @@ def _listed(bodies: list[bytes]) -> bytes:
     models = list[ModelReply]()
     for body in bodies:
         models += msgspec.json.decode(body, type=ModelList).data
-    return msgspec.json.encode(ModelList(data=models, first_id=models[0].id, last_id=models[-1].id))
+    return msgspec.json.encode(
+        ModelList(data=models, first_id=models[0].id, last_id=models[-1].id)
+    )
 
 
 def _loads(bodies: list[bytes]) -> bytes:

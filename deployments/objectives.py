@@ -34,30 +34,48 @@ def resolve(
 ) -> Objectives:
     """Objectives within the policy's bounds; raises RequestError for headers that are not
     numbers."""
-    ttft_s = options.ttft_s if options.ttft_s is not None else _seconds(headers, TTFT_HEADERS)
-    tpot_s = options.tpot_s if options.tpot_s is not None else _seconds(headers, TPOT_HEADERS)
+    ttft_s = (
+        options.ttft_s
+        if options.ttft_s is not None
+        else _seconds(headers, TTFT_HEADERS)
+    )
+    tpot_s = (
+        options.tpot_s
+        if options.tpot_s is not None
+        else _seconds(headers, TPOT_HEADERS)
+    )
     return Objectives(
-        ttft_s=None if ttft_s is None else _clamp(ttft_s, policy.min_ttft_s, policy.max_timeout_s),
-        tpot_s=None if tpot_s is None else _clamp(tpot_s, policy.min_tpot_s, policy.max_timeout_s),
+        ttft_s=None
+        if ttft_s is None
+        else _clamp(ttft_s, policy.min_ttft_s, policy.max_timeout_s),
+        tpot_s=None
+        if tpot_s is None
+        else _clamp(tpot_s, policy.min_tpot_s, policy.max_timeout_s),
         timeout_s=_timeout(options, headers, policy),
         late=options.late,
     )
 
 
-def header_timeout_s(headers: Mapping[str, str], policy: ObjectivesConfig) -> float | None:
+def header_timeout_s(
+    headers: Mapping[str, str], policy: ObjectivesConfig
+) -> float | None:
     """The time limit that headers ask for, within the policy's; None: they ask for none. Raises
     RequestError for one that is not a number."""
     for name in (TIMEOUT_HEADER, SERVE_TIMEOUT_HEADER):
         if name not in headers:
             continue
         asked = _number(headers, name)
-        if asked <= 0:  # switches Serve's timeout off; here it means the longest we allow
+        if (
+            asked <= 0
+        ):  # switches Serve's timeout off; here it means the longest we allow
             return policy.max_timeout_s
         return min(asked, policy.max_timeout_s)
     return None
 
 
-def answer_within_s(headers: Mapping[str, str], policy: ObjectivesConfig) -> float | None:
+def answer_within_s(
+    headers: Mapping[str, str], policy: ObjectivesConfig
+) -> float | None:
     """When the answer has to be complete because of a header, in seconds after arrival: ahead of
     Serve if that enforces the same limit. Raises RequestError."""
     limit_s = header_timeout_s(headers, policy)
@@ -80,7 +98,9 @@ def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None
         if name in headers:
             value = _number(headers, name)
             if value <= 0:
-                raise RequestError(f"{name} must be positive", param=name, code="invalid_value")
+                raise RequestError(
+                    f"{name} must be positive", param=name, code="invalid_value"
+                )
             return value / 1000.0
     return None
 
@@ -92,7 +112,9 @@ def _number(headers: Mapping[str, str], name: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise RequestError(
-            f"{name} must be a number, not {headers[name][:40]!r}", param=name, code="invalid_value"
+            f"{name} must be a number, not {headers[name][:40]!r}",
+            param=name,
+            code="invalid_value",
         )
     return value
 

@@ -49,7 +49,10 @@ class Observatory:
 
     def routes(self) -> list[Route]:
         """To be added to the server's."""
-        routes = [Route("/metrics", self.metrics, methods=["GET"]), *self._timelines.routes()]
+        routes = [
+            Route("/metrics", self.metrics, methods=["GET"]),
+            *self._timelines.routes(),
+        ]
         return routes + (self.live.routes() if self.config.telemetry.live_page else [])
 
     def wrap(self, app: ASGIApp, route: str) -> ASGIApp:
@@ -60,7 +63,9 @@ class Observatory:
         self, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Run one request and keep its record."""
-        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        header = next(
+            (value for name, value in scope["headers"] if name == b"traceparent"), b""
+        )
         parent = self.tracing.parent(parse(header.decode("latin-1")))
         record = HttpRecord(
             scope["method"],
@@ -107,12 +112,16 @@ class Observatory:
         return Response(text, media_type=CONTENT_TYPE)
 
     def _ended(self, record: HttpRecord) -> None:
-        self.figures.ended(record.route, record.status, record.ended_at - record.arrived_at)
+        self.figures.ended(
+            record.route, record.status, record.ended_at - record.arrived_at
+        )
         if record.admitted_at is not None and record.body_at is not None:
             self.figures.tokenized(record.admitted_at - record.body_at)
         self.tracing.ended(record)
         if self._report is None:
-            self._report = asyncio.get_running_loop().call_later(_REPORT_DELAY_S, self._send_report)
+            self._report = asyncio.get_running_loop().call_later(
+                _REPORT_DELAY_S, self._send_report
+            )
 
     def _send_report(self) -> None:
         self._report = None
@@ -145,5 +154,7 @@ class _Observed:
 
 def _with_parent(scope: Scope, span: TraceParent) -> list[tuple[bytes, bytes]]:
     """The request's headers with our own span as the parent of what follows."""
-    others = [(name, value) for name, value in scope["headers"] if name != b"traceparent"]
+    others = [
+        (name, value) for name, value in scope["headers"] if name != b"traceparent"
+    ]
     return [*others, (b"traceparent", str(span).encode())]

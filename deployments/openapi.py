@@ -53,7 +53,13 @@ def _schemas(rows: list[Operation]) -> Schema:
     replies = {row.reply for row in rows if row.reply is not None}
     choices = {row.choice for row in rows if row.choice is not None}
     errors = {row.error for row in rows}
-    named: set[type[msgspec.Struct]] = {*bodies, *replies, *choices, *errors, SentMessage}
+    named: set[type[msgspec.Struct]] = {
+        *bodies,
+        *replies,
+        *choices,
+        *errors,
+        SentMessage,
+    }
     kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     for row in rows:
@@ -115,7 +121,9 @@ def _or_nothing(name: str, field: Schema) -> Schema:
 
 
 def _path(row: Operation, with_keys: bool) -> Schema:
-    return {method.lower(): _operation(row, method, with_keys) for method in row.methods}
+    return {
+        method.lower(): _operation(row, method, with_keys) for method in row.methods
+    }
 
 
 def _operation(row: Operation, method: str, with_keys: bool) -> Schema:
@@ -125,7 +133,9 @@ def _operation(row: Operation, method: str, with_keys: bool) -> Schema:
         "summary": row.summary,
         "responses": {str(row.status): _answer(row), "default": _error(row)},
     }
-    parameters = [_parameter(name, "path", {"type": "string"}) for name in _names(row.path)]
+    parameters = [
+        _parameter(name, "path", {"type": "string"}) for name in _names(row.path)
+    ]
     parameters += [_parameter(name, "query", schema) for name, schema in row.query]
     if parameters:
         described["parameters"] = parameters

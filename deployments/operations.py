@@ -35,7 +35,9 @@ class Operation:
     media: tuple[str, ...] = (JSON,)
     status: int = 200
     key: bool = True  # needs an API key where the server has some
-    query: tuple[tuple[str, dict[str, object]], ...] = ()  # parameters and their schemas
+    query: tuple[
+        tuple[str, dict[str, object]], ...
+    ] = ()  # parameters and their schemas
     beside: Beside = protocol.BESIDE  # what a body may have beside its fields
 
     @property
@@ -100,22 +102,41 @@ _ROWS: Final = (
     ),
     Operation("/v1/models", "The model served, as a list", reply=replies.ModelList),
     Operation("/v1/models/{model}", "The model served", reply=replies.ModelReply),
-    Operation("/tokenize", "Text to token ids", _POST, TokenizeBody, replies.TokenizeReply),
-    Operation("/detokenize", "Token ids to text", _POST, DetokenizeBody, replies.DetokenizeReply),
+    Operation(
+        "/tokenize", "Text to token ids", _POST, TokenizeBody, replies.TokenizeReply
+    ),
+    Operation(
+        "/detokenize",
+        "Token ids to text",
+        _POST,
+        DetokenizeBody,
+        replies.DetokenizeReply,
+    ),
     Operation(
         "/tokenizer_info",
         "Special tokens and the chat template",
         reply=replies.TokenizerInfoReply,
     ),
-    Operation("/health", "Whether requests are served now", reply=replies.HealthReply, key=False),
     Operation(
-        "/ping", "The same as /health", ("GET", "POST"), reply=replies.HealthReply, key=False
+        "/health",
+        "Whether requests are served now",
+        reply=replies.HealthReply,
+        key=False,
+    ),
+    Operation(
+        "/ping",
+        "The same as /health",
+        ("GET", "POST"),
+        reply=replies.HealthReply,
+        key=False,
     ),
     Operation("/version", "The version of this server", reply=replies.VersionReply),
     Operation("/load", "Requests being answered now", reply=replies.LoadReply),
     Operation("/metrics", "Figures for Prometheus", media=("text/plain",)),
     Operation("/openapi.json", "This description"),
-    Operation("/", "Leads to the live page, or to this description", media=(), status=307),
+    Operation(
+        "/", "Leads to the live page, or to this description", media=(), status=307
+    ),
     Operation("/favicon.ico", "The icon of the pages", media=("image/svg+xml",)),
     Operation("/medha", "The live page", media=("text/html",)),
     Operation("/medha/live", "What the live page shows, as events", media=(EVENTS,)),

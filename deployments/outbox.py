@@ -7,7 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from medha_actors.errors import MedhaError
-from medha_actors.messages import FinishedEvent, ProgressEvent, PromptLogprobsEvent, TokenEvent
+from medha_actors.messages import (
+    FinishedEvent,
+    ProgressEvent,
+    PromptLogprobsEvent,
+    TokenEvent,
+)
 
 
 @dataclass(slots=True)
@@ -50,7 +55,9 @@ class Outbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._items: deque[Addition | MedhaError] = deque()
-        self._last: dict[int, Addition] = {}  # the newest waiting addition of every choice
+        self._last: dict[
+            int, Addition
+        ] = {}  # the newest waiting addition of every choice
         self._progress: ProgressEvent | None = None  # only the latest is worth sending
         self._waiter: asyncio.Future[None] | None = None
 

@@ -54,7 +54,8 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     progress: bool = False
     # False: the prompt is computed whole, and nothing of it is kept for others
     cache: bool = True
-    # whether control tokens in what the client wrote are control tokens; None: in /v1/completions
+    # whether control tokens in what the client wrote are control tokens; None: in
+    # /v1/completions
     parse_special: bool | None = None
 
 
@@ -82,11 +83,16 @@ class SampledBody(_Body, frozen=True, kw_only=True):
     stream: bool = False
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
     request_id: (
-        Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")]
+        Annotated[
+            str, Meta(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[\x21-\x7e]+$")
+        ]
         | None
     ) = None
-    # who may find the KV of whose prompts: those with the same salt (default: the same API key)
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = None
+    # who may find the KV of whose prompts: those with the same salt (default: the same
+    # API key)
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = (
+        None
+    )
     # a hint for routing; there is one place to route to
     prompt_cache_key: ShortText | None = None
     medha: MedhaOptions = MedhaOptions()
@@ -137,7 +143,9 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     messages: list[Message]
     logprobs: bool = False
     top_logprobs: Count = 0
-    add_generation_prompt: bool | None = None  # None: unless the final message is continued
+    add_generation_prompt: bool | None = (
+        None  # None: unless the final message is continued
+    )
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
     reasoning_effort: ShortText | None = None
@@ -216,5 +224,7 @@ def decode(body: bytes, kind: type[B], beside: Beside = BESIDE) -> B:
     tree = known(parsed(body), kind, beside)
     turns = tree.get("messages")
     if isinstance(turns, list) and kind in _MESSAGES:
-        tree["messages"] = [message(turn, f"messages[{i}]") for i, turn in enumerate(turns)]
+        tree["messages"] = [
+            message(turn, f"messages[{i}]") for i, turn in enumerate(turns)
+        ]
     return converted(tree, kind)

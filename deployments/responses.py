@@ -33,7 +33,9 @@ class Tally:
         # tokens of each choice's prompt, where it has ended
         self._cached: dict[int, int] = {}
         self._first_tokens_at: list[float] = []
-        self._unsent_at: float | None = None  # of a first token that is not on the wire yet
+        self._unsent_at: float | None = (
+            None  # of a first token that is not on the wire yet
+        )
         self._endings: list[FinishedEvent] = []
 
     @property
@@ -114,7 +116,10 @@ async def send_whole(
     reply = answer.whole(whole.values(), tally.usage())
     body = msgspec.json.encode(dialect.whole(reply))
     await _start(
-        send, 200, {**headers, **tally.headers(), "content-type": "application/json"}, len(body)
+        send,
+        200,
+        {**headers, **tally.headers(), "content-type": "application/json"},
+        len(body),
     )
     await send({"type": "http.response.body", "body": body})
 
@@ -173,7 +178,9 @@ class Sent:
         if not self._started:
             await failures.send(error, headers, self._send, self._path)
         elif self._streaming and not self._ended:
-            await self._send({"type": "http.response.body", "body": self.failure(error)})
+            await self._send(
+                {"type": "http.response.body", "body": self.failure(error)}
+            )
 
 
 class StreamWriter:

@@ -68,7 +68,12 @@ def _parse(header: str, value: str) -> Place:
     answer_id, _, tokens = value.rpartition(":")
     if answer_id and tokens == _END:
         return Place(header, answer_id, None)
-    if answer_id and tokens.isascii() and tokens.isdigit() and len(tokens) <= _MAX_DIGITS:
+    if (
+        answer_id
+        and tokens.isascii()
+        and tokens.isdigit()
+        and len(tokens) <= _MAX_DIGITS
+    ):
         return Place(header, answer_id, int(tokens))
     raise RequestError(
         f"{header} must be the id of an answer, a colon and a number of tokens or {_END!r},"

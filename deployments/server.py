@@ -81,15 +81,24 @@ class Server:
         self.dialects = Dialects(self.admission, text)
         self.bodies = Bodies(config.limits, max(_LEAST_VALUES, 2 * context))
         self.tokens = Tokenization(
-            text, self.admission, self.dialects, self.bodies, config.limits.max_tokenize_tokens
+            text,
+            self.admission,
+            self.dialects,
+            self.bodies,
+            config.limits.max_tokenize_tokens,
         )
         self.observatory = observatory
         self._keys = load_keys(config.api_keys)
         self.open_requests = 0  # of the routes that generate
-        self.about = About(config, engine, text, self.admission, lambda: self.open_requests)
+        self.about = About(
+            config, engine, text, self.admission, lambda: self.open_requests
+        )
 
     def asgi(self) -> Starlette:
-        routes = [*self._routes(), *(self.observatory.routes() if self.observatory else [])]
+        routes = [
+            *self._routes(),
+            *(self.observatory.routes() if self.observatory else []),
+        ]
         operations = [operation_at(route.path) for route in routes]
         self.about.describe(operations, with_keys=self._keys is not None)
         return Starlette(
@@ -135,7 +144,9 @@ class Server:
     def _generating(self, path: str, admit: Admit) -> Route:
         app: ASGIApp = _Generating(self, admit)
         return Route(
-            path, self.observatory.wrap(app, path) if self.observatory else app, methods=["POST"]
+            path,
+            self.observatory.wrap(app, path) if self.observatory else app,
+            methods=["POST"],
         )
 
     async def complete(
@@ -221,15 +232,24 @@ class _Generating:
         except MedhaError as error:
             await failures.send(error, headers, send, request.url.path)
         except TimeoutError:
-            await sent.end(RequestTimeoutError("the request's time limit passed"), headers)
+            await sent.end(
+                RequestTimeoutError("the request's time limit passed"), headers
+            )
         finally:
             self._server.open_requests -= 1
 
     async def _watched(
-        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], sent: Sent
+        self,
+        request: Request,
+        body: Body,
+        arrived_at: float,
+        headers: dict[str, str],
+        sent: Sent,
     ) -> None:
         """Work until the answer is out or the client has gone."""
-        work = asyncio.ensure_future(self._work(request, body, arrived_at, headers, sent))
+        work = asyncio.ensure_future(
+            self._work(request, body, arrived_at, headers, sent)
+        )
         gone = asyncio.ensure_future(until_disconnected(request.receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -242,7 +262,12 @@ class _Generating:
                 task.result()
 
     async def _work(
-        self, request: Request, body: Body, arrived_at: float, headers: dict[str, str], sent: Sent
+        self,
+        request: Request,
+        body: Body,
+        arrived_at: float,
+        headers: dict[str, str],
+        sent: Sent,
     ) -> None:
         server = self._server
         path = request.url.path
@@ -256,13 +281,18 @@ class _Generating:
             if (record := request.scope.get("medha")) is not None:
                 record.admitted(job, body_at)
             async with Generation(
-                server.engine, server.text, job, server.config.stream.max_buffered_events
+                server.engine,
+                server.text,
+                job,
+                server.config.stream.max_buffered_events,
             ) as live:
                 respond = send_stream if job.body.stream else send_whole
-                await respond(live, answer, dialect, server.config.stream, headers, sent)
+                await respond(
+                    live, answer, dialect, server.config.stream, headers, sent
+                )
         except MedhaError as error:
-            # Only before the first byte: once a stream has begun, send_stream writes errors into
-            # it.
+            # Only before the first byte: once a stream has begun, send_stream writes
+            # errors into it.
             await failures.send(error, headers, sent, path)
         except OSError:
             return  # the client has gone
@@ -278,12 +308,15 @@ def _dialect(job: Job) -> Dialect:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
-    return failures.response(NotFoundError(f"there is no {request.url.path}", code="no_such_route"))
+    return failures.response(
+        NotFoundError(f"there is no {request.url.path}", code="no_such_route")
+    )
 
 
 async def _no_method(request: Request, error: Exception) -> Response:
     wrong = RequestError(
-        f"{request.url.path} does not answer {request.method}", code="method_not_allowed"
+        f"{request.url.path} does not answer {request.method}",
+        code="method_not_allowed",
     )
     wrong.status = 405
     headers = dict(getattr(error, "headers", None) or {})

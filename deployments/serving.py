@@ -23,8 +23,12 @@ from ray.serve.schema import ApplicationStatusOverview
 from medha_actors.errors import MedhaError
 
 _LOOK_S = 0.5
-_ANSWER_S = 10.0  # a living controller answers so long after its time limit at the latest
-_RETURN_S = 2.0  # before another try: replicas hand their live requests to a new controller
+_ANSWER_S = (
+    10.0  # a living controller answers so long after its time limit at the latest
+)
+_RETURN_S = (
+    2.0  # before another try: replicas hand their live requests to a new controller
+)
 
 
 def main(path: str, timeout_s: float) -> int:
@@ -40,9 +44,15 @@ def main(path: str, timeout_s: float) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     while not stopped.wait(_LOOK_S) and os.getppid() == parent:
         pass
-    _say(f"stopping; requests in flight have {timeout_s:g} s to finish (Ctrl-C: end at once)")
+    _say(
+        f"stopping; requests in flight have {timeout_s:g} s to finish (Ctrl-C: end at once)"
+    )
     unfinished = drain(timeout_s)
-    _say(f"{unfinished} requests ended with an error" if unfinished else "no request was cut")
+    _say(
+        f"{unfinished} requests ended with an error"
+        if unfinished
+        else "no request was cut"
+    )
     _stop()
     return 0
 
@@ -76,7 +86,11 @@ def _drain_application(name: str, until: float) -> int:
         remaining_s = max(0.0, until - time.monotonic())
         try:
             handle = serve.get_app_handle(name)
-            return int(handle.drain.remote(remaining_s).result(timeout_s=remaining_s + _ANSWER_S))
+            return int(
+                handle.drain.remote(remaining_s).result(
+                    timeout_s=remaining_s + _ANSWER_S
+                )
+            )
         except (RayError, RayServeException, TimeoutError, MedhaError) as error:
             if remaining_s == 0.0:
                 _say(f"{name} did not drain: {error}")

@@ -44,14 +44,18 @@ class Shaping:
         """What the chat template is told: turns and tools."""
         return (messages, None) if use is None else self._tools.told(messages, use)
 
-    def thinking(self, prompt: Sequence[int], grammar: Grammar | None) -> Thinking | None:
+    def thinking(
+        self, prompt: Sequence[int], grammar: Grammar | None
+    ) -> Thinking | None:
         """How thoughts are told from the answer to a chat; None: there are none. A grammar holds
         from the first token on, and so leaves no room for them."""
         if self._marks is None or grammar is not None:
             return None
         return thinking_after(self._marks, self._text, prompt)
 
-    async def grammar(self, body: GenerationBody, use: ToolUse | None = None) -> Grammar | None:
+    async def grammar(
+        self, body: GenerationBody, use: ToolUse | None = None
+    ) -> Grammar | None:
         """The grammar that each answer must follow; raises RequestError."""
         outputs = body.structured_outputs
         shape = body.response_format
@@ -67,7 +71,11 @@ class Shaping:
         if forced is not None:
             return await self._check("tools", lambda: self._tools.grammar(forced))
         if outputs is not None:
-            return await self._check("structured_outputs", lambda: of_structured_outputs(outputs))
+            return await self._check(
+                "structured_outputs", lambda: of_structured_outputs(outputs)
+            )
         if shape is not None:
-            return await self._check("response_format", lambda: of_response_format(shape))
+            return await self._check(
+                "response_format", lambda: of_response_format(shape)
+            )
         return None

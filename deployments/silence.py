@@ -30,7 +30,10 @@ class Silence:
     has."""
 
     def __init__(
-        self, stream: StreamConfig, wanted: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: StreamConfig,
+        wanted: bool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._wanted = wanted and stream.comments

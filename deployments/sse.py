@@ -36,4 +36,8 @@ def _id_line(event_id: str) -> bytes:
 
 def comment(text: str) -> bytes:
     """A line that clients ignore and proxies see."""
-    return b": " + text.replace("\r", " ").replace("\n", " ").encode("utf-8", "replace") + b"\n\n"
+    return (
+        b": "
+        + text.replace("\r", " ").replace("\n", " ").encode("utf-8", "replace")
+        + b"\n\n"
+    )

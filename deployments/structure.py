@@ -19,9 +19,11 @@ from medha_actors.errors import RequestError
 
 Name = Annotated[str, Meta(max_length=256)]
 Schema = dict[str, Any] | bool
-# Between the parts of a JSON value; a small model that may write endless whitespace does.
+# Between the parts of a JSON value; a small model that may write endless whitespace
+# does.
 _WHITESPACE: Final = r"[ \t\r\n]{1,24}"
-# Of a grammar of llama.cpp's kind: it is rewritten in a time that grows with the square.
+# Of a grammar of llama.cpp's kind: it is rewritten in a time that grows with the
+# square.
 _MOST_RULES: Final = 256
 _MOST_CHARS: Final = 32_768
 
@@ -137,7 +139,9 @@ def _lark(grammar: str) -> str:
     if not rules:
         return grammar
     if rules > _MOST_RULES or len(grammar) > _MOST_CHARS:
-        raise ValueError(f"has over {_MOST_RULES} rules or {_MOST_CHARS} characters; Lark may")
+        raise ValueError(
+            f"has over {_MOST_RULES} rules or {_MOST_CHARS} characters; Lark may"
+        )
     try:
         return str(gbnf_to_lark(grammar))
     except Exception as error:  # it can fail in any way on what it did not expect
@@ -152,7 +156,9 @@ def unanchored(regex: str) -> str:
     return regex
 
 
-def json_text(schema: Schema, *, lenient: bool = False, whitespace: str | None = None) -> str:
+def json_text(
+    schema: Schema, *, lenient: bool = False, whitespace: str | None = None
+) -> str:
     """A part of a grammar: a JSON value of this schema. `whitespace`: a pattern for what may stand
     between its parts; empty: nothing."""
     if schema is False:

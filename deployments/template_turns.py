@@ -25,7 +25,10 @@ PROBE: Final[list[dict[str, Any]]] = [
             {
                 "id": "probe0000",
                 "type": "function",
-                "function": {"name": "probefunction", "arguments": {"key": "probevalue"}},
+                "function": {
+                    "name": "probefunction",
+                    "arguments": {"key": "probevalue"},
+                },
             }
         ],
     },

@@ -22,7 +22,11 @@ def tenant_of(request: Request, config: FairnessConfig) -> str:
     RequestError for one that is no name."""
     if config.gateway_header and HEADER in request.headers:
         name = request.headers[HEADER].strip()
-        if not name.isascii() or not name.isprintable() or not 1 <= len(name) <= _MAX_CHARS:
+        if (
+            not name.isascii()
+            or not name.isprintable()
+            or not 1 <= len(name) <= _MAX_CHARS
+        ):
             raise RequestError(
                 f"{HEADER} must have 1 to {_MAX_CHARS} printable characters of ASCII",
                 param=HEADER,

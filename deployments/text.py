@@ -26,14 +26,16 @@ from deployments.histories import Message
 from deployments.turns import Owner, Turns
 from medha_actors.errors import RequestError
 
-# One text never gains from threads inside `tokenizers`; they would only take cores from the model.
+# One text never gains from threads inside `tokenizers`; they would only take cores from
+# the model.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 T = TypeVar("T")
 INLINE_CHARS: Final = 1_000
 LONG_CHARS: Final = 16_384  # longer texts are counted in pieces of so many characters
-# A cut through a text changes the number of its tokens by about one (measured with words, digits,
-# spaces, runs of one letter, Chinese and emoji); so many are allowed for.
+# A cut through a text changes the number of its tokens by about one (measured with
+# words, digits, spaces, runs of one letter, Chinese and emoji); so many are allowed
+# for.
 _TOKENS_PER_CUT: Final = 16
 
 
@@ -74,12 +76,16 @@ class Text:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.table = TokenTable(tokenizer)
-        self.vocabulary: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocabulary: int = (
+            max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        )
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.context_tokens = context_tokens
         self.special_tokens = dict(special_tokens or {})
         self.chat_template = chat_template
-        self._template = ChatTemplate(chat_template, self.special_tokens) if chat_template else None
+        self._template = (
+            ChatTemplate(chat_template, self.special_tokens) if chat_template else None
+        )
         self._longest_token = max(
             len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)
         )
@@ -93,7 +99,9 @@ class Text:
         around = ""
         if self._template is not None:
             with contextlib.suppress(RequestError):
-                around = self._template.render([Message(role="user", content="x")], False, {})
+                around = self._template.render(
+                    [Message(role="user", content="x")], False, {}
+                )
         added = self.tokenizer.get_added_tokens_decoder()
         return {
             i
@@ -102,7 +110,10 @@ class Text:
         }
 
     async def encode(
-        self, text: str | Prompt, add_special_tokens: bool = True, limit: int | None = None
+        self,
+        text: str | Prompt,
+        add_special_tokens: bool = True,
+        limit: int | None = None,
     ) -> list[int]:
         """Token ids of a text; raises TooManyTokensError as soon as it surely has more than
         `limit`. A result may still be longer than `limit`, by a little."""
@@ -123,7 +134,9 @@ class Text:
         at_least = 0
         for start in range(0, len(text), LONG_CHARS):
             piece = text[start : start + LONG_CHARS]
-            at_least += await self._turns.run(owner, len(piece), partial(self._count, piece))
+            at_least += await self._turns.run(
+                owner, len(piece), partial(self._count, piece)
+            )
             at_least -= _TOKENS_PER_CUT
             if at_least > limit:
                 raise TooManyTokensError(at_least)
@@ -135,8 +148,8 @@ class Text:
             return await self._turns.run(owner, size, work)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the event loop from
-    # its thread.
+    # Only the batch calls of `tokenizers` release the GIL; `encode` would stop the
+    # event loop from its thread.
 
     def _encode(self, prompt: Prompt, add_special_tokens: bool) -> list[int]:
         tokenizer = self.tokenizer
@@ -144,7 +157,9 @@ class Text:
         if prompt.masked is not None:
             tokenizer = self.control.blind
             text = prompt.masked
-        [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        [encoding] = tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
         return list(encoding.ids)
 
     def _count(self, piece: str) -> int:
@@ -152,7 +167,9 @@ class Text:
         return len(encoding)
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
-        [text] = self.tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+        [text] = self.tokenizer.decode_batch(
+            [token_ids], skip_special_tokens=skip_special_tokens
+        )
         return str(text)
 
     async def chat(
@@ -197,7 +214,9 @@ class Text:
         """A lower bound for any text of `chars` characters."""
         return chars // self._longest_token
 
-    async def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    async def decode(
+        self, token_ids: Sequence[int], skip_special_tokens: bool = False
+    ) -> str:
         """The text of token ids."""
         decode = partial(self._decode, token_ids, skip_special_tokens)
         return await self._run(decode, len(token_ids), Owner())

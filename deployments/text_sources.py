@@ -42,9 +42,13 @@ def toy_text(vocabulary: int, context_tokens: int | None = None) -> Text:
             f"{toy.FEWEST}"
         )
     tokenizer = Tokenizer(models.BPE(vocab=toy.toy_words(vocabulary), merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(toy.END_TEXT, special=True, normalized=False)])
+    tokenizer.add_special_tokens(
+        [AddedToken(toy.END_TEXT, special=True, normalized=False)]
+    )
     return Text(
         tokenizer,
         chat_template=TOY_TEMPLATE,
@@ -89,7 +93,9 @@ def _gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
         raise
     except Exception as error:
         # `tokenizers` raises plain ones, for a merge of unknown tokens
-        raise ModelError(f"{path}: its tokenizer is broken: {error}".splitlines()[0]) from error
+        raise ModelError(
+            f"{path}: its tokenizer is broken: {error}".splitlines()[0]
+        ) from error
 
 
 def directory_text(path: Path) -> Text:
@@ -115,5 +121,7 @@ def _template(path: Path, settings: dict[str, Any]) -> str | None:
         return (path / "chat_template.jinja").read_text("utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        template = {entry["name"]: entry["template"] for entry in template}.get(
+            "default"
+        )
     return template

@@ -37,7 +37,9 @@ def marks_of(text: Text) -> Marks | None:
     for pair in _PAIRS:
         ids = [text.tokenizer.token_to_id(mark) for mark in pair]
         if any(mark in template for mark in pair) or None not in ids:
-            opening_id, closing_id = [i if i in text.table.special else None for i in ids]
+            opening_id, closing_id = [
+                i if i in text.table.special else None for i in ids
+            ]
             return Marks(*pair, opening_id, closing_id)
     return None
 
@@ -120,7 +122,11 @@ class ThoughtReader:
         """Thoughts are what an answer begins with, or not there."""
         opening = self._marks.opening
         said = self._held.lstrip(_SPACE)
-        if opening.startswith(said) and said != opening and len(self._held) < _MOST_SPACE:
+        if (
+            opening.startswith(said)
+            and said != opening
+            and len(self._held) < _MOST_SPACE
+        ):
             return
         self._begun = True
         self.inside = said.startswith(opening)

@@ -42,7 +42,9 @@ class TimelineRoutes:
         """A Perfetto file of the recent past."""
         asked = request.query_params.get("last", str(self._config.timelines))
         if not asked.isdecimal() or len(asked) > 9:
-            raise RequestError(f"last is {asked[:20]!r}, must be a number", param="last")
+            raise RequestError(
+                f"last is {asked[:20]!r}, must be a number", param="last"
+            )
         timelines, steps = await self._reports.last_timelines(int(asked))
         return _file(trace_of(timelines, steps), "medha-timelines.json")
 
@@ -52,11 +54,17 @@ class TimelineRoutes:
         timelines = await self._reports.find_timelines(name)
         if not timelines:
             kept = f"the last {self._config.timelines} requests are kept"
-            raise NotFoundError(f"no timeline of {name[:100]!r}; {kept}", code="no_such_trace")
+            raise NotFoundError(
+                f"no timeline of {name[:100]!r}; {kept}", code="no_such_trace"
+            )
         if request.query_params.get("format") != "timeline":
-            return _file(trace_of(timelines), f"medha-trace-{timelines[0].id[-40:]}.json")
+            return _file(
+                trace_of(timelines), f"medha-trace-{timelines[0].id[-40:]}.json"
+            )
         facts = [self._facts(timeline) for timeline in timelines]
-        return Response(msgspec.json.encode({"timelines": facts}), media_type="application/json")
+        return Response(
+            msgspec.json.encode({"timelines": facts}), media_type="application/json"
+        )
 
     def _facts(self, timeline: Timeline) -> dict[str, Any]:
         """The timeline with what follows from it."""
@@ -64,7 +72,9 @@ class TimelineRoutes:
         template = self._config.tracing.ui_url
         facts: dict[str, Any] = msgspec.to_builtins(timeline)
         facts["trace_id"] = span.trace if span else None
-        facts["ui_url"] = template.replace("{trace_id}", span.trace) if span and template else None
+        facts["ui_url"] = (
+            template.replace("{trace_id}", span.trace) if span and template else None
+        )
         facts["ttft_s"] = timeline.ttft_s
         facts["tpot_s"] = timeline.tpot_s
         facts["missed"] = list(timeline.missed())
@@ -73,7 +83,9 @@ class TimelineRoutes:
 
 def _file(content: dict[str, Any], name: str) -> Response:
     headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Response(msgspec.json.encode(content), media_type="application/json", headers=headers)
+    return Response(
+        msgspec.json.encode(content), media_type="application/json", headers=headers
+    )
 
 
 def _guarded(

@@ -50,13 +50,17 @@ class Tokenization:
         if body.messages is not None:
             ids = await self._admission.tokenized(body)
         else:
-            ids = await self._prompt_tokens(body.prompt or "", body.add_special_tokens is not False)
+            ids = await self._prompt_tokens(
+                body.prompt or "", body.add_special_tokens is not False
+            )
         names = None
         if body.return_token_strs:
             names = [self._text.tokenizer.id_to_token(i) or "" for i in ids]
         length = self._admission.context_tokens
         return answer_with(
-            TokenizeReply(count=len(ids), max_model_len=length, tokens=ids, token_strs=names)
+            TokenizeReply(
+                count=len(ids), max_model_len=length, tokens=ids, token_strs=names
+            )
         )
 
     async def detokenize(self, request: Request) -> Response:
@@ -77,7 +81,9 @@ class Tokenization:
 
     async def _prompt_tokens(self, prompt: str, add_special_tokens: bool) -> list[int]:
         try:
-            ids = await self._text.encode(prompt, add_special_tokens, limit=self._max_tokens)
+            ids = await self._text.encode(
+                prompt, add_special_tokens, limit=self._max_tokens
+            )
         except TooManyTokensError as error:
             raise over_tokens("prompt", error.at_least, self._max_tokens) from None
         return ids

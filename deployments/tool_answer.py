@@ -21,7 +21,8 @@ class ToolAnswer(ChatAnswer):
     def __init__(self, job: Job, table: TokenTable, use: ToolUse) -> None:
         super().__init__(job, table)
         self._readers = {
-            choice.index: use.reader(f"{job.id}:{choice.index}") for choice in job.choices
+            choice.index: use.reader(f"{job.id}:{choice.index}")
+            for choice in job.choices
         }
 
     def chunk(self, addition: Addition) -> Reply:
@@ -34,7 +35,9 @@ class ToolAnswer(ChatAnswer):
                 index=call.index,
                 id=call.id or UNSET,
                 type=UNSET if call.id is None else "function",
-                function=CalledFunction(name=call.name or UNSET, arguments=call.arguments),
+                function=CalledFunction(
+                    name=call.name or UNSET, arguments=call.arguments
+                ),
             )
             for call in read.calls
         ]
@@ -69,7 +72,11 @@ class ToolAnswer(ChatAnswer):
 
 def chat_answer(job: Job, table: TokenTable) -> ChatAnswer:
     """How a chat is answered: read for calls where it has tools."""
-    return ChatAnswer(job, table) if job.tools is None else ToolAnswer(job, table, job.tools)
+    return (
+        ChatAnswer(job, table)
+        if job.tools is None
+        else ToolAnswer(job, table, job.tools)
+    )
 
 
 def _whole(read: Read) -> ChatMessage:

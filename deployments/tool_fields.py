@@ -11,7 +11,9 @@ from medha_actors.errors import RequestError
 
 _MAX_TOOL_CHARS: Final = 256
 # What OpenAI allows, and dots and slashes, which other servers' tools have.
-ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_./:-]+$", max_length=_MAX_TOOL_CHARS)]
+ToolName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_./:-]+$", max_length=_MAX_TOOL_CHARS)
+]
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +37,10 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         function: dict[str, Any] = {"name": self.function.name}
         if self.function.description is not None:
             function["description"] = self.function.description
-        function["parameters"] = self.function.parameters or {"type": "object", "properties": {}}
+        function["parameters"] = self.function.parameters or {
+            "type": "object",
+            "properties": {},
+        }
         return {"type": self.type, "function": function}
 
 
@@ -53,7 +58,9 @@ class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-def callable_tools(tools: list[Tool], choice: ToolChoice | None, most: int) -> list[Tool]:
+def callable_tools(
+    tools: list[Tool], choice: ToolChoice | None, most: int
+) -> list[Tool]:
     """The tools that may be called: all, none, or the one that must be. Raises RequestError."""
     if len(tools) > most:
         raise _wrong("tools", f"has {len(tools)} entries, at most {most} are allowed")
@@ -65,7 +72,9 @@ def callable_tools(tools: list[Tool], choice: ToolChoice | None, most: int) -> l
         return []
     if isinstance(choice, NamedTool):
         if choice.function.name not in names:
-            raise _wrong("tool_choice", f"names {choice.function.name!r}, which tools has not")
+            raise _wrong(
+                "tool_choice", f"names {choice.function.name!r}, which tools has not"
+            )
         return [tool for tool in tools if tool.function.name == choice.function.name]
     if choice == "required" and not tools:
         raise _wrong("tool_choice", "is 'required', but there are no tools")

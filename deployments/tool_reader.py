@@ -41,7 +41,11 @@ class ToolReader:
     """
 
     def __init__(
-        self, style: Style, names: frozenset[str], answer_id: str, most: int | None = None
+        self,
+        style: Style,
+        names: frozenset[str],
+        answer_id: str,
+        most: int | None = None,
     ) -> None:
         """`most`: further calls are left out."""
         self._style = style
@@ -52,7 +56,9 @@ class ToolReader:
         self._held = ""  # may be a call, or text
         self._space = ""  # nothing, until content follows
         self._call: CallReader | None = None
-        self._told: bool | None = None  # the call being read is known; None: it is left out
+        self._told: bool | None = (
+            None  # the call being read is known; None: it is left out
+        )
         self._content = False  # there was some
         self._read = Read()
         self.calls = 0
@@ -186,7 +192,9 @@ class ToolReader:
 
     def _id(self) -> str:
         """The same when an answer is resumed. Mistral's templates take nine letters and digits."""
-        digest = hashlib.blake2b(f"{self._answer_id}:{self.calls}".encode(), digest_size=12)
+        digest = hashlib.blake2b(
+            f"{self._answer_id}:{self.calls}".encode(), digest_size=12
+        )
         if self._style.opening == "[TOOL_CALLS]":
             return digest.hexdigest()[:9]
         return f"call_{digest.hexdigest()}"

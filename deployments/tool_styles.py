@@ -50,13 +50,17 @@ def style_of(template: str | None) -> Style:
     return LLAMA3 if "python_tag" in source or '"parameters"' in source else JSON
 
 
-Mark = Callable[[str], str]  # a marker as a part of a grammar: a text, or a control token
+Mark = Callable[
+    [str], str
+]  # a marker as a part of a grammar: a text, or a control token
 
 
 def forced_calls(style: Style, tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     """A grammar of answers that call one of these tools, or several times."""
     names = [f"call{i}" for i in range(len(tools))]
-    rules = [_call(style, name, tool, mark) for name, tool in zip(names, tools, strict=True)]
+    rules = [
+        _call(style, name, tool, mark) for name, tool in zip(names, tools, strict=True)
+    ]
     rules.append("call: " + " | ".join(names))
     return "\n".join([f"start: {_answer(style, several, mark)}", *rules])
 
@@ -94,9 +98,13 @@ def _call(style: Style, rule: str, tool: Tool, mark: Mark) -> str:
 
 def told_of(tools: Sequence[Tool], several: bool) -> str:
     """What a model whose template knows no tools is told of them."""
-    known = "\n".join(json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools)
+    known = "\n".join(
+        json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools
+    )
     text = (
         f"You can call these tools:\n{known}\n\n"
         'To call one, answer with nothing but JSON: {"name": "...", "arguments": {...}}'
     )
-    return text + (". For several calls, answer with a list of such objects." if several else ".")
+    return text + (
+        ". For several calls, answer with a list of such objects." if several else "."
+    )

@@ -36,11 +36,14 @@ class Tools:
 
     def __init__(self, text: Text) -> None:
         self.style = style_of(text.chat_template)
-        # Some families' markers are control tokens: part of no text, and not shown as any.
+        # Some families' markers are control tokens: part of no text, and not shown as
+        # any.
         marks = (self.style.opening, self.style.closing, self.style.arguments_mark)
         found = {text.tokenizer.token_to_id(mark): mark for mark in marks if mark}
         self._markers = {
-            i: mark for i, mark in found.items() if i is not None and i in text.table.special
+            i: mark
+            for i, mark in found.items()
+            if i is not None and i in text.table.special
         }
 
     def use(self, body: ChatBody, most: int) -> ToolUse | None:

@@ -75,7 +75,9 @@ class Tracing:
 
     def ended(self, record: HttpRecord) -> None:
         """Note a request that has ended; its trace follows later, if it is wanted."""
-        if self.export is None or not (record.span.sampled or self._config.always_missed):
+        if self.export is None or not (
+            record.span.sampled or self._config.always_missed
+        ):
             return
         self._ended.append(record)
         if len(self._ended) >= self._at_once:
@@ -85,7 +87,9 @@ class Tracing:
 
     def spans(self) -> tuple[int, int]:
         """Spans sent and lost so far."""
-        counts: tuple[int, int] = self.export.spans() if self.export is not None else (0, 0)
+        counts: tuple[int, int] = (
+            self.export.spans() if self.export is not None else (0, 0)
+        )
         return counts
 
     async def close(self) -> None:
@@ -176,6 +180,8 @@ def serve_span_processors() -> list[Any]:
     os.environ.setdefault("OTEL_SERVICE_NAME", "ray-serve")
     config = TracingConfig(exporter="otlp_http")
     serve_spans = Moving(
-        BatchSpanProcessor(Backend(exporter_of(config), config), schedule_delay_millis=1000)
+        BatchSpanProcessor(
+            Backend(exporter_of(config), config), schedule_delay_millis=1000
+        )
     )
     return [serve_spans]

@@ -15,7 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     error."""
     given = sys.argv[1:] if argv is None else list(argv)
     parser = cli.parser()
-    if not given:  # of a command line without a command, the commands are of more use than a line
+    if (
+        not given
+    ):  # of a command line without a command, the commands are of more use than a line
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     arguments = parser.parse_args(given)

@@ -43,8 +43,12 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     start: Annotated[float, flag("first rate to try", name="--start-rate", gt=0)] = 1.0
     # the search ends when the lowest rate that fails is at most so much above the best
-    tolerance: Annotated[float, flag("stop when the answer is known to this share", gt=0)] = 0.05
-    highest: Annotated[float, flag("never try more", name="--highest-rate", gt=0)] = 10_000.0
+    tolerance: Annotated[
+        float, flag("stop when the answer is known to this share", gt=0)
+    ] = 0.05
+    highest: Annotated[float, flag("never try more", name="--highest-rate", gt=0)] = (
+        10_000.0
+    )
     max_runs: Annotated[int, flag("rates to try at most", ge=1)] = 16
 
 
@@ -94,8 +98,12 @@ class Doubt:
         pending = self._pending + [record for record in new if record.kind != PROBE]
         self._pending = [record for record in pending if record.ended_at is None]
         ended = [record for record in pending if record.ended_at is not None]
-        self._ended_badly += sum(measure(record, self.objectives).good is False for record in ended)
-        self.bad = self._ended_badly + sum(self._overdue(record, now) for record in self._pending)
+        self._ended_badly += sum(
+            measure(record, self.objectives).good is False for record in ended
+        )
+        self.bad = self._ended_badly + sum(
+            self._overdue(record, now) for record in self._pending
+        )
 
     def _overdue(self, record: RequestRecord, now: float) -> bool:
         if record.sent_at is None:
@@ -129,7 +137,11 @@ async def find_capacity(
                 high = rate
             if low is not None and low >= search.highest:
                 break
-            if low is not None and high is not None and high <= low * (1 + search.tolerance):
+            if (
+                low is not None
+                and high is not None
+                and high <= low * (1 + search.tolerance)
+            ):
                 break
             if low is None and rate < search.start / 2**12:
                 break
@@ -183,7 +195,11 @@ def _bounded(options: RunOptions) -> RunOptions:
     """With a number of requests a rate where none is given: many rates are tried."""
     workload = options.workload
     drawn = workload.dataset_path is None and not workload.sessions
-    if not drawn or workload.num_prompts is not None or math.isfinite(workload.duration):
+    if (
+        not drawn
+        or workload.num_prompts is not None
+        or math.isfinite(workload.duration)
+    ):
         return options
     workload = msgspec.structs.replace(workload, num_prompts=SEARCHED_COUNT)
     return msgspec.structs.replace(options, workload=workload)
@@ -218,15 +234,21 @@ class _Trials:
         options = msgspec.structs.replace(
             self._options,
             pace=_at_rate(self._options.pace, rate),
-            report=msgspec.structs.replace(self._options.report, label=f"{rate:.4g} requests/s"),
+            report=msgspec.structs.replace(
+                self._options.report, label=f"{rate:.4g} requests/s"
+            ),
         )
         place = self._directory / f"rate-{rate:.4g}"
         claim_directory(place)
         plan = build_plan(options.workload, options.pace)
         count = len(plan.requests)
         attainment = self._terms.attainment
-        doubt = Doubt(self._terms.objectives, allowed=int((1 - attainment) * count + 1e-9))
-        run = await load(self._server, self._prepared, plan, options, self._say, doubt.watch)
+        doubt = Doubt(
+            self._terms.objectives, allowed=int((1 - attainment) * count + 1e-9)
+        )
+        run = await load(
+            self._server, self._prepared, plan, options, self._say, doubt.watch
+        )
         result, health, self.status = conclude(run, self._terms, options, place)
         if self.status == EXIT_INTERRUPTED:
             raise StopSearchError
@@ -246,7 +268,9 @@ class _Trials:
         self._say(f"{rate:.4g} requests/s: {_met(trial)} met the objectives, {verdict}")
         if trial.doubtful:
             failure = health.own_failures[0]
-            self._say(f"the load generator itself was slow: {failure.summary}; {failure.advice}")
+            self._say(
+                f"the load generator itself was slow: {failure.summary}; {failure.advice}"
+            )
         return trial
 
 
@@ -281,11 +305,20 @@ def table_of(outcome: CapacityFound) -> tuple[list[str], list[list[str]]]:
     for trial in sorted(outcome.trials, key=lambda trial: trial.rate):
         ttft = trial.figures.get("ttft", {})
         gaps = trial.figures.get("itl", {})
-        numbers = (ttft.get("p50", ttft.get("median")), ttft.get("p99"), gaps.get("p99"))
+        numbers = (
+            ttft.get("p50", ttft.get("median")),
+            ttft.get("p99"),
+            gaps.get("p99"),
+        )
         speed = trial.figures.get("output_throughput")
         verdict = "holds" if trial.holds else "fails"
         rows.append(
-            [f"{trial.rate:.4g}", _met(trial), verdict, *(shown(n, "") for n in (*numbers, speed))]
+            [
+                f"{trial.rate:.4g}",
+                _met(trial),
+                verdict,
+                *(shown(n, "") for n in (*numbers, speed)),
+            ]
         )
     return header, rows
 
@@ -314,9 +347,18 @@ def _write(outcome: CapacityFound, options: RunOptions, directory: Path) -> None
         picture = directory / "capacity.png"
         rates = [trial.rate for trial in outcome.trials]
         shares = [trial.attainment for trial in outcome.trials]
-        figures.draw_capacity(rates, shares, judgement.attainment, outcome.best, picture)
+        figures.draw_capacity(
+            rates, shares, judgement.attainment, outcome.best, picture
+        )
         pictures.append(embedded("Share of requests that met all objectives", picture))
     told = summary(outcome)
-    text = page("capacity", "Capacity", summary=told, header=header, rows=rows, pictures=pictures)
+    text = page(
+        "capacity",
+        "Capacity",
+        summary=told,
+        header=header,
+        rows=rows,
+        pictures=pictures,
+    )
     (directory / "report.html").write_text(text)
     (directory / "capacity.txt").write_text(f"{told}\n\n{as_text((header, rows))}\n")

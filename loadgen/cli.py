@@ -33,7 +33,9 @@ from loadgen.workload.options import PaceOptions, WorkloadOptions
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _SERVER = "server"
-_WORKLOAD = "workload (lengths: 128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:, stair:)"
+_WORKLOAD = (
+    "workload (lengths: 128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:, stair:)"
+)
 _PACE = "pace (--max-concurrency without a rate is a closed loop)"
 _JUDGEMENT = "judgement"
 _OUTPUT = "output"
@@ -67,10 +69,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_real_commands(commands: Commands) -> None:
     """Those that send requests, or look at what was sent."""
-    run = _command(commands, "run", "send one load and write a results directory", EXIT_CODES)
+    run = _command(
+        commands, "run", "send one load and write a results directory", EXIT_CODES
+    )
     _add_run_flags(run)
     capacity = _command(
-        commands, "capacity", "find the highest rate at which objectives hold", EXIT_CODES
+        commands,
+        "capacity",
+        "find the highest rate at which objectives hold",
+        EXIT_CODES,
     )
     _add_run_flags(capacity)
     _add_group(capacity, "search", SearchOptions)
@@ -80,11 +87,15 @@ def _add_real_commands(commands: Commands) -> None:
         "--result-dir", help="also write compare.md, compare.html and compare.png there"
     )
     selftest = _command(
-        commands, "selftest", "how much load this machine can generate, and how truly it measures"
+        commands,
+        "selftest",
+        "how much load this machine can generate, and how truly it measures",
     )
     add_flags(selftest, SelfTestOptions)
     experiment = _command(
-        commands, "experiment", "the paper's experiments on this machine, with real servers"
+        commands,
+        "experiment",
+        "the paper's experiments on this machine, with real servers",
     )
     experiment.add_argument(
         "kind",
@@ -98,32 +109,47 @@ def _add_real_commands(commands: Commands) -> None:
 def _add_simulated_commands(commands: Commands) -> None:
     """Those of the twin."""
     simulate = _command(
-        commands, "simulate", "run a workload against a simulated deployment of this server"
+        commands,
+        "simulate",
+        "run a workload against a simulated deployment of this server",
     )
     _add_group(simulate, "deployment", DeploymentOptions)
     _add_group(simulate, "fleet", RoutingOptions)
     _add_load_flags(simulate)
     _add_group(simulate, _OUTPUT, ReportOptions)
     reproduce = _command(
-        commands, "reproduce", "the paper's figures in simulation: theirs, ours, the ratio"
+        commands,
+        "reproduce",
+        "the paper's figures in simulation: theirs, ours, the ratio",
     )
     add_flags(reproduce, ReproduceOptions)
     prefix = _command(
-        commands, "prefix", "what the prefix cache saves: a workload with it and without, simulated"
+        commands,
+        "prefix",
+        "what the prefix cache saves: a workload with it and without, simulated",
     )
     add_flags(prefix, PrefixOptions)
     _add_group(prefix, "deployment", DeploymentOptions)
     _add_group(prefix, _WORKLOAD, WorkloadOptions)
     _add_group(prefix, _PACE, PaceOptions)
-    plan = _command(commands, "plan", "find the cheapest deployment that meets objectives")
+    plan = _command(
+        commands, "plan", "find the cheapest deployment that meets objectives"
+    )
     search = _add_group(plan, "search", GridOptions)
     search.add_argument(
-        "--trace", dest="dataset_path", metavar="FILE", help="the same as --dataset-path"
+        "--trace",
+        dest="dataset_path",
+        metavar="FILE",
+        help="the same as --dataset-path",
     )
     _add_load_flags(plan)
-    fidelity = _command(commands, "fidelity", "replay a recorded real run in the twin and compare")
+    fidelity = _command(
+        commands, "fidelity", "replay a recorded real run in the twin and compare"
+    )
     fidelity.add_argument(
-        "directory", metavar="DIR", help="results of a real `medha-loadgen run` against this server"
+        "directory",
+        metavar="DIR",
+        help="results of a real `medha-loadgen run` against this server",
     )
     add_flags(fidelity, FidelityOptions)
     laboratory = _command(
@@ -131,19 +157,27 @@ def _add_simulated_commands(commands: Commands) -> None:
     )
     add_flags(laboratory, LaboratoryOptions)
     promises = _command(
-        commands, "promises", "whether announced times to first token come true, in simulation"
+        commands,
+        "promises",
+        "whether announced times to first token come true, in simulation",
     )
     add_flags(promises, PromisesOptions)
-    overload = _command(commands, "overload", "floods with and without admission, in simulation")
+    overload = _command(
+        commands, "overload", "floods with and without admission, in simulation"
+    )
     add_flags(overload, OverloadOptions)
     fleet = _command(
-        commands, "fleet", "compare routers between grids, or autoscale over a day, in simulation"
+        commands,
+        "fleet",
+        "compare routers between grids, or autoscale over a day, in simulation",
     )
     add_flags(fleet, FleetCommand)
     _add_group(fleet, "deployment of one grid", DeploymentOptions)
 
 
-def _command(commands: Commands, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+def _command(
+    commands: Commands, name: str, text: str, epilog: str = ""
+) -> argparse.ArgumentParser:
     """What is not given is absent, so that the Structs' defaults hold."""
     return commands.add_parser(
         name,

@@ -153,9 +153,13 @@ def _print_health(health: Health, status: int) -> None:
     """What failed, what to do about it, and what it means for the exit code."""
     print(f"\nload generator's own health: {'PASSED' if health.passed else 'FAILED'}")
     for check in health.failures:
-        print(f"  {check.title.lower()}: {check.summary}\n    what to do: {check.advice}")
+        print(
+            f"  {check.title.lower()}: {check.summary}\n    what to do: {check.advice}"
+        )
     if not health.passed and status == 0:
-        print("  exit code 0 all the same: the results are written (--fail-unhealthy: 3)")
+        print(
+            "  exit code 0 all the same: the results are written (--fail-unhealthy: 3)"
+        )
 
 
 def _print_result(result: Mapping[str, Any]) -> None:

@@ -93,7 +93,9 @@ class _Beat(asyncio.Protocol):
         else:
             usage = b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'
             out += (
-                _chunk(usage % (self.prompt_tokens, self.max_tokens) + b"data: [DONE]\n\n")
+                _chunk(
+                    usage % (self.prompt_tokens, self.max_tokens) + b"data: [DONE]\n\n"
+                )
                 + b"0\r\n\r\n"
             )
         self.transport.write(out)
@@ -117,7 +119,9 @@ async def _serve(pipe: Pipe, model: str, first_token_s: float, gap_s: float) -> 
         lambda: _Beat(model, first_token_s, gap_s), "127.0.0.1", 0, backlog=4096
     )
     closed: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(pipe.fileno(), lambda: None if closed.done() else closed.set_result(None))
+    loop.add_reader(
+        pipe.fileno(), lambda: None if closed.done() else closed.set_result(None)
+    )
     pipe.send(server.sockets[0].getsockname()[1])
     async with server:
         await closed  # the parent said stop, or is gone
@@ -131,14 +135,20 @@ class Metronome:
     """The server in a process of its own: `with Metronome(...) as url:`."""
 
     def __init__(
-        self, *, model: str = "metronome", first_token_s: float = 0.02, gap_s: float = 0.01
+        self,
+        *,
+        model: str = "metronome",
+        first_token_s: float = 0.02,
+        gap_s: float = 0.01,
     ) -> None:
         self.arguments = (model, first_token_s, gap_s)
 
     def __enter__(self) -> str:
         context = multiprocessing.get_context("spawn")
         self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_main, args=(child, *self.arguments), daemon=True)
+        self.process = context.Process(
+            target=_main, args=(child, *self.arguments), daemon=True
+        )
         self.process.start()
         child.close()
         return f"http://127.0.0.1:{self.pipe.recv()}"

@@ -32,4 +32,8 @@ def public(*sections: msgspec.Struct) -> dict[str, Any]:
         tree |= msgspec.to_builtins(section)
         if isinstance(section, ServerOptions):
             tree["header"] = [line.split("=", 1)[0] for line in section.header]
-    return {key: value for key, value in tree.items() if value not in (None, "", [], {}, math.inf)}
+    return {
+        key: value
+        for key, value in tree.items()
+        if value not in (None, "", [], {}, math.inf)
+    }

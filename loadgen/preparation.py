@@ -11,7 +11,12 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.judge.isolated import Points, lengths_to_measure, measure_isolated, read_points
+from loadgen.judge.isolated import (
+    Points,
+    lengths_to_measure,
+    measure_isolated,
+    read_points,
+)
 from loadgen.judge.objectives import Objectives
 from loadgen.judge.options import JudgementOptions, Terms
 from loadgen.options import RunOptions

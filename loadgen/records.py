@@ -26,7 +26,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     number: int  # from 0
     count: int  # turns of the session
     message_tokens: int
-    # from the last token of the answer before to this request: thinking, or a tool at work
+    # from the last token of the answer before to this request: thinking, or a tool at
+    # work
     pause_s: float = 0.0
 
 
@@ -44,8 +45,8 @@ class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     block_tokens: int = 0
     turn: Turn | None = None
     after: int | None = None  # index of the turn before, whose answer it waits for
-    # tokens that earlier requests of the workload begin with too: what a cache without bounds
-    # would know; None: in this workload nothing is shared
+    # tokens that earlier requests of the workload begin with too: what a cache without
+    # bounds would know; None: in this workload nothing is shared
     known_tokens: int | None = None
 
 
@@ -76,19 +77,27 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cached_tokens: int | None = None  # of the prompt, by the server's account
     error: str | None = None  # None: all is well
     cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
-    isolated_ttft_s: float | None = None  # predicted time to first token on the idle server
+    isolated_ttft_s: float | None = (
+        None  # predicted time to first token on the idle server
+    )
     announced_ttft_s: float | None = None  # what the server told the client on arrival
     deadline_s: float | None = None  # within which the server wanted to answer, it said
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
     turn: Turn | None = None
     known_tokens: int | None = None
-    answer: list[str] | None = None  # pieces of its text, kept where a next turn repeats it
+    answer: list[str] | None = (
+        None  # pieces of its text, kept where a next turn repeats it
+    )
 
     @property
     def warm(self) -> bool | None:
         """Whether at least half of the prompt could come from a cache; None: nothing is shared."""
-        return None if self.known_tokens is None else 2 * self.known_tokens >= self.prompt_tokens
+        return (
+            None
+            if self.known_tokens is None
+            else 2 * self.known_tokens >= self.prompt_tokens
+        )
 
     @property
     def completed(self) -> bool:
@@ -106,9 +115,13 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         self.scheduled_at -= origin
         self.released_at -= origin
         self.sent_at = None if self.sent_at is None else self.sent_at - origin
-        self.answered_at = None if self.answered_at is None else self.answered_at - origin
+        self.answered_at = (
+            None if self.answered_at is None else self.answered_at - origin
+        )
         self.ended_at = None if self.ended_at is None else self.ended_at - origin
-        self.token_times = array("d", [instant - origin for instant in self.token_times])
+        self.token_times = array(
+            "d", [instant - origin for instant in self.token_times]
+        )
 
 
 def open_record(request: PlannedRequest, run_id: str) -> RequestRecord:
@@ -142,11 +155,15 @@ class RunRecord(msgspec.Struct, kw_only=True):
     started_at: float = 0.0  # seconds since the epoch
     simulated: bool = False
     interrupted: bool = False  # by the user
-    cut_short: bool = False  # by capacity's search: the objectives could no longer be met
+    cut_short: bool = (
+        False  # by capacity's search: the objectives could no longer be met
+    )
     open_loop: bool = True
     # how late the program's own timers fired
     loop_lags_s: list[float] = msgspec.field(default_factory=list)
     cpu_share: float | None = None  # of one core, used by the load generator
     # (prompt tokens, idle TTFT in seconds)
     isolated: list[tuple[int, float]] = msgspec.field(default_factory=list)
-    exact_prompts: bool = True  # False: prompt lengths are a guess (no tokenizer to be had)
+    exact_prompts: bool = (
+        True  # False: prompt lengths are a guess (no tokenizer to be had)
+    )

@@ -88,7 +88,9 @@ async def load(
     )
 
 
-def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOptions) -> Driver:
+def _driver(
+    server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOptions
+) -> Driver:
     """What sends the plan, with probes beside it where they are asked for."""
     seed = options.workload.seed
     style = server.style(prepared.model, prepared.objectives)
@@ -118,7 +120,9 @@ def _driver(server: ServerProbe, prepared: Prepared, plan: Plan, options: RunOpt
     )
 
 
-def configuration(options: RunOptions, plan: Plan, prepared: Prepared) -> dict[str, Any]:
+def configuration(
+    options: RunOptions, plan: Plan, prepared: Prepared
+) -> dict[str, Any]:
     """config.yml: what was asked, what it came to, and where it ran."""
     asked = public(
         options.server,
@@ -156,7 +160,9 @@ def conclude(
     return result, health, EXIT_UNHEALTHY if unhealthy else 0
 
 
-async def run(options: RunOptions, directory: Path, say: Say) -> tuple[dict[str, Any], Health, int]:
+async def run(
+    options: RunOptions, directory: Path, say: Say
+) -> tuple[dict[str, Any], Health, int]:
     """The whole command."""
     terms = terms_of(options.judgement)
     plan = build_plan(options.workload, options.pace)  # wrong options are told at once

@@ -39,7 +39,9 @@ class SelfTestOptions(msgspec.Struct, frozen=True, kw_only=True):
     def refuse_infinity(self) -> None:
         """Raise LoadgenError where a number is none that a machine could reach."""
         if not math.isfinite(self.rate * self.tokens_per_s * self.seconds):
-            raise LoadgenError("--request-rate, --tokens-per-s and --duration must be finite")
+            raise LoadgenError(
+                "--request-rate, --tokens-per-s and --duration must be finite"
+            )
 
 
 def selftest(asked: SelfTestOptions) -> dict[str, Any]:
@@ -73,7 +75,10 @@ async def _drive(url: str, asked: SelfTestOptions) -> dict[str, Any]:
 
 
 def _figures(
-    records: list[RequestRecord], duration: float, lags: list[float], asked: SelfTestOptions
+    records: list[RequestRecord],
+    duration: float,
+    lags: list[float],
+    asked: SelfTestOptions,
 ) -> dict[str, Any]:
     late = []
     ttft = []
@@ -81,13 +86,20 @@ def _figures(
     for record in records:
         sent = record.sent_at or 0.0
         late.append(sent - record.released_at)
-        ttft += [instant - sent - asked.first_token_s for instant in record.token_times[:1]]
-        gaps += [after - before - asked.gap_s for before, after in pairwise(record.token_times)]
+        ttft += [
+            instant - sent - asked.first_token_s for instant in record.token_times[:1]
+        ]
+        gaps += [
+            after - before - asked.gap_s
+            for before, after in pairwise(record.token_times)
+        ]
     return {
         "requests": len(records),
         "failed": sum(not record.completed for record in records),
         "requests_per_s": round(len(records) / duration, 1),
-        "tokens_per_s": round(sum(len(record.token_times) for record in records) / duration, 1),
+        "tokens_per_s": round(
+            sum(len(record.token_times) for record in records) / duration, 1
+        ),
         "late_ms": _percentiles(late),
         "loop_lag_ms": _percentiles(lags),
         "ttft_error_ms": _percentiles(ttft),
@@ -100,4 +112,7 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     if not seconds:
         return {}
     picks = {"p50": 50, "p99": 99, "max": 100}
-    return {name: round(1000 * percentile(seconds, percent), 2) for name, percent in picks.items()}
+    return {
+        name: round(1000 * percentile(seconds, percent), 2)
+        for name, percent in picks.items()
+    }

@@ -21,7 +21,9 @@ class Bounds(NamedTuple):
     high: float
 
 
-def numbers(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Bounds]]:
+def numbers(
+    kind: type[msgspec.Struct], prefix: str = ""
+) -> Iterator[tuple[str, Bounds]]:
     """The dotted path of every number in a tree of Structs, with its bounds (infinite where the
     type states none)."""
     for field in msgspec.structs.fields(kind):
@@ -61,10 +63,14 @@ def _value(tree: msgspec.Struct, path: str) -> float | None:
 
 
 def _outside(path: str, value: object, bounds: Bounds) -> ConfigError:
-    return ConfigError(f"args: {path} is {value}, allowed is {bounds.low} to {bounds.high}")
+    return ConfigError(
+        f"args: {path} is {value}, allowed is {bounds.low} to {bounds.high}"
+    )
 
 
-_PATH: Final = re.compile(r"^Expected `(?:int|float)` [<>]=? .* - at `\$\.(?P<path>[\w.]+)`$")
+_PATH: Final = re.compile(
+    r"^Expected `(?:int|float)` [<>]=? .* - at `\$\.(?P<path>[\w.]+)`$"
+)
 
 
 def explained(text: str, args: Mapping[str, Any], kind: type[msgspec.Struct]) -> str:

@@ -84,10 +84,10 @@ class ParallelConfig(Section, frozen=True):
     tp: Annotated[int, Meta(ge=1, le=64)] = 1
     spp: Annotated[int, Meta(ge=1, le=1024)] = 2
     kvp: Annotated[int, Meta(ge=1, le=256)] = 1
-    # A request's piece in one group; the next group is taken when it is full, and the last one
-    # takes the rest. None: the longest sequence / kvp, so that its pieces are equal, but at least
-    # 8192, below which a second group costs a decode more than it saves (docs/benchmarks.md); in
-    # whole pages, and at most all pages of a group.
+    # A request's piece in one group; the next group is taken when it is full, and the
+    # last one takes the rest. None: the longest sequence / kvp, so that its pieces are
+    # equal, but at least 8192, below which a second group costs a decode more than it
+    # saves (docs/benchmarks.md); in whole pages, and at most all pages of a group.
     max_tokens_per_kvp_group: Annotated[int, Meta(ge=1, le=2**50)] | None = None
 
 
@@ -95,8 +95,8 @@ class ActorConfig(Section, frozen=True):
     """What each stage actor gets."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # on CUDA; a fraction lets several actors share a GPU. None: one, or with fewer GPUs than actors
-    # an equal share of one (and with `device: auto` fewer stages first)
+    # on CUDA; a fraction lets several actors share a GPU. None: one, or with fewer GPUs
+    # than actors an equal share of one (and with `device: auto` fewer stages first)
     num_gpus: Annotated[float, Meta(ge=0.01, le=64.0)] | None = None
     num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
@@ -138,8 +138,8 @@ class SchedulerConfig(Section, frozen=True):
 class ObjectivesConfig(Section, frozen=True):
     """Deadlines: server policy. A client may ask for objectives within the bounds."""
 
-    # deadline = max(multiplier * (path + drag * predicted isolated prefill), floor) + grace
-    # (docs/policies.md)
+    # deadline = max(multiplier * (path + drag * predicted isolated prefill), floor) +
+    # grace (docs/policies.md)
     ttft_multiplier: Annotated[float, Meta(ge=0.1, le=1000.0)] = 1.5
     # the paper's engine takes 0.5, which holds short requests back for nothing
     ttft_floor_s: Seconds = 0.05
@@ -156,10 +156,11 @@ class KvCacheConfig(Section, frozen=True):
     # per actor; None: a share of the memory that is free at start
     budget_bytes: Bytes | None = None
     page_tokens: Count = 64
-    # pages of equal beginnings are computed once: a request's cache_salt (by default its API key's)
-    # says whose it may use
+    # pages of equal beginnings are computed once: a request's cache_salt (by default
+    # its API key's) says whose it may use
     prefix_cache: bool = True
-    # per actor, of host memory that pages go to when they have to make room; 0: they are dropped
+    # per actor, of host memory that pages go to when they have to make room; 0: they
+    # are dropped
     host_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
     disk: Place | None = None  # a folder: the host_bytes are of a file there
 
@@ -181,7 +182,9 @@ class LimitsConfig(Section, frozen=True):
     max_large_bodies_bytes: Annotated[int, Meta(ge=1024, le=2**36)] = 256 * 1024 * 1024
     # /tokenize and /detokenize do more than the context, if this is more
     max_tokenize_tokens: Annotated[int, Meta(ge=1, le=2**24)] = 131_072
-    max_prompts: Count = 4096  # of one request, times n; the engine gets a few at a time
+    max_prompts: Count = (
+        4096  # of one request, times n; the engine gets a few at a time
+    )
     # all prompts of a request together; the context, if that is more
     max_prompts_tokens: Tokens = 2**20
     max_n: Count = 16
@@ -225,7 +228,8 @@ class ApiKeysConfig(Section, frozen=True):
 class CorsConfig(Section, frozen=True):
     """Pages of which origins may read our answers in a browser."""
 
-    # `loopback`: pages of this host; `*`: all; others as browsers write them: https://chat.example
+    # `loopback`: pages of this host; `*`: all; others as browsers write them:
+    # https://chat.example
     origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = (LOOPBACK,)
 
 
@@ -233,17 +237,23 @@ class TracingConfig(Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
-    # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
+    # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318
+    # (http)
     endpoint: Place | None = None
-    headers: Annotated[dict[str, str], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    headers: Annotated[dict[str, str], Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
     service_name: Name = "medha"
-    sample_ratio: Share = 1.0  # of new traces; a client's traceparent decides for its own
+    sample_ratio: Share = (
+        1.0  # of new traces; a client's traceparent decides for its own
+    )
     # requests that missed an objective are sent whatever the ratio says
     always_missed: bool = True
     # spans that wait for the backend; more are dropped
     queue_spans: Annotated[int, Meta(ge=512, le=2**24)] = 16_384
     timeout_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 5.0
-    # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
+    # with {trace_id}: where to look at a trace, e.g.
+    # http://localhost:16686/trace/{trace_id}
     ui_url: Place | None = None
 
 
@@ -277,8 +287,8 @@ class MedhaConfig(Section, frozen=True):
     cors: CorsConfig = CorsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     fleet: FleetConfig = FleetConfig()
-    # What is in flight when the server stops, or when a new configuration replaces this one, may
-    # take so long to finish; what is left then ends with an error.
+    # What is in flight when the server stops, or when a new configuration replaces this
+    # one, may take so long to finish; what is left then ends with an error.
     drain_timeout_s: Seconds = 30.0
     accelerator_type: Name | None = None
     # passed on to serve.deployment
@@ -289,7 +299,9 @@ class MedhaConfig(Section, frozen=True):
     @property
     def cache_name(self) -> str | None:
         """What cached pages are found under by other requests; None: they are not."""
-        return self.model_loading_config.model_id if self.kv_cache.prefix_cache else None
+        return (
+            self.model_loading_config.model_id if self.kv_cache.prefix_cache else None
+        )
 
 
 def load(args: Mapping[str, Any]) -> MedhaConfig:
@@ -309,7 +321,9 @@ def load(args: Mapping[str, Any]) -> MedhaConfig:
         check(config, path, bounds)
     for tenant, weight in config.scheduler.fairness.weights.items():
         if math.isnan(weight):
-            raise ConfigError(f"args: scheduler.fairness.weights: {tenant} has no number")
+            raise ConfigError(
+                f"args: scheduler.fairness.weights: {tenant} has no number"
+            )
     return config
 
 
@@ -332,7 +346,10 @@ def _relations(config: MedhaConfig) -> list[tuple[str, Bounds]]:
         ("scheduler.max_chunk_tokens", Bounds(scheduler.min_chunk_tokens, 2**20)),
         ("scheduler.max_batch_tokens", Bounds(scheduler.max_chunk_tokens, 2**24)),
         ("scheduler.max_running_requests", Bounds(1, rows)),
-        ("kv_cache.host_bytes", Bounds(int(cache.disk is not None), 2**50 * cache.prefix_cache)),
+        (
+            "kv_cache.host_bytes",
+            Bounds(int(cache.disk is not None), 2**50 * cache.prefix_cache),
+        ),
         ("objectives.tpot_s", Bounds(objectives.min_tpot_s, 3600)),
         ("objectives.default_timeout_s", Bounds(0.001, objectives.max_timeout_s)),
     ]

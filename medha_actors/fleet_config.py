@@ -25,8 +25,9 @@ class RoutingConfig(_Section, frozen=True):
     router: RouterName = "predicted"
     # how often a grid tells the routers of itself, at most
     period_s: Annotated[float, Meta(ge=0.01, le=10.0)] = 0.1
-    # predicted: a second of work that a warm prefix saves the fleet is worth so many seconds of
-    # this request's time to first token (simulated: the more, the later short ones are)
+    # predicted: a second of work that a warm prefix saves the fleet is worth so many
+    # seconds of this request's time to first token (simulated: the more, the later
+    # short ones are)
     work_weight: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
     # pools: prompts from so many tokens on have grids of their own, this share of them
     long_tokens: Tokens = 32_768
@@ -60,6 +61,6 @@ class FleetConfig(_Section, frozen=True):
     routing: RoutingConfig = RoutingConfig()
     # None: there are always num_grids
     scaling: ScalingConfig | None = None
-    # In an update all new grids start beside the old ones, for which there has to be room. False:
-    # one after the other is drained, and replaced.
+    # In an update all new grids start beside the old ones, for which there has to be
+    # room. False: one after the other is drained, and replaced.
     surge: bool = False

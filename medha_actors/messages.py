@@ -15,10 +15,11 @@ from typing import Literal
 import msgspec
 
 TOKEN_BYTES = 4
-# What is done with a request whose first token cannot come in time: it is refused, put behind those
-# who can be in time, or taken all the same.
+# What is done with a request whose first token cannot come in time: it is refused, put
+# behind those who can be in time, or taken all the same.
 Late = Literal["shed", "queue", "accept"]
-# tokens of one request that a grammar forces, beside the one that was drawn: others wait for them
+# tokens of one request that a grammar forces, beside the one that was drawn: others
+# wait for them
 MOST_FORCED = 16
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
@@ -39,10 +40,14 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an answer must look like."""
 
     text: str  # in llguidance's variant of Lark
-    end_ids: tuple[int, ...]  # tokens that come where the grammar may end, and only there
+    end_ids: tuple[
+        int, ...
+    ]  # tokens that come where the grammar may end, and only there
 
 
-class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SamplingParams(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
+):
     """How tokens are chosen; all values are already validated and resolved (EOS ids are in
     `stop_token_ids`)."""
 
@@ -57,8 +62,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     frequency_penalty: float = 0.0
     # always set by the ingress; the draw for token i depends on (seed, i) alone
     seed: int = 0
-    # generation ends with finish "stop" after one of them (from min_tokens on; with a grammar also
-    # before, where it lets nothing else follow)
+    # generation ends with finish "stop" after one of them (from min_tokens on; with a
+    # grammar also before, where it lets nothing else follow)
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     # None: no log-probabilities; k: the chosen token's and the k most likely ones'
@@ -89,14 +94,18 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ttft_s: float | None = None
     tpot_s: float | None = None
     timeout_s: float | None = None
-    late: Late | None = None  # what is wanted if it cannot be in time; None: the server's default
+    late: Late | None = (
+        None  # what is wanted if it cannot be in time; None: the server's default
+    )
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an ingress replica must know of the engine that serves."""
 
     max_model_len_tokens: int
-    model: str  # a digest: requests go on in another engine only if it has the same model
+    model: (
+        str  # a digest: requests go on in another engine only if it has the same model
+    )
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,14 +129,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     objectives: Objectives = Objectives()
     # smaller is served earlier, before any policy, of those of the same tenant
     priority: int = 0
-    tenant: str = ""  # whose share of the machine it has; "": all who are not told apart
+    tenant: str = (
+        ""  # whose share of the machine it has; "": all who are not told apart
+    )
     arrived_at: float = 0.0
-    way_s: float = 0.0  # what a first token takes to the client, as its replica has learned
+    way_s: float = (
+        0.0  # what a first token takes to the client, as its replica has learned
+    )
     traceparent: str | None = None
     # of the answer that is this sequence alone; None: of several
     answer_id: str | None = None
     resumed: Resumed | None = None
-    cache_salt: str = ""  # the KV of requests with another salt is never used for this one
+    cache_salt: str = (
+        ""  # the KV of requests with another salt is never used for this one
+    )
     cache: bool = True  # False: uses nobody's KV, and leaves nothing for others to use
 
     @property
@@ -163,7 +178,8 @@ class Introduction(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
-    # int32, positions [0, n) that this group will see no span of; for those that look back
+    # int32, positions [0, n) that this group will see no span of; for those that look
+    # back
     token_ids: bytes = b""
 
 
@@ -181,13 +197,17 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     token_ids: bytes  # int32, one for each position of the span
     piece_start: int  # first position of this group's piece
     piece_tokens: int  # tokens cached in this group's piece before this span
-    new_pages: tuple[int, ...]  # pages appended to the request's page table in this group
+    new_pages: tuple[
+        int, ...
+    ]  # pages appended to the request's page table in this group
     writes: bool = True
     sample: bool = False  # draw a token from the last row (only where `writes`)
     index: int = 0  # which output token that is, 0 for the first
     # all groups that hold a piece, in sequence order; empty: this one alone
     groups: tuple[int, ...] = ()
-    next_token_id: int = -1  # the known token after `stop`, for prompt log-probabilities
+    next_token_id: int = (
+        -1
+    )  # the known token after `stop`, for prompt log-probabilities
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -216,7 +236,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     batch_id: int
     spans: tuple[Span, ...]
     opened: tuple[Introduction, ...] = ()
-    # requests whose replicated state can be dropped; their pages may be in this batch already
+    # requests whose replicated state can be dropped; their pages may be in this batch
+    # already
     closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     # when each of them began, epoch seconds of its host
@@ -289,7 +310,9 @@ class TokenEvent(msgspec.Struct, frozen=True, tag="token", array_like=True):
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-class PromptLogprobsEvent(msgspec.Struct, frozen=True, tag="prompt_logprobs", array_like=True):
+class PromptLogprobsEvent(
+    msgspec.Struct, frozen=True, tag="prompt_logprobs", array_like=True
+):
     """A piece of the prompt's log-probabilities (see PromptLogprobs)."""
 
     request_id: str
@@ -306,7 +329,9 @@ class ProgressEvent(msgspec.Struct, frozen=True, tag="progress", array_like=True
     seconds_left: float
 
 
-class FinishedEvent(msgspec.Struct, frozen=True, tag="finished", array_like=True, kw_only=True):
+class FinishedEvent(
+    msgspec.Struct, frozen=True, tag="finished", array_like=True, kw_only=True
+):
     """The last event of a request. Instants are in epoch seconds; None: never reached."""
 
     request_id: str

@@ -14,9 +14,12 @@ import msgspec
 from medha_actors.config import RopeScaling
 from medha_actors.errors import ModelError
 
-# The head runs only for rows that are sampled; of a nominal batch that is about one row in sixteen.
+# The head runs only for rows that are sampled; of a nominal batch that is about one row
+# in sixteen.
 _HEAD_SHARE = 1 / 16
-SUPPORTED = "Llama, Mistral, Mixtral, SmolLM, Qwen2, Qwen2.5, Qwen3, Qwen2-MoE and Qwen3-MoE"
+SUPPORTED = (
+    "Llama, Mistral, Mixtral, SmolLM, Qwen2, Qwen2.5, Qwen3, Qwen2-MoE and Qwen3-MoE"
+)
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
@@ -47,11 +50,15 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     used: int
     normalised: bool  # the weights of those that a row takes sum to 1
-    shared: int = 0  # intermediate size of one more that every row takes (Qwen2-MoE); 0: none
+    shared: int = (
+        0  # intermediate size of one more that every row takes (Qwen2-MoE); 0: none
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.used <= self.count:
-            raise ValueError(f"no router can choose {self.used} of {self.count} experts")
+            raise ValueError(
+                f"no router can choose {self.used} of {self.count} experts"
+            )
 
     def taken(self, rows: int) -> float:
         """How many so many rows take together, where every choice is as likely as any other."""
@@ -73,8 +80,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     eps: float
     rope: Rope
     max_positions: int  # the longest sequence that is served
-    # Of sliding-window attention. A sequence that fits in it is exact without one, so none is
-    # longer: max_positions is never above it.
+    # Of sliding-window attention. A sequence that fits in it is exact without one, so
+    # none is longer: max_positions is never above it.
     window: int | None = None
     tied_head: bool  # the LM head is the embedding table
     qkv_bias: bool = False
@@ -112,7 +119,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self._layer(self.experts.used if self.experts else 1)
 
     def _layer(self, mlps: int) -> int:
-        return self.attention_parameters + self.routing_parameters + mlps * self.mlp_parameters
+        return (
+            self.attention_parameters
+            + self.routing_parameters
+            + mlps * self.mlp_parameters
+        )
 
     @property
     def head_parameters(self) -> int:
@@ -146,7 +157,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def rescale(spec: ModelSpec, asked: RopeScaling) -> ModelSpec:
     """The configured RoPE scaling in place of the model's own."""
-    original = asked.original_max_position_embeddings or spec.rope.original_max_positions
+    original = (
+        asked.original_max_position_embeddings or spec.rope.original_max_positions
+    )
     given = {}
     for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
         value = getattr(asked, name)
@@ -171,17 +184,23 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def kv_bytes_per_token(spec: ModelSpec, layers: tuple[int, int], dtype: str) -> int:
     """Bytes of keys and values of one token in a stage that holds these layers."""
-    return 2 * (layers[1] - layers[0]) * spec.kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+    return (
+        2 * (layers[1] - layers[0]) * spec.kv_heads * spec.head_dim * DTYPE_BYTES[dtype]
+    )
 
 
 def split_layers(spec: ModelSpec, stages: int) -> list[tuple[int, int]]:
     """Layer ranges [first, last) of the stages, balanced by what a row is multiplied by; the last
     stage also has the LM head."""
     if stages > spec.layers:
-        raise ModelError(f"parallel.spp is {stages}, but the model has only {spec.layers} layers")
+        raise ModelError(
+            f"parallel.spp is {stages}, but the model has only {spec.layers} layers"
+        )
     if stages == 1:
         return [(0, spec.layers)]
-    head = _HEAD_SHARE * spec.head_parameters / spec.active_layer_parameters  # in layers
+    head = (
+        _HEAD_SHARE * spec.head_parameters / spec.active_layer_parameters
+    )  # in layers
 
     def slowest(last: int) -> float:
         return max(-(-(spec.layers - last) // (stages - 1)), last + head)

@@ -37,7 +37,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Place = Annotated[str, Meta(min_length=1, max_length=4096)]  # a path, a hub id or a URL
 LOOPBACK: Final = "loopback"
 Origin = Annotated[
-    str, Meta(max_length=256, pattern=r"^(loopback|\*|[a-z][a-z0-9+.-]*://[^\s/*?#@]+)$")
+    str,
+    Meta(max_length=256, pattern=r"^(loopback|\*|[a-z][a-z0-9+.-]*://[^\s/*?#@]+)$"),
 ]
 Variable = Annotated[str, Meta(max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Options = Annotated[dict[str, Any], Meta(max_length=256)]

@@ -27,10 +27,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: bytes  # int32: the tokens generated so far
     first_token_at: float | None = None  # epoch seconds
     prompt_logprobs_until: int = 1  # prompt positions below this one have been reported
-    # Where log-probabilities were asked for, all token and prompt events in their order, each
-    # packed by itself: the controller has no time to decode them.
+    # Where log-probabilities were asked for, all token and prompt events in their
+    # order, each packed by itself: the controller has no time to decode them.
     scored: tuple[msgspec.Raw, ...] = ()
-    finished: FinishedEvent | None = None  # None: it is running, or its client went away
+    finished: FinishedEvent | None = (
+        None  # None: it is running, or its client went away
+    )
 
     @property
     def tokens(self) -> int:

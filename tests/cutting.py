@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 class CuttingProxy:
     """The first connections are cut after `cuts` bytes, one number each; later ones are whole."""
 
-    def __init__(self, url: str, cuts: Iterable[int] = (), *, reset: bool = False) -> None:
+    def __init__(
+        self, url: str, cuts: Iterable[int] = (), *, reset: bool = False
+    ) -> None:
         """`reset`: the connection ends as when a process or a network dies, not in order."""
         parts = urlsplit(url)
         self._host, self._port = parts.hostname, parts.port
@@ -27,7 +29,9 @@ class CuttingProxy:
         return f"http://127.0.0.1:{self._listening_port}"
 
     async def listen(self) -> None:
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self._listening_port)
+        self._listener = await asyncio.start_server(
+            self._serve, "127.0.0.1", self._listening_port
+        )
         self._listening_port = self._listener.sockets[0].getsockname()[1]
 
     def refuse(self) -> None:
@@ -42,7 +46,9 @@ class CuttingProxy:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """One connection, until it is cut or one of its ends has gone."""
         task = asyncio.current_task()
         assert task is not None
@@ -67,7 +73,10 @@ class CuttingProxy:
         await asyncio.gather(*ways, return_exceptions=True)
 
     async def _answer(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        left: int | None,
     ) -> None:
         while data := await reader.read(2**16):
             writer.write(data if left is None else data[:left])

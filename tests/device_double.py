@@ -70,14 +70,20 @@ class RecordingDevice(Device):
     def until_launched(self, seconds: float) -> None:
         """Until so much has been launched in all."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.launched_s >= seconds, timeout=30)
+            assert self._changed.wait_for(
+                lambda: self.launched_s >= seconds, timeout=30
+            )
 
     def wait_until(self, at: float) -> None:
-        assert not getattr(self._here, "stepping", False), "waits for the device inside a step"
+        assert not getattr(self._here, "stepping", False), (
+            "waits for the device inside a step"
+        )
         with self._changed:
             self.waits += 1
             self._changed.notify_all()
-            there = self._changed.wait_for(lambda: self.broken or self.done_s >= at, timeout=30)
+            there = self._changed.wait_for(
+                lambda: self.broken or self.done_s >= at, timeout=30
+            )
             self.waits -= 1
         if self.broken:
             raise RuntimeError(self.broken)

@@ -57,7 +57,9 @@ class Heard:
 
     @property
     def tokens(self) -> list[int]:
-        return [event.token_id for event in self.events if isinstance(event, TokenEvent)]
+        return [
+            event.token_id for event in self.events if isinstance(event, TokenEvent)
+        ]
 
     @property
     def last(self) -> FinishedEvent:
@@ -81,7 +83,9 @@ class Heard:
         """Everything was told once, in order, and the end last."""
         assert not self.too_early
         assert {event.request_id for event in self.events} == {self.request.id}
-        indexes = [event.index for event in self.events if isinstance(event, TokenEvent)]
+        indexes = [
+            event.index for event in self.events if isinstance(event, TokenEvent)
+        ]
         assert indexes == list(range(self.request.sampling.max_tokens))
         endings = [event for event in self.events if isinstance(event, FinishedEvent)]
         assert endings == [self.last]
@@ -134,7 +138,9 @@ async def check_a_neighbour(engine: EngineHandle, name: str) -> None:
 async def check_order(engine: Engine) -> None:
     """Every event once, in order, to its own receiver, and not before the answer is known."""
     assert engine.ready()
-    requests = [asking(f"order-{tokens}", tokens, prompt=tokens) for tokens in (1, 50, 300)]
+    requests = [
+        asking(f"order-{tokens}", tokens, prompt=tokens) for tokens in (1, 50, 300)
+    ]
     together = await asyncio.gather(*[ask(engine, request) for request in requests])
     for heard in together:
         await heard.end()
@@ -198,7 +204,9 @@ async def check_resuming(engine: Engine) -> None:
     for temperature in (0.0, 1.0):
         request = asking(f"resumed-{temperature:g}", 300)
         sampling = msgspec.structs.replace(request.sampling, temperature=temperature)
-        await _check_resuming(engine, msgspec.structs.replace(request, sampling=sampling))
+        await _check_resuming(
+            engine, msgspec.structs.replace(request, sampling=sampling)
+        )
 
 
 async def _check_resuming(engine: EngineHandle, request: Request) -> None:
@@ -231,7 +239,9 @@ async def _check_a_client_that_comes_back(
     assert isinstance(record.finished, FinishedEvent)
 
 
-async def _check_an_older_stream(engine: EngineHandle, older: Request, expected: list[int]) -> None:
+async def _check_an_older_stream(
+    engine: EngineHandle, older: Request, expected: list[int]
+) -> None:
     """It ends when another request goes on with its answer."""
     heard = await ask(engine, older)
     record = await record_of(engine, older)
@@ -270,14 +280,19 @@ def named(request: Request, name: str) -> Request:
 
 async def check_stopping(engine: Engine) -> None:
     """Nobody is left waiting."""
-    heard = [await ask(engine, asking(f"stopped-{number}", ENDLESS)) for number in range(2)]
+    heard = [
+        await ask(engine, asking(f"stopped-{number}", ENDLESS)) for number in range(2)
+    ]
     for one in heard:
         await one.until(3)
     await engine.stop()
     assert not engine.ready()
     for one in heard:
         last = await one.end()
-        assert (last.reason, last.message) == ("error", "the engine dropped the request")
+        assert (last.reason, last.message) == (
+            "error",
+            "the engine dropped the request",
+        )
         assert last.retry_after_s is not None
 
 
@@ -295,7 +310,9 @@ async def check_draining(engine: Engine) -> None:
     assert (refused.answer.status, refused.answer.retry_after_s) == (503, 5.0)
     # What another controller had accepted, before it was lost, is let in.
     known = Resumed(token_ids=pack_tokens([7, 8]))
-    resumed = await ask(engine, msgspec.structs.replace(asking("known", 4), resumed=known))
+    resumed = await ask(
+        engine, msgspec.structs.replace(asking("known", 4), resumed=known)
+    )
     assert (await resumed.end()).reason == "length"
     unfinished = await long.end()
     assert (unfinished.reason, unfinished.retry_after_s) == ("error", 5.0)

@@ -33,7 +33,9 @@ class FakeEngine:
     what it said. A resumed request hears of the script what it does not know yet."""
 
     def __init__(
-        self, script: Script, answer: Callable[[Request], Accepted | Rejected] | None = None
+        self,
+        script: Script,
+        answer: Callable[[Request], Accepted | Rejected] | None = None,
     ) -> None:
         self.script = script
         self.answer = answer or accept
@@ -90,7 +92,9 @@ class FakeEngine:
         player = self._players.pop(request_id, None)
         if player is not None:
             player.cancel()
-            self._tell(request_id, FinishedEvent(request_id=request_id, reason=reason, **more))
+            self._tell(
+                request_id, FinishedEvent(request_id=request_id, reason=reason, **more)
+            )
 
     async def cancel(self, request_id: str) -> None:
         self._stop(request_id)
@@ -108,7 +112,9 @@ class FakeEngine:
             await asyncio.wait(self._players.values(), timeout=timeout_s)
         unfinished = list(self._players)
         for request_id in unfinished:
-            self._end(request_id, "error", message="the engine stopped", retry_after_s=5.0)
+            self._end(
+                request_id, "error", message="the engine stopped", retry_after_s=5.0
+            )
         return len(unfinished)
 
     async def stop(self) -> None:
@@ -157,7 +163,9 @@ def accept(request: Request) -> Accepted:
     )
 
 
-def token(request: Request, index: int, token_id: int, logprobs: bool = False) -> TokenEvent:
+def token(
+    request: Request, index: int, token_id: int, logprobs: bool = False
+) -> TokenEvent:
     top = ((token_id, -0.25), (65, -1.5)) if logprobs else ()
     return TokenEvent(
         request.id,
@@ -170,7 +178,10 @@ def token(request: Request, index: int, token_id: int, logprobs: bool = False) -
 
 
 def finished(
-    request: Request, generated: int, reason: FinishReason = "length", message: str | None = None
+    request: Request,
+    generated: int,
+    reason: FinishReason = "length",
+    message: str | None = None,
 ) -> FinishedEvent:
     return FinishedEvent(
         request_id=request.id,
@@ -196,7 +207,11 @@ def saying(token_ids: Iterable[int], end: int | None = None) -> Script:
         out = [*ids, end] if end is not None else ids
         for index, token_id in enumerate(out[:limit]):
             yield token(request, index, token_id, request.sampling.logprobs is not None)
-        stopped = end is not None and end in request.sampling.stop_token_ids and len(out) <= limit
+        stopped = (
+            end is not None
+            and end in request.sampling.stop_token_ids
+            and len(out) <= limit
+        )
         yield finished(request, min(limit, len(out)), "stop" if stopped else "length")
 
     return script

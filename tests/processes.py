@@ -9,7 +9,10 @@ def stage_pids(root: int) -> list[int]:
     parents, stages = {}, []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            stat, command = (entry / "stat").read_text(), (entry / "cmdline").read_bytes()
+            stat, command = (
+                (entry / "stat").read_text(),
+                (entry / "cmdline").read_bytes(),
+            )
         except OSError:
             continue  # it has ended meanwhile
         pid = int(entry.name)

@@ -51,20 +51,29 @@ def rooms_below(room: str) -> tuple[str, ...]:
     return tuple(f"loadgen.{name}" for name in names)
 
 
-# Package: the packages of this repository it may import, and third-party roots it must not.
-# The first that fits a module holds.
+# Package: the packages of this repository it may import, and third-party roots it must
+# not. The first that fits a module holds.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medha_actors.core": (("medha_actors.core", *CONTRACT), ("ray", "torch", "numpy")),
     "medha_actors.fleet": (
         ("medha_actors.fleet", "medha_actors.core", *CONTRACT),
         ("ray", "torch", "numpy"),
     ),
-    "medha_actors.fleet_config": (("medha_actors.quantities",), ("ray", "torch", "numpy")),
+    "medha_actors.fleet_config": (
+        ("medha_actors.quantities",),
+        ("ray", "torch", "numpy"),
+    ),
     "medha_actors.model_spec": (CONTRACT, ("ray", "torch", "numpy")),
     "medha_actors.model_shares": (CONTRACT, ("ray", "torch", "numpy")),
-    "medha_actors.telemetry": (("medha_actors.telemetry", "medha_actors.core", *CONTRACT), HEAVY),
+    "medha_actors.telemetry": (
+        ("medha_actors.telemetry", "medha_actors.core", *CONTRACT),
+        HEAVY,
+    ),
     "medha_actors.files": (("medha_actors.files", *CONTRACT), ("ray", "torch")),
-    "medha_actors.model": (("medha_actors.model", "medha_actors.files", *CONTRACT), ("ray",)),
+    "medha_actors.model": (
+        ("medha_actors.model", "medha_actors.files", *CONTRACT),
+        ("ray",),
+    ),
     "medha_actors.actors": (
         (
             "medha_actors.actors",
@@ -129,9 +138,15 @@ def test_imports_point_one_way(path: Path):
         root = name.split(".")[0]
         assert root not in forbidden, f"{module} imports {name}"
         if root in PACKAGES:
-            assert any(lies_in(name, package) for package in allowed), f"{module} imports {name}"
-        if lies_in(module, "medha_actors.core") or lies_in(module, "medha_actors.fleet"):
-            assert root in CORE_STDLIB | {"msgspec", "medha_actors"}, f"{module} imports {name}"
+            assert any(lies_in(name, package) for package in allowed), (
+                f"{module} imports {name}"
+            )
+        if lies_in(module, "medha_actors.core") or lies_in(
+            module, "medha_actors.fleet"
+        ):
+            assert root in CORE_STDLIB | {"msgspec", "medha_actors"}, (
+                f"{module} imports {name}"
+            )
 
 
 def test_there_are_no_circles():
@@ -142,7 +157,9 @@ def test_there_are_no_circles():
         names = imports_of(path)
         waiting[module] = {name for name in names if name in modules and name != module}
     while waiting:
-        ready = [module for module, needs in waiting.items() if not needs & waiting.keys()]
+        ready = [
+            module for module, needs in waiting.items() if not needs & waiting.keys()
+        ]
         assert ready, f"a circle among {sorted(waiting)}"
         for module in ready:
             del waiting[module]
@@ -186,10 +203,16 @@ def names_read_in(path: Path) -> list[tuple[int, str]]:
             read.append((node.lineno, node.attr))
         elif isinstance(node, ast.ImportFrom):
             read += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        elif isinstance(node, ast.Call) and isinstance(
+            node.func, ast.Attribute | ast.Name
+        ):
+            function = (
+                node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            )
             if function in ("setattr", "getattr"):  # monkeypatch's too
-                texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                texts = [
+                    one.value for one in node.args if isinstance(one, ast.Constant)
+                ]
                 read += [(node.lineno, str(text).split(".")[-1]) for text in texts]
     return [(line, name) for line, name in read if is_private(name)]
 
@@ -214,7 +237,11 @@ PRIVATE = frozenset().union(*[names_made_in(path) for path in FILES])
 @pytest.mark.parametrize("path", TESTS, ids=module_of)
 def test_tests_read_no_private_name_of_the_product(path: Path):
     foreign = PRIVATE - names_made_in(path)
-    found = [f"{path.name}:{line} {name}" for line, name in names_read_in(path) if name in foreign]
+    found = [
+        f"{path.name}:{line} {name}"
+        for line, name in names_read_in(path)
+        if name in foreign
+    ]
     assert not found
 
 

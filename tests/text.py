@@ -43,12 +43,16 @@ def report(place: str) -> str:
         lines += [line for line in text.splitlines() if line.strip()]
         nodes += ast.walk(ast.parse(text))
     characters = sum([len(line) for line in lines]) / len(lines)
-    tuples = 1000 * len([node for node in nodes if is_tuple_assignment(node)]) / len(lines)
+    tuples = (
+        1000 * len([node for node in nodes if is_tuple_assignment(node)]) / len(lines)
+    )
     nested = len([node for node in nodes if is_nested(node)])
     return f"{place:20} {len(lines):8,} {characters:12.1f} {tuples:14.1f} {nested:8}"
 
 
 if __name__ == "__main__":
-    print(f"{'':20} {'lines':>8} {'characters':>12} {'tuples / 1000':>14} {'nested':>8}")
+    print(
+        f"{'':20} {'lines':>8} {'characters':>12} {'tuples / 1000':>14} {'nested':>8}"
+    )
     for place in PLACES:
         print(report(place))

@@ -16,7 +16,9 @@ from medha_actors.errors import MedhaError, RequestError
 def sampled(body: SampledBody) -> dict[str, Any]:
     """The fields that a chat takes as they are."""
     if body.medha.progress:
-        raise unsupported("medha.progress", "this API has no events for progress; comments tell it")
+        raise unsupported(
+            "medha.progress", "this API has no events for progress; comments tell it"
+        )
     return {name: getattr(body, name) for name in SampledBody.__struct_fields__}
 
 
@@ -33,7 +35,11 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except MedhaError as error:
         old = error.param or ""
-        known = [name for name in names if old == name or old.startswith((name + ".", name + "["))]
+        known = [
+            name
+            for name in names
+            if old == name or old.startswith((name + ".", name + "["))
+        ]
         if known:
             longest = max(known, key=len)
             error.param = names[longest] + old.removeprefix(longest)

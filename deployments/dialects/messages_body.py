@@ -14,7 +14,14 @@ from deployments.dialects.messages_history import Turn
 from deployments.histories import ShortText
 from deployments.protocol import ChatBody, Count, SampledBody
 from deployments.structure import JsonSchema, ResponseFormat, Schema
-from deployments.tool_fields import Function, NamedFunction, NamedTool, Tool, ToolChoice, ToolName
+from deployments.tool_fields import (
+    Function,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    ToolName,
+)
 
 # The chat's fields by the names they have here.
 NAMES: Final = {
@@ -90,7 +97,9 @@ class CountBody(SampledBody, frozen=True, kw_only=True):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     context_management: ContextManagement = ContextManagement()
-    chat_template_kwargs: dict[str, bool | int | float | ShortText] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, bool | int | float | ShortText] = field(
+        default_factory=dict
+    )
 
     def chat(self, takes_effort: bool) -> ChatBody:
         """`takes_effort`: the model's template does. Raises RequestError."""
@@ -125,7 +134,9 @@ class CountBody(SampledBody, frozen=True, kw_only=True):
     def _thinking(self) -> dict[str, bool]:
         """In the words of templates where thinking can be switched."""
         return (
-            {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
+            {}
+            if self.thinking is None
+            else {"enable_thinking": self.thinking.type != "disabled"}
         )
 
     def _check_edits(self) -> None:
@@ -144,7 +155,9 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
 
     def chat(self, takes_effort: bool) -> ChatBody:
         fields = self._chat_fields(takes_effort)
-        return ChatBody(max_completion_tokens=self.max_tokens, stop=self.stop_sequences, **fields)
+        return ChatBody(
+            max_completion_tokens=self.max_tokens, stop=self.stop_sequences, **fields
+        )
 
 
 def decode(body: bytes) -> MessagesBody:
@@ -160,7 +173,9 @@ def decode_count(body: bytes) -> CountBody:
 def _tool(tool: dict[str, Any], name: str) -> Tool:
     kind = tool.get("type") or "custom"
     if kind != "custom":
-        raise asked.unsupported(f"{name}.type", f"this server has no {str(kind)[:40]!r}")
+        raise asked.unsupported(
+            f"{name}.type", f"this server has no {str(kind)[:40]!r}"
+        )
     given = {key: tool[key] for key in _FUNCTION_KEYS if tool.get(key) is not None}
     if tool.get("input_schema") is not None:
         schema = tool["input_schema"]

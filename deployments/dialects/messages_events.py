@@ -94,7 +94,9 @@ class MessagesEvents:
         if isinstance(call.id, str):
             begun = self._begin(ToolUseBlock(id=call.id, name=str(call.function.name)))
         text = call.function.arguments
-        return begun + (self._delta(type="input_json_delta", partial_json=text) if text else b"")
+        return begun + (
+            self._delta(type="input_json_delta", partial_json=text) if text else b""
+        )
 
     def _begin(self, block: Block) -> bytes:
         closed = self._close()
@@ -129,7 +131,9 @@ class MessagesEvents:
 
     def _message(self, usage: UsageReply) -> MessageReply:
         job = self._job
-        return MessageReply(id=job.id, model=job.model, content=self._blocks, usage=_usage(usage))
+        return MessageReply(
+            id=job.id, model=job.model, content=self._blocks, usage=_usage(usage)
+        )
 
 
 def _calls(said: ChatMessage) -> list[ToolCall]:

@@ -22,11 +22,15 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     content: str | list[dict[str, Any]]
 
 
-def messages(system: str | list[dict[str, Any]] | None, turns: list[Turn]) -> list[Message]:
+def messages(
+    system: str | list[dict[str, Any]] | None, turns: list[Turn]
+) -> list[Message]:
     """Raises RequestError."""
     made: list[Message] = []
     if system:
-        made.append(asked.message({"role": "system", "content": _texts(system)}, "system"))
+        made.append(
+            asked.message({"role": "system", "content": _texts(system)}, "system")
+        )
     for i, turn in enumerate(turns):
         made += _turn(turn, f"messages[{i}]")
     return made
@@ -107,5 +111,7 @@ def _text(part: Any, name: str) -> dict[str, Any]:
     """A part without what says nothing to a model."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind != "text":
-        raise asked.unsupported(f"{name}.type", f"only text is supported, not {str(kind)[:40]!r}")
+        raise asked.unsupported(
+            f"{name}.type", f"only text is supported, not {str(kind)[:40]!r}"
+        )
     return {"type": "text", "text": part.get("text")}

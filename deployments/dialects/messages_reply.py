@@ -7,7 +7,11 @@ from typing import Any, Literal
 import msgspec
 
 StopReason = Literal[
-    "end_turn", "max_tokens", "model_context_window_exceeded", "stop_sequence", "tool_use"
+    "end_turn",
+    "max_tokens",
+    "model_context_window_exceeded",
+    "stop_sequence",
+    "tool_use",
 ]
 
 

@@ -98,11 +98,15 @@ class ResponsesBody(SampledBody, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
     include: list[ShortText] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
-    chat_template_kwargs: dict[str, bool | int | float | ShortText] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, bool | int | float | ShortText] = field(
+        default_factory=dict
+    )
 
     def chat(self) -> ChatBody:
         """Raises RequestError."""
-        logprobs = self.top_logprobs > 0 or "message.output_text.logprobs" in self.include
+        logprobs = (
+            self.top_logprobs > 0 or "message.output_text.logprobs" in self.include
+        )
         return ChatBody(
             messages=self._messages(),
             max_completion_tokens=self.max_output_tokens,
@@ -120,7 +124,9 @@ class ResponsesBody(SampledBody, frozen=True, kw_only=True):
     def _messages(self) -> list[Message]:
         history = _History()
         if self.instructions is not None:
-            history.add({"role": "system", "content": self.instructions}, "instructions")
+            history.add(
+                {"role": "system", "content": self.instructions}, "instructions"
+            )
         if isinstance(self.input, str):
             history.add({"role": "user", "content": self.input}, "input")
             return history.messages()
@@ -165,10 +171,14 @@ class _History:
         elif kind == "reasoning":
             self._thoughts = _thoughts(item.get("content"))
         else:
-            raise asked.unsupported(f"{name}.type", f"there are no items {str(kind)[:40]!r} here")
+            raise asked.unsupported(
+                f"{name}.type", f"there are no items {str(kind)[:40]!r} here"
+            )
 
     def _message(self, item: dict[str, Any], name: str) -> None:
-        turn: dict[str, Any] = {"content": _content(item.get("content"), f"{name}.content")}
+        turn: dict[str, Any] = {
+            "content": _content(item.get("content"), f"{name}.content")
+        }
         if "role" in item:
             turn["role"] = item["role"]
         if turn.get("role") == "assistant":
@@ -176,7 +186,9 @@ class _History:
         self.add(turn, name)
 
     def _call(self, item: dict[str, Any], name: str) -> None:
-        function = {key: item[key] for key in ("name", "arguments") if item.get(key) is not None}
+        function = {
+            key: item[key] for key in ("name", "arguments") if item.get(key) is not None
+        }
         call = {"id": item.get("call_id"), "function": function}
         last = self._turns[-1][1] if self._turns else {}
         if last.get("role") != "assistant":
@@ -212,8 +224,12 @@ def _content(content: Any, name: str) -> Any:
 def _tool(tool: dict[str, Any], name: str) -> Tool:
     kind = tool.get("type", "function")
     if kind != "function":
-        raise asked.unsupported(f"{name}.type", f"there are only functions, no {str(kind)[:40]!r}")
-    given = {key: value for key, value in tool.items() if value is not None and key != "type"}
+        raise asked.unsupported(
+            f"{name}.type", f"there are only functions, no {str(kind)[:40]!r}"
+        )
+    given = {
+        key: value for key, value in tool.items() if value is not None and key != "type"
+    }
     return Tool(function=converted(given, Function, name))
 
 

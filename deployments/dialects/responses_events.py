@@ -55,14 +55,18 @@ class ResponsesEvents:
         return b"".join(
             [
                 self._event("response.created", response=self._response("in_progress")),
-                self._event("response.in_progress", response=self._response("in_progress")),
+                self._event(
+                    "response.in_progress", response=self._response("in_progress")
+                ),
             ]
         )
 
     def chunk(self, reply: Reply, event_id: str | None) -> bytes:
         [choice] = reply.choices
         self._finish_reason = choice.finish_reason or self._finish_reason
-        return self._take(choice.delta, choice.logprobs.content if choice.logprobs else [])
+        return self._take(
+            choice.delta, choice.logprobs.content if choice.logprobs else []
+        )
 
     def ending(self, reply: Reply) -> bytes:
         last = self._finish()
@@ -133,7 +137,9 @@ class ResponsesEvents:
         if not text:
             return begun
         opened.arguments += text
-        return begun + self._item_event("response.function_call_arguments.delta", delta=text)
+        return begun + self._item_event(
+            "response.function_call_arguments.delta", delta=text
+        )
 
     def _begin(self, item: Item) -> bytes:
         self._items.append(item)
@@ -154,7 +160,9 @@ class ResponsesEvents:
         item.status = status
         index = len(self._items) - 1
         self._open = None
-        return done + self._event("response.output_item.done", output_index=index, item=item)
+        return done + self._event(
+            "response.output_item.done", output_index=index, item=item
+        )
 
     def _done(self, item: Item) -> bytes:
         """That what is in the open item is whole."""
@@ -175,7 +183,9 @@ class ResponsesEvents:
     def _item_event(self, kind: str, **fields: Any) -> bytes:
         """About the open item, which is the last one."""
         index = len(self._items) - 1
-        return self._event(kind, item_id=self._items[index].id, output_index=index, **fields)
+        return self._event(
+            kind, item_id=self._items[index].id, output_index=index, **fields
+        )
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         told = {"type": kind, "sequence_number": self._number, **fields}
@@ -185,7 +195,9 @@ class ResponsesEvents:
     def _id(self, prefix: str) -> str:
         return f"{prefix}_{self._unique}_{len(self._items)}"
 
-    def _response(self, status: Status, usage: ResponseUsage | None = None) -> ResponseReply:
+    def _response(
+        self, status: Status, usage: ResponseUsage | None = None
+    ) -> ResponseReply:
         body = self._body
         reasoning = body.reasoning
         limit = body.max_output_tokens
@@ -221,7 +233,9 @@ def _text(asked: TextOptions) -> dict[str, Any]:
 def _usage(usage: UsageReply) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
-        input_tokens_details=InputDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
+        input_tokens_details=InputDetails(
+            cached_tokens=usage.prompt_tokens_details.cached_tokens
+        ),
         output_tokens=usage.completion_tokens,
         output_tokens_details=OutputDetails(),
         total_tokens=usage.total_tokens,

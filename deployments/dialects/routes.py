@@ -76,8 +76,12 @@ class Dialects:
     ) -> Job:
         place = place_of(request.headers)
         if place is not None:
-            raise asked.unsupported(place.header, "only completions and chats can be resumed")
+            raise asked.unsupported(
+                place.header, "only completions and chats can be resumed"
+            )
         with asked.named(names):
-            job = await self._admission.chat(chat, request.headers, arrived_at, kind, less)
+            job = await self._admission.chat(
+                chat, request.headers, arrived_at, kind, less
+            )
         job.event_ids = False
         return job

@@ -25,7 +25,9 @@ class AttachedFleet(FleetEngine):
 
     def __init__(self, handle: Any, config: MedhaConfig, name: str) -> None:
         """`handle`: of the deployment of grids (fleet/grids.py), which has this name."""
-        super().__init__(self._ask_serve, config.cache_name, config.kv_cache.page_tokens)
+        super().__init__(
+            self._ask_serve, config.cache_name, config.kv_cache.page_tokens
+        )
         self._handle = handle
         edition = edition_of(config.model_loading_config)
         hand_over_s = _PART * config.drain_timeout_s
@@ -50,7 +52,9 @@ class AttachedFleet(FleetEngine):
 
     def _reports(self) -> dict[str, Any]:
         return {
-            name: grid.reports for name, grid in self.grids.items() if isinstance(grid, RayEngine)
+            name: grid.reports
+            for name, grid in self.grids.items()
+            if isinstance(grid, RayEngine)
         }
 
     async def _ask_serve(self, ask: Ask, left_out: Collection[str]) -> str | None:
@@ -64,4 +68,6 @@ class AttachedFleet(FleetEngine):
 
 
 def _open(controller: str, hear: Callable[[Notice], None]) -> RayEngine:
-    return RayEngine(lambda: ray.get_actor(controller, namespace=SERVE_NAMESPACE), hear=hear)
+    return RayEngine(
+        lambda: ray.get_actor(controller, namespace=SERVE_NAMESPACE), hear=hear
+    )

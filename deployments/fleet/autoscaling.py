@@ -41,7 +41,10 @@ class GridScaling:
         recorded = context.aggregated_metrics or {}
         loads = []
         for replica in context.running_replicas:
-            values = {name: recorded.get(name, {}).get(replica, 0.0) for name in stats_of(None)}
+            values = {
+                name: recorded.get(name, {}).get(replica, 0.0)
+                for name in stats_of(None)
+            }
             loads.append(
                 GridLoad(
                     load=values["load"],

@@ -24,7 +24,9 @@ _log = logging.getLogger("medha.fleet")
 _RETRY_AFTER_S: Final = 5.0
 _FULL: Final = 429
 _ELSEWHERE: Final = (_FULL, 503)  # refusals that another grid may not repeat
-_MOST_FULL: Final = 3  # grids that are asked in an overload: where it would be first is first
+_MOST_FULL: Final = (
+    3  # grids that are asked in an overload: where it would be first is first
+)
 _RECORDS: Final = 1024  # answers whose grid is remembered
 
 # The grid for a request, not one of those; None: there is none.
@@ -86,11 +88,15 @@ class FleetEngine:
             try:
                 await grid.adopt(submission)
             except MedhaError as error:
-                _log.warning("grid %s does not go on with a request: %s", name, error.message)
+                _log.warning(
+                    "grid %s does not go on with a request: %s", name, error.message
+                )
                 continue
             return
         self._owners.pop(request.id, None)
-        submission.put(submission.failed("no grid is left", time.time(), _RETRY_AFTER_S))
+        submission.put(
+            submission.failed("no grid is left", time.time(), _RETRY_AFTER_S)
+        )
 
     # ---------------------------------------------------------------- EngineHandle
 
@@ -118,7 +124,9 @@ class FleetEngine:
             return answer
         if refusals:
             return min(refusals, key=_retry_after_s)
-        raise failure or UnavailableError("no grid is there", retry_after_s=_RETRY_AFTER_S)
+        raise failure or UnavailableError(
+            "no grid is there", retry_after_s=_RETRY_AFTER_S
+        )
 
     async def _submit_to(
         self, grid: GridEngine, request: Request, receive: Callable[[Event], None]

@@ -39,7 +39,12 @@ class Membership:
     """`fleet` has the grids that are attached. Serve says who is there in a thread of its own."""
 
     def __init__(
-        self, fleet: FleetEngine, seat: Seat, edition: str, hand_over_s: float, open_grid: Open
+        self,
+        fleet: FleetEngine,
+        seat: Seat,
+        edition: str,
+        hand_over_s: float,
+        open_grid: Open,
     ) -> None:
         """`edition`: of the grids that this replica can use (seat.py); `hand_over_s`: what is not
         done in a grid so long after it has been taken out goes on in others."""

@@ -45,14 +45,20 @@ class FleetReports:
         await asyncio.gather(*calls, return_exceptions=True)
 
     async def find_timelines(self, name: str) -> list[Timeline]:
-        found = await asyncio.gather(*[grid.find_timelines(name) for grid in self._all()])
+        found = await asyncio.gather(
+            *[grid.find_timelines(name) for grid in self._all()]
+        )
         return [timeline for some in found for timeline in some]
 
     async def take_timelines(self, asked: Asked) -> list[Timeline]:
-        found = await asyncio.gather(*[grid.take_timelines(asked) for grid in self._all()])
+        found = await asyncio.gather(
+            *[grid.take_timelines(asked) for grid in self._all()]
+        )
         return [timeline for some in found for timeline in some]
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
+    async def last_timelines(
+        self, count: int
+    ) -> tuple[list[Timeline], list[StepReport]]:
         timelines: list[Timeline] = []
         steps: list[StepReport] = []
         for grid in self._all():
@@ -73,10 +79,15 @@ class FleetReports:
         rows = [_row(name, found[name]) for name in sorted(found)]
         return msgspec.structs.replace(found[drawn], grid=drawn, grids=rows)
 
-    async def _snapshots(self, after: int, grid: str, only: str = "") -> dict[str, Snapshot]:
+    async def _snapshots(
+        self, after: int, grid: str, only: str = ""
+    ) -> dict[str, Snapshot]:
         """Of those that answer, by name; steps of one alone."""
         grids = {name: one for name, one in self._grids().items() if only in ("", name)}
-        calls = [one.snapshot(after if name == grid else _NEVER) for name, one in grids.items()]
+        calls = [
+            one.snapshot(after if name == grid else _NEVER)
+            for name, one in grids.items()
+        ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         found: dict[str, Snapshot] = {}
         for name, answer in zip(grids, answers, strict=True):

@@ -88,7 +88,9 @@ class Seat:
 
 def edition_of(loading: ModelLoadingConfig) -> str:
     """A name for a model as it is configured: equal for all who tokenise for it and compute it."""
-    return hashlib.sha256(msgspec.json.encode(loading, order="deterministic")).hexdigest()[:16]
+    return hashlib.sha256(
+        msgspec.json.encode(loading, order="deterministic")
+    ).hexdigest()[:16]
 
 
 _SEATS: dict[str, Seat] = {}

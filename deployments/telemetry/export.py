@@ -19,7 +19,11 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 
 from deployments.telemetry.spans import Edges, build
 from medha_actors.config import TracingConfig
@@ -40,7 +44,9 @@ _MODULES = {
 class SpanExport:
     """One per ingress replica. Raises ConfigError if the exporter's package is not installed."""
 
-    def __init__(self, config: TracingConfig, exporter: SpanExporter | None = None) -> None:
+    def __init__(
+        self, config: TracingConfig, exporter: SpanExporter | None = None
+    ) -> None:
         """`exporter`: instead of the configured one."""
         self.backend = Backend(exporter or exporter_of(config), config)
         self._lost_requests = 0
@@ -54,7 +60,9 @@ class SpanExport:
         self._waiting: queue.Queue[tuple[Edges, list[Timeline]] | None] = queue.Queue(
             _REQUESTS_QUEUED
         )
-        self._thread = threading.Thread(target=self._run, name="medha-spans", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="medha-spans", daemon=True
+        )
         self._thread.start()
 
     def offer(self, edges: Edges, timelines: list[Timeline]) -> None:
@@ -91,14 +99,16 @@ class Backend(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, config: TracingConfig) -> None:
         set_for_all = next(
-            (os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ), "localhost"
+            (os.environ[name] for name in sorted(_ENDPOINTS) if name in os.environ),
+            "localhost",
         )
         self._exporter = exporter
         self._where = f"{config.exporter} to {config.endpoint or set_for_all}"
         self._room = config.queue_spans
         self.reachable = True
         self.sent_spans = 0
-        # Each is written by one thread alone: that which makes spans, or that which sends them.
+        # Each is written by one thread alone: that which makes spans, or that which
+        # sends them.
         self.taken_spans = self.dropped_spans = self._done = self._failed = 0
         for noisy in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -134,14 +144,18 @@ class Backend(SpanExporter):
         if not self.reachable and self.taken_spans - self._done <= self._room // 2:
             self.reachable = True
             _log.warning(
-                "traces arrive again (%s) after %d lost spans", self._where, self.lost_spans
+                "traces arrive again (%s) after %d lost spans",
+                self._where,
+                self.lost_spans,
             )
         return result
 
     def _lose(self, reason: str) -> None:
         if self.reachable:
             self.reachable = False
-            _log.warning("traces are lost (%s): %s; serving goes on", self._where, reason)
+            _log.warning(
+                "traces are lost (%s): %s; serving goes on", self._where, reason
+            )
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -158,16 +172,23 @@ def exporter_of(config: TracingConfig) -> SpanExporter:
         raise ConfigError(
             f"args: telemetry.tracing.exporter is {config.exporter}: {error}"
         ) from None
-    options: dict[str, Any] = {"timeout": config.timeout_s, "headers": config.headers or None}
+    options: dict[str, Any] = {
+        "timeout": config.timeout_s,
+        "headers": config.headers or None,
+    }
     endpoint = config.endpoint
     if endpoint is None and not _ENDPOINTS & os.environ.keys():
         endpoint = (
-            "http://localhost:4317" if config.exporter == "otlp_grpc" else "http://localhost:4318"
+            "http://localhost:4317"
+            if config.exporter == "otlp_grpc"
+            else "http://localhost:4318"
         )
     if endpoint is not None:
         if config.exporter == "otlp_http":
             endpoint = endpoint.rstrip("/")
-            endpoint = endpoint if endpoint.endswith("/v1/traces") else f"{endpoint}/v1/traces"
+            endpoint = (
+                endpoint if endpoint.endswith("/v1/traces") else f"{endpoint}/v1/traces"
+            )
         else:
             options["insecure"] = not endpoint.startswith("https")
         options["endpoint"] = endpoint

@@ -52,7 +52,10 @@ class Moving(SpanProcessor):
 def _moved(span: ReadableSpan, caller: TraceParent) -> ReadableSpan:
     def there(span_id: int, remote: bool) -> SpanContext:
         return SpanContext(
-            caller.trace_id, span_id, is_remote=remote, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+            caller.trace_id,
+            span_id,
+            is_remote=remote,
+            trace_flags=TraceFlags(TraceFlags.SAMPLED),
         )
 
     above = span.parent

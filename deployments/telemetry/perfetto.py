@@ -19,16 +19,23 @@ _REQUESTS = 1
 _STAGES = 2
 
 
-def trace_of(timelines: Sequence[Timeline], steps: Sequence[StepReport] = ()) -> dict[str, Any]:
+def trace_of(
+    timelines: Sequence[Timeline], steps: Sequence[StepReport] = ()
+) -> dict[str, Any]:
     """The file's content."""
     events: list[Event] = [
         _name("process_name", _REQUESTS, 0, "requests"),
         _name("process_name", _STAGES, 0, "stages"),
     ]
-    for track, timeline in enumerate(sorted(timelines, key=lambda t: t.arrived_at), start=1):
+    for track, timeline in enumerate(
+        sorted(timelines, key=lambda t: t.arrived_at), start=1
+    ):
         events.append(
             _name(
-                "thread_name", _REQUESTS, track, f"{timeline.id} ({timeline.prompt_tokens} tokens)"
+                "thread_name",
+                _REQUESTS,
+                track,
+                f"{timeline.id} ({timeline.prompt_tokens} tokens)",
             )
         )
         events += _request(timeline, track)
@@ -50,7 +57,12 @@ def trace_of(timelines: Sequence[Timeline], steps: Sequence[StepReport] = ()) ->
 
 
 def _request(timeline: Timeline, track: int) -> list[Event]:
-    now = max([timeline.arrived_at, *[chunk.done_at or chunk.sent_at for chunk in timeline.chunks]])
+    now = max(
+        [
+            timeline.arrived_at,
+            *[chunk.done_at or chunk.sent_at for chunk in timeline.chunks],
+        ]
+    )
     end = timeline.finished_at or timeline.last_token_at or now
     first_chunk = timeline.chunks[0].sent_at if timeline.chunks else end
     facts = {
@@ -72,12 +84,14 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
         _slice("queue", track, timeline.queued_at, first_chunk, {}),
     ]
     for chunk, following in zip_longest(timeline.chunks, timeline.chunks[1:]):
-        # Chunks overlap (SPP); a track cannot show that, so each reaches to the start of the next
-        # one at most.
+        # Chunks overlap (SPP); a track cannot show that, so each reaches to the start
+        # of the next one at most.
         until = chunk.done_at or chunk.sent_at
         if following is not None:
             until = min(until, following.sent_at)
-        events.append(_slice(chunk_name(chunk), track, chunk.sent_at, until, chunk_facts(chunk)))
+        events.append(
+            _slice(chunk_name(chunk), track, chunk.sent_at, until, chunk_facts(chunk))
+        )
     for gap in timeline.gaps:
         events.append(
             _slice(
@@ -136,11 +150,16 @@ def chunk_facts(chunk: Chunk) -> dict[str, Any]:
 def _step(step: StepReport, groups: int) -> list[Event]:
     if step.prefills:
         name = " + ".join(
-            f"{request_id}[{start}:{start + tokens}]" for request_id, start, tokens in step.prefills
+            f"{request_id}[{start}:{start + tokens}]"
+            for request_id, start, tokens in step.prefills
         )
     else:
         name = f"decode x {step.decodes}"
-    facts = {"batch_id": step.batch_id, "decodes": step.decodes, "predicted_s": step.predicted_s}
+    facts = {
+        "batch_id": step.batch_id,
+        "decodes": step.decodes,
+        "predicted_s": step.predicted_s,
+    }
     return [
         {
             **_slice(
@@ -159,10 +178,18 @@ def _step(step: StepReport, groups: int) -> list[Event]:
 
 
 def _name(kind: str, process: int, track: int, name: str) -> Event:
-    return {"ph": "M", "name": kind, "pid": process, "tid": track, "args": {"name": name}}
+    return {
+        "ph": "M",
+        "name": kind,
+        "pid": process,
+        "tid": track,
+        "args": {"name": name},
+    }
 
 
-def _slice(name: str, track: int, start: float, end: float, facts: dict[str, Any]) -> Event:
+def _slice(
+    name: str, track: int, start: float, end: float, facts: dict[str, Any]
+) -> Event:
     length = max(0.0, end - start) * 1e6
     return {
         "ph": "X",

@@ -22,7 +22,14 @@ import msgspec
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    Link,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 
 from deployments.telemetry.perfetto import chunk_facts, chunk_name
 from medha_actors.telemetry.timelines import Chunk, Gap, Timeline
@@ -64,7 +71,9 @@ class _Tree:
         self.spans: list[ReadableSpan] = []
 
     def context(self, span_id: int) -> SpanContext:
-        return SpanContext(self._trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
+        return SpanContext(
+            self._trace_id, span_id, is_remote=False, trace_flags=_SAMPLED
+        )
 
     def add(
         self,
@@ -87,7 +96,9 @@ class _Tree:
                 context=context,
                 parent=parent,
                 resource=self._resource,
-                attributes={key: value for key, value in facts.items() if value is not None},
+                attributes={
+                    key: value for key, value in facts.items() if value is not None
+                },
                 events=events,
                 links=links,
                 kind=kind,
@@ -100,7 +111,9 @@ class _Tree:
         return context
 
 
-def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> list[ReadableSpan]:
+def build(
+    edges: Edges, timelines: Sequence[Timeline], resource: Resource
+) -> list[ReadableSpan]:
     """The whole tree, root first."""
     tree = _Tree(edges.trace_id, resource)
     parent = None
@@ -109,7 +122,8 @@ def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> li
             edges.trace_id, edges.parent_span_id, is_remote=True, trace_flags=_SAMPLED
         )
     failed = next(
-        (t.message or t.reason for t in timelines if t.reason in ("error", "timeout")), None
+        (t.message or t.reason for t in timelines if t.reason in ("error", "timeout")),
+        None,
     )
     if edges.status is not None and edges.status >= 500:
         failed = failed or f"HTTP {edges.status}"
@@ -125,13 +139,23 @@ def build(edges: Edges, timelines: Sequence[Timeline], resource: Resource) -> li
     )
     if edges.body_at is not None:
         end = edges.admitted_at or edges.ended_at
-        tree.add("tokenize", edges.body_at, end, root, {"medha.prompt_tokens": edges.prompt_tokens})
+        tree.add(
+            "tokenize",
+            edges.body_at,
+            end,
+            root,
+            {"medha.prompt_tokens": edges.prompt_tokens},
+        )
     for index, timeline in enumerate(timelines):
         above = root
         if len(timelines) > 1:
             end = timeline.finished_at or edges.ended_at
             above = tree.add(
-                f"choice[{index}]", timeline.queued_at, end, root, _choice_facts(timeline)
+                f"choice[{index}]",
+                timeline.queued_at,
+                end,
+                root,
+                _choice_facts(timeline),
             )
         _engine(tree, timeline, edges, above)
     return tree.spans
@@ -151,7 +175,9 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
     }
     if not timelines:
         return facts
-    missed = sorted(set(itertools.chain.from_iterable([each.missed() for each in timelines])))
+    missed = sorted(
+        set(itertools.chain.from_iterable([each.missed() for each in timelines]))
+    )
     facts["gen_ai.usage.output_tokens"] = sum(timeline.tokens for timeline in timelines)
     facts["gen_ai.response.finish_reasons"] = [
         timeline.reason or "unfinished" for timeline in timelines
@@ -161,7 +187,8 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
     facts["medha.objectives_missed"] = missed
     if len(timelines) == 1:
         return facts | _choice_facts(timelines[0])
-    # Each choice has its own figures; what was promised to all of them belongs here as well.
+    # Each choice has its own figures; what was promised to all of them belongs here as
+    # well.
     for name in ("ttft_objective_s", "tpot_objective_s"):
         if len(promised := {getattr(timeline, name) for timeline in timelines}) == 1:
             facts[f"medha.{name}"] = promised.pop()
@@ -191,11 +218,14 @@ def _engine(tree: _Tree, timeline: Timeline, edges: Edges, above: SpanContext) -
     first_sent = chunks[0].sent_at if chunks else end
     if edges.admitted_at is not None:
         tree.add("admission", edges.admitted_at, timeline.queued_at, above, {})
-    tree.add("queue", timeline.queued_at, first_sent, above, {"medha.reason": "arrival"})
+    tree.add(
+        "queue", timeline.queued_at, first_sent, above, {"medha.reason": "arrival"}
+    )
     if not chunks:
         return
     prefilled = max(
-        timeline.prefilled_at or end, *[chunk.done_at or chunk.sent_at for chunk in chunks]
+        timeline.prefilled_at or end,
+        *[chunk.done_at or chunk.sent_at for chunk in chunks],
     )
     facts: dict[str, Any] = {
         "tokens": timeline.prompt_tokens,
@@ -210,10 +240,16 @@ def _engine(tree: _Tree, timeline: Timeline, edges: Edges, above: SpanContext) -
     if timeline.first_token_at is None:
         return
     events = [
-        Event("first_token", {"ttft_s": timeline.ttft_s or 0.0}, _ns(timeline.first_token_at))
+        Event(
+            "first_token",
+            {"ttft_s": timeline.ttft_s or 0.0},
+            _ns(timeline.first_token_at),
+        )
     ]
     for stall in timeline.stalls:
-        events.append(Event("stall", {"token": stall.index, "gap_s": stall.gap_s}, _ns(stall.at)))
+        events.append(
+            Event("stall", {"token": stall.index, "gap_s": stall.gap_s}, _ns(stall.at))
+        )
     facts = {
         "tokens": timeline.tokens,
         "largest_gap_s": timeline.largest_gap_s,
@@ -227,7 +263,11 @@ def _chunk(tree: _Tree, chunk: Chunk, prefill: SpanContext) -> None:
     span = tree.add(chunk_name(chunk), chunk.sent_at, end, prefill, chunk_facts(chunk))
     shards = len({work.group for work in chunk.work}) > 1
     for work in chunk.work:
-        name = f"stage[{work.stage}].shard[{work.group}]" if shards else f"stage[{work.stage}]"
+        name = (
+            f"stage[{work.stage}].shard[{work.group}]"
+            if shards
+            else f"stage[{work.stage}]"
+        )
         facts = {"stage": work.stage, "kv_group": work.group, "busy_s": work.busy_s}
         if shards:
             facts["exchange_s"] = work.exchange_s
@@ -238,7 +278,9 @@ def _gap(tree: _Tree, gap: Gap, end: float, prefill: SpanContext) -> None:
     taker = parse(gap.by_traceparent)
     links = []
     if taker is not None:
-        context = SpanContext(taker.trace_id, taker.span_id, is_remote=True, trace_flags=_SAMPLED)
+        context = SpanContext(
+            taker.trace_id, taker.span_id, is_remote=True, trace_flags=_SAMPLED
+        )
         links.append(Link(context, {"medha.relation": "took the turn"}))
     facts = {
         "by": gap.by,

@@ -23,8 +23,8 @@ CONVOY: dict[str, dict[str, Any]] = {
     "dboost": {"policy": "dboost"},
     "guardc": {"policy": "guardc"},
 }
-# Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while somebody
-# decodes.
+# Budgets above 50 ms would be cut to what the TPOT objective of 150 ms allows while
+# somebody decodes.
 CHUNKS: dict[str, dict[str, Any]] = {
     "fixed-32": {"policy": "lars", "fixed_chunk_tokens": 32},
     "fixed-128": {"policy": "lars", "fixed_chunk_tokens": 128},
@@ -43,7 +43,9 @@ OVERLOAD: dict[str, dict[str, Any]] = {
     "dspf-shed": {"policy": "dspf", "admission": _SHED},
     "dboost-shed": {"policy": "dboost", "admission": _SHED},
 }
-_ALIKE: dict[str, Any] = {"fairness": {"enabled": False}}  # all requests are one tenant's
+_ALIKE: dict[str, Any] = {
+    "fairness": {"enabled": False}
+}  # all requests are one tenant's
 FAIRNESS: dict[str, dict[str, Any]] = {
     "lars-fair": {"policy": "lars"},
     "lars-alike": {"policy": "lars", **_ALIKE},
@@ -73,7 +75,10 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 def rounds(
-    variants: Sequence[str], long_fractions: Sequence[float], loads: Sequence[float], repeats: int
+    variants: Sequence[str],
+    long_fractions: Sequence[float],
+    loads: Sequence[float],
+    repeats: int,
 ) -> Iterator[tuple[str, list[Cell]]]:
     """(variant, its cells in a repeat): one server each; every repeat begins with another
     variant."""

@@ -74,14 +74,20 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
         str,
         flag("what the variants change", metavar="FILE"),
     ] = "serve_config.yaml"
-    result_dir: Annotated[str, flag("goes on there if it exists")] = "results/experiment"
+    result_dir: Annotated[str, flag("goes on there if it exists")] = (
+        "results/experiment"
+    )
     variants: Annotated[tuple[str, ...], flag("some only", metavar="NAME")] = ()
     long_fractions: Annotated[
         tuple[float, ...], flag("of long requests", metavar="SHARE", ge=0, le=1)
     ] = (0.05,)
-    loads: Annotated[tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0)] = (0.75,)
+    loads: Annotated[
+        tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0)
+    ] = (0.75,)
     # None: measured first for each long fraction, in a closed loop
-    capacity: Annotated[float | None, flag("requests/s", shown="measured first", gt=0)] = None
+    capacity: Annotated[
+        float | None, flag("requests/s", shown="measured first", gt=0)
+    ] = None
     repeats: Annotated[int, flag("rounds of the alternation", ge=1)] = 1
     num_prompts: Annotated[int, flag("requests of a cell", ge=1)] = 150
     input_len: Annotated[str, flag(metavar="LENGTHS")] = "lognormal:100:0.8:8:512"
@@ -91,14 +97,18 @@ class ExperimentOptions(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...], flag("objectives of a good answer, in ms", metavar="METRIC:MS")
     ] = ()
     seed: Annotated[int, flag()] = 1
-    simulated: Annotated[bool, flag("fairness: in the twin, a seed for each of --repeats")] = False
+    simulated: Annotated[
+        bool, flag("fairness: in the twin, a seed for each of --repeats")
+    ] = False
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """The variants; raises LoadgenError."""
         known = KINDS[self.kind]
         unknown = [name for name in self.variants if name not in known]
         if unknown:
-            raise LoadgenError(f"--variants {' '.join(unknown)}: known are {', '.join(known)}")
+            raise LoadgenError(
+                f"--variants {' '.join(unknown)}: known are {', '.join(known)}"
+            )
         return {name: known[name] for name in self.variants} if self.variants else known
 
     def options(
@@ -150,14 +160,20 @@ async def experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     first = next(iter(variants))
     capacities = await _references(asked, varied(config, variants[first]), folder, say)
     results: dict[str, list[dict[str, Any]]] = {}
-    for variant, cells in rounds(list(variants), asked.long_fractions, asked.loads, asked.repeats):
+    for variant, cells in rounds(
+        list(variants), asked.long_fractions, asked.loads, asked.repeats
+    ):
         missing = [cell for cell in cells if not _done(folder / "cells" / cell.name)]
         if missing:
             say(f"{variant}: {len(missing)} cells")
-            server = serving(varied(config, variants[variant]), folder / "servers" / variant)
+            server = serving(
+                varied(config, variants[variant]), folder / "servers" / variant
+            )
             async with server as url:
                 for cell in missing:
-                    await _measure(asked, cell, url, capacities[cell.long_fraction], folder, say)
+                    await _measure(
+                        asked, cell, url, capacities[cell.long_fraction], folder, say
+                    )
         for cell in cells:
             row = f"{cell.variant}, {100 * cell.long_fraction:g}% long, load {cell.load:g}"
             results.setdefault(row, []).append(_result(folder / "cells" / cell.name))
@@ -186,7 +202,9 @@ async def _references(
         async with serving(config, folder / "servers" / "reference") as url:
             for fraction in missing:
                 place = places[fraction]
-                isolated = "measure" if fraction == fractions[0] else str(places[fractions[0]])
+                isolated = (
+                    "measure" if fraction == fractions[0] else str(places[fractions[0]])
+                )
                 conditions = Conditions(isolated_ttft=isolated, max_concurrency=24)
                 options = asked.options(url, place, fraction, conditions)
                 if MODEST in (known := headers_of(folder)):
@@ -207,7 +225,12 @@ def _reference_of(fraction: float) -> str:
 
 
 async def _measure(
-    asked: ExperimentOptions, cell: Cell, url: str, capacity: float, folder: Path, say: Say
+    asked: ExperimentOptions,
+    cell: Cell,
+    url: str,
+    capacity: float,
+    folder: Path,
+    say: Say,
 ) -> None:
     directory = folder / "cells" / cell.name
     conditions = Conditions(
@@ -229,7 +252,12 @@ async def _measure(
 
 
 async def _run_both(
-    asked: ExperimentOptions, cell: Cell, options: RunOptions, share: float, folder: Path, say: Say
+    asked: ExperimentOptions,
+    cell: Cell,
+    options: RunOptions,
+    share: float,
+    folder: Path,
+    say: Say,
 ) -> None:
     """A modest tenant beside one that sends the load's multiple of its `share`, in requests/s."""
     known = headers_of(folder)
@@ -245,7 +273,9 @@ async def _run_both(
     )
     if any(statuses):
         shutil.rmtree(place, ignore_errors=True)
-        raise LoadgenError(f"{cell.name} was cut short; the same command goes on", max(statuses))
+        raise LoadgenError(
+            f"{cell.name} was cut short; the same command goes on", max(statuses)
+        )
 
 
 def _greedy_of(folder: Path, cell: Cell) -> Path:
@@ -255,7 +285,9 @@ def _greedy_of(folder: Path, cell: Cell) -> Path:
 async def _run(options: RunOptions, directory: Path, say: Say) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was cut short
     result, health, status = await run(options, directory, say)
-    failed = "".join(f", {count} x {message}" for message, count in result["errors"].items())
+    failed = "".join(
+        f", {count} x {message}" for message, count in result["errors"].items()
+    )
     say(
         f"  {options.report.label}: {result['completed']} answered{failed}; load generator "
         f"{health.verdict}"
@@ -274,10 +306,14 @@ def _done(directory: Path) -> bool:
 
 
 def _result(directory: Path) -> dict[str, Any]:
-    return msgspec.json.decode((directory / "result.json").read_bytes(), type=dict[str, Any])
+    return msgspec.json.decode(
+        (directory / "result.json").read_bytes(), type=dict[str, Any]
+    )
 
 
-def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Table, Path]:
+def _write(
+    asked: ExperimentOptions, results: Results, folder: Path
+) -> tuple[Table, Path]:
     """experiment.md, and the first repeat of all cells compared (or the frontier) beside it."""
     rows = table(results)
     target = folder / "experiment.md"
@@ -285,12 +321,15 @@ def _write(asked: ExperimentOptions, results: Results, folder: Path) -> tuple[Ta
     if asked.kind == "chunks":
         draw_frontier(results, folder / "frontier.png")
     cells: list[Cell] = []
-    for _, of_variant in rounds(list(asked.chosen()), asked.long_fractions, asked.loads, 1):
+    for _, of_variant in rounds(
+        list(asked.chosen()), asked.long_fractions, asked.loads, 1
+    ):
         cells += of_variant
     if len(cells) > 1:
         shutil.rmtree(folder / "comparison", ignore_errors=True)
         write_comparison(
-            read_runs([folder / "cells" / cell.name for cell in cells]), folder / "comparison"
+            read_runs([folder / "cells" / cell.name for cell in cells]),
+            folder / "comparison",
         )
     return rows, target
 
@@ -301,7 +340,9 @@ def run_experiment(asked: ExperimentOptions, say: Say) -> tuple[Table, Path]:
     if not asked.simulated:
         return asyncio.run(experiment(asked, say))
     if asked.kind != "fairness":
-        raise LoadgenError(f"--simulated: {asked.kind} has commands of its own in the twin")
+        raise LoadgenError(
+            f"--simulated: {asked.kind} has commands of its own in the twin"
+        )
     mix = Mix(
         input_len=asked.input_len,
         output_len=asked.output_len,

@@ -49,7 +49,8 @@ def headers_of(folder: Path) -> dict[str, str]:
 def as_tenant(options: RunOptions, authorization: str, directory: Path) -> RunOptions:
     """The same options for one of them."""
     server = msgspec.structs.replace(
-        options.server, header=(*options.server.header, f"authorization={authorization}")
+        options.server,
+        header=(*options.server.header, f"authorization={authorization}"),
     )
     report = msgspec.structs.replace(
         options.report, result_dir=str(directory), label=directory.name

@@ -30,7 +30,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise LoadgenError(f"{path}: {error.strerror}") from None
     except (msgspec.DecodeError, KeyError, IndexError, TypeError):
-        raise LoadgenError(f"{path} is no Serve configuration with applications[0].args") from None
+        raise LoadgenError(
+            f"{path} is no Serve configuration with applications[0].args"
+        ) from None
     return config
 
 

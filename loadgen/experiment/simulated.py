@@ -47,7 +47,9 @@ def simulated_fairness(
         )
         if plain.policy not in capacities:
             capacities[plain.policy] = capacity_of(plain)
-            say(f"capacity under {plain.policy}: {capacities[plain.policy]:.3g} requests/s")
+            say(
+                f"capacity under {plain.policy}: {capacities[plain.policy]:.3g} requests/s"
+            )
         for times in loads:
             asked = msgspec.structs.replace(plain, times=times)
             found = []

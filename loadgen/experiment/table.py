@@ -16,7 +16,13 @@ Results = Mapping[str, Sequence[dict[str, Any]]]
 _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("short TTFT P50", "short", "ttft", "median", milliseconds),
     ("P99", "short", "ttft", "p99", milliseconds),
-    ("normalised P50", "short", "normalized_ttft", "median", lambda value: f"{value:.2f}"),
+    (
+        "normalised P50",
+        "short",
+        "normalized_ttft",
+        "median",
+        lambda value: f"{value:.2f}",
+    ),
     ("P99", "short", "normalized_ttft", "p99", lambda value: f"{value:.2f}"),
     ("TBT P99", "all", "itl", "p99", milliseconds),
     ("long TTFT P50", "long", "ttft", "median", milliseconds),
@@ -27,13 +33,17 @@ _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
 )
 
 
-def figure_of(result: Mapping[str, Any], kind: str, metric: str, name: str) -> float | None:
+def figure_of(
+    result: Mapping[str, Any], kind: str, metric: str, name: str
+) -> float | None:
     """One figure of a result.json, None if it has none."""
     value = result["classes"].get(kind, {}).get(metric)
     return value.get(name) if isinstance(value, dict) else value
 
 
-def middle(results: Sequence[Mapping[str, Any]], kind: str, metric: str, name: str) -> float | None:
+def middle(
+    results: Sequence[Mapping[str, Any]], kind: str, metric: str, name: str
+) -> float | None:
     """The median over the repeats."""
     values = [figure_of(result, kind, metric, name) for result in results]
     known = [value for value in values if value is not None]
@@ -68,7 +78,12 @@ def draw_frontier(rows: Results, path: Path) -> bool:
             ttft = middle(results, "long", "ttft", "median")
             if row.startswith(family) and tbt is not None and ttft is not None:
                 points.append(
-                    (float(re.findall(r"[\d.]+", row)[0]), tbt, ttft / 1000, row.split(",")[0])
+                    (
+                        float(re.findall(r"[\d.]+", row)[0]),
+                        tbt,
+                        ttft / 1000,
+                        row.split(",")[0],
+                    )
                 )
         points.sort()
         axes.plot(
@@ -80,7 +95,11 @@ def draw_frontier(rows: Results, path: Path) -> bool:
         )
         for _, x, y, name in points:
             axes.annotate(
-                name.split("-", 1)[1], (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points"
+                name.split("-", 1)[1],
+                (x, y),
+                fontsize=7,
+                xytext=(4, 4),
+                textcoords="offset points",
             )
     axes.margins(x=0.15)
     axes.set(

@@ -100,13 +100,20 @@ class Health(msgspec.Struct, frozen=True):
         return "\n".join(parts)
 
 
-def examine(run: RunRecord, *, late_s: float = LATE_S, exact_outputs: bool = False) -> Health:
+def examine(
+    run: RunRecord, *, late_s: float = LATE_S, exact_outputs: bool = False
+) -> Health:
     """All checks. `exact_outputs`: answers were told to ignore the end-of-sequence token."""
     load = [record for record in run.records if record.kind != PROBE]
     completed = [record for record in load if record.completed]
     checks = []
     if not run.simulated:
-        checks += [_lateness(run, late_s), _loop_lag(run, late_s), _cpu(run), _held_back(load)]
+        checks += [
+            _lateness(run, late_s),
+            _loop_lag(run, late_s),
+            _cpu(run),
+            _held_back(load),
+        ]
     checks += [
         _complete(run, load, completed),
         _prompt_lengths(run, completed),
@@ -173,7 +180,9 @@ def _complete(
     summary = f"{len(completed)} of {len(load)} requests completed"
     if run.interrupted:
         return Check(
-            "Completeness", "FAILED", f"interrupted: {cancelled} requests given up; {summary}"
+            "Completeness",
+            "FAILED",
+            f"interrupted: {cancelled} requests given up; {summary}",
         )
     if run.cut_short:
         return Check(
@@ -183,7 +192,9 @@ def _complete(
         )
     if not completed:
         return Check("Completeness", "FAILED", "no request completed")
-    return Check("Completeness", "PASSED" if len(completed) == len(load) else "NOTE", summary)
+    return Check(
+        "Completeness", "PASSED" if len(completed) == len(load) else "NOTE", summary
+    )
 
 
 def _prompt_lengths(run: RunRecord, completed: Sequence[RequestRecord]) -> Check:
@@ -199,7 +210,9 @@ def _prompt_lengths(run: RunRecord, completed: Sequence[RequestRecord]) -> Check
     wrong = sum(deviation != 0 for deviation in off)
     if not wrong:
         return Check(
-            title, "PASSED", f"all {len(off)} prompts have exactly the planned number of tokens"
+            title,
+            "PASSED",
+            f"all {len(off)} prompts have exactly the planned number of tokens",
         )
     summary = (
         f"{wrong} of {len(off)} prompts differ from the plan, by {min(off):+d} to {max(off):+d} "
@@ -235,7 +248,9 @@ def _events(completed: Sequence[RequestRecord]) -> Check:
         return Check("Tokens per event", "SKIPPED", "no tokens")
     if events >= 0.98 * tokens:
         return Check(
-            "Tokens per event", "PASSED", f"{events} events with content for {tokens} tokens"
+            "Tokens per event",
+            "PASSED",
+            f"{events} events with content for {tokens} tokens",
         )
     summary = (
         f"{events} events for {tokens} tokens: gaps (itl) are those between events, not between "
@@ -257,12 +272,15 @@ def _cache(completed: Sequence[RequestRecord], overhead: int) -> Check:
     summary = f"{cached} of {prompt} prompt tokens came from the server's cache"
     if cached <= known + _FOREIGN_SHARE * prompt:
         return Check(title, "PASSED", summary)
-    summary += f", though only {known} had been sent before: is it warm from an earlier run?"
+    summary += (
+        f", though only {known} had been sent before: is it warm from an earlier run?"
+    )
     return Check(title, "FAILED", summary)
 
 
 def _spread(seconds: Sequence[float]) -> tuple[tuple[str, str], ...]:
     picks = {"Min": 0, "Median": 50, "P95": 95, "P99": 99, "Max": 100}
     return tuple(
-        (name, f"{1000 * percentile(seconds, percent):.2f} ms") for name, percent in picks.items()
+        (name, f"{1000 * percentile(seconds, percent):.2f} ms")
+        for name, percent in picks.items()
     )

@@ -32,7 +32,9 @@ def lengths_to_measure(lengths: Sequence[int], count: int = _POINTS) -> list[int
     axis."""
     low = min(lengths)
     high = max(lengths)
-    return sorted({round(low * (high / low) ** (step / (count - 1))) for step in range(count)})
+    return sorted(
+        {round(low * (high / low) ** (step / (count - 1))) for step in range(count)}
+    )
 
 
 async def measure_isolated(lengths: Sequence[int], ask: Ask) -> Points:
@@ -66,7 +68,9 @@ def _ttft(record: RequestRecord, length: int) -> float:
         or not record.generated_tokens
     ):
         reason = record.error or "no token came"
-        raise LoadgenError(f"measuring the idle server at {length} prompt tokens: {reason}")
+        raise LoadgenError(
+            f"measuring the idle server at {length} prompt tokens: {reason}"
+        )
     return first - record.sent_at
 
 
@@ -87,7 +91,9 @@ def read_points(path: Path) -> Points:
     try:
         points = msgspec.json.decode(file.read_bytes(), type=_File).points
     except OSError as error:
-        raise LoadgenError(f"--isolated-ttft: cannot read {file}: {error.strerror}") from None
+        raise LoadgenError(
+            f"--isolated-ttft: cannot read {file}: {error.strerror}"
+        ) from None
     except msgspec.DecodeError as error:
         raise LoadgenError(f"--isolated-ttft: {file}: {error}") from None
     if not points or any(length < 1 or not seconds > 0 for length, seconds in points):

@@ -30,7 +30,9 @@ def ttfts(
     for record in _of(records, kind):
         if len(record.token_times) and record.sent_at is not None:
             seconds = record.token_times[0] - record.sent_at
-            times.append(seconds / (record.isolated_ttft_s or 1.0) if normalised else seconds)
+            times.append(
+                seconds / (record.isolated_ttft_s or 1.0) if normalised else seconds
+            )
     return np.sort(np.array(times))
 
 

@@ -91,7 +91,9 @@ def measure(record: RequestRecord, objectives: Objectives) -> RequestMetrics:
 def _meets(figures: RequestMetrics, limits: dict[str, float]) -> bool:
     """A metric that this answer cannot have (TPOT of one token) is no objection."""
     measured = {metric: getattr(figures, metric) for metric in limits}
-    return all(value is None or value <= limits[metric] for metric, value in measured.items())
+    return all(
+        value is None or value <= limits[metric] for metric, value in measured.items()
+    )
 
 
 def measure_all(run: RunRecord, objectives: Objectives) -> list[RequestMetrics]:
@@ -110,7 +112,9 @@ def by_warmth(requests: Iterable[RequestMetrics]) -> dict[str, list[RequestMetri
     return {name: part for name, part in parts.items() if part}
 
 
-def load_of(requests: Iterable[RequestMetrics], kind: str | None = None) -> list[RequestMetrics]:
+def load_of(
+    requests: Iterable[RequestMetrics], kind: str | None = None
+) -> list[RequestMetrics]:
     """The requests of one class; `None` is all of the load, which leaves probes out."""
     return [
         request
@@ -130,7 +134,11 @@ def values_of(requests: Iterable[RequestMetrics], metric: str) -> Values:
     collected = array("d")
     for request in requests:
         collected.extend(request.values(metric))
-    return np.sort(np.frombuffer(collected, dtype=np.float64)) if collected else np.empty(0)
+    return (
+        np.sort(np.frombuffer(collected, dtype=np.float64))
+        if collected
+        else np.empty(0)
+    )
 
 
 def distribution(
@@ -167,7 +175,9 @@ def summarise(
     completed = [record for record in records if record.completed]
     cancelled = sum(record.cancelled for record in records)
     settled = len(records) - cancelled
-    prompt = sum(record.usage_prompt_tokens or record.prompt_tokens for record in completed)
+    prompt = sum(
+        record.usage_prompt_tokens or record.prompt_tokens for record in completed
+    )
     output = sum(record.generated_tokens for record in completed)
     figures: dict[str, Any] = {
         "requests": len(records),
@@ -199,7 +209,8 @@ def summarise(
 def hits_of(completed: Sequence[RequestRecord]) -> dict[str, Any]:
     """Tokens of prompts that came from the server's cache, by its account, and their share; and the
     share that a cache without bounds would have had, by the plan."""
-    # nothing to tell of a workload that shares nothing, unless there were hits all the same
+    # nothing to tell of a workload that shares nothing, unless there were hits all the
+    # same
     told = [record for record in completed if record.cached_tokens is not None]
     figures: dict[str, Any] = {}
     prompt = sum(record.usage_prompt_tokens or record.prompt_tokens for record in told)
@@ -209,7 +220,9 @@ def hits_of(completed: Sequence[RequestRecord]) -> dict[str, Any]:
         figures |= {"cached_tokens": cached, "hit_rate": cached / prompt}
     planned = sum(record.prompt_tokens for record in shared)
     if planned:
-        figures["hit_bound"] = sum(record.known_tokens or 0 for record in shared) / planned
+        figures["hit_bound"] = (
+            sum(record.known_tokens or 0 for record in shared) / planned
+        )
     return figures
 
 
@@ -221,10 +234,15 @@ def _fluidity(requests: list[RequestMetrics]) -> dict[str, float]:
     if not indexes or not total:
         return {}
     missed = sum(request.missed_deadlines or 0 for request in requests)
-    return {"fluidity_index": float(np.mean(indexes)), "deadline_miss_rate": missed / total}
+    return {
+        "fluidity_index": float(np.mean(indexes)),
+        "deadline_miss_rate": missed / total,
+    }
 
 
 def errors_of(requests: Iterable[RequestMetrics]) -> dict[str, int]:
     """Failures by message, the most frequent first."""
     failed = (request.record for request in requests if not request.record.cancelled)
-    return dict(Counter(record.error for record in failed if record.error).most_common())
+    return dict(
+        Counter(record.error for record in failed if record.error).most_common()
+    )

@@ -97,7 +97,9 @@ def objective_headers(objectives: Objectives, record: RequestRecord) -> dict[str
     }
 
 
-def deadlines(arrivals: Sequence[float], ttft_s: float, tbt_s: float) -> tuple[int, int]:
+def deadlines(
+    arrivals: Sequence[float], ttft_s: float, tbt_s: float
+) -> tuple[int, int]:
     """(missed, all) deadlines of a token stream, as Etalon counts them (arXiv 2407.07000).
 
     `arrivals` are the seconds from the request to each token. The first token is due after

@@ -27,20 +27,23 @@ class JudgementOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     goodput: Annotated[
         tuple[str, ...],
-        flag("objectives, in ms: ttft:500 tpot:50 e2el:9000; ttft:1.5x,500", metavar="METRIC:MS"),
+        flag(
+            "objectives, in ms: ttft:500 tpot:50 e2el:9000; ttft:1.5x,500",
+            metavar="METRIC:MS",
+        ),
     ] = ()
     goodput_long: Annotated[
         tuple[str, ...], flag("other objectives for long requests", metavar="METRIC:MS")
     ] = ()
-    attainment: Annotated[float, flag("share of requests that must meet them", gt=0, le=1)] = (
-        _PLAIN.attainment
-    )
+    attainment: Annotated[
+        float, flag("share of requests that must meet them", gt=0, le=1)
+    ] = _PLAIN.attainment
     metric_percentiles: Annotated[str, flag(metavar="P,P")] = ",".join(
         f"{percent:g}" for percent in _PLAIN.percentiles
     )
-    isolated_ttft: Annotated[str | None, flag("the idle server's TTFT", metavar="measure|PATH")] = (
-        None
-    )
+    isolated_ttft: Annotated[
+        str | None, flag("the idle server's TTFT", metavar="measure|PATH")
+    ] = None
     late_threshold_ms: Annotated[
         float, flag("the load generator's own P99 lateness allowed", gt=0)
     ] = 50.0
@@ -56,7 +59,9 @@ class JudgementOptions(msgspec.Struct, kw_only=True, frozen=True):
     def percentiles(self) -> tuple[float, ...]:
         """--metric-percentiles as numbers."""
         try:
-            percentiles = tuple(float(part) for part in self.metric_percentiles.split(","))
+            percentiles = tuple(
+                float(part) for part in self.metric_percentiles.split(",")
+            )
             if any(not 0 <= percent <= 100 for percent in percentiles):
                 raise ValueError
         except ValueError:

@@ -15,8 +15,8 @@ from loadgen.errors import LoadgenError
 
 Count = Callable[[str], Awaitable[int]]
 
-# Common English words: single tokens, with their space, in every vocabulary of some tens of
-# thousands of entries.
+# Common English words: single tokens, with their space, in every vocabulary of some
+# tens of thousands of entries.
 _TEXT = """
     the of and to in is for that on with as are this by from at was be have not they which you
     all one were we there can out other has more when up use your how said each she word time

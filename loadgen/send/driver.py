@@ -74,10 +74,14 @@ class Driver:
         """Send everything and wait for the answers; returns the seconds it took. Records are
         rebased to the start."""
         gc.collect()
-        # what exists already is not looked at again: no long pauses of the collector in mid-run
+        # what exists already is not looked at again: no long pauses of the collector in
+        # mid-run
         gc.freeze()
         self.origin = self._clock()
-        tasks = [asyncio.create_task(self._heartbeat()), asyncio.create_task(self._send_probes())]
+        tasks = [
+            asyncio.create_task(self._heartbeat()),
+            asyncio.create_task(self._send_probes()),
+        ]
         try:
             if self.pace.closed_loop:
                 await self._closed_loop()
@@ -144,7 +148,10 @@ class Driver:
         places = self.pace.max_concurrency or 1
         gap = self.pace.ramp_up_s / places
         await asyncio.gather(
-            *(self._place(pending, self.origin + place * gap) for place in range(places))
+            *(
+                self._place(pending, self.origin + place * gap)
+                for place in range(places)
+            )
         )
 
     async def _place(self, pending: Iterator[PlannedRequest], opens_at: float) -> None:
@@ -172,7 +179,10 @@ class Driver:
         return record, self.target.prepare(request, record)
 
     def _send(
-        self, record: RequestRecord, prepared: object, answered: asyncio.Future[None] | None = None
+        self,
+        record: RequestRecord,
+        prepared: object,
+        answered: asyncio.Future[None] | None = None,
     ) -> None:
         self.records.append(record)
         self.active[record.id] = record
@@ -204,7 +214,9 @@ class Driver:
             self._break_off(request, before)
             _wake(answered)
             return
-        task = asyncio.get_running_loop().create_task(self._take_turn(request, before, answered))
+        task = asyncio.get_running_loop().create_task(
+            self._take_turn(request, before, answered)
+        )
         self._turns.add(task)
 
         def over(task: asyncio.Task[None]) -> None:
@@ -225,7 +237,9 @@ class Driver:
         assert request.turn is not None
         assert before.ended_at is not None
         record, prepared = self._prepare(as_answered(request, before))
-        record.scheduled_at = record.released_at = before.ended_at + request.turn.pause_s
+        record.scheduled_at = record.released_at = (
+            before.ended_at + request.turn.pause_s
+        )
         if await self._until(record.scheduled_at):
             self._send(record, prepared, answered)
         else:

@@ -38,7 +38,12 @@ class _Choice(msgspec.Struct, gc=False):
         delta = self.delta
         if delta is None:
             return False
-        return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
+        return bool(
+            delta.content
+            or delta.reasoning_content
+            or delta.reasoning
+            or delta.tool_calls
+        )
 
     def content(self) -> str:
         """What a chat would send back in its next turn: reasoning is not."""
@@ -103,9 +108,17 @@ class TokenStream:
         record = self._record
         if record.error is None and not self.done and record.finish_reason is None:
             record.error = "the stream ended early"
-        elif record.error is None and record.finish_reason in ("abort", "error", "timeout"):
+        elif record.error is None and record.finish_reason in (
+            "abort",
+            "error",
+            "timeout",
+        ):
             record.error = f"finished with '{record.finish_reason}'"
-        elif record.error is None and not record.token_times and not record.usage_completion_tokens:
+        elif (
+            record.error is None
+            and not record.token_times
+            and not record.usage_completion_tokens
+        ):
             record.error = "an empty answer"
 
     def _take(self, payload: bytes, now: float) -> None:
@@ -116,7 +129,9 @@ class TokenStream:
         try:
             event = _decode(payload)
         except msgspec.DecodeError as error:
-            record.error = record.error or f"an event that is not JSON as expected: {error}"
+            record.error = (
+                record.error or f"an event that is not JSON as expected: {error}"
+            )
             return
         if event.error is not None:
             record.error = record.error or error_text(event.error)
@@ -147,7 +162,9 @@ def body_error(status: int, body: bytes) -> str:
     try:
         decoded = _decode(body)
         reason = (
-            error_text(decoded.error or decoded.message) if decoded.error or decoded.message else ""
+            error_text(decoded.error or decoded.message)
+            if decoded.error or decoded.message
+            else ""
         )
     except msgspec.DecodeError:
         reason = error_text(body.decode("utf-8", "replace"))[:120]

@@ -24,9 +24,16 @@ from loadgen.send.alphabet import Count, file_counter, joined, single_token_word
 from loadgen.send.events import error_text
 from loadgen.send.options import ServerOptions
 from loadgen.send.prompts import Alphabet, PromptMaker, ids_alphabet, text_alphabet
-from loadgen.send.targets import OpenAITarget, RequestStyle, ServerAddress, parse_address
+from loadgen.send.targets import (
+    OpenAITarget,
+    RequestStyle,
+    ServerAddress,
+    parse_address,
+)
 
-_FALLBACK_IDS = range(1000, 8000)  # ordinary tokens in every vocabulary of a common size
+_FALLBACK_IDS = range(
+    1000, 8000
+)  # ordinary tokens in every vocabulary of a common size
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -49,7 +56,9 @@ class ServerProbe:
         self.address: ServerAddress = parse_address(options.base_url)
         self.headers = request_headers(options)
         self._count_locally: Count | None = None
-        if options.tokenizer is not None:  # a wrong path is told, even if it would not be needed
+        if (
+            options.tokenizer is not None
+        ):  # a wrong path is told, even if it would not be needed
             self._count_locally = file_counter(Path(options.tokenizer))
         self._alphabets: dict[tuple[str, bool], Alphabet] = {}
         self._session: aiohttp.ClientSession
@@ -79,7 +88,9 @@ class ServerProbe:
             if wanted is None or wanted in (model.id, model.root):
                 return model
         names = ", ".join(model.id for model in models) or "none at all"
-        raise LoadgenError(f"{self.address.url} has no model '{wanted}'; it has {names}")
+        raise LoadgenError(
+            f"{self.address.url} has no model '{wanted}'; it has {names}"
+        )
 
     async def _models(self) -> list[Model]:
         url = f"{self.address.url}/v1/models"
@@ -113,7 +124,11 @@ class ServerProbe:
                 f"{url}: HTTP {status}, no list of models: is --base-url right?"
             ) from None
 
-    def style(self, model: Model, objectives: Objectives = Objectives()) -> RequestStyle:  # noqa: B008
+    def style(
+        self,
+        model: Model,
+        objectives: Objectives = Objectives(),  # noqa: B008
+    ) -> RequestStyle:
         """What goes into every request."""
         options = self.options
         headers_of = None
@@ -157,7 +172,9 @@ class ServerProbe:
     async def ask(self, target: OpenAITarget, request: PlannedRequest) -> RequestRecord:
         """One request, alone."""
         record = open_record(request, "trial")
-        ended: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[RequestRecord] = (
+            asyncio.get_running_loop().create_future()
+        )
         target.send(target.prepare(request, record), record, ended.set_result)
         return await ended
 
@@ -165,9 +182,14 @@ class ServerProbe:
         """Send a small request as the load will; learns what the server adds to a prompt. Raises
         _RefusedError."""
         words = 24
-        target = OpenAITarget(self.address, self.style(model), PromptMaker(alphabet, seed=-1))
+        target = OpenAITarget(
+            self.address, self.style(model), PromptMaker(alphabet, seed=-1)
+        )
         request = PlannedRequest(
-            index=0, prompt_tokens=alphabet.overhead + words, output_tokens=2, kind="trial"
+            index=0,
+            prompt_tokens=alphabet.overhead + words,
+            output_tokens=2,
+            kind="trial",
         )
         try:
             record = await self.ask(target, request)
@@ -177,7 +199,9 @@ class ServerProbe:
             where = f"{self.address.url}{self.options.endpoint}"
             raise _RefusedError(f"{where} refused a trial request: {record.error}")
         if record.usage_prompt_tokens is not None and alphabet.exact:
-            return msgspec.structs.replace(alphabet, overhead=record.usage_prompt_tokens - words)
+            return msgspec.structs.replace(
+                alphabet, overhead=record.usage_prompt_tokens - words
+            )
         return alphabet
 
     async def _token_ids(self, model: Model) -> tuple[int, ...]:
@@ -190,7 +214,9 @@ class ServerProbe:
                 if not 0 <= low < high:
                     raise ValueError
             except ValueError:
-                raise LoadgenError(f"--token-ids {given}: write LOWEST:HIGHEST") from None
+                raise LoadgenError(
+                    f"--token-ids {given}: write LOWEST:HIGHEST"
+                ) from None
             return tuple(range(low, high + 1))
         try:
             token_ids = await self._tokenize(model, joined(COMMON))
@@ -217,7 +243,9 @@ class ServerProbe:
     async def _tokenize(self, model: Model, text: str) -> list[int]:
         answer = await self._post("/tokenize", {"model": model.id, "prompt": text})
         tokens = answer.get("tokens")
-        if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        if not isinstance(tokens, list) or not all(
+            isinstance(token, int) for token in tokens
+        ):
             raise LoadgenError("/tokenize gives no token ids")
         return tokens
 
@@ -238,14 +266,18 @@ class ServerProbe:
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            async with self._session.post(self.address.url + path, json=body) as response:
+            async with self._session.post(
+                self.address.url + path, json=body
+            ) as response:
                 data = await response.read()
                 decoded = msgspec.json.decode(data, type=dict[str, Any])
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise LoadgenError(f"{self.address.url}{path}: {_name(error)}") from None
         if response.status != 200:
             reason = error_text(decoded.get("error") or decoded)
-            raise LoadgenError(f"{self.address.url}{path}: HTTP {response.status}: {reason}")
+            raise LoadgenError(
+                f"{self.address.url}{path}: HTTP {response.status}: {reason}"
+            )
         return decoded
 
 

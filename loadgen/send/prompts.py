@@ -38,14 +38,23 @@ class Alphabet(msgspec.Struct, frozen=True, kw_only=True):
 def ids_alphabet(token_ids: tuple[int, ...], overhead: int = 0) -> Alphabet:
     """Prompts as JSON arrays of these token ids."""
     atoms = tuple(b"%d" % token_id for token_id in token_ids)
-    return Alphabet(atoms=atoms, separator=b",", opening=b"[", closing=b"]", overhead=overhead)
+    return Alphabet(
+        atoms=atoms, separator=b",", opening=b"[", closing=b"]", overhead=overhead
+    )
 
 
-def text_alphabet(words: tuple[str, ...], overhead: int = 0, exact: bool = True) -> Alphabet:
+def text_alphabet(
+    words: tuple[str, ...], overhead: int = 0, exact: bool = True
+) -> Alphabet:
     """Prompts as JSON strings of these words, each with its space before it."""
     atoms = tuple(msgspec.json.encode(f" {word}")[1:-1] for word in words)
     return Alphabet(
-        atoms=atoms, separator=b"", opening=b'"', closing=b'"', overhead=overhead, exact=exact
+        atoms=atoms,
+        separator=b"",
+        opening=b'"',
+        closing=b'"',
+        overhead=overhead,
+        exact=exact,
     )
 
 
@@ -65,12 +74,16 @@ class PromptMaker:
 
     def make(self, request: PlannedRequest) -> bytes:
         """JSON of exactly `request.prompt_tokens` tokens, the server's own overhead included."""
-        return b"".join((self.alphabet.opening, self.content(request), self.alphabet.closing))
+        return b"".join(
+            (self.alphabet.opening, self.content(request), self.alphabet.closing)
+        )
 
     def content(self, request: PlannedRequest) -> bytes:
         """The inside of that; of a turn with a history, its message."""
         if request.after is not None and request.turn is not None:
-            return self._piece(f"{self.seed}/turn/{request.index}", request.turn.message_tokens)
+            return self._piece(
+                f"{self.seed}/turn/{request.index}", request.turn.message_tokens
+            )
         wanted = request.prompt_tokens - self.alphabet.overhead
         if wanted < 1:
             least = self.alphabet.overhead + 1
@@ -86,7 +99,9 @@ class PromptMaker:
             parts.append(self._block(block_id, take))
             missing -= take
         if missing:
-            parts.append(self._piece(f"{self.seed}/{request.kind}/{request.index}", missing))
+            parts.append(
+                self._piece(f"{self.seed}/{request.kind}/{request.index}", missing)
+            )
         return self.alphabet.separator.join(parts)
 
     def _block(self, block_id: int, atoms: int) -> bytes:
@@ -116,7 +131,9 @@ class PromptMaker:
             start = rng.randrange(_POOL)
             take = min(missing, _POOL - start)
             parts.append(
-                self._pool[self._starts[start] : self._starts[start + take] - len(separator)]
+                self._pool[
+                    self._starts[start] : self._starts[start + take] - len(separator)
+                ]
             )
             missing -= take
         return separator.join(parts)

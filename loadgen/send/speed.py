@@ -16,7 +16,9 @@ _ENOUGH_S = 0.25  # a prompt that takes so long tells the speed
 async def measure_server(ask: Ask, context: int | None, overhead: int) -> ServerFound:
     """`ask` sends one request and waits for its end. Raises LoadgenError if one fails."""
     room = (context or USUAL_CONTEXT) // 2
-    length = min(max(_SHORT_PROMPT, overhead + _SHORT_PROMPT // 2), max(room, overhead + 1))
+    length = min(
+        max(_SHORT_PROMPT, overhead + _SHORT_PROMPT // 2), max(room, overhead + 1)
+    )
     record = await _asked(ask, length, min(_SHORT_ANSWER, room))
     ttft = _ttft(record)
     token_s = ttft
@@ -38,7 +40,10 @@ async def measure_server(ask: Ask, context: int | None, overhead: int) -> Server
 
 async def _asked(ask: Ask, prompt_tokens: int, tokens: int) -> RequestRecord:
     request = PlannedRequest(
-        index=prompt_tokens, prompt_tokens=prompt_tokens, output_tokens=tokens, kind="speed"
+        index=prompt_tokens,
+        prompt_tokens=prompt_tokens,
+        output_tokens=tokens,
+        kind="speed",
     )
     record = await ask(request)
     if not record.completed:

@@ -18,7 +18,8 @@ from loadgen.send.talks import Talks
 from loadgen.send.wire import Connection, HttpExchange, clock
 
 Done = Callable[[RequestRecord], None]
-# a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a new one
+# a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a
+# new one
 _IDLE_S = 2.0
 _CONNECT_S = 30.0
 
@@ -52,7 +53,11 @@ class ServerAddress(msgspec.Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return (
+            f"[{self.host}]:{self.port}"
+            if ":" in self.host
+            else f"{self.host}:{self.port}"
+        )
 
 
 def parse_address(base_url: str) -> ServerAddress:
@@ -89,7 +94,9 @@ class RequestStyle(msgspec.Struct, frozen=True, kw_only=True):
 class OpenAITarget:
     """Streams completions from a server, over as many kept-alive connections as the load needs."""
 
-    def __init__(self, address: ServerAddress, style: RequestStyle, prompts: PromptMaker) -> None:
+    def __init__(
+        self, address: ServerAddress, style: RequestStyle, prompts: PromptMaker
+    ) -> None:
         self.address = address
         self.style = style
         self.prompts = prompts
@@ -107,7 +114,9 @@ class OpenAITarget:
             **style.headers,
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._head = f"POST {address.path}{style.endpoint} HTTP/1.1\r\n{lines}".encode("latin-1")
+        self._head = f"POST {address.path}{style.endpoint} HTTP/1.1\r\n{lines}".encode(
+            "latin-1"
+        )
         fixed = {
             "model": style.model,
             "stream": True,
@@ -122,7 +131,11 @@ class OpenAITarget:
         if request.turn is not None:
             field = self._talks.prompt(request, request.turn)
         elif self.style.chat:
-            field = b'"messages":[{"role":"user","content":' + self.prompts.make(request) + b"}]"
+            field = (
+                b'"messages":[{"role":"user","content":'
+                + self.prompts.make(request)
+                + b"}]"
+            )
         else:
             field = b'"prompt":' + self.prompts.make(request)
         body = b'%b,"%b":%d,%b}' % (self._body, limit, request.output_tokens, field)
@@ -133,7 +146,10 @@ class OpenAITarget:
                 for name, value in self.style.objective_headers(record).items()
             )
         return HttpExchange(
-            self._head + extra.encode("latin-1") + b"\r\n", body, record, lambda record: None
+            self._head + extra.encode("latin-1") + b"\r\n",
+            body,
+            record,
+            lambda record: None,
         )
 
     def send(self, prepared: HttpExchange, record: RequestRecord, done: Done) -> None:
@@ -148,7 +164,9 @@ class OpenAITarget:
         record.sent_at = clock()
         if self.style.timeout_s is not None:
             loop = asyncio.get_running_loop()
-            prepared.timer = loop.call_later(self.style.timeout_s, self._timed_out, prepared)
+            prepared.timer = loop.call_later(
+                self.style.timeout_s, self._timed_out, prepared
+            )
         self._dispatch(prepared)
 
     def cancel(self) -> None:
@@ -186,9 +204,13 @@ class OpenAITarget:
                     self._connection, address.host, address.port, ssl=self._tls
                 )
         except TimeoutError:
-            exchange.end(f"no connection to {address.authority} within {_CONNECT_S:g} s")
+            exchange.end(
+                f"no connection to {address.authority} within {_CONNECT_S:g} s"
+            )
         except OSError as error:
-            exchange.end(f"cannot connect to {address.authority}: {error.strerror or error}")
+            exchange.end(
+                f"cannot connect to {address.authority}: {error.strerror or error}"
+            )
         except asyncio.CancelledError:
             exchange.end("cancelled")
             raise

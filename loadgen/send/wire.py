@@ -26,9 +26,20 @@ _LARGEST_ERROR_BODY = 65_536
 class HttpExchange:
     """A request, its answer so far, and whom to tell when it is over."""
 
-    __slots__ = ("body", "done", "head", "progress", "record", "retried", "stream", "timer")
+    __slots__ = (
+        "body",
+        "done",
+        "head",
+        "progress",
+        "record",
+        "retried",
+        "stream",
+        "timer",
+    )
 
-    def __init__(self, head: bytes, body: bytes, record: RequestRecord, done: Done) -> None:
+    def __init__(
+        self, head: bytes, body: bytes, record: RequestRecord, done: Done
+    ) -> None:
         self.head = head
         self.body = body
         self.record = record
@@ -55,7 +66,9 @@ class Connection(asyncio.Protocol):
     one again."""
 
     def __init__(
-        self, released: Callable[[Connection], None], lost: Callable[[HttpExchange], bool]
+        self,
+        released: Callable[[Connection], None],
+        lost: Callable[[HttpExchange], bool],
     ) -> None:
         self._released = released
         self._lost = lost
@@ -125,7 +138,9 @@ class Connection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             return
-        if (exchange.record.status or 0) < 200:  # 100 Continue: the answer is still to come
+        if (
+            exchange.record.status or 0
+        ) < 200:  # 100 Continue: the answer is still to come
             return
         self.exchange = None
         self.used = True
@@ -153,14 +168,18 @@ class Connection(asyncio.Protocol):
         elif error is not None or self._framed:
             self._broken(exchange, error)
         else:
-            self._conclude(exchange)  # an answer without framing ends with its connection
+            self._conclude(
+                exchange
+            )  # an answer without framing ends with its connection
 
     def _broken(self, exchange: HttpExchange, error: Exception | None) -> None:
         """The connection ended inside an answer."""
         if self._ok and exchange.stream.done:
             self._conclude(exchange)
         elif self._ok:
-            exchange.end(f"the connection was lost in mid-stream{f' ({error})' if error else ''}")
+            exchange.end(
+                f"the connection was lost in mid-stream{f' ({error})' if error else ''}"
+            )
         else:
             exchange.end(body_error(exchange.record.status or 0, bytes(self._body)))
 

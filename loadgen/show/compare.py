@@ -40,8 +40,12 @@ def read_run(directory: Path) -> LoadedRun:
     """Raises LoadgenError if this is no results directory of ours."""
     rows_file = directory / "metrics" / "request_level_metrics.jsonl"
     try:
-        result = msgspec.json.decode((directory / "result.json").read_bytes(), type=dict[str, Any])
-        rows = [msgspec.json.decode(line) for line in rows_file.read_bytes().splitlines()]
+        result = msgspec.json.decode(
+            (directory / "result.json").read_bytes(), type=dict[str, Any]
+        )
+        rows = [
+            msgspec.json.decode(line) for line in rows_file.read_bytes().splitlines()
+        ]
         requests = [request_of_row(row) for row in rows]
         result["classes"]["all"]
     except OSError as error:
@@ -64,11 +68,15 @@ def read_runs(directories: Sequence[Path]) -> list[LoadedRun]:
     names = [run.name for run in runs]
     paths = [str(directory) for directory in directories]
     unique = [
-        name if names.count(name) == 1 else path for name, path in zip(names, paths, strict=True)
+        name if names.count(name) == 1 else path
+        for name, path in zip(names, paths, strict=True)
     ]
     if len(set(unique)) < len(unique):
         unique = [f"{index}: {name}" for index, name in enumerate(unique, start=1)]
-    return [msgspec.structs.replace(run, name=name) for run, name in zip(runs, unique, strict=True)]
+    return [
+        msgspec.structs.replace(run, name=name)
+        for run, name in zip(runs, unique, strict=True)
+    ]
 
 
 def tables(runs: Sequence[LoadedRun]) -> list[tuple[str, Table]]:
@@ -94,8 +102,12 @@ def relative(runs: Sequence[LoadedRun]) -> Table:
         values = [_figure(run, kind, metric, name) for run in runs]
         first = values[0]
         if first:
-            shown = ["-" if value is None else f"{value / first:.3g}x" for value in values]
-            what = metric.replace("itl", "TBT").replace("ttft", "TTFT").replace("_", " ")
+            shown = [
+                "-" if value is None else f"{value / first:.3g}x" for value in values
+            ]
+            what = (
+                metric.replace("itl", "TBT").replace("ttft", "TTFT").replace("_", " ")
+            )
             which = name.replace("median", "p50").upper()
             rows.append([f"{kind}: {what} {which}".strip(), *shown])
     return header, rows

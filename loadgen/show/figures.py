@@ -3,7 +3,7 @@ by everybody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"short": "#0072B2", "long": "#D55E00", "probe": "#009E73"}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3)))
-# seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
+CYCLE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999999",
+)
+DASHES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (8, 2)),
+    (0, (3, 3)),
+)
+# seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis
+# cannot show
 _FLOOR = 1e-4
 _NARROW = 1e4  # the ends of a logarithmic axis that has room for labels at 2 and 5 too
 _TICKS = 15  # decades that all have a tick
@@ -49,7 +68,10 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
     """All figures of a run; returns (caption, file) in the order in which they should be read."""
     drawn = []
     for metric in ("ttft", "normalized_ttft", "itl", "tpot", "e2el"):
-        series = {kind: values_of(load_of(requests, kind), metric) for kind in classes_of(requests)}
+        series = {
+            kind: values_of(load_of(requests, kind), metric)
+            for kind in classes_of(requests)
+        }
         if any(len(values) for values in series.values()):
             path = directory / f"{VEEKSHA[metric][0]}.png"
             _save(_cdf(metric, series, COLOURS), path)
@@ -57,7 +79,9 @@ def draw_run(requests: list[RequestMetrics], directory: Path) -> list[tuple[str,
             drawn.append((f"{TITLES[metric][0]}: share of the {of}", path))
     over_time = directory / "ttft_over_time.png"
     if _save(_ttft_over_time(requests), over_time):
-        drawn.insert(1, ("Time to first token of every request, by when it was sent", over_time))
+        drawn.insert(
+            1, ("Time to first token of every request, by when it was sent", over_time)
+        )
     throughput = directory / "throughput.png"
     if _save(_throughput(requests), throughput):
         drawn.append(("Load and throughput over time", throughput))
@@ -81,7 +105,8 @@ def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> Non
         axes.set_axis_off()
     for axes, (metric, kind) in zip(figure.axes, panels, strict=False):
         series = {
-            name: values_of(load_of(requests, kind), metric) for name, requests in runs.items()
+            name: values_of(load_of(requests, kind), metric)
+            for name, requests in runs.items()
         }
         _draw_cdf(axes, metric, series, {})
         axes.set_title(f"{TITLES[metric][0]}" + (f", {kind} requests" if kind else ""))
@@ -89,7 +114,11 @@ def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> Non
 
 
 def draw_capacity(
-    rates: Sequence[float], shares: Sequence[float], wanted: float, best: float | None, path: Path
+    rates: Sequence[float],
+    shares: Sequence[float],
+    wanted: float,
+    best: float | None,
+    path: Path,
 ) -> None:
     """Share of good requests at every rate that was tried."""
     figure = _figure(1, 1)
@@ -103,10 +132,18 @@ def draw_capacity(
         label="measured",
     )
     axes.axhline(
-        100 * wanted, color=CYCLE[1], linestyle="--", label=f"objective: {100 * wanted:g}%"
+        100 * wanted,
+        color=CYCLE[1],
+        linestyle="--",
+        label=f"objective: {100 * wanted:g}%",
     )
     if best is not None:
-        axes.axvline(best, color=CYCLE[2], linestyle=":", label=f"capacity: {best:.3g} requests/s")
+        axes.axvline(
+            best,
+            color=CYCLE[2],
+            linestyle=":",
+            label=f"capacity: {best:.3g} requests/s",
+        )
     axes.set(
         xlabel="offered requests per second",
         ylabel="requests that met all objectives, %",
@@ -165,7 +202,9 @@ def _draw_cdf(
             "linestyle": DASHES[index % len(DASHES)],
         }
         values = np.maximum(values, _FLOOR)
-        line = axes.step(np.r_[values[0], values], np.r_[0, 100 * shares], where="post", **style)[0]
+        line = axes.step(
+            np.r_[values[0], values], np.r_[0, 100 * shares], where="post", **style
+        )[0]
         line.set_label(f"{name} ({count:,})")
     axes.set_xscale("log")
     plain_ticks(axes, "x")
@@ -188,7 +227,9 @@ def _draw_cdf(
             annotation_clip=False,
         )
     axes.legend(
-        loc="lower right", title="requests" if metric != "itl" else "gaps", fontsize="small"
+        loc="lower right",
+        title="requests" if metric != "itl" else "gaps",
+        fontsize="small",
     )
 
 
@@ -222,7 +263,11 @@ def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
     for request in load_of(seen, LONG):
         start = request.record.sent_at or 0.0
         axes.axvspan(
-            start, start + (request.ttft or 0.0), color=COLOURS["long"], alpha=0.08, linewidth=0
+            start,
+            start + (request.ttft or 0.0),
+            color=COLOURS["long"],
+            alpha=0.08,
+            linewidth=0,
         )
     markers = {"short": "o", "long": "^", "probe": "x"}
     for kind in classes_of(seen):
@@ -238,10 +283,18 @@ def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
         axes.scatter(times, values, label=kind, linewidths=0.8, **look)
     axes.set_yscale("log")
     plain_ticks(axes, "y")
-    axes.set(xlabel="sent at, seconds after the start", ylabel="time to first token, seconds")
-    shaded = " (shaded: a long prompt waits for its first token)" if load_of(seen, LONG) else ""
+    axes.set(
+        xlabel="sent at, seconds after the start", ylabel="time to first token, seconds"
+    )
+    shaded = (
+        " (shaded: a long prompt waits for its first token)"
+        if load_of(seen, LONG)
+        else ""
+    )
     axes.set_title(f"Time to first token over time{shaded}", fontsize="medium")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="requests", fontsize="small")
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.0), title="requests", fontsize="small"
+    )
     return figure
 
 
@@ -249,17 +302,24 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     """Requests offered and completed, and tokens received, per second; and the requests in
     flight."""
     records = [
-        request.record for request in load_of(requests) if request.record.sent_at is not None
+        request.record
+        for request in load_of(requests)
+        if request.record.sent_at is not None
     ]
     ends = [record.ended_at for record in records if record.ended_at is not None]
     if not ends:
         return None
-    bins = np.linspace(0, max(max(ends), 1e-3), int(np.clip(len(records) // 8, 8, 100)) + 1)
+    bins = np.linspace(
+        0, max(max(ends), 1e-3), int(np.clip(len(records) // 8, 8, 100)) + 1
+    )
     width = bins[1] - bins[0]
     centres = (bins[1:] + bins[:-1]) / 2
     figure = _figure(3, 1)
     figure.set_size_inches(6.4, 7.5)
-    rate: Callable[[Any], Any] = lambda instants: np.histogram(instants, bins)[0] / width  # noqa: E731
+
+    def rate(instants: Any) -> Any:
+        return np.histogram(instants, bins)[0] / width
+
     top, middle, bottom = figure.axes
     top.step(
         centres,
@@ -269,16 +329,28 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
         label="offered",
     )
     done = [record.ended_at for record in records if record.completed]
-    top.step(centres, rate(done), where="mid", color=CYCLE[1], linestyle="--", label="completed")
+    top.step(
+        centres,
+        rate(done),
+        where="mid",
+        color=CYCLE[1],
+        linestyle="--",
+        label="completed",
+    )
     top.set(ylabel="requests per second", title="Load and throughput")
     top.legend(fontsize="small")
     tokens = [record.token_times for record in records if len(record.token_times)]
     middle.step(
-        centres, rate(np.concatenate(tokens) if tokens else []), where="mid", color=CYCLE[2]
+        centres,
+        rate(np.concatenate(tokens) if tokens else []),
+        where="mid",
+        color=CYCLE[2],
     )
     middle.set(ylabel="token events per second")
     starts = np.sort([record.sent_at for record in records])
-    flying = np.searchsorted(starts, bins, "right") - np.searchsorted(np.sort(ends), bins, "right")
+    flying = np.searchsorted(starts, bins, "right") - np.searchsorted(
+        np.sort(ends), bins, "right"
+    )
     bottom.step(bins, flying, where="post", color=CYCLE[3])
     bottom.set(ylabel="requests in flight", xlabel="seconds after the start")
     for axes in figure.axes:

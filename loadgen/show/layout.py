@@ -87,7 +87,10 @@ def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:
     ttft = row.get("ttfc")
     gaps = row.get("tbc", [])
     times = array(
-        "d", accumulate(gaps, initial=sent + ttft) if sent is not None and ttft is not None else ()
+        "d",
+        accumulate(gaps, initial=sent + ttft)
+        if sent is not None and ttft is not None
+        else (),
     )
     record = RequestRecord(
         index=row["request_id"],
@@ -138,12 +141,16 @@ def cdf_csv(requests: Sequence[RequestMetrics], metric: str) -> str | None:
     """101 percentiles of a metric: all of the load, then each class; None if it has no values."""
     load = load_of(requests)
     columns = {VEEKSHA[metric][1]: values_of(load, metric)}
-    columns |= {kind: values_of(load_of(requests, kind), metric) for kind in classes_of(load)}
+    columns |= {
+        kind: values_of(load_of(requests, kind), metric) for kind in classes_of(load)
+    }
     columns = {title: values for title, values in columns.items() if len(values)}
     if not columns:
         return None
     shares = np.arange(101)
-    table = np.column_stack([np.percentile(values, shares) for values in columns.values()])
+    table = np.column_stack(
+        [np.percentile(values, shares) for values in columns.values()]
+    )
     rows = [",".join(("", "cdf", *columns))]
     for share in shares:
         cells = ",".join(f"{value:.9g}" for value in table[share])
@@ -164,7 +171,9 @@ def trace_row(record: RequestRecord) -> dict[str, Any]:
         "class": record.kind,
     }
     return row | (
-        {"hash_ids": record.blocks, "block_tokens": record.block_tokens} if record.blocks else {}
+        {"hash_ids": record.blocks, "block_tokens": record.block_tokens}
+        if record.blocks
+        else {}
     )
 
 
@@ -207,7 +216,10 @@ def chrome_trace(requests: Iterable[RequestMetrics]) -> Iterator[dict[str, Any]]
                     "cat": record.kind,
                     "args": about,
                 }
-                yield bar | {"ts": round(1e6 * start, 1), "dur": round(1e6 * (stop - start), 1)}
+                yield bar | {
+                    "ts": round(1e6 * start, 1),
+                    "dur": round(1e6 * (stop - start), 1),
+                }
 
 
 def _lane(busy_until: list[float], start: float, stop: float) -> int:

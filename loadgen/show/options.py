@@ -21,7 +21,13 @@ class ReportOptions(msgspec.Struct, kw_only=True, frozen=True):
 class WatchOptions(msgspec.Struct, kw_only=True, frozen=True):
     """What concerns a run against a real server only."""
 
-    policy: Annotated[str | None, flag("scheduling policy that the server runs, as a label")] = None
+    policy: Annotated[
+        str | None, flag("scheduling policy that the server runs, as a label")
+    ] = None
     quiet: Annotated[bool, flag("no live view")] = False
-    live_interval: Annotated[float | None, flag("seconds between its updates", gt=0)] = None
-    fail_unhealthy: Annotated[bool, flag("exit with 3 if the health check fails")] = False
+    live_interval: Annotated[
+        float | None, flag("seconds between its updates", gt=0)
+    ] = None
+    fail_unhealthy: Annotated[bool, flag("exit with 3 if the health check fails")] = (
+        False
+    )

@@ -81,7 +81,8 @@ class ProgressView:
         self._look()
         width = shutil.get_terminal_size().columns if self._terminal else 1000
         lines = [
-            line[: width - 1] for line in (self._panel() if self._terminal else [self._line()])
+            line[: width - 1]
+            for line in (self._panel() if self._terminal else [self._line()])
         ]
         if self._terminal and self._drawn:
             self._stream.write(f"\x1b[{self._drawn}A\x1b[J")
@@ -108,7 +109,13 @@ class ProgressView:
         self._pending = still
 
     def _take(self, record: RequestRecord) -> None:
-        outcome = "done" if record.completed else "cancelled" if record.cancelled else "failed"
+        outcome = (
+            "done"
+            if record.completed
+            else "cancelled"
+            if record.cancelled
+            else "failed"
+        )
         if record.kind != PROBE:
             self._counts[outcome] += 1
         if record.error and not record.cancelled:
@@ -134,7 +141,9 @@ class ProgressView:
             for r in self._pending
             if r.sent_at is not None and not len(r.token_times)
         ]
-        sent = self._counts.total() + sum(record.kind != PROBE for record in self._pending)
+        sent = self._counts.total() + sum(
+            record.kind != PROBE for record in self._pending
+        )
         return {
             "elapsed": elapsed,
             "total": len(requests),
@@ -143,7 +152,8 @@ class ProgressView:
             "sending": sent / elapsed,
             "flying": sent - self._counts.total(),
             "tokens": (
-                self._tokens + sum(len(r.token_times) for r in self._pending if r.kind != PROBE)
+                self._tokens
+                + sum(len(r.token_times) for r in self._pending if r.kind != PROBE)
             )
             / elapsed,
             "longest": max(waiting, default=0.0),
@@ -188,7 +198,10 @@ class ProgressView:
             rows.append([kind, *map(_ms, (*ttft, *gaps))])
         if len(rows) > 1:
             lines += columns_of(rows).splitlines()
-        lines += [f"{count} x {message[:100]}" for message, count in self._errors.most_common(3)]
+        lines += [
+            f"{count} x {message[:100]}"
+            for message, count in self._errors.most_common(3)
+        ]
         return lines
 
 

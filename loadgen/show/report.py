@@ -22,7 +22,9 @@ def write_report(
     health: Health | None,
 ) -> None:
     """Draw the figures and write the page into a results directory."""
-    drawn = figures.draw_run(requests, directory / "metrics") if figures.available() else []
+    drawn = (
+        figures.draw_run(requests, directory / "metrics") if figures.available() else []
+    )
     text = page(
         "report",
         str(result.get("label") or result.get("policy") or directory.name),
@@ -45,7 +47,9 @@ def _about(result: Mapping[str, Any]) -> str:
     if isinstance(rate, int | float):
         offered = f"{rate:g} requests/s offered"
     date = datetime.strptime(result["date"], "%Y%m%d-%H%M%S").strftime("%Y-%m-%d %H:%M")
-    about = f"{source} {date} UTC · model {result.get('model_id', 'unknown')} · {offered}"
+    about = (
+        f"{source} {date} UTC · model {result.get('model_id', 'unknown')} · {offered}"
+    )
     if result.get("policy"):
         about += f" · policy {result['policy']}"
     return about

@@ -42,7 +42,9 @@ from loadgen.show.layout import VEEKSHA, cdf_csv, chrome_trace, request_row, tra
 from loadgen.show.report import write_report
 
 
-def write_results(run: RunRecord, terms: Terms, health: Health, directory: Path) -> dict[str, Any]:
+def write_results(
+    run: RunRecord, terms: Terms, health: Health, directory: Path
+) -> dict[str, Any]:
     """Write everything into an existing directory; returns what is in result.json."""
     requests = measure_all(run, terms.objectives)
     metrics = directory / "metrics"
@@ -54,14 +56,17 @@ def write_results(run: RunRecord, terms: Terms, health: Health, directory: Path)
     (directory / "config.yml").write_bytes(msgspec.yaml.encode(run.config))
     (directory / "health_check_results.txt").write_text(health.text())
     _write_lines(
-        metrics / "request_level_metrics.jsonl", (request_row(request) for request in requests)
+        metrics / "request_level_metrics.jsonl",
+        (request_row(request) for request in requests),
     )
     _write_lines(
         traces / "trace.jsonl",
         (trace_row(record) for record in run.records if record.kind != PROBE),
     )
     _write_json(metrics / "summary_stats.json", summary_stats(run, requests))
-    _write_json(metrics / "throughput_metrics.json", throughput_metrics(requests, result))
+    _write_json(
+        metrics / "throughput_metrics.json", throughput_metrics(requests, result)
+    )
     _write_json(metrics / "slo_results.json", slo_results(requests, terms))
     _write_json(
         metrics / "chrome_trace.json",
@@ -132,7 +137,10 @@ def flat_result(
         warmth: summarise(part, run.duration_s, terms.percentiles, goodput=goodput)
         for warmth, part in by_warmth(requests).items()
     }
-    result |= {"errors": errors_of(load), "health": "PASSED" if health.passed else "FAILED"}
+    result |= {
+        "errors": errors_of(load),
+        "health": "PASSED" if health.passed else "FAILED",
+    }
     result |= {
         "interrupted": run.interrupted,
         "cut_short": run.cut_short,
@@ -146,7 +154,9 @@ def summary_stats(run: RunRecord, requests: list[RequestMetrics]) -> dict[str, A
     load = load_of(requests)
     completed = sum(request.record.completed for request in load)
     cancelled = sum(request.record.cancelled for request in load)
-    sent = [request.record.sent_at for request in load if request.record.sent_at is not None]
+    sent = [
+        request.record.sent_at for request in load if request.record.sent_at is not None
+    ]
     stats: dict[str, Any] = {
         "Number of Requests": len(load),
         "Number of Completed Requests": completed,
@@ -158,7 +168,9 @@ def summary_stats(run: RunRecord, requests: list[RequestMetrics]) -> dict[str, A
         stats["Error Rate"] = stats["Number of Errored Requests"] / len(load)
         stats["Cancellation Rate"] = cancelled / len(load)
     if len(sent) > 1 and max(sent) > min(sent):
-        stats["Observed Request Dispatch Rate"] = (len(sent) - 1) / (max(sent) - min(sent))
+        stats["Observed Request Dispatch Rate"] = (len(sent) - 1) / (
+            max(sent) - min(sent)
+        )
     return stats
 
 
@@ -174,7 +186,12 @@ def throughput_metrics(
         speeds["tpot_based_throughput"] = 1 / float(tpot.mean())
     if len(gaps) and percentile(gaps, 99) > 0:
         speeds["tbc_based_throughput"] = 1 / percentile(gaps, 99)
-    keys = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
+    keys = (
+        "request_throughput",
+        "request_goodput",
+        "output_throughput",
+        "total_token_throughput",
+    )
     return speeds | {key: result[key] for key in keys if key in result}
 
 
@@ -182,8 +199,15 @@ def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
     """Every objective of every class: is it met by the required share of the requests?"""
     results = []
     for kind in classes_of(load_of(requests)):
-        settled = [request for request in load_of(requests, kind) if not request.record.cancelled]
-        bounds = {**terms.objectives.default, **(terms.objectives.long if kind == "long" else {})}
+        settled = [
+            request
+            for request in load_of(requests, kind)
+            if not request.record.cancelled
+        ]
+        bounds = {
+            **terms.objectives.default,
+            **(terms.objectives.long if kind == "long" else {}),
+        }
         for metric, bound in bounds.items():
             name = VEEKSHA[metric][0]
             values = values_of(settled, metric)
@@ -204,7 +228,9 @@ def slo_results(requests: list[RequestMetrics], terms: Terms) -> dict[str, Any]:
                 "name": f"P{100 * terms.attainment:g} {name.upper()} of {kind} requests",
                 "lower_is_better": True,
             }
-            results.append({key: value for key, value in row.items() if value is not None})
+            results.append(
+                {key: value for key, value in row.items() if value is not None}
+            )
     return {
         "all_slos_met": bool(results) and all(row["met"] for row in results),
         "results": results,
@@ -221,12 +247,16 @@ def _share_met(
     for request in settled:
         value = getattr(request, metric)
         limit = objectives.limits(request.record).get(metric)
-        met += request.record.completed and (value is None or limit is None or value <= limit)
+        met += request.record.completed and (
+            value is None or limit is None or value <= limit
+        )
     return met / len(settled)
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=None if "trace" in path.name else 2) + "\n")
+    path.write_text(
+        json.dumps(content, indent=None if "trace" in path.name else 2) + "\n"
+    )
 
 
 def _write_lines(path: Path, rows: Any) -> None:

@@ -47,7 +47,9 @@ def split_table(columns: Mapping[str, Mapping[str, Any]]) -> tuple[Table, Table]
     for key, title, unit in _COUNTS:
         if any(key in figures for figures in columns.values()):
             cells = [shown(figures.get(key), unit) for figures in columns.values()]
-            if key != "cancelled" or any(figures.get(key) for figures in columns.values()):
+            if key != "cancelled" or any(
+                figures.get(key) for figures in columns.values()
+            ):
                 counts.append([title, *cells])
     latencies = []
     for key, title, unit in _LATENCIES:

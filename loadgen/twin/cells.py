@@ -118,7 +118,9 @@ def _scenario(name: str, count: int, seed: int, traces: str | None) -> Scenario:
 def measure_of(cell: Cell) -> Measure:
     """The same for all cells of a scenario and a seed."""
     scenario = _scenario(cell.scenario, cell.count, cell.seed, cell.traces)
-    idle = msgspec.structs.replace(scenario.deployment, scheduler=scheduler_of("lars", {}))
+    idle = msgspec.structs.replace(
+        scenario.deployment, scheduler=scheduler_of("lars", {})
+    )
     return Measure(capacity_of(scenario), idle_points(idle, scenario.requests))
 
 
@@ -162,7 +164,9 @@ def find(cell: Cell, measure: Measure) -> Finding:
         long_p99=percentile(long, 99),
         worst=percentile(long, 100),
         long_in_time=_share([bool(times <= _LONG_IN_TIME) for times in long]),
-        kept=_share([_ttft_s(record) <= deadlines[record.index][1] for record in records]),
+        kept=_share(
+            [_ttft_s(record) <= deadlines[record.index][1] for record in records]
+        ),
         kept_by=kept_by,
         tbt_p99_s=percentile(gaps(records), 99),
         tokens_per_s=tokens / played.duration_s,
@@ -180,7 +184,9 @@ def _ttft_s(record: RequestRecord) -> float:
 
 
 def _is_good(record: RequestRecord) -> bool:
-    return _ttft_s(record) <= max(_GOOD_S, _GOOD_TIMES * (record.isolated_ttft_s or 0.0))
+    return _ttft_s(record) <= max(
+        _GOOD_S, _GOOD_TIMES * (record.isolated_ttft_s or 0.0)
+    )
 
 
 class Shelf:

@@ -22,7 +22,8 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
-# Where numbers begin that stand for blocks and for requests. Simulated answers are below.
+# Where numbers begin that stand for blocks and for requests. Simulated answers are
+# below.
 _BLOCKS = 2**24
 _REQUESTS = 2**30
 _NOTHING = Objectives()  # asked for
@@ -39,8 +40,13 @@ class Clients:
         asked: Mapping[int, Objectives] | None = None,
     ) -> None:
         self._asked = asked or {}
-        # whatever waits for nobody's answer; of a record, later turns have instants of their own
-        free = [request for request in requests if request.after is None or request.at is not None]
+        # whatever waits for nobody's answer; of a record, later turns have instants of
+        # their own
+        free = [
+            request
+            for request in requests
+            if request.after is None or request.at is not None
+        ]
         self._closed = concurrency is not None
         self._started = free[:concurrency]
         self._waiting = deque(free[concurrency:] if self._closed else ())

@@ -23,7 +23,9 @@ class SlowedModel(ExecutionModel):
     """The stages as they really are while others use the machine too: the profile times one factor
     for decodes alone, one for other batches."""
 
-    def __init__(self, profile: Profile, prefill: float = 1.0, decode: float = 1.0) -> None:
+    def __init__(
+        self, profile: Profile, prefill: float = 1.0, decode: float = 1.0
+    ) -> None:
         super().__init__(profile)
         self._prefill_factor = prefill
         self._decode_factor = decode
@@ -83,13 +85,17 @@ def replay(
     it."""
     reality = SlowedModel(deployment.profile(), correction.prefill, correction.decode)
     seeded = msgspec.structs.replace(deployment, seed=seed)
-    played = play(seeded, requests, record=True, reality=reality, noise=correction.noise)
+    played = play(
+        seeded, requests, record=True, reality=reality, noise=correction.noise
+    )
     # in the record, the way in and the way out both come before a token
     for entry in played.records:
         entry.token_times = type(entry.token_times)(
             "d", [at + correction.path_s for at in entry.token_times]
         )
-        entry.ended_at = None if entry.ended_at is None else entry.ended_at + correction.path_s
+        entry.ended_at = (
+            None if entry.ended_at is None else entry.ended_at + correction.path_s
+        )
     return played
 
 
@@ -163,7 +169,9 @@ def _total(name: str, metric: str, kind: str | None = None) -> float:
     label = "" if kind is None else rf'\{{[^}}]*kind="{kind}"'
     values = re.findall(rf"^{metric}{label}\S*\s+(\S+)", _read(name), re.MULTILINE)
     if not values:
-        raise LoadgenError(f"--metrics: {name} has no {metric}" + (f" of {kind}" if kind else ""))
+        raise LoadgenError(
+            f"--metrics: {name} has no {metric}" + (f" of {kind}" if kind else "")
+        )
     return sum(float(value) for value in values)
 
 

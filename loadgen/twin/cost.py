@@ -30,9 +30,12 @@ from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import ModelSpec, split_layers
 
 PAGE_TOKENS = 64
-# per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
+# per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up,
+# activation, down
 _KERNELS = 10
-_EXPERT_KERNELS = 4  # and of a mixture of experts: router, choice, gathering of rows, sum
+_EXPERT_KERNELS = (
+    4  # and of a mixture of experts: router, choice, gathering of rows, sum
+)
 _ROWS = (
     *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256),
     *(320, 384, 448, 512, 768, 1024, 2048, 4096, 8192),
@@ -42,7 +45,9 @@ _ROWS = (
 def layers_of(model: NamedModel, stages: int) -> list[int]:
     """Layers of each stage, split as the server splits them; raises LoadgenError."""
     if stages > model.layers:
-        raise LoadgenError(f"{stages} stages, but {model.name} has only {model.layers} layers")
+        raise LoadgenError(
+            f"{stages} stages, but {model.name} has only {model.layers} layers"
+        )
     return [stop - start for start, stop in split_layers(model, stages)]
 
 
@@ -88,8 +93,8 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
                 2 * multiplied * rows / self._compute,
                 read * self.device.weight_bytes / self._memory,
             )
-        # read and written per row: two norms and two residual sums over the hidden state, rope, the
-        # activation
+        # read and written per row: two norms and two residual sums over the hidden
+        # state, rope, the activation
         numbers = (
             8 * rank.hidden
             + 4 * rank.head_dim * (rank.heads + rank.kv_heads)
@@ -122,7 +127,9 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _link(self) -> float:
         device = self.device
-        speed = device.link_speed if self.tp <= device.per_node else device.network_speed
+        speed = (
+            device.link_speed if self.tp <= device.per_node else device.network_speed
+        )
         return speed * device.link_share
 
     @property
@@ -162,11 +169,15 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     def head_step_s(self) -> float:
         """Reading the head; the first rank asks the others, and they answer."""
         asked = 2 * self.device.collective_s if self.tp > 1 else 0.0
-        return self._rank.head_parameters * self.device.weight_bytes / self._memory + asked
+        return (
+            self._rank.head_parameters * self.device.weight_bytes / self._memory + asked
+        )
 
     def profile(self, last: bool, first: bool = True) -> StageProfile:
         """As the server's own calibration would describe this stage."""
-        rows = tuple((rows, self.linear_s(rows) + self.entry_s(rows, first)) for rows in _ROWS)
+        rows = tuple(
+            (rows, self.linear_s(rows) + self.entry_s(rows, first)) for rows in _ROWS
+        )
         assert all(before[1] <= after[1] for before, after in pairwise(rows))
         return StageProfile(
             rows=rows,
@@ -184,7 +195,9 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def profile_of(model: NamedModel, device: Hardware, *, tp: int = 1, stages: int = 1) -> Profile:
+def profile_of(
+    model: NamedModel, device: Hardware, *, tp: int = 1, stages: int = 1
+) -> Profile:
     """The profiles of all stages, first to last."""
     layers = layers_of(model, stages)
     made = []
@@ -215,4 +228,6 @@ def weight_bytes(model: NamedModel, device: Hardware, tp: int, stages: int) -> f
 def kv_token_bytes(model: NamedModel, device: Hardware, tp: int, stages: int) -> float:
     """KV cache of one token on the fullest device."""
     heads = busiest(model, tp).kv_heads
-    return max(layers_of(model, stages)) * 2 * heads * model.head_dim * device.value_bytes
+    return (
+        max(layers_of(model, stages)) * 2 * heads * model.head_dim * device.value_bytes
+    )

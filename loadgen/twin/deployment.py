@@ -33,13 +33,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     kvp: int = 1
     replicas: int = 1
     max_model_len: int = 1_048_576 + 8192
-    max_tokens_per_kvp_group: int | None = None  # None: a kvp-th of the longest sequence
+    max_tokens_per_kvp_group: int | None = (
+        None  # None: a kvp-th of the longest sequence
+    )
     tpot_s: float = 0.05
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}
     prefix_cache: bool = True
     host_bytes: int = 0  # of host memory for each device, for the second tier
-    measured: Profile | None = None  # a server's own calibration instead of the cost model
+    measured: Profile | None = (
+        None  # a server's own calibration instead of the cost model
+    )
     noise: float = 0.0  # relative standard deviation of the time of a batch in a stage
     seed: int = 0
 
@@ -56,7 +60,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def with_policy(self, policy: str, **more: Any) -> Deployment:
         """The same under other scheduler settings."""
         return msgspec.structs.replace(
-            self, scheduler=msgspec.structs.replace(self.scheduler, policy=policy, **more)
+            self,
+            scheduler=msgspec.structs.replace(self.scheduler, policy=policy, **more),
         )
 
     def profile(self) -> Profile:
@@ -101,7 +106,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     def kv_tokens(self) -> int:
         """Tokens that the KV cache of one group holds."""
         return max(
-            0, int(self.free_bytes / kv_token_bytes(self.model, self.device, self.tp, self.spp))
+            0,
+            int(
+                self.free_bytes
+                / kv_token_bytes(self.model, self.device, self.tp, self.spp)
+            ),
         )
 
     def grid(self) -> Grid:
@@ -137,8 +146,13 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         if self.spp == 1:
             return 0.0, 0.0
         inside = self.tp * self.spp <= device.per_node
-        speed = (device.link_speed if inside else device.network_speed) * device.link_share
-        return device.message_s, self.model.hidden * device.value_bytes / self.tp / speed
+        speed = (
+            device.link_speed if inside else device.network_speed
+        ) * device.link_share
+        return (
+            device.message_s,
+            self.model.hidden * device.value_bytes / self.tp / speed,
+        )
 
     def simulation(self, **more: Any) -> Simulation:
         """One replica, ready to run."""
@@ -162,19 +176,27 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
         hop_s, hop_row_s = self.hop()
         passes = (self.spp - 1) * (hop_s + hop_row_s)
         return (
-            sum(ExecutionModel(self.profile()).stage_seconds(load)) + passes + self.device.control_s
+            sum(ExecutionModel(self.profile()).stage_seconds(load))
+            + passes
+            + self.device.control_s
         )
 
     def prefill_floor_s(self, tokens: int) -> float:
         """No prefill of one replica is faster: all operations at the speed of the units, every
         device busy."""
-        speed = self.device.flops * max(self.device.matrix_share, self.device.attention_share)
-        devices = self.tp * self.spp  # groups take a request's tokens one after the other
+        speed = self.device.flops * max(
+            self.device.matrix_share, self.device.attention_share
+        )
+        devices = (
+            self.tp * self.spp
+        )  # groups take a request's tokens one after the other
         return self.model.prefill_flops(tokens) / (speed * devices)
 
     def mfu(self, tokens: int, seconds: float) -> float:
         """Share of the data sheet's operations that a prefill used."""
-        return self.model.prefill_flops(tokens) / (self.tp * self.spp * self.device.flops * seconds)
+        return self.model.prefill_flops(tokens) / (
+            self.tp * self.spp * self.device.flops * seconds
+        )
 
     def check(self, longest: int) -> None:
         """Raise LoadgenError with the reason why a request of so many tokens can never be

@@ -101,17 +101,25 @@ def model_of(name: str) -> NamedModel:
             f"--model {name}: known are {', '.join(MODELS)}; or name a Hugging Face config.json"
         )
     try:
-        return _from_config(msgspec.json.decode(file.read_bytes(), type=dict[str, Any]), file)
+        return _from_config(
+            msgspec.json.decode(file.read_bytes(), type=dict[str, Any]), file
+        )
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise LoadgenError(f"--model {file}: not a config that is modelled: {reason}") from None
+        raise LoadgenError(
+            f"--model {file}: not a config that is modelled: {reason}"
+        ) from None
 
 
 def _from_config(config: dict[str, Any], file: Path) -> NamedModel:
     """Names as in transformers' LlamaConfig; a multi-modal model's text part is taken."""
     config = config.get("text_config", config)
     experts = _experts(config)
-    wide = "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
+    wide = (
+        "moe_intermediate_size"
+        if "moe_intermediate_size" in config
+        else "intermediate_size"
+    )
     heads = int(config["num_attention_heads"])
     hidden = int(config["hidden_size"])
     return NamedModel(
@@ -134,7 +142,9 @@ def _experts(config: dict[str, Any]) -> Experts | None:
     """The mixture in every layer, if there is one."""
     for key in ("n_routed_experts", "mlp_only_layers"):
         if config.get(key):
-            raise ValueError(f"{key} is {config[key]}: such a mixture of experts is not modelled")
+            raise ValueError(
+                f"{key} is {config[key]}: such a mixture of experts is not modelled"
+            )
     if config.get("decoder_sparse_step", 1) != 1:
         raise ValueError("decoder_sparse_step: layers without experts are not modelled")
     count = config.get("num_local_experts") or config.get("num_experts")

@@ -20,7 +20,10 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is simulated: a model on so many devices, under a configuration of the server."""
 
     model: Annotated[
-        str, flag("a known model (llama-3-8b, qwen3-30b-a3b, ...) or a Hugging Face config.json")
+        str,
+        flag(
+            "a known model (llama-3-8b, qwen3-30b-a3b, ...) or a Hugging Face config.json"
+        ),
     ] = "llama-3-8b"
     gpu: Annotated[str, flag("h100, h200, a100 or cpu-2core")] = "h100"
     tp: Annotated[int, flag("devices that share a stage", ge=1)] = 1
@@ -30,10 +33,13 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_per_kvp_group: Annotated[
         int | None, flag(shown="a kvp-th of the longest request", ge=1)
     ] = None
-    tpot_ms: Annotated[float, flag("the server's objective between tokens", gt=0)] = 50.0
+    tpot_ms: Annotated[float, flag("the server's objective between tokens", gt=0)] = (
+        50.0
+    )
     policy: Annotated[str, flag("scheduling policy")] = SchedulerConfig().policy
     scheduler: Annotated[
-        dict[str, Any], flag("more of serve_config.yaml's scheduler section", metavar="JSON")
+        dict[str, Any],
+        flag("more of serve_config.yaml's scheduler section", metavar="JSON"),
     ] = {}
     profile: Annotated[
         str | None,
@@ -46,7 +52,9 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True):
     noise: Annotated[float, flag("relative spread of batch times", ge=0)] = 0.0
 
 
-def deployment_of(options: DeploymentOptions, longest: int, seed: int = 0) -> Deployment:
+def deployment_of(
+    options: DeploymentOptions, longest: int, seed: int = 0
+) -> Deployment:
     """The deployment, with a context for requests of `longest` tokens; raises LoadgenError."""
     check(options)
     measured = None
@@ -76,7 +84,11 @@ def deployment_of(options: DeploymentOptions, longest: int, seed: int = 0) -> De
 
 def scheduler_of(policy: str, more: dict[str, Any]) -> SchedulerConfig:
     """The section `scheduler` of serve_config.yaml; raises LoadgenError."""
-    given = {"max_waiting_requests": 10**6, "max_running_requests": 256, "policy": policy} | more
+    given = {
+        "max_waiting_requests": 10**6,
+        "max_running_requests": 256,
+        "policy": policy,
+    } | more
     try:
         return msgspec.convert(given, SchedulerConfig)
     except msgspec.ValidationError as error:

@@ -64,7 +64,9 @@ def settings_of(findings: Iterable[Finding]) -> list[Setting]:
     return list(dict.fromkeys(setting_of(found) for found in findings))
 
 
-def by_policy(findings: Iterable[Finding], setting: Setting) -> dict[str, dict[int, Finding]]:
+def by_policy(
+    findings: Iterable[Finding], setting: Setting
+) -> dict[str, dict[int, Finding]]:
     """The findings of one setting: policy, then seed."""
     found: dict[str, dict[int, Finding]] = {}
     for one in findings:
@@ -82,7 +84,9 @@ def pairs(
     both = sorted(mine.keys() & theirs.keys())
     if policy == base or not both:
         return None
-    return spread([figure.value(mine[seed]) - figure.value(theirs[seed]) for seed in both])
+    return spread(
+        [figure.value(mine[seed]) - figure.value(theirs[seed]) for seed in both]
+    )
 
 
 def table_of(findings: Sequence[Finding], setting: Setting, base: str) -> Table:
@@ -94,7 +98,9 @@ def table_of(findings: Sequence[Finding], setting: Setting, base: str) -> Table:
         row = [policy, str(len(seeds))]
         for figure in FIGURES:
             own = spread([figure.value(found) for found in seeds.values()])
-            row.append(shown(own, figure) + mark(pairs(policies, policy, base, figure), figure))
+            row.append(
+                shown(own, figure) + mark(pairs(policies, policy, base, figure), figure)
+            )
         rows.append(row)
     return ["policy", "seeds", *(figure.title for figure in FIGURES)], rows
 
@@ -135,7 +141,9 @@ def page(findings: Sequence[Finding], base: str) -> str:
     parts = []
     for setting in settings_of(findings):
         scenario, load, asking, noise = setting
-        title = f"{scenario}, load {load:g}, objectives {asking}, noise {100 * noise:g}%"
+        title = (
+            f"{scenario}, load {load:g}, objectives {asking}, noise {100 * noise:g}%"
+        )
         parts.append(f"### {title}\n\n{markdown(table_of(findings, setting, base))}\n")
     return "\n".join(parts)
 
@@ -144,7 +152,17 @@ def as_csv(findings: Sequence[Finding], base: str) -> str:
     """A line for each setting, policy and figure."""
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
-    header = ["scenario", "load", "asking", "noise", "policy", "seeds", "figure", "mean", "error"]
+    header = [
+        "scenario",
+        "load",
+        "asking",
+        "noise",
+        "policy",
+        "seeds",
+        "figure",
+        "mean",
+        "error",
+    ]
     writer.writerow([*header, f"minus_{base}", "error_of_difference"])
     for setting in settings_of(findings):
         policies = by_policy(findings, setting)
@@ -155,6 +173,9 @@ def as_csv(findings: Sequence[Finding], base: str) -> str:
                 numbers = [*own, *(difference or (math.nan, math.nan))]
                 writer.writerow(
                     [*setting, policy, len(seeds), figure.title]
-                    + ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
+                    + [
+                        "" if math.isnan(number) else f"{number:.6g}"
+                        for number in numbers
+                    ]
                 )
     return sheet.getvalue()

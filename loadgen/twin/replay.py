@@ -12,7 +12,13 @@ from typing import Any
 import msgspec
 
 from loadgen.judge.isolated import Points, lengths_to_measure, monotone, predict
-from loadgen.records import UNSENT, PlannedRequest, RequestRecord, RunRecord, open_record
+from loadgen.records import (
+    UNSENT,
+    PlannedRequest,
+    RequestRecord,
+    RunRecord,
+    open_record,
+)
 from loadgen.twin.clients import Clients, name_of, succeeded
 from loadgen.twin.deployment import Deployment
 from medha_actors.core.simulator import RequestLog, SimulationResult, Stamp
@@ -48,7 +54,11 @@ def play(
     for replica, share in enumerate(shares):
         if share:
             seeded = msgspec.structs.replace(deployment, seed=deployment.seed + replica)
-            limit = None if concurrency is None else max(1, concurrency // deployment.replicas)
+            limit = (
+                None
+                if concurrency is None
+                else max(1, concurrency // deployment.replicas)
+            )
             played.append(_play_one(seeded, Clients(share, limit, asked), share, more))
     records: list[RequestRecord] = []
     for one in played:
@@ -140,9 +150,13 @@ def idle_points(deployment: Deployment, requests: Sequence[PlannedRequest]) -> P
     """TTFT on the idle twin at lengths spread over those of the workload, as the real command
     measures it."""
     points: Points = []
-    for length in lengths_to_measure([request.prompt_tokens for request in requests], count=9):
+    for length in lengths_to_measure(
+        [request.prompt_tokens for request in requests], count=9
+    ):
         lone = PlannedRequest(index=0, prompt_tokens=length, output_tokens=1, at=0.0)
-        record = play(msgspec.structs.replace(deployment, replicas=1, noise=0.0), [lone]).records[0]
+        record = play(
+            msgspec.structs.replace(deployment, replicas=1, noise=0.0), [lone]
+        ).records[0]
         if len(record.token_times):
             points.append((length, record.token_times[0]))
     return monotone(points)
@@ -159,7 +173,11 @@ def expect(records: Sequence[RequestRecord], points: Points) -> None:
 
 
 def run_of(
-    deployment: Deployment, played: Played, points: Points, config: dict[str, Any], label: str
+    deployment: Deployment,
+    played: Played,
+    points: Points,
+    config: dict[str, Any],
+    label: str,
 ) -> RunRecord:
     """The RunRecord that loadgen.show.results writes."""
     return RunRecord(
@@ -174,7 +192,8 @@ def run_of(
             "stages_busy": [round(share, 4) for share in played.busy],
             "preemptions": played.preemptions,
         },
-        label=label or f"{deployment.model.name} on {deployment.devices} {deployment.device.name}",
+        label=label
+        or f"{deployment.model.name} on {deployment.devices} {deployment.device.name}",
         simulated=True,
         isolated=points,
     )

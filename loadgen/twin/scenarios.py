@@ -33,7 +33,8 @@ TRACES = {
     "mooncake": "mooncake_conversation_trace.jsonl.gz",
     "azure": "AzureLLMInferenceTrace_conv.csv.gz",
 }
-# What clients ask for, as a multiple of the default deadline (None: nothing); `mixed`: a third each
+# What clients ask for, as a multiple of the default deadline (None: nothing); `mixed`:
+# a third each
 Asking = Literal["default", "tight", "lax", "mixed"]
 TIGHT = 0.8
 LAX = 3.0
@@ -52,7 +53,9 @@ class Scenario(NamedTuple):
     requests: list[PlannedRequest]
 
 
-def scenario_of(name: str, count: int, seed: int, traces: str | None = None) -> Scenario:
+def scenario_of(
+    name: str, count: int, seed: int, traces: str | None = None
+) -> Scenario:
     """One of SCENARIOS. `traces`: a directory with the whole traces; without it the windows are of
     the samples in the package, which are hardly longer than one."""
     if name == "convoy":
@@ -64,9 +67,17 @@ def scenario_of(name: str, count: int, seed: int, traces: str | None = None) -> 
             "tpot_s": 0.15,
         }
     else:
-        path = trace_path(f"sample:{name}") if traces is None else Path(traces) / TRACES[name]
+        path = (
+            trace_path(f"sample:{name}")
+            if traces is None
+            else Path(traces) / TRACES[name]
+        )
         requests = window(_trace(path, LONG_TOKENS[name]), count, seed)
-        grid = {"model": model_of("llama-3-8b"), "device": hardware_of("a100"), "tpot_s": 0.1}
+        grid = {
+            "model": model_of("llama-3-8b"),
+            "device": hardware_of("a100"),
+            "tpot_s": 0.1,
+        }
     deployment = Deployment(
         spp=2, max_model_len=max(8192, longest_of(requests) + 1), seed=seed, **grid
     )
@@ -78,27 +89,38 @@ def _trace(path: Path, long_tokens: int) -> list[PlannedRequest]:
     return read_trace(path, TraceOptions(long_threshold=long_tokens))
 
 
-def window(trace: Sequence[PlannedRequest], count: int, seed: int) -> list[PlannedRequest]:
+def window(
+    trace: Sequence[PlannedRequest], count: int, seed: int
+) -> list[PlannedRequest]:
     """`count` requests of a trace, for each seed the next ones; over its end it goes on from its
     beginning. Their blocks are forgotten: every prompt is its own."""
     whole_s = (trace[-1].at or 0.0) * len(trace) / max(1, len(trace) - 1)
     first = seed * count
     taken = [
-        (trace[place % len(trace)], place // len(trace)) for place in range(first, first + count)
+        (trace[place % len(trace)], place // len(trace))
+        for place in range(first, first + count)
     ]
     instants = [(request.at or 0.0) + rounds * whole_s for request, rounds in taken]
     gap_s = (instants[-1] - instants[0]) / count
     return [
         msgspec.structs.replace(
-            request, index=index, at=(instant - instants[0]) / gap_s, blocks=(), block_tokens=0
+            request,
+            index=index,
+            at=(instant - instants[0]) / gap_s,
+            blocks=(),
+            block_tokens=0,
         )
-        for index, ((request, _), instant) in enumerate(zip(taken, instants, strict=True))
+        for index, ((request, _), instant) in enumerate(
+            zip(taken, instants, strict=True)
+        )
     ]
 
 
 def capacity_of(scenario: Scenario) -> float:
     """Requests per second when there is always something to do."""
-    at_once = [msgspec.structs.replace(request, at=0.0) for request in scenario.requests]
+    at_once = [
+        msgspec.structs.replace(request, at=0.0) for request in scenario.requests
+    ]
     busy = msgspec.structs.replace(
         scenario.deployment, noise=0.03, scheduler=scheduler_of("fcfs_chunked", {})
     )

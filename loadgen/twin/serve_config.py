@@ -43,7 +43,11 @@ def arguments(deployment: Deployment) -> dict[str, Any]:
             "prefix_cache": deployment.prefix_cache,
             "host_bytes": deployment.host_bytes,
         },
-        **({"fleet": {"num_grids": deployment.replicas}} if deployment.replicas > 1 else {}),
+        **(
+            {"fleet": {"num_grids": deployment.replicas}}
+            if deployment.replicas > 1
+            else {}
+        ),
         **({} if cpu else {"accelerator_type": deployment.device.name.upper()}),
     }
 

@@ -35,7 +35,8 @@ def arrival_times(
     if math.isinf(rate):
         return repeat(0.0)
     return (
-        _ramped(units, rate, ramp_up_s) for units in accumulate(_intervals(seed, kind, burstiness))
+        _ramped(units, rate, ramp_up_s)
+        for units in accumulate(_intervals(seed, kind, burstiness))
     )
 
 

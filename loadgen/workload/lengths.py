@@ -31,7 +31,9 @@ def parse_lengths(text: str) -> Draw:
         return _MAKERS[name](*numbers)
     except (KeyError, TypeError, ValueError):
         known = "128, 64:512, lognormal:MEDIAN:SIGMA[:LO:HI], zipf:LO:HI[:THETA]"
-        raise LoadgenError(f"'{text}' is no length: use {known} or stair:LO:HI:STEPS") from None
+        raise LoadgenError(
+            f"'{text}' is no length: use {known} or stair:LO:HI:STEPS"
+        ) from None
 
 
 def _unnamed(text: str) -> list[str]:
@@ -48,7 +50,9 @@ def _uniform(low: float, high: float) -> Draw:
     return lambda rng, position: rng.randint(first, last)
 
 
-def _lognormal(median: float, sigma: float, low: float = 1, high: float = 2**30) -> Draw:
+def _lognormal(
+    median: float, sigma: float, low: float = 1, high: float = 2**30
+) -> Draw:
     """Draws outside the bounds are drawn again, so that the bounds collect no mass."""
     mu = math.log(_at_least_one(median))
     first, last = _ordered(low, high)
@@ -68,7 +72,9 @@ def _zipf(low: float, high: float, theta: float = 1.0) -> Draw:
     if last - first > 2**22:
         raise ValueError("too many ranks")
     cumulative = list(accumulate(rank**-theta for rank in range(1, last - first + 2)))
-    return lambda rng, position: first + bisect(cumulative, rng.random() * cumulative[-1])
+    return lambda rng, position: (
+        first + bisect(cumulative, rng.random() * cumulative[-1])
+    )
 
 
 def _stair(low: float, high: float, steps: float) -> Draw:
@@ -76,7 +82,9 @@ def _stair(low: float, high: float, steps: float) -> Draw:
     count = int(steps)
     if count < 2:
         raise ValueError("a stair has two steps")
-    heights = [round(first + (last - first) * step / (count - 1)) for step in range(count)]
+    heights = [
+        round(first + (last - first) * step / (count - 1)) for step in range(count)
+    ]
     return lambda rng, position: heights[min(int(position * count), count - 1)]
 
 

@@ -29,10 +29,10 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     long_output_len: str | None = None  # None: as the short ones'
 
 
-# Presets of --workload. `paper` has the paper's lengths: short requests of chats (at most 8K
-# tokens), long prompts with P50 393K and P90 839K, their answers with P50 518 and P90 808 (sigma =
-# ln(P90 / P50) / 1.2816). Fit it to a machine with --scale-lengths. `convoy` is the same idea for a
-# small model with a context of 8K.
+# Presets of --workload. `paper` has the paper's lengths: short requests of chats (at
+# most 8K tokens), long prompts with P50 393K and P90 839K, their answers with P50 518
+# and P90 808 (sigma = ln(P90 / P50) / 1.2816). Fit it to a machine with
+# --scale-lengths. `convoy` is the same idea for a small model with a context of 8K.
 PRESETS = {
     "paper": Mix(
         input_len="lognormal:250:1.3:4:8192",
@@ -90,7 +90,9 @@ def with_arrivals(
 ) -> list[PlannedRequest]:
     """The same requests, due at these instants; a turn of a session is due after the one before."""
     return [
-        msgspec.structs.replace(request, at=next(instants)) if request.after is None else request
+        msgspec.structs.replace(request, at=next(instants))
+        if request.after is None
+        else request
         for request in requests
     ]
 
@@ -116,7 +118,9 @@ def within(
         if request.prompt_tokens + request.output_tokens <= max_model_len
     ]
     if not kept:
-        raise LoadgenError(f"no request fits in {max_model_len} tokens; use --scale-lengths")
+        raise LoadgenError(
+            f"no request fits in {max_model_len} tokens; use --scale-lengths"
+        )
     return kept, len(requests) - len(kept)
 
 
@@ -124,7 +128,9 @@ def until(requests: list[PlannedRequest], seconds: float) -> list[PlannedRequest
     """Requests due in the first `seconds`."""
     if math.isinf(seconds):
         return requests
-    kept = [request for request in requests if request.at is None or request.at <= seconds]
+    kept = [
+        request for request in requests if request.at is None or request.at <= seconds
+    ]
     if all(request.after is not None for request in kept):
         raise LoadgenError(
             f"no request is due within {seconds:g} s; raise --duration or --request-rate"

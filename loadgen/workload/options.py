@@ -22,7 +22,9 @@ _PLAIN = Mix()
 class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
     """Which requests are sent: their number and lengths, drawn or from a trace."""
 
-    workload: Annotated[str | None, flag("lengths of a known mix", choices=tuple(PRESETS))] = None
+    workload: Annotated[
+        str | None, flag("lengths of a known mix", choices=tuple(PRESETS))
+    ] = None
     dataset_name: Annotated[
         str, flag("format of the trace", choices=("auto", "random", *FORMATS))
     ] = "auto"
@@ -37,7 +39,9 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
             choices=tuple(SESSIONS),
         ),
     ] = ()
-    num_sessions: Annotated[int | None, flag("of them", shown=f"{DEFAULT_SESSIONS}", ge=1)] = None
+    num_sessions: Annotated[
+        int | None, flag("of them", shown=f"{DEFAULT_SESSIONS}", ge=1)
+    ] = None
     turns: Annotated[
         str | None, flag("requests of a session", shown="by kind", metavar="LENGTHS")
     ] = None
@@ -90,16 +94,21 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
         ),
     ] = None
     long_output_len: Annotated[
-        str | None, flag("their answer lengths", shown="as --output-len", metavar="LENGTHS")
+        str | None,
+        flag("their answer lengths", shown="as --output-len", metavar="LENGTHS"),
     ] = None
-    long_threshold: Annotated[int, flag("longer prompts of a trace are long", ge=0)] = 8192
-    scale_lengths: Annotated[str, flag("multiply prompt (and answer) lengths", metavar="F[:F]")] = (
-        "1"
+    long_threshold: Annotated[int, flag("longer prompts of a trace are long", ge=0)] = (
+        8192
     )
-    scale_time: Annotated[float, flag("multiply the times of a trace; 2 is half as fast", gt=0)] = (
-        1.0
-    )
-    max_model_len: Annotated[int | None, flag("leave out requests with more tokens", ge=1)] = None
+    scale_lengths: Annotated[
+        str, flag("multiply prompt (and answer) lengths", metavar="F[:F]")
+    ] = "1"
+    scale_time: Annotated[
+        float, flag("multiply the times of a trace; 2 is half as fast", gt=0)
+    ] = 1.0
+    max_model_len: Annotated[
+        int | None, flag("leave out requests with more tokens", ge=1)
+    ] = None
     timed_trace_chunk_hash_size: Annotated[
         int | None,
         flag("tokens of a block of a timed_trace", shown=str(TIMED_TRACE_BLOCK), ge=1),
@@ -112,7 +121,9 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
     def mix(self) -> Mix:
         """Lengths of a synthetic workload: the preset's, with whatever was given beside it."""
         if self.workload is not None and self.workload not in PRESETS:
-            raise LoadgenError(f"--workload {self.workload}: known are {', '.join(PRESETS)}")
+            raise LoadgenError(
+                f"--workload {self.workload}: known are {', '.join(PRESETS)}"
+            )
         base = PRESETS[self.workload] if self.workload else _PLAIN
         given = {}
         for name in Mix.__struct_fields__:
@@ -131,7 +142,9 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
                 given[name] = value
         if self.input_len is not None:
             given |= {"first_len": self.input_len, "message_len": self.input_len}
-        return [msgspec.structs.replace(SESSIONS[name], **given) for name in self.sessions]
+        return [
+            msgspec.structs.replace(SESSIONS[name], **given) for name in self.sessions
+        ]
 
     def scales(self) -> tuple[float, float]:
         """Factors for prompt and answer lengths."""
@@ -157,13 +170,21 @@ class PaceOptions(msgspec.Struct, kw_only=True, frozen=True):
             gt=0,
         ),
     ] = None
-    burstiness: Annotated[float, flag("shape of gamma arrivals; 1: Poisson", gt=0)] = 1.0
-    arrival: Annotated[Literal["poisson", "fixed"], flag("fixed: at even intervals")] = "poisson"
+    burstiness: Annotated[float, flag("shape of gamma arrivals; 1: Poisson", gt=0)] = (
+        1.0
+    )
+    arrival: Annotated[
+        Literal["poisson", "fixed"], flag("fixed: at even intervals")
+    ] = "poisson"
     max_concurrency: Annotated[
         int | None, flag("requests (or sessions) under way at most", ge=1)
     ] = None
-    ramp_up: Annotated[float, flag("seconds until the full rate or concurrency", ge=0)] = 0.0
-    probe_request_rate: Annotated[float, flag("1-token requests/s beside the load", ge=0)] = 0.0
+    ramp_up: Annotated[
+        float, flag("seconds until the full rate or concurrency", ge=0)
+    ] = 0.0
+    probe_request_rate: Annotated[
+        float, flag("1-token requests/s beside the load", ge=0)
+    ] = 0.0
     probe_input_len: Annotated[int, flag("their prompt tokens", ge=1)] = 32
     num_warmups: Annotated[int, flag("requests sent before, one by one", ge=0)] = 0
 

@@ -32,7 +32,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def longest(self) -> int:
-        return max(request.prompt_tokens + request.output_tokens for request in self.requests)
+        return max(
+            request.prompt_tokens + request.output_tokens for request in self.requests
+        )
 
     @property
     def shortest_prompt(self) -> int:
@@ -41,7 +43,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sessions(self) -> int:
         """How many there are."""
-        return sum(request.turn is not None and request.after is None for request in self.requests)
+        return sum(
+            request.turn is not None and request.after is None
+            for request in self.requests
+        )
 
     def describe(self) -> str:
         """One line for people."""
@@ -58,7 +63,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         last = max([request.at or 0.0 for request in self.requests])
         if last and not self.closed_loop:
             text += f", sent over {last:.1f} s"
-        return text + (f"; {self.dropped} too long ones left out" if self.dropped else "")
+        return text + (
+            f"; {self.dropped} too long ones left out" if self.dropped else ""
+        )
 
 
 def build_plan(workload: WorkloadOptions, pace: PaceOptions) -> Plan:
@@ -71,7 +78,9 @@ def build_plan(workload: WorkloadOptions, pace: PaceOptions) -> Plan:
     if workload.sessions:
         requests = _sessions(workload, pace)
     elif workload.dataset_path is not None and workload.dataset_name != "random":
-        requests = read_trace(trace_path(workload.dataset_path), trace_options(workload))
+        requests = read_trace(
+            trace_path(workload.dataset_path), trace_options(workload)
+        )
         has_times = requests[0].at is not None
         timed = has_times and pace.request_rate is None and not pace.closed_loop
     else:
@@ -84,7 +93,9 @@ def build_plan(workload: WorkloadOptions, pace: PaceOptions) -> Plan:
         requests = with_arrivals(requests, _instants(pace, workload.seed))
     requests = whole(until(requests, workload.duration))
     requests, dropped = within(requests, workload.max_model_len)
-    return Plan(requests=with_known(whole(requests)), closed_loop=closed, dropped=dropped)
+    return Plan(
+        requests=with_known(whole(requests)), closed_loop=closed, dropped=dropped
+    )
 
 
 def _sessions(workload: WorkloadOptions, pace: PaceOptions) -> list[PlannedRequest]:
@@ -118,7 +129,9 @@ def _instants(pace: PaceOptions, seed: int) -> Iterator[float]:
     kind = "gamma"
     if pace.arrival == "fixed" or pace.burstiness == 1.0:
         kind = pace.arrival
-    return arrival_times(rate, seed, kind=kind, burstiness=pace.burstiness, ramp_up_s=pace.ramp_up)
+    return arrival_times(
+        rate, seed, kind=kind, burstiness=pace.burstiness, ramp_up_s=pace.ramp_up
+    )
 
 
 def _count(given: int | None, default: int, duration: float, pace: PaceOptions) -> int:
@@ -140,11 +153,18 @@ def _count(given: int | None, default: int, duration: float, pace: PaceOptions) 
 
 def _refuse_contradictions(workload: WorkloadOptions, pace: PaceOptions) -> None:
     if math.isfinite(workload.duration) and pace.closed_loop:
-        raise LoadgenError("--duration needs arrival times; a closed loop ends after --num-prompts")
+        raise LoadgenError(
+            "--duration needs arrival times; a closed loop ends after --num-prompts"
+        )
     if not math.isfinite(workload.scale_time) or not math.isfinite(pace.burstiness):
         raise LoadgenError("--scale-time and --burstiness must be finite")
-    if workload.dataset_name not in ("auto", "random") and workload.dataset_path is None:
-        raise LoadgenError(f"--dataset-name {workload.dataset_name} needs --dataset-path")
+    if (
+        workload.dataset_name not in ("auto", "random")
+        and workload.dataset_path is None
+    ):
+        raise LoadgenError(
+            f"--dataset-name {workload.dataset_name} needs --dataset-path"
+        )
     _refuse_beside_sessions(workload, pace)
 
 
@@ -153,11 +173,15 @@ def _refuse_beside_sessions(workload: WorkloadOptions, pace: PaceOptions) -> Non
     if not workload.sessions:
         for name in ("num_sessions", "turns", "system_len", "pause_ms"):
             if getattr(workload, name) is not None:
-                raise LoadgenError(f"--{name.replace('_', '-')} needs --sessions chat or agent")
+                raise LoadgenError(
+                    f"--{name.replace('_', '-')} needs --sessions chat or agent"
+                )
         return
     for name in ("dataset_path", "workload", "num_prompts", "long_fraction"):
         if getattr(workload, name) is not None:
-            raise LoadgenError(f"--sessions and --{name.replace('_', '-')} exclude each other")
+            raise LoadgenError(
+                f"--sessions and --{name.replace('_', '-')} exclude each other"
+            )
     if pace.request_rate is not None and pace.max_concurrency is not None:
         raise LoadgenError(
             "--sessions arrive at --request-rate or keep --max-concurrency of them under way, "

@@ -29,9 +29,9 @@ class SessionMix(msgspec.Struct, frozen=True, kw_only=True):
     pause_ms: str
 
 
-# Of --sessions. A chat: questions and answers of some hundred tokens, a person who reads and
-# thinks. An agent: a long system prompt with its tools, a task, short calls, outputs of tools that
-# come soon and now and then are long.
+# Of --sessions. A chat: questions and answers of some hundred tokens, a person who
+# reads and thinks. An agent: a long system prompt with its tools, a task, short calls,
+# outputs of tools that come soon and now and then are long.
 SESSIONS = {
     "chat": SessionMix(
         system_len=200,
@@ -80,7 +80,11 @@ class _Drawn:
     """A mix, ready to draw sessions."""
 
     def __init__(
-        self, number: int, mix: SessionMix, scale: tuple[float, float], scale_time: float
+        self,
+        number: int,
+        mix: SessionMix,
+        scale: tuple[float, float],
+        scale_time: float,
     ) -> None:
         self._system_block = -1 - number
         self._system = scaled(mix.system_len, scale[0]) if mix.system_len else 0
@@ -164,7 +168,9 @@ def as_answered(request: PlannedRequest, before: RequestRecord) -> PlannedReques
     turn = request.turn
     assert turn is not None
     prompt = before.usage_prompt_tokens
-    history = (before.prompt_tokens if prompt is None else prompt) + before.generated_tokens
+    history = (
+        before.prompt_tokens if prompt is None else prompt
+    ) + before.generated_tokens
     return msgspec.structs.replace(
         request,
         prompt_tokens=history + turn.message_tokens,

@@ -25,7 +25,9 @@ def with_known(requests: Sequence[PlannedRequest]) -> list[PlannedRequest]:
     marked = []
     for request in requests:
         if request.after is None:
-            known = seen.add(request.blocks, request.block_tokens, request.prompt_tokens)
+            known = seen.add(
+                request.blocks, request.block_tokens, request.prompt_tokens
+            )
         else:
             known = history[request.after] - 1
         if request.turn is not None:

@@ -70,7 +70,9 @@ def left_open(workload: WorkloadOptions, pace: PaceOptions) -> LeftOpen:
     paced = (pace.request_rate, pace.max_concurrency, workload.num_prompts)
     return LeftOpen(
         prompts=drawn and workload.input_len is None,
-        long_prompts=drawn and bool(workload.long_fraction) and workload.long_input_len is None,
+        long_prompts=drawn
+        and bool(workload.long_fraction)
+        and workload.long_input_len is None,
         answers=drawn and workload.output_len is None,
         pace=all(value is None for value in paced),
     )
@@ -119,7 +121,9 @@ def _prompt(workload: WorkloadOptions, found: ServerFound) -> int:
     """`workload` has its answers."""
     assert workload.output_len is not None
     room = min(found.context // 2, found.context - _longest(workload.output_len))
-    tokens = _power_of_two(min(MOST_PROMPT, PROMPT_S * found.prompt_tokens_per_s, max(1, room)))
+    tokens = _power_of_two(
+        min(MOST_PROMPT, PROMPT_S * found.prompt_tokens_per_s, max(1, room))
+    )
     return max(tokens, found.overhead + LEAST_PROMPT)
 
 

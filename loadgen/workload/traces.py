@@ -79,14 +79,18 @@ def read_trace(path: Path, options: TraceOptions) -> list[PlannedRequest]:
         raise LoadgenError(f"{path}: the trace is empty")
     timed = [row.at for row in rows if row.at is not None]
     if timed and len(timed) < len(rows):
-        raise LoadgenError(f"{path}: only {len(timed)} of {len(rows)} requests have a time")
+        raise LoadgenError(
+            f"{path}: only {len(timed)} of {len(rows)} requests have a time"
+        )
     first = min(timed, default=0.0)
     if timed:
         rows.sort(key=lambda row: row.at or 0.0)
     return [_planned(index, row, first, options) for index, row in enumerate(rows)]
 
 
-def _planned(index: int, row: Row, first: float, options: TraceOptions) -> PlannedRequest:
+def _planned(
+    index: int, row: Row, first: float, options: TraceOptions
+) -> PlannedRequest:
     """Scale one row. Blocks keep their ids and shrink, so that what was shared stays shared, to the
     token."""
     block = scaled(row.block_tokens, options.scale_input) if row.blocks else 0
@@ -163,7 +167,9 @@ def _recognise(record: dict[str, Any]) -> str:
         return "azure"
     if "input_length" in record and "timestamp" in record:
         blocks = record.get("hash_ids")
-        whole = blocks is None or len(blocks) == -(-int(record["input_length"]) // MOONCAKE_BLOCK)
+        whole = blocks is None or len(blocks) == -(
+            -int(record["input_length"]) // MOONCAKE_BLOCK
+        )
         return "mooncake" if whole or "block_tokens" in record else "timed_trace"
     if {"input_length", "num_prefill_tokens"} & record.keys():
         return "request_log"
@@ -176,17 +182,25 @@ def _recognise(record: dict[str, Any]) -> str:
 def _row(name: str, record: dict[str, Any], options: TraceOptions) -> Row:
     if name == "azure":
         at = datetime.fromisoformat(record["TIMESTAMP"]).replace(tzinfo=UTC).timestamp()
-        return Row(at, _length(record["ContextTokens"]), _length(record["GeneratedTokens"]))
+        return Row(
+            at, _length(record["ContextTokens"]), _length(record["GeneratedTokens"])
+        )
     if name == "request_log":
         arrived = record.get("arrived_at")
         prompt = (
-            record["input_length"] if "input_length" in record else record["num_prefill_tokens"]
+            record["input_length"]
+            if "input_length" in record
+            else record["num_prefill_tokens"]
         )
         output = (
-            record["output_length"] if "output_length" in record else record["num_decode_tokens"]
+            record["output_length"]
+            if "output_length" in record
+            else record["num_decode_tokens"]
         )
         return Row(
-            None if arrived in (None, "") else float(arrived), _length(prompt), _length(output)
+            None if arrived in (None, "") else float(arrived),
+            _length(prompt),
+            _length(output),
         )
     mooncake = name == "mooncake"
     unit = 1e-3 if mooncake else options.seconds_per_unit or 1.0

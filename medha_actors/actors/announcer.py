@@ -20,7 +20,11 @@ class Announcer:
     """Once in a period (fleet.routing.period_s)."""
 
     def __init__(
-        self, config: MedhaConfig, scheduler: Scheduler, sinks: Sinks, now: Callable[[], float]
+        self,
+        config: MedhaConfig,
+        scheduler: Scheduler,
+        sinks: Sinks,
+        now: Callable[[], float],
     ) -> None:
         self.last: Notice | None = None  # without its pages
         self._herald = Herald(scheduler, config.scheduler.max_running_requests)

@@ -33,8 +33,8 @@ from medha_actors.model_spec import kv_bytes_per_token
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT = 4
-# without calibration, corrected online: operations a second, seconds of a step, bytes a second to
-# the second tier
+# without calibration, corrected online: operations a second, seconds of a step, bytes a
+# second to the second tier
 _GUESSED = {"cpu": (1e11, 1e-3, 2e9), "cuda": (2e14, 4e-3, 2e10)}
 _MOVED = 16  # pages
 _CHUNKS = (16, 32, 64, 128, 256, 512)
@@ -63,7 +63,9 @@ def cases(context_tokens: int, pages: int, page_tokens: int) -> list[Case]:
     if context_tokens > _SHORT_TOKENS:
         wanted += [Case(1, c, context_tokens, False) for c in _SLOPE_CHUNKS]
         wanted += [Case(r, 1, context_tokens, False) for r in _SLOPE_DECODES]
-    return [case for case in wanted if case.rows * _pages_each(case, page_tokens) <= pages]
+    return [
+        case for case in wanted if case.rows * _pages_each(case, page_tokens) <= pages
+    ]
 
 
 def _pages_each(case: Case, page_tokens: int) -> int:
@@ -104,7 +106,9 @@ async def _measured(cluster: Cluster, moved: int) -> list[StageProfile]:
     """Every stage, from its cases and so many moved pages."""
     config = cluster.config
     page_tokens = config.kv_cache.page_tokens
-    context = min(config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2)
+    context = min(
+        config.predictor.probe_context_tokens, (cluster.pages - 1) * page_tokens // 2
+    )
     await cluster.fill(-(-max(_SLOPE_DECODES) * (context + page_tokens) // page_tokens))
     measured = cases(context, cluster.pages, page_tokens)
     steps = []
@@ -144,7 +148,9 @@ def moves(count: int) -> list[StepMessage]:
     if not count:
         return []
     return [
-        StepMessage(-1, (), moves=tuple([Move(page, page, load) for page in range(count)]))
+        StepMessage(
+            -1, (), moves=tuple([Move(page, page, load) for page in range(count)])
+        )
         for load in (False, True)
     ]
 
@@ -160,7 +166,9 @@ def with_moves(stage: StageProfile, seconds: list[float], count: int) -> StagePr
 def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
     """One stage's coefficients from its measured cases; every one is at least zero, the tables
     never fall."""
-    far = {c: s for c, s in seconds.items() if c.cached == context_tokens > _SHORT_TOKENS}
+    far = {
+        c: s for c, s in seconds.items() if c.cached == context_tokens > _SHORT_TOKENS
+    }
     slopes = {
         c.tokens: (s - seconds[Case(1, c.tokens, 0, False)]) / context_tokens
         for c, s in far.items()
@@ -184,9 +192,12 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
         if c.tokens > 1 and c.cached == 0
     }
     span_s = _middle(
-        (decodes[rows] - chunks[rows]) / (rows - 1) for rows in decodes.keys() & chunks.keys()
+        (decodes[rows] - chunks[rows]) / (rows - 1)
+        for rows in decodes.keys() & chunks.keys()
     )
-    rows = {rows: s - rows * span_s for rows, s in decodes.items() if rows < min(chunks)}
+    rows = {
+        rows: s - rows * span_s for rows, s in decodes.items() if rows < min(chunks)
+    }
     rows |= {tokens: s - span_s for tokens, s in chunks.items()}
     heads = (
         (s - seconds[Case(c.rows, 1, c.cached, False)]) / c.rows
@@ -230,7 +241,9 @@ def _middle(values: Iterable[float]) -> float:
 def _rising(table: dict[int, float]) -> tuple[tuple[int, float], ...]:
     """The table sorted, with every value at least as large as the one before."""
     rows = sorted(table)
-    return tuple(zip(rows, accumulate((max(0.0, table[row]) for row in rows), max), strict=True))
+    return tuple(
+        zip(rows, accumulate((max(0.0, table[row]) for row in rows), max), strict=True)
+    )
 
 
 def _cache_path(cluster: Cluster, computes: list[str]) -> Path:

@@ -17,7 +17,8 @@ _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node togeth
 _CUDA_KV_SHARE = (
     0.85  # of the actor's share of the GPU, less its weights, as long as none is loaded
 )
-# of what is free when everything but the cache is there; the rest is for what later steps take more
+# of what is free when everything but the cache is there; the rest is for what later
+# steps take more
 _CUDA_FREE_SHARE = 0.9
 
 
@@ -40,7 +41,9 @@ def pages_of(
     for cell, place in places.items():
         budget: float | None = config.kv_cache.budget_bytes
         if budget is None:
-            budget = _free_share(config, ranks[cell.rank], layers[cell.stage], dtype, place, places)
+            budget = _free_share(
+                config, ranks[cell.rank], layers[cell.stage], dtype, place, places
+            )
         pages.append(int(budget // (page_tokens * bytes_of(cell))))
     refuse_impossible(config, min(pages), max(map(bytes_of, places)))
     return min(pages)
@@ -70,7 +73,9 @@ def measured_pages(
     for cell, place in places.items():
         token_bytes = kv_bytes_per_token(ranks[cell.rank], layers[cell.stage], dtype)
         page_bytes = config.kv_cache.page_tokens * token_bytes
-        budget = place.free_bytes * _CUDA_FREE_SHARE * _part_of_gpu(config, place, places)
+        budget = (
+            place.free_bytes * _CUDA_FREE_SHARE * _part_of_gpu(config, place, places)
+        )
         pages.append(trial + int(budget // page_bytes))
         largest = max(largest, token_bytes)
     refuse_impossible(config, min(pages), largest)
@@ -117,7 +122,11 @@ def refuse_impossible(config: MedhaConfig, pages: int, token_bytes: int) -> None
         )
     most = (groups - 1) * (cutoff or room) + room if groups > 1 else room
     if longest is not None and longest > most:
-        last = longest - (groups - 1) * cutoff if groups > 1 and cutoff else -(-longest // groups)
+        last = (
+            longest - (groups - 1) * cutoff
+            if groups > 1 and cutoff
+            else -(-longest // groups)
+        )
         raise ConfigError(
             f"model_loading_config.max_model_len_tokens is {longest}, but {holds} and a request at "
             f"most {most} of them in {groups} group(s); {needs(last)}, or a larger parallel.kvp"
@@ -155,7 +164,9 @@ def _free_share(
     return (share - weights) * _CUDA_KV_SHARE
 
 
-def _part_of_gpu(config: MedhaConfig, place: Place, places: Mapping[Cell, Place]) -> float:
+def _part_of_gpu(
+    config: MedhaConfig, place: Place, places: Mapping[Cell, Place]
+) -> float:
     """Of what is free on its GPU, for one actor: no more than it asked for, and the same for all
     that are on this GPU."""
     sharing = sum([other.on == place.on for other in places.values()])

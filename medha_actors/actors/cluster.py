@@ -137,7 +137,11 @@ class Cluster:
         if self.config.kv_cache.disk is None or not self.slots:
             return Lost(groups, set())
         marks = await self.crew.call("tier_mark", dict.fromkeys(dead, ()))
-        strange = {cell.group for cell in dead if not marks[cell] or marks[cell] != self._secret}
+        strange = {
+            cell.group
+            for cell in dead
+            if not marks[cell] or marks[cell] != self._secret
+        }
         return Lost(groups, groups - strange)
 
     async def link(self) -> None:
@@ -232,7 +236,9 @@ class Cluster:
         """The actors may run elsewhere now; what they hold stays as it was."""
         nodes = {cell: place.node_id for cell, place in places.items()}
         cores = assign_cores(places, self.config)
-        self.blueprint = msgspec.structs.replace(self.blueprint, nodes=nodes, cores=cores)
+        self.blueprint = msgspec.structs.replace(
+            self.blueprint, nodes=nodes, cores=cores
+        )
 
 
 def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
@@ -246,13 +252,17 @@ def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
     return load_spec(config.model_loading_config), str(dtype).removeprefix("torch.")
 
 
-async def _build(crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str) -> Blueprint:
+async def _build(
+    crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str
+) -> Blueprint:
     """A new grid, loaded."""
     began = time.monotonic()
     config = crew.config
     shares_of(spec, crew.shape.ranks)  # refuses what cannot be shared
     await crew.hire()
-    await crew.everybody("locate")  # all are there, and have what they take of their GPU
+    await crew.everybody(
+        "locate"
+    )  # all are there, and have what they take of their GPU
     places: dict[Cell, Place] = await crew.everybody("locate")
     for place in places.values():
         if place.obstacle:
@@ -289,7 +299,9 @@ async def _build(crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str) ->
     return blueprint
 
 
-async def _load_measured(crew: Crew, blueprint: Blueprint) -> tuple[Blueprint, dict[Cell, int]]:
+async def _load_measured(
+    crew: Crew, blueprint: Blueprint
+) -> tuple[Blueprint, dict[Cell, int]]:
     """With as many pages as there is room for once everything else is there. They stay as many
     whoever is replaced: the scheduler knows them."""
     pages = min(trial_pages(blueprint.config), blueprint.pages)
@@ -298,7 +310,12 @@ async def _load_measured(crew: Crew, blueprint: Blueprint) -> tuple[Blueprint, d
     await crew.everybody("rehearse")
     places: dict[Cell, Place] = await crew.everybody("locate")
     measured = measured_pages(
-        blueprint.config, blueprint.spec, blueprint.layers, blueprint.dtype, places, pages
+        blueprint.config,
+        blueprint.spec,
+        blueprint.layers,
+        blueprint.dtype,
+        places,
+        pages,
     )
     blueprint = msgspec.structs.replace(blueprint, pages=measured)
     await crew.call("resize", _plans(blueprint))
@@ -319,7 +336,9 @@ def _kept_by(found: dict[Cell, Identity], config: MedhaConfig) -> Kept | None:
     return None
 
 
-def assign_cores(places: dict[Cell, Place], config: MedhaConfig) -> dict[Cell, tuple[int, ...]]:
+def assign_cores(
+    places: dict[Cell, Place], config: MedhaConfig
+) -> dict[Cell, tuple[int, ...]]:
     """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
     threads."""
     threads = config.actors.threads

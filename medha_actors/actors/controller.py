@@ -41,9 +41,14 @@ _decode_request = msgspec.msgpack.Decoder(Request).decode
 _decode_families = msgspec.msgpack.Decoder(list[Family]).decode
 _decode_asked = msgspec.msgpack.Decoder(Asked).decode
 _STARTING = Rejected(
-    status=503, kind="service_unavailable_error", message="starting", retry_after_s=RETRY_AFTER_S
+    status=503,
+    kind="service_unavailable_error",
+    message="starting",
+    retry_after_s=RETRY_AFTER_S,
 )
-_OVERTAKEN = Rejected(status=499, kind="invalid_request_error", message="cancelled by the client")
+_OVERTAKEN = Rejected(
+    status=499, kind="invalid_request_error", message="cancelled by the client"
+)
 
 
 class Controller:
@@ -57,7 +62,9 @@ class Controller:
         self.config: MedhaConfig = load(args)
         self._owner = owner
         self._sinks = Sinks()
-        self._records = Records(self.config.stream.resume_s, self.config.stream.resume_bytes)
+        self._records = Records(
+            self.config.stream.resume_s, self.config.stream.resume_bytes
+        )
         self._observer = Silence()
         self._reporter = Mute()
         self._announcer: Announcer | None = None
@@ -77,11 +84,15 @@ class Controller:
         pipeline = await asyncio.shield(self._starting)
         described = (pipeline.spec, self.config.model_loading_config)
         digest = hashlib.sha256(msgspec.json.encode(described)).hexdigest()
-        facts = EngineFacts(max_model_len_tokens=pipeline.scheduler.max_tokens, model=digest)
+        facts = EngineFacts(
+            max_model_len_tokens=pipeline.scheduler.max_tokens, model=digest
+        )
         return _encode(facts)
 
     async def _start(self) -> Pipeline:
-        cluster = await Cluster.start(self.config, self._owner, self.stage_class, self._make_room)
+        cluster = await Cluster.start(
+            self.config, self._owner, self.stage_class, self._make_room
+        )
         if cluster.profile:
             profile = msgspec.msgpack.decode(cluster.profile, type=Profile)
         else:
@@ -126,7 +137,9 @@ class Controller:
         self._sinks.drain()
         if self._announcer is not None:
             self._announcer.drain()
-        return await self._pipeline.drain(timeout_s) if self._pipeline is not None else 0
+        return (
+            await self._pipeline.drain(timeout_s) if self._pipeline is not None else 0
+        )
 
     def predecessors(self) -> list[Any]:
         """Handles of the controllers that this one replaces."""
@@ -134,7 +147,10 @@ class Controller:
 
     async def _make_room(self) -> None:
         """The predecessors finish what they have, and go."""
-        calls = [predecessor.retire.remote(at_once=True) for predecessor in self.predecessors()]
+        calls = [
+            predecessor.retire.remote(at_once=True)
+            for predecessor in self.predecessors()
+        ]
         await asyncio.gather(*calls, return_exceptions=True)
 
     async def retire(self, at_once: bool) -> None:
@@ -148,7 +164,9 @@ class Controller:
         if not at_once:
             await asyncio.sleep(limit_s)
         unfinished = await self.drain(limit_s if at_once else 0.0)
-        _log.warning("retired for a newer controller; %d requests were not finished", unfinished)
+        _log.warning(
+            "retired for a newer controller; %d requests were not finished", unfinished
+        )
         await self.stop()
         os._exit(0)
 
@@ -162,7 +180,11 @@ class Controller:
     @property
     def _pipeline(self) -> Pipeline | None:
         """None until it serves."""
-        if self._starting is None or not self._starting.done() or _failed(self._starting):
+        if (
+            self._starting is None
+            or not self._starting.done()
+            or _failed(self._starting)
+        ):
             return None
         return self._starting.result()
 

@@ -15,7 +15,11 @@ from typing import Any, TypeVar
 import msgspec
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -82,7 +86,9 @@ class Crew:
             if entry["namespace"] == _NAMESPACE and entry["name"].startswith(prefix)
         ]
         handles = [handle for name in named if (handle := _handle(name)) is not None]
-        answers = await asyncio.gather(*[_answer(one.identify.remote()) for one in handles])
+        answers = await asyncio.gather(
+            *[_answer(one.identify.remote()) for one in handles]
+        )
         found: dict[Cell, Identity] = {}
         for handle, packed in zip(handles, answers, strict=True):
             if packed is None:
@@ -108,7 +114,9 @@ class Crew:
         for cell, place in zip(cells, places, strict=True):
             if place is None or place.obstacle:
                 useless.append(cell)
-                _log.warning("%s is dead: %s", cell, place.obstacle if place else "no answer")
+                _log.warning(
+                    "%s is dead: %s", cell, place.obstacle if place else "no answer"
+                )
         return [*missing, *useless]
 
     def replace(self, cell: Cell, node_id: str) -> None:
@@ -127,18 +135,27 @@ class Crew:
         there are none for CUDA."""
         if self.device != "cpu":
             return
-        living = await asyncio.gather(*[_answer(one.locate.remote()) for one, _ in self.spares])
+        living = await asyncio.gather(
+            *[_answer(one.locate.remote()) for one, _ in self.spares]
+        )
         self.spares = [
-            spare for spare, place in zip(self.spares, living, strict=True) if place is not None
+            spare
+            for spare, place in zip(self.spares, living, strict=True)
+            if place is not None
         ]
         for node_id in sorted(set(nodes)):
             present = [spare for spare, node in self.spares if node == node_id]
             for _ in range(self.config.actors.spares - len(present)):
                 self.spares.append((self._spawn_spare(node_id), node_id))
 
-    async def call(self, method: str, arguments: dict[Cell, tuple[Any, ...]]) -> dict[Cell, Any]:
+    async def call(
+        self, method: str, arguments: dict[Cell, tuple[Any, ...]]
+    ) -> dict[Cell, Any]:
         """Call one method on the actors of these cells at once; their results by cell."""
-        calls = [getattr(self.actors[cell], method).remote(*own) for cell, own in arguments.items()]
+        calls = [
+            getattr(self.actors[cell], method).remote(*own)
+            for cell, own in arguments.items()
+        ]
         async with asyncio.timeout(self.config.actors.start_timeout_s):
             results = await asyncio.gather(*calls)
         return dict(zip(arguments, results, strict=True))
@@ -178,8 +195,12 @@ class Crew:
                     f"{total.get(name, 0.0):g}"
                 )
         strategy = self.config.placement_group_config.get("strategy", "PACK")
-        self._room = placement_group([bundle] * teams, strategy=strategy, **self._detached_room())
-        if self._make_room is not None and not await asyncio.to_thread(self._room.wait, _ROOM_S):
+        self._room = placement_group(
+            [bundle] * teams, strategy=strategy, **self._detached_room()
+        )
+        if self._make_room is not None and not await asyncio.to_thread(
+            self._room.wait, _ROOM_S
+        ):
             await self._make_room()
         try:
             async with asyncio.timeout(actors.start_timeout_s):
@@ -202,7 +223,9 @@ class Crew:
             placement_group_bundle_index=cell.stage * self.shape.groups + cell.group,
         )
         gpus = self._gpus if self.device == "cuda" else 0
-        return self._spawn(num_cpus=actors.num_cpus, num_gpus=gpus, scheduling_strategy=where)
+        return self._spawn(
+            num_cpus=actors.num_cpus, num_gpus=gpus, scheduling_strategy=where
+        )
 
     @property
     def _gpus(self) -> float:

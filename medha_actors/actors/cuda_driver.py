@@ -86,7 +86,9 @@ class CudaDriver(Driver):
     def idle(self, queue: Any) -> bool:
         try:
             return bool(queue.query())
-        except RuntimeError:  # the device is lost to this process, and nothing runs there
+        except (
+            RuntimeError
+        ):  # the device is lost to this process, and nothing runs there
             return True
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, queue: Any) -> Tensor:
@@ -108,11 +110,15 @@ class CudaDriver(Driver):
 
     def write(self, address: int, number: int, queue: Any) -> None:
         self._here()
-        self._call("cuStreamWriteValue32_v2", queue.cuda_stream, address, number, _BEHIND_ALL)
+        self._call(
+            "cuStreamWriteValue32_v2", queue.cuda_stream, address, number, _BEHIND_ALL
+        )
 
     def wait(self, address: int, number: int, queue: Any) -> None:
         self._here()
-        self._call("cuStreamWaitValue32_v2", queue.cuda_stream, address, number, _AT_LEAST)
+        self._call(
+            "cuStreamWaitValue32_v2", queue.cuda_stream, address, number, _AT_LEAST
+        )
 
     def allocate(self, nbytes: int) -> int:
         self._here()

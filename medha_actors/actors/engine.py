@@ -31,7 +31,9 @@ _decode_events = msgspec.msgpack.Decoder(list[Event | DrainingEvent | Notice]).d
 _decode_answer: Callable[[bytes], Accepted | Rejected] = msgspec.msgpack.Decoder(
     Accepted | Rejected
 ).decode
-_decode_record: Callable[[bytes], Record | None] = msgspec.msgpack.Decoder(Record | None).decode
+_decode_record: Callable[[bytes], Record | None] = msgspec.msgpack.Decoder(
+    Record | None
+).decode
 T = TypeVar("T")
 _ROUTED_AT_ONCE: Final = 128  # events, until others have their turn
 _DROPPED = "the engine dropped the request"
@@ -165,7 +167,11 @@ class RayEngine:
             self._reader.remove_done_callback(self._reader_ended)
             self._reader.cancel()
         self._leave()
-        live = [submission for submission in self._submissions.values() if submission.accepted]
+        live = [
+            submission
+            for submission in self._submissions.values()
+            if submission.accepted
+        ]
         self._submissions.clear()
         for submission in live:
             submission.lose()
@@ -180,7 +186,9 @@ class RayEngine:
     async def record(self, answer_id: str) -> Record | None:
         """What the engine of now, or of soon, knows of an answer; raises UnavailableError."""
         await self._somebody()
-        return _decode_record(await self._call(lambda engine: engine.record.remote(answer_id)))
+        return _decode_record(
+            await self._call(lambda engine: engine.record.remote(answer_id))
+        )
 
     async def stats(self) -> dict[str, Any]:
         """The scheduler's counters."""
@@ -194,7 +202,9 @@ class RayEngine:
 
     async def _call(self, call: Callable[[Any], Awaitable[T]]) -> T:
         if self._session is None:
-            raise UnavailableError("the engine is being rebuilt", retry_after_s=_RETRY_AFTER_S)
+            raise UnavailableError(
+                "the engine is being rebuilt", retry_after_s=_RETRY_AFTER_S
+            )
         try:
             return await call(self._session.controller)
         except RayActorError:
@@ -261,7 +271,9 @@ class RayEngine:
         self._session = None
         self._attached.clear()
 
-    async def _route(self, session: Session, events: list[Event | DrainingEvent | Notice]) -> None:
+    async def _route(
+        self, session: Session, events: list[Event | DrainingEvent | Notice]
+    ) -> None:
         """Each to its receiver. What waits for a reader that was late is much at once."""
         for number, event in enumerate(events, 1):
             if number % _ROUTED_AT_ONCE == 0:
@@ -300,7 +312,11 @@ class RayEngine:
         self._on_trial = None
         for submission in self._submissions.values():
             submission.lose()
-        if suspect is not None and suspect.request.id in self._submissions and suspect.losses:
+        if (
+            suspect is not None
+            and suspect.request.id in self._submissions
+            and suspect.losses
+        ):
             self._end(suspect, _DEADLY)
 
     def _end(
@@ -319,11 +335,18 @@ class RayEngine:
         ]
         if session.facts.model != self._model:
             for submission in waiting:
-                self._end(submission, "the model was replaced while this request was in the engine")
+                self._end(
+                    submission,
+                    "the model was replaced while this request was in the engine",
+                )
             self._model = session.facts.model
             return
-        suspects = [submission for submission in waiting if submission.losses >= _SUSPECT_LOSSES]
-        others = [submission for submission in waiting if submission.losses < _SUSPECT_LOSSES]
+        suspects = [
+            submission for submission in waiting if submission.losses >= _SUSPECT_LOSSES
+        ]
+        others = [
+            submission for submission in waiting if submission.losses < _SUSPECT_LOSSES
+        ]
         await asyncio.gather(
             *[self._submit_one_again(session, submission) for submission in others]
         )
@@ -343,5 +366,6 @@ class RayEngine:
         answer = await self._hand_over(session, submission)
         if isinstance(answer, Rejected):
             self._end(
-                submission, f"the engine was lost, and the next one refused: {answer.message}"
+                submission,
+                f"the engine was lost, and the next one refused: {answer.message}",
             )

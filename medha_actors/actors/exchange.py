@@ -29,7 +29,9 @@ _SPINS = 20_000
 class PeerExchange(Exchange):
     """With the same stage in the other groups, each at the end of a link."""
 
-    def __init__(self, group: int, peers: dict[int, Link], device: Device = HOST) -> None:
+    def __init__(
+        self, group: int, peers: dict[int, Link], device: Device = HOST
+    ) -> None:
         self._group = group
         self._peers = peers
         self._watch = Watch(device)
@@ -43,7 +45,9 @@ class PeerExchange(Exchange):
 class LinkExchange(PeerExchange):
     """Over links: every group gathers all partials and merges them in the same order."""
 
-    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+    def merge(
+        self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor
+    ) -> None:
         others = {peer: self._peers[peer] for peer in groups if peer != self._group}
         with self._watch.running():
             partials = swap(self._group, others, pack(out, lse))
@@ -65,8 +69,12 @@ class TransportExchange(PeerExchange):
         super().__init__(group, peers, device)
         self._transports = transports
 
-    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
-        others = {peer: self._transports[peer] for peer in groups if peer != self._group}
+    def merge(
+        self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor
+    ) -> None:
+        others = {
+            peer: self._transports[peer] for peer in groups if peer != self._group
+        }
         with self._watch.running():
             found = swapped(self._group, others, out, lse)
         ordered = dict(zip(sorted(groups), found, strict=True))
@@ -83,7 +91,9 @@ class SharedExchange(PeerExchange):
         self._boxes = boxes
         self._swaps = dict.fromkeys(peers, 0)  # so far, with each peer
 
-    def merge(self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor) -> None:
+    def merge(
+        self, groups: tuple[int, ...], out: torch.Tensor, lse: torch.Tensor
+    ) -> None:
         with self._watch.running():
             merged = out.float()  # `out` itself, unless it is of 16 bits
             rows = self._boxes.block_rows
@@ -110,7 +120,9 @@ class SharedExchange(PeerExchange):
         self._boxes.merge(own, groups, numbers, out, lse)
 
 
-def swap(own: int, others: Mapping[int, Link], tensor: torch.Tensor) -> list[torch.Tensor]:
+def swap(
+    own: int, others: Mapping[int, Link], tensor: torch.Tensor
+) -> list[torch.Tensor]:
     """The tensors of all that call this together, in the order of their numbers; `own`: this one's.
 
     Every pair talks in an order both know (the lower number first), so full socket buffers cannot

@@ -65,7 +65,9 @@ def _seconds(cluster: Cluster, rows: int) -> list[float]:
     found: list[list[float]] = []
     for number in range(_STEPS + 1):
         for group, link in enumerate(cluster.first):
-            link.send(_encode(_message(cluster, f"exchange-{rows}-{number}", group, rows)))
+            link.send(
+                _encode(_message(cluster, f"exchange-{rows}-{number}", group, rows))
+            )
         if cluster.credits_apart and cluster.first is cluster.last:
             for link in cluster.first:
                 link.recv()  # its credit
@@ -74,7 +76,10 @@ def _seconds(cluster: Cluster, rows: int) -> list[float]:
             for link in cluster.first:
                 link.recv()
         found.append(
-            [min(each) for each in zip(*(r.exchange_seconds for r in results), strict=True)]
+            [
+                min(each)
+                for each in zip(*(r.exchange_seconds for r in results), strict=True)
+            ]
         )
     return [median(stage) for stage in zip(*found[1:], strict=True)]
 
@@ -99,5 +104,8 @@ def _message(cluster: Cluster, name: str, group: int, rows: int) -> StepMessage:
         groups=tuple(range(groups)),
     )
     return StepMessage(
-        0, (span,), (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),), (name,)
+        0,
+        (span,),
+        (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),),
+        (name,),
     )

@@ -26,7 +26,11 @@ class Finisher(Generic[T]):
     """
 
     def __init__(
-        self, name: str, device: Device, finish: Callable[[T], None], close: Callable[[], None]
+        self,
+        name: str,
+        device: Device,
+        finish: Callable[[T], None],
+        close: Callable[[], None],
     ) -> None:
         """`finish`: called for each; `close`: called at the end, from this thread."""
         self._name = name
@@ -36,7 +40,9 @@ class Finisher(Generic[T]):
         self._launched: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(_AT_ONCE)
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="stage-finisher", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="stage-finisher", daemon=True
+        )
         self._thread.start()
 
     def reserve(self) -> None:

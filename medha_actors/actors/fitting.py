@@ -21,9 +21,11 @@ _ROUNDS = 8
 _NEAR = (1.03, 1.1, 1.3)  # times the quickest step, and launching may be what counted
 _CHUNKS = (24.0, 96.0, 192.0)  # rows up to which a chunk's reading may be what counted
 _WORTH = 0.98  # of the error: what a more complicated form has to come down to
-# columns of the design matrix before those of the table: launching (with prefill, for each of its
-# spans, of decodes alone), what comes to it or to work, then work
-_LAUNCH, _LAUNCH_SPAN, _REPLAY, _SPAN, _HEAD, _HEAD_STEP, _PAIR, _READ, _DECODE = range(9)
+# columns of the design matrix before those of the table: launching (with prefill, for
+# each of its spans, of decodes alone), what comes to it or to work, then work
+_LAUNCH, _LAUNCH_SPAN, _REPLAY, _SPAN, _HEAD, _HEAD_STEP, _PAIR, _READ, _DECODE = range(
+    9
+)
 _FIRST_KNOT = _DECODE + 1
 _LAUNCHING = slice(_REPLAY + 1)
 _OUTSIDE = slice(_SPAN, _PAIR)
@@ -49,11 +51,15 @@ class _Found(NamedTuple):
 def fit(loads: Sequence[GroupLoad], seconds: Sequence[float]) -> StageProfile:
     """The profile whose predictions are closest. `loads`: some of them decodes alone, some of one
     chunk."""
-    knots = sorted({load.rows for load in loads if load.spans == 1 or not load.prefill_rows})
+    knots = sorted(
+        {load.rows for load in loads if load.spans == 1 or not load.prefill_rows}
+    )
     design = _design(loads, knots)
     measured = np.array(seconds)
     best: _Found | None = None
-    for form in [_Form(chunk, near) for near in (0.0, *_NEAR) for chunk in (*_CHUNKS, 0.0)]:
+    for form in [
+        _Form(chunk, near) for near in (0.0, *_NEAR) for chunk in (*_CHUNKS, 0.0)
+    ]:
         profile = _fitted(form, loads, knots, design, measured)
         error = float(np.sqrt(np.mean(np.square(errors(profile, loads, seconds)))))
         if best is None or error < _WORTH * best.error:
@@ -67,7 +73,10 @@ def errors(
 ) -> list[float]:
     """Of each prediction, relative to what was measured."""
     model = ExecutionModel(Profile((profile,)))
-    return [model.base(load) / measured - 1 for load, measured in zip(loads, seconds, strict=True)]
+    return [
+        model.base(load) / measured - 1
+        for load, measured in zip(loads, seconds, strict=True)
+    ]
 
 
 def _design(loads: Sequence[GroupLoad], knots: Sequence[int]) -> Array:
@@ -97,11 +106,17 @@ def _ramps(rows: int, knots: Sequence[int]) -> list[float]:
     for low, high in pairwise(knots):
         found.append(max(0.0, (rows - low) / (high - low)))
     last = len(found) - 1
-    return [min(1.0, share) if place < last else share for place, share in enumerate(found)]
+    return [
+        min(1.0, share) if place < last else share for place, share in enumerate(found)
+    ]
 
 
 def _fitted(
-    form: _Form, loads: Sequence[GroupLoad], knots: Sequence[int], design: Array, measured: Array
+    form: _Form,
+    loads: Sequence[GroupLoad],
+    knots: Sequence[int],
+    design: Array,
+    measured: Array,
 ) -> StageProfile:
     """The coefficients of one form, of the round with the smallest error: choices may swing."""
     launched = _near_the_quickest(form.near, loads, measured)
@@ -116,7 +131,9 @@ def _fitted(
         work = _counted(form, design, found)[:, _WORK] @ found[_WORK]
         floor = design[:, _LAUNCHING] @ found[_LAUNCHING]
         outside = design[:, _OUTSIDE] @ found[_OUTSIDE]
-        error = float(np.square((np.maximum(work, floor) + outside) / measured - 1).sum())
+        error = float(
+            np.square((np.maximum(work, floor) + outside) / measured - 1).sum()
+        )
         if error < least:
             best = found
             least = error
@@ -129,17 +146,23 @@ def _counted(form: _Form, design: Array, found: Array) -> Array:
     """The design with what counts of pairs and reading, as the coefficients so far have it."""
     columns = design.copy()
     if form.chunk:
-        pair_s, read_s = (found[_PAIR], found[_READ]) if found.any() else (1.0, form.chunk)
+        pair_s, read_s = (
+            (found[_PAIR], found[_READ]) if found.any() else (1.0, form.chunk)
+        )
         reading = design[:, _READ] * read_s > design[:, _PAIR] * pair_s
         columns[reading, _PAIR] = 0
         columns[~reading, _READ] = 0
     return columns
 
 
-def _near_the_quickest(near: float, loads: Sequence[GroupLoad], measured: Array) -> Array:
+def _near_the_quickest(
+    near: float, loads: Sequence[GroupLoad], measured: Array
+) -> Array:
     """Which steps took about as long as the quickest of their kind, whatever their size; those that
     sample are as those that do not."""
-    plain = {load: s for load, s in zip(loads, measured, strict=True) if not load.sampled}
+    plain = {
+        load: s for load, s in zip(loads, measured, strict=True) if not load.sampled
+    }
     decodes = [s for load, s in plain.items() if not load.prefill_rows]
     prefills = [s for load, s in plain.items() if load.prefill_rows]
     quickest = (min(decodes, default=0.0), min(prefills, default=0.0))

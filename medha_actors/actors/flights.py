@@ -48,16 +48,20 @@ class Flights:
 
     def take(self, result: StepResult) -> Iterator[list[StepResult]]:
         """One group's result; yields the results of every batch that has now landed."""
-        flight = next(flight for flight in self._flights if flight.batch.id == result.batch_id)
+        flight = next(
+            flight for flight in self._flights if flight.batch.id == result.batch_id
+        )
         flight.results.append(result)
         flight.waiting_for.discard(result.group)
         while self._flights and not self._flights[0].waiting_for:
             results = self._flights.popleft().results
             slowest = [
-                max(seconds) for seconds in zip(*(r.stage_seconds for r in results), strict=True)
+                max(seconds)
+                for seconds in zip(*(r.stage_seconds for r in results), strict=True)
             ]
             self.busy_s = [
-                busy + seconds for busy, seconds in zip(self.busy_s, slowest, strict=True)
+                busy + seconds
+                for busy, seconds in zip(self.busy_s, slowest, strict=True)
             ]
             self.done += 1
             yield results

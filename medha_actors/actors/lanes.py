@@ -224,7 +224,9 @@ class QueueLane(Lane):
 
     def wait(self, counter: Counter, number: int) -> None:
         self._lookout.require_whole()
-        if not counter.reached(number):  # the host sees it too, and need not trouble the device
+        if not counter.reached(
+            number
+        ):  # the host sees it too, and need not trouble the device
             self._driver.wait(counter.address, number % _WORD, self._queue)
 
     def idle(self) -> bool:

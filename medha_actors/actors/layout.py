@@ -46,7 +46,9 @@ def fitted(config: MedhaConfig, gpus: int) -> MedhaConfig:
     if actors.device == "auto":
         stages = max(1, min(stages, gpus // (groups * ranks)))
     parallel = msgspec.structs.replace(config.parallel, spp=stages)
-    actors = msgspec.structs.replace(actors, num_gpus=_part(stages * groups, ranks, gpus))
+    actors = msgspec.structs.replace(
+        actors, num_gpus=_part(stages * groups, ranks, gpus)
+    )
     return msgspec.structs.replace(config, parallel=parallel, actors=actors)
 
 

@@ -48,7 +48,8 @@ _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
 _NEWCOMERS = 64  # that may be about to speak at once
 _DIAL_S = 20.0
-# A node that vanishes answers nothing: after so long without an answer, its links break.
+# A node that vanishes answers nothing: after so long without an answer, its links
+# break.
 _SILENT_S = 10
 _KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -214,7 +215,9 @@ class Listener:
     def __init__(self, node_id: str, host: str) -> None:
         """`host`: the node's own address; raises ValueError for one that stands for all."""
         if host in _EVERYWHERE:
-            raise ValueError(f"links listen on the node's own address only, not on {host!r}")
+            raise ValueError(
+                f"links listen on the node's own address only, not on {host!r}"
+            )
         self._folder = tempfile.mkdtemp(prefix="medha-")
         self._unix = socket.socket(socket.AF_UNIX)
         self._unix.bind(os.path.join(self._folder, "link"))
@@ -223,7 +226,10 @@ class Listener:
         for listening in (self._unix, self._tcp):
             listening.listen(_NEWCOMERS)
         self.endpoint = Endpoint(
-            node_id, os.path.join(self._folder, "link"), host, self._tcp.getsockname()[1]
+            node_id,
+            os.path.join(self._folder, "link"),
+            host,
+            self._tcp.getsockname()[1],
         )
         self._newcomers: list[Newcomer] = []
         self._known: set[Cell | None] = set()  # who has been let in
@@ -235,7 +241,11 @@ class Listener:
         while (left_s := deadline - time.monotonic()) > 0:
             # who is silent for too long is sent away in between
             waited_s = min(left_s, 0.5) if self._newcomers else left_s
-            watched: list[socket.socket | Newcomer] = [self._unix, self._tcp, *self._newcomers]
+            watched: list[socket.socket | Newcomer] = [
+                self._unix,
+                self._tcp,
+                *self._newcomers,
+            ]
             ready = select.select(watched, (), (), waited_s)[0]
             for listening in (self._unix, self._tcp):
                 if listening in ready:
@@ -275,7 +285,9 @@ class Listener:
         self._newcomers.append(Newcomer(connection, name))
 
     def _send_away(self, newcomer: Newcomer, reason: str) -> None:
-        _log.warning("a stranger from %s dialled and was sent away: %s", newcomer.name, reason)
+        _log.warning(
+            "a stranger from %s dialled and was sent away: %s", newcomer.name, reason
+        )
         self._newcomers.remove(newcomer)
         newcomer.connection.close()
 

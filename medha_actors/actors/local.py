@@ -97,7 +97,10 @@ async def _emptied(mailbox: asyncio.Queue[Event]) -> AsyncIterator[Event]:
 
 
 async def generate(
-    handle: RayEngine, prompt: Sequence[int], sampling: SamplingParams, cache: bool = False
+    handle: RayEngine,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    cache: bool = False,
 ) -> Generation:
     """Send one request and wait for its end; raises EngineError when it is refused or fails.
 

@@ -46,9 +46,12 @@ class Lookout:
         self._waiting: list[Waiting] = []
         self._ended = False
         self._lock = threading.Lock()
-        # Descriptors of its own: those of the links may be closed, and given to others, any time.
+        # Descriptors of its own: those of the links may be closed, and given to others,
+        # any time.
         self._ends = [os.dup(link.fileno()) for link in links]
-        self._thread = threading.Thread(target=self._run, name="link-lookout", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="link-lookout", daemon=True
+        )
         self._thread.start()
 
     def add(self, waiting: Waiting) -> None:
@@ -99,5 +102,7 @@ def _end(waiting: list[Waiting]) -> None:
     for one in waiting:
         try:
             one.free()
-        except RuntimeError as error:  # of a device that has failed, and goes with this process
+        except (
+            RuntimeError
+        ) as error:  # of a device that has failed, and goes with this process
             _log.warning("what a link held was not given back: %s", error)

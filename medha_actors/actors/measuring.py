@@ -41,7 +41,9 @@ def fastest_of(
     return fastest
 
 
-def _handed(stage: Stage, message: StepMessage, team: Team, dtype: torch.dtype) -> torch.Tensor:
+def _handed(
+    stage: Stage, message: StepMessage, team: Team, dtype: torch.dtype
+) -> torch.Tensor:
     """What the stage before would hand over, on the device already."""
     rows = sum([span.stop - span.start for span in message.spans])
     made = torch.randn(rows, stage.spec.hidden, device=stage.device).to(dtype)

@@ -38,7 +38,9 @@ class Owner(msgspec.Struct, frozen=True):
 
 def follow(owner: Owner) -> None:
     """Watch the owner from a thread of this process."""
-    threading.Thread(target=_watch, args=(owner,), name="owner-watch", daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(owner,), name="owner-watch", daemon=True
+    ).start()
 
 
 def _watch(owner: Owner) -> None:
@@ -50,7 +52,9 @@ def _watch(owner: Owner) -> None:
             if owner.exists():
                 seen_at = time.monotonic()
         if time.monotonic() - seen_at > owner.patience_s:
-            _log.warning("%s has been gone for %g s: ending", owner.name, owner.patience_s)
+            _log.warning(
+                "%s has been gone for %g s: ending", owner.name, owner.patience_s
+            )
             with contextlib.suppress(Exception):  # a neighbour was faster
                 remove_placement_group(ray.util.get_current_placement_group())
             os._exit(0)

@@ -39,7 +39,9 @@ _LEAVE_S = 30.0  # for threads to leave a communicator that has broken
 
 def open_store(host: str, port: int | None) -> TCPStore:
     """Where two ranks find each other. None: make it, at a port of its own."""
-    return TCPStore(host, port or 0, 2, port is None, timeout=_TIMEOUT, wait_for_workers=False)
+    return TCPStore(
+        host, port or 0, 2, port is None, timeout=_TIMEOUT, wait_for_workers=False
+    )
 
 
 def open_group(store: Store, rank: int, device: torch.device) -> ProcessGroup:
@@ -86,7 +88,10 @@ class PairTransport(Transport):
         self._under_way: deque[tuple[Tensor, list[Any]]] = deque()
         self._put: deque[Tensor] = deque()
         self._batch = threading.Lock()  # while one is put together
-        self._busy = (threading.Lock(), threading.Lock())  # sends, receives: until they return
+        self._busy = (
+            threading.Lock(),
+            threading.Lock(),
+        )  # sends, receives: until they return
 
     def send(self, tensor: Tensor) -> None:
         with self._busy[0], _broken_is_closed():

@@ -10,7 +10,13 @@ import torch
 
 _DTYPES = {
     str(dtype): dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64)
+    for dtype in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int32,
+        torch.int64,
+    )
 }
 
 
@@ -44,7 +50,9 @@ def packed(tensor: torch.Tensor) -> tuple[bytes, memoryview]:
     return head, flat.view(torch.uint8).numpy().data
 
 
-def received(head: TensorHead, nbytes: int, read: Callable[[memoryview], None]) -> torch.Tensor:
+def received(
+    head: TensorHead, nbytes: int, read: Callable[[memoryview], None]
+) -> torch.Tensor:
     """The tensor (on the CPU) that a head describes; `read` fills a buffer with its bytes."""
     flat = torch.empty(nbytes, dtype=torch.uint8)
     read(flat.numpy().data)

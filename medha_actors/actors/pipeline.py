@@ -110,7 +110,9 @@ class Pipeline:
             self._publish(
                 [
                     msgspec.structs.replace(event, retry_after_s=RETRY_AFTER_S)
-                    for event in self.scheduler.cancel(request_id, self._now(), "error", _STOPPED)
+                    for event in self.scheduler.cancel(
+                        request_id, self._now(), "error", _STOPPED
+                    )
                 ]
             )
         with contextlib.suppress(TimeoutError):
@@ -151,15 +153,24 @@ class Pipeline:
             try:
                 began = time.monotonic()
                 lost = await self._cluster.revive(everything=hung or attempt > 0)
-                self._publish(self.scheduler.restart(self._now(), lost.groups, lost.found))
+                self._publish(
+                    self.scheduler.restart(self._now(), lost.groups, lost.found)
+                )
                 await self.connect()
                 seconds = time.monotonic() - began
                 _log.warning(
-                    "the pipeline is back after %.1f s; KV lost in groups %s", seconds, lost.groups
+                    "the pipeline is back after %.1f s; KV lost in groups %s",
+                    seconds,
+                    lost.groups,
                 )
                 return
             except (MedhaError, RayError, OSError, TimeoutError) as error:
-                _log.error("mending failed, try %d of %d: %s", attempt + 1, _MAX_REBUILDS, error)
+                _log.error(
+                    "mending failed, try %d of %d: %s",
+                    attempt + 1,
+                    _MAX_REBUILDS,
+                    error,
+                )
         crash("the pipeline cannot be mended")
 
     # ---------------------------------------------------------------- requests

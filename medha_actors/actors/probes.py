@@ -13,7 +13,13 @@ from collections.abc import Iterable
 import msgspec
 
 from medha_actors.core.predictor import GroupLoad
-from medha_actors.messages import Introduction, SamplingParams, Span, StepMessage, pack_tokens
+from medha_actors.messages import (
+    Introduction,
+    SamplingParams,
+    Span,
+    StepMessage,
+    pack_tokens,
+)
 
 LONGEST_TOKENS = 131_072
 _DECODED_TOKENS = 524_288  # that the decodes of a batch see together, at most
@@ -46,12 +52,16 @@ class Probe(msgspec.Struct, frozen=True):
                 if part.tokens == 1:
                     load = load.with_decode(part.cached, self.sample)
                 else:
-                    load = load.with_prefill(part.tokens, part.cached, sample=self.sample)
+                    load = load.with_prefill(
+                        part.tokens, part.cached, sample=self.sample
+                    )
         return load
 
     def pages(self, page_tokens: int) -> int:
         """Pages that its requests take."""
-        return sum([part.requests * _pages_of(part, page_tokens) for part in self.parts])
+        return sum(
+            [part.requests * _pages_of(part, page_tokens) for part in self.parts]
+        )
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -117,7 +127,9 @@ def _mixed(contexts: list[int]) -> list[Probe]:
     ]
 
 
-def message_of(probe: Probe, page_tokens: int, vocabulary: int, number: int) -> StepMessage:
+def message_of(
+    probe: Probe, page_tokens: int, vocabulary: int, number: int
+) -> StepMessage:
     """The probe as a message that opens its requests and gives them the pool's first pages; a later
     one closes them (`closing`). They are of unlike tokens, as in service."""
     sampling = SamplingParams(max_tokens=1, temperature=0.0)
@@ -154,7 +166,9 @@ def again(message: StepMessage) -> StepMessage:
 
 def closing(message: StepMessage) -> StepMessage:
     """Forgets the requests of a message, and computes nothing."""
-    return StepMessage(-1, (), closed=tuple([span.request_id for span in message.spans]))
+    return StepMessage(
+        -1, (), closed=tuple([span.request_id for span in message.spans])
+    )
 
 
 def _probe(*parts: Part) -> Probe:
@@ -164,7 +178,11 @@ def _probe(*parts: Part) -> Probe:
 def _contexts(limits: Limits) -> list[int]:
     """From the longest that fits with a chunk behind it down to a short one."""
     room = limits.pages * limits.page_tokens
-    longest = min(LONGEST_TOKENS, limits.positions, room) - max(_LONG_CHUNKS) - limits.page_tokens
+    longest = (
+        min(LONGEST_TOKENS, limits.positions, room)
+        - max(_LONG_CHUNKS)
+        - limits.page_tokens
+    )
     longest = max(2 * _SHORT_TOKENS, longest)
     lengths = {max(2 * _SHORT_TOKENS, longest // share) for share in (1, 4, 32)}
     return sorted(lengths, reverse=True)

@@ -9,7 +9,15 @@ import msgspec
 
 from medha_actors.actors import fitting
 from medha_actors.actors.cluster import Cluster
-from medha_actors.actors.probes import Limits, Probe, again, closing, message_of, pages_of, probes
+from medha_actors.actors.probes import (
+    Limits,
+    Probe,
+    again,
+    closing,
+    message_of,
+    pages_of,
+    probes,
+)
 from medha_actors.core.predictor import StageProfile
 from medha_actors.messages import StepMessage
 

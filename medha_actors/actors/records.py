@@ -65,7 +65,8 @@ class Records:
         self._answers: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}  # by request id
         self._ended: dict[str, _Entry] = {}  # by answer id, the oldest end first
-        # Answer ids that several requests used, until when: nobody can say which one is meant.
+        # Answer ids that several requests used, until when: nobody can say which one is
+        # meant.
         self._ambiguous: dict[str, float] = {}
         self.size = 0  # bytes
 
@@ -78,7 +79,11 @@ class Records:
         if request.resumed is None or request.answer_id is None:
             return None
         entry = self._answers.get(request.answer_id)
-        if entry is None or entry.ended_at is not None or entry.request.id == request.id:
+        if (
+            entry is None
+            or entry.ended_at is not None
+            or entry.request.id == request.id
+        ):
             return None
         return entry.request.id
 
@@ -99,7 +104,9 @@ class Records:
         elif answer_id in self._ambiguous:
             return
         else:
-            fresh = _Entry(answer_id, msgspec.structs.replace(request, resumed=None), accepted)
+            fresh = _Entry(
+                answer_id, msgspec.structs.replace(request, resumed=None), accepted
+            )
             entry = fresh if known is None else self._reopened(known, fresh.request)
             if not self._brought(entry, request.resumed):
                 self._answers.pop(answer_id, None)

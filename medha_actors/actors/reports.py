@@ -26,7 +26,9 @@ class RayReports:
         self._call = call
 
     async def metrics(self) -> list[Family]:
-        return _decode_families(await self._call(lambda engine: engine.metrics.remote()))
+        return _decode_families(
+            await self._call(lambda engine: engine.metrics.remote())
+        )
 
     async def report(self, replica: str, families: list[Family]) -> None:
         packed = _encode(families)
@@ -41,7 +43,9 @@ class RayReports:
         taken = await self._call(lambda engine: engine.take_timelines.remote(packed))
         return _decode_timelines(taken)
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
+    async def last_timelines(
+        self, count: int
+    ) -> tuple[list[Timeline], list[StepReport]]:
         packed = await self._call(lambda engine: engine.last_timelines.remote(count))
         return _decode_last(packed)
 

@@ -66,7 +66,9 @@ class RingMemory:
         addresses = [first + number * block_bytes for number in range(blocks)]
         self.ring = Ring(addresses, block_bytes, filled, emptied)
 
-    def _device_blocks(self, driver: Driver, nbytes: int, offer: Offer | None) -> tuple[int, bytes]:
+    def _device_blocks(
+        self, driver: Driver, nbytes: int, offer: Offer | None
+    ) -> tuple[int, bytes]:
         """The first block's address, and the handle for the other end."""
         if offer is None:
             mine = driver.allocate(nbytes)

@@ -138,7 +138,9 @@ class Service:
     """Computes step after step until a peer is gone; then closes every link, so that the others
     notice."""
 
-    def __init__(self, cell: Cell, stage: Stage, wires: Wires, device: Device = HOST) -> None:
+    def __init__(
+        self, cell: Cell, stage: Stage, wires: Wires, device: Device = HOST
+    ) -> None:
         self._cell = cell
         self._stage = stage
         self._wires = wires
@@ -149,7 +151,9 @@ class Service:
         self._finisher: Finisher[_Made] | None = None
         if device.asynchronous:
             self._finisher = Finisher(str(cell), device, self._finish, wires.close)
-        self._thread = threading.Thread(target=self._run, name="stage-loop", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="stage-loop", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -165,7 +169,8 @@ class Service:
         except LinkClosedError as error:
             _log.info("%s stops: %s", self._cell, error.message)
         except Exception:
-            # Closing the links tells the controller, which has this actor answer or replaces it.
+            # Closing the links tells the controller, which has this actor answer or
+            # replaces it.
             _log.exception("%s failed", self._cell)
         finally:
             self._wires.close()
@@ -224,7 +229,9 @@ class Service:
             return
         if self._cell.rank:
             return  # the first rank of a team reports
-        assert self._wires.control is not None, "the last stage has the controller's link"
+        assert self._wires.control is not None, (
+            "the last stage has the controller's link"
+        )
         result = StepResult(
             message.batch_id,
             self._cell.group,

@@ -51,7 +51,9 @@ class Sinks:
     def own(self, request_id: str, replica: str) -> None:
         """Events of this request go to this replica."""
         self._owners[request_id] = replica
-        self._sinks.setdefault(replica, _Sink())  # it may begin to listen a moment later
+        self._sinks.setdefault(
+            replica, _Sink()
+        )  # it may begin to listen a moment later
 
     def disown(self, request_id: str) -> None:
         """The request was refused."""
@@ -100,7 +102,9 @@ class Sinks:
         if sink is not None:
             sink.open = False
             sink.filled.set()
-        orphans = [request_id for request_id, owner in self._owners.items() if owner == replica]
+        orphans = [
+            request_id for request_id, owner in self._owners.items() if owner == replica
+        ]
         for request_id in orphans:
             del self._owners[request_id]
         return orphans

@@ -117,7 +117,9 @@ class StageActor:
         loaded = self._ready()
         limits = loaded.plan.config.scheduler
         team = _rehearsal(loaded.plan)
-        loaded.stage.rehearse(limits.max_batch_tokens, limits.max_running_requests, team)
+        loaded.stage.rehearse(
+            limits.max_batch_tokens, limits.max_running_requests, team
+        )
         self._device.synchronise()
 
     def resize(self, packed_plan: bytes) -> None:
@@ -163,7 +165,10 @@ class StageActor:
         return self._listener.endpoint
 
     def connect(
-        self, secret: str, targets: list[tuple[Cell, Endpoint]], nearby: tuple[bool, bool]
+        self,
+        secret: str,
+        targets: list[tuple[Cell, Endpoint]],
+        nearby: tuple[bool, bool],
     ) -> None:
         """Dial the cells of `targets`; `nearby`: whether all groups of this stage and rank are on
         this host, and whether all ranks of this team are, on CPUs."""
@@ -173,7 +178,9 @@ class StageActor:
         if groups_nearby:
             heads = shares_of(plan.spec, shape.ranks)[plan.cell.rank].heads.size
             name = _mailbox_name(secret, plan.cell)
-            self._wires.mailboxes = open_mailboxes(name, shape.groups, heads, plan.spec.head_dim)
+            self._wires.mailboxes = open_mailboxes(
+                name, shape.groups, heads, plan.spec.head_dim
+            )
         if ranks_nearby:
             name = _board_name(secret, plan.cell)
             self._wires.board = open_board(name, shape.ranks, plan.spec.hidden)
@@ -195,9 +202,13 @@ class StageActor:
         if loaded.stage.device.type == "cuda":
             from medha_actors.actors.tensor_links import link_tensors
 
-            lookout = link_tensors(cell, self._wires.neighbours(cell), loaded.stage.device)
+            lookout = link_tensors(
+                cell, self._wires.neighbours(cell), loaded.stage.device
+            )
             if self._wires.control is not None:
-                self._wires.control.lookout = lookout  # nothing computed of a dead cell's is told
+                self._wires.control.lookout = (
+                    lookout  # nothing computed of a dead cell's is told
+                )
         for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
             forget(name)  # everybody has opened them by now
 
@@ -208,7 +219,9 @@ class StageActor:
         tier = loaded.stage.tier
         if tier is not None and tier.file is not None:
             tier.file.sign(secret)
-        self._service = Service(loaded.plan.cell, loaded.stage, self._wires, self._device)
+        self._service = Service(
+            loaded.plan.cell, loaded.stage, self._wires, self._device
+        )
 
     def _ready(self) -> _Loaded:
         if self._loaded is None:

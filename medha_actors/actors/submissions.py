@@ -91,7 +91,9 @@ class Submission:
         )
         return msgspec.structs.replace(self.request, resumed=known)
 
-    def failed(self, message: str, now: float, retry_after_s: float | None = None) -> FinishedEvent:
+    def failed(
+        self, message: str, now: float, retry_after_s: float | None = None
+    ) -> FinishedEvent:
         """Its end when no engine can go on with it."""
         return FinishedEvent(
             request_id=self.request.id,

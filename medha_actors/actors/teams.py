@@ -69,10 +69,15 @@ class TransportTeam(LinkTeam):
         for start in range(0, len(x), most):
             block = x[start : start + most]
             if len(block) < self.ranks:
-                parts = [part for (part,) in swapped(self.rank, self._transports, block)]
+                parts = [
+                    part for (part,) in swapped(self.rank, self._transports, block)
+                ]
                 total[start : start + most] = _sum(parts)
                 continue
-            shares = [block[rows_of(len(block), rank, self.ranks)] for rank in range(self.ranks)]
+            shares = [
+                block[rows_of(len(block), rank, self.ranks)]
+                for rank in range(self.ranks)
+            ]
             own = _sum(dealt(self.rank, self._transports, shares))
             total[start : start + most] = torch.cat(
                 handed_round(self.rank, self._transports, own, shares)

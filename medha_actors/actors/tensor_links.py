@@ -37,7 +37,9 @@ from medha_actors.actors.transports import Transport, swapped
 _log = logging.getLogger("medha.links")
 _BLOCKS = 8
 _BLOCK_BYTES = 4 * 2**20  # 512 rows of a model of 8B parameters
-RING_BYTES = _BLOCKS * _BLOCK_BYTES  # of device memory, for each link that brings tensors
+RING_BYTES = (
+    _BLOCKS * _BLOCK_BYTES
+)  # of device memory, for each link that brings tensors
 _PROOF_S = 5.0
 _PROOF_COLUMNS = 256
 _AGREE_S = 120.0
@@ -170,7 +172,9 @@ class PairWay(Way):
         self._store = None
 
 
-def link_tensors(cell: Cell, links: Mapping[Cell, Link], device: torch.device) -> Lookout | None:
+def link_tensors(
+    cell: Cell, links: Mapping[Cell, Link], device: torch.device
+) -> Lookout | None:
     """Give the links of a cell transports, where there are any; every cell of the grid calls this
     once all are linked. None: a cell without links."""
     if not links:
@@ -213,7 +217,9 @@ def shares_gpu(link: Link, device: torch.device) -> bool:
     return bool(mine) and theirs == mine
 
 
-def ways_for(local: bool, device: torch.device, hops_on_one_gpu: bool = False) -> list[Way]:
+def ways_for(
+    local: bool, device: torch.device, hops_on_one_gpu: bool = False
+) -> list[Way]:
     """The ways between two ends on one host, or on two, best first."""
     if not local:
         return [PairWay(device)]
@@ -226,7 +232,9 @@ def ways_for(local: bool, device: torch.device, hops_on_one_gpu: bool = False) -
     return [pinned, ipc, shared] if hops_on_one_gpu else [ipc, pinned, shared]
 
 
-def agree(who: str, edge: Edge, ways: Sequence[Way], lookout: Lookout) -> Transport | None:
+def agree(
+    who: str, edge: Edge, ways: Sequence[Way], lookout: Lookout
+) -> Transport | None:
     """The first way that works on both ends, None: there is none; the choice is logged. Raises
     LinkClosedError."""
     refused = []
@@ -235,7 +243,9 @@ def agree(who: str, edge: Edge, ways: Sequence[Way], lookout: Lookout) -> Transp
         transport, obstacle = _try(edge, way, lookout)
         if transport is not None:
             spent_ms = 1e3 * (time.perf_counter() - began)
-            _log.info("tensors between %s: %s, ready in %.0f ms", who, way.kind, spent_ms)
+            _log.info(
+                "tensors between %s: %s, ready in %.0f ms", who, way.kind, spent_ms
+            )
             return transport
         refused.append(f"{way.kind}: {obstacle}")
     _log.warning("tensors between %s: through the socket (%s)", who, "; ".join(refused))
@@ -285,7 +295,9 @@ def _both(link: Link, obstacle: str) -> str:
 def _prove(edge: Edge, transport: Transport) -> None:
     """Send and receive more than one block; raises RuntimeError where it is not what was sent."""
     count = _BLOCK_BYTES // 4 + _PROOF_COLUMNS
-    sent = torch.arange(count, dtype=torch.int32, device=transport.device).view(-1, _PROOF_COLUMNS)
+    sent = torch.arange(count, dtype=torch.int32, device=transport.device).view(
+        -1, _PROOF_COLUMNS
+    )
     found = sent
     if edge.sends and edge.receives:
         own = 0 if edge.leads else 1

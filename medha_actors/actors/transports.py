@@ -66,7 +66,10 @@ def swapped(
         most = max(1, room * rows // nbytes)
         for start in range(0, rows, most):
             part = slice(start, start + most)
-            takers = {number: tuple(one[part] for one in found[number]) for number in transports}
+            takers = {
+                number: tuple(one[part] for one in found[number])
+                for number in transports
+            }
             _swap(transports, tuple(tensor[part] for tensor in sent), takers)
     found[own] = sent
     return [found[number] for number in sorted(found)]
@@ -85,14 +88,18 @@ def _swap(
             transports[number].take(tensor)
 
 
-def dealt(own: int, transports: Mapping[int, Transport], parts: Sequence[Tensor]) -> list[Tensor]:
+def dealt(
+    own: int, transports: Mapping[int, Transport], parts: Sequence[Tensor]
+) -> list[Tensor]:
     """Part i of `parts` goes to number i: returns what all numbers have for this one, in their
     order. What goes to one number has one shape; no part is empty or larger than the room."""
     found = {own: parts[own]}
     for number in sorted(transports):
         transports[number].put(parts[number].contiguous())
     for number in sorted(transports):
-        found[number] = torch.empty_like(parts[own], memory_format=torch.contiguous_format)
+        found[number] = torch.empty_like(
+            parts[own], memory_format=torch.contiguous_format
+        )
         transports[number].take(found[number])
     return [found[number] for number in sorted(found)]
 
@@ -105,6 +112,8 @@ def handed_round(
     for number in sorted(transports):
         transports[number].put(given)
     for number in sorted(transports):
-        found[number] = torch.empty_like(like[number], memory_format=torch.contiguous_format)
+        found[number] = torch.empty_like(
+            like[number], memory_format=torch.contiguous_format
+        )
         transports[number].take(found[number])
     return [found[number] for number in sorted(found)]

@@ -28,7 +28,9 @@ _NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision")
 
 def main() -> None:
     """Parse, run, print."""
-    if sys.argv[1:2] == ["gpu"]:  # has options of its own, and needs neither Ray nor a model
+    if sys.argv[1:2] == [
+        "gpu"
+    ]:  # has options of its own, and needs neither Ray nor a model
         from medha_actors.bench import gpu
 
         gpu.main(sys.argv[2:])

@@ -43,7 +43,9 @@ def run(waiting: int = 1000, batches: int = 300) -> list[dict[str, Any]]:
     for prompts, one in (("unlike", _unlike), ("shared", _shared)):
         for policy in _POLICIES:
             figures = one(policy, waiting, batches)
-            rows.append({"policy": policy, "prompts": prompts, "waiting": waiting, **figures})
+            rows.append(
+                {"policy": policy, "prompts": prompts, "waiting": waiting, **figures}
+            )
     return rows
 
 
@@ -52,7 +54,9 @@ def _unlike(policy: Policy, waiting: int, batches: int) -> dict[str, float]:
     rng = random.Random(1)
     watch = _Watch(policy, waiting, pages=2**20)
     for number in range(waiting):
-        tokens = rng.randint(6000, 100_000) if number % 20 == 0 else rng.randint(20, 500)
+        tokens = (
+            rng.randint(6000, 100_000) if number % 20 == 0 else rng.randint(20, 500)
+        )
         watch.add(pack_tokens((number,)) + bytes(4 * (tokens - 1)), 100_000)
     watch.forget()
     for _ in range(batches):
@@ -88,7 +92,9 @@ def _turns(rng: random.Random) -> Iterator[bytes]:
             group = number // (10 * _AT_ONCE)
             yield _beginning(-1 - group) + _own(number, rng.randint(20, 500))
         else:
-            yield _beginning(rng.randrange(_HISTORIES)) + _own(number, rng.randint(20, 500))
+            yield _beginning(rng.randrange(_HISTORIES)) + _own(
+                number, rng.randint(20, 500)
+            )
 
 
 def _beginning(number: int) -> bytes:
@@ -104,7 +110,9 @@ class _Watch:
 
     def __init__(self, policy: Policy, waiting: int, pages: int) -> None:
         config = MedhaConfig(
-            scheduler=SchedulerConfig(policy=policy, max_waiting_requests=waiting + _HISTORIES)
+            scheduler=SchedulerConfig(
+                policy=policy, max_waiting_requests=waiting + _HISTORIES
+            )
         )
         grid = Grid(
             stages=2,
@@ -114,7 +122,9 @@ class _Watch:
             max_tokens_per_kvp_group=None,
             max_model_len_tokens=2**22,
         )
-        model = ExecutionModel.analytic(2, token_s=1e-3, step_s=5e-3, pair_s=5e-7, kv_s=7e-6)
+        model = ExecutionModel.analytic(
+            2, token_s=1e-3, step_s=5e-3, pair_s=5e-7, kv_s=7e-6
+        )
         self.live = 0
         self._scheduler = Scheduler(
             config.scheduler, config.objectives, config.cache_name, grid, model
@@ -126,7 +136,11 @@ class _Watch:
 
     def forget(self) -> None:
         """What was measured so far."""
-        self._seconds: dict[str, list[float]] = {"decision": [], "complete": [], "add": []}
+        self._seconds: dict[str, list[float]] = {
+            "decision": [],
+            "complete": [],
+            "add": [],
+        }
         stats = self._scheduler.stats()
         self._hits = stats.prefix_cache_hits_total
         self._queries = stats.prefix_cache_queries_total
@@ -144,13 +158,17 @@ class _Watch:
 
     def step(self) -> int:
         """One batch from the decision to its results; how many requests it finished."""
-        batch: Batch | None = self._timed("decision", lambda: self._scheduler.next_batch(self._now))
+        batch: Batch | None = self._timed(
+            "decision", lambda: self._scheduler.next_batch(self._now)
+        )
         assert batch is not None
         self._now += _STAGE_S
         message = batch.groups[0]
         assert message is not None
         drawn = tuple(
-            SampledToken(span.request_id, span.index, 7) for span in message.spans if span.sample
+            SampledToken(span.request_id, span.index, 7)
+            for span in message.spans
+            if span.sample
         )
         results = [StepResult(batch.id, 0, drawn, (_STAGE_S, _STAGE_S))]
         events: list[Event] = self._timed(

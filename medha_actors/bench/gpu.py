@@ -79,11 +79,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="PART", choices=names, help=f"of {', '.join(names)}"
+        "--only",
+        nargs="+",
+        metavar="PART",
+        choices=names,
+        help=f"of {', '.join(names)}",
     )
     parser.add_argument("--result-dir", type=Path, default=Path("docs/results"))
     parser.add_argument(
-        "--budget-s", type=float, default=540.0, help="seconds for all parts (%(default)s)"
+        "--budget-s",
+        type=float,
+        default=540.0,
+        help="seconds for all parts (%(default)s)",
     )
     return parser.parse_args(arguments)
 
@@ -105,7 +112,9 @@ def run_parts(
         else:
             folder = scratch / part.name
             folder.mkdir()
-            outcomes.append(_run(part, min(part.limit_s, left_s), folder, result_dir / "log.txt"))
+            outcomes.append(
+                _run(part, min(part.limit_s, left_s), folder, result_dir / "log.txt")
+            )
             _keep_files(folder, result_dir / "files")
     return outcomes
 
@@ -169,5 +178,7 @@ def _end(process: subprocess.Popen[Any]) -> None:
 def _reason(said: str) -> str:
     """The last line that names an error, else the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    named = [
+        line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)
+    ]
     return (named or lines or ["it said nothing"])[-1][:200]

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medha_actors.bench.gpu_attention_cases import Model, Rows, largest_errors, make_case
+from medha_actors.bench.gpu_attention_cases import (
+    Model,
+    Rows,
+    largest_errors,
+    make_case,
+)
 from medha_actors.bench.gpu_attention_sweep import sweep
 from medha_actors.bench.gpu_attention_times import LLAMA, case_seconds, timed
 from medha_actors.bench.gpu_findings import Findings
@@ -34,7 +39,12 @@ def run(out: Findings) -> None:
 
 def check_all(out: Findings, device: torch.device) -> None:
     """Against float64, with NaN wherever nobody may look."""
-    mixed = [Rows(1, 700, True), Rows(70, 300, True), Rows(1, 0, True), Rows(5, 2000, False)]
+    mixed = [
+        Rows(1, 700, True),
+        Rows(70, 300, True),
+        Rows(1, 0, True),
+        Rows(5, 2000, False),
+    ]
     mixed += [Rows(2, 0, False), Rows(1, 9000, True), Rows(33, 5000, True)]
     cases: list[tuple[str, Model, Sequence[Rows]]] = [("bf16 pages 64", LLAMA, mixed)]
     for size in (16, 256):
@@ -89,7 +99,12 @@ def measure_prefill(out: Findings, device: torch.device) -> None:
 def measure_decode(out: Findings, device: torch.device) -> None:
     """Single rows: how much of the card's memory bandwidth their keys and values get."""
     table = [(1, 1024, None), (16, 1024, None), (64, 1024, 2000.0), (256, 1024, 2000.0)]
-    table += [(1, 8192, 1500.0), (16, 8192, 2300.0), (64, 8192, 2300.0), (256, 8192, 2300.0)]
+    table += [
+        (1, 8192, 1500.0),
+        (16, 8192, 2300.0),
+        (64, 8192, 2300.0),
+        (256, 8192, 2300.0),
+    ]
     table += [(1, 2**17, 2300.0), (1, 2**20, 2300.0)]
     for count, context, wanted in table:
         seconds = case_seconds([Rows(1, context - 1, True)] * count, device)
@@ -106,7 +121,9 @@ def measure_chunks(out: Findings, device: torch.device) -> None:
         for rows in (2048, 512, 256, 128, 64, 32, 16):
             if out.left_s() < 25:
                 return
-            seconds = case_seconds([Rows(rows, context - rows, True)], device, least_s=0.02)
+            seconds = case_seconds(
+                [Rows(rows, context - rows, True)], device, least_s=0.02
+            )
             name = f"attention, chunk {rows} at {context // 1024}K"
             work = pairs(context) - pairs(context - rows)
             if whole is None:
@@ -114,7 +131,12 @@ def measure_chunks(out: Findings, device: torch.device) -> None:
                 out.add(f"{name}: share of peak", work / seconds / PEAK_FLOPS)
                 continue
             wanted = {64: 1.15, 128: 1.05}.get(rows) if context == 2**20 else None
-            out.add(f"{name}: a token, of one in 2048", seconds / rows / whole, "x", most=wanted)
+            out.add(
+                f"{name}: a token, of one in 2048",
+                seconds / rows / whole,
+                "x",
+                most=wanted,
+            )
 
 
 def pairs(tokens: int) -> float:

@@ -58,7 +58,13 @@ class Case(NamedTuple):
 
     def run(self) -> None:
         paged_attention(
-            self.q, self.layer, self.step, self.out, self.lse, self.partials, self.shapes
+            self.q,
+            self.layer,
+            self.step,
+            self.out,
+            self.lse,
+            self.partials,
+            self.shapes,
         )
 
 
@@ -101,7 +107,9 @@ def make_case(
     for partial in partials if poisoned else ():
         partial.fill_(torch.nan)
     own = q[:, : model.heads]
-    return Case(tuple(spans), model, own, layer, pages, step, out, lse, partials, shapes)
+    return Case(
+        tuple(spans), model, own, layer, pages, step, out, lse, partials, shapes
+    )
 
 
 def _planned(
@@ -119,7 +127,9 @@ def _planned(
     return planned.slots, upload(sequences, tables, planned, device)
 
 
-def _layer(pages: int, model: Model, token_major: bool, generator: torch.Generator) -> Tensor:
+def _layer(
+    pages: int, model: Model, token_major: bool, generator: torch.Generator
+) -> Tensor:
     inner = (model.kv_heads, model.page_tokens)
     if token_major:
         inner = (model.page_tokens, model.kv_heads)
@@ -129,7 +139,9 @@ def _layer(pages: int, model: Model, token_major: bool, generator: torch.Generat
     return layer.transpose(2, 3) if token_major else layer
 
 
-def _poison(layer: Tensor, pages: Sequence[Tensor], spans: Sequence[Rows], size: int) -> None:
+def _poison(
+    layer: Tensor, pages: Sequence[Tensor], spans: Sequence[Rows], size: int
+) -> None:
     layer[:, 0] = torch.nan
     for table, span in zip(pages, spans, strict=True):
         if span.tokens % size:
@@ -151,7 +163,9 @@ def reference(case: Case, number: int) -> tuple[Tensor, Tensor]:
     seen = span.cached + span.writes * (torch.arange(span.rows, device=q.device) + 1)
     hidden = tokens >= seen[:, None]
     for head in range(case.model.kv_heads):
-        pieces = case.layer[:, case.pages[number], head]  # [2, pages, page_tokens, head_dim]
+        pieces = case.layer[
+            :, case.pages[number], head
+        ]  # [2, pages, page_tokens, head_dim]
         keys, values = pieces.flatten(1, 2)[:, : span.tokens].double()
         mine = slice(head * share, (head + 1) * share)
         scores = q[:, mine].transpose(0, 1) @ keys.T * case.model.head_dim**-0.5

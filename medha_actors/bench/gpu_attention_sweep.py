@@ -47,11 +47,15 @@ def sweep(out: Findings, device: torch.device) -> None:
         for name, spans in steps:
             if out.left_s() < 8:
                 return
-            with_shape = f"attention, {name}, rows x keys x warps x stages {_text(shape)}"
+            with_shape = (
+                f"attention, {name}, rows x keys x warps x stages {_text(shape)}"
+            )
             try:
                 seconds = case_seconds(spans, device, least_s=0.03, shapes=shapes)
             except Exception as problem:
-                out.check(with_shape, False, f"{type(problem).__name__}: {problem}"[:80])
+                out.check(
+                    with_shape, False, f"{type(problem).__name__}: {problem}"[:80]
+                )
                 break
             out.add(with_shape, seconds * 1e6, "us")
 

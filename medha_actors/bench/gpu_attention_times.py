@@ -12,7 +12,9 @@ from medha_actors.bench.gpu_attention_cases import Case, Model, Rows, make_case
 from medha_actors.model.cuda.attention import paged_attention
 
 LLAMA = Model()
-_CACHE = 256 * 2**20  # bytes read before the same again, so that a card's L2 holds none of it
+_CACHE = (
+    256 * 2**20
+)  # bytes read before the same again, so that a card's L2 holds none of it
 
 
 def case_seconds(
@@ -28,7 +30,9 @@ def case_seconds(
 
 def _each(case: Case, layers: Sequence[Tensor]) -> None:
     for layer in layers:
-        paged_attention(case.q, layer, case.step, case.out, case.lse, case.partials, case.shapes)
+        paged_attention(
+            case.q, layer, case.step, case.out, case.lse, case.partials, case.shapes
+        )
 
 
 def recorded_seconds(call: Callable[[], None], least_s: float) -> float:

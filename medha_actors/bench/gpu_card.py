@@ -41,10 +41,14 @@ def run(out: Findings) -> None:
 
 
 def _matrices(out: Findings) -> None:
-    a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (
+        torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+    )
     product = torch.empty_like(a)
     seconds = seconds_of(lambda: torch.mm(a, b, out=product))
-    out.add(f"bf16 matrix product, {_SIDE} cubed", 2e-12 * _SIDE**3 / seconds, "TFLOP/s")
+    out.add(
+        f"bf16 matrix product, {_SIDE} cubed", 2e-12 * _SIDE**3 / seconds, "TFLOP/s"
+    )
 
 
 def _memory(out: Findings) -> None:

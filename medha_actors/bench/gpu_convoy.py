@@ -33,7 +33,12 @@ _MODEL = {
 
 def run(out: Findings) -> None:
     """Time to first token of the short ones and of the long one, under each policy."""
-    ray.init(num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        num_gpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     found = {}
     for policy in ("dboost", "fcfs"):
         if out.left_s() < _ENGINE_S:
@@ -41,11 +46,17 @@ def run(out: Findings) -> None:
             continue
         short_s, long_s = asyncio.run(_measure(policy))
         found[policy] = median(short_s)
-        out.add(f"{policy}: short ones' first token, median", 1e3 * median(short_s), "ms")
+        out.add(
+            f"{policy}: short ones' first token, median", 1e3 * median(short_s), "ms"
+        )
         out.add(f"{policy}: short ones' first token, longest", 1e3 * max(short_s), "ms")
         out.add(f"{policy}: the long one's first token", long_s, "s")
     if len(found) == 2:
-        out.add("fcfs over dboost, short ones' median", found["fcfs"] / found["dboost"], least=10)
+        out.add(
+            "fcfs over dboost, short ones' median",
+            found["fcfs"] / found["dboost"],
+            least=10,
+        )
     ray.shutdown()
 
 
@@ -66,7 +77,9 @@ async def _measure(policy: str) -> tuple[list[float], float]:
         await generate(handle, prompt_of(_SHORT, salt=-1), greedy(8))
         began = time.perf_counter()
         long = asyncio.create_task(generate(handle, prompt_of(_LONG), greedy(4)))
-        short = [asyncio.create_task(_later(handle, number)) for number in range(_SHORTS)]
+        short = [
+            asyncio.create_task(_later(handle, number)) for number in range(_SHORTS)
+        ]
         times = [one.ttft_s for one in await asyncio.gather(*short)]
         long_s = (await long).ttft_s
         print(policy, f"all in {time.perf_counter() - began:.1f} s", times, flush=True)

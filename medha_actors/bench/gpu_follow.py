@@ -45,7 +45,9 @@ def follow(
     """All prompts side by side in chunks, each one's last `singly` tokens one a step; then
     `generate` tokens of each."""
     stage.reset()
-    found = {name: Followed(list(tokens), len(tokens)) for name, tokens in prompts.items()}
+    found = {
+        name: Followed(list(tokens), len(tokens)) for name, tokens in prompts.items()
+    }
     free = iter(range(stage.pages))
     unknown = set(found)
     batch = 0
@@ -55,7 +57,9 @@ def follow(
             rows = _rows(state, generate, chunk, singly)
             if rows:
                 pages = -(-(state.computed + rows) // stage.page_tokens) - state.pages
-                spans.append(_span(name, state, rows, tuple(next(free) for _ in range(pages))))
+                spans.append(
+                    _span(name, state, rows, tuple(next(free) for _ in range(pages)))
+                )
                 state.pages += pages
         if not spans:
             return found

@@ -57,7 +57,9 @@ def run(
     rows = []
     listener = Listener("here", "127.0.0.1")
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_other, args=(listener.endpoint, device, counts), daemon=True)
+    process = context.Process(
+        target=_other, args=(listener.endpoint, device, counts), daemon=True
+    )
     process.start()
     try:
         _, talk = listener.accept("bench", timeout_s=60)
@@ -83,7 +85,11 @@ def _keep(rows: list[dict[str, Any]], out: Path | None, device: torch.device) ->
 
 
 def _measured(
-    listener: Listener, talk: Link, kind: str, device: torch.device, counts: Sequence[int]
+    listener: Listener,
+    talk: Link,
+    kind: str,
+    device: torch.device,
+    counts: Sequence[int],
 ) -> dict[str, Any]:
     """One row: milliseconds of a hop, microseconds of a merge and of a sum."""
     row: dict[str, Any] = {"transport": kind}
@@ -161,7 +167,9 @@ def _swaps(
         asked.append((time.perf_counter() - started) / swaps)
         _finish(device)
         taken.append((time.perf_counter() - started) / swaps)
-    link.send(b"")  # the other end may be in its last swap, and needs the link until then
+    link.send(
+        b""
+    )  # the other end may be in its last swap, and needs the link until then
     link.recv()
     return 1e6 * median(taken), 1e6 * median(asked)
 
@@ -178,7 +186,9 @@ def _team(own: int, link: Link) -> Team:
     return TransportTeam(own, {1 - own: link}, {1 - own: link.transport})
 
 
-def _linked(link: Link, cell: Cell, other: Cell, kind: str, device: torch.device) -> Lookout:
+def _linked(
+    link: Link, cell: Cell, other: Cell, kind: str, device: torch.device
+) -> Lookout:
     """Give one end the transport of this kind, if there is one."""
     lookout = Lookout([link])
     if kind != _SOCKET:
@@ -200,7 +210,9 @@ def _other(endpoint: Endpoint, device_name: str, counts: Sequence[int]) -> None:
             return
         what, kind = asked.split(":")
         here, there = _ENDS[what]
-        link = dial(endpoint, "here", "bench", Cell(0, number))  # each name is let in once
+        link = dial(
+            endpoint, "here", "bench", Cell(0, number)
+        )  # each name is let in once
         lookout = _linked(link, there, here, kind, device)
         if kind == _SOCKET or link.transport is not None:
             for count in counts:

@@ -77,8 +77,14 @@ def _compare(name: str, config: ModelLoadingConfig, out: Findings) -> None:
             _judge(label, stage, dtype, whole, known, out)
             if dtype == torch.float32:
                 found = follow(stage, prompts, generate=_GENERATED)
-                same = sum(found[key].generated == expected[key].generated for key in found)
-                out.check(f"{label}: greedy tokens", same == len(found), f"{same} of {len(found)}")
+                same = sum(
+                    found[key].generated == expected[key].generated for key in found
+                )
+                out.check(
+                    f"{label}: greedy tokens",
+                    same == len(found),
+                    f"{same} of {len(found)}",
+                )
             del stage
         except ModelError as error:
             out.say(label, error.message)
@@ -88,10 +94,14 @@ def _compare(name: str, config: ModelLoadingConfig, out: Findings) -> None:
         torch.cuda.empty_cache()
 
 
-def _stage(config: ModelLoadingConfig, device: str, dtype: torch.dtype, attention: str) -> Stage:
+def _stage(
+    config: ModelLoadingConfig, device: str, dtype: torch.dtype, attention: str
+) -> Stage:
     spec = load_spec(config)
     where: Any = (device, dtype, os.cpu_count() or 1, attention)
-    stage = Stage(spec, config, (0, spec.layers), (0, 1), 0, _PAGES, _PAGE_TOKENS, *where)
+    stage = Stage(
+        spec, config, (0, spec.layers), (0, 1), 0, _PAGES, _PAGE_TOKENS, *where
+    )
     if device == "cuda" and hasattr(stage, "warm_up"):  # takes graphs of decodes
         stage.warm_up()
     return stage
@@ -112,14 +122,20 @@ def _judge(
     likeliest = []
     for key, reference in known.items():
         mine = torch.tensor(found[key].logprobs, dtype=torch.float64)
-        differences.append((mine - torch.tensor(reference.logprobs, dtype=torch.float64)).abs())
+        differences.append(
+            (mine - torch.tensor(reference.logprobs, dtype=torch.float64)).abs()
+        )
         pairs = zip(found[key].likeliest, reference.likeliest, strict=True)
         likeliest += [mine == theirs for mine, theirs in pairs]
     difference = torch.cat(differences)
     if dtype == torch.float32:
-        out.add(f"{label}: largest difference", difference.max().item(), most=_FLOAT32_MOST)
+        out.add(
+            f"{label}: largest difference", difference.max().item(), most=_FLOAT32_MOST
+        )
     else:
-        out.add(f"{label}: mean difference", difference.mean().item(), most=_16_BITS_MOST)
+        out.add(
+            f"{label}: mean difference", difference.mean().item(), most=_16_BITS_MOST
+        )
         share = sum(likeliest) / len(likeliest)
         out.add(f"{label}: same likeliest token", 100 * share, "%")
     out.check(f"{label}: the same once more", again == found)

@@ -32,4 +32,6 @@ def run(out: Path) -> None:
             measured = [sys.executable, "-m", "medha_actors.bench.gpu_links", str(out)]
             subprocess.run(measured, env=environment, check=True)
         finally:
-            subprocess.run([_CONTROL], env=environment, input=b"quit", timeout=_QUIT_S, check=False)
+            subprocess.run(
+                [_CONTROL], env=environment, input=b"quit", timeout=_QUIT_S, check=False
+            )

@@ -21,7 +21,9 @@ def main() -> None:
     faulthandler.dump_traceback_later(max(1.0, float(seconds) - 2))
     findings = Findings(Path(folder), time.monotonic() + float(seconds))
     run = importlib.import_module(module).run
-    takes_folder = "Path" in str(next(iter(inspect.signature(run).parameters.values())).annotation)
+    takes_folder = "Path" in str(
+        next(iter(inspect.signature(run).parameters.values())).annotation
+    )
     run(findings.folder if takes_folder else findings)
 
 

@@ -64,7 +64,9 @@ def lines_of(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, str, str]
         for row in outcome.rows:
             met = {True: "yes", False: "NO", None: ""}[row.get("met")]
             name = str(row["name"])
-            lines.append((outcome.part, name, _measured(row), str(row.get("target", "")), met))
+            lines.append(
+                (outcome.part, name, _measured(row), str(row.get("target", "")), met)
+            )
         took = f"{outcome.seconds:.0f} s"
         bad = outcome.how not in ("done", "not there")
         lines.append((outcome.part, f"({outcome.how})", took, "", "NO" if bad else ""))
@@ -101,7 +103,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 def write(card: dict[str, Any], outcomes: Sequence[Outcome], folder: Path) -> Path:
     """gpu-CARD-DATE.json and .md in `folder`; the path of the latter."""
-    word = re.sub(r"[^a-z0-9]+", "-", card["card"].lower().replace("nvidia", "")).strip("-")
+    word = re.sub(r"[^a-z0-9]+", "-", card["card"].lower().replace("nvidia", "")).strip(
+        "-"
+    )
     stem = f"gpu-{word}-{time.strftime('%Y-%m-%d-%H%M')}"
     found = {"card": card, "parts": [outcome._asdict() for outcome in outcomes]}
     (folder / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -39,7 +39,9 @@ def _figures(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
     figures = list(entry.items())
     what = str(figures[0][1])
     for name, value in figures[1:]:
-        if isinstance(value, dict) or (isinstance(value, list) and value and len(str(value)) > 80):
+        if isinstance(value, dict) or (
+            isinstance(value, list) and value and len(str(value)) > 80
+        ):
             continue  # more than a figure
         number = isinstance(value, int | float) and not isinstance(value, bool)
         row = {

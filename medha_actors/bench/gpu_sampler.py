@@ -13,7 +13,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from medha_actors.messages import Introduction, SampledToken, SamplingParams, Span, pack_tokens
+from medha_actors.messages import (
+    Introduction,
+    SampledToken,
+    SamplingParams,
+    Span,
+    pack_tokens,
+)
 from medha_actors.model.cuda.choice import Choice
 from medha_actors.model.cuda.sampler import CudaSampler
 from medha_actors.model.draw import threshold, uniform
@@ -44,7 +50,11 @@ _MIXED: Final[tuple[dict[str, Any], ...]] = (
     {"min_p": 0.05},
     {"temperature": 1.5, "top_k": 2000},
     {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.2},
-    {"logit_bias": ((3, 4.0), (77, -100.0)), "min_tokens": 50, "stop_token_ids": (5, 6)},
+    {
+        "logit_bias": ((3, 4.0), (77, -100.0)),
+        "min_tokens": 50,
+        "stop_token_ids": (5, 6),
+    },
     {"logprobs": 5},
 )
 
@@ -74,7 +84,9 @@ def run(out: Path) -> None:
             table.add(f"rows of {vocabulary} against the CPU", **found._asdict())
 
 
-def logits_like_a_model(rows: int, vocabulary: int, device: torch.device, seed: int = 0) -> Tensor:
+def logits_like_a_model(
+    rows: int, vocabulary: int, device: torch.device, seed: int = 0
+) -> Tensor:
     """Float32 [rows, vocabulary] with the values of bfloat16: a broad hill, and some hundred tokens
     above it."""
     generator = torch.Generator(device).manual_seed(seed)
@@ -91,7 +103,9 @@ class Trial:
         self.sampler = sampler
         self._step = 0
         generator = torch.Generator().manual_seed(1)
-        self._known = torch.randint(sampler.vocabulary, (_PROMPT,), generator=generator).tolist()
+        self._known = torch.randint(
+            sampler.vocabulary, (_PROMPT,), generator=generator
+        ).tolist()
         for number, one in enumerate(params):
             known = pack_tokens(self._known[:-1])
             sampler.open(Introduction(f"r{number}", one, known))
@@ -104,14 +118,18 @@ class Trial:
         self._step += 1
         spans = []
         for name in self.names:
-            span = Span(name, stop - 1, stop, last, 0, 0, (), True, True, stop - _PROMPT // 2)
+            span = Span(
+                name, stop - 1, stop, last, 0, 0, (), True, True, stop - _PROMPT // 2
+            )
             spans.append(span)
         return spans
 
     def tokens(self, logits: Tensor) -> dict[str, SampledToken]:
         """Drawn from logits [rows, vocabulary], which stay."""
         failures = Failures()
-        pending = self.sampler.launch(self.spans(), lambda rows: logits.clone(), failures)
+        pending = self.sampler.launch(
+            self.spans(), lambda rows: logits.clone(), failures
+        )
         return {token.request_id: token for token in pending.finish().tokens}
 
 
@@ -127,7 +145,9 @@ def _time(table: _Table, device: torch.device) -> None:
                 _time_one(table, f"{rows} rows, {case}, {name}", choice, params, logits)
         for name, choice in variants:
             params = CASES["top_p 0.95"]
-            _time_one(table, f"{rows} flat rows, top_p 0.95, {name}", choice, params, flat)
+            _time_one(
+                table, f"{rows} flat rows, top_p 0.95, {name}", choice, params, flat
+            )
 
 
 def _time_one(
@@ -199,7 +219,9 @@ class Compared(NamedTuple):
     seconds: float
 
 
-def compare(device: torch.device, rows: int, vocabulary: int, most_s: float) -> Compared:
+def compare(
+    device: torch.device, rows: int, vocabulary: int, most_s: float
+) -> Compared:
     """Draw rows of every kind in both ways; fewer than `rows` if that takes too long."""
     started = time.perf_counter()
     differ = 0
@@ -230,7 +252,9 @@ def compare(device: torch.device, rows: int, vocabulary: int, most_s: float) -> 
     return Compared(done, differ, unexplained, furthest, logprob, seconds)
 
 
-def _distance(row: Tensor, params: SamplingParams, one: SampledToken, other: SampledToken) -> float:
+def _distance(
+    row: Tensor, params: SamplingParams, one: SampledToken, other: SampledToken
+) -> float:
     """How far, in probability, the shot is from an edge between two tokens: rounding decides where
     it is near one. Rows whose logits were changed first, or that are not drawn: 1."""
     if params.temperature == 0.0 or params.penalised or params.logit_bias:

@@ -53,4 +53,6 @@ def run(out: Findings) -> None:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         out.check("small steps under memcheck", False, " ".join(last)[:150])
     else:
-        out.check("small steps under memcheck", summary[1] == "0", f"{summary[1]} errors")
+        out.check(
+            "small steps under memcheck", summary[1] == "0", f"{summary[1]} errors"
+        )

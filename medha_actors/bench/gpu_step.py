@@ -56,7 +56,9 @@ def run(out: Path) -> list[Row]:
     decoder = build(BIG, device, torch.bfloat16, _POOL_TOKENS)
     decoder.fill(_POOL_TOKENS // PAGE)
     torch.cuda.synchronize()
-    rows.append({"what": "8B drawn, pool filled", "seconds": time.perf_counter() - start})
+    rows.append(
+        {"what": "8B drawn, pool filled", "seconds": time.perf_counter() - start}
+    )
     for measure in (_capture, _silence, _decode, _prefill, _launches):
         rows += _attempt(measure, decoder)
         _write(out, rows)
@@ -75,9 +77,13 @@ def _attempt(work: Callable[[Any], list[Row]], given: Any) -> list[Row]:
     try:
         rows = work(given)
     except Exception as error:
-        rows = [{"what": work.__name__, "failed": f"{type(error).__name__}: {error}"[:600]}]
+        rows = [
+            {"what": work.__name__, "failed": f"{type(error).__name__}: {error}"[:600]}
+        ]
     for row in rows:
-        words = [f"{key}={_short(value)}" for key, value in row.items() if key != "kernels"]
+        words = [
+            f"{key}={_short(value)}" for key, value in row.items() if key != "kernels"
+        ]
         print("  ".join(words), flush=True)
     return rows
 
@@ -133,7 +139,9 @@ def _replays(device: torch.device) -> list[Row]:
     for extent in decoder.graphs.extents:
         rows = max(1, extent.rows - 1)
         step = decodes(rows, 40)
-        arrays = arrays_of(step.plan(), step.ids(spec.vocabulary), decoder.attention.plan_work)
+        arrays = arrays_of(
+            step.plan(), step.ids(spec.vocabulary), decoder.attention.plan_work
+        )
         eager = decoder.graphs.eager(arrays, None, extent)[:rows].clone()
         replayed = decoder.graphs.run(arrays, None)
         if replayed is None or not torch.equal(eager, replayed):
@@ -162,7 +170,9 @@ def _loading(device: torch.device) -> list[Row]:
         uploader.close()
     right = bytes(last[-4096:].cpu().numpy()) == block[-4096:]
     speed = uploader.bytes / took / 1e9
-    return [{"what": "loading", "GB/s": speed, "pinning s": ready - start, "right": right}]
+    return [
+        {"what": "loading", "GB/s": speed, "pinning s": ready - start, "right": right}
+    ]
 
 
 def _capture(decoder: CudaDecoder) -> list[Row]:
@@ -205,7 +215,9 @@ def _decode(decoder: CudaDecoder) -> list[Row]:
         row: Row = {"what": f"decode of {batch} at 1K"}
         for name, chosen in (("eager", None), ("graph", graphs)):
             decoder.graphs = chosen
-            row |= {f"{name} {key}": value for key, value in _times(decoder, step).items()}
+            row |= {
+                f"{name} {key}": value for key, value in _times(decoder, step).items()
+            }
         decoder.graphs = graphs
         found.append(row | _host(decoder, step))
     return found
@@ -308,7 +320,10 @@ def _launches(decoder: CudaDecoder) -> list[Row]:
     steps = {"decode of 1": decodes(1, 1024), "decode of 64": decodes(64, 1024),
              "chunk of 2048": Step([(0, 0, 2048)], 2048)}  # fmt: skip
     for name, step in steps.items():
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        activities = [
+            torch.profiler.ProfilerActivity.CPU,
+            torch.profiler.ProfilerActivity.CUDA,
+        ]
         with torch.profiler.profile(activities=activities) as profile:
             _call(decoder, step)
             torch.cuda.synchronize()

@@ -50,7 +50,9 @@ class DrawnWeights:
         if len(shape) == 1:
             return torch.ones(shape, dtype=dtype, device=self.device)
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(shape, dtype=torch.bfloat16, device=self.device, generator=generator)
+        drawn = torch.randn(
+            shape, dtype=torch.bfloat16, device=self.device, generator=generator
+        )
         return drawn.mul_(shape[1] ** -0.5).to(dtype)
 
     def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
@@ -88,7 +90,9 @@ def decodes(batch: int, context: int) -> Step:
     return Step(spans, context + PAGE)
 
 
-def build(spec: ModelSpec, device: torch.device, dtype: torch.dtype, tokens: int) -> CudaDecoder:
+def build(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, tokens: int
+) -> CudaDecoder:
     """A whole model with a pool of so many tokens."""
     loader = Loader(DrawnWeights(spec, device), spec, device, dtype)
     calls = TritonCalls(spec, dtype, device)

@@ -36,7 +36,9 @@ LAYOUTS = {
     "K=2, 1 core each": (2, 1, "auto"),
     "K=1, 2 threads (torch)": (1, 2, "sdpa"),
 }
-_TORCH_MOST = 32_768  # tokens of context: beyond, torch alone would take most of an hour
+_TORCH_MOST = (
+    32_768  # tokens of context: beyond, torch alone would take most of an hour
+)
 _PAGE_TOKENS = 64
 _STEPS = 24
 _CHUNK = 64
@@ -64,7 +66,10 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
                 for name, grid in grids.items():
                     if context > _TORCH_MOST and LAYOUTS[name][1] > 1:
                         continue
-                    for what, rows, steps in (("decode", 1, _STEPS), ("chunk", _CHUNK, 2)):
+                    for what, rows, steps in (
+                        ("decode", 1, _STEPS),
+                        ("chunk", _CHUNK, 2),
+                    ):
                         step = f"{what}-{repeat}"
                         seconds, swap = await asyncio.to_thread(
                             _steps, grid, step, context, rows, steps
@@ -82,7 +87,10 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
                 f"{what}_ms": 1e3 * median(found[context, name, what])
                 for what in ("decode", "chunk")
             },
-            **{f"{what}_ratio": _ratio(found, context, name, what) for what in ("decode", "chunk")},
+            **{
+                f"{what}_ratio": _ratio(found, context, name, what)
+                for what in ("decode", "chunk")
+            },
             "exchange_us_per_layer": median(swaps[context, name]),
         }
         for context, name in swaps
@@ -94,12 +102,15 @@ def _ratio(
 ) -> float:
     one = found[context, next(iter(LAYOUTS)), what]
     return median(
-        mine / theirs for mine, theirs in zip(found[context, name, what], one, strict=True)
+        mine / theirs
+        for mine, theirs in zip(found[context, name, what], one, strict=True)
     )
 
 
 @asynccontextmanager
-async def _grid(groups: int, threads: int, attention: str, dtype: str) -> AsyncIterator[Cluster]:
+async def _grid(
+    groups: int, threads: int, attention: str, dtype: str
+) -> AsyncIterator[Cluster]:
     """A linked grid of one stage, its caches full of noise."""
     config = load(
         {
@@ -113,7 +124,8 @@ async def _grid(groups: int, threads: int, attention: str, dtype: str) -> AsyncI
             },
             "kv_cache": {
                 "page_tokens": _PAGE_TOKENS,
-                "budget_bytes": _bytes_per_token(dtype) * (max(CONTEXTS) // groups + 4096),
+                "budget_bytes": _bytes_per_token(dtype)
+                * (max(CONTEXTS) // groups + 4096),
             },
         }
     )
@@ -128,10 +140,18 @@ async def _grid(groups: int, threads: int, attention: str, dtype: str) -> AsyncI
 
 def _bytes_per_token(dtype: str) -> int:
     spec = load_spec(load({"parallel": {}}).model_loading_config)
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * (2 if dtype == "bfloat16" else 4)
+    return (
+        2
+        * spec.layers
+        * spec.kv_heads
+        * spec.head_dim
+        * (2 if dtype == "bfloat16" else 4)
+    )
 
 
-def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> tuple[float, float]:
+def _steps(
+    grid: Cluster, name: str, context: int, rows: int, steps: int
+) -> tuple[float, float]:
     """Median seconds of a step of `rows` new tokens at `context`, the cache in equal pieces, and of
     its exchange."""
     groups = tuple(range(len(grid.first)))
@@ -153,7 +173,13 @@ def _steps(grid: Cluster, name: str, context: int, rows: int, steps: int) -> tup
 
 
 def _message(
-    name: str, groups: tuple[int, ...], group: int, piece: int, start: int, rows: int, step: int
+    name: str,
+    groups: tuple[int, ...],
+    group: int,
+    piece: int,
+    start: int,
+    rows: int,
+    step: int,
 ) -> StepMessage:
     writes = group == groups[-1]
     cached = start - group * piece if writes else piece
@@ -172,6 +198,8 @@ def _message(
         groups=groups if len(groups) > 1 else (),
     )
     opened = (
-        (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),) if step == 0 else ()
+        (Introduction(name, SamplingParams(max_tokens=1, temperature=0.0)),)
+        if step == 0
+        else ()
     )
     return StepMessage(step, (span,), opened)

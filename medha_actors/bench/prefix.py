@@ -45,7 +45,9 @@ async def _turns(repeats: int, dtype: str) -> list[dict[str, Any]]:
                 ("warm", [*history, *again]),
                 ("uncached alone", rest),
             ):
-                answer = await generate(handle, prompt, greedy(4), cache=name != "uncached alone")
+                answer = await generate(
+                    handle, prompt, greedy(4), cache=name != "uncached alone"
+                )
                 found[name].append(answer.ttft_s)
                 shares[name].append(answer.cached_tokens / len(prompt))
     cold_s = median(found["cold"])

@@ -31,7 +31,9 @@ async def run(
     flops, read = measure(2)
     async with AsyncExitStack() as stack:
         engines = {
-            name: await stack.enter_async_context(engine(_arguments(LAYOUTS[name], dtype)))
+            name: await stack.enter_async_context(
+                engine(_arguments(LAYOUTS[name], dtype))
+            )
             for name in layouts
         }
         for handle in engines.values():
@@ -40,7 +42,9 @@ async def run(
         for repeat in range(repeats):
             for name, handle in engines.items():
                 for tokens in PROMPTS:
-                    answer = await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
+                    answer = await generate(
+                        handle, prompt_of(tokens, salt=repeat), greedy(1)
+                    )
                     speeds[name, "prefill", tokens].append(tokens / answer.ttft_s)
                 for batch in BATCHES:
                     speeds[name, "decode", batch].append(await _decode(handle, batch))
@@ -66,12 +70,20 @@ def _arguments(spp: int, dtype: str) -> dict[str, Any]:
 
 async def _decode(handle: RayEngine, batch: int) -> float:
     """Output tokens/s of `batch` requests while all of them decode."""
-    jobs = [generate(handle, prompt_of(_CONTEXT, salt=i), greedy(_OUTPUT)) for i in range(batch)]
+    jobs = [
+        generate(handle, prompt_of(_CONTEXT, salt=i), greedy(_OUTPUT))
+        for i in range(batch)
+    ]
     return sum(result.tokens_per_s for result in await asyncio.gather(*jobs))
 
 
 def _share(
-    spec: ModelSpec, what: str, size: int, tokens_per_s: float, flops: float, read: float
+    spec: ModelSpec,
+    what: str,
+    size: int,
+    tokens_per_s: float,
+    flops: float,
+    read: float,
 ) -> float:
     """Of the matrix-product peak (prefill) or of the memory bandwidth at 2 bytes per weight
     (decode)."""
@@ -81,4 +93,6 @@ def _share(
         return tokens_per_s * (2 * weights + attention) / flops
     kv = 2 * spec.layers * spec.kv_heads * spec.head_dim * (_CONTEXT + _OUTPUT / 2)
     steps_per_s = tokens_per_s / size
-    return steps_per_s * 2 * (weights + spec.hidden * spec.vocabulary + size * kv) / read
+    return (
+        steps_per_s * 2 * (weights + spec.hidden * spec.vocabulary + size * kv) / read
+    )

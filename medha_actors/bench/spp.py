@@ -9,8 +9,8 @@ from typing import Any
 
 from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
-# stages, threads, attention: our CPU kernels use one thread per actor, so two threads means torch's
-# operators
+# stages, threads, attention: our CPU kernels use one thread per actor, so two threads
+# means torch's operators
 LAYOUTS = {
     "2 stages x 1 thread": (2, 1, "auto"),
     "1 stage x 1 thread": (1, 1, "auto"),
@@ -18,7 +18,9 @@ LAYOUTS = {
 }
 
 
-async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list[dict[str, Any]]:
+async def run(
+    tokens: int = 4096, repeats: int = 5, dtype: str = "auto"
+) -> list[dict[str, Any]]:
     """Median TTFT per layout, the ratio to two stages (median of the rounds' ratios), and how busy
     the stages were."""
     async with AsyncExitStack() as stack:
@@ -37,7 +39,9 @@ async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list
         for repeat in range(repeats):
             for name, handle in engines.items():
                 before = (await handle.stats())["stage_busy_s"]
-                answer = await generate(handle, prompt_of(tokens, salt=repeat), greedy(1))
+                answer = await generate(
+                    handle, prompt_of(tokens, salt=repeat), greedy(1)
+                )
                 ttft_s = answer.ttft_s
                 after = (await handle.stats())["stage_busy_s"]
                 times[name].append(ttft_s)
@@ -46,7 +50,9 @@ async def run(tokens: int = 4096, repeats: int = 5, dtype: str = "auto") -> list
     two_stages = times[next(iter(LAYOUTS))]
     rows = []
     for name, seconds in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(seconds, two_stages, strict=True)]
+        ratios = [
+            mine / theirs for mine, theirs in zip(seconds, two_stages, strict=True)
+        ]
         rows.append(
             {
                 "layout": name,

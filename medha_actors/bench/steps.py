@@ -25,7 +25,11 @@ async def run(tokens: int = 2000) -> list[dict[str, Any]]:
     rows = []
     for stages in (1, 2):
         args = {
-            "model_loading_config": {"model_source": "random", "random": _TINY, "dtype": "float32"},
+            "model_loading_config": {
+                "model_source": "random",
+                "random": _TINY,
+                "dtype": "float32",
+            },
             "parallel": {"spp": stages},
             "actors": {"num_cpus": 0.5},
             "predictor": {"cache": False},
@@ -34,11 +38,15 @@ async def run(tokens: int = 2000) -> list[dict[str, Any]]:
         async with engine(args) as handle:
             await generate(handle, prompt_of(16), greedy(200))
             before = await handle.stats()
-            times = (await generate(handle, prompt_of(16), greedy(tokens))).token_times_s
+            times = (
+                await generate(handle, prompt_of(16), greedy(tokens))
+            ).token_times_s
             after = await handle.stats()
         gaps = sorted(b - a for a, b in pairwise(times))
         steps = after["steps_total"] - before["steps_total"]
-        stages_ms = 1e3 * (sum(after["stage_busy_s"]) - sum(before["stage_busy_s"])) / steps
+        stages_ms = (
+            1e3 * (sum(after["stage_busy_s"]) - sum(before["stage_busy_s"])) / steps
+        )
         mean_ms = 1e3 * sum(gaps) / len(gaps)
         rows.append(
             {

@@ -30,15 +30,21 @@ async def run(repeats: int = 7, dtype: str = "auto") -> list[dict[str, Any]]:
     async with AsyncExitStack() as stack:
         engines = {}
         for name, (spp, tp) in LAYOUTS.items():
-            engines[name] = await stack.enter_async_context(engine(_arguments(spp, tp, dtype)))
+            engines[name] = await stack.enter_async_context(
+                engine(_arguments(spp, tp, dtype))
+            )
             await generate(engines[name], prompt_of(500), greedy(4))
         times: dict[tuple[str, int], list[float]] = {}
         speeds: dict[str, list[float]] = {}
         for repeat in range(repeats):
             for name, handle in engines.items():
                 for tokens in PROMPTS:
-                    times.setdefault((name, tokens), []).append(await _ttft(handle, tokens, repeat))
-                answer = await generate(handle, prompt_of(64, salt=repeat), greedy(_DECODED))
+                    times.setdefault((name, tokens), []).append(
+                        await _ttft(handle, tokens, repeat)
+                    )
+                answer = await generate(
+                    handle, prompt_of(64, salt=repeat), greedy(_DECODED)
+                )
                 speeds.setdefault(name, []).append(answer.tokens_per_s)
     return [_row(name, times, speeds) for name in LAYOUTS]
 

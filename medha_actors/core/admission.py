@@ -10,7 +10,12 @@ from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.core.request import Milestones, RequestState
-from medha_actors.errors import MedhaError, NeverFitsError, OverloadedError, RequestError
+from medha_actors.errors import (
+    MedhaError,
+    NeverFitsError,
+    OverloadedError,
+    RequestError,
+)
 from medha_actors.messages import TOKEN_BYTES, Rejected, Request, SamplingParams
 
 RETRY_BOUNDS_S = (1.0, 60.0)
@@ -66,13 +71,17 @@ class Admission:
         if prompt < 1:
             raise RequestError("the prompt has no tokens", param="prompt")
         if output < 1:
-            raise RequestError(f"max_tokens is {output}, must be at least 1", param="max_tokens")
+            raise RequestError(
+                f"max_tokens is {output}, must be at least 1", param="max_tokens"
+            )
         if prompt + output > self.max_tokens:
             why = "" if self.max_tokens == self.model_tokens else "of KV cache"
             raise NeverFitsError("prompt", prompt, output, self.max_tokens, why=why)
         if request.resumed is not None:
             if len(request.resumed.token_ids) // TOKEN_BYTES >= output:
-                raise RequestError("the request has all its tokens already", param="max_tokens")
+                raise RequestError(
+                    "the request has all its tokens already", param="max_tokens"
+                )
             return  # it was taken once: no queue is too full for it
         self._check_room(self._tenant_of(request))
 
@@ -96,7 +105,9 @@ class Admission:
                 retry_after_s=retry,
             )
 
-    def admit(self, request: Request, serial: int, drag: float, now: float) -> RequestState:
+    def admit(
+        self, request: Request, serial: int, drag: float, now: float
+    ) -> RequestState:
         """The state of a new request with its objectives: the client's within the server's bounds,
         or ours, which follow from the work that the cache does not save, from the way and from the
         load. `drag`: seconds that pass for one of its work.
@@ -132,7 +143,9 @@ class Admission:
         state.total_work_s = self._table.seconds(*state.work)
         state.remaining_s = state.total_work_s
         state.load_s = self._table.load_s(*state.work)
-        work_s = self._table.seconds(state.hit, state.prompt, min(state.stored, state.prompt))
+        work_s = self._table.seconds(
+            state.hit, state.prompt, min(state.stored, state.prompt)
+        )
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
@@ -146,7 +159,9 @@ class Admission:
             state.timeout_at = request.arrived_at + timeout_s
         return state
 
-    def imagined(self, prompt: int, tenant: str, drag: float, now: float) -> RequestState:
+    def imagined(
+        self, prompt: int, tenant: str, drag: float, now: float
+    ) -> RequestState:
         """A request that might come now, behind all others, with so many tokens of which none is
         cached; nothing is done for it."""
         work_s = self._table.seconds(0, prompt)

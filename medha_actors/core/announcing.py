@@ -45,12 +45,14 @@ class Announcing:
         self.pace = Pace()
         self._forecast = Forecast(live.queue, self.pace, grid.groups, most_yield)
         self._decodes_s = 0.0  # of the decodes in the last batch that had any
-        # the last batch, if it left others waiting: when it went, its load, and whether it was made
-        # way for
+        # the last batch, if it left others waiting: when it went, its load, and whether
+        # it was made way for
         self._last: tuple[float, float, bool] | None = None
         self._hurried = False
 
-    def first_token_s(self, state: RequestState, *, limit: int, free: int, now: float) -> float:
+    def first_token_s(
+        self, state: RequestState, *, limit: int, free: int, now: float
+    ) -> float:
         """In how many seconds a request that is not live yet will have its first token. `limit`:
         batches that may be in flight; `free`: how many requests may start."""
         batch_s = self._table.batch_s()
@@ -59,7 +61,9 @@ class Announcing:
         beside = self._live.decoding and not hurried  # others' decodes make way
         fixed_s = max(self._decodes_s if beside else 0.0, batch_s)
         limit_s = self._budget_s / self._model.margin
-        pipeline = pipeline_of(self._flights, self._stages, limit, now, limit_s, fixed_s)
+        pipeline = pipeline_of(
+            self._flights, self._stages, limit, now, limit_s, fixed_s
+        )
         if waiting:
             expected_s = self._forecast.of(state, pipeline, free, now)
         else:
@@ -83,10 +87,14 @@ class Announcing:
             count += max(1, count // KEPT_FREE)
         rows = decode_rows(count, self._stages)
         cached = sum([other.known for other in others]) + state.known
-        load = GroupLoad(rows=rows, spans=rows, decode_kv=cached * rows // count, sampled=rows)
+        load = GroupLoad(
+            rows=rows, spans=rows, decode_kv=cached * rows // count, sampled=rows
+        )
         batch_s = self._model.base(load) * self._model.decode.scale / self._groups
         tpot_s = min(self._live.tightest_tpot(), state.tpot_s)
-        if not others or batch_s <= min(self._budget_s, batch_budget(tpot_s, self._stages)):
+        if not others or batch_s <= min(
+            self._budget_s, batch_budget(tpot_s, self._stages)
+        ):
             return 0.0
         return max(self.pace.room_in_s(1, now), LEAST_ROOM_S)
 
@@ -102,13 +110,17 @@ class Announcing:
             self.pace.dispatched(load_s, now - launched_at, hurried)
         queue = self._live.queue
         self._hurried = (
-            len(queue.shares) > 1 and bool(packer.prefills) and queue.pays(packer.prefills[0].state)
+            len(queue.shares) > 1
+            and bool(packer.prefills)
+            and queue.pays(packer.prefills[0].state)
         )
         if packer.decodes and not self._hurried:
             self._decodes_s = packer.loads.decodes_s()
         return sum([state.load_s for state, _, _ in packer.prefills])
 
-    def dispatched(self, prefills: Iterable[RequestState], before_s: float, now: float) -> None:
+    def dispatched(
+        self, prefills: Iterable[RequestState], before_s: float, now: float
+    ) -> None:
         """It has gone; `before_s`: as `dispatching` said."""
         states = list(prefills)
         left_s = sum([state.load_s for state in states if state.prefilling])

@@ -78,7 +78,9 @@ class Appointments:
         booked = [booked_s for kind, booked_s in self._booked_s.items() if kind <= own]
         return self.shown * sum(booked)
 
-    def book(self, key: int, load_s: float, cost_s: float, in_s: float, now: float) -> float:
+    def book(
+        self, key: int, load_s: float, cost_s: float, in_s: float, now: float
+    ) -> float:
         """An appointment in so many seconds. Returns what the client is to wait."""
         in_s = max(in_s, LEAST_RETRY_S)
         if self._count >= MOST:

@@ -127,9 +127,9 @@ def assemble(
         if not own and not store.slots[group].loading:
             messages.append(None)
             continue
-        # Shared spans first, and those of the same groups together: the groups that merge a run of
-        # rows then agree on it, whatever else each has in the batch. Stable, so in one order
-        # everywhere.
+        # Shared spans first, and those of the same groups together: the groups that
+        # merge a run of rows then agree on it, whatever else each has in the batch.
+        # Stable, so in one order everywhere.
         own.sort(key=lambda span: (not span.groups, span.groups))
         message = StepMessage(
             batch_id=batch_id,

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from medha_actors.core.predictor import ExecutionModel, GroupLoad, interpolate
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
-# below two units, a batch's first chunk is one of this: late in a long context few tokens fill a
-# budget
+# below two units, a batch's first chunk is one of this: late in a long context few
+# tokens fill a budget
 FINE = 4
 # the only live request may use so many: there is nobody whose tokens it delays
 LONE_BUDGETS = 1.5
@@ -26,7 +26,9 @@ SHARES = 10_000  # remembered, at most
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 ONE_ROW = GroupLoad(rows=1, spans=1)
-LEAST_LOAD = 0.1  # of a prefill, that is its own even if nearly all of it is the cost of a batch
+LEAST_LOAD = (
+    0.1  # of a prefill, that is its own even if nearly all of it is the cost of a batch
+)
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 
@@ -73,7 +75,9 @@ def _largest_below(high: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def pipeline_share(tokens: int, stages: int, cap: int, chunk_s: Callable[[int, int], float]) -> int:
+def pipeline_share(
+    tokens: int, stages: int, cap: int, chunk_s: Callable[[int, int], float]
+) -> int:
     """Chunk size for a prompt that has the pipeline to itself. `chunk_s`: seconds of a stage for so
     many rows behind so many.
 
@@ -83,7 +87,9 @@ def pipeline_share(tokens: int, stages: int, cap: int, chunk_s: Callable[[int, i
     """
     if stages == 1:
         return cap
-    count = max(-(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1)
+    count = max(
+        -(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1
+    )
     best = cap
     least_s = math.inf
     while least_s == math.inf or tokens >= count * SMALLEST_SHARE:
@@ -142,7 +148,9 @@ class PrefillTable:
         left = total - done
         if left <= 0:
             return 0.0
-        return self._dispatch_s(done, total) + self._model.prefill.scale * self._drain(left, total)
+        return self._dispatch_s(done, total) + self._model.prefill.scale * self._drain(
+            left, total
+        )
 
     def load_s(self, done: int, total: int, stored: int = 0) -> float:
         """The part of it that the first stage has to do, less what one batch costs that has other
@@ -161,7 +169,9 @@ class PrefillTable:
     def decodes_s(self, rows: int, cached: int) -> float:
         """What so many decodes, with so many tokens cached in all, add to a batch."""
         load = GroupLoad(rows=rows, spans=rows, decode_kv=cached, sampled=rows)
-        return max(0.0, self._model.decode.scale * self._model.base(load) - self.batch_s())
+        return max(
+            0.0, self._model.decode.scale * self._model.base(load) - self.batch_s()
+        )
 
     def lone_chunk(self, total: int) -> int:
         """Tokens of a chunk of a prefill of so many that has the pipeline to itself, if a batch may

@@ -46,7 +46,9 @@ class Completion:
         self._max_model_len_tokens = max_model_len_tokens
         self._valued_at = model.prefill.scale
 
-    def landed(self, flight: Flight, results: Sequence[StepResult], now: float) -> list[Event]:
+    def landed(
+        self, flight: Flight, results: Sequence[StepResult], now: float
+    ) -> list[Event]:
         """A flight is back, with the results of all its groups."""
         outcome = outcome_of(results)
         prefill = flight.batch.prefill_tokens > 0
@@ -60,7 +62,9 @@ class Completion:
             if flown.epoch != flown.state.epoch:
                 continue
             if name in outcome.failed:
-                events.append(self.finish(flown.state, "error", outcome.failed[name], now))
+                events.append(
+                    self.finish(flown.state, "error", outcome.failed[name], now)
+                )
             else:
                 token = outcome.drawn.get(name)
                 events += self._arrived(flown, token, outcome.scored.get(name), now)
@@ -77,7 +81,11 @@ class Completion:
         return state.finished(reason, message, now)
 
     def _arrived(
-        self, flown: Flown, drawn: SampledToken | None, scored: PromptLogprobs | None, now: float
+        self,
+        flown: Flown,
+        drawn: SampledToken | None,
+        scored: PromptLogprobs | None,
+        now: float,
     ) -> list[Event]:
         """A span that still counts has been computed, or a load been carried out."""
         state = flown.state
@@ -97,15 +105,21 @@ class Completion:
             events.append(ProgressEvent(state.id, state.computed, state.goal, left_s))
         return events
 
-    def _sampled(self, state: RequestState, drawn: SampledToken | None, now: float) -> list[Event]:
+    def _sampled(
+        self, state: RequestState, drawn: SampledToken | None, now: float
+    ) -> list[Event]:
         """A span has drawn a token."""
         if drawn is None or drawn.index != state.output:
-            raise ValueError(f"request {state.id}: expected token {state.output}, got {drawn}")
+            raise ValueError(
+                f"request {state.id}: expected token {state.output}, got {drawn}"
+            )
         if state.milestones.first_token_at is None:
             state.milestones.first_token_at = now
             self._announcing.first_token(state, now)
         scores = (drawn.logprob, drawn.top_logprobs)
-        events: list[Event] = [TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)]
+        events: list[Event] = [
+            TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)
+        ]
         reason = self._appended(state, drawn.token_id)
         for token_id in drawn.forced[: self._live.kv.room_beside(state)]:
             if reason is not None:

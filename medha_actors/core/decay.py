@@ -34,7 +34,9 @@ STEP = 1.25  # the queue is sorted anew when the decay has moved this far
 class Decay:
     """`per_s` moves in steps, for a queue that is sorted by it."""
 
-    def __init__(self, given_per_s: float | None = None, longest_s: float = math.inf) -> None:
+    def __init__(
+        self, given_per_s: float | None = None, longest_s: float = math.inf
+    ) -> None:
         """`given_per_s`: it is not learned; `longest_s`: of what is learned, one over the least."""
         self.per_s = given_per_s or max(FIRST_PER_S, 1 / longest_s)
         self._given = given_per_s is not None
@@ -72,8 +74,8 @@ def root_per_s(works: list[float], load: float) -> float:
     mean = sum(share * work for work, share in counted)
     square = sum(share * work * work for work, share in counted)
     rate = load / mean
-    # exp(x) >= 1 + x + x^2 / 2, so the root is not above this; the function is convex, so Newton's
-    # method comes down to the root from there and never passes it
+    # exp(x) >= 1 + x + x^2 / 2, so the root is not above this; the function is convex,
+    # so Newton's method comes down to the root from there and never passes it
     decay = 2 * (1 - load) * mean / (load * square)
     for _ in range(STEPS):
         grown = [(work, share * math.exp(decay * work)) for work, share in counted]

@@ -46,8 +46,12 @@ def decision_seconds(
         max_tokens_per_kvp_group=4096,
         max_model_len_tokens=8192,
     )
-    model = ExecutionModel.analytic(stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6)
-    scheduler = Scheduler(config.scheduler, config.objectives, config.cache_name, grid, model)
+    model = ExecutionModel.analytic(
+        stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6
+    )
+    scheduler = Scheduler(
+        config.scheduler, config.objectives, config.cache_name, grid, model
+    )
     now = 0.0
     numbers = itertools.count()
 
@@ -56,7 +60,12 @@ def decision_seconds(
         first = pack_tokens((next(numbers),))  # nobody begins like another
         prompt_token_ids = first + bytes(len(first) * (prompt - 1))
         scheduler.add(
-            Request(id=name, prompt_token_ids=prompt_token_ids, sampling=sampling, arrived_at=now),
+            Request(
+                id=name,
+                prompt_token_ids=prompt_token_ids,
+                sampling=sampling,
+                arrived_at=now,
+            ),
             now,
         )
 

@@ -46,7 +46,12 @@ class Pipeline(NamedTuple):
 
 
 def pipeline_of(
-    flights: Sequence[Flight], stages: int, limit: int, now: float, limit_s: float, fixed_s: float
+    flights: Sequence[Flight],
+    stages: int,
+    limit: int,
+    now: float,
+    limit_s: float,
+    fixed_s: float,
 ) -> Pipeline:
     """Batches pass the stages one behind the other, each taking the longest of its stages in
     all. `limit`: how many may be on their way."""
@@ -54,7 +59,9 @@ def pipeline_of(
     first_done_at = now
     for index, flight in enumerate(flights):
         batch_s = flight.batch.predicted_s
-        done_at = max(flight.launched_at + stages * batch_s, done_at + batch_s if index else now)
+        done_at = max(
+            flight.launched_at + stages * batch_s, done_at + batch_s if index else now
+        )
         takes_at = max(now, flight.launched_at + batch_s)
         if index == len(flights) - limit:
             first_done_at = done_at
@@ -66,14 +73,18 @@ def pipeline_of(
 class Forecast:
     """For one queue."""
 
-    def __init__(self, queue: TenantQueues, pace: Pace, groups: int, most_yield: float) -> None:
+    def __init__(
+        self, queue: TenantQueues, pace: Pace, groups: int, most_yield: float
+    ) -> None:
         """`most_yield`: the largest share of a batch that a long prefill leaves to others."""
         self._most_yield = most_yield
         self._queue = queue
         self._pace = pace
         self._groups = groups
 
-    def of(self, state: RequestState, pipeline: Pipeline, free: int, now: float) -> float:
+    def of(
+        self, state: RequestState, pipeline: Pipeline, free: int, now: float
+    ) -> float:
         """Seconds to the first token of a request that is not in the queue yet; `free`: how many
         may still start."""
         limit_s = pipeline.limit_s
@@ -105,7 +116,9 @@ class Forecast:
             return first_s + drag * max(0.0, work_s - (room_s - last_s) / 2)
 
         wait_s = solve(due, first_s)
-        wait_s = min(wait_s, self._riding(state, standing, rivals, room_s, first_s, drag, now))
+        wait_s = min(
+            wait_s, self._riding(state, standing, rivals, room_s, first_s, drag, now)
+        )
         starting = standing.count_before(now + wait_s) - len(self._queue.started)
         starting += rivals.count(tenants_s(wait_s), wait_s)
         wait_s = max(wait_s, self._pace.room_in_s(1 + max(0, starting) - free, now))
@@ -118,17 +131,22 @@ class Forecast:
             return max(through_s, wait_s + (pipeline.stages - 1) * limit_s + batch_s)
         return max(through_s, pipeline.done_at - now + batch_s)
 
-    def of_lone(self, state: RequestState, pipeline: Pipeline, batch_s: float, now: float) -> float:
+    def of_lone(
+        self, state: RequestState, pipeline: Pipeline, batch_s: float, now: float
+    ) -> float:
         """The same where no other prefill is there: as alone, beside those that decode, until
         newcomers come. `batch_s`: what a batch costs that has nothing in it."""
         idle_s = pipeline.takes_at - now + state.total_work_s
         beside_s = max(0.0, pipeline.fixed_s - batch_s)
         if state.load_s < pipeline.limit_s:  # it is through before they are
             chunks = min(
-                CHUNKS_PER_STAGE * pipeline.stages, (state.goal - state.hit) // SMALLEST_SHARE
+                CHUNKS_PER_STAGE * pipeline.stages,
+                (state.goal - state.hit) // SMALLEST_SHARE,
             )
             return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
-        idle_s *= pipeline.limit_s / max(pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s)
+        idle_s *= pipeline.limit_s / max(
+            pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s
+        )
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
         newcomers, rivals = self._coming(state, now)
         yields = self._queue.order.yields
@@ -161,7 +179,9 @@ class Forecast:
         infinite where none does."""
         long_s = LONG_BUDGETS * room_s
         long = [
-            one.relative_slack(now) for one in self._queue.started.values() if one.load_s > long_s
+            one.relative_slack(now)
+            for one in self._queue.started.values()
+            if one.load_s > long_s
         ]
         share = min(max(min(long, default=0.0), 0.0), self._most_yield)
         if share <= 0.0 or not self._queue.order.shares or state.load_s > long_s:
@@ -181,7 +201,9 @@ class Forecast:
         """Seconds of the batch with the last chunk: the short ones of those `behind_s` fill it
         with chunks of theirs."""
         limit_s = pipeline.limit_s
-        shared_s = last_s + (ahead_s if ahead_s + last_s <= room_s else (room_s - last_s) / 2)
+        shared_s = last_s + (
+            ahead_s if ahead_s + last_s <= room_s else (room_s - last_s) / 2
+        )
         long = False
         for load_s in behind_s:
             if load_s > LONG_BUDGETS * limit_s:
@@ -190,14 +212,19 @@ class Forecast:
                 shared_s = min(room_s, shared_s + load_s)
         batch_s = pipeline.fixed_s + shared_s
         if long or any(
-            other.load_s > LONG_BUDGETS * limit_s for other in self._queue.started.values()
+            other.load_s > LONG_BUDGETS * limit_s
+            for other in self._queue.started.values()
         ):
             batch_s *= COURTESY
         return min(batch_s, max(limit_s, pipeline.fixed_s + last_s))
 
 
 def _overtaking(
-    newcomers: Sequence[Newcomer], finish: Finish, now: float, wait_s: float, yields: bool
+    newcomers: Sequence[Newcomer],
+    finish: Finish,
+    now: float,
+    wait_s: float,
+    yields: bool,
 ) -> float:
     """Seconds of work that come within `wait_s` and go before a request with this place."""
     rank = (finish.instant - now - wait_s) / finish.width

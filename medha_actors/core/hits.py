@@ -133,7 +133,9 @@ class Hits:
             if state.stored <= state.hit or leader.dispatched < leader.stored:
                 return leader
             ahead_s = self._table.seconds(leader.dispatched, common)
-        wait_s = returned_s + ahead_s + self._table.seconds(common, state.goal, state.stored)
+        wait_s = (
+            returned_s + ahead_s + self._table.seconds(common, state.goal, state.stored)
+        )
         alone_s = self._table.seconds(state.hit, state.goal, state.stored)
         return leader if wait_s <= alone_s else None
 

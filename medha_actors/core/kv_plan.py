@@ -24,7 +24,8 @@ from medha_actors.core.request import Piece, RequestState
 from medha_actors.core.search import NO_HIT, Hit, Search
 from medha_actors.messages import MOST_FORCED
 
-# in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
+# in one group; below that a second one costs a decode more than it saves
+# (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
 LOADED = 512  # pages in one batch, at most: a decision has no time to look up more
 
@@ -91,7 +92,11 @@ class KvPlan:
         return sum(cached) / pages
 
     def place(
-        self, tokens: int, preferred: Sequence[int], headroom: Sequence[int], hit: Hit = NO_HIT
+        self,
+        tokens: int,
+        preferred: Sequence[int],
+        headroom: Sequence[int],
+        hit: Hit = NO_HIT,
     ) -> list[Piece] | None:
         """Pieces for a prefill of `tokens`: those of the hit, the last of which grows up to the
         cutoff, then on the first groups of `preferred` with room; None: it has to wait.
@@ -118,7 +123,11 @@ class KvPlan:
         # the largest has the least choice
         for index in sorted(range(count), key=lambda i: -sizes[i]):
             pages = self._pages(sizes[index])
-            roomy = [group for group in left if self.available(group) - headroom[group] >= pages]
+            roomy = [
+                group
+                for group in left
+                if self.available(group) - headroom[group] >= pages
+            ]
             if not roomy:
                 return None
             group = roomy[0]
@@ -160,10 +169,14 @@ class KvPlan:
         piece = holders(state, start)[-1][0]
         if piece.start % self.page_tokens:
             return start
-        limit = min(piece_end(state.pieces, start, state.goal), state.hit_limit, state.edge)
+        limit = min(
+            piece_end(state.pieces, start, state.goal), state.hit_limit, state.edge
+        )
         first = start // self.page_tokens
         last = min(limit // self.page_tokens, first + LOADED)
-        return (first + self.search.stored(state.keys, first, last, piece.group)) * self.page_tokens
+        return (
+            first + self.search.stored(state.keys, first, last, piece.group)
+        ) * self.page_tokens
 
     def load(self, state: RequestState, stop: int) -> int:
         """Fill the next pages of a placed prefill from the second tier; returns the position up to
@@ -248,7 +261,9 @@ class KvPlan:
         """Whether pages of a group would be available if this request gave back what it has."""
         for piece in state.pieces:
             if piece.group == group:
-                users = (self.store.users(group, page) for page in reversed(piece.pages))
+                users = (
+                    self.store.users(group, page) for page in reversed(piece.pages)
+                )
                 return 1 in users or piece.promised > 0
         return False
 
@@ -256,7 +271,9 @@ class KvPlan:
         """The pieces that a hit makes, and the first position that belongs to none of them."""
         pieces = []
         for stretch in hit.stretches:
-            pieces.append(Piece(stretch.group, stretch.start, pages=list(stretch.pages)))
+            pieces.append(
+                Piece(stretch.group, stretch.start, pages=list(stretch.pages))
+            )
         if not pieces:
             return pieces, 0
         last = pieces[-1]
@@ -295,7 +312,9 @@ def holders(state: RequestState, start: int) -> list[tuple[Piece, int]]:
         return [(pieces[0], start)]
     touched = [piece for piece in pieces if piece.start <= start]
     ends = [piece.start for piece in touched[1:]] + [start]
-    return [(piece, end - piece.start) for piece, end in zip(touched, ends, strict=True)]
+    return [
+        (piece, end - piece.start) for piece, end in zip(touched, ends, strict=True)
+    ]
 
 
 def piece_end(pieces: Sequence[Piece], start: int, goal: int) -> int:

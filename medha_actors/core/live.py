@@ -16,7 +16,9 @@ from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.request import RequestState
 from medha_actors.core.tenants import TenantQueues
 
-REFRESHED = 32  # waiting requests whose hits are looked up again before one batch, at most
+REFRESHED = (
+    32  # waiting requests whose hits are looked up again before one batch, at most
+)
 # running decodes per stage from which on they are split into micro-batches
 DECODE_SPLIT = 2
 
@@ -36,7 +38,11 @@ class LiveRequests:
     """
 
     def __init__(
-        self, settings: SchedulerConfig, grid: Grid, table: PrefillTable, budget_s: float
+        self,
+        settings: SchedulerConfig,
+        grid: Grid,
+        table: PrefillTable,
+        budget_s: float,
     ) -> None:
         """`budget_s`: of a batch."""
         self._grid = grid
@@ -44,13 +50,17 @@ class LiveRequests:
         self._table = table
         self.kv = KvPlan(grid)
         self.hits = Hits(self.kv, table)
-        self.queue = TenantQueues(settings.policy, settings.order, settings.fairness, budget_s)
+        self.queue = TenantQueues(
+            settings.policy, settings.order, settings.fairness, budget_s
+        )
         self.by_id: dict[str, RequestState] = {}
         self.holding: dict[str, RequestState] = {}
         self.decoding: dict[str, RequestState] = {}
         self.ready: dict[str, RequestState] = {}
         self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
-        self._running = [0] * grid.groups  # decoding requests with a piece in each group
+        self._running = [
+            0
+        ] * grid.groups  # decoding requests with a piece in each group
         self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
         # prompt tokens looked for and found at starts
@@ -182,7 +192,11 @@ class LiveRequests:
         return min(self._tpots, default=math.inf)
 
     def choose_decodes(
-        self, groups: Collection[int], spared: Collection[str], now: float, most_s: float
+        self,
+        groups: Collection[int],
+        spared: Collection[str],
+        now: float,
+        most_s: float,
     ) -> list[RequestState]:
         """Ready requests for one batch, with room for their next token, all of whose pieces are in
         `groups`. Beside a prefill that an advance pays for, decodes of those who have more
@@ -219,7 +233,9 @@ class LiveRequests:
         if len(self.holding) >= self._most_running:
             return False
         pages = -(-state.goal // self._grid.page_tokens)
-        return any(self.kv.available(group) >= pages for group in range(self._grid.groups))
+        return any(
+            self.kv.available(group) >= pages for group in range(self._grid.groups)
+        )
 
     def _makes_way(self, state: RequestState, first: RequestState) -> bool:
         """Whether a decode is held back for a prefill of another tenant that is paid for."""
@@ -236,9 +252,14 @@ class LiveRequests:
             return self._table.decodes_s(rows, rows * known) <= seconds
 
         rows = len(self.ready)
-        return bisect_left(range(1, rows + 1), True, key=lambda count: not fits(count)) or 1
+        return (
+            bisect_left(range(1, rows + 1), True, key=lambda count: not fits(count))
+            or 1
+        )
 
-    def make_room(self, state: RequestState, spared: Collection[str], now: float) -> bool:
+    def make_room(
+        self, state: RequestState, spared: Collection[str], now: float
+    ) -> bool:
         """Take the page that a decode's next token may need; False: the request had to yield."""
         pieces = len(state.pieces)
         while (group := self.kv.grow(state)) is not None:
@@ -251,7 +272,9 @@ class LiveRequests:
             self._running[state.pieces[-1].group] += 1
         return True
 
-    def _most_patient(self, group: int, spared: Collection[str], now: float) -> RequestState | None:
+    def _most_patient(
+        self, group: int, spared: Collection[str], now: float
+    ) -> RequestState | None:
         """Of those whose end would free pages of a group, the one with the most slack."""
         rivals = []
         for other in self.holding.values():
@@ -338,7 +361,9 @@ def preempted(
     for state in turn:
         if state in picked or not state.prefilling:
             continue
-        others = [takers[piece.group] for piece in state.pieces if piece.group in takers]
+        others = [
+            takers[piece.group] for piece in state.pieces if piece.group in takers
+        ]
         if others:
             state.milestones.preemptions += 1
             pairs.append((state.id, others[0].id))

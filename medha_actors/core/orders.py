@@ -48,13 +48,15 @@ from medha_actors.quantities import Policy
 from medha_actors.tuning import OrderConfig
 
 LANES_PER_OCTAVE = 8
-# spf: a request goes before all that come later than so many times its total work after it
+# spf: a request goes before all that come later than so many times its total work after
+# it
 AGEING = 20.0
-# relegation: of a prefill's total work, how late it may become before it gets its place back
+# relegation: of a prefill's total work, how late it may become before it gets its place
+# back
 RELEGATED_WORKS = 8.0
 RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
-# boost, preflow: work below counts as so much, so that no instant lies arbitrarily long before an
-# arrival
+# boost, preflow: work below counts as so much, so that no instant lies arbitrarily long
+# before an arrival
 LEAST_WORK_S = 0.01
 
 
@@ -145,7 +147,9 @@ def _due_boosted(state: RequestState, tuning: Tuning) -> float:
 
 def _held_s(work_s: float, remaining_s: float, tuning: Tuning) -> float:
     """By how much preflow puts a prefill later than one with a second of work."""
-    octaves = math.log2(max(work_s, LEAST_WORK_S)) + math.log2(max(remaining_s, LEAST_WORK_S))
+    octaves = math.log2(max(work_s, LEAST_WORK_S)) + math.log2(
+        max(remaining_s, LEAST_WORK_S)
+    )
     return tuning.given.preflow_doubling_s * octaves
 
 
@@ -188,7 +192,9 @@ ORDERS: dict[Policy, Order] = {
     "lars": Order(_latest_start, _rounded_work, shares=True, yields=True),
     "hrrn": Order(_arrival, _rounded_work, shares=True),
     "spf": Order(_aged, _one, shares=True, least=_none),
-    "relegation": Order(_latest_start, _rounded_work, shares=True, relegates=True, yields=True),
+    "relegation": Order(
+        _latest_start, _rounded_work, shares=True, relegates=True, yields=True
+    ),
     "dspf": Order(_due_aged, _one, shares=True, least=_none),
     "aspf": Order(_due_aged_by_backlog, _one, shares=True, learns=True, least=_none),
     "boost": Order(_boosted, _one, shares=True, learns=True, least=_most_boosted),

@@ -28,7 +28,8 @@ FORECASTS = (63, 63, 63, 31)  # of each kind, that count
 ENOUGH = 16
 SURE = 0.8  # so many of them are to come true at the latest
 TRUTHS = (0.7, 1.5)
-# of the steady drag, which deadlines are made of: longer, so that those of equal requests are near
+# of the steady drag, which deadlines are made of: longer, so that those of equal
+# requests are near
 STEADY = 0.997
 STEADY_PRIOR_S = 2.0
 MOST_DRAG = 2.0
@@ -102,7 +103,9 @@ class Pace:
         """Seconds that pass for a second of a prefill's own work under the present load, from 1 to
         MOST_DRAG. It says nothing of how much is waiting: a fuller queue makes fuller batches,
         which lower it."""
-        return min(MOST_DRAG, max(1.0, self._steadily_passed_s / self._steadily_worked_s))
+        return min(
+            MOST_DRAG, max(1.0, self._steadily_passed_s / self._steadily_worked_s)
+        )
 
     def arrived(self, state: RequestState, at: float) -> None:
         """Somebody was admitted."""
@@ -132,7 +135,12 @@ class Pace:
             return []
         span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
         return [
-            Newcomer(kind.count / span_s, kind.load_s / kind.count, *place(kind.sample), tenant)
+            Newcomer(
+                kind.count / span_s,
+                kind.load_s / kind.count,
+                *place(kind.sample),
+                tenant,
+            )
             for (tenant, _), kind in self._kinds.items()
         ]
 

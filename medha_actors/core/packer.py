@@ -23,9 +23,11 @@ from medha_actors.core.room import Room
 from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-# a batch that brings somebody's first token gets at most so much longer for a long prefill's sake
+# a batch that brings somebody's first token gets at most so much longer for a long
+# prefill's sake
 COURTESY = 1.25
-# the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
+# the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its
+# time
 PATIENCE = 64
 MISFIT = 8  # of it, for one that does not fit
 FOLLOWERS = 256  # and after so many that wait for the pages of others
@@ -64,13 +66,17 @@ class Packer:
         self.prefills: list[Pick] = []
         # what is left of the prefills begun in each group
         self._begun_s = [0.0] * grid.groups
-        self._shut: set[int] = set()  # groups that take no further prefill in this batch
+        self._shut: set[int] = (
+            set()
+        )  # groups that take no further prefill in this batch
         self._long_groups: set[int] = set()
         self._slots = 0  # requests that may start
         self._headroom = [0] * grid.groups  # pages to leave in each group
         self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
-        self._sparing: list[RequestState] = []  # not started for the sake of others' hits
+        self._sparing: list[
+            RequestState
+        ] = []  # not started for the sake of others' hits
         self._yielding: list[int] = []  # indices of the prefills that left room
 
     @property
@@ -109,7 +115,10 @@ class Packer:
         loads = self.loads.with_chunk(
             holders(state, start), state.known, start, state.known - start
         )
-        if needed or self.loads.corrected_s(loads) <= self.budget_s / self._model.margin:
+        if (
+            needed
+            or self.loads.corrected_s(loads) <= self.budget_s / self._model.margin
+        ):
             self.loads.take(loads)
             self.decodes.append(Pick(state, state.known))
 
@@ -140,7 +149,11 @@ class Packer:
         offered = set[int]()
         followers = 0
         for state in self._candidates(queue):
-            if patience <= 0 or followers > FOLLOWERS or len(self._shut) == self._grid.groups:
+            if (
+                patience <= 0
+                or followers > FOLLOWERS
+                or len(self._shut) == self._grid.groups
+            ):
                 break
             taker = state
             if not state.pieces:
@@ -156,7 +169,9 @@ class Packer:
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
 
-    def can_start(self, state: RequestState, *, slots: int, headroom: list[int]) -> bool:
+    def can_start(
+        self, state: RequestState, *, slots: int, headroom: list[int]
+    ) -> bool:
         """Whether there is room for this request's prefill, or it has begun already."""
         if state.pieces:
             return True
@@ -170,7 +185,9 @@ class Packer:
         if not state.pieces:
             self._place(state)
             self._kv.reserve(state, state.pieces)
-        self._add(state, self._chunk(state, self.budget_s / self._model.margin, only=False))
+        self._add(
+            state, self._chunk(state, self.budget_s / self._model.margin, only=False)
+        )
 
     def _allow(self, slots: int, headroom: list[int]) -> None:
         self._slots = slots
@@ -194,7 +211,11 @@ class Packer:
             yield state
 
     def _offer(
-        self, state: RequestState, queue: TenantQueues, limit_s: float, sparing: bool = True
+        self,
+        state: RequestState,
+        queue: TenantQueues,
+        limit_s: float,
+        sparing: bool = True,
     ) -> int:
         """Take a chunk of this request if it fits. Returns the patience it has cost in vain.
 
@@ -204,8 +225,12 @@ class Packer:
         long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
         closed = self._shut | self._long_groups if long else self._shut
         if fresh and self._slots > 0 and len(closed) == self._grid.groups:
-            return 1  # wherever its hits are: looking for them is most of an offer's cost
-        kept = self._config.max_running_requests // KEPT_FREE if queue.yields(state) else 0
+            return (
+                1  # wherever its hits are: looking for them is most of an offer's cost
+            )
+        kept = (
+            self._config.max_running_requests // KEPT_FREE if queue.yields(state) else 0
+        )
         if fresh and (self._slots <= kept or not self._place(state)):
             self._full = True
             return 0
@@ -222,7 +247,9 @@ class Packer:
         room_s = self._limit(limit_s) if long else limit_s
         tokens = 0
         if not barred and loading:
-            tokens = self._loadable(touched[-1], stored - state.dispatched, room_s * share)
+            tokens = self._loadable(
+                touched[-1], stored - state.dispatched, room_s * share
+            )
         elif not barred:
             tokens = self._chunk(state, room_s * share, only=len(queue) == 1)
         if not tokens:
@@ -256,8 +283,13 @@ class Packer:
         if self._alone:
             return limit_s
         limit_s *= self._config.long_share
-        if any(pick.stop == pick.state.goal and not pick.state.output for pick in self.prefills):
-            limit_s = min(limit_s, COURTESY * self._model.prefill.scale * self.loads.base_s())
+        if any(
+            pick.stop == pick.state.goal and not pick.state.output
+            for pick in self.prefills
+        ):
+            limit_s = min(
+                limit_s, COURTESY * self._model.prefill.scale * self.loads.base_s()
+            )
         return limit_s
 
     def _place(self, state: RequestState) -> bool:
@@ -268,8 +300,12 @@ class Packer:
         groups = list(range(self._grid.groups))
         if len(groups) > 1:
             seconds = self.loads.seconds
-            groups.sort(key=lambda g: (g in self._shut, seconds[g], -self._kv.available(g)))
-        ahead_s = [sum(both) for both in zip(self._begun_s, self.loads.seconds, strict=True)]
+            groups.sort(
+                key=lambda g: (g in self._shut, seconds[g], -self._kv.available(g))
+            )
+        ahead_s = [
+            sum(both) for both in zip(self._begun_s, self.loads.seconds, strict=True)
+        ]
         start = self._placement.choose(state, groups, self._headroom, ahead_s)
         if start is None:
             return False
@@ -283,7 +319,10 @@ class Packer:
 
     def _share(self, state: RequestState) -> float:
         """The share of the budget a long prefill keeps (paper, 4.2)."""
-        if not self._config.space_sharing or self._config.fixed_chunk_tokens is not None:
+        if (
+            not self._config.space_sharing
+            or self._config.fixed_chunk_tokens is not None
+        ):
             return 1.0
         slack = max(state.relative_slack(self._now), 0.0)
         return 1.0 - min(slack, self._config.max_yield)
@@ -298,12 +337,16 @@ class Packer:
         more = self._room.more(state, stop, limit_s)
         if more:
             touched = holders(state, state.dispatched)
-            self.loads.take(self.loads.with_chunk(touched, state.goal, stop, more, extend=True))
+            self.loads.take(
+                self.loads.with_chunk(touched, state.goal, stop, more, extend=True)
+            )
             self.prefills[index] = Pick(state, stop + more)
 
     def _add(self, state: RequestState, tokens: int) -> None:
         touched = holders(state, state.dispatched)
-        self.loads.take(self.loads.with_chunk(touched, state.goal, state.dispatched, tokens))
+        self.loads.take(
+            self.loads.with_chunk(touched, state.goal, state.dispatched, tokens)
+        )
         state.stored = 0
         self.prefills.append(Pick(state, state.dispatched + tokens))
 
@@ -311,7 +354,9 @@ class Packer:
         """As many of the next tokens, all of which a group has in its second tier, as can be loaded
         within `limit_s`: whole pages. At least one page if the batch has no prefill yet."""
         page = self._kv.page_tokens
-        return page * self._room.pages(group, tokens // page, limit_s, first=not self.prefills)
+        return page * self._room.pages(
+            group, tokens // page, limit_s, first=not self.prefills
+        )
 
     def _load(self, state: RequestState, stored: int, tokens: int) -> None:
         state.stored = max(state.stored, stored)

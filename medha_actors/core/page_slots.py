@@ -22,7 +22,16 @@ _NONE = -1  # instead of a slot's number
 class GroupSlots:
     """See the module."""
 
-    __slots__ = ("free", "key_of", "loaded", "news", "pending", "saved", "slot_of", "unsettled")
+    __slots__ = (
+        "free",
+        "key_of",
+        "loaded",
+        "news",
+        "pending",
+        "saved",
+        "slot_of",
+        "unsettled",
+    )
 
     def __init__(self, slots: int, news: News) -> None:
         """`news`: what comes and goes is told there."""

@@ -54,14 +54,17 @@ class GroupPages:
 class PageStore:
     """Pages by group and number, and by group and key."""
 
-    def __init__(self, groups: int, pages_per_group: int, slots_per_group: int = 0) -> None:
+    def __init__(
+        self, groups: int, pages_per_group: int, slots_per_group: int = 0
+    ) -> None:
         self.groups = [GroupPages(pages_per_group) for _ in range(groups)]
         # a single slot would have to give way for the page that it is loaded into
         self.tiered = slots_per_group > 1
         self.news = News()
         self.slots = [GroupSlots(slots_per_group, self.news) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
-        # wanted ones that went nevertheless, and what went from slots; whoever reads clears it
+        # wanted ones that went nevertheless, and what went from slots; whoever reads
+        # clears it
         self.lost: list[PageKey] = []
 
     def available(self, group: int) -> int:

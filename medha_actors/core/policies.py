@@ -40,7 +40,10 @@ class PrefillQueue:
     """All requests whose prefill is not wholly dispatched, in the order of a policy."""
 
     def __init__(
-        self, policy: Policy, given: OrderConfig | None = None, tuning: Tuning | None = None
+        self,
+        policy: Policy,
+        given: OrderConfig | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """`tuning`: that of other queues of the same policy, which learn together."""
         self.order = ORDERS[policy]
@@ -50,7 +53,9 @@ class PrefillQueue:
         self._lanes: dict[LaneKey, _Lane] = {}
         # serial: lane, instant, remaining work
         self._places: dict[int, tuple[LaneKey, float, float]] = {}
-        self.started: dict[int, RequestState] = {}  # those that hold KV already, by serial
+        self.started: dict[
+            int, RequestState
+        ] = {}  # those that hold KV already, by serial
 
     def __len__(self) -> int:
         return len(self._places)
@@ -105,7 +110,9 @@ class PrefillQueue:
         return self._guarded(now) if self.order.guards else self._by_rank(now)
 
     def _guarded(self, now: float) -> Iterator[RequestState]:
-        for (priority, _), lane in sorted(self._lanes.items(), key=lambda item: item[0]):
+        for (priority, _), lane in sorted(
+            self._lanes.items(), key=lambda item: item[0]
+        ):
             yield from self._guards[priority].ordered(lane.entries, now)
 
     def _by_rank(self, now: float) -> Iterator[RequestState]:
@@ -142,7 +149,12 @@ class PrefillQueue:
     def key(self, state: RequestState, now: float) -> tuple[float, bool, float, int]:
         """The sort key of one request at `now` (where the order guards, before it does)."""
         (priority, width), instant = self._place(state)
-        return priority, self._relegated(width, instant, now), (instant - now) / width, state.serial
+        return (
+            priority,
+            self._relegated(width, instant, now),
+            (instant - now) / width,
+            state.serial,
+        )
 
     def offset(self, state: RequestState) -> tuple[float, float]:
         """How far a request's place lies behind its arrival, and the width of its lane."""
@@ -157,7 +169,10 @@ class PrefillQueue:
         (priority, width), instant = self._place(state)
         state.remaining_s = remaining_s
         self._follow()
-        lanes = [LaneView(*key, lane.instants, lane.loads_s) for key, lane in self._lanes.items()]
+        lanes = [
+            LaneView(*key, lane.instants, lane.loads_s)
+            for key, lane in self._lanes.items()
+        ]
         yields_s = yields_s if self.order.yields else math.inf
         return Standing(Finish(priority, width, instant), lanes, yields_s)
 
@@ -210,7 +225,9 @@ class PrefillQueue:
             and now - RELEGATED_WORKS * width <= instant < now
         )
 
-    def _parts(self, entries: list[Entry], width: float, now: float) -> list[tuple[bool, int, int]]:
+    def _parts(
+        self, entries: list[Entry], width: float, now: float
+    ) -> list[tuple[bool, int, int]]:
         """A lane in up to three parts: (relegated, start, stop), from the latest entries to those
         with time left."""
         if not self.order.relegates or width <= RELEGATED_S:

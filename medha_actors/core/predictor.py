@@ -51,8 +51,9 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     overlapped: bool = False
     save_s: float = 0.0  # a page to the second tier
     load_s: float = 0.0  # and back
-    # what launching all layers takes on a GPU, and what each span adds: their work takes at least
-    # as long. `replay_s`: where there are only decodes, whose launches may be recorded
+    # what launching all layers takes on a GPU, and what each span adds: their work
+    # takes at least as long. `replay_s`: where there are only decodes, whose launches
+    # may be recorded
     launch_s: float = 0.0
     launch_span_s: float = 0.0
     replay_s: float = 0.0
@@ -83,7 +84,9 @@ class GroupLoad(msgspec.Struct, frozen=True):
         """The same with so many pages to and from the second tier."""
         return msgspec.structs.replace(self, saved=saved, loaded=loaded)
 
-    def with_decode(self, cached: int, writes: bool = True, groups: int = 1) -> GroupLoad:
+    def with_decode(
+        self, cached: int, writes: bool = True, groups: int = 1
+    ) -> GroupLoad:
         """One more decode, over `cached` tokens of this group."""
         return GroupLoad(
             self.rows + 1,
@@ -126,7 +129,10 @@ class GroupLoad(msgspec.Struct, frozen=True):
         """The decodes alone."""
         rows = self.rows - self.prefill_rows
         return GroupLoad(
-            rows=rows, spans=rows, decode_kv=self.decode_kv, sampled=min(rows, self.sampled)
+            rows=rows,
+            spans=rows,
+            decode_kv=self.decode_kv,
+            sampled=min(rows, self.sampled),
         )
 
 
@@ -139,7 +145,9 @@ def load_of(message: StepMessage | None) -> GroupLoad:
         if rows == 1 and (span.sample or not span.writes):
             load = load.with_decode(span.piece_tokens, span.sample, groups)
         else:
-            load = load.with_prefill(rows, span.piece_tokens, span.writes, groups, span.sample)
+            load = load.with_prefill(
+                rows, span.piece_tokens, span.writes, groups, span.sample
+            )
     if message is not None and message.moves:
         loaded = sum([move.load for move in message.moves])
         load = load.with_moves(len(message.moves) - loaded, loaded)
@@ -150,9 +158,15 @@ class _Stage:
     """A profile made ready for evaluation: a dense, monotone row table."""
 
     def __init__(self, profile: StageProfile) -> None:
-        costs = [getattr(profile, name) for name in profile.__struct_fields__ if name != "rows"]
+        costs = [
+            getattr(profile, name)
+            for name in profile.__struct_fields__
+            if name != "rows"
+        ]
         if not profile.rows or min(costs) < 0:
-            raise ValueError(f"a profile needs a row table and no negative costs: {profile}")
+            raise ValueError(
+                f"a profile needs a row table and no negative costs: {profile}"
+            )
         points = sorted({0: 0.0, **dict(profile.rows)}.items())
         table = [0.0]
         for (low, low_s), (high, high_s) in pairwise(points):
@@ -224,7 +238,9 @@ class ExecutionModel:
         kinds = list(by_profile)
         # the profile of each stage, in _unique
         self._kinds = [kinds.index(stage) for stage in profile.stages]
-        self._counted = [(profile.stages.count(stage), by_profile[stage]) for stage in kinds]
+        self._counted = [
+            (profile.stages.count(stage), by_profile[stage]) for stage in kinds
+        ]
         self.prefill = Regime()
         self.decode = Regime()
         self.moves = Regime()
@@ -272,7 +288,9 @@ class ExecutionModel:
 
     def mixed(self, load: GroupLoad) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""
-        return self.base(load) * self.prefill.scale + self.moving(load) * self.moves.scale
+        return (
+            self.base(load) * self.prefill.scale + self.moving(load) * self.moves.scale
+        )
 
     def predict(self, load: GroupLoad) -> float:
         """Corrected seconds of one group's part of a batch; never less than its decodes alone would

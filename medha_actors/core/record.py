@@ -15,8 +15,11 @@ class Slack(NamedTuple):
     """How urgent a prefill was when a chunk of it was picked."""
 
     request_id: str
-    slack_s: float  # deadline - grace - now - remaining work as it passes under the load
-    # predicted prefill under the load: slack over this is the relative slack of LARS (paper, 4.1)
+    slack_s: (
+        float  # deadline - grace - now - remaining work as it passes under the load
+    )
+    # predicted prefill under the load: slack over this is the relative slack of LARS
+    # (paper, 4.1)
     total_work_s: float
 
 
@@ -26,7 +29,9 @@ class BatchRecord(NamedTuple):
     batch_id: int
     # of the prefills it computes a chunk of, in the order they were picked
     slacks: tuple[Slack, ...]
-    preempted: tuple[tuple[str, str], ...]  # unfinished prefills whose turn another took
+    preempted: tuple[
+        tuple[str, str], ...
+    ]  # unfinished prefills whose turn another took
     # requests that lost their KV since the batch before
     evicted: tuple[tuple[str, str], ...]
 

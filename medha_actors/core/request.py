@@ -81,21 +81,26 @@ class RequestState:
     epoch: int = 0
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
-    load_s: float = 0.0  # of that, what the first stage has to do: how long others wait for it
+    load_s: float = (
+        0.0  # of that, what the first stage has to do: how long others wait for it
+    )
     # seconds that pass for each of its work under the load that it found (core/pace.py)
     drag: float = 1.0
-    # of its time until the deadline, what batches on their way take: no order can spend it
+    # of its time until the deadline, what batches on their way take: no order can spend
+    # it
     grace_s: float = 0.0
     # prompt positions below this one have had their log-probabilities reported
     logprobs_until: int = 1
-    # which kind of forecast there was at which instant, in how many seconds the first token was
-    # expected, before what is learned of such forecasts (core.pace)
+    # which kind of forecast there was at which instant, in how many seconds the first
+    # token was expected, before what is learned of such forecasts (core.pace)
     expected: tuple[int, float, float] | None = None
     keys: PageKeys | None = None  # of its pages; None: it neither finds nor leaves any
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
     stored: int = 0  # what lies before this is loaded from the second tier, as far as one can tell
     published: int = 0  # pages that others can find, as far as they can be found at all
-    dropped: int = 0  # tokens that were computed when its KV cache was dropped last; 0: never
+    dropped: int = (
+        0  # tokens that were computed when its KV cache was dropped last; 0: never
+    )
     # positions that were in flight when the pipeline died (core.suspects)
     danger: range = NO_DANGER
 
@@ -128,7 +133,10 @@ class RequestState:
         """Tokens that may come from the cache: not the last one known, whose row draws the next
         token; not those whose rows have log-probabilities to report; and of what was in flight when
         the pipeline died, none, nor the token before it, so that a suspect does not start there."""
-        if self.request.sampling.prompt_logprobs is None or self.logprobs_until >= self.prompt:
+        if (
+            self.request.sampling.prompt_logprobs is None
+            or self.logprobs_until >= self.prompt
+        ):
             limit = self.known - 1
         else:
             limit = self.logprobs_until - 1
@@ -209,7 +217,11 @@ class RequestState:
         self.logprobs_until = max(self.logprobs_until, high)
         if low >= high:
             return []
-        return [PromptLogprobsEvent(self.id, low - 1, scores.entries[low - first : high - first])]
+        return [
+            PromptLogprobsEvent(
+                self.id, low - 1, scores.entries[low - first : high - first]
+            )
+        ]
 
     def drop_cache(self) -> None:
         """Forget everything computed: the request becomes a prefill of all tokens known now. None
@@ -258,7 +270,9 @@ class RequestState:
             piece.opened = False
             piece.sent = 0
 
-    def finished(self, reason: FinishReason, message: str | None, now: float) -> FinishedEvent:
+    def finished(
+        self, reason: FinishReason, message: str | None, now: float
+    ) -> FinishedEvent:
         """The last event; results still in flight no longer count."""
         self.epoch += 1
         milestones = self.milestones

@@ -40,7 +40,9 @@ class Rival(NamedTuple):
         before_s = min(self.advance_s, payable_s)
         if paid:
             return before_s
-        return min(there_s, before_s + max(0.0, self.weight * (virtual_s - self.lead_s)))
+        return min(
+            there_s, before_s + max(0.0, self.weight * (virtual_s - self.lead_s))
+        )
 
 
 class Rivals:
@@ -92,7 +94,9 @@ def expected_count(newcomer: Newcomer, span_s: float, wait_s: float) -> float:
 def _merged(rivals: Sequence[Rival]) -> list[Rival]:
     """Those with the most to do, and all others as one."""
     numbers = range(len(rivals))
-    largest = heapq.nlargest(MOST - 1, numbers, key=lambda number: rivals[number].load_s)
+    largest = heapq.nlargest(
+        MOST - 1, numbers, key=lambda number: rivals[number].load_s
+    )
     kept = set(largest)
     rest = [rivals[number] for number in numbers if number not in kept]
     weight = sum([rival.weight for rival in rest])

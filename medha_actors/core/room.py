@@ -13,12 +13,16 @@ class Room:
     """Counts tokens that a batch with these loads can take in `limit_s` seconds, in every group
     that they touch. It takes none."""
 
-    def __init__(self, config: SchedulerConfig, loads: BatchLoads, table: PrefillTable) -> None:
+    def __init__(
+        self, config: SchedulerConfig, loads: BatchLoads, table: PrefillTable
+    ) -> None:
         self._config = config
         self._loads = loads
         self._table = table
 
-    def chunk(self, state: RequestState, limit_s: float, *, only: bool, first: bool) -> int:
+    def chunk(
+        self, state: RequestState, limit_s: float, *, only: bool, first: bool
+    ) -> int:
         """Tokens of the next chunk; 0: none fit.
 
         `only`: nobody else waits; `first`: the batch has no prefill yet, so this one gets
@@ -55,7 +59,9 @@ class Room:
         cap = min(self._end(state) - stop, chunk_left, rows_left)
 
         def fits(tokens: int) -> bool:
-            loads = self._loads.with_chunk(touched, state.goal, stop, tokens, extend=True)
+            loads = self._loads.with_chunk(
+                touched, state.goal, stop, tokens, extend=True
+            )
             return self._loads.corrected_s(loads) <= limit_s
 
         return largest_chunk(cap, fits)
@@ -65,7 +71,9 @@ class Room:
         batch has no prefill yet (`first`)."""
 
         def fits(pages: int) -> bool:
-            return self._loads.corrected_s(self._loads.with_pages(group, pages)) <= limit_s
+            return (
+                self._loads.corrected_s(self._loads.with_pages(group, pages)) <= limit_s
+            )
 
         return largest_number(most, fits) or int(first)
 

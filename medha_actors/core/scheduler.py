@@ -41,7 +41,8 @@ from medha_actors.messages import (
     StepResult,
 )
 
-# of a batch, that decodes take beside another tenant's prefill that is paid for (core/shares.py)
+# of a batch, that decodes take beside another tenant's prefill that is paid for
+# (core/shares.py)
 DECODES_BESIDE = 0.03
 DEADLY = "the pipeline died repeatedly while this request was in it"
 
@@ -61,7 +62,9 @@ class Scheduler:
         self._settings = settings
         self.grid = grid
         self.model = model
-        self.budget_s = settings.batch_budget_s or batch_budget(objectives.tpot_s, grid.stages)
+        self.budget_s = settings.batch_budget_s or batch_budget(
+            objectives.tpot_s, grid.stages
+        )
         self.table = PrefillTable(
             model,
             stages=grid.stages,
@@ -114,7 +117,9 @@ class Scheduler:
         """Queue a request. Its id must not be in use."""
         try:
             if request.id in self.live.by_id:
-                raise RequestError(f"request id {request.id!r} is in use", param="request_id")
+                raise RequestError(
+                    f"request id {request.id!r} is in use", param="request_id"
+                )
             self._admission.check(request)
         except MedhaError as error:
             return rejected(error)
@@ -142,8 +147,13 @@ class Scheduler:
         """For each of these prompts, none of which is cached: how many seconds later than in an
         idle grid its first token would come, if it arrived now as this tenant's."""
         drag = self._announcing.pace.steady_drag
-        states = [self._admission.imagined(prompt, tenant, drag, now) for prompt in prompts]
-        return [max(0.0, self._first_token_s(state, now) - state.total_work_s) for state in states]
+        states = [
+            self._admission.imagined(prompt, tenant, drag, now) for prompt in prompts
+        ]
+        return [
+            max(0.0, self._first_token_s(state, now) - state.total_work_s)
+            for state in states
+        ]
 
     def cancel(
         self,
@@ -161,7 +171,9 @@ class Scheduler:
     def expire(self, now: float) -> list[Event]:
         """End the requests whose timeout has passed."""
         events: list[Event] = []
-        while (state := self.live.next_timeout()) is not None and state.timeout_at <= now:
+        while (
+            state := self.live.next_timeout()
+        ) is not None and state.timeout_at <= now:
             limit_s = state.timeout_at - state.milestones.arrived_at
             message = f"not finished within its {limit_s:g} s"
             events.append(self._completion.finish(state, "timeout", message, now))
@@ -184,9 +196,13 @@ class Scheduler:
         tightest_s = batch_budget(live.tightest_tpot(), self.grid.stages)
         budget_s = min(self.budget_s, tightest_s)
         live.refresh()
-        packer = Packer(self._settings, self.grid, self.model, self._placement, now, budget_s)
+        packer = Packer(
+            self._settings, self.grid, self.model, self._placement, now, budget_s
+        )
         for suspect in self._suspects.due():
-            if not packer.can_start(suspect, slots=self._slots(), headroom=live.running()):
+            if not packer.can_start(
+                suspect, slots=self._slots(), headroom=live.running()
+            ):
                 continue
             if self._flights:
                 return None  # it runs alone, as soon as these are back
@@ -216,11 +232,16 @@ class Scheduler:
         if not self._flights or batch_id < self._flights[0].batch.id:
             return []
         if batch_id != self._flights[0].batch.id:
-            raise ValueError(f"batch {batch_id} came back before batch {self._flights[0].batch.id}")
+            raise ValueError(
+                f"batch {batch_id} came back before batch {self._flights[0].batch.id}"
+            )
         return self._completion.landed(self._flights.popleft(), results, now)
 
     def restart(
-        self, now: float, lost: Collection[int] | None = None, found: Collection[int] = ()
+        self,
+        now: float,
+        lost: Collection[int] | None = None,
+        found: Collection[int] = (),
     ) -> list[Event]:
         """Batches in flight, the stages' memory and the KV of the groups in `lost` (None: all) are
         gone; the second tiers of those in `found` are there still.
@@ -233,7 +254,9 @@ class Scheduler:
         self._flights.clear()
         self._announcing.nothing_to_do()
         self._turn = []
-        events = [self._completion.finish(state, "error", DEADLY, now) for state in convicted]
+        events = [
+            self._completion.finish(state, "error", DEADLY, now) for state in convicted
+        ]
         self.live.restart(every if lost is None else lost, found)
         return events
 
@@ -271,7 +294,9 @@ class Scheduler:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
         preemptive = self.live.queue.order.preemptive
         loads = packer.loads.by_group
-        groups = [group for group, load in enumerate(loads) if preemptive or not load.rows]
+        groups = [
+            group for group, load in enumerate(loads) if preemptive or not load.rows
+        ]
         spared = {pick.state.id for pick in packer.prefills}
         most_s = DECODES_BESIDE * packer.budget_s
         packer.add_decodes(self.live.choose_decodes(groups, spared, now, most_s))
@@ -281,16 +306,25 @@ class Scheduler:
         picks = packer.decodes + packer.prefills
         for state, stop, _ in packer.prefills:
             live.kv.take(state, stop)
-        batch, flown = batch_of(next(self._batch_ids), packer, live.closing, live.kv.store)
+        batch, flown = batch_of(
+            next(self._batch_ids), packer, live.closing, live.kv.store
+        )
         base_s = packer.loads.base_s()
         moving_s = packer.loads.moving_s()
         calibrated_s = packer.loads.calibrated_s()
-        self._flights.append(Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now))
+        self._flights.append(
+            Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now)
+        )
         prefilling = [pick.state for pick in packer.prefills]
         load_s = self._announcing.dispatching(packer, now)
-        self.live.charge([pick.state for pick in packer.decodes], packer.loads.decodes_s())
+        self.live.charge(
+            [pick.state for pick in packer.decodes], packer.loads.decodes_s()
+        )
         computed = [pick.state for pick in packer.prefills if not pick.loaded]
-        slacks = [Slack(one.id, one.slack(now), one.drag * one.total_work_s) for one in computed]
+        slacks = [
+            Slack(one.id, one.slack(now), one.drag * one.total_work_s)
+            for one in computed
+        ]
         for state, stop, _ in picks:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now

@@ -12,7 +12,9 @@ from medha_actors.core.page_store import PageStore
 
 LOOKED_UP = 128  # pages at a time
 
-Find = Callable[[Sequence[PageKey]], list[int]]  # pages or slots, as far as there are any
+Find = Callable[
+    [Sequence[PageKey]], list[int]
+]  # pages or slots, as far as there are any
 
 
 class Stretch(NamedTuple):
@@ -45,7 +47,9 @@ class Search:
         self._page_tokens = page_tokens
         self._cutoff = cutoff
         count = len(store.groups)
-        self._pages_in: list[Find] = [partial(store.reach, group) for group in range(count)]
+        self._pages_in: list[Find] = [
+            partial(store.reach, group) for group in range(count)
+        ]
 
     def hits(self, keys: PageKeys, limit: int) -> list[Hit]:
         """What is computed of the first `limit` tokens of a sequence: the longest hit that begins
@@ -70,12 +74,16 @@ class Search:
         stored = count
         if self._store.tiered:
             last = stretches[-1] if stretches else Stretch(group, 0, [])
-            if max(1, len(stretches)) < len(self._store.groups):  # the piece ends at the cutoff
+            if max(1, len(stretches)) < len(
+                self._store.groups
+            ):  # the piece ends at the cutoff
                 limit = min(limit, (last.start + self._cutoff) // self._page_tokens)
             stored += self.stored(keys, count, limit, last.group)
             if not stretches and stored:
                 stretches.append(last)
-        return Hit(count * self._page_tokens, tuple(stretches), stored * self._page_tokens)
+        return Hit(
+            count * self._page_tokens, tuple(stretches), stored * self._page_tokens
+        )
 
     def _stretches(self, keys: PageKeys, limit: int, group: int) -> list[Stretch]:
         """The pages of the hit that begins in `group`. It goes on in another group where a piece
@@ -91,7 +99,8 @@ class Search:
             edges = (start + least, end) if len(pages) >= least else ()
             for edge in edges:  # sooner, if that leads at least as far
                 following = {
-                    other: self._reach(keys, edge, limit, self._pages_in[other]) for other in others
+                    other: self._reach(keys, edge, limit, self._pages_in[other])
+                    for other in others
                 }
                 longest = max(map(len, following.values()), default=0)
                 if longest and edge + longest >= end:
@@ -99,7 +108,9 @@ class Search:
             else:
                 stretches.append(Stretch(group, start * self._page_tokens, pages))
                 break
-            stretches.append(Stretch(group, start * self._page_tokens, pages[: edge - start]))
+            stretches.append(
+                Stretch(group, start * self._page_tokens, pages[: edge - start])
+            )
             group = max(others, key=lambda other: len(following[other]))
             others.remove(group)
             start = edge

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# of the most: what one has in advance that is not known, and what is added whenever nobody waits
+# of the most: what one has in advance that is not known, and what is added whenever
+# nobody waits
 FIRST = 0.2
 SAVED = 1024  # advances that are remembered then
 KEPT = 64  # of tenants with nothing to do, before those are looked for that need not be known
@@ -87,7 +88,10 @@ class Shares:
     def wants(self, tenant: str, by_s: float) -> bool:
         """Whether it has something to do, or has been given more than others by so much."""
         account = self.of(tenant)
-        return account.present or (account.virtual_s - self._floor_s) * account.weight > by_s
+        return (
+            account.present
+            or (account.virtual_s - self._floor_s) * account.weight > by_s
+        )
 
     def served(self, tenant: str, seconds: float, paid: bool) -> None:
         """Work of a tenant goes that was waiting; `paid`: by its advance."""
@@ -115,8 +119,13 @@ class Shares:
 
     def _forget(self) -> None:
         """Those who would begin like anybody."""
-        idle = [tenant for tenant, account in self.accounts.items() if not account.present]
+        idle = [
+            tenant for tenant, account in self.accounts.items() if not account.present
+        ]
         for tenant in idle:
             account = self.of(tenant)
-            if account.virtual_s <= self._floor_s and account.advance_s >= self.most_advance_s:
+            if (
+                account.virtual_s <= self._floor_s
+                and account.advance_s >= self.most_advance_s
+            ):
                 del self.accounts[tenant]

@@ -17,7 +17,9 @@ from medha_actors.errors import LateError
 from medha_actors.messages import Late
 from medha_actors.tuning import AdmissionConfig
 
-FRESH = 0.9  # of its objective, that may be announced to who comes without an appointment
+FRESH = (
+    0.9  # of its objective, that may be announced to who comes without an appointment
+)
 AIM = 0.75  # that an appointment aims at
 AMPLE = 0.4  # announced so early, capacity is ample whatever was promised of it
 BOOKS = 256  # of tenants, before those are dropped in which nothing stands
@@ -29,7 +31,9 @@ class Shedding:
 
     def __init__(self, config: AdmissionConfig) -> None:
         self._config = config
-        self._books: dict[str, Appointments] = {}  # by tenant: none keeps the others out
+        self._books: dict[
+            str, Appointments
+        ] = {}  # by tenant: none keeps the others out
 
     def promised_s(
         self,
@@ -59,7 +63,9 @@ class Shedding:
         book = self._books.get(tenant)
         if book is None:
             if len(self._books) >= BOOKS:
-                self._books = {name: one for name, one in self._books.items() if one.left(now)}
+                self._books = {
+                    name: one for name, one in self._books.items() if one.left(now)
+                }
             book = self._books[tenant] = Appointments()
         return book
 
@@ -67,7 +73,9 @@ class Shedding:
         """How long after its arrival a request's first token is in time."""
         if state.request.objectives.ttft_s is not None:
             return state.milestones.deadline_at - state.milestones.arrived_at
-        return self._config.patience_s + self._config.patience_works * state.total_work_s
+        return (
+            self._config.patience_s + self._config.patience_works * state.total_work_s
+        )
 
     def mode(self, state: RequestState) -> Late:
         """What is done with a request if it is late."""
@@ -76,7 +84,9 @@ class Shedding:
         if state.request.objectives.late is not None:
             return state.request.objectives.late
         document = state.total_work_s > self._config.document_s
-        return "queue" if document and self._config.late == "shed" else self._config.late
+        return (
+            "queue" if document and self._config.late == "shed" else self._config.late
+        )
 
     def _put_behind(self, state: RequestState, first_s: float, now: float) -> bool:
         """Give one that is late the deadline that can be kept; whether it was late."""
@@ -86,12 +96,16 @@ class Shedding:
         state.milestones.deadline_at = max(state.milestones.deadline_at, due_at)
         return True
 
-    def _check(self, state: RequestState, first_s: float, drag: float, now: float) -> None:
+    def _check(
+        self, state: RequestState, first_s: float, drag: float, now: float
+    ) -> None:
         """Raise LateError for one that is to be refused. `drag`: seconds for one of work."""
         objective_s = self.objective_s(state)
         request = state.request
         told_s = max(0.0, now - request.arrived_at) + first_s + request.way_s
-        key = hash((request.prompt_token_ids, request.cache_salt, request.sampling.max_tokens))
+        key = hash(
+            (request.prompt_token_ids, request.cache_salt, request.sampling.max_tokens)
+        )
         book = self.appointments(state.tenant, now)
         left_s = book.kept(key, now)
         returns = left_s == 0.0

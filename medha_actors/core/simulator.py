@@ -31,8 +31,8 @@ from medha_actors.messages import (
     TokenEvent,
 )
 
-# of a batch: launched at, prefill tokens, decode tokens, seconds in the slowest stage, sizes of its
-# prefill chunks
+# of a batch: launched at, prefill tokens, decode tokens, seconds in the slowest stage,
+# sizes of its prefill chunks
 Stamp = tuple[float, int, int, float, tuple[int, ...]]
 
 
@@ -114,7 +114,9 @@ class Simulation:
         self._hop_row_s = hop_row_s
         self._control_s = control_s
         self._in_flight_limit = in_flight
-        self._free_at = [0.0] * grid.stages  # when each stage has done what it was given
+        self._free_at = [
+            0.0
+        ] * grid.stages  # when each stage has done what it was given
         self._busy_s = [0.0] * grid.stages
         # they land in order
         self._flights: deque[tuple[float, Batch, tuple[float, ...]]] = deque()
@@ -126,7 +128,8 @@ class Simulation:
         self._serial = 0
         self._stamps: list[Stamp] | None = [] if record else None
         self._started_at = 0.0
-        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
+        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing
+        # changes that
         self._stuck = True
 
     def run(self, requests: Iterable[Request]) -> SimulationResult:
@@ -222,7 +225,13 @@ class Simulation:
         if self._stamps is not None:
             sizes = chunk_sizes(batch)
             self._stamps.append(
-                (self.now, batch.prefill_tokens, batch.decode_tokens, max(seconds), sizes)
+                (
+                    self.now,
+                    batch.prefill_tokens,
+                    batch.decode_tokens,
+                    max(seconds),
+                    sizes,
+                )
             )
         return True
 

@@ -36,7 +36,9 @@ class LaneView(NamedTuple):
 class Standing:
     """`yields_s`: lanes this wide yield; infinite: none does."""
 
-    def __init__(self, finish: Finish, lanes: Iterable[LaneView], yields_s: float) -> None:
+    def __init__(
+        self, finish: Finish, lanes: Iterable[LaneView], yields_s: float
+    ) -> None:
         self.finish = finish
         self._always_s = 0.0  # of those with a better priority
         self._always = 0
@@ -62,7 +64,9 @@ class Standing:
         for lane in self._yielding:
             limit = at + rank * lane.width + TIE_S
             count = bisect_left(lane.instants, limit)
-            for instant, load_s in zip(lane.instants[:count], lane.loads_s, strict=False):
+            for instant, load_s in zip(
+                lane.instants[:count], lane.loads_s, strict=False
+            ):
                 before_s += min(load_s, limit - instant)
         return before_s
 
@@ -92,5 +96,6 @@ class Standing:
         rank = (self.finish.instant - at) / self.finish.width
         lanes = [lane for _, lane, _ in self._lanes] + self._yielding
         return [
-            (lane, bisect_left(lane.instants, at + rank * lane.width + TIE_S)) for lane in lanes
+            (lane, bisect_left(lane.instants, at + rank * lane.width + TIE_S))
+            for lane in lanes
         ]

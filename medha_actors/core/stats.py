@@ -58,15 +58,19 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     predictor_scale_prefill: float
     predictor_scale_decode: float
     tier: Tier = Tier()
-    # What all stages worked on batches with prefill and without, and what they were to by the
-    # calibration
+    # What all stages worked on batches with prefill and without, and what they were to
+    # by the calibration
     worked_s: tuple[float, float] = (0.0, 0.0)
     calibrated_s: tuple[float, float] = (0.0, 0.0)
     tenants: tuple[TenantStats, ...] = ()  # where requests have any
 
 
 def stats_of(
-    live: LiveRequests, model: ExecutionModel, totals: Totals, in_flight: int, budget_s: float
+    live: LiveRequests,
+    model: ExecutionModel,
+    totals: Totals,
+    in_flight: int,
+    budget_s: float,
 ) -> Stats:
     """The figures of a scheduler; cheap."""
     usage = live.kv.usage()

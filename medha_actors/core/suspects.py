@@ -23,7 +23,9 @@ class Suspects:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def accuse(self, flights: Iterable[Flight], dead: Collection[int]) -> list[RequestState]:
+    def accuse(
+        self, flights: Iterable[Flight], dead: Collection[int]
+    ) -> list[RequestState]:
         """The stages of the groups `dead` have died with these flights in them.
 
         Returns the requests that were alone in flight because they were suspects already.

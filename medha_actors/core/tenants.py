@@ -26,8 +26,8 @@ Key = tuple[int, float, float, bool, float, int]
 KEPT_FREE = 8  # one of so many places is kept free for what an advance pays for
 COMPARED = 32  # tenants whose first prefills are compared, where they are paid for
 LOOKED_AT = 64  # tenants, by a forecast; others are taken to be like them
-# kinds of turns: what has begun and runs to its end, what an advance pays for, what else is within
-# a batch of who is furthest behind, the rest
+# kinds of turns: what has begun and runs to its end, what an advance pays for, what
+# else is within a batch of who is furthest behind, the rest
 BEGUN, PAID, UNPAID, BEYOND = range(4)
 
 
@@ -37,7 +37,11 @@ class TenantQueues:
     `quantum_s`: of a batch."""
 
     def __init__(
-        self, policy: Policy, given: OrderConfig, fairness: FairnessConfig, quantum_s: float
+        self,
+        policy: Policy,
+        given: OrderConfig,
+        fairness: FairnessConfig,
+        quantum_s: float,
     ) -> None:
         """`quantum_s`: what a batch gives one prefill at most."""
         self.order = ORDERS[policy]
@@ -140,9 +144,15 @@ class TenantQueues:
             place = state.load_s if actual == PAID else line.virtual_s
             if actual == UNPAID and kind >= UNPAID:
                 least_s = min(least_s, line.virtual_s)
-                if paid or line.virtual_s + load_s > least_s + self.quantum_s / line.weight:
+                if (
+                    paid
+                    or line.virtual_s + load_s > least_s + self.quantum_s / line.weight
+                ):
                     actual = BEYOND
-            if (actual, place) > (kind, rank):  # its turn was taken to be an earlier one
+            if (actual, place) > (
+                kind,
+                rank,
+            ):  # its turn was taken to be an earlier one
                 heapq.heapreplace(turns, (actual, place, number, tenant))
                 continue
             if kind == BEYOND and not more():
@@ -169,7 +179,9 @@ class TenantQueues:
             if not preemptive and queue.started:
                 turns.append((BEGUN, -math.inf, number, tenant))
             elif account.advance_s > 0:
-                turns.append((PAID, 0.0 if number < COMPARED else math.inf, number, tenant))
+                turns.append(
+                    (PAID, 0.0 if number < COMPARED else math.inf, number, tenant)
+                )
             else:
                 turns.append((UNPAID, account.virtual_s, number, tenant))
         heapq.heapify(turns)
@@ -198,7 +210,9 @@ class TenantQueues:
     def payable_s(self, tenant: str, most_s: float) -> float:
         """Loads of a tenant's prefills that are not above `most_s`, but for what is left of such as
         no advance pays for."""
-        payable_s = sum([load_s for load_s in self.of(tenant).loads_s() if load_s <= most_s])
+        payable_s = sum(
+            [load_s for load_s in self.of(tenant).loads_s() if load_s <= most_s]
+        )
         for state in self.started.values():
             long = state.total_work_s > self.shares.most_advance_s
             if long and state.tenant == tenant and state.load_s <= most_s:
@@ -257,7 +271,9 @@ class TenantQueues:
             return Rivals(mine.weight, mine.advance_s, True, ())
         others = [name for name in {**coming, **self._queues} if name != state.tenant]
         found = []
-        shorter_s = state.load_s if paid else math.inf  # what is paid for goes by its length
+        shorter_s = (
+            state.load_s if paid else math.inf
+        )  # what is paid for goes by its length
         for other in others[:LOOKED_AT]:
             account = self.shares.of(other)
             loads_s = self.of(other).loads_s()

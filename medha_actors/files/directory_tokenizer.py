@@ -29,4 +29,6 @@ def _converted(path: Path) -> Tokenizer:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
         return tokenizer
     except Exception as error:
-        raise ModelError(f"no usable tokenizer in {path}: {error}".splitlines()[0]) from None
+        raise ModelError(
+            f"no usable tokenizer in {path}: {error}".splitlines()[0]
+        ) from None

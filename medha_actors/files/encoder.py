@@ -15,7 +15,8 @@ from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
 
 Encoder = Callable[[str], list[int]]
-# Tokenizers write a space before a text, which there is none of in the middle; before this, too.
+# Tokenizers write a space before a text, which there is none of in the middle; before
+# this, too.
 _BEFORE: Final = "\x02"
 
 
@@ -25,7 +26,9 @@ def load_encoder(config: ModelLoadingConfig) -> Encoder:
     if source.kind == "random":
         return _bytes
     if source.kind == "gguf":
-        return encoder(gguf_tokenizer.build(GgufFile(source.files, texts=True).metadata))
+        return encoder(
+            gguf_tokenizer.build(GgufFile(source.files, texts=True).metadata)
+        )
     tokenizer, _ = directory_tokenizer(source.files)
     return encoder(tokenizer)
 

@@ -15,8 +15,9 @@ from medha_actors.files.gguf_kinds import TokenType
 
 _TOKENS: Final = "tokenizer.ggml.tokens"
 _NAMED: Final = ("eos", "eot", "eom")
-# By these llama.cpp knows the ends of a family whose file names only one of them, or the wrong one:
-# a Llama 3 Instruct file may say <|end_of_text|> where turns end with <|eot_id|>.
+# By these llama.cpp knows the ends of a family whose file names only one of them, or
+# the wrong one: a Llama 3 Instruct file may say <|end_of_text|> where turns end with
+# <|eot_id|>.
 WELL_KNOWN: Final = frozenset({
     "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",  # Llama 3, Granite
     "<|im_end|>", "<|endoftext|>",  # ChatML, Qwen, SmolLM
@@ -95,5 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _ids(given: list[Any]) -> tuple[int, ...]:
     """Each once, in order."""
-    ids = [i for i in given if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+    ids = [
+        i for i in given if isinstance(i, int) and not isinstance(i, bool) and i >= 0
+    ]
     return tuple(dict.fromkeys(ids))

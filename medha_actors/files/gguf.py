@@ -71,7 +71,13 @@ class _Part:
         try:
             self.bytes = np.memmap(path, mode="r", dtype=np.uint8)
             self.header = Header(self.bytes, texts)
-        except (struct.error, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        except (
+            struct.error,
+            OSError,
+            ValueError,
+            KeyError,
+            UnicodeDecodeError,
+        ) as error:
             raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
 
 
@@ -87,13 +93,20 @@ def _open_all(path: Path, texts: bool) -> list[_Part]:
             f"{path} is one of {count} parts of a split model, but is not named like one: "
             f"NAME-00001-of-{count:05d}.gguf"
         )
-    paths = [path.with_name(f"{name[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    paths = [
+        path.with_name(f"{name[1]}-{i:05d}-of-{count:05d}.gguf")
+        for i in range(1, count + 1)
+    ]
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
-        raise ModelError(f"{path} is one of {count} parts; missing: {', '.join(missing)}")
+        raise ModelError(
+            f"{path} is one of {count} parts; missing: {', '.join(missing)}"
+        )
     parts = [given if part == path else _Part(part, texts) for part in paths]
     for number, part in enumerate(parts):
         says = part.header.metadata
         if (says.get("split.no"), says.get("split.count")) != (number, count):
-            raise ModelError(f"{part.path} is not part {number + 1} of {count}, as its name says")
+            raise ModelError(
+                f"{part.path} is not part {number + 1} of {count}, as its name says"
+            )
     return parts

@@ -145,7 +145,9 @@ def _size(name: str, number: int, shape: tuple[int, ...]) -> int:
     """The bytes of a tensor."""
     kind = KINDS.get(number)
     if kind is None:
-        raise ValueError(f"tensor {name} is of a kind (number {number}) that cannot be read")
+        raise ValueError(
+            f"tensor {name} is of a kind (number {number}) that cannot be read"
+        )
     if not shape or shape[-1] % kind.values:
         raise ValueError(
             f"tensor {name} has shape {list(shape)}, which {kind.name} cannot store: its rows are "

@@ -37,8 +37,8 @@ _PATTERNS: Final = {
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3,
     "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "tekken": _TEKKEN,
 }  # fmt: skip
-# These take a word that is in the vocabulary as it is, without its merges, and begin prompts with a
-# BOS by default.
+# These take a word that is in the vocabulary as it is, without its merges, and begin
+# prompts with a BOS by default.
 _WHOLE_WORDS: Final = frozenset({"llama-bpe", "llama3", "llama-v3", "tekken"})
 
 
@@ -58,7 +58,9 @@ def build(metadata: dict[str, Any]) -> Tokenizer:
         else _sentencepiece(metadata, tokens, vocabulary)
     )
     # Of the types, these two are matched in text; the others are not.
-    types = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    types = metadata.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(
+        tokens
+    )
     typed = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens(
         [
@@ -85,8 +87,13 @@ def build(metadata: dict[str, Any]) -> Tokenizer:
 
 def _byte_level(metadata: dict[str, Any], vocabulary: dict[str, int]) -> Tokenizer:
     name = metadata.get("tokenizer.ggml.pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or []]
-    model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS)
+    merges = [
+        tuple(merge.split(" ", 1))
+        for merge in metadata.get("tokenizer.ggml.merges") or []
+    ]
+    model = models.BPE(
+        vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS
+    )
     tokenizer = Tokenizer(model)
     if name in ("smollm", "starcoder", "refact"):
         steps = [
@@ -116,8 +123,8 @@ def _sentencepiece(
     metadata: dict[str, Any], tokens: list[str], vocabulary: dict[str, int]
 ) -> Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
-    # A merge for every way to make a token of two others, the best-scored token first: what
-    # SentencePiece would do.
+    # A merge for every way to make a token of two others, the best-scored token first:
+    # what SentencePiece would do.
     ranked: list[tuple[float, int, int, int, str, str]] = []
     for i, token in enumerate(tokens):
         for cut in range(1, len(token)):
@@ -129,17 +136,26 @@ def _sentencepiece(
     merges = [(left, right) for *_, left, right in sorted(ranked)]
     unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(
+            vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
     )
     prefix = (
         [normalizers.Prepend("\u2581")]
         if metadata.get("tokenizer.ggml.add_space_prefix", True)
         else []
     )
-    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "\u2581")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [*prefix, normalizers.Replace(" ", "\u2581")]
+    )
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            *strip,
+        ]
     )
     return tokenizer
 
@@ -163,5 +179,7 @@ def _add_edges(
     if head or tail:
         special = [(token, tokens.index(token)) for token in {*head, *tail}]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join([*head, "$A", *tail]).strip(), pair=None, special_tokens=special
+            single=" ".join([*head, "$A", *tail]).strip(),
+            pair=None,
+            special_tokens=special,
         )

@@ -33,8 +33,12 @@ def build(path: Path, settings: dict[str, Any]) -> tuple[Tokenizer, dict[str, st
             "tokenizer.ggml.scores": [piece.score for piece in pieces],
             "tokenizer.ggml.token_type": [piece.type for piece in pieces],
             "tokenizer.ggml.unknown_token_id": trained.unk_id,
-            "tokenizer.ggml.bos_token_id": trained.bos_id if "bos_token" in special else None,
-            "tokenizer.ggml.eos_token_id": trained.eos_id if "eos_token" in special else None,
+            "tokenizer.ggml.bos_token_id": trained.bos_id
+            if "bos_token" in special
+            else None,
+            "tokenizer.ggml.eos_token_id": trained.eos_id
+            if "eos_token" in special
+            else None,
             "tokenizer.ggml.add_bos_token": settings.get("add_bos_token", True),
             "tokenizer.ggml.add_eos_token": settings.get("add_eos_token", False),
             "tokenizer.ggml.add_space_prefix": model.normalizer_spec.add_dummy_prefix,
@@ -64,9 +68,13 @@ def _read(path: Path) -> Any:
         raise ModelError(f"{path} is not a SentencePiece model")
     rules = model.normalizer_spec
     if model.trainer_spec.model_type != _BPE:
-        raise ModelError(f"{path} is not of SentencePiece's kind bpe, the only one supported")
+        raise ModelError(
+            f"{path} is not of SentencePiece's kind bpe, the only one supported"
+        )
     if rules.precompiled_charsmap or rules.remove_extra_whitespaces:
-        raise ModelError(f"{path} normalises text ({rules.name}), which is not supported")
+        raise ModelError(
+            f"{path} normalises text ({rules.name}), which is not supported"
+        )
     return model
 
 
@@ -77,7 +85,9 @@ def _add(tokenizer: Tokenizer, path: Path, settings: dict[str, Any]) -> None:
         added[int(number)] = AddedToken(text, special=False, normalized=False)
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         added[int(number)] = AddedToken(
-            content_of(token) or "", special=bool(token.get("special")), normalized=False
+            content_of(token) or "",
+            special=bool(token.get("special")),
+            normalized=False,
         )
     for number, token in sorted(added.items()):
         tokenizer.add_tokens([token])

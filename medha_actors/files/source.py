@@ -63,7 +63,11 @@ def _fetch(hub_id: str, patterns: list[str]) -> Path:
             hub_id, allow_patterns=patterns, ignore_patterns=_UNUSED_PATTERNS
         )
     except Exception as error:  # its many error types have one meaning here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0]
+            if str(error).strip()
+            else type(error).__name__
+        )
         raise ModelError(
             f"model_source: {hub_id} could not be fetched from the hub: {reason}"
         ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-# byte_level: GPT-2's printable stand-ins; byte_fallback: SentencePiece's `<0xE2>` and `▁`;
-# plain: as they are
+# byte_level: GPT-2's printable stand-ins; byte_fallback: SentencePiece's `<0xE2>` and
+# `▁`; plain: as they are
 Spelling = Literal["byte_level", "byte_fallback", "plain"]
 
 
@@ -34,5 +34,9 @@ def token_bytes(token: str, spelling: Spelling) -> bytes:
         return token.encode()
     if spelling == "byte_fallback":
         match = _BYTE_TOKEN.match(token)
-        return bytes([int(match[1], 16)]) if match else token.replace("\u2581", " ").encode()
+        return (
+            bytes([int(match[1], 16)])
+            if match
+            else token.replace("\u2581", " ").encode()
+        )
     return token.encode()

@@ -18,7 +18,10 @@ from medha_actors.files.gguf_kinds import TokenType
 from medha_actors.files.source import resolve
 from medha_actors.files.spelling import Spelling, token_bytes
 
-_GGUF_SPELLINGS: Final[dict[str, Spelling]] = {"gpt2": "byte_level", "llama": "byte_fallback"}
+_GGUF_SPELLINGS: Final[dict[str, Spelling]] = {
+    "gpt2": "byte_level",
+    "llama": "byte_fallback",
+}
 _NO_TEXT: Final = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED)
 
 

@@ -92,7 +92,9 @@ class Herald:
     def whole(self, now: float) -> Notice:
         """The last notice (the first, if there was none), with all pages that there were."""
         last = self._last or self.tell(now)
-        return msgspec.structs.replace(last, whole=True, came=pack_names(self._places), gone=b"")
+        return msgspec.structs.replace(
+            last, whole=True, came=pack_names(self._places), gone=b""
+        )
 
     def _take_news(self) -> tuple[list[PageKey], list[PageKey]]:
         """Pages that are found now and were not, and the other way round."""
@@ -129,12 +131,18 @@ class Herald:
         return tuple(self._told.items())
 
     def _waits(self, costs: Points, tenant: str, now: float) -> Points:
-        amounts = _AMOUNTS if self._scheduler.live.queue.tenants < 2 else _AMOUNTS_BESIDE
+        amounts = (
+            _AMOUNTS if self._scheduler.live.queue.tenants < 2 else _AMOUNTS_BESIDE
+        )
         last = len(costs) - 1
-        places = sorted({round(last * number / (amounts - 1)) for number in range(amounts)})
+        places = sorted(
+            {round(last * number / (amounts - 1)) for number in range(amounts)}
+        )
         prompts = [self._lengths[place] for place in places]
         waits = self._scheduler.waits(prompts, tenant, now)
-        return tuple([(costs[place][1], wait) for place, wait in zip(places, waits, strict=True)])
+        return tuple(
+            [(costs[place][1], wait) for place, wait in zip(places, waits, strict=True)]
+        )
 
     def _decode_fill(self) -> float:
         """Share of a batch's budget that the running decodes take, 0 to 1."""

@@ -116,7 +116,9 @@ class Router:
         """A grid is gone."""
         self.grids.pop(name, None)
 
-    def choose(self, ask: Ask, now: float, among: Sequence[str] | None = None) -> Choice | None:
+    def choose(
+        self, ask: Ask, now: float, among: Sequence[str] | None = None
+    ) -> Choice | None:
         """The grid for a request that is sent there now, of these (None: of all it knows); None:
         there is none."""
         grids = list(self.grids.values())

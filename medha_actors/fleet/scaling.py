@@ -29,7 +29,9 @@ class GridLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 def load_of(notice: Notice) -> GridLoad:
     """From a notice."""
-    return GridLoad(load=notice.load, queued=notice.queued, late=notice.late, late_s=notice.late_s)
+    return GridLoad(
+        load=notice.load, queued=notice.queued, late=notice.late, late_s=notice.late_s
+    )
 
 
 class Scaling:
@@ -37,7 +39,9 @@ class Scaling:
 
     def __init__(self, settings: ScalingConfig) -> None:
         self._settings = settings
-        self._totals: deque[tuple[float, float]] = deque()  # instant, load of all grids together
+        self._totals: deque[tuple[float, float]] = (
+            deque()
+        )  # instant, load of all grids together
         self._up_since: float | None = None
         self._down_since: float | None = None
 

@@ -13,7 +13,9 @@ from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.fleet.notices import Notice, between, pack_names, unpack_names
 from medha_actors.messages import TOKEN_BYTES, Request
 
-_WAY_S = 0.05  # what was sent earlier than so long before a notice came is told of in it
+_WAY_S = (
+    0.05  # what was sent earlier than so long before a notice came is told of in it
+)
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,9 @@ def ask_of(request: Request, cache_name: str | None, page_tokens: int) -> Ask:
         def tokens(start: int, stop: int) -> bytes:
             return prompt[start * TOKEN_BYTES : stop * TOKEN_BYTES]
 
-        keys = PageKeys(root_key(cache_name, "", request.cache_salt), page_tokens, tokens)
+        keys = PageKeys(
+            root_key(cache_name, "", request.cache_salt), page_tokens, tokens
+        )
         pages = request.prompt_tokens // page_tokens
         names = unpack_names(pack_names([keys[page] for page in range(pages)]))
     return Ask(

@@ -18,7 +18,8 @@ _ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3moe",
 }
-# What transformers takes where a config.json says nothing, in so far as the families differ.
+# What transformers takes where a config.json says nothing, in so far as the families
+# differ.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -72,7 +73,9 @@ def from_hugging_face(folder: Path) -> ModelSpec:
     names = config.get("architectures") or ["(none given)"]
     architecture = _ARCHITECTURES.get(names[0])
     if architecture is None:
-        raise ModelError(f"architecture {names[0]} is not supported; supported are {SUPPORTED}")
+        raise ModelError(
+            f"architecture {names[0]} is not supported; supported are {SUPPORTED}"
+        )
     if config.get("quantization_config"):
         raise ModelError(
             "quantised safetensors are not supported; use the unquantised model or a GGUF file"
@@ -84,19 +87,27 @@ def from_hugging_face(folder: Path) -> ModelSpec:
             architecture, {**_DEFAULTS[architecture], **config}, folder_ends(folder)
         )
     except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'config.json'} lacks or misstates {error}") from error
+        raise ModelError(
+            f"{folder / 'config.json'} lacks or misstates {error}"
+        ) from error
     except ValueError as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
 
 
-def _from_config(architecture: str, config: dict[str, Any], eos_ids: tuple[int, ...]) -> ModelSpec:
+def _from_config(
+    architecture: str, config: dict[str, Any], eos_ids: tuple[int, ...]
+) -> ModelSpec:
     heads = config["num_attention_heads"]
     biased = ("llama", "qwen3", "qwen3moe")
     attention_bias = bool(config.get("attention_bias")) and architecture in biased
     always_biased = architecture == "qwen2" or (
         architecture == "qwen2moe" and bool(config.get("qkv_bias", True))
     )
-    wide = "moe_intermediate_size" if architecture in _QWEN_EXPERTS else "intermediate_size"
+    wide = (
+        "moe_intermediate_size"
+        if architecture in _QWEN_EXPERTS
+        else "intermediate_size"
+    )
     rope, positions = _rope(config)
     window = _window(architecture, config)
     return ModelSpec(
@@ -129,12 +140,16 @@ def _experts(architecture: str, config: dict[str, Any]) -> Experts | None:
         return None
     for key, neutral in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
         if qwen and (config.get(key) or neutral) != neutral:
-            raise ModelError(f"layers without experts ({key}: {config[key]}) are not supported")
+            raise ModelError(
+                f"layers without experts ({key}: {config[key]}) are not supported"
+            )
     return Experts(
         count=config.get("num_local_experts") or config["num_experts"],
         used=config["num_experts_per_tok"],
         normalised=not qwen or bool(config.get("norm_topk_prob", False)),
-        shared=config["shared_expert_intermediate_size"] if architecture == "qwen2moe" else 0,
+        shared=config["shared_expert_intermediate_size"]
+        if architecture == "qwen2moe"
+        else 0,
     )
 
 
@@ -152,9 +167,13 @@ def _window(architecture: str, config: dict[str, Any]) -> int | None:
     elif kinds:
         slides = "sliding_attention" in kinds
     elif architecture == "qwen2moe":
-        slides = asked and config.get("max_window_layers", 28) > 0  # in every other of the first
+        slides = (
+            asked and config.get("max_window_layers", 28) > 0
+        )  # in every other of the first
     else:
-        slides = asked and config.get("max_window_layers", 28) < config["num_hidden_layers"]
+        slides = (
+            asked and config.get("max_window_layers", 28) < config["num_hidden_layers"]
+        )
     if not slides:
         return None
     if not isinstance(window, int) or window < 1:
@@ -170,7 +189,10 @@ def _rope(config: dict[str, Any]) -> tuple[Rope, int]:
     kind: RopeKind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
         raise ModelError(f"RoPE scaling {kind} is not supported")
-    if given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+    if (
+        given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+        != 1.0
+    ):
         raise ModelError("partial RoPE is not supported")
     positions = config.get("max_position_embeddings", 2048)
     original = given.get("original_max_position_embeddings") or positions
@@ -191,7 +213,9 @@ def _rope(config: dict[str, Any]) -> tuple[Rope, int]:
     theta = given.get("rope_theta") or config.get("rope_theta") or 10_000.0
     if kind in ("default", "linear", "dynamic"):
         original = positions
-    rope = Rope(theta=theta, kind=kind, factor=factor, original_max_positions=original, **values)
+    rope = Rope(
+        theta=theta, kind=kind, factor=factor, original_max_positions=original, **values
+    )
     if kind in ("linear", "dynamic", "yarn"):
         positions = int(original * factor)
     return rope, positions

@@ -30,7 +30,9 @@ class Attention(ABC, Generic[Prepared]):
 
     @classmethod
     @abstractmethod
-    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+    def obstacle(
+        cls, device: torch.device, dtype: torch.dtype, page_tokens: int
+    ) -> str | None:
         """What it needs and does not find ("needs ..."); None: it works here."""
 
     @abstractmethod
@@ -39,7 +41,13 @@ class Attention(ABC, Generic[Prepared]):
 
     @abstractmethod
     def attend(
-        self, layer: int, prepared: Prepared, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+        self,
+        layer: int,
+        prepared: Prepared,
+        q: Tensor,
+        kv: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
     ) -> None:
         """Store the step's attention over this group's pool into `out` [rows, heads, head_dim] and
         its log-sum-exp into `lse` (float32 [rows, heads]; None: nobody asks).
@@ -67,11 +75,15 @@ class StepAttention:
         """q [rows, heads, head_dim], kv [rows, 2 * kv_heads, head_dim] -> [rows, heads,
         head_dim]."""
         if self.places is not None:
-            self.pool.write(layer, self.places, kv if self.written is None else kv[self.written])
+            self.pool.write(
+                layer, self.places, kv if self.written is None else kv[self.written]
+            )
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = None
         if self.plan.shared:  # rows that see nothing here keep zeros and an LSE of -inf
-            lse = torch.full(out.shape[:2], -torch.inf, dtype=torch.float32, device=out.device)
+            lse = torch.full(
+                out.shape[:2], -torch.inf, dtype=torch.float32, device=out.device
+            )
             for run in self.plan.shared:
                 out[run.rows] = 0
         self.attention.attend(layer, self.prepared, q, kv, out, lse)

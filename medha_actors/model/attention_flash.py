@@ -43,7 +43,9 @@ class FlashAttention(Attention[list[PagedRows]]):
         self.call = _load()
 
     @classmethod
-    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+    def obstacle(
+        cls, device: torch.device, dtype: torch.dtype, page_tokens: int
+    ) -> str | None:
         """The package is imported only where it could be used."""
         if device.type != "cuda" or dtype == torch.float32:
             return f"needs CUDA and a 16-bit dtype, not {device.type} and {dtype}"
@@ -51,7 +53,10 @@ class FlashAttention(Attention[list[PagedRows]]):
             return f"needs kv_cache.page_tokens to be a multiple of {_PAGE_MULTIPLE}"
         try:
             _load()
-        except (ImportError, AttributeError) as error:  # flash-attn 4 is a package without it
+        except (
+            ImportError,
+            AttributeError,
+        ) as error:  # flash-attn 4 is a package without it
             return f"needs the package flash-attn, which cannot be imported: {error}"
         return None
 
@@ -64,7 +69,9 @@ class FlashAttention(Attention[list[PagedRows]]):
                     calls.append(self._paged(slice(span.first, span.stop), [span]))
             single = [span for span in seeing if span.rows == 1]
             if single:
-                rows = torch.tensor([span.first for span in single], device=self.pool.data.device)
+                rows = torch.tensor(
+                    [span.first for span in single], device=self.pool.data.device
+                )
                 calls.append(self._paged(rows, single))
         return calls
 
@@ -106,5 +113,7 @@ class FlashAttention(Attention[list[PagedRows]]):
 
 
 def _load() -> Callable[..., Any]:
-    call: Callable[..., Any] = importlib.import_module("flash_attn").flash_attn_with_kvcache
+    call: Callable[..., Any] = importlib.import_module(
+        "flash_attn"
+    ).flash_attn_with_kvcache
     return call

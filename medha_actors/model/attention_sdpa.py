@@ -58,7 +58,9 @@ class SdpaAttention(Attention[Work]):
         self.device = pool.data.device
 
     @classmethod
-    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+    def obstacle(
+        cls, device: torch.device, dtype: torch.dtype, page_tokens: int
+    ) -> str | None:
         """It works everywhere."""
         return None
 
@@ -69,7 +71,9 @@ class SdpaAttention(Attention[Work]):
             seeing = [span for span in run.spans if span.tokens]
             chunks += [self._chunk(span) for span in seeing if span.rows > 1]
             single = [span for span in seeing if span.rows == 1]
-            decodes += [self._batch(alike) for alike in _similar(single, self.pool.page_tokens)]
+            decodes += [
+                self._batch(alike) for alike in _similar(single, self.pool.page_tokens)
+            ]
         return Work(chunks, decodes)
 
     def _chunk(self, span: SpanRows) -> ChunkRows:
@@ -78,7 +82,9 @@ class SdpaAttention(Attention[Work]):
         if pages:
             table = torch.from_numpy(span.pages[:pages]).to(self.device, torch.int64)
             head_pages = self.pool.head_pages_of(table)
-        return ChunkRows(slice(span.first, span.stop), span.cached, span.writes, head_pages)
+        return ChunkRows(
+            slice(span.first, span.stop), span.cached, span.writes, head_pages
+        )
 
     def _batch(self, spans: Sequence[SpanRows]) -> DecodeRows:
         size = self.pool.page_tokens
@@ -88,7 +94,9 @@ class SdpaAttention(Attention[Work]):
         for row, span in enumerate(spans):
             pages = -(-span.tokens // size)
             tables[row, :pages] = torch.from_numpy(span.pages[:pages])
-            tables[row, pages:] = int(span.pages[0])  # not another's, which may hold NaN
+            tables[row, pages:] = int(
+                span.pages[0]
+            )  # not another's, which may hold NaN
         hidden = (torch.arange(longest * size) >= lengths[:, None]).to(self.device)
         mask = torch.zeros(hidden.shape, dtype=self.pool.data.dtype, device=self.device)
         mask.masked_fill_(hidden, -torch.inf)
@@ -97,7 +105,13 @@ class SdpaAttention(Attention[Work]):
         return DecodeRows(rows, head_pages, mask[:, None, None])
 
     def attend(
-        self, layer: int, prepared: Work, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+        self,
+        layer: int,
+        prepared: Work,
+        q: Tensor,
+        kv: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
     ) -> None:
         for chunk in prepared.chunks:
             self._prefill(layer, chunk, q, kv, out, lse)
@@ -105,7 +119,13 @@ class SdpaAttention(Attention[Work]):
             self._decode(layer, batch, q, out, lse)
 
     def _prefill(
-        self, layer: int, chunk: ChunkRows, q: Tensor, kv: Tensor, out: Tensor, lse: Tensor | None
+        self,
+        layer: int,
+        chunk: ChunkRows,
+        q: Tensor,
+        kv: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
     ) -> None:
         kv_heads = self.pool.kv_heads
         rows = chunk.rows
@@ -113,7 +133,9 @@ class SdpaAttention(Attention[Work]):
         outs = []
         lses = []
         if chunk.head_pages is not None:
-            keys, values = self.pool.gather(layer, chunk.head_pages)[:, None, :, : chunk.cached]
+            keys, values = self.pool.gather(layer, chunk.head_pages)[
+                :, None, :, : chunk.cached
+            ]
             folded = own_q.view(1, kv_heads, -1, own_q.shape[-1])
             partial, partial_lse = fused(folded, keys, values, causal=False)
             outs.append(partial.reshape(own_q.shape))
@@ -153,15 +175,19 @@ def _similar(spans: Sequence[SpanRows], page_tokens: int) -> list[list[SpanRows]
     return batches
 
 
-def fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def fused(
+    q: Tensor, keys: Tensor, values: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
     """Attention of q [1, heads, rows, dim] over K, V [1, kv_heads, tokens, dim], tokens > 0: out,
     LSE [1, heads, rows].
 
     Causal only with as many rows as tokens.
     """
     if q.device.type == "cpu":
-        on_cpu: tuple[Tensor, Tensor] = _ops._scaled_dot_product_flash_attention_for_cpu(
-            q, keys, values, is_causal=causal
+        on_cpu: tuple[Tensor, Tensor] = (
+            _ops._scaled_dot_product_flash_attention_for_cpu(
+                q, keys, values, is_causal=causal
+            )
         )
         return on_cpu
     # only the chunk's own keys: few, so that copying them costs little
@@ -174,23 +200,31 @@ def fused(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor
             q, keys, values, None, True, is_causal=causal
         )
     else:
-        found = _ops._scaled_dot_product_flash_attention(q, keys, values, is_causal=causal)
+        found = _ops._scaled_dot_product_flash_attention(
+            q, keys, values, is_causal=causal
+        )
     return found[0], found[1][..., : q.shape[2]]  # the efficient kernel pads the LSE
 
 
-def masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Attention of q [batch, heads, rows, dim] with an additive mask that leaves each row something
     to see."""
     # in 16 bits that operator is ten times slower for few rows
     if q.device.type == "cpu" and q.dtype == torch.float32:
-        on_cpu: tuple[Tensor, Tensor] = _ops._scaled_dot_product_flash_attention_for_cpu(
-            q, keys, values, attn_mask=mask
+        on_cpu: tuple[Tensor, Tensor] = (
+            _ops._scaled_dot_product_flash_attention_for_cpu(
+                q, keys, values, attn_mask=mask
+            )
         )
         return on_cpu
     return plain_masked(q, keys, values, mask)
 
 
-def plain_masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def plain_masked(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """The same as two matrix products; scores and softmax in float32."""
     scores = (q @ keys.transpose(-1, -2)).float().mul_(q.shape[-1] ** -0.5).add_(mask)
     lse = scores.logsumexp(-1)

@@ -47,7 +47,11 @@ def build_decoder(
             return KernelDecoder(loader, layers, head, pages, page_tokens)
     chosen = choose_attention(attention, loader.device, loader.dtype, page_tokens)
     _log.info(
-        "layers %d to %d on %s in %s, attention: %s", *layers, loader.device, loader.dtype, chosen
+        "layers %d to %d on %s in %s, attention: %s",
+        *layers,
+        loader.device,
+        loader.dtype,
+        chosen,
     )
     if chosen == "triton":
         from medha_actors.model.cuda.attention_calls import TritonCalls
@@ -55,13 +59,19 @@ def build_decoder(
         from medha_actors.model.cuda.graphs import CudaCapture
 
         calls = TritonCalls(loader.spec, loader.dtype, loader.device)
-        captures = loader.device.type == "cuda" and len(ranks) == 1  # ranks meet in a step
+        captures = (
+            loader.device.type == "cuda" and len(ranks) == 1
+        )  # ranks meet in a step
         capture = CudaCapture(loader.device) if captures else None
-        return CudaDecoder(loader, layers, head, pages, page_tokens, embedding, calls, capture)
+        return CudaDecoder(
+            loader, layers, head, pages, page_tokens, embedding, calls, capture
+        )
     return TorchDecoder(loader, layers, head, pages, page_tokens, ATTENTIONS[chosen])
 
 
-def choose_attention(asked: str, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str:
+def choose_attention(
+    asked: str, device: torch.device, dtype: torch.dtype, page_tokens: int
+) -> str:
     """Resolve "auto"; refuse what cannot work."""
     obstacles = []
     for name in ATTENTIONS if asked == "auto" else (asked,):

@@ -57,8 +57,12 @@ class Constraint:
         output."""
         allowed = self.allowed(output)
         if allowed is not None:
-            forbidden = np.unpackbits(~allowed, bitorder="little")[: len(logits)].view(np.bool_)
-            logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+            forbidden = np.unpackbits(~allowed, bitorder="little")[: len(logits)].view(
+                np.bool_
+            )
+            logits.masked_fill_(
+                torch.from_numpy(forbidden).to(logits.device), -torch.inf
+            )
 
     def allowed(self, output: Sequence[int]) -> np.ndarray | None:
         """The tokens that may follow the output, a bit each, the lowest first (uint8); None: all
@@ -78,7 +82,10 @@ class Constraint:
         with self._lock, suppress(Exception):  # it comes again when the mask is needed
             if index == self._followed:
                 self._follow([token_id])
-                while len(forced) < MOST_FORCED and (following := self._only()) is not None:
+                while (
+                    len(forced) < MOST_FORCED
+                    and (following := self._only()) is not None
+                ):
                     self._follow([following])
                     forced.append(following)
         return tuple(forced)

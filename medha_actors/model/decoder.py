@@ -34,7 +34,11 @@ class Decoder(Protocol):
         ...
 
     def __call__(
-        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+        self,
+        x: Tensor | TokenIds,
+        plan: StepPlan,
+        exchange: Exchange | None,
+        team: Team,
     ) -> Tensor:
         """Run a step's rows [rows, hidden] (ids [rows], see `embeds`) through the layers, together
         with the other ranks of the team: all are given the same rows, and all get the same."""
@@ -95,8 +99,12 @@ class Layer:
         self.head_dim = spec.head_dim
         self.attention_norm = loader.norm(f"{prefix}.input_layernorm")
         self.qkv = loader.linear(*names, bias=spec.qkv_bias)
-        self.q_norm = loader.norm(f"{prefix}.self_attn.q_norm") if spec.qk_norm else None
-        self.k_norm = loader.norm(f"{prefix}.self_attn.k_norm") if spec.qk_norm else None
+        self.q_norm = (
+            loader.norm(f"{prefix}.self_attn.q_norm") if spec.qk_norm else None
+        )
+        self.k_norm = (
+            loader.norm(f"{prefix}.self_attn.k_norm") if spec.qk_norm else None
+        )
         self.out = loader.linear(f"{prefix}.self_attn.o_proj", bias=spec.o_bias)
         self.mlp_norm = loader.norm(f"{prefix}.post_attention_layernorm")
         self.mlp = loader.mlp(number)
@@ -147,13 +155,19 @@ class TorchDecoder:
             attention.layout,
         )
         self.attention = attention(self.pool)
-        self.layers = [Layer(loader, number, number - layers[0]) for number in range(*layers)]
+        self.layers = [
+            Layer(loader, number, number - layers[0]) for number in range(*layers)
+        ]
         self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, self.device)
         self.norm = loader.norm("model.norm") if head else None
         self.head = loader.head() if head else None
 
     def __call__(
-        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+        self,
+        x: Tensor | TokenIds,
+        plan: StepPlan,
+        exchange: Exchange | None,
+        team: Team,
     ) -> Tensor:
         assert isinstance(x, Tensor), "ids are embedded before"
         positions = torch.from_numpy(plan.positions).to(self.device)

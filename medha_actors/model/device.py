@@ -162,7 +162,9 @@ class Cuda(Device):
         try:
             torch.cuda.synchronize()
             torch.cuda.mem_get_info()
-        except Exception as error:  # an error of the device stays until the process ends
+        except (
+            Exception
+        ) as error:  # an error of the device stays until the process ends
             return f"the GPU has failed: {str(error).strip().partition(chr(10))[0]}"
         return ""
 

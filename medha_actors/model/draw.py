@@ -36,7 +36,9 @@ def uniforms(seeds: Sequence[int], indices: Sequence[int]) -> np.ndarray:
     """`uniform` of each pair: float64 [n]."""
     hashed = _mix_all(np.array([seed & _MASK for seed in seeds], np.uint64))
     steps = np.array(indices, np.uint64) + np.uint64(1)
-    found: np.ndarray = (_mix_all(hashed + steps * np.uint64(_GOLDEN)) >> np.uint64(16)) * 2.0**-48
+    found: np.ndarray = (
+        _mix_all(hashed + steps * np.uint64(_GOLDEN)) >> np.uint64(16)
+    ) * 2.0**-48
     return found
 
 
@@ -63,7 +65,9 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> Tensor:
+def draw(
+    logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]
+) -> Tensor:
     """Token ids [rows] for float32 logits [rows, vocabulary], all with a temperature above 0.
 
     Raises RowError if a row is no distribution.
@@ -74,15 +78,22 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int
     )
     scaled = logits / temperatures[:, None]
     filtered = [
-        row for row, one in enumerate(params) if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0
+        row
+        for row, one in enumerate(params)
+        if one.top_k > 0 or one.top_p < 1.0 or one.min_p > 0.0
     ]
     for row, values in zip(
         filtered, scaled[filtered].cpu().numpy() if filtered else (), strict=True
     ):
-        scaled[row].masked_fill_(scaled[row] < threshold(values, params[row]), -torch.inf)
-    shots = [uniform(one.seed, index) for one, index in zip(params, indices, strict=True)]
+        scaled[row].masked_fill_(
+            scaled[row] < threshold(values, params[row]), -torch.inf
+        )
+    shots = [
+        uniform(one.seed, index) for one, index in zip(params, indices, strict=True)
+    ]
     return _invert(
-        scaled.softmax(-1), torch.tensor(shots, dtype=torch.float64, device=logits.device)
+        scaled.softmax(-1),
+        torch.tensor(shots, dtype=torch.float64, device=logits.device),
     )
 
 
@@ -117,7 +128,11 @@ def _threshold_among(
             return None
     if params.top_p < 1.0:
         reached = np.cumsum(np.exp(best - peak), dtype=np.float64)
-        whole = reached[-1] if settled else np.exp(row[row >= floor] - peak).sum(dtype=np.float64)
+        whole = (
+            reached[-1]
+            if settled
+            else np.exp(row[row >= floor] - peak).sum(dtype=np.float64)
+        )
         enough = int(np.searchsorted(reached, params.top_p * whole))
         if enough < len(best):
             return float(best[enough])
@@ -137,11 +152,15 @@ def _invert(probabilities: Tensor, shots: Tensor) -> Tensor:
     ends = blocks.sum(-1).double().cumsum(-1)
     require_numbers(ends[:, -1])
     targets = shots[:, None] * ends[:, -1:]
-    hit = torch.searchsorted(ends, targets, right=True)[:, 0].clamp_max_(ends.shape[1] - 1)
+    hit = torch.searchsorted(ends, targets, right=True)[:, 0].clamp_max_(
+        ends.shape[1] - 1
+    )
     inside = blocks[rows, hit].double()
     starts = torch.where(hit > 0, ends[rows, hit - 1], 0.0)
     reached = inside.cumsum(-1) + starts[:, None]
     token = torch.searchsorted(reached, targets, right=True)[:, 0]
     # rounding must not lead to a token that is masked
     last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1)
-    return (hit * _BLOCK + torch.minimum(token, last)).clamp_max_(probabilities.shape[1] - 1)
+    return (hit * _BLOCK + torch.minimum(token, last)).clamp_max_(
+        probabilities.shape[1] - 1
+    )

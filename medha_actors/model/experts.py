@@ -26,7 +26,9 @@ class Router:
         count = self.experts.count
         logits = F.linear(x.float(), self.weight)
         # of equals the first, which topk does not promise
-        chances, numbers = logits[:, :count].softmax(-1).sort(stable=True, dim=-1, descending=True)
+        chances, numbers = (
+            logits[:, :count].softmax(-1).sort(stable=True, dim=-1, descending=True)
+        )
         weights = chances[:, : self.experts.used]
         numbers = numbers[:, : self.experts.used]
         if self.experts.normalised:
@@ -43,7 +45,9 @@ class ExpertMlp:
     A row's sum is formed in the order of the experts, whoever is beside it.
     """
 
-    def __init__(self, router: Router, experts: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    def __init__(
+        self, router: Router, experts: Sequence[Callable[[Tensor], Tensor]]
+    ) -> None:
         self.router = router
         self.experts = experts
 

@@ -37,7 +37,9 @@ class Blocks(NamedTuple):
     d: Tensor  # float16 [blocks, 1]
     zero: int = 0
     m: Tensor | None = None  # float16 [blocks, 1]
-    scale: Tensor | None = None  # int8 [blocks, parts]: each for values of a part, in order
+    scale: Tensor | None = (
+        None  # int8 [blocks, parts]: each for values of a part, in order
+    )
     minimum: Tensor | None = None  # the same
 
     def values(self) -> Tensor:
@@ -60,7 +62,9 @@ def _q4_0(raw: Tensor) -> Blocks:
 
 
 def _q4_1(raw: Tensor) -> Blocks:
-    return Blocks(_nibbles(raw[:, 4:], 16), _float16(raw[:, :2]), 0, _float16(raw[:, 2:4]))
+    return Blocks(
+        _nibbles(raw[:, 4:], 16), _float16(raw[:, :2]), 0, _float16(raw[:, 2:4])
+    )
 
 
 def _q5_0(raw: Tensor) -> Blocks:
@@ -102,7 +106,9 @@ def _iq4_nl(raw: Tensor) -> Blocks:
 def _iq4_xs(raw: Tensor) -> Blocks:
     high = _spread(raw[:, 2:4], 1, 2)
     scale = (_nibbles(raw[:, 4:8], 1) | high << 4).view(torch.int8) - 32
-    return Blocks(_looked_up(_nibbles(raw[:, 8:], 16)), _float16(raw[:, :2]), 128, scale=scale)
+    return Blocks(
+        _looked_up(_nibbles(raw[:, 8:], 16)), _float16(raw[:, :2]), 128, scale=scale
+    )
 
 
 def _float16(two_bytes: Tensor) -> Tensor:

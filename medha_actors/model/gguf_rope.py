@@ -16,7 +16,8 @@ _USED: Final = frozenset({
     "scaling.yarn_beta_fast", "scaling.yarn_beta_slow",
     "scaling.finetuned",  # says only how the model was made
 })  # fmt: skip
-# Used by llama.cpp for other architectures or not at all: only with the value that changes nothing.
+# Used by llama.cpp for other architectures or not at all: only with the value that
+# changes nothing.
 _NEUTRAL: Final = {
     "scaling.yarn_ext_factor": 1.0,
     "scaling.yarn_attn_factor": 1.0,
@@ -36,7 +37,9 @@ def gguf_rope(
     A factor without a type means linear, and type "none" switches a factor off.
     """
     given = {
-        key.removeprefix("rope."): value for key, value in own.items() if key.startswith("rope.")
+        key.removeprefix("rope."): value
+        for key, value in own.items()
+        if key.startswith("rope.")
     }
     for key, value in given.items():
         if key not in _USED and value != _NEUTRAL.get(key):
@@ -87,5 +90,7 @@ def _yarn(given: dict[str, Any], factor: float, attention: float) -> dict[str, f
         if value is not None:
             values[name] = value
     if attention != 1.0:
-        values["attention_factor"] = attention * (1.0 + 0.1 * math.log(max(factor, 1.0)))
+        values["attention_factor"] = attention * (
+            1.0 + 0.1 * math.log(max(factor, 1.0))
+        )
     return values

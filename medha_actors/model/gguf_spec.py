@@ -45,7 +45,9 @@ def from_gguf(path: Path) -> ModelSpec:
     data = file.metadata
     name = data.get("general.architecture", "(none given)")
     if name not in ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"):
-        raise ModelError(f"GGUF architecture {name} is not supported; supported are {SUPPORTED}")
+        raise ModelError(
+            f"GGUF architecture {name} is not supported; supported are {SUPPORTED}"
+        )
     own = {
         key.removeprefix(f"{name}."): value
         for key, value in data.items()
@@ -77,7 +79,9 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
     divisors: tuple[float, ...] = ()
     if _FREQUENCIES in tensors:
         if tensors[_FREQUENCIES].shape != (head_dim // 2,):
-            raise ValueError(f"tensor {_FREQUENCIES} has not one value for each of RoPE's pairs")
+            raise ValueError(
+                f"tensor {_FREQUENCIES} has not one value for each of RoPE's pairs"
+            )
         divisors = tuple(read_tensor(file, _FREQUENCIES, torch.float32).tolist())
     return ModelSpec(
         architecture=name,
@@ -128,7 +132,10 @@ def _refuse_keys(path: Path, name: str, own: dict[str, Any]) -> None:
         neutral = _NEUTRAL.get(key)
         if neutral is not None and value not in neutral:
             raise ModelError(f"{path}: {name}.{key} = {value} is not supported")
-        if key.startswith("attention.") and key.removeprefix("attention.") not in _ATTENTION:
+        if (
+            key.startswith("attention.")
+            and key.removeprefix("attention.") not in _ATTENTION
+        ):
             raise ModelError(f"{path}: {name}.{key} = {value} is not supported")
 
 
@@ -139,14 +146,19 @@ def _check_tensors(file: GgufFile, spec: ModelSpec) -> None:
         tensor = file.tensors.get(name)
         if tensor is None:
             raise ModelError(f"{file.path} has no tensor {name}")
-        if shape not in (tensor.shape, (1, *tensor.shape)):  # a matrix of one row may be a vector
+        if shape not in (
+            tensor.shape,
+            (1, *tensor.shape),
+        ):  # a matrix of one row may be a vector
             raise ModelError(
                 f"{file.path}: tensor {name} has shape {list(tensor.shape)}; by the file's "
                 f"metadata it has {list(shape)}"
             )
     for name in file.tensors:
         if name not in shapes and not any(unused in name for unused in _UNUSED):
-            raise ModelError(f"{file.path}: tensor {name} is none that a {spec.architecture} has")
+            raise ModelError(
+                f"{file.path}: tensor {name} is none that a {spec.architecture} has"
+            )
 
 
 def _stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -94,7 +94,9 @@ class GgufWeights:
         known = info.kind in UNPACK or info.kind in _PLAIN
         expert = expert_of(name)
         shape = info.shape if expert is None else info.shape[1:]
-        if not known or (cut.part is not None and cut.axis == "columns" and len(shape) > 1):
+        if not known or (
+            cut.part is not None and cut.axis == "columns" and len(shape) > 1
+        ):
             return None
         path, offset, size = self.file.place(gguf_name(name))
         if expert is not None:
@@ -107,13 +109,17 @@ class GgufWeights:
             offset, size = offset + cut.part.first * row, cut.part.size * row
         return Stored(path, offset, size)
 
-    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+    def made(
+        self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE
+    ) -> Tensor:
         kind = self._info(gguf_name(name)).kind
         shape = cut.shape(self.shapes[name])
         if kind in _PLAIN:
             values = raw.view(_PLAIN[kind]).to(dtype)
         else:
-            values = dequantise(raw.view(shape[0] if len(shape) > 1 else 1, -1), kind, dtype)
+            values = dequantise(
+                raw.view(shape[0] if len(shape) > 1 else 1, -1), kind, dtype
+            )
         return self._in_order(name, values.view(shape))
 
     def _info(self, name: str) -> GgufTensor:
@@ -151,7 +157,9 @@ def expert_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def raw_tensor(file: GgufFile, name: str, cut: Cut = WHOLE, expert: int | None = None) -> Tensor:
+def raw_tensor(
+    file: GgufFile, name: str, cut: Cut = WHOLE, expert: int | None = None
+) -> Tensor:
     """The stored bytes, uint8 [rows, bytes of a row] ([1, bytes] for a vector), of all or of one
     expert; a cut must not go through blocks."""
     info = file.tensors[name]
@@ -177,7 +185,11 @@ def _bytes_of(cut: Cut, info: GgufTensor) -> tuple[slice, ...]:
 
 
 def read_tensor(
-    file: GgufFile, name: str, dtype: torch.dtype, cut: Cut = WHOLE, expert: int | None = None
+    file: GgufFile,
+    name: str,
+    dtype: torch.dtype,
+    cut: Cut = WHOLE,
+    expert: int | None = None,
 ) -> Tensor:
     """The tensor, or one expert's part of it, dequantised in float32 and rounded to `dtype`."""
     info = file.tensors.get(name)

@@ -17,8 +17,12 @@ from medha_actors.messages import Failure
 
 _log = logging.getLogger("medha.model")
 
-NOT_NUMBERS: Final = "the model's logits for this request are not numbers (NaN or infinite)"
-TOO_COLD: Final = "the model's logits for this request, over its temperature, are not finite"
+NOT_NUMBERS: Final = (
+    "the model's logits for this request are not numbers (NaN or infinite)"
+)
+TOO_COLD: Final = (
+    "the model's logits for this request, over its temperature, are not finite"
+)
 
 
 class RowError(MedhaError):
@@ -74,7 +78,9 @@ class Failures:
 
     def all(self) -> tuple[Failure, ...]:
         """For the step's message."""
-        return tuple([Failure(name, message) for name, message in self._messages.items()])
+        return tuple(
+            [Failure(name, message) for name, message in self._messages.items()]
+        )
 
 
 def require_numbers(values: Tensor) -> None:

@@ -25,7 +25,9 @@ _NOTHING: Final = torch.empty(0, dtype=torch.int32)
 class Head:
     """Over the hidden states x [rows, hidden] of one step, the same on every rank."""
 
-    def __init__(self, decoder: Decoder, shares: Sequence[Share], team: Team, x: Tensor) -> None:
+    def __init__(
+        self, decoder: Decoder, shares: Sequence[Share], team: Team, x: Tensor
+    ) -> None:
         """`shares`: of every rank."""
         self._decoder = decoder
         self._tokens = [share.vocabulary for share in shares]
@@ -82,7 +84,9 @@ class Head:
         numbers = torch.stack(((ids + first).int(), peaks.view(torch.int32)))
         every = torch.stack(self._team.gather(numbers)).view(-1, 2, len(rows))
         every_peak = every[:, 1].view(torch.float32)
-        best = most_likely(every_peak.T.contiguous())[None]  # of equals the first, as everywhere
+        best = most_likely(every_peak.T.contiguous())[
+            None
+        ]  # of equals the first, as everywhere
         chosen = every[:, 0].long().gather(0, best)[0]
         return chosen.to(own.device), every_peak.gather(0, best)[0].to(own.device)
 

@@ -30,7 +30,9 @@ class HostTier:
     which waits for it.
     """
 
-    def __init__(self, cells: Sequence[Tensor], slots: int, file: SlotFile | None = None) -> None:
+    def __init__(
+        self, cells: Sequence[Tensor], slots: int, file: SlotFile | None = None
+    ) -> None:
         """`cells`: see Decoder.cells; `file`: where the slots are; None: in memory."""
         self.file = file  # holds the lock
         self._cells = [cell.flatten(2) for cell in cells]
@@ -57,7 +59,10 @@ class HostTier:
         computing.wait_stream(self._stream)  # for what the step before has loaded
         self._stream.wait_stream(computing)
         with torch.cuda.stream(self._stream):
-            last = max([place for place, move in enumerate(moves, 1) if not move.load], default=0)
+            last = max(
+                [place for place, move in enumerate(moves, 1) if not move.load],
+                default=0,
+            )
             self._copy(moves[:last])
             computing.wait_stream(self._stream)
             self._copy(moves[last:])
@@ -90,11 +95,15 @@ class SlotFile:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _sweep(folder, name.split("-", maxsplit=1)[0])
-                self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+                self._file = os.fdopen(
+                    os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b"
+                )
                 undo.callback(self._file.close)
                 _claim(self._file.fileno(), _HEAD + count)
             except OSError as error:
-                raise ModelError(f"kv_cache.disk: {path} of {count} bytes: {error}") from None
+                raise ModelError(
+                    f"kv_cache.disk: {path} of {count} bytes: {error}"
+                ) from None
             undo.pop_all()
         mapped = np.memmap(path, np.uint8, "r+", shape=(_HEAD + count,))
         self._head = mapped[:_HEAD]

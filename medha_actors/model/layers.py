@@ -74,7 +74,11 @@ class Embedding:
     are dequantised."""
 
     def __init__(
-        self, table: Tensor, kind: int | None, dtype: torch.dtype, first: int | None = None
+        self,
+        table: Tensor,
+        kind: int | None,
+        dtype: torch.dtype,
+        first: int | None = None,
     ) -> None:
         """`first`: the token of the table's first row, where others hold the rest of it."""
         self.table = table
@@ -88,7 +92,9 @@ class Embedding:
             return self._rows(token_ids)
         places = token_ids - self.first
         foreign = (places < 0) | (places >= len(self.table))
-        return self._rows(places.masked_fill_(foreign, 0)).masked_fill_(foreign[:, None], 0)
+        return self._rows(places.masked_fill_(foreign, 0)).masked_fill_(
+            foreign[:, None], 0
+        )
 
     def _rows(self, places: Tensor) -> Tensor:
         rows = self.table.index_select(0, places)
@@ -99,7 +105,11 @@ class Loader:
     """Builds layers from weights: reads, fuses, converts and moves tensors."""
 
     def __init__(
-        self, weights: Weights, spec: ModelSpec, device: torch.device, dtype: torch.dtype
+        self,
+        weights: Weights,
+        spec: ModelSpec,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.weights = weights
         self.spec = spec
@@ -128,7 +138,9 @@ class Loader:
         """One linear map; several names are stacked along the output."""
         parts = [self.tensor(f"{name}.weight") for name in names]
         weight = torch.cat(parts) if len(parts) > 1 else parts[0]
-        stacked = torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
+        stacked = (
+            torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
+        )
         return Linear(weight, stacked)
 
     def norm(self, name: str) -> RmsNorm:
@@ -163,4 +175,8 @@ class Loader:
 
     def head(self) -> Linear:
         """The LM head, which may be the embedding table."""
-        return Linear(self._dense_table()) if self.spec.tied_head else self.linear("lm_head")
+        return (
+            Linear(self._dense_table())
+            if self.spec.tied_head
+            else self.linear("lm_head")
+        )

@@ -20,8 +20,9 @@ from medha_actors.files.vocabulary import Vocabulary
 from medha_actors.messages import Grammar
 
 _KEPT: Final = 64  # compiled grammars
-# What one grammar may cost. Far above what schemas of real tools need; the worst we could write
-# takes 130 ms to compile, and 10 ms of a step before it is given up (tests/model/test_matchers.py).
+# What one grammar may cost. Far above what schemas of real tools need; the worst we
+# could write takes 130 ms to compile, and 10 ms of a step before it is given up
+# (tests/model/test_matchers.py).
 _LIMITS: Final = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=1_000_000,
@@ -65,7 +66,9 @@ class Matchers:
             compiled = self._compiled.get(grammar)
             if compiled is None:
                 forces = self._load_encoder is not None
-                compiled = _compile(grammar.text, self._tokenizer(grammar.end_ids), forces)
+                compiled = _compile(
+                    grammar.text, self._tokenizer(grammar.end_ids), forces
+                )
                 self._compiled[grammar] = compiled
                 if len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
@@ -88,7 +91,9 @@ class Matchers:
         known = self._tokenizers.get(end_ids)
         if known is None:
             if not end_ids:
-                raise GrammarError("this model has no end token, so that no grammar can end")
+                raise GrammarError(
+                    "this model has no end token, so that no grammar can end"
+                )
             words = _Words(self._read(), end_ids, self._size, self._encode)
             known = LLTokenizer(TokenizerWrapper(words), eos_token=list(end_ids))
             self._tokenizers = {end_ids: known}  # a model has one set of them
@@ -107,7 +112,9 @@ class _Words:
     ) -> None:
         fillers = [b""] * (size - len(vocabulary.tokens))
         self.tokens = vocabulary.tokens[:size] + fillers
-        self.special_token_ids = sorted({i for i in (*vocabulary.control, *end_ids) if i < size})
+        self.special_token_ids = sorted(
+            {i for i in (*vocabulary.control, *end_ids) if i < size}
+        )
         self.eos_token_id = end_ids[0]
         self.bos_token_id = None
         self._encode = encode
@@ -118,7 +125,8 @@ class _Words:
 
 
 def _compile(text: str, tokenizer: LLTokenizer, forces: bool) -> LLMatcher:
-    # At the end: errors name the lines that the client knows, and it wins over the client's own.
+    # At the end: errors name the lines that the client knows, and it wins over the
+    # client's own.
     options = f'\n%llguidance {{"no_forcing": {"false" if forces else "true"}}}\n'
     matcher = LLMatcher(tokenizer, text + options, log_level=0, limits=_LIMITS)
     require_sound(matcher)
@@ -128,5 +136,7 @@ def _compile(text: str, tokenizer: LLTokenizer, forces: bool) -> LLMatcher:
 def require_sound(matcher: LLMatcher) -> None:
     """Raise GrammarError if the matcher has met an error; it never leaves that state."""
     if matcher.is_error():
-        reason = " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split())
+        reason = " ".join(
+            str(matcher.get_error()).replace("<non-verbose/>", "").split()
+        )
         raise GrammarError(f"the grammar cannot be followed: {reason[:300]}")

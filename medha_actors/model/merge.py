@@ -21,7 +21,9 @@ class Exchange(ABC):
         nothing seen) by the attention over the pieces of all `groups`, merged in float32."""
 
 
-def merge_shared(plan: StepPlan, exchange: Exchange | None, out: Tensor, lse: Tensor) -> None:
+def merge_shared(
+    plan: StepPlan, exchange: Exchange | None, out: Tensor, lse: Tensor
+) -> None:
     """Merge the rows of a step that several groups share; `out` and `lse` are all its rows'."""
     for run in plan.shared:
         assert exchange is not None, "a span with several groups needs an exchange"
@@ -49,7 +51,11 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 
 def merge_into(out: Tensor, outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
     """`merge` into `out`, which may be one of `outs`: in one launch where it can be."""
-    if out.is_cuda and len(outs) == 2 and all(x.is_contiguous() for x in (out, *outs, *lses)):
+    if (
+        out.is_cuda
+        and len(outs) == 2
+        and all(x.is_contiguous() for x in (out, *outs, *lses))
+    ):
         from medha_actors.model.cuda.pieces import merge_two
 
         merge_two((outs[0], outs[1]), (lses[0], lses[1]), out)

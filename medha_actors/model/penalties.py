@@ -37,7 +37,9 @@ class History:
         known: list[int] = self.tokens[start:stop].tolist()
         return known
 
-    def penalise(self, logits: Tensor, params: SamplingParams, prompt: int, stop: int) -> None:
+    def penalise(
+        self, logits: Tensor, params: SamplingParams, prompt: int, stop: int
+    ) -> None:
         """Apply the penalties to one row of logits: repetition over all `stop` tokens, the others
         over the output."""
         if self.in_prompt is None:
@@ -48,7 +50,9 @@ class History:
             penalty = params.repetition_penalty
             logits.copy_(
                 torch.where(
-                    seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+                    seen,
+                    torch.where(logits > 0, logits / penalty, logits * penalty),
+                    logits,
                 )
             )
         if params.frequency_penalty or params.presence_penalty:
@@ -67,7 +71,11 @@ def adjusts(params: SamplingParams, index: int) -> bool:
 
 
 def adjust(
-    logits: Tensor, params: SamplingParams, index: int, stop: int, history: History | None
+    logits: Tensor,
+    params: SamplingParams,
+    index: int,
+    stop: int,
+    history: History | None,
 ) -> None:
     """Change one row of logits in place, in vLLM's order. The row predicts position `stop`, output
     token `index`."""
@@ -76,7 +84,9 @@ def adjust(
     if params.logit_bias:
         token_ids, biases = zip(*params.logit_bias, strict=True)
         where = torch.tensor(token_ids, device=logits.device)
-        logits.index_add_(0, where, torch.tensor(biases, dtype=logits.dtype, device=logits.device))
+        logits.index_add_(
+            0, where, torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+        )
     if history is not None and params.penalised:
         history.penalise(logits, params, stop - index, stop)
 

@@ -21,7 +21,9 @@ _SUMMANDS = ("o_proj", "down_proj")
 class RankWeights:
     """See Weights. Norms and routers are whole on every rank."""
 
-    def __init__(self, weights: Weights, spec: ModelSpec, share: Share, first: bool) -> None:
+    def __init__(
+        self, weights: Weights, spec: ModelSpec, share: Share, first: bool
+    ) -> None:
         """`spec`: of the whole model; `first`: whether this is the first rank."""
         self.weights = weights
         self.first = first
@@ -64,7 +66,11 @@ class RankWeights:
 
 def _of_mlp(columns: Range) -> dict[str, Cut]:
     outputs = Cut("rows", columns)
-    return {"gate_proj": outputs, "up_proj": outputs, "down_proj": Cut("columns", columns)}
+    return {
+        "gate_proj": outputs,
+        "up_proj": outputs,
+        "down_proj": Cut("columns", columns),
+    }
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -14,7 +14,9 @@ from medha_actors.model_spec import Rope
 class Rotary:
     """cos and sin of positions * frequencies, computed once per step and shared by all layers."""
 
-    def __init__(self, rope: Rope, head_dim: int, max_positions: int, device: torch.device) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, max_positions: int, device: torch.device
+    ) -> None:
         frequencies, scale = frequencies_of(rope, head_dim, max_positions)
         self.frequencies = frequencies.to(device)
         self.scale = scale
@@ -42,7 +44,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def frequencies_of(rope: Rope, head_dim: int, max_positions: int) -> tuple[Tensor, float]:
+def frequencies_of(
+    rope: Rope, head_dim: int, max_positions: int
+) -> tuple[Tensor, float]:
     """The inverse frequencies [head_dim / 2] and the factor on cos and sin.
 
     `dynamic` stretches once, for the longest sequence that is served: cached keys cannot be rotated
@@ -54,7 +58,9 @@ def frequencies_of(rope: Rope, head_dim: int, max_positions: int) -> tuple[Tenso
         length = max(max_positions, rope.original_max_positions)
         stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
         theta *= stretch ** (head_dim / (head_dim - 2))
-    plain = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    plain = 1.0 / (
+        theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    )
     if rope.divisors:
         plain = plain / torch.tensor(rope.divisors, dtype=torch.float32)
     if rope.kind == "linear":
@@ -70,7 +76,9 @@ def _llama3(plain: Tensor, rope: Rope) -> Tensor:
     """Long waves are stretched by `factor`, short ones kept, those between interpolated."""
     wavelength = 2 * math.pi / plain
     turns = rope.original_max_positions / wavelength
-    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = (turns - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
     between = (1 - smooth) * plain / rope.factor + smooth * plain
     stretched = torch.where(turns < rope.low_freq_factor, plain / rope.factor, between)
     return torch.where(turns > rope.high_freq_factor, plain, stretched)
@@ -92,12 +100,16 @@ def _yarn(plain: Tensor, rope: Rope, head_dim: int) -> tuple[Tensor, float]:
     low = max(low, 0)
     high = min(high, head_dim - 1)
     width = high - low or 0.001
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(
+        0, 1
+    )
     scaled = plain / rope.factor * ramp + plain * (1 - ramp)
     if rope.attention_factor is not None:
         return scaled, rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:
-        return scaled, _mscale(rope.factor, rope.mscale) / _mscale(rope.factor, rope.mscale_all_dim)
+        return scaled, _mscale(rope.factor, rope.mscale) / _mscale(
+            rope.factor, rope.mscale_all_dim
+        )
     return scaled, _mscale(rope.factor, 1.0)
 
 

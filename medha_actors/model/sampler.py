@@ -72,7 +72,9 @@ class Wanted(NamedTuple):
 
     rows: list[int]  # rows of the step that a token is drawn from
     spans: list[Span]  # theirs
-    prompts: list[tuple[Span, int]]  # spans with prompt log-probabilities, and their first rows
+    prompts: list[
+        tuple[Span, int]
+    ]  # spans with prompt log-probabilities, and their first rows
 
 
 class Sampler:
@@ -102,9 +104,13 @@ class Sampler:
                 require_known(what, min(ids), max(ids), self.vocabulary)
         self.params[introduction.request_id] = params
         if params.looks_back:
-            self.histories[introduction.request_id] = History(introduction, self.vocabulary)
+            self.histories[introduction.request_id] = History(
+                introduction, self.vocabulary
+            )
         if params.grammar is not None and self.grammars is not None:
-            self.constraints[introduction.request_id] = self.grammars.constraint(params.grammar)
+            self.constraints[introduction.request_id] = self.grammars.constraint(
+                params.grammar
+            )
 
     def close(self, request_id: str) -> None:
         """Forget a request."""
@@ -165,7 +171,11 @@ class Sampler:
         return greedy and free
 
     def _sample(
-        self, spans: Sequence[Span], rows: Sequence[int], logits: Logits, failures: Failures
+        self,
+        spans: Sequence[Span],
+        rows: Sequence[int],
+        logits: Logits,
+        failures: Failures,
     ) -> tuple[SampledToken, ...]:
         """All rows at once, or if that fails one by one."""
         try:
@@ -173,26 +183,36 @@ class Sampler:
         except (torch.AcceleratorError, LinkClosedError):
             raise
         except Exception:
-            again = logits(rows)  # choosing has changed them; all together, as they were
+            again = logits(
+                rows
+            )  # choosing has changed them; all together, as they were
         tokens: list[SampledToken] = []
         for row, span in enumerate(spans):
             with failures.guard(span.request_id):
                 tokens += self._choose([span], again[row : row + 1])
         return tuple(tokens)
 
-    def _choose(self, spans: Sequence[Span], logits: Tensor) -> tuple[SampledToken, ...]:
+    def _choose(
+        self, spans: Sequence[Span], logits: Tensor
+    ) -> tuple[SampledToken, ...]:
         """Draw from logits [rows, vocabulary], which are changed; RowError if some are not
         numbers."""
         params = [self.params[span.request_id] for span in spans]
         if self.constraints:
             self._constrain(spans, logits)
         wants = [row for row, one in enumerate(params) if one.logprobs is not None]
-        # Log-probabilities are of the model's own distribution; with a grammar, of what it lets
-        # pass, as in vLLM.
+        # Log-probabilities are of the model's own distribution; with a grammar, of what
+        # it lets pass, as in vLLM.
         raw = logits[wants].clone() if wants else None
         for row, (span, one) in enumerate(zip(spans, params, strict=True)):
             if adjusts(one, span.index):
-                adjust(logits[row], one, span.index, span.stop, self.histories.get(span.request_id))
+                adjust(
+                    logits[row],
+                    one,
+                    span.index,
+                    span.stop,
+                    self.histories.get(span.request_id),
+                )
         drawn = [row for row, one in enumerate(params) if one.temperature >= COLDEST]
         chosen = most_likely(logits)
         require_numbers(logits.gather(1, chosen[:, None]))
@@ -204,13 +224,19 @@ class Sampler:
         tokens = []
         for span, one, token_id in zip(spans, params, token_ids, strict=True):
             forced = self._forced(span, one, token_id)
-            tokens.append(SampledToken(span.request_id, span.index, token_id, forced=forced))
+            tokens.append(
+                SampledToken(span.request_id, span.index, token_id, forced=forced)
+            )
         if raw is not None:
             counts = [params[row].logprobs or 0 for row in wants]
             entries = logprob_entries(raw, [token_ids[row] for row in wants], counts)
             for row, (logprob, top) in zip(wants, entries, strict=True):
                 tokens[row] = SampledToken(
-                    spans[row].request_id, spans[row].index, token_ids[row], logprob, top
+                    spans[row].request_id,
+                    spans[row].index,
+                    token_ids[row],
+                    logprob,
+                    top,
                 )
         return tuple(tokens)
 
@@ -219,9 +245,13 @@ class Sampler:
             constraint = self.constraints.get(span.request_id)
             if constraint is not None:
                 history = self.histories[span.request_id]
-                constraint.apply(logits[row], history.between(span.stop - span.index, span.stop))
+                constraint.apply(
+                    logits[row], history.between(span.stop - span.index, span.stop)
+                )
 
-    def _forced(self, span: Span, params: SamplingParams, token_id: int) -> tuple[int, ...]:
+    def _forced(
+        self, span: Span, params: SamplingParams, token_id: int
+    ) -> tuple[int, ...]:
         """What must follow a drawn token; nothing where each token has log-probabilities."""
         constraint = self.constraints.get(span.request_id)
         if constraint is None or params.logprobs is not None:
@@ -278,7 +308,9 @@ def logprob_entries(
     theirs. RowError if there are logits that are not numbers."""
     require_known("the prompt", min(token_ids), max(token_ids), logits.shape[-1])
     every = logits.log_softmax(-1)
-    of_given = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0]
+    of_given = every.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[
+        :, 0
+    ]
     require_numbers(of_given)
     chosen = of_given.tolist()
     values, best = every.topk(min(max(counts), logits.shape[-1]))

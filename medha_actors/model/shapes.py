@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from medha_actors.model_spec import ModelSpec
 
 Shape = tuple[int, ...]
-_Map = tuple[str, int, int, bool]  # a linear map: name, outputs, inputs, whether it has a bias
+_Map = tuple[
+    str, int, int, bool
+]  # a linear map: name, outputs, inputs, whether it has a bias
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, Shape]:

@@ -74,9 +74,11 @@ def resolve_dtype(config: ModelLoadingConfig, device: torch.device) -> torch.dty
     """The compute type; "auto" is bfloat16 where it is multiplied fast (on AVX2 by our kernels),
     else float32."""
     if config.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-            config.dtype
-        ]
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[config.dtype]
     if device.type == "cuda":
         return torch.bfloat16
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")

@@ -115,7 +115,9 @@ class Stage:
             )
         self.embedding = None if self.decoder.embeds else embedding
         matchers = Matchers(
-            lambda: load_vocabulary(config), spec.vocabulary, lambda: load_encoder(config)
+            lambda: load_vocabulary(config),
+            spec.vocabulary,
+            lambda: load_encoder(config),
         )
         self.grammars = Grammars(matchers) if self.samples else None
         self.sampler = self._sampler()
@@ -156,7 +158,11 @@ class Stage:
         spans = message.spans
         if not spans:
             return StageOutput(hidden, failures=failures.all())
-        x = self._begin(spans, failures, team) if hidden is None else self._whole(hidden, team)
+        x = (
+            self._begin(spans, failures, team)
+            if hidden is None
+            else self._whole(hidden, team)
+        )
         plan = plan_step(spans, self.tables, self.page_tokens)
         x = self.decoder(x, plan, exchange, team)
         if not self.is_last:
@@ -219,7 +225,9 @@ class Stage:
             hidden = torch.cat(team.gather(hidden)).view(-1, self.spec.hidden)
         return hidden.to(self.device, self.decoder.dtype)
 
-    def _begin(self, spans: Sequence[Span], failures: Failures, team: Team) -> Tensor | TokenIds:
+    def _begin(
+        self, spans: Sequence[Span], failures: Failures, team: Team
+    ) -> Tensor | TokenIds:
         """What the first stage's decoder is given: hidden states, or the ids themselves."""
         assert self.is_first, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
@@ -270,9 +278,13 @@ class Stage:
         """Run the largest steps that may come, so that the memory they take is taken: a prefill of
         so many rows with log-probabilities, and decodes of so many requests."""
         self._try(1, rows, SamplingParams(max_tokens=1, prompt_logprobs=1), team)
-        self._try(requests, 1, SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9), team)
+        self._try(
+            requests, 1, SamplingParams(max_tokens=1, temperature=1.0, top_p=0.9), team
+        )
 
-    def _try(self, requests: int, rows: int, sampling: SamplingParams | None, team: Team) -> None:
+    def _try(
+        self, requests: int, rows: int, sampling: SamplingParams | None, team: Team
+    ) -> None:
         """A step of so many requests with so many rows each, or as many as there are pages for."""
         pages = -(-rows // self.page_tokens)
         requests = min(requests, self.pages // pages)
@@ -283,8 +295,12 @@ class Stage:
         spans = []
         for number, name in enumerate(names):
             held = tuple(range(number * pages, (number + 1) * pages))
-            spans.append(Span(name, 0, rows, bytes(4 * rows), 0, 0, held, sample=sample))
-        opened = tuple([Introduction(name, sampling if sample else None) for name in names])
+            spans.append(
+                Span(name, 0, rows, bytes(4 * rows), 0, 0, held, sample=sample)
+            )
+        opened = tuple(
+            [Introduction(name, sampling if sample else None) for name in names]
+        )
         count = requests * rows
         hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
         message = StepMessage(0, tuple(spans), opened)

@@ -78,7 +78,9 @@ def plan_step(
         stop = first + span.stop - span.start
         table = tables[span.request_id]
         pages = np.array(table, np.int32)
-        if stop - first == 1:  # most spans: what numpy does for many rows takes longer for one
+        if (
+            stop - first == 1
+        ):  # most spans: what numpy does for many rows takes longer for one
             positions[first] = span.start
             if span.writes:
                 page, place = divmod(span.piece_tokens, page_tokens)
@@ -86,24 +88,35 @@ def plan_step(
         else:
             positions[first:stop] = np.arange(span.start, span.stop)
             if span.writes:
-                slots[first:stop] = _slots(pages, span.piece_tokens, stop - first, page_tokens)
+                slots[first:stop] = _slots(
+                    pages, span.piece_tokens, stop - first, page_tokens
+                )
         groups = span.groups if len(span.groups) > 1 else ()
-        planned.append(SpanRows(first, stop, span.piece_tokens, span.writes, pages, groups))
+        planned.append(
+            SpanRows(first, stop, span.piece_tokens, span.writes, pages, groups)
+        )
         first = stop
     runs = _runs(planned)
     shared = tuple([run for run in runs if run.groups])
     return StepPlan(count, positions, slots, tuple(planned), runs, shared)
 
 
-def _slots(pages: NDArray[np.int32], start: int, count: int, page_tokens: int) -> NDArray[np.int64]:
+def _slots(
+    pages: NDArray[np.int32], start: int, count: int, page_tokens: int
+) -> NDArray[np.int64]:
     """Slots of the tokens [start, start + count) of a piece."""
     tokens = np.arange(start, start + count)
-    return pages[tokens // page_tokens].astype(np.int64) * page_tokens + tokens % page_tokens
+    return (
+        pages[tokens // page_tokens].astype(np.int64) * page_tokens
+        + tokens % page_tokens
+    )
 
 
 def _runs(spans: Sequence[SpanRows]) -> tuple[GroupRows, ...]:
     runs = []
     for groups, alike in itertools.groupby(spans, _groups_of):
         members = tuple(alike)
-        runs.append(GroupRows(groups, slice(members[0].first, members[-1].stop), members))
+        runs.append(
+            GroupRows(groups, slice(members[0].first, members[-1].stop), members)
+        )
     return tuple(runs)

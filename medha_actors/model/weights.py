@@ -60,7 +60,9 @@ class StoredWeights(Weights, Protocol):
         kind. Raises ModelError."""
         ...
 
-    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+    def made(
+        self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE
+    ) -> Tensor:
         """The tensor of these bytes, uint8 [size], on whatever device they are."""
         ...
 
@@ -89,9 +91,13 @@ class RandomWeights:
         shape = self.shapes[name]
         if len(shape) == 1:  # a norm
             return torch.ones(shape, dtype=dtype)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+        generator = torch.Generator().manual_seed(
+            zlib.crc32(f"{self.seed} {name}".encode())
+        )
         scale: float = shape[1] ** -0.5
-        drawn = torch.randn(shape, generator=generator)  # whole: a rank's part is a part of it
+        drawn = torch.randn(
+            shape, generator=generator
+        )  # whole: a rank's part is a part of it
         return (drawn[cut.places(shape)] * scale).to(dtype)
 
     def blocks(self, name: str, cut: Cut = WHOLE) -> tuple[Tensor, int] | None:
@@ -100,7 +106,9 @@ class RandomWeights:
     def stored(self, name: str, cut: Cut = WHOLE) -> Stored | None:
         return None
 
-    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
+    def made(
+        self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE
+    ) -> Tensor:
         raise AssertionError("nothing is stored")
 
 
@@ -114,11 +122,15 @@ class SafetensorsWeights:
         self.shapes = tensor_shapes(spec)
         self.opened: dict[str, Any] = {}
         self.places: dict[Path, dict[str, tuple[str, int, int]]] = {}  # see _places
-        self.kinds: dict[str, torch.dtype] = {}  # of the tensors whose places were asked for
+        self.kinds: dict[
+            str, torch.dtype
+        ] = {}  # of the tensors whose places were asked for
         index = folder / "model.safetensors.index.json"
         try:
             if index.is_file():
-                self.files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+                self.files: dict[str, str] = json.loads(index.read_bytes())[
+                    "weight_map"
+                ]
             else:
                 names = sorted(path.name for path in folder.glob("*.safetensors"))
                 self.files = {}
@@ -147,7 +159,9 @@ class SafetensorsWeights:
             try:
                 self.opened[file] = safe_open(self.folder / file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ModelError(f"{self.folder / file} cannot be read: {error}") from error
+                raise ModelError(
+                    f"{self.folder / file} cannot be read: {error}"
+                ) from error
         return self.opened[file]
 
     def tensor(self, name: str, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
@@ -183,8 +197,12 @@ class SafetensorsWeights:
             first += cut.part.first * row
         return Stored(path, first, stop - first)
 
-    def made(self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE) -> Tensor:
-        values = raw.view(self.kinds[self._stored(name)]).view(cut.shape(self.shapes[name]))
+    def made(
+        self, name: str, raw: Tensor, dtype: torch.dtype, cut: Cut = WHOLE
+    ) -> Tensor:
+        values = raw.view(self.kinds[self._stored(name)]).view(
+            cut.shape(self.shapes[name])
+        )
         return values.to(dtype)
 
     def _file_of(self, name: str) -> tuple[str, Any]:

@@ -8,7 +8,8 @@ from bisect import bisect_left
 import msgspec
 
 Labels = tuple[tuple[str, str], ...]
-# Time to first token reaches prefills of three quarters of an hour, as vLLM's buckets do.
+# Time to first token reaches prefills of three quarters of an hour, as vLLM's buckets
+# do.
 LONG_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -55,7 +56,24 @@ END_TO_END_S = (
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 SHARE = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 ERROR = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
-SLACK = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 4.0, 16.0)
+SLACK = (
+    -4.0,
+    -2.0,
+    -1.0,
+    -0.5,
+    -0.25,
+    0.0,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1.0,
+    2.0,
+    4.0,
+    16.0,
+)
 
 
 class Histogram(msgspec.Struct, array_like=True):
@@ -101,9 +119,13 @@ def exposition(families: list[Family], common: Labels = ()) -> str:
 def _histogram_lines(name: str, labels: Labels, histogram: Histogram) -> list[str]:
     lines = []
     count = 0
-    for bound, here in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+    for bound, here in zip(
+        (*histogram.bounds, float("inf")), histogram.counts, strict=True
+    ):
         count += here
-        lines.append(f"{name}_bucket{_braces((*labels, ('le', _number(bound))))} {count}")
+        lines.append(
+            f"{name}_bucket{_braces((*labels, ('le', _number(bound))))} {count}"
+        )
     return [
         *lines,
         f"{name}_sum{_braces(labels)} {_number(histogram.total)}",
@@ -125,5 +147,7 @@ def _number(value: float) -> str:
     if value == float("inf"):
         return "+Inf"
     return (
-        repr(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+        repr(int(value))
+        if float(value).is_integer() and abs(value) < 2**53
+        else repr(float(value))
     )

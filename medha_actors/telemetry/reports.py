@@ -88,7 +88,9 @@ class Reports(Protocol):
         """For spans."""
         ...
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
+    async def last_timelines(
+        self, count: int
+    ) -> tuple[list[Timeline], list[StepReport]]:
         """The last finished requests, the live ones, and what the stages did of late."""
         ...
 

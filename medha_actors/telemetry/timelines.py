@@ -104,7 +104,11 @@ class Timeline(msgspec.Struct, kw_only=True):
 
     @property
     def ttft_s(self) -> float | None:
-        return None if self.first_token_at is None else self.first_token_at - self.arrived_at
+        return (
+            None
+            if self.first_token_at is None
+            else self.first_token_at - self.arrived_at
+        )
 
     @property
     def tpot_s(self) -> float | None:
@@ -118,7 +122,10 @@ class Timeline(msgspec.Struct, kw_only=True):
         nothing."""
         missed = []
         if self.first_token_at is None:
-            if self.reason in ("error", "timeout") or (self.finished_at or 0.0) > self.deadline_at:
+            if (
+                self.reason in ("error", "timeout")
+                or (self.finished_at or 0.0) > self.deadline_at
+            ):
                 missed.append("ttft")
         elif self.first_token_at > self.deadline_at:
             missed.append("ttft")

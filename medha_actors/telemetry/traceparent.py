@@ -7,7 +7,9 @@ import random
 import re
 from typing import NamedTuple
 
-_PATTERN = re.compile(r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
+_PATTERN = re.compile(
+    r"^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$"
+)
 _random = random.Random()
 
 
@@ -33,7 +35,11 @@ def parse(header: str | None) -> TraceParent | None:
     if match is None:
         return None
     trace_id, span_id, flags = (int(part, 16) for part in match.groups())
-    return TraceParent(trace_id, span_id, bool(flags & 1)) if trace_id and span_id else None
+    return (
+        TraceParent(trace_id, span_id, bool(flags & 1))
+        if trace_id and span_id
+        else None
+    )
 
 
 def begin(parent: TraceParent | None, ratio: float) -> TraceParent:

@@ -10,7 +10,9 @@ from tests.actors.warm import Warm
 
 @pytest.fixture(scope="session")
 def cluster():
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     yield
     ray.shutdown()
 

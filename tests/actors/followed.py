@@ -23,7 +23,9 @@ class Followed:
     """One request, its events as they come; `order`: who got each token, of all that share it."""
 
     def __init__(self, prompt, output, order=None):
-        sampling = SamplingParams(max_tokens=output, temperature=0.0, logprobs=2, prompt_logprobs=1)
+        sampling = SamplingParams(
+            max_tokens=output, temperature=0.0, logprobs=2, prompt_logprobs=1
+        )
         self.prompt = prompt_of(prompt, salt=prompt)
         self.request = Request(
             id=f"followed-{next(_names)}",
@@ -58,7 +60,10 @@ class Followed:
         after = expected[len(self.prompt) - 1 : -1]
         assert tokens == after.argmax(-1).tolist()
         for token, row in zip(self.drawn, after, strict=True):
-            for token_id, logprob in ((token.token_id, token.logprob), *token.top_logprobs):
+            for token_id, logprob in (
+                (token.token_id, token.logprob),
+                *token.top_logprobs,
+            ):
                 assert abs(logprob - row[token_id]) < 1e-3
         assert sorted(self.scored) == list(range(1, len(self.prompt)))
         for position, (logprob, _) in self.scored.items():

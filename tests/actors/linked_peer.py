@@ -61,7 +61,12 @@ def swap_once(transport: Transport, own: int, *given: torch.Tensor):
 
 
 def work(
-    endpoint: Endpoint, kind: str, cell: Cell, other: Cell, what: str, device: torch.device
+    endpoint: Endpoint,
+    kind: str,
+    cell: Cell,
+    other: Cell,
+    what: str,
+    device: torch.device,
 ) -> None:
     """In the process of the other end: `echo` sends back what comes, `swap` swaps it, `silent`
     says nothing, `flood` sends without a pause; `merge` and `sum` are group and rank 1 in ten of
@@ -121,14 +126,21 @@ class Spares:
     def _start(self):
         context = multiprocessing.get_context("spawn")
         asked, asking = context.Pipe(duplex=False)
-        process = context.Process(target=wait_for_work, args=(asked, self._device), daemon=True)
+        process = context.Process(
+            target=wait_for_work, args=(asked, self._device), daemon=True
+        )
         process.start()
         return process, asking
 
 
 @contextmanager
 def peer(
-    spares: Spares, kind: str, what: str, here: Cell, there: Cell, device: torch.device = CPU
+    spares: Spares,
+    kind: str,
+    what: str,
+    here: Cell,
+    there: Cell,
+    device: torch.device = CPU,
 ) -> Iterator[tuple[Link, Lookout, multiprocessing.process.BaseProcess]]:
     """This process's end of a link with a transport, its lookout, and the process at the other."""
     listener = Listener("node", "127.0.0.1")

@@ -59,9 +59,13 @@ class Lone:
 
     def answer(self, message: StepMessage) -> None:
         tokens = [
-            SampledToken(span.request_id, span.index, 5) for span in message.spans if span.sample
+            SampledToken(span.request_id, span.index, 5)
+            for span in message.spans
+            if span.sample
         ]
-        self.stage.send(_encode(StepResult(message.batch_id, 0, tuple(tokens), (0.001,))))
+        self.stage.send(
+            _encode(StepResult(message.batch_id, 0, tuple(tokens), (0.001,)))
+        )
 
 
 class Told(Silence):
@@ -87,7 +91,9 @@ def pipeline_of(lone: Lone, observer: Silence | None = None) -> Pipeline:
     model = ExecutionModel.analytic(token_s=1e-3)
     scheduler = Scheduler(config.scheduler, config.objectives, None, grid, model)
     now = asyncio.get_running_loop().time
-    return Pipeline(lone, scheduler, Sinks(), Records(0.0, 0), observer or Silence(), now)
+    return Pipeline(
+        lone, scheduler, Sinks(), Records(0.0, 0), observer or Silence(), now
+    )
 
 
 @pytest.mark.parametrize("apart", [True, False], ids=["a GPU", "a CPU"])
@@ -96,7 +102,9 @@ async def test_a_credit_asks_for_the_next_batch(apart):
     pipeline = pipeline_of(lone)
     await pipeline.connect()
     sampling = SamplingParams(max_tokens=2, temperature=0.0)
-    request = Request(id="r", prompt_token_ids=pack_tokens(range(2000)), sampling=sampling)
+    request = Request(
+        id="r", prompt_token_ids=pack_tokens(range(2000)), sampling=sampling
+    )
     pipeline.submit(request, "replica")
     first = await lone.taken()
     if apart:
@@ -125,7 +133,10 @@ async def test_a_result_of_a_gpu_is_no_credit():
     for name in ("a", "b"):  # two requests: one batch in flight
         sampling = SamplingParams(max_tokens=2, temperature=0.0)
         pipeline.submit(
-            Request(id=name, prompt_token_ids=pack_tokens(range(900)), sampling=sampling), "replica"
+            Request(
+                id=name, prompt_token_ids=pack_tokens(range(900)), sampling=sampling
+            ),
+            "replica",
         )
     first = await lone.taken()
     lone.answer(first)

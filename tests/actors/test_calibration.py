@@ -21,7 +21,9 @@ def measured(
         if case.tokens == 1:
             return total + decode_s * case.rows * case.cached
         return (
-            total + pair_s * (case.tokens * case.cached + case.tokens**2 / 2) + read_s * case.cached
+            total
+            + pair_s * (case.tokens * case.cached + case.tokens**2 / 2)
+            + read_s * case.cached
         )
 
     return {case: seconds(case) for case in cases(CONTEXT, 10**4, 128)}

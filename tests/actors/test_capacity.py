@@ -62,20 +62,25 @@ def test_a_context_longer_than_the_pieces_is_refused(cutoff, kvp, most, pages_ne
 
 
 def test_a_budget_without_a_page_is_refused():
-    with pytest.raises(ConfigError, match=r"0 pages of 64 .*budget_bytes of 64000 or more"):
+    with pytest.raises(
+        ConfigError, match=r"0 pages of 64 .*budget_bytes of 64000 or more"
+    ):
         refuse_impossible(config_of(), 0, TOKEN_BYTES)
 
 
 @pytest.mark.parametrize("cutoff", [0, -5])
 def test_a_cutoff_that_is_not_positive_is_refused(cutoff):
     with pytest.raises(
-        ConfigError, match=rf"args: parallel.max_tokens_per_kvp_group is {cutoff}, allowed is 1 to"
+        ConfigError,
+        match=rf"args: parallel.max_tokens_per_kvp_group is {cutoff}, allowed is 1 to",
     ):
         config_of(cutoff=cutoff)
 
 
 def test_more_running_requests_than_a_batch_has_rows_is_refused():
-    with pytest.raises(ConfigError, match=r"max_running_requests is 4096, allowed is 1 to 4095"):
+    with pytest.raises(
+        ConfigError, match=r"max_running_requests is 4096, allowed is 1 to 4095"
+    ):
         load({"scheduler": {"max_running_requests": 4096, "max_batch_tokens": 4096}})
 
 
@@ -96,7 +101,8 @@ def test_without_a_budget_actors_share_the_free_memory_of_their_node():
     places = {cell: Place(node, (0,), 2**26, None) for cell, node in nodes.items()}
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 2), "float32")
     assert (
-        pages_of(config, spec, [(0, 2), (2, 4)], "float32", places) == 2**26 // 4 // 2 // page_bytes
+        pages_of(config, spec, [(0, 2), (2, 4)], "float32", places)
+        == 2**26 // 4 // 2 // page_bytes
     )
 
 
@@ -114,7 +120,8 @@ def test_a_gpu_holds_all_experts_of_its_layers_or_says_so():
     assert pages_of(config, spec, layers, "float32", {Cell(0, 0): place}) == 85
     full = Place("a", (0,), weights, "a GPU")
     with pytest.raises(
-        ConfigError, match=rf"spp is 1: the 4 layers .* 64 experts take {weights} bytes in float32"
+        ConfigError,
+        match=rf"spp is 1: the 4 layers .* 64 experts take {weights} bytes in float32",
     ):
         pages_of(config, spec, layers, "float32", {Cell(0, 0): full})
     assert pages_of(config, dense, layers, "float32", {Cell(0, 0): full}) > 85
@@ -135,7 +142,9 @@ def test_the_rank_with_the_most_kv_heads_decides(kv_heads, most):
     spec = load_spec(config.model_loading_config)
     places = {Cell(0, 0, rank): Place("node", (0,), 2**30, None) for rank in range(2)}
     token_bytes = kv_bytes_per_token(spec, (0, 4), "float32") * most // kv_heads
-    assert pages_of(config, spec, [(0, 4)], "float32", places) == 2**21 // (64 * token_bytes)
+    assert pages_of(config, spec, [(0, 4)], "float32", places) == 2**21 // (
+        64 * token_bytes
+    )
 
 
 @pytest.mark.parametrize("tp", [0, 65])
@@ -172,15 +181,24 @@ def test_slots_of_the_second_tier_are_those_of_the_largest_stage():
     )
     spec = load_spec(config.model_loading_config)
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 3), "float32")
-    assert slots_of(config, spec, [(0, 3), (3, 5)], "float32") == 2**20 // page_bytes > 0
+    assert (
+        slots_of(config, spec, [(0, 3), (3, 5)], "float32") == 2**20 // page_bytes > 0
+    )
     assert slots_of(load({"parallel": {}}), spec, [(0, 5)], "float32") == 0
 
 
 def test_a_slot_holds_what_the_rank_with_the_most_kv_heads_has_of_a_page():
-    model = {"model_source": "random", "random": {"layers": 4, "heads": 6, "kv_heads": 3}}
+    model = {
+        "model_source": "random",
+        "random": {"layers": 4, "heads": 6, "kv_heads": 3},
+    }
     cache = {"host_bytes": 2**20, "page_tokens": 64}
     config = load(
-        {"model_loading_config": model, "parallel": {"tp": 2, "spp": 1}, "kv_cache": cache}
+        {
+            "model_loading_config": model,
+            "parallel": {"tp": 2, "spp": 1},
+            "kv_cache": cache,
+        }
     )
     spec = load_spec(config.model_loading_config)
     page_bytes = 64 * kv_bytes_per_token(spec, (0, 4), "float32") * 2 // 3
@@ -204,15 +222,22 @@ def test_a_rank_of_a_mixture_holds_its_part_of_every_expert():
     assert 2 * (weights - routers) + routers == 4 * (
         4 * spec.layer_parameters + 2 * spec.vocabulary * spec.hidden
     )
-    full = {Cell(0, 0, number): Place("a", (0,), weights, "a GPU") for number in range(2)}
+    full = {
+        Cell(0, 0, number): Place("a", (0,), weights, "a GPU") for number in range(2)
+    }
     with pytest.raises(
-        ConfigError, match=rf"take {weights} bytes in float32 on one of 2 tensor ranks, but"
+        ConfigError,
+        match=rf"take {weights} bytes in float32 on one of 2 tensor ranks, but",
     ):
         pages_of(config, spec, [(0, 4)], "float32", full)
 
 
 def test_a_second_tier_without_a_prefix_cache_is_refused():
-    with pytest.raises(ConfigError, match=r"kv_cache\.host_bytes is 64, allowed is 0 to 0"):
+    with pytest.raises(
+        ConfigError, match=r"kv_cache\.host_bytes is 64, allowed is 0 to 0"
+    ):
         load({"kv_cache": {"host_bytes": 64, "prefix_cache": False}})
-    with pytest.raises(ConfigError, match=r"kv_cache\.host_bytes is 0, allowed is 1 to"):
+    with pytest.raises(
+        ConfigError, match=r"kv_cache\.host_bytes is 0, allowed is 1 to"
+    ):
         load({"kv_cache": {"disk": "/tmp/somewhere"}})

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 async def test_a_drain_ends_with_the_last_request(warm):
     async with warm.engine(TWO_STAGES) as handle:
-        asked = Request(id="only", prompt_token_ids=pack_tokens(prompt_of(20)), sampling=greedy(50))
+        asked = Request(
+            id="only", prompt_token_ids=pack_tokens(prompt_of(20)), sampling=greedy(50)
+        )
         events = await events_of(handle, asked)
         assert await handle.drain(600.0) == 0
         assert [event async for event in events][-1].reason == "length"

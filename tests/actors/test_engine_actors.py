@@ -20,7 +20,9 @@ from tests.engine_contract import CHECKS
 @pytest.fixture(scope="module")
 def controller(cluster: None) -> Iterator[Any]:
     actor_class: Any = ray.remote(Controller)
-    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(TWO_STAGES)
+    controller = actor_class.options(num_cpus=0, max_concurrency=1000).remote(
+        TWO_STAGES
+    )
     yield controller
     ray.get(controller.stop.remote())
     ray.kill(controller)

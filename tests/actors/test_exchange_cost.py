@@ -28,7 +28,9 @@ async def test_the_exchange_is_measured_on_the_real_links(spp, page, warm):
     async with warm.engine(arguments(spp, 2, page=page, longest=2048)):
         profile = await warm.profile()
     assert len(profile.stages) == spp
-    assert all(0 < stage.exchange_step_s + stage.exchange_s < 0.1 for stage in profile.stages)
+    assert all(
+        0 < stage.exchange_step_s + stage.exchange_s < 0.1 for stage in profile.stages
+    )
 
 
 async def test_a_calibrated_grid_serves_afterwards(warm):
@@ -50,7 +52,9 @@ def test_what_is_fixed_is_told_from_what_each_row_adds():
     assert profile.stages[1].exchange_step_s == 3e-3
     model = ExecutionModel(Profile(profile.stages[:1]))
     for rows, seconds in ((1, 2.1e-3), (64, 14.7e-3)):
-        shared, alone = (GroupLoad().with_prefill(rows, 100, groups=groups) for groups in (3, 1))
+        shared, alone = (
+            GroupLoad().with_prefill(rows, 100, groups=groups) for groups in (3, 1)
+        )
         assert model.base(shared) - model.base(alone) == pytest.approx(seconds)
 
 
@@ -62,7 +66,11 @@ def test_nothing_is_measured_beyond_the_cache(pages):
         assert measured
         for number, case in enumerate(measured):
             assert (
-                max(n for span in step(case, page, 512, number).spans for n in span.new_pages)
+                max(
+                    n
+                    for span in step(case, page, 512, number).spans
+                    for n in span.new_pages
+                )
                 < pages
             )
         # a profile, whatever is missing

@@ -26,18 +26,32 @@ from medha_actors.actors.probes import (
     probes,
 )
 from medha_actors.actors.probing import fitted
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile, load_of
+from medha_actors.core.predictor import (
+    ExecutionModel,
+    GroupLoad,
+    Profile,
+    StageProfile,
+    load_of,
+)
 
-LARGE = Limits(batch_tokens=4096, requests=64, positions=131_072, pages=6000, page_tokens=64)
-SMALL = Limits(batch_tokens=4096, requests=64, positions=131_072, pages=400, page_tokens=64)
-SHORT = Limits(batch_tokens=2048, requests=64, positions=8192, pages=2000, page_tokens=64)
+LARGE = Limits(
+    batch_tokens=4096, requests=64, positions=131_072, pages=6000, page_tokens=64
+)
+SMALL = Limits(
+    batch_tokens=4096, requests=64, positions=131_072, pages=400, page_tokens=64
+)
+SHORT = Limits(
+    batch_tokens=2048, requests=64, positions=8192, pages=2000, page_tokens=64
+)
 TINY = Limits(batch_tokens=512, requests=4, positions=512, pages=8, page_tokens=16)
 
 
 class Gpu:
     """Half of an 8B model on an H100, whose steps take what launching takes or more."""
 
-    cost = StageCost(model=model_of("llama-3-8b"), device=hardware_of("h100"), layers=16, tp=1)
+    cost = StageCost(
+        model=model_of("llama-3-8b"), device=hardware_of("h100"), layers=16, tp=1
+    )
 
     def __init__(self, launch_s: float, replay_s: float, noise: float = 0.01) -> None:
         self.launch_s = launch_s
@@ -51,7 +65,9 @@ class Gpu:
         work = cost.linear_s(load.rows)
         for part in probe.parts:
             read = part.cached * cost.kv_read_s
-            pairs = max(16, part.tokens) * part.cached + part.tokens**2 / 2  # tiles of 16 rows
+            pairs = (
+                max(16, part.tokens) * part.cached + part.tokens**2 / 2
+            )  # tiles of 16 rows
             own = read if part.tokens == 1 else max(read, pairs * cost.pair_s)
             work += part.requests * own
         launch_s = self.launch_s + 1e-5 * load.spans * (self.launch_s > 0)
@@ -62,19 +78,26 @@ class Gpu:
         return seconds * (1 + self.dice.uniform(0, self.noise))
 
 
-# Launches take less than reading the weights (2.7 ms), or more; of decodes too, or not (graphs).
+# Launches take less than reading the weights (2.7 ms), or more; of decodes too, or not
+# (graphs).
 GPUS = [(0.0, 0.0), (2.5e-3, 2.5e-3), (4e-3, 0.0), (6e-3, 1e-4), (8e-3, 8e-3)]
 
 
-@pytest.mark.parametrize("limits", [LARGE, SMALL, SHORT], ids=["large", "small pool", "short"])
+@pytest.mark.parametrize(
+    "limits", [LARGE, SMALL, SHORT], ids=["large", "small pool", "short"]
+)
 @pytest.mark.parametrize(("launch_s", "replay_s"), GPUS)
-def test_held_out_mixed_batches_are_predicted_within_a_twentieth(launch_s, replay_s, limits):
+def test_held_out_mixed_batches_are_predicted_within_a_twentieth(
+    launch_s, replay_s, limits
+):
     gpu = Gpu(launch_s, replay_s)
     tried = probes(limits)
     measured = fitted(tried, [gpu.seconds(probe) for probe in tried])
     held_out = [probe for probe in tried if probe.held_out]
     assert len([probe for probe in held_out if len(probe.parts) > 1]) >= 4
-    allowed = 0.05 if launch_s < 8e-3 or limits is not SHORT else 0.10  # little shows there
+    allowed = (
+        0.05 if launch_s < 8e-3 or limits is not SHORT else 0.10
+    )  # little shows there
     assert measured.worst(held_out=True) < allowed
     assert measured.worst(held_out=False) < allowed
     costs = msgspec.structs.asdict(measured.profile)
@@ -98,9 +121,13 @@ def test_what_launching_takes_is_found_with_graphs_and_without():
         profile = fitted(tried, [gpu.seconds(probe) for probe in tried]).profile
         assert profile.launch_s == pytest.approx(launch_s, rel=0.02)
         model = ExecutionModel(Profile((profile,)))
-        assert model.base(GroupLoad().with_prefill(16, 0)) == pytest.approx(launch_s, rel=0.02)
+        assert model.base(GroupLoad().with_prefill(16, 0)) == pytest.approx(
+            launch_s, rel=0.02
+        )
         alone = max(replay_s, gpu.cost.linear_s(1))
-        assert model.base(GroupLoad().with_decode(64, False)) == pytest.approx(alone, rel=0.1)
+        assert model.base(GroupLoad().with_decode(64, False)) == pytest.approx(
+            alone, rel=0.1
+        )
 
 
 def test_a_step_with_prefill_is_never_quicker_than_its_decodes():
@@ -136,12 +163,16 @@ def test_probes_stay_within_the_limits(limits):
         assert load_of(repeated) == load_of(message)
         assert not repeated.opened
         assert not any(span.new_pages for span in repeated.spans)
-        assert set(closing(message).closed) == {one.request_id for one in message.opened}
+        assert set(closing(message).closed) == {
+            one.request_id for one in message.opened
+        }
         load = probe.load()
         assert (load.rows, load.spans) == (rows, len(message.spans))
         if probe.sample:
             assert load_of(message) == load
-    fit([probe.load() for probe in tried], [1e-3] * len(tried))  # a profile, whatever is missing
+    fit(
+        [probe.load() for probe in tried], [1e-3] * len(tried)
+    )  # a profile, whatever is missing
 
 
 def test_probes_reach_as_far_as_batches_and_contexts_do():

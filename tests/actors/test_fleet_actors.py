@@ -32,7 +32,8 @@ ARGS: dict[str, Any] = {
 def controllers(cluster: None) -> Iterator[dict[str, Any]]:
     actor_class: Any = ray.remote(Controller)
     made = {
-        name: actor_class.options(num_cpus=0, max_concurrency=1000).remote(ARGS) for name in "ab"
+        name: actor_class.options(num_cpus=0, max_concurrency=1000).remote(ARGS)
+        for name in "ab"
     }
     yield made
     for controller in made.values():

@@ -78,7 +78,9 @@ class ActedCrew:
 
     async def call(self, method, arguments):
         self.calls.append(method)
-        return {cell: getattr(self, method)(cell, *own) for cell, own in arguments.items()}
+        return {
+            cell: getattr(self, method)(cell, *own) for cell, own in arguments.items()
+        }
 
     def page_bytes(self, cell):
         plan = self.plans[cell]
@@ -106,7 +108,10 @@ class ActedCrew:
         return
 
     def rehearse(self, cell):
-        assert self.plans[cell].pages * self.plans[cell].config.kv_cache.page_tokens >= 4096
+        assert (
+            self.plans[cell].pages * self.plans[cell].config.kv_cache.page_tokens
+            >= 4096
+        )
         self.rehearsed.add(cell)
 
     def keep(self, cell, kept):
@@ -131,7 +136,9 @@ def one_gpu(monkeypatch):
     monkeypatch.setattr(ActedCrew, "others", 0)
     monkeypatch.setattr(cluster, "Crew", ActedCrew)
     monkeypatch.setattr(cluster, "version", lambda _: "2.11.0+cu130")
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 16.0})
+    monkeypatch.setattr(
+        cluster.ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 16.0}
+    )
 
 
 async def test_the_pool_is_what_is_free_when_everything_else_is_there():
@@ -220,7 +227,9 @@ async def test_a_gpu_that_torch_cannot_use_is_told_in_one_line(monkeypatch):
         await Cluster.start(config_of())
 
 
-async def test_a_profile_is_of_this_gpu_these_kernels_and_these_limits(monkeypatch, tmp_path):
+async def test_a_profile_is_of_this_gpu_these_kernels_and_these_limits(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     async def profile(**more):
@@ -231,7 +240,9 @@ async def test_a_profile_is_of_this_gpu_these_kernels_and_these_limits(monkeypat
 
     first, measured = await profile()
     assert measured == 2
-    assert ExecutionModel(first).base(GroupLoad().with_prefill(16, 0)) == pytest.approx(2e-3, 0.01)
+    assert ExecutionModel(first).base(GroupLoad().with_prefill(16, 0)) == pytest.approx(
+        2e-3, 0.01
+    )
     assert await profile() == (first, 0), "it was kept"
     for name, value in (("gpu", "H200"), ("kernels", "cuda flash")):
         monkeypatch.setattr(ActedCrew, name, value)
@@ -287,9 +298,15 @@ async def test_whoever_is_gone_fails_or_cannot_compute_is_dead():
     answers = [
         well,
         RayActorError(),
-        RayTaskError("locate", "a traceback", RuntimeError("CUDA error: device-side assert")),
+        RayTaskError(
+            "locate", "a traceback", RuntimeError("CUDA error: device-side assert")
+        ),
         TimeoutError(),
-        msgspec.structs.replace(well, obstacle="the GPU has failed: device-side assert"),
+        msgspec.structs.replace(
+            well, obstacle="the GPU has failed: device-side assert"
+        ),
     ]
-    crew.actors = {Cell(stage, 0): Handle(answer) for stage, answer in enumerate(answers)}
+    crew.actors = {
+        Cell(stage, 0): Handle(answer) for stage, answer in enumerate(answers)
+    }
     assert await crew.dead() == [Cell(5, 0), *[Cell(stage, 0) for stage in range(1, 5)]]

@@ -33,8 +33,8 @@ def arguments(folder, spp, kvp, cutoff, chunk=2048):
     }
 
 
-# The cutoffs: at an edge of pages and chunks, inside both, at a chunk's edge, and such that most is
-# in the last piece.
+# The cutoffs: at an edge of pages and chunks, inside both, at a chunk's edge, and such
+# that most is in the last piece.
 @pytest.mark.parametrize(
     ("spp", "kvp", "cutoff", "chunk"),
     [(1, 2, 64, 32), (2, 2, 37, 2048), (1, 3, 48, 24), (2, 3, 5, 16)],
@@ -66,7 +66,8 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
 async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
     """Two stages by two groups, one long request on both groups and four short ones; one actor
     dies, then another."""
-    # The cutoff: the long one needs both groups, the short ones never grow onto a second.
+    # The cutoff: the long one needs both groups, the short ones never grow onto a
+    # second.
     async with warm.engine(arguments(model[1], 2, 2, 512, 16)) as handle:
         cells = await warm.pids()
         assert len(cells) == 4
@@ -91,14 +92,17 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                 if all(short.drawn for short in shorts):
                     spread.set()
                 ready = min(len(short.drawn) for short in shorts) >= 5
-                ready &= long.prefilled >= prefilled if prefilled else len(long.drawn) >= 5
+                ready &= (
+                    long.prefilled >= prefilled if prefilled else len(long.drawn) >= 5
+                )
                 if ready and not killed_after:
                     assert not prefilled or not long.drawn
                     killed_after.append(len(order))
                     os.kill(victim, signal.SIGKILL)
 
             async def then_long(long=long, kill=kill, spread=spread, handle=handle):
-                # before it fills one group's cache, or the short ones would all go to the other
+                # before it fills one group's cache, or the short ones would all go to
+                # the other
                 await spread.wait()
                 await long.follow(handle, kill)
 
@@ -109,9 +113,13 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
             for request in (long, *shorts):
                 request.check(model[0])
             assert long.finished.recomputed_tokens > 0  # what the dead group held of it
-            assert {short.finished.recomputed_tokens > 0 for short in shorts} == {False, True}
-            # Who lost nothing goes on at once: at least 11 chunks of the long one are still to be
-            # computed, and no token waits for them. While both decode, they take turns.
+            assert {short.finished.recomputed_tokens > 0 for short in shorts} == {
+                False,
+                True,
+            }
+            # Who lost nothing goes on at once: at least 11 chunks of the long one are
+            # still to be computed, and no token waits for them. While both decode, they
+            # take turns.
             spared = [short for short in shorts if not short.finished.recomputed_tokens]
             since = order[killed_after[0] :]
             assert min(most_between(since, short, long) for short in spared) >= 5

@@ -15,14 +15,21 @@ from tests.late import LateStage
 
 async def _generations(handle):
     alone = await generate(handle, prompt_of(700), greedy(40))
-    many = [generate(handle, prompt_of(100 + 50 * salt, salt), greedy(30)) for salt in range(6)]
+    many = [
+        generate(handle, prompt_of(100 + 50 * salt, salt), greedy(30))
+        for salt in range(6)
+    ]
     found = await asyncio.gather(*many)
     return [alone.tokens, *[one.tokens for one in found]]
 
 
 @pytest.mark.parametrize("kvp", [1, 2])
 async def test_launching_ahead_changes_no_token(warm, kvp):
-    parallel = {"spp": 2, "kvp": kvp, "max_tokens_per_kvp_group": 200 if kvp > 1 else None}
+    parallel = {
+        "spp": 2,
+        "kvp": kvp,
+        "max_tokens_per_kvp_group": 200 if kvp > 1 else None,
+    }
     args = {**TWO_STAGES, "parallel": parallel}
     async with warm.engine(args) as handle:
         expected = await _generations(handle)

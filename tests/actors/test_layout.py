@@ -8,7 +8,9 @@ from medha_actors.errors import ConfigError
 
 
 def config_of(device="auto", num_gpus=None, **parallel):
-    return load({"actors": {"device": device, "num_gpus": num_gpus}, "parallel": parallel})
+    return load(
+        {"actors": {"device": device, "num_gpus": num_gpus}, "parallel": parallel}
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,11 +31,16 @@ def config_of(device="auto", num_gpus=None, **parallel):
         ("cuda", 8, {"spp": 2, "tp": 4}, 2, 1.0),
     ],
 )
-def test_more_actors_than_gpus_are_fewer_stages_or_share(device, gpus, parallel, stages, part):
+def test_more_actors_than_gpus_are_fewer_stages_or_share(
+    device, gpus, parallel, stages, part
+):
     asked = config_of(device, **parallel)
     config = fitted(asked, gpus)
     assert (config.parallel.spp, config.actors.num_gpus) == (stages, part)
-    assert (config.parallel.kvp, config.parallel.tp) == (asked.parallel.kvp, asked.parallel.tp)
+    assert (config.parallel.kvp, config.parallel.tp) == (
+        asked.parallel.kvp,
+        asked.parallel.tp,
+    )
     teams = stages * config.parallel.kvp
     of_a_team = config.parallel.tp * part
     assert teams * of_a_team <= gpus
@@ -57,7 +64,9 @@ def test_what_was_made_of_the_layout_is_told():
 
 
 def test_a_build_of_torch_for_cpus_is_named_with_its_cure(caplog):
-    cure = r"torch 2\.13\.0\+cpu is a build for CPUs alone: pip install torch --index-url"
+    cure = (
+        r"torch 2\.13\.0\+cpu is a build for CPUs alone: pip install torch --index-url"
+    )
     with pytest.raises(ConfigError, match=cure):
         chosen_device("cuda", 2, "2.13.0+cpu")
     assert chosen_device("auto", 2, "2.13.0+cpu") == "cpu"

@@ -41,8 +41,12 @@ def in_thread(function, *args):
 
 
 @pytest.mark.parametrize("same_node", [True, False])
-def test_a_dialled_link_carries_messages_and_tensors(listener: Listener, same_node: bool):
-    ours = dial(listener.endpoint, "node" if same_node else "another", "secret", Cell(0, 1))
+def test_a_dialled_link_carries_messages_and_tensors(
+    listener: Listener, same_node: bool
+):
+    ours = dial(
+        listener.endpoint, "node" if same_node else "another", "secret", Cell(0, 1)
+    )
     caller, theirs = listener.accept("secret", timeout_s=5)
     assert caller == Cell(0, 1)
     for tensor in (
@@ -162,7 +166,9 @@ def test_a_greeting_is_good_for_one_listener_and_once(listener: Listener):
     assert b"secret" not in frame
     connections = []
     for place in (elsewhere, listener, listener):
-        connection = socket.create_connection((place.endpoint.host, place.endpoint.port))
+        connection = socket.create_connection(
+            (place.endpoint.host, place.endpoint.port)
+        )
         connection.sendall(frame)
         connections.append(connection)
     caller, link = listener.accept("secret", timeout_s=1)
@@ -204,7 +210,9 @@ def test_a_node_that_vanishes_is_noticed_within_seconds(listener: Listener):
         every_s = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
         count = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
         assert idle_s + every_s * count <= 10
-        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 10_000
+        assert (
+            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 10_000
+        )
         connection.close()
     ours.close(), theirs.close()
 
@@ -236,7 +244,9 @@ def close_all(peers: list[dict[int, Link]]) -> None:
             link.close()
 
 
-def partials_of(groups: int, rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def partials_of(
+    groups: int, rows: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(rows)
     outs = [torch.randn(rows, 9, 64, generator=generator) for _ in range(groups)]
     lses = [torch.randn(rows, 9, generator=generator) * 10 for _ in range(groups)]
@@ -281,7 +291,9 @@ def expect_closed(link: Link) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_shared_memory_merges_as_links_do(groups: int, rows: int, dtype: torch.dtype):
     peers = peers_of(groups)
-    boxes = [open_mailboxes("medha-test-exchange", groups, 9, 64) for _ in range(groups)]
+    boxes = [
+        open_mailboxes("medha-test-exchange", groups, 9, 64) for _ in range(groups)
+    ]
     forget("medha-test-exchange")
     shared = [SharedExchange(k, peers[k], boxes[k]) for k in range(groups)]
     plain = [LinkExchange(k, peers[k]) for k in range(groups)]
@@ -303,7 +315,9 @@ def test_shared_memory_notices_a_dead_peer():
     forget("medha-test-dead")
     theirs.close()
     with pytest.raises(LinkClosedError):
-        SharedExchange(0, {1: ours}, boxes).merge((0, 1), torch.zeros(1, 1, 16), torch.zeros(1, 1))
+        SharedExchange(0, {1: ours}, boxes).merge(
+            (0, 1), torch.zeros(1, 1, 16), torch.zeros(1, 1)
+        )
     ours.close()
 
 

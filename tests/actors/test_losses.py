@@ -31,7 +31,11 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def arguments(spp=2, kvp=1):
     return {
         "model_loading_config": {"model_source": "random", "dtype": "float32"},
-        "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": 48 if kvp > 1 else None},
+        "parallel": {
+            "spp": spp,
+            "kvp": kvp,
+            "max_tokens_per_kvp_group": 48 if kvp > 1 else None,
+        },
         "actors": {"num_cpus": 0.5, "spares": 0},
         "scheduler": {"min_chunk_tokens": 16, "batch_budget_s": 0.002},
         "kv_cache": {"budget_bytes": 2**21, "page_tokens": 16},
@@ -60,7 +64,9 @@ class Stream:
                 assert event.index == len(self.tokens)
                 self.tokens.append(event.token_id)
             elif isinstance(event, PromptLogprobsEvent):
-                self.scored += range(event.start + 1, event.start + 1 + len(event.entries))
+                self.scored += range(
+                    event.start + 1, event.start + 1 + len(event.entries)
+                )
             elif isinstance(event, FinishedEvent):
                 self.finished = event
             if reached is not None and len(self.tokens) >= at:
@@ -69,8 +75,12 @@ class Stream:
 
 def streams(salt=""):
     """A greedy one, a sampled one with penalties, and one that scores its prompt."""
-    sampled = SamplingParams(max_tokens=150, temperature=1.0, seed=7, repetition_penalty=1.2)
-    scored = SamplingParams(max_tokens=20, temperature=0.0, logprobs=1, prompt_logprobs=1)
+    sampled = SamplingParams(
+        max_tokens=150, temperature=1.0, seed=7, repetition_penalty=1.2
+    )
+    scored = SamplingParams(
+        max_tokens=20, temperature=0.0, logprobs=1, prompt_logprobs=1
+    )
     return [
         Stream(f"greedy{salt}", prompt_of(50), greedy(200)),
         Stream(f"sampled{salt}", prompt_of(30, 1), sampled),
@@ -123,7 +133,9 @@ class Grid:
         """The same requests again, with a loss in the middle: no token is lost or doubled."""
         live = streams(salt)
         reached = asyncio.Event()
-        work = asyncio.gather(*[stream.follow(self.handle, reached, at=20) for stream in live])
+        work = asyncio.gather(
+            *[stream.follow(self.handle, reached, at=20) for stream in live]
+        )
         await reached.wait()
         made = self.service.made
         await loss()

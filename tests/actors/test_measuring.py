@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from medha_actors.actors.measuring import fastest_of
-from medha_actors.actors.probes import Limits, Part, Probe, again, closing, message_of, probes
+from medha_actors.actors.probes import (
+    Limits,
+    Part,
+    Probe,
+    again,
+    closing,
+    message_of,
+    probes,
+)
 from medha_actors.actors.probing import fitted
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import Move, StepMessage
@@ -49,7 +57,9 @@ TEAM = SimpleNamespace(rank=0, ranks=1)
 def test_the_fastest_try_of_each_step_counts_and_tries_are_apart():
     device = PromptDevice()
     stage = MeasuredStage(device, [3.0, 0.1, 2.0, 0.2, 4.0, 0.3])
-    found = fastest_of(3, stage, device, TEAM, [MESSAGE, closing(MESSAGE)], torch.float32)
+    found = fastest_of(
+        3, stage, device, TEAM, [MESSAGE, closing(MESSAGE)], torch.float32
+    )
     assert found == pytest.approx([2.0, 0.1])
     assert stage.given == [None] * 6
 
@@ -67,14 +77,21 @@ def test_pages_count_until_they_are_moved():
     device = PromptDevice()
     stage = MeasuredStage(device, [1.0])
     moved = StepMessage(-1, (), moves=(Move(0, 0, False),))
-    assert fastest_of(1, stage, device, TEAM, [moved], torch.float32) == pytest.approx([101.0])
+    assert fastest_of(1, stage, device, TEAM, [moved], torch.float32) == pytest.approx(
+        [101.0]
+    )
 
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_real_stages_go_through_all_probes(stages):
-    limits = Limits(batch_tokens=256, requests=8, positions=4096, pages=60, page_tokens=16)
+    limits = Limits(
+        batch_tokens=256, requests=8, positions=4096, pages=60, page_tokens=16
+    )
     driver = Driver(
-        ModelLoadingConfig(model_source="random"), stages=stages, pages=60, attention="sdpa"
+        ModelLoadingConfig(model_source="random"),
+        stages=stages,
+        pages=60,
+        attention="sdpa",
     )
     tried = probes(limits)
     steps = []

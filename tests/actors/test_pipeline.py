@@ -11,7 +11,13 @@ import ray
 
 from medha_actors.actors.local import engine, events_of, generate, greedy, prompt_of
 from medha_actors.errors import EngineError
-from medha_actors.messages import FinishedEvent, Request, SamplingParams, TokenEvent, pack_tokens
+from medha_actors.messages import (
+    FinishedEvent,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    pack_tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -19,7 +25,11 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def arguments(spp: int = 1, kvp: int = 1, **scheduler):
     return {
         "model_loading_config": {"model_source": "random", "dtype": "float32"},
-        "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": 48 if kvp > 1 else None},
+        "parallel": {
+            "spp": spp,
+            "kvp": kvp,
+            "max_tokens_per_kvp_group": 48 if kvp > 1 else None,
+        },
         "actors": {"num_cpus": 0.5},
         "scheduler": {"min_chunk_tokens": 16, "batch_budget_s": 0.002, **scheduler},
         "kv_cache": {"budget_bytes": 2**21, "page_tokens": 16},
@@ -63,7 +73,9 @@ async def test_a_killed_stage_costs_nobody_a_token(warm):
         cells = await warm.pids()
         undisturbed = await generate(handle, prompt_of(50), greedy(200))
         request = Request(
-            id="victim", prompt_token_ids=pack_tokens(prompt_of(50)), sampling=greedy(200)
+            id="victim",
+            prompt_token_ids=pack_tokens(prompt_of(50)),
+            sampling=greedy(200),
         )
         seen = []
         async for event in await events_of(handle, request):
@@ -106,13 +118,18 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(warm):
 
         await asyncio.gather(*map(follow, streams))
         assert [seen[name] for name in ids] == undisturbed
-        assert sorted(finished[name].recomputed_tokens > 0 for name in ids) == [False, True]
+        assert sorted(finished[name].recomputed_tokens > 0 for name in ids) == [
+            False,
+            True,
+        ]
 
 
 async def test_a_cancelled_request_frees_its_pages(warm):
     async with warm.engine(arguments(2)) as handle:
         request = Request(
-            id="gone", prompt_token_ids=pack_tokens(prompt_of(40)), sampling=greedy(1000)
+            id="gone",
+            prompt_token_ids=pack_tokens(prompt_of(40)),
+            sampling=greedy(1000),
         )
         async for event in await events_of(handle, request):
             if isinstance(event, TokenEvent):

@@ -32,7 +32,9 @@ def model(tmp_path_factory):
     return tiny_llama(folder, vocabulary=256, length=4096, seed=5), str(folder)
 
 
-def arguments(folder, spp, kvp, cutoff=None, budget_bytes=2**21, prefix_cache=True, **tier):
+def arguments(
+    folder, spp, kvp, cutoff=None, budget_bytes=2**21, prefix_cache=True, **tier
+):
     return {
         "model_loading_config": {"model_source": folder, "dtype": "float32"},
         "parallel": {"spp": spp, "kvp": kvp, "max_tokens_per_kvp_group": cutoff},
@@ -57,7 +59,10 @@ class Asked:
             id=f"asked-{next(_names)}",
             prompt_token_ids=pack_tokens(self.prompt),
             sampling=SamplingParams(
-                max_tokens=output, temperature=0.0, logprobs=1, prompt_logprobs=prompt_logprobs
+                max_tokens=output,
+                temperature=0.0,
+                logprobs=1,
+                prompt_logprobs=prompt_logprobs,
             ),
             arrived_at=time.time(),
             **more,
@@ -104,7 +109,8 @@ async def everyone(handle, requests):
 
 # The cutoffs: none, at an edge of pages, and inside one
 @pytest.mark.parametrize(
-    ("spp", "kvp", "cutoff"), [(1, 1, None), (2, 1, None), (1, 2, 128), (2, 2, 128), (2, 2, 100)]
+    ("spp", "kvp", "cutoff"),
+    [(1, 1, None), (2, 1, None), (1, 2, 128), (2, 2, 128), (2, 2, 100)],
 )
 async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
     base = prompt_of(400, salt=1)
@@ -151,7 +157,9 @@ async def test_hits_change_no_token_under_pressure(model, warm):
         sessions = [prompt_of(70, salt=number) for number in range(4)]
         done = []
         for turn in range(5):
-            asked = [Asked(history + prompt_of(40, salt=turn), 30) for history in sessions]
+            asked = [
+                Asked(history + prompt_of(40, salt=turn), 30) for history in sessions
+            ]
             await everyone(handle, asked)
             sessions = [request.known for request in asked]
             done += asked
@@ -160,7 +168,9 @@ async def test_hits_change_no_token_under_pressure(model, warm):
     for request in done:
         request.check(model[0])
     assert sum(request.cached for request in done[4:]) > 0
-    assert sum(request.cached for request in done[4:]) < sum(len(r.prompt) for r in done[4:])
+    assert sum(request.cached for request in done[4:]) < sum(
+        len(r.prompt) for r in done[4:]
+    )
 
 
 async def test_hits_outlive_the_death_of_another_group(model, warm):
@@ -194,11 +204,15 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
 
 @pytest.mark.parametrize(("spp", "kvp"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "file"])
-async def test_loads_from_the_second_tier_change_no_token(spp, kvp, disk, model, warm, tmp_path):
+async def test_loads_from_the_second_tier_change_no_token(
+    spp, kvp, disk, model, warm, tmp_path
+):
     """Sessions that take turns in a cache with room for one of them."""
     folder = str(tmp_path) if disk else None
     tier = {"host_bytes": 2**22, "disk": folder}
-    arguments_ = arguments(model[1], spp, kvp, budget_bytes=12 * _PAGE * 512 // spp, **tier)
+    arguments_ = arguments(
+        model[1], spp, kvp, budget_bytes=12 * _PAGE * 512 // spp, **tier
+    )
     done = []
     async with warm.engine(arguments_) as handle:
         sessions = [prompt_of(400, salt=number) for number in range(3 * kvp)]
@@ -215,7 +229,9 @@ async def test_loads_from_the_second_tier_change_no_token(spp, kvp, disk, model,
 
 
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "file"])
-async def test_a_file_outlives_its_actor_and_so_do_its_hits(disk, model, warm, tmp_path):
+async def test_a_file_outlives_its_actor_and_so_do_its_hits(
+    disk, model, warm, tmp_path
+):
     tier = {"host_bytes": 2**22, "disk": str(tmp_path) if disk else None}
     arguments_ = arguments(model[1], 1, 1, budget_bytes=12 * _PAGE * 512, **tier)
     async with warm.engine(arguments_) as handle:

@@ -24,7 +24,9 @@ ACCEPTED = Accepted(
 )
 
 
-def request_of(name: str, answer: str | None = "a", prompt: int = 3, **sampling) -> Request:
+def request_of(
+    name: str, answer: str | None = "a", prompt: int = 3, **sampling
+) -> Request:
     return Request(
         id=name,
         answer_id=answer,
@@ -89,7 +91,9 @@ def test_the_older_stream_of_an_answer_says_nothing_more(records):
     records.begin(request_of("r"), ACCEPTED, 0.0)
     records.happened([token("r", 0), token("r", 1), token("r", 2)], 1.0)
     records.begin(resumed_of("s", [100]), ACCEPTED, 2.0)
-    records.happened([ending("r", "abort"), token("s", 1)], 3.0)  # generated again: known
+    records.happened(
+        [ending("r", "abort"), token("s", 1)], 3.0
+    )  # generated again: known
     assert known(records) == [100, 101, 102]
     assert records.superseded_by(resumed_of("t", [])) == "s"
     records.happened([token("s", 2), token("s", 3)], 4.0)
@@ -100,7 +104,10 @@ def test_a_new_controller_learns_from_what_the_request_brings(records):
     records.begin(resumed_of("r", [100, 101]), ACCEPTED, 0.0)
     records.happened([token("r", 2)], 1.0)
     record = records.find("a", 2.0)
-    assert (unpack_tokens(record.token_ids), record.first_token_at) == ([100, 101, 102], 9.0)
+    assert (unpack_tokens(record.token_ids), record.first_token_at) == (
+        [100, 101, 102],
+        9.0,
+    )
     assert record.request.resumed is None
 
 
@@ -182,7 +189,9 @@ class Machine(RuleBasedStateMachine):
         self.said: dict[str, int] = {}  # tokens so far by answer
         self.live: dict[str, str] = {}  # request by answer
 
-    @rule(answer=st.sampled_from("xyz"), prompt=st.integers(1, 600), scored=st.booleans())
+    @rule(
+        answer=st.sampled_from("xyz"), prompt=st.integers(1, 600), scored=st.booleans()
+    )
     def begin(self, answer: str, prompt: int, scored: bool) -> None:
         self.number += 1
         answer = f"{answer}{self.number}"
@@ -220,7 +229,9 @@ class Machine(RuleBasedStateMachine):
             )
             self.records.begin(request, ACCEPTED, self.now)
             self.live[answer] = request.id
-            again = [token(request.id, index) for index in range(shown, self.said[answer])]
+            again = [
+                token(request.id, index) for index in range(shown, self.said[answer])
+            ]
             self.records.happened(again, self.now)
 
     @rule(seconds=st.floats(0, 40))
@@ -240,7 +251,9 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert unpack_tokens(record.token_ids) == [100 + i for i in range(tokens)]
             if record.request.sampling.logprobs is not None:
-                scored = [event for event in record.events() if isinstance(event, TokenEvent)]
+                scored = [
+                    event for event in record.events() if isinstance(event, TokenEvent)
+                ]
                 assert [event.index for event in scored] == list(range(tokens))
         if len(self.records) == 0:
             assert self.records.size == 0

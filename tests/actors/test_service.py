@@ -75,7 +75,10 @@ class Place:
 
     def send(self, number: int) -> None:
         link = self.upstream or self.control
-        link.send(_encode(StepMessage(number, ())), torch.ones(1, 4) if self.upstream else None)
+        link.send(
+            _encode(StepMessage(number, ())),
+            torch.ones(1, 4) if self.upstream else None,
+        )
 
     def is_silent(self, link: Link) -> bool:
         """Whether nothing has come when all that can happen has: the finisher waits."""
@@ -118,7 +121,9 @@ lone = pytest.mark.parametrize("place", [(0, 1)], indirect=True)
 @lone
 def test_a_result_leaves_when_the_device_has_done_the_step(place):
     place.send(3)
-    assert place.control.recv()[0] == CREDIT, "nothing is behind it, so another one may be"
+    assert place.control.recv()[0] == CREDIT, (
+        "nothing is behind it, so another one may be"
+    )
     assert place.is_silent(place.control)
     place.device.advance(2.9)
     assert place.is_silent(place.control)
@@ -168,7 +173,10 @@ def test_the_first_of_several_stages_gives_its_credits_the_same_way(place):
     place.device.until_launched(3)
     assert place.is_silent(place.control)
     place.device.finish()
-    assert [_decode_step(place.downstream.recv()[0]).batch_id for _ in range(2)] == [1, 2]
+    assert [_decode_step(place.downstream.recv()[0]).batch_id for _ in range(2)] == [
+        1,
+        2,
+    ]
     assert place.control.recv()[0] == CREDIT
 
 

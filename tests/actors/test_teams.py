@@ -38,7 +38,9 @@ def pair() -> tuple[Link, Link]:
 class Grid:
     """Services for every stage of a driver, linked as Cluster does it."""
 
-    def __init__(self, driver: Driver, stages: int, shared: bool, device: Device) -> None:
+    def __init__(
+        self, driver: Driver, stages: int, shared: bool, device: Device
+    ) -> None:
         self.device = device
         self.shape = shape = Shape(stages, driver.groups, driver.ranks)
         self.wires = {cell: Wires() for cell in shape.cells()}
@@ -82,11 +84,16 @@ class Grid:
         for group in range(self.shape.groups):
             last = Cell(self.shape.stages - 1, group)
             if self.shape.stages == 1 and self.device.asynchronous:
-                assert self.controls[last].recv() == (b"", None)  # the credit comes first
+                assert self.controls[last].recv() == (
+                    b"",
+                    None,
+                )  # the credit comes first
             result = _decode(self.controls[last].recv()[0])
             assert len(result.stage_seconds) == self.shape.stages
             outputs.append(
-                StageOutput(None, result.tokens, result.prompt_logprobs, result.failures)
+                StageOutput(
+                    None, result.tokens, result.prompt_logprobs, result.failures
+                )
             )
             if self.shape.stages > 1:
                 assert self.controls[Cell(0, group)].recv() == (b"", None)  # the credit
@@ -103,7 +110,15 @@ class GridDriver(Driver):
     """Hands its steps to services."""
 
     def __init__(
-        self, config, stages, groups, ranks, cutoffs, shared, attention="auto", device=HOST
+        self,
+        config,
+        stages,
+        groups,
+        ranks,
+        cutoffs,
+        shared,
+        attention="auto",
+        device=HOST,
     ) -> None:
         grid = {"stages": stages, "groups": groups, "ranks": ranks, "cutoffs": cutoffs}
         super().__init__(config, **grid, attention=attention)
@@ -120,7 +135,9 @@ def model(tmp_path_factory):
 
 
 def tokens(count, seed=0):
-    return torch.randint(160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        160, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "links"])
@@ -132,21 +149,31 @@ def tokens(count, seed=0):
 def test_a_grid_gives_the_log_probabilities_of_transformers(
     model, stages, groups, ranks, cutoffs, shared, attention
 ):
-    check_log_probabilities(model, stages, groups, ranks, cutoffs, shared, attention, HOST)
+    check_log_probabilities(
+        model, stages, groups, ranks, cutoffs, shared, attention, HOST
+    )
 
 
 @pytest.mark.parametrize(
     ("stages", "groups", "ranks", "cutoffs"),
     [(1, 1, 1, ()), (2, 1, 1, ()), (2, 2, 1, (30,)), (2, 1, 2, ()), (2, 2, 2, (30,))],
 )
-def test_a_grid_of_asynchronous_devices_gives_them_too(model, stages, groups, ranks, cutoffs):
-    check_log_probabilities(model, stages, groups, ranks, cutoffs, False, "sdpa", RecordingDevice())
+def test_a_grid_of_asynchronous_devices_gives_them_too(
+    model, stages, groups, ranks, cutoffs
+):
+    check_log_probabilities(
+        model, stages, groups, ranks, cutoffs, False, "sdpa", RecordingDevice()
+    )
 
 
-def check_log_probabilities(model, stages, groups, ranks, cutoffs, shared, attention, device):
+def check_log_probabilities(
+    model, stages, groups, ranks, cutoffs, shared, attention, device
+):
     made, folder = model
     config = ModelLoadingConfig(model_source=folder)
-    driver = GridDriver(config, stages, groups, ranks, cutoffs, shared, attention, device)
+    driver = GridDriver(
+        config, stages, groups, ranks, cutoffs, shared, attention, device
+    )
     try:
         for seed, length in enumerate((70, 1, 20)):
             driver.add(str(length), tokens(length, seed), GREEDY)
@@ -227,7 +254,10 @@ def test_links_add_up_as_memory_does(ranks):
     for a in range(ranks):
         for b in range(a + 1, ranks):
             mates[a][b], mates[b][a] = pair()
-    given = [torch.randn(700, 64, generator=torch.Generator().manual_seed(r)) for r in range(ranks)]
+    given = [
+        torch.randn(700, 64, generator=torch.Generator().manual_seed(r))
+        for r in range(ranks)
+    ]
     expected = given[0].clone()
     for part in given[1:]:
         expected += part

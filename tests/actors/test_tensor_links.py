@@ -25,7 +25,16 @@ from medha_actors.bench import gpu_links
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
-from tests.actors.linked_peer import CPU, KINDS, SMALL, Spares, linked, peer, swap_once, way_of
+from tests.actors.linked_peer import (
+    CPU,
+    KINDS,
+    SMALL,
+    Spares,
+    linked,
+    peer,
+    swap_once,
+    way_of,
+)
 from tests.actors.queued_device import QueuedDevice
 
 STAGES = (Cell(0, 0), Cell(1, 0))
@@ -68,7 +77,8 @@ def two_ends(cells, ways):
     links = pair()
     (first, second) = cells
     found = together(
-        (linked, links[0], first, second, ways[0]), (linked, links[1], second, first, ways[1])
+        (linked, links[0], first, second, ways[0]),
+        (linked, links[1], second, first, ways[1]),
     )
     return links, found
 
@@ -86,15 +96,21 @@ def tensors(count: int, most: int):
     generator = torch.Generator().manual_seed(count)
     for _ in range(count):
         shape = (draw.randint(1, most), draw.randint(1, 9))
-        yield torch.randint(-100, 100, shape, generator=generator).to(draw.choice(DTYPES))
+        yield torch.randint(-100, 100, shape, generator=generator).to(
+            draw.choice(DTYPES)
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_carry_tensors_beside_the_socket(kind: str):
-    links, ((first, lookout), (second, other)) = two_ends(STAGES, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(
+        STAGES, [[way_of(kind)], [way_of(kind)]]
+    )
     assert first.kind == second.kind == kind
     for tensor in tensors(60, 1_000):
-        _, (message, found) = together((links[0].send, b"a step", tensor), (links[1].recv,))
+        _, (message, found) = together(
+            (links[0].send, b"a step", tensor), (links[1].recv,)
+        )
         assert message == b"a step"
         assert found.dtype == tensor.dtype
         assert torch.equal(found, tensor)
@@ -108,10 +124,16 @@ def test_frames_carry_tensors_beside_the_socket(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_swaps_of_any_size(kind: str):
     """Both put first, more than the memory between them holds."""
-    links, ((first, lookout), (second, other)) = two_ends(GROUPS, [[way_of(kind)], [way_of(kind)]])
+    links, ((first, lookout), (second, other)) = two_ends(
+        GROUPS, [[way_of(kind)], [way_of(kind)]]
+    )
     for rows in (1, 3, 700, 5_000):
-        given = [(torch.randn(rows, 2, 4), torch.randn(rows, 2).bfloat16()) for _ in range(2)]
-        found = together((swap_once, first, 0, *given[0]), (swap_once, second, 1, *given[1]))
+        given = [
+            (torch.randn(rows, 2, 4), torch.randn(rows, 2).bfloat16()) for _ in range(2)
+        ]
+        found = together(
+            (swap_once, first, 0, *given[0]), (swap_once, second, 1, *given[1])
+        )
         for end_found in found:
             for mine, expected in zip(end_found, given, strict=True):
                 assert torch.equal(mine[0], expected[0])
@@ -121,7 +143,9 @@ def test_swaps_of_any_size(kind: str):
 
 def test_all_memory_is_given_back():
     drivers = [QueuedDevice(), QueuedDevice()]
-    ways = [[RingWay("ipc", CPU, driver, on_device=True, size=SMALL)] for driver in drivers]
+    ways = [
+        [RingWay("ipc", CPU, driver, on_device=True, size=SMALL)] for driver in drivers
+    ]
     before = set(os.listdir("/dev/shm"))
     links, found = two_ends(GROUPS, ways)
     assert all(driver.memory for driver in drivers)
@@ -199,7 +223,11 @@ def test_directions_follow_the_stages():
     ):
         link, other = pair()
         edge = edge_between(here, there, link)
-        assert (edge.sends, edge.receives, edge.aside) == (sends, receives, here[0] != there[0])
+        assert (edge.sends, edge.receives, edge.aside) == (
+            sends,
+            receives,
+            here[0] != there[0],
+        )
         end((link, other), ())
 
 
@@ -210,8 +238,12 @@ def team_of(ranks: int):
     for a in range(ranks):
         for b in range(a + 1, ranks):
             links[a][cells[b]], links[b][cells[a]] = pair()
-    lookouts = together(*[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)])
-    return [{cell.rank: link for cell, link in found.items()} for found in links], lookouts
+    lookouts = together(
+        *[(link_tensors, cells[rank], links[rank], CPU) for rank in range(ranks)]
+    )
+    return [
+        {cell.rank: link for cell, link in found.items()} for found in links
+    ], lookouts
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -231,8 +263,12 @@ def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
         expected = add_up(given).bfloat16()
         found = together(*[(teams[rank].total, given[rank]) for rank in range(ranks)])
         assert all(torch.equal(total, expected) for total in found)
-        pieces = together(*[(teams[rank].gather, torch.arange(rank)) for rank in range(ranks)])
-        assert [[len(part) for part in parts] for parts in pieces] == [list(range(ranks))] * ranks
+        pieces = together(
+            *[(teams[rank].gather, torch.arange(rank)) for rank in range(ranks)]
+        )
+        assert [[len(part) for part in parts] for parts in pieces] == [
+            list(range(ranks))
+        ] * ranks
     for found in links:
         end(found.values(), ())
     for lookout in lookouts:
@@ -242,7 +278,9 @@ def test_sums_have_the_same_bits_on_all_ranks(ranks: int):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_groups_merge_as_links_do(dtype: torch.dtype):
     links, lookouts = team_of(3)
-    exchanges = [TransportExchange(k, links[k], transports_of(links[k])) for k in range(3)]
+    exchanges = [
+        TransportExchange(k, links[k], transports_of(links[k])) for k in range(3)
+    ]
     for order in ((0, 1, 2), (2, 0, 1), (0, 2)):
         outs = [torch.randn(40, 9, 64).to(dtype) for _ in range(3)]
         lses = [torch.randn(40, 9) * 10 for _ in range(3)]

@@ -58,7 +58,8 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
         request.check(model[0])
 
 
-# In the order of cells, stage by stage and group by group: one that reports, and one that does not.
+# In the order of cells, stage by stage and group by group: one that reports, and one
+# that does not.
 @pytest.mark.parametrize("victim", [1, 4, 7])
 async def test_the_death_of_a_rank_costs_only_its_group(victim, model, warm):
     """Two stages by two groups by two ranks, four short requests; one actor dies while all
@@ -82,7 +83,10 @@ async def test_the_death_of_a_rank_costs_only_its_group(victim, model, warm):
         assert survivors <= set(await warm.pids())
     for request in requests:
         request.check(model[0])
-    assert {request.finished.recomputed_tokens > 0 for request in requests} == {False, True}
+    assert {request.finished.recomputed_tokens > 0 for request in requests} == {
+        False,
+        True,
+    }
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -125,7 +129,9 @@ async def test_heads_that_cannot_be_shared_are_refused(model, warm):
 async def test_more_ranks_than_the_cluster_has_cores_are_refused(model, warm):
     args = arguments(model[1], 2, 2, 3, 64)
     args["actors"] = {"num_cpus": 1}
-    refusal = "parallel: 2 stages x 3 groups x 2 tensor ranks need 12 CPU, the cluster has 8"
+    refusal = (
+        "parallel: 2 stages x 3 groups x 2 tensor ranks need 12 CPU, the cluster has 8"
+    )
     with pytest.raises(Exception, match=refusal):
         async with warm.engine(args):
             pass

@@ -56,7 +56,9 @@ class WarmCrew(Crew):
         """Unpin everybody, and forget whoever has died."""
         for kind, actors in cls.idle.items():
             living = await asyncio.gather(*[_unpinned(actor) for actor in actors])
-            cls.idle[kind] = [one for one, lives in zip(actors, living, strict=True) if lives]
+            cls.idle[kind] = [
+                one for one, lives in zip(actors, living, strict=True) if lives
+            ]
 
     def rest(self) -> None:
         """Let everybody go, to be taken again."""
@@ -78,7 +80,9 @@ class WarmCluster(Cluster):
 
     current: ClassVar[WarmCluster]
 
-    def __init__(self, crew: WarmCrew, blueprint: Blueprint, profile: bytes = b"") -> None:
+    def __init__(
+        self, crew: WarmCrew, blueprint: Blueprint, profile: bytes = b""
+    ) -> None:
         super().__init__(crew, blueprint, profile)
         WarmCluster.current = self
 

@@ -25,18 +25,25 @@ SOAK_MINUTES: Final = 30.0
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__)
     parser.add_argument(
-        "--results", type=Path, default=Path("results/chaos"), help="where the JSON goes"
+        "--results",
+        type=Path,
+        default=Path("results/chaos"),
+        help="where the JSON goes",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("kills", help="every actor dies under load")
-    add.add_argument("--kill", action="append", default=[], choices=kills.NAMES, help="repeatable")
+    add.add_argument(
+        "--kill", action="append", default=[], choices=kills.NAMES, help="repeatable"
+    )
     add.add_argument("--repeats", type=int, default=3)
     commands.add_parser("poison", help="one request that used to kill the pipeline")
     add = commands.add_parser("fuzz", help="random valid requests")
     add.add_argument("--requests", type=int, default=FUZZ_REQUESTS)
     add = commands.add_parser("hostile", help="requests that want too much")
     add.add_argument("--requests", type=int, default=HOSTILE_REQUESTS)
-    add = commands.add_parser("soak", help="mixed load and deaths, and nothing has grown after it")
+    add = commands.add_parser(
+        "soak", help="mixed load and deaths, and nothing has grown after it"
+    )
     add.add_argument("--minutes", type=float, default=SOAK_MINUTES)
     commands.add_parser("all", help="all of the above, in full")
     return parser.parse_args(arguments)

@@ -23,7 +23,9 @@ def fuzz(requests: int, results: Path) -> int:
     """Exit status 1 if the campaign found something, or the pipeline was rebuilt during it."""
     with running(results / "server", **random_requests.MODEL) as server:
         wrong = [*random_requests.run(server.url, requests), *_rebuilt(server)]
-    return _told("fuzz", requests, wrong, {"requests": requests, "wrong": wrong}, results)
+    return _told(
+        "fuzz", requests, wrong, {"requests": requests, "wrong": wrong}, results
+    )
 
 
 def hostile(requests: int, results: Path) -> int:
@@ -49,7 +51,9 @@ def kept(before_mb: Mapping[str, int], settled_mb: Mapping[str, int]) -> list[st
 
 
 def memory_table(
-    before_mb: Mapping[str, int], peak_mb: Mapping[str, int], settled_mb: Mapping[str, int]
+    before_mb: Mapping[str, int],
+    peak_mb: Mapping[str, int],
+    settled_mb: Mapping[str, int],
 ) -> str:
     """Each kind of process before, at most, and when it was quiet again."""
     head = ("process", "before, MB", "largest", "after")

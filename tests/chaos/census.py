@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 import psutil
 
-# The beginning of a command line, and what the process is. Ray names a process after its actor,
-# and adds the method that runs.
+# The beginning of a command line, and what the process is. Ray names a process after
+# its actor, and adds the method that runs.
 _ROLES: Final = (
     ("ray::StageActor", "stage"),
     ("ray::SchedulerActor", "scheduler"),
@@ -25,7 +25,12 @@ _ROLES: Final = (
     ("ray::", "other worker"),
     ("ray-dashboard", "dashboard"),
 )
-_PROGRAMS: Final = {"haproxy": "haproxy", "raylet": "raylet", "gcs_server": "gcs", "serve": "serve"}
+_PROGRAMS: Final = {
+    "haproxy": "haproxy",
+    "raylet": "raylet",
+    "gcs_server": "gcs",
+    "serve": "serve",
+}
 OTHER: Final = "other"
 LOG_MONITOR: Final = "log monitor"
 
@@ -93,7 +98,9 @@ def victims(before: Iterable[Process], now: Iterable[Process], role: str) -> lis
     if role != "stage":
         return [process.pid for process in alive]
     earlier = {process.pid: process.cpu_s for process in before}
-    worked = {process.pid: process.cpu_s - earlier.get(process.pid, 0.0) for process in alive}
+    worked = {
+        process.pid: process.cpu_s - earlier.get(process.pid, 0.0) for process in alive
+    }
     most = max(worked.values(), default=0.0)
     return [pid for pid, seconds in worked.items() if seconds >= most / 2]
 
@@ -104,7 +111,11 @@ def replaced(before: Iterable[Process], after: Iterable[Process]) -> dict[str, i
     known = {process.pid for process in before}
     fresh: dict[str, int] = {}
     for process in after:
-        if process.pid not in known and process.role not in ("idle worker", "other worker", OTHER):
+        if process.pid not in known and process.role not in (
+            "idle worker",
+            "other worker",
+            OTHER,
+        ):
             fresh[process.role] = fresh.get(process.role, 0) + 1
     return fresh
 

@@ -27,7 +27,10 @@ def fill(server: Server) -> None:
 
 
 async def _send(server: Server, salts: range) -> None:
-    async with Client(server.url, model=server.model) as client, asyncio.TaskGroup() as group:
+    async with (
+        Client(server.url, model=server.model) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for salt in salts:
             group.create_task(_read(client, prompt_of(PROMPT_TOKENS, 10_000 + salt)))
 

@@ -17,7 +17,8 @@ import aiohttp
 
 from tests.chaos.calls import Bodies, Call
 
-# A model of random weights, so small that many requests can be sent; all else is the real thing.
+# A model of random weights, so small that many requests can be sent; all else is the
+# real thing.
 MODEL: Final[dict[str, Any]] = {
     "model_loading_config": {
         "model_id": "random",
@@ -29,7 +30,9 @@ MODEL: Final[dict[str, Any]] = {
     "predictor": {"calibrate": False},
 }
 _ANSWER_S: Final = 120.0
-_REBUILDS: Final = re.compile(r"^medha_pipeline_rebuilds_total(?:\{.*\})? (\S+)$", re.MULTILINE)
+_REBUILDS: Final = re.compile(
+    r"^medha_pipeline_rebuilds_total(?:\{.*\})? (\S+)$", re.MULTILINE
+)
 _MOST_FAULTS: Final = 20  # after so many the rest is not worth sending
 _BYSTANDERS: Final[list[dict[str, Any]]] = [
     {"prompt": "Once upon a time", "temperature": 0},
@@ -56,21 +59,28 @@ class _Campaign:
     async def run(self, requests: int, seed: int) -> list[str]:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        async with aiohttp.ClientSession(
+            timeout=timeout, connector=connector
+        ) as session:
             self._session = session
             model = await self._model()
             bodies = Bodies(model, await self._vocabulary(), seed)
             before = await self._rebuilds()
             alone = [
-                await self._stream(body | {"model": model}) for body in map(_full, _BYSTANDERS)
+                await self._stream(body | {"model": model})
+                for body in map(_full, _BYSTANDERS)
             ]
             done = asyncio.Event()
             beside = [
-                asyncio.ensure_future(self._stand_by(_full(body) | {"model": model}, text, done))
+                asyncio.ensure_future(
+                    self._stand_by(_full(body) | {"model": model}, text, done)
+                )
                 for body, text in zip(_BYSTANDERS, alone, strict=True)
             ]
             calls = (bodies.next() for _ in range(requests))
-            await asyncio.gather(*[self._sender(calls) for _ in range(self._concurrency)])
+            await asyncio.gather(
+                *[self._sender(calls) for _ in range(self._concurrency)]
+            )
             done.set()
             await asyncio.gather(*beside)
             rebuilds = await self._rebuilds() - before
@@ -95,7 +105,9 @@ class _Campaign:
         body = json.dumps(call.body)
         kind = {"content-type": "application/json"}
         try:
-            async with self._session.post(self._url + call.path, data=body, headers=kind) as answer:
+            async with self._session.post(
+                self._url + call.path, data=body, headers=kind
+            ) as answer:
                 status = answer.status
                 text = await answer.text()
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -105,7 +117,9 @@ class _Campaign:
         if (wrong := _wrong(status, text)) is not None:
             self._faults.append(f"{call.path} {body}: {wrong}")
 
-    async def _stand_by(self, body: dict[str, Any], alone: str, done: asyncio.Event) -> None:
+    async def _stand_by(
+        self, body: dict[str, Any], alone: str, done: asyncio.Event
+    ) -> None:
         """The same stream again and again; at least once."""
         while True:
             text = await self._stream(body)
@@ -118,7 +132,9 @@ class _Campaign:
     async def _stream(self, body: dict[str, Any]) -> str:
         """The text of a streamed completion with its end."""
         pieces: list[str] = []
-        async with self._session.post(f"{self._url}/v1/completions", json=body) as answer:
+        async with self._session.post(
+            f"{self._url}/v1/completions", json=body
+        ) as answer:
             for frame in _frames(await answer.text()):
                 for choice in frame.get("choices", []):
                     pieces.append(choice["text"] + (choice["finish_reason"] or ""))
@@ -155,7 +171,11 @@ def _wrong(status: int, text: str) -> str | None:
     if status >= 500:
         return f"{status} {text[:300]}"
     if status >= 400:
-        return None if '"error"' in text else f"{status} without an error object: {text[:300]}"
+        return (
+            None
+            if '"error"' in text
+            else f"{status} without an error object: {text[:300]}"
+        )
     for frame in _frames(text):
         error = frame.get("error") or frame.get("response", {}).get("error")
         if error is not None and not _is_time_limit(error):

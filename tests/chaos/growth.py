@@ -13,7 +13,9 @@ from tests.chaos.tables import megabytes
 MEMORY_SHARE: Final = 0.10
 MEMORY_BYTES: Final = 50_000_000
 DESCRIPTORS: Final = 5
-LOGS: Final = 200  # Ray's log monitor keeps so many logs open, those of dead workers too
+LOGS: Final = (
+    200  # Ray's log monitor keeps so many logs open, those of dead workers too
+)
 THREADS: Final = 5
 TASKS: Final = 5
 _POOL: Final = ("idle worker", "other worker")  # Ray keeps as many as it likes
@@ -82,7 +84,9 @@ def _grown_role(role: str, before: Holding, after: Holding) -> list[str]:
         larger.append(f"{role}: memory {grew}")
     kept = LOGS if role == LOG_MONITOR else DESCRIPTORS
     if after.descriptors > before.descriptors + kept:
-        larger.append(f"{role}: descriptors {before.descriptors} -> {after.descriptors}")
+        larger.append(
+            f"{role}: descriptors {before.descriptors} -> {after.descriptors}"
+        )
     if after.threads > before.threads + THREADS:
         larger.append(f"{role}: threads {before.threads} -> {after.threads}")
     if after.processes > before.processes and role not in _POOL:

@@ -71,7 +71,9 @@ class Link:
                     return "aborted"
             await asyncio.sleep(pause_s)
             answer = b""
-            with suppress(ConnectionError):  # not wait_for: before 3.12 it may swallow a cancel
+            with suppress(
+                ConnectionError
+            ):  # not wait_for: before 3.12 it may swallow a cancel
                 async with asyncio.timeout(ANSWER_S):
                     answer = await reader.read(answer_bytes)
             return answer[9:12].decode("latin-1") or "cut"
@@ -96,7 +98,9 @@ async def huge_text(link: Link, dice: random.Random) -> str:
 
 async def huge_chat(link: Link, dice: random.Random) -> str:
     text = "many words " * (dice.randrange(1, 55) * MB // 11)
-    return await link.ask(CHAT, encoded({"messages": [{"role": "user", "content": text}]}))
+    return await link.ask(
+        CHAT, encoded({"messages": [{"role": "user", "content": text}]})
+    )
 
 
 async def huge_body(link: Link, dice: random.Random) -> str:
@@ -115,12 +119,18 @@ async def oversized_list(link: Link, dice: random.Random) -> str:
             b"{" + b'"k": 1,' * (count // 2) + b'"k": 1}',
         ]
     )
-    path = "/detokenize" if body.startswith(b'{"tokens"') else dice.choice([COMPLETE, CHAT])
+    path = (
+        "/detokenize"
+        if body.startswith(b'{"tokens"')
+        else dice.choice([COMPLETE, CHAT])
+    )
     return await link.ask(path, body)
 
 
 async def deep_json(link: Link, dice: random.Random) -> str:
-    return await link.ask(COMPLETE, dice.choice([b"[", b'{"a":']) * dice.randrange(1000, MB))
+    return await link.ask(
+        COMPLETE, dice.choice([b"[", b'{"a":']) * dice.randrange(1000, MB)
+    )
 
 
 async def small(link: Link, dice: random.Random) -> str:
@@ -134,7 +144,9 @@ async def aborted_body(link: Link, dice: random.Random) -> str:
 
 
 async def aborted_stream(link: Link, dice: random.Random) -> str:
-    body = encoded({"prompt": "Count:", "max_tokens": 2000, "ignore_eos": True, "stream": True})
+    body = encoded(
+        {"prompt": "Count:", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    )
     return await link.ask(COMPLETE, body, answer_bytes=dice.randrange(1, 2000))
 
 
@@ -180,7 +192,11 @@ def resident_mb(pid: int) -> dict[str, int]:
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            name = command[0] if command and command[0].startswith("ray::") else process.name()
+            name = (
+                command[0]
+                if command and command[0].startswith("ray::")
+                else process.name()
+            )
             sizes[name] += process.memory_info().rss // MB
     return dict(sizes)
 
@@ -195,11 +211,15 @@ async def sample(pid: int, result: Result) -> None:
 
 async def bystand(link: Link, result: Result) -> None:
     """One short chat after the other, until cancelled."""
-    body = encoded({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4})
+    body = encoded(
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    )
     while True:
         began = time.monotonic()
         status = await link.ask(CHAT, body)
-        result.bystander_worst_s = max(result.bystander_worst_s, time.monotonic() - began)
+        result.bystander_worst_s = max(
+            result.bystander_worst_s, time.monotonic() - began
+        )
         result.bystander_chats += 1
         if status != "200":
             result.wrong.append(f"a bystander's chat was answered {status}")

@@ -75,7 +75,8 @@ def back_after_s(probes: Sequence[Probe], killed_at: float) -> float | None:
 
     None if the last probe failed, or none was sent after the kill."""
     after = sorted(
-        [probe for probe in probes if probe.sent_at >= killed_at], key=lambda probe: probe.sent_at
+        [probe for probe in probes if probe.sent_at >= killed_at],
+        key=lambda probe: probe.sent_at,
     )
     steady: list[Probe] = []
     for probe in after:
@@ -117,7 +118,9 @@ def judge(
         neighbour_pause_s=max(neighbour_pauses, default=None),
         back_s=back_after_s(probes, killed_at),
         failed_probes=sum([probe.error is not None for probe in probes]),
-        errors=tuple(sorted({stream.error for stream in streams if stream.error is not None})),
+        errors=tuple(
+            sorted({stream.error for stream in streams if stream.error is not None})
+        ),
     )
 
 
@@ -133,11 +136,17 @@ def missed(goal: Goal, seen: Seen) -> list[str]:
     if seen.whole < goal.whole:
         short.append(f"{seen.whole} of {goal.whole} streams whole")
     if seen.cut > seen.at_risk:
-        short.append(f"{seen.cut} streams cut, {seen.at_risk} passed through the dead one")
+        short.append(
+            f"{seen.cut} streams cut, {seen.at_risk} passed through the dead one"
+        )
     for what, value, limit in (
         ("back after", seen.back_s, goal.back_s),
         ("longest pause", seen.pause_max_s, goal.pause_s),
-        ("the neighbours' longest pause", seen.neighbour_pause_s, goal.neighbour_pause_s),
+        (
+            "the neighbours' longest pause",
+            seen.neighbour_pause_s,
+            goal.neighbour_pause_s,
+        ),
     ):
         if limit is not None and value is not None and value >= limit:
             short.append(f"{what} {value:.1f} s, not under {limit:g} s")

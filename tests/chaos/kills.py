@@ -47,9 +47,19 @@ class Kill(msgspec.Struct, frozen=True):
 KILLS: Final = (
     Kill("stage", "a stage", "stage", Goal(whole=_ALL, pause_s=3.0)),
     Kill("stages", "both stages", "stage", Goal(whole=_ALL), every=True),
-    Kill("stopped-stage", "a stage, stopped for 3 s", "stage", Goal(whole=_ALL), stopped_s=3.0),
-    Kill("controller", "the scheduler actor", "scheduler", Goal(whole=_ALL, back_s=5.0)),
-    Kill("serve-controller", "Serve's controller", "serve controller", Goal(whole=_ALL)),
+    Kill(
+        "stopped-stage",
+        "a stage, stopped for 3 s",
+        "stage",
+        Goal(whole=_ALL),
+        stopped_s=3.0,
+    ),
+    Kill(
+        "controller", "the scheduler actor", "scheduler", Goal(whole=_ALL, back_s=5.0)
+    ),
+    Kill(
+        "serve-controller", "Serve's controller", "serve controller", Goal(whole=_ALL)
+    ),
     Kill("proxy", "the proxy actor", "proxy", Goal(whole=_ALL)),
     Kill("haproxy-manager", "HAProxy's manager", "haproxy manager", Goal(whole=_ALL)),
     Kill("haproxy", "HAProxy", "haproxy", Goal(whole=_ALL, back_s=5.0)),
@@ -88,7 +98,9 @@ def run(names: Sequence[str], repeats: int, results: Path) -> int:
         for replicas in sorted({kill.replicas for kill in chosen}):
             here = [kill for kill in chosen if kill.replicas == replicas]
             turns = [(kill, repeat) for repeat in range(repeats) for kill in here]
-            while turns:  # a server that does not come to rest is replaced by a fresh one
+            while (
+                turns
+            ):  # a server that does not come to rest is replaced by a fresh one
                 with running(results / "server", replicas=replicas) as server:
                     references = references or undisturbed(server)
                     turns = _deaths(server, turns, references, outcomes)
@@ -136,7 +148,9 @@ def _death(
         return None
     watch = _Watch(server, kill, repeat, before)
     asyncio.run(watch.run())
-    seen = judge(watch.load.all, references, watch.prober.probes, watch.killed_at, watch.at_risk)
+    seen = judge(
+        watch.load.all, references, watch.prober.probes, watch.killed_at, watch.at_risk
+    )
     short = missed(kill.goal, seen)
     if watch.in_flight < seen.streams:
         short.append(f"only {watch.in_flight} of {seen.streams} streams were in flight")
@@ -166,7 +180,12 @@ class _Watch:
     def __init__(
         self, server: Server, kill: Kill, repeat: int, before: Sequence[census.Process]
     ) -> None:
-        self._server, self._kill, self._repeat, self._before = server, kill, repeat, before
+        self._server, self._kill, self._repeat, self._before = (
+            server,
+            kill,
+            repeat,
+            before,
+        )
         self.load = Load(server.url, server.model)
         self.prober = Prober(server.url, server.model)
         self.killed_at = 0.0
@@ -182,14 +201,18 @@ class _Watch:
             await self.load.ready.wait()
             victims = await asyncio.to_thread(self._victims)
             self.at_risk = await self._most_of_one_replica()
-            self.in_flight = len([stream for stream in self.load.all if not stream.ended])
+            self.in_flight = len(
+                [stream for stream in self.load.all if not stream.ended]
+            )
             self.tokens = [len(stream.moments) for stream in self.load.all]
             self.prefilled = self.load.prefilled
             self.killed_at = time.perf_counter()
             until = self.killed_at + _WATCH_S
             group.create_task(self._strike(victims))
             await self.prober.run(
-                lambda: (streams.done() and self._steady()) or time.perf_counter() > until
+                lambda: (
+                    (streams.done() and self._steady()) or time.perf_counter() > until
+                )
             )
             streams.cancel()  # harmless if it is done
 
@@ -222,7 +245,9 @@ class _Watch:
             os.kill(victim, signal.SIGSTOP)
         await asyncio.sleep(self._kill.stopped_s)
         for victim in victims:
-            with contextlib.suppress(ProcessLookupError):  # taken for hung, and replaced
+            with contextlib.suppress(
+                ProcessLookupError
+            ):  # taken for hung, and replaced
                 os.kill(victim, signal.SIGCONT)
 
     def _steady(self) -> bool:
@@ -257,7 +282,10 @@ def _row(kill: Kill, turns: Sequence[Outcome]) -> list[str]:
     typical = _present([each.pause_median_s for each in seen])
     worst = _present([each.pause_max_s for each in seen])
     roles = sorted({role for turn in turns for role in turn.replaced})
-    counts = [f"{role} {_each([turn.replaced.get(role, 0) for turn in turns])}" for role in roles]
+    counts = [
+        f"{role} {_each([turn.replaced.get(role, 0) for turn in turns])}"
+        for role in roles
+    ]
     return [
         kill.what,
         f"{_each([each.whole for each in seen])} of {seen[0].streams}",
@@ -267,7 +295,8 @@ def _row(kill: Kill, turns: Sequence[Outcome]) -> list[str]:
         ", ".join([tables.seconds(each.back_s) for each in seen]),
         "; ".join(counts) or "nothing",
         f"{tables.megabytes(turns[0].bytes_before)}, {tables.megabytes(turns[-1].bytes_after)}",
-        "; ".join(sorted({miss for turn in turns for miss in turn.missed})) or "nothing",
+        "; ".join(sorted({miss for turn in turns for miss in turn.missed}))
+        or "nothing",
     ]
 
 

@@ -50,9 +50,15 @@ POISONS: Final = (
     Poison(_EITHER_WAY, {"min_p": 1.0, "top_p": 1e-45}),
     Poison(
         _EITHER_WAY,
-        {"repetition_penalty": 100.0, "presence_penalty": -2.0, "frequency_penalty": -2.0},
+        {
+            "repetition_penalty": 100.0,
+            "presence_penalty": -2.0,
+            "frequency_penalty": -2.0,
+        },
     ),
-    Poison(_EITHER_WAY, {"temperature": 1e-38, "logit_bias": dict.fromkeys(_MANY, -100.0)}),
+    Poison(
+        _EITHER_WAY, {"temperature": 1e-38, "logit_bias": dict.fromkeys(_MANY, -100.0)}
+    ),
 )
 
 
@@ -126,7 +132,9 @@ def _message(text: str) -> str:
         return text[:200]
 
 
-def missed(poison: Poison, status: int, rebuilds: int, whole: int, bystanders: int) -> list[str]:
+def missed(
+    poison: Poison, status: int, rebuilds: int, whole: int, bystanders: int
+) -> list[str]:
     """What it should not have done, in words."""
     short: list[str] = []
     if status not in poison.statuses:

@@ -75,7 +75,10 @@ class Server:
         raise NotSettledError(f"not at rest after {_SETTLE_S:g} s: {self._roles()}")
 
     def _complete(self, alive: list[census.Process]) -> bool:
-        return all(len(census.pids(alive, role)) == count for role, count in self._wanted.items())
+        return all(
+            len(census.pids(alive, role)) == count
+            for role, count in self._wanted.items()
+        )
 
     def _idle(self) -> bool:
         try:
@@ -88,7 +91,9 @@ class Server:
 
     def _roles(self) -> str:
         alive = self.census()
-        return ", ".join([f"{role} {len(census.pids(alive, role))}" for role in self._wanted])
+        return ", ".join(
+            [f"{role} {len(census.pids(alive, role))}" for role in self._wanted]
+        )
 
 
 @contextlib.contextmanager
@@ -96,7 +101,11 @@ def running(folder: Path, replicas: int = 1, **args: Any) -> Iterator[Server]:
     """The shipped configuration with changed `args` on a free port; its output goes to serve.log
     in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = {**shipped_args(), **args, "deployment_config": {"num_replicas": replicas}}
+    sections = {
+        **shipped_args(),
+        **args,
+        "deployment_config": {"num_replicas": replicas},
+    }
     session = 0
     try:
         with serving(folder, **sections) as (url, launcher):
@@ -111,6 +120,8 @@ def running(folder: Path, replicas: int = 1, **args: Any) -> Iterator[Server]:
 def _end(session: int) -> None:
     """Kill what the server has left behind, and say so."""
     for process in census.processes(session):
-        print(f"left behind by the server: {process.role} {process.pid}", file=sys.stderr)
+        print(
+            f"left behind by the server: {process.role} {process.pid}", file=sys.stderr
+        )
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

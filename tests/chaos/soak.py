@@ -90,7 +90,9 @@ def look(server: Server, quiet_s: float) -> Snapshot:
     )
 
 
-async def _deadly(server: Server, traffic: Traffic, seconds: float, deaths: list[str]) -> None:
+async def _deadly(
+    server: Server, traffic: Traffic, seconds: float, deaths: list[str]
+) -> None:
     """Load, and a death now and then."""
     async with asyncio.TaskGroup() as group:
         before = server.census()
@@ -131,4 +133,7 @@ def text(report: Report) -> str:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join([f"{name} {count}" for name, count in sorted(counts.items())]) or "none"
+    return (
+        ", ".join([f"{name} {count}" for name, count in sorted(counts.items())])
+        or "none"
+    )

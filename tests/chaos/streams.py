@@ -31,7 +31,9 @@ _PROBE_LIMIT_S = 60.0
 
 def prompt_of(tokens: int, salt: int) -> list[int]:
     """Token ids without a pattern."""
-    return [100 + (salt * 7919 + position * 104_729) % 40_000 for position in range(tokens)]
+    return [
+        100 + (salt * 7919 + position * 104_729) % 40_000 for position in range(tokens)
+    ]
 
 
 class Load:
@@ -55,7 +57,10 @@ class Load:
 
     async def run(self) -> None:
         """Until every stream has ended, well or badly."""
-        async with Client(self._url, model=self._model) as client, asyncio.TaskGroup() as group:
+        async with (
+            Client(self._url, model=self._model) as client,
+            asyncio.TaskGroup() as group,
+        ):
             for number, stream in enumerate(self.streams):
                 prompt = prompt_of(30 + number, number)
                 group.create_task(self._follow(client, stream, prompt, STREAM_TOKENS))
@@ -96,7 +101,9 @@ class Load:
 
     def _look(self) -> None:
         """Set the marks that are reached."""
-        if all(len(stream.moments) >= _UNDER_WAY or stream.ended for stream in self.streams):
+        if all(
+            len(stream.moments) >= _UNDER_WAY or stream.ended for stream in self.streams
+        ):
             self._under_way.set()
         if self.prefilled or self.long.ended:
             self.ready.set()
@@ -107,7 +114,12 @@ class Prober:
 
     def __init__(self, url: str, model: str) -> None:
         self._url = url
-        self._body = {"model": model, "prompt": [100, 200, 300], "max_tokens": 1, **GREEDY}
+        self._body = {
+            "model": model,
+            "prompt": [100, 200, 300],
+            "max_tokens": 1,
+            **GREEDY,
+        }
         self.probes: list[Probe] = []
         self._open: set[asyncio.Task[None]] = set()
 

@@ -13,7 +13,9 @@ AT_REST = Snapshot([STAGE], pages=0, tasks=9, shared_memory=["a"], folders=[])
 
 
 def with_process(**changes):
-    return msgspec.structs.replace(AT_REST, processes=[msgspec.structs.replace(STAGE, **changes)])
+    return msgspec.structs.replace(
+        AT_REST, processes=[msgspec.structs.replace(STAGE, **changes)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,9 @@ def test_what_is_within_the_allowance_has_not_grown(later):
             "stage: processes 1 -> 2",
         ),
         (
-            msgspec.structs.replace(AT_REST, processes=[STAGE, Process(8, "other", 1, 1, 1)]),
+            msgspec.structs.replace(
+                AT_REST, processes=[STAGE, Process(8, "other", 1, 1, 1)]
+            ),
             "other: 1 processes that were not there",
         ),
         (msgspec.structs.replace(AT_REST, pages=1), "KV pages in use: 0 -> 1"),
@@ -52,7 +56,10 @@ def test_what_is_within_the_allowance_has_not_grown(later):
             msgspec.structs.replace(AT_REST, shared_memory=["a", "b"]),
             "segments in /dev/shm: 1 -> 2",
         ),
-        (msgspec.structs.replace(AT_REST, folders=["medha-x"]), "folders /tmp/medha-*: 0 -> 1"),
+        (
+            msgspec.structs.replace(AT_REST, folders=["medha-x"]),
+            "folders /tmp/medha-*: 0 -> 1",
+        ),
     ],
 )
 def test_what_has_grown_is_named(later, expected):
@@ -61,7 +68,9 @@ def test_what_has_grown_is_named(later, expected):
 
 def test_moments_stand_beside_each_other():
     later = msgspec.structs.replace(AT_REST, processes=[])
-    assert rows([AT_REST, later]) == [["stage", "1 / -", "1,000 / -", "40 / -", "20 / -"]]
+    assert rows([AT_REST, later]) == [
+        ["stage", "1 / -", "1,000 / -", "40 / -", "20 / -"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,11 @@ def test_moments_stand_beside_each_other():
         ("ray::StageActor", ["ray::StageActor", ""], "stage"),
         ("ray::SchedulerA", ["ray::SchedulerActor.stream", ""], "scheduler"),
         ("ray::ServeRepl", ["ray::ServeReplica:medha:medha", ""], "ingress"),
-        ("ray::ServeContr", ["ray::ServeController.listen_for_change"], "serve controller"),
+        (
+            "ray::ServeContr",
+            ["ray::ServeController.listen_for_change"],
+            "serve controller",
+        ),
         ("haproxy", ["/usr/bin/haproxy", "-db", "-f"], "haproxy"),
         ("raylet", ["/x/raylet", "--a=b"], "raylet"),
         ("python3", ["python3", "/x/ray/dashboard/dashboard.py"], "dashboard"),
@@ -98,7 +111,10 @@ def test_only_new_processes_are_replacements():
 def test_spares_do_not_work():
     resting = [msgspec.structs.replace(STAGE, pid=pid, cpu_s=9.0) for pid in (1, 2, 3)]
     seconds = {1: 9.01, 2: 12.0, 3: 11.0, 4: 2.5}  # 4 is new
-    busy = [msgspec.structs.replace(STAGE, pid=pid, cpu_s=cpu) for pid, cpu in seconds.items()]
+    busy = [
+        msgspec.structs.replace(STAGE, pid=pid, cpu_s=cpu)
+        for pid, cpu in seconds.items()
+    ]
     other = Process(5, "ingress", 1, 1, 1, cpu_s=50.0)
     assert victims(resting, [*busy, other], "stage") == [2, 3, 4]
     assert victims(resting, [*busy, other], "ingress") == [5]

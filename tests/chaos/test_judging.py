@@ -19,7 +19,14 @@ REFERENCE = Stream("s", text="abc", tokens=3, finish_reason="length")
 GOAL = Goal(whole=1, back_s=5.0, pause_s=3.0, neighbour_pause_s=1.0)
 
 
-def stream(text="abc", tokens=3, reason="length", error=None, moments=(1.0, 1.1, 1.5), resumed=0):
+def stream(
+    text="abc",
+    tokens=3,
+    reason="length",
+    error=None,
+    moments=(1.0, 1.1, 1.5),
+    resumed=0,
+):
     return Stream("s", text, list(moments), tokens, reason, error, resumed)
 
 
@@ -59,13 +66,20 @@ def test_the_longest_pause_lies_between_two_tokens():
     ],
 )
 def test_service_is_back_when_no_later_request_fails(probes, expected):
-    made = [Probe(sent, ended, None if good else "refused") for sent, ended, good in probes]
+    made = [
+        Probe(sent, ended, None if good else "refused") for sent, ended, good in probes
+    ]
     assert back_after_s(made, 0.0) == expected
 
 
-@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.booleans()), max_size=20))
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.booleans()), max_size=20)
+)
 def test_service_is_never_back_before_a_failure_was_sent(made):
-    probes = [Probe(sent, sent + took, None if good else "no") for sent, took, good in sorted(made)]
+    probes = [
+        Probe(sent, sent + took, None if good else "no")
+        for sent, took, good in sorted(made)
+    ]
     back_s = back_after_s(probes, 0.0)
     failures = [probe.sent_at for probe in probes if probe.error is not None]
     assert back_s is None or all(back_s >= failed for failed in failures)
@@ -83,16 +97,28 @@ def test_goals_are_judged_one_by_one():
         "longest pause 4.0 s, not under 3 s",
         "the neighbours' longest pause 4.0 s, not under 1 s",
     ]
-    dead = judge([stream(text="a", reason=None, error="cut")], {"s": REFERENCE}, [], 0.0)
+    dead = judge(
+        [stream(text="a", reason=None, error="cut")], {"s": REFERENCE}, [], 0.0
+    )
     assert missed(GOAL, dead) == ["0 of 1 streams whole", "service did not come back"]
     assert dead.errors == ("cut",)
 
 
 def test_who_did_not_pass_through_the_dead_one_must_not_be_cut():
     references = {"s": REFERENCE}
-    both = judge([stream(resumed=1), stream(resumed=1)], references, [Probe(0.1, 0.2)], 0.0, 1)
-    assert missed(Goal(whole=2), both) == ["2 streams cut, 1 passed through the dead one"]
-    one = judge([stream(resumed=1), stream(moments=(1, 9))], references, [Probe(0.1, 0.2)], 0.0, 1)
+    both = judge(
+        [stream(resumed=1), stream(resumed=1)], references, [Probe(0.1, 0.2)], 0.0, 1
+    )
+    assert missed(Goal(whole=2), both) == [
+        "2 streams cut, 1 passed through the dead one"
+    ]
+    one = judge(
+        [stream(resumed=1), stream(moments=(1, 9))],
+        references,
+        [Probe(0.1, 0.2)],
+        0.0,
+        1,
+    )
     assert one.neighbour_pause_s == 8
     assert missed(Goal(whole=2, neighbour_pause_s=1.0), one) == [
         "the neighbours' longest pause 8.0 s, not under 1 s"
@@ -100,7 +126,10 @@ def test_who_did_not_pass_through_the_dead_one_must_not_be_cut():
 
 
 @pytest.mark.parametrize(
-    ("held", "most"), [([5, 4], 5), ([4], 5), ([], 9), ([7], 7), ([0, 0], 9), ([6, 5], 6)]
+    ("held", "most"),
+    [([5, 4], 5), ([4], 5), ([], 9), ([7], 7), ([0, 0], 9), ([6, 5], 6)],
 )
-def test_streams_that_no_replica_has_told_of_may_all_be_at_one(held: list[int], most: int):
+def test_streams_that_no_replica_has_told_of_may_all_be_at_one(
+    held: list[int], most: int
+):
     assert most_of_one(held, 9) == most

@@ -25,7 +25,16 @@ SEEN = Seen(
 
 def outcome(repeat, seen=SEEN, missed=()):
     return kills.Outcome(
-        "stage", repeat, 9, [5] * 9, 64, seen, {"stage": 1}, 10**9, 2 * 10**9, list(missed)
+        "stage",
+        repeat,
+        9,
+        [5] * 9,
+        64,
+        seen,
+        {"stage": 1},
+        10**9,
+        2 * 10**9,
+        list(missed),
     )
 
 
@@ -57,7 +66,9 @@ def test_a_poison_that_harms_others_is_named():
 def test_a_soak_tells_each_moment():
     rest = Snapshot([Process(1, "stage", 10**9, 40, 20)], 0, 9, [], [])
     told = soak.text(
-        soak.Report(1.0, ["stage"], {"chat": 3}, {}, {"chat: HTTP 500": 1}, [rest] * 3, [])
+        soak.Report(
+            1.0, ["stage"], {"chat": 3}, {}, {"chat: HTTP 500": 1}, [rest] * 3, []
+        )
     )
     assert "| stage | 1 / 1 / 1 | 1,000 / 1,000 / 1,000 |" in told
     assert "- wrong answers: chat: HTTP 500 1" in told
@@ -77,14 +88,20 @@ def test_faults_of_a_stream(stream, fault):
 
 
 def test_memory_that_did_not_come_back_is_named():
-    before, peak, settled = {"haproxy": 12, "stage": 1000}, {"stage": 3000}, {"stage": 1148}
+    before, peak, settled = (
+        {"haproxy": 12, "stage": 1000},
+        {"stage": 3000},
+        {"stage": 1148},
+    )
     assert campaigns.kept(before, settled) == ["stage: memory 1000 -> 1148 MB"]
     assert campaigns.kept(before, {"stage": 1147, "haproxy": 12}) == []
     rows = campaigns.memory_table(before, peak, settled).splitlines()[2:]
     assert rows == ["| haproxy | 12 | - | - |", "| stage | 1000 | 3000 | 1148 |"]
 
 
-def test_all_goes_on_after_a_failure_and_says_what_failed(monkeypatch, tmp_path, capsys):
+def test_all_goes_on_after_a_failure_and_says_what_failed(
+    monkeypatch, tmp_path, capsys
+):
     ran = []
 
     def noted(name, status):

@@ -28,7 +28,10 @@ _WORDS: Final = (
     "music",
     "garden",
 )
-_BUSY: Final = (429, 503)  # "try again later" is a proper answer while something is mended
+_BUSY: Final = (
+    429,
+    503,
+)  # "try again later" is a proper answer while something is mended
 _LIMIT: Final = aiohttp.ClientTimeout(total=180)
 _BAD_BODIES: Final = (
     b"not json",
@@ -51,7 +54,9 @@ class Traffic:
         self.sent: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()  # by kind and what was wrong
         self.refused: Counter[str] = Counter()  # told to try again later
-        self._kinds: dict[str, tuple[float, Callable[[aiohttp.ClientSession], Awaitable[None]]]] = {
+        self._kinds: dict[
+            str, tuple[float, Callable[[aiohttp.ClientSession], Awaitable[None]]]
+        ] = {
             "chat": (6, self._chat),
             "long prompt": (1, self._long),
             "n": (1, self._several),
@@ -98,15 +103,24 @@ class Traffic:
         await self._streamed(session, "/v1/chat/completions", body)
 
     async def _long(self, session: aiohttp.ClientSession) -> None:
-        prompt = prompt_of(self._random.randint(1000, 4000), self._random.randrange(1000))
-        await self._streamed(session, "/v1/completions", {"prompt": prompt, "max_tokens": 8})
+        prompt = prompt_of(
+            self._random.randint(1000, 4000), self._random.randrange(1000)
+        )
+        await self._streamed(
+            session, "/v1/completions", {"prompt": prompt, "max_tokens": 8}
+        )
 
     async def _several(self, session: aiohttp.ClientSession) -> None:
         body = {"prompt": self._phrase(8), "max_tokens": 20, "n": 3}
         await self._whole(session, "/v1/completions", body)
 
     async def _logprobs(self, session: aiohttp.ClientSession) -> None:
-        body = {"prompt": self._phrase(30), "max_tokens": 10, "logprobs": 5, "echo": True}
+        body = {
+            "prompt": self._phrase(30),
+            "max_tokens": 10,
+            "logprobs": 5,
+            "echo": True,
+        }
         await self._whole(session, "/v1/completions", body)
 
     async def _penalties(self, session: aiohttp.ClientSession) -> None:
@@ -119,13 +133,19 @@ class Traffic:
         await self._streamed(session, "/v1/completions", body)
 
     async def _stops(self, session: aiohttp.ClientSession) -> None:
-        body = {"prompt": self._phrase(10), "max_tokens": 60, "stop": ["\n", " the ", "e"]}
+        body = {
+            "prompt": self._phrase(10),
+            "max_tokens": 60,
+            "stop": ["\n", " the ", "e"],
+        }
         await self._streamed(session, "/v1/completions", body)
 
     async def _abort(self, session: aiohttp.ClientSession) -> None:
         """Leave after a few tokens."""
         body = {"prompt": self._phrase(10), "max_tokens": 2000, "ignore_eos": True}
-        async with self._post(session, "/v1/completions", {**body, "stream": True}) as answer:
+        async with self._post(
+            session, "/v1/completions", {**body, "stream": True}
+        ) as answer:
             _check(answer.status)
             for _ in range(self._random.randint(1, 10)):
                 await answer.content.readline()
@@ -133,7 +153,12 @@ class Traffic:
 
     async def _slow(self, session: aiohttp.ClientSession) -> None:
         """Read a little at a time."""
-        body = {"prompt": self._phrase(10), "max_tokens": 100, "ignore_eos": True, "stream": True}
+        body = {
+            "prompt": self._phrase(10),
+            "max_tokens": 100,
+            "ignore_eos": True,
+            "stream": True,
+        }
         async with self._post(session, "/v1/completions", body) as answer:
             _check(answer.status)
             async for _ in answer.content.iter_chunked(2048):
@@ -156,10 +181,14 @@ class Traffic:
     def _phrase(self, words: int) -> str:
         return " ".join(self._random.choices(_WORDS, k=words))
 
-    def _post(self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
+    def _post(
+        self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]
+    ) -> Any:
         return session.post(self._url + path, json={"model": self._model, **body})
 
-    async def _whole(self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> None:
+    async def _whole(
+        self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]
+    ) -> None:
         async with self._post(session, path, body) as answer:
             await answer.read()
             _check(answer.status)

@@ -23,7 +23,9 @@ class RawServer:
         self.gone = asyncio.Event()
         self.url = ""
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(
             (
@@ -77,7 +79,9 @@ async def serving() -> AsyncIterator[Serving]:
             listener = await asyncio.start_server(raw.serve, "127.0.0.1", 0)
             stack.callback(listener.close)
             raw.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-            client = await stack.enter_async_context(Client(raw.url, model="toy", **options))
+            client = await stack.enter_async_context(
+                Client(raw.url, model="toy", **options)
+            )
             return raw, client
 
         yield begin

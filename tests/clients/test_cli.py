@@ -27,7 +27,12 @@ ANSWER = streamed(
 async def run(*arguments: str) -> tuple[int, str, str]:
     """medha-client in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "clients", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        sys.executable,
+        "-m",
+        "clients",
+        *arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     out, err = await process.communicate()
     assert process.returncode is not None
@@ -37,7 +42,16 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 async def test_prints_the_text_and_a_summary(serving) -> None:
     raw, _ = await serving(ANSWER)
     code, out, err = await run(
-        "hi", "--base-url", raw.url, "--model", "m", "--completion", "--seed", "4", "--stop", "X"
+        "hi",
+        "--base-url",
+        raw.url,
+        "--model",
+        "m",
+        "--completion",
+        "--seed",
+        "4",
+        "--stop",
+        "X",
     )
     assert (code, out) == (0, "Hello\n")
     assert "reading the prompt: 1,000 of 4,000 tokens, 2.5 s left\n" in err
@@ -58,7 +72,9 @@ async def test_json(serving) -> None:
 
 
 async def test_failures_are_one_line_and_exit_code_1(serving) -> None:
-    raw, _ = await serving(whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3"))
+    raw, _ = await serving(
+        whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3")
+    )
     code, out, err = await run("hi", "--base-url", raw.url, "--model", "m")
     assert (code, out, err) == (
         1,
@@ -74,7 +90,9 @@ async def test_failures_are_one_line_and_exit_code_1(serving) -> None:
 
 
 async def test_interrupt(serving) -> None:
-    raw, _ = await serving(streamed(b'data: {"choices":[{"text":"Hel"}]}\n\n'), hang=True)
+    raw, _ = await serving(
+        streamed(b'data: {"choices":[{"text":"Hel"}]}\n\n'), hang=True
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -125,11 +143,18 @@ def test_progress_bar_on_a_terminal() -> None:
 def test_a_resumed_answer_does_not_look_broken_on_a_terminal() -> None:
     out, err = io.StringIO(), Terminal()
     view = TextView(out, err)
-    for event in (Accepted(), Token("Once", 1.0), Resumed(1, 2.0, 1), Token(" upon", 2.5)):
+    for event in (
+        Accepted(),
+        Token("Once", 1.0),
+        Resumed(1, 2.0, 1),
+        Token(" upon", 2.5),
+    ):
         view.show(event)
     view.close()
     assert out.getvalue() == "Once upon\n"
-    assert err.getvalue().startswith("\n[the connection was cut; resumed after 1 tokens]\n")
+    assert err.getvalue().startswith(
+        "\n[the connection was cut; resumed after 1 tokens]\n"
+    )
     assert err.getvalue().endswith(", cut and resumed: 1\n")
 
 
@@ -235,7 +260,9 @@ async def test_the_address_needs_no_scheme(serving) -> None:
     assert (code, out) == (0, "Hello\n")
 
 
-def test_the_help_tells_what_every_flag_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_tells_what_every_flag_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for command in ([], ["trace"]):
         with pytest.raises(SystemExit):
             main([*command, "--help"])
@@ -252,7 +279,10 @@ def test_the_prompt_of_one_word_that_is_a_command() -> None:
 def test_prompt_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("document")
     monkeypatch.setattr("sys.stdin", io.StringIO("question"))
-    assert read_prompt(parse(["-", "--file", str(tmp_path / "a.txt")])) == "document\n\nquestion"
+    assert (
+        read_prompt(parse(["-", "--file", str(tmp_path / "a.txt")]))
+        == "document\n\nquestion"
+    )
     assert main(["--file", str(tmp_path / "missing.txt")]) == 1
     for wrong in ([], ["x", "--chat", "--completion"], ["x", "--max-tokens", "many"]):
         with pytest.raises(SystemExit) as caught:

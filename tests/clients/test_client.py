@@ -66,7 +66,9 @@ EXPECTED = [
 async def test_stream_in_any_pieces(serving) -> None:
     answer = streamed(HELLO)
     for size in (1, 7, len(answer)):
-        _, client = await serving(*(answer[i : i + size] for i in range(0, len(answer), size)))
+        _, client = await serving(
+            *(answer[i : i + size] for i in range(0, len(answer), size))
+        )
         assert timeless(await collect(client.complete("x"))) == EXPECTED
 
 
@@ -104,8 +106,14 @@ async def test_what_is_sent(serving) -> None:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (whole(400, b'{"error":{"message":"no","type":"t","param":"n","code":"c"}}'), ApiError),
-        (whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3"), OverloadedError),
+        (
+            whole(400, b'{"error":{"message":"no","type":"t","param":"n","code":"c"}}'),
+            ApiError,
+        ),
+        (
+            whole(429, b'{"error":{"message":"full"}}', b"retry-after: 3"),
+            OverloadedError,
+        ),
         (whole(408, b'{"error":{"message":"late"}}'), TimedOutError),
         (whole(500, b"<html>oops</html>"), ApiError),
         (whole(404, b'{"detail":"Not Found"}'), ApiError),
@@ -119,9 +127,15 @@ async def test_what_is_sent(serving) -> None:
             ),
             ApiError,
         ),
-        (streamed(b'data: {"error":{"message":"late","type":"timeout_error"}}\n\n'), TimedOutError),
+        (
+            streamed(b'data: {"error":{"message":"late","type":"timeout_error"}}\n\n'),
+            TimedOutError,
+        ),
         (streamed(HELLO.replace(b"data: [DONE]\n\n", b"")), StreamCutError),
-        (whole(200, b"{}").replace(b"content-length: 2", b"content-length: 9"), StreamCutError),
+        (
+            whole(200, b"{}").replace(b"content-length: 2", b"content-length: 9"),
+            StreamCutError,
+        ),
         (b"HTTP/1.1 rubbish\r\n\r\n", StreamCutError),
         (b"", StreamCutError),
     ],
@@ -156,7 +170,9 @@ async def test_error_fields(serving) -> None:
 
 
 async def test_a_silent_server(serving) -> None:
-    _, client = await serving(streamed(b": accepted\n\n"), hang=True, idle_timeout_s=0.05)
+    _, client = await serving(
+        streamed(b": accepted\n\n"), hang=True, idle_timeout_s=0.05
+    )
     with pytest.raises(StreamCutError, match="silent"):
         await collect(client.complete("x"))
 
@@ -173,7 +189,11 @@ async def test_leaving_early_closes_the_connection(serving) -> None:
 
 async def test_no_server() -> None:
     for url, model, message in [
-        ("http://127.0.0.1:9/v1/", None, "no server at http://127.0.0.1:9: Connection refused"),
+        (
+            "http://127.0.0.1:9/v1/",
+            None,
+            "no server at http://127.0.0.1:9: Connection refused",
+        ),
         ("ftp://nowhere", "m", "not an HTTP URL: ftp://nowhere"),
         ("http://[1", "m", "not an HTTP URL: http://[1"),
     ]:
@@ -183,7 +203,9 @@ async def test_no_server() -> None:
             assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("answer", [b"[]", b"{}", b"x", b'{"data":[]}', b'{"data":[{}]}'])
+@pytest.mark.parametrize(
+    "answer", [b"[]", b"{}", b"x", b'{"data":[]}', b'{"data":[{}]}']
+)
 async def test_servers_without_models(serving, answer: bytes) -> None:
     _, client = await serving(whole(200, answer))
     client.model = None
@@ -217,7 +239,10 @@ async def test_against_the_real_server() -> None:
             ):
                 seen = await collect(events)
                 assert isinstance(seen[0], Accepted)
-                assert (seen[0].ttft_deadline_s, seen[0].predicted_ttft_s) == (2.5, 1.25)
+                assert (seen[0].ttft_deadline_s, seen[0].predicted_ttft_s) == (
+                    2.5,
+                    1.25,
+                )
                 assert seen[1] == Progress(1, 2, 3.0)
                 tokens = [event for event in seen if isinstance(event, Token)]
                 assert [event.text for event in tokens] == ["", "é", "", "", "€"]

@@ -21,7 +21,9 @@ from tests.fakes import FakeEngine, saying
 from tests.serve.conftest import listening
 
 TEXT = "Grüße, 😀 world!"
-CONFIG = MedhaConfig(model_loading_config=ModelLoadingConfig(model_id="toy", model_source="random"))
+CONFIG = MedhaConfig(
+    model_loading_config=ModelLoadingConfig(model_id="toy", model_source="random")
+)
 ASKED = {"max_tokens": 60, "stop": ["ld!"]}
 
 
@@ -58,9 +60,15 @@ async def answer_bytes(url: str) -> bytes:
     body = {"prompt": "hi", "model": "toy", "stream": True, **ASKED}
     body["stream_options"] = {"include_usage": True}
     data = json.dumps(body).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
-    writer.write(f"{head}x-medha-event-ids: 1\r\nconnection: close\r\n\r\n".encode() + data)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", int(url.rpartition(":")[2])
+    )
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
+    )
+    writer.write(
+        f"{head}x-medha-event-ids: 1\r\nconnection: close\r\n\r\n".encode() + data
+    )
     answer = await reader.read()
     writer.close()
     return answer
@@ -69,7 +77,9 @@ async def answer_bytes(url: str) -> bytes:
 async def test_cut_after_any_byte() -> None:
     async with listening(app_of(FakeEngine(saying(TEXT.encode(), 256)))) as url:
         wire = await answer_bytes(url)
-        known_from = wire.index(b":0\n\n") + 9  # by then the client knows what to ask for
+        known_from = (
+            wire.index(b":0\n\n") + 9
+        )  # by then the client knows what to ask for
         for cut in range(known_from, len(wire) - 60, 37):
             async with cutting(url, [cut]) as proxy:
                 events = await ask(proxy)
@@ -118,7 +128,9 @@ async def test_a_server_that_restarts_is_waited_for() -> None:
 
         def away() -> None:
             proxy.refuse()
-            loop.call_later(0.05, lambda: back.append(asyncio.ensure_future(proxy.listen())))
+            loop.call_later(
+                0.05, lambda: back.append(asyncio.ensure_future(proxy.listen()))
+            )
 
         proxy.on_cut = away
         assert text_of(await ask(proxy)) == "Grüße, 😀 wor"
@@ -146,7 +158,9 @@ async def test_an_answer_that_is_forgotten() -> None:
 
 async def test_an_error_frame_is_no_cut(serving) -> None:
     raw, client = await serving(
-        streamed(b'id: a:1\ndata: {"error":{"message":"died","type":"server_error"}}\n\n')
+        streamed(
+            b'id: a:1\ndata: {"error":{"message":"died","type":"server_error"}}\n\n'
+        )
     )
     with pytest.raises(ApiError, match="died"):
         [event async for event in client.complete("x")]

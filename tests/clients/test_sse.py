@@ -44,14 +44,18 @@ def test_split_at_every_byte(end: bytes) -> None:
 @settings(max_examples=200)
 @given(
     st.lists(
-        st.sampled_from([b"data: x", b"\r", b"\n", b"\r\n", b":c", b"event: e", b"data"]),
+        st.sampled_from(
+            [b"data: x", b"\r", b"\n", b"\r\n", b":c", b"event: e", b"data"]
+        ),
         max_size=20,
     ),
     st.data(),
 )
 def test_splits_never_matter(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=6)) | {0, len(stream)})
+    cuts = sorted(
+        data.draw(st.sets(st.integers(0, len(stream)), max_size=6)) | {0, len(stream)}
+    )
     pieces = [stream[a:b] for a, b in pairwise(cuts)]
     assert parse(*pieces) == parse(stream)
 
@@ -70,7 +74,12 @@ def test_endless_events_are_refused() -> None:
 def test_the_last_event_id() -> None:
     parser = SseParser()
     seen = []
-    for chunk in (b"data: x\n\n", b"id: a:0\n\n", b"id: a:1\ndata: y\n\n", b"id: n\0\ndata: z\n\n"):
+    for chunk in (
+        b"data: x\n\n",
+        b"id: a:0\n\n",
+        b"id: a:1\ndata: y\n\n",
+        b"id: n\0\ndata: z\n\n",
+    ):
         frames = parser.feed(chunk)
         seen.append((parser.last_event_id, len(frames)))
     assert seen == [("", 1), ("a:0", 0), ("a:1", 1), ("a:1", 1)]

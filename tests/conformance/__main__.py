@@ -30,11 +30,15 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "conformance.md"
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.conformance", description=__doc__)
-    parser.add_argument("tool", nargs="*", help=f"of {', '.join(tools.NAMES)}; none: all")
+    parser.add_argument(
+        "tool", nargs="*", help=f"of {', '.join(tools.NAMES)}; none: all"
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="of a running server, instead of starting one")
     where.add_argument(
-        "--scripted", action="store_true", help="against a scripted engine in this process"
+        "--scripted",
+        action="store_true",
+        help="against a scripted engine in this process",
     )
     parser.add_argument(
         "--environments",
@@ -42,11 +46,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=cache_folder() / "conformance",
         help="the folder where the tools live",
     )
-    parser.add_argument("--anew", action="store_true", help="install the newest packages again")
-    parser.add_argument("--cases", type=int, help="of schemathesis, for each route")
-    parser.add_argument("--page", type=Path, default=PAGE, help="whose table gets the results")
     parser.add_argument(
-        "--record", action="store_true", help="keep what is sent for the tests; with --scripted"
+        "--anew", action="store_true", help="install the newest packages again"
+    )
+    parser.add_argument("--cases", type=int, help="of schemathesis, for each route")
+    parser.add_argument(
+        "--page", type=Path, default=PAGE, help="whose table gets the results"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="keep what is sent for the tests; with --scripted",
     )
     options = parser.parse_args(arguments)
     unknown = set(options.tool) - set(tools.NAMES)
@@ -67,7 +77,9 @@ def scripted() -> Iterator[tuple[Served, recording.Recorder]]:
 
 
 @contextlib.contextmanager
-def server(options: argparse.Namespace) -> Iterator[tuple[Served, recording.Recorder | None]]:
+def server(
+    options: argparse.Namespace,
+) -> Iterator[tuple[Served, recording.Recorder | None]]:
     """What is asked for, and what records there."""
     if options.url:
         yield served_at(options.url.rstrip("/"), "real"), None

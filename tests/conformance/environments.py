@@ -14,7 +14,9 @@ from typing import Final
 from tests.conformance.tools import Tool
 
 SCRIPTS: Final = Path(__file__).parent / "scripts"
-_VERSION: Final = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+_VERSION: Final = (
+    "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+)
 _INSTALL_S: Final = 1800.0
 
 
@@ -49,7 +51,17 @@ class Environment:
             raise NotInstalledError("there is no npm here")
         (self._root / "package.json").write_text('{"private": true}')
         packages = self._tool.packages
-        _run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(self._root), *packages])
+        _run(
+            [
+                "npm",
+                "install",
+                "--no-audit",
+                "--no-fund",
+                "--prefix",
+                str(self._root),
+                *packages,
+            ]
+        )
 
     def _install_python(self) -> None:
         _run([sys.executable, "-m", "venv", str(self._root)])
@@ -57,7 +69,17 @@ class Environment:
             [place] = self._root.glob("lib/python*/site-packages")
             (place / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
         alone = () if self._tool.dependencies else ("--no-deps",)
-        _run([str(self._python), "-m", "pip", "install", "--quiet", *alone, *self._tool.packages])
+        _run(
+            [
+                str(self._python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                *alone,
+                *self._tool.packages,
+            ]
+        )
 
     @property
     def _python(self) -> Path:
@@ -73,14 +95,18 @@ class Environment:
             package = self._root / "node_modules" / self._distribution / "package.json"
             return str(json.loads(package.read_text())["version"])
         command = [str(self._python), "-c", _VERSION, self._distribution]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     def command(self, url: str, model: str) -> list[str]:
         """What runs the tool's script."""
         script = SCRIPTS / self._tool.script
         if self._tool.kind == "python":
             return [str(self._python), str(script), url, model]
-        for module in SCRIPTS.glob("*.mjs"):  # node looks for packages where the script lies
+        for module in SCRIPTS.glob(
+            "*.mjs"
+        ):  # node looks for packages where the script lies
             shutil.copy(module, self._root)
         return ["node", str(self._root / script.name), url, model]
 
@@ -89,7 +115,11 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            env={
+                **os.environ,
+                "PIP_NO_INPUT": "1",
+                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -104,5 +134,9 @@ def _run(command: list[str]) -> None:
 def _reason(said: str) -> str:
     """The line of an installer that says what is wrong."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()] or lines or ["it said nothing"]
+    errors = (
+        [line for line in lines if "error" in line.lower()]
+        or lines
+        or ["it said nothing"]
+    )
     return errors[-1][:160]

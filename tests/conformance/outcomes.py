@@ -29,7 +29,9 @@ class Outcome:
     @property
     def is_good(self) -> bool:
         """Nothing failed; a tool that cannot be had here is nobody's fault."""
-        return not self.installed or bool(self.passed and not self.failed and self.why is None)
+        return not self.installed or bool(
+            self.passed and not self.failed and self.why is None
+        )
 
     @property
     def result(self) -> str:

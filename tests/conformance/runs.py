@@ -46,7 +46,10 @@ def run(tool: Tool, folder: Path, server: Served, anew: bool = False) -> Outcome
         return Outcome(tool.name, tool.does, why=str(error), installed=False)
     command = environment.command(server.url, server.model)
     log = folder / f"{tool.name}.log"
-    told = {"MEDHA_TOKENIZER": str(tokenizer_folder(folder)), "MEDHA_SERVER": server.kind}
+    told = {
+        "MEDHA_TOKENIZER": str(tokenizer_folder(folder)),
+        "MEDHA_SERVER": server.kind,
+    }
     status = _run(command, log, tool.limit_s, told)
     passed, failed = checks_of(log.read_text(errors="replace"))
     return Outcome(
@@ -60,11 +63,16 @@ def run(tool: Tool, folder: Path, server: Served, anew: bool = False) -> Outcome
     )
 
 
-def _run(command: list[str], log: Path, limit_s: float, told: dict[str, str]) -> int | str:
+def _run(
+    command: list[str], log: Path, limit_s: float, told: dict[str, str]
+) -> int | str:
     """The exit status; `log` gets all output, `told` is put into the environment. Nothing of it is
     left running."""
     given = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with log.open("w") as output, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+    with (
+        log.open("w") as output,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place,
+    ):
         process = subprocess.Popen(
             command,
             cwd=place,

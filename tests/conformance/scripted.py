@@ -74,7 +74,9 @@ class Sayings:
             most = request.sampling.logprobs
             top = () if most is None else self._top(token_id, most)
             chosen = None if most is None else _LIKELY
-            yield TokenEvent(request.id, index, token_id, request.arrived_at + 1.0, chosen, top)
+            yield TokenEvent(
+                request.id, index, token_id, request.arrived_at + 1.0, chosen, top
+            )
             await asyncio.sleep(0)  # others are answered in between
         stops = bool(tokens) and tokens[-1] in request.sampling.stop_token_ids
         yield finished(request, len(tokens), "stop" if stops else "length")
@@ -84,7 +86,9 @@ class Sayings:
         most = min(sampling.max_tokens, self._most)
         if sampling.grammar is not None:
             return self._follow(self._matchers.matcher(sampling.grammar), most)
-        ends = self._end in sampling.stop_token_ids and sampling.min_tokens <= len(self._sentence)
+        ends = self._end in sampling.stop_token_ids and sampling.min_tokens <= len(
+            self._sentence
+        )
         if ends:
             return [*self._sentence, self._end][:most]
         rounds = most // len(self._sentence) + 1
@@ -106,7 +110,9 @@ class Sayings:
         for token_id in self._endings:
             if allowed[token_id]:
                 return token_id
-        return max(np.flatnonzero(allowed).tolist(), key=lambda i: len(self._words[i].strip()))
+        return max(
+            np.flatnonzero(allowed).tolist(), key=lambda i: len(self._words[i].strip())
+        )
 
     def _prompt(self, request: Request, most: int) -> PromptLogprobsEvent:
         tokens = unpack_tokens(request.prompt_token_ids)
@@ -114,14 +120,18 @@ class Sayings:
         return PromptLogprobsEvent(request.id, 0, tuple(entries))
 
     def _top(self, token_id: int, most: int) -> Top:
-        others: Sequence[int] = [number for number in range(most + 1) if number != token_id]
+        others: Sequence[int] = [
+            number for number in range(most + 1) if number != token_id
+        ]
         entries = [(token_id, _LIKELY), *[(number, _UNLIKELY) for number in others]]
         return tuple(entries[:most])
 
 
 def scripted_server(most: int = 2**31) -> Server:
     """All routes of the shipped configuration; an answer has at most so many tokens."""
-    patient = LimitsConfig(grammar_timeout_s=60.0)  # how busy the machine is, is no test's affair
+    patient = LimitsConfig(
+        grammar_timeout_s=60.0
+    )  # how busy the machine is, is no test's affair
     config = MedhaConfig(model_loading_config=MODEL, limits=patient)
     text = load_text(MODEL)
     engine = FakeEngine(Sayings(text, most).say)

@@ -25,13 +25,21 @@ def test_what_a_script_said() -> None:
     ("outcome", "good", "result"),
     [
         (Outcome("a", "x", passed=("one", "two")), True, "2 of 2"),
-        (Outcome("a", "x", passed=("one",), failed=("two: no",)), False, "1 of 2; two: no"),
+        (
+            Outcome("a", "x", passed=("one",), failed=("two: no",)),
+            False,
+            "1 of 2; two: no",
+        ),
         (
             Outcome("a", "x", why="its script ended with 1"),
             False,
             "0 of 0; its script ended with 1",
         ),
-        (Outcome("a", "x", why="no npm", installed=False), True, "not installed: no npm"),
+        (
+            Outcome("a", "x", why="no npm", installed=False),
+            True,
+            "not installed: no npm",
+        ),
         (Outcome("a", "x"), False, "0 of 0"),
     ],
 )
@@ -46,7 +54,10 @@ def test_rows_of_other_tools_stay(tmp_path: Path) -> None:
     outcomes.write(page, [Outcome("b", "y | z", "1.0", "real", passed=("one",))])
     before, *table, after = page.read_text().splitlines()
     assert (before, after) == ("before", "after")
-    assert table[3:5] == ["| a | - | x | - | 1 of 1 |", "| b | 1.0 | y / z | real | 1 of 1 |"]
+    assert table[3:5] == [
+        "| a | - | x | - | 1 of 1 |",
+        "| b | 1.0 | y / z | real | 1 of 1 |",
+    ]
     assert len(table) == 6
 
 
@@ -66,7 +77,10 @@ def test_every_tool_is_on_the_page() -> None:
 
 def test_tools_are_chosen_by_name() -> None:
     assert chosen([]) == list(ALL)
-    assert [tool.name for tool in chosen(["litellm", "anthropic"])] == ["anthropic", "litellm"]
+    assert [tool.name for tool in chosen(["litellm", "anthropic"])] == [
+        "anthropic",
+        "litellm",
+    ]
     with pytest.raises(SystemExit):
         parse(["telnet"])
     with pytest.raises(SystemExit):
@@ -83,9 +97,13 @@ def test_one_request_of_each_shape_is_recorded(tmp_path: Path, monkeypatch) -> N
         body = await request.json()
         return JSONResponse(body, status_code=400 if "bad" in body else 200)
 
-    recorder = recording.Recorder(Starlette(routes=[Route("/x", answer, methods=["POST"])]))
+    recorder = recording.Recorder(
+        Starlette(routes=[Route("/x", answer, methods=["POST"])])
+    )
     client = TestClient(recorder)
-    client.post("/x", json={"a": 1}, headers={"x-request-id": "r", "authorization": "secret"})
+    client.post(
+        "/x", json={"a": 1}, headers={"x-request-id": "r", "authorization": "secret"}
+    )
     client.post("/x?q=1", json={"a": 1})
     client.post("/x", json={"a": 2})
     client.post("/x", json={"bad": [1, 2]})

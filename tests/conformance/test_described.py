@@ -14,7 +14,9 @@ from tests.conformance.environments import SCRIPTS
 from tests.conformance.scripted import scripted_server, serving
 
 CASES = 1_000  # at least
-EACH = "5"  # made at random for each route, beside those that every schema gives rise to
+EACH = (
+    "5"  # made at random for each route, beside those that every schema gives rise to
+)
 
 
 @pytest.mark.slow

@@ -42,7 +42,11 @@ def check_events(path: str, text: str) -> None:
     events = [json.loads(event) for event in data]
     assert events
     if path in CHATS_AND_COMPLETIONS:
-        reasons = [choice.get("finish_reason") for event in events for choice in event["choices"]]
+        reasons = [
+            choice.get("finish_reason")
+            for event in events
+            for choice in event["choices"]
+        ]
         assert any(reasons)
     else:
         ends = ("response.completed", "response.incomplete", "message_stop")
@@ -51,7 +55,9 @@ def check_events(path: str, text: str) -> None:
 
 def check_json(api: dict[str, Any], path: str, reply: Any) -> None:
     """It is of the kind that the description tells."""
-    [described] = [row for row in api["paths"][path].values() if "200" in row["responses"]]
+    [described] = [
+        row for row in api["paths"][path].values() if "200" in row["responses"]
+    ]
     content = described["responses"]["200"]["content"]
     schema = content["application/json"]["schema"]
     Draft202012Validator({**schema, "components": api["components"]}).validate(reply)
@@ -62,13 +68,17 @@ def is_scoring(body: Any) -> bool:
     asked = body or {}
     if not (asked.get("echo") and asked.get("logprobs")):
         return False
-    return isinstance(asked["prompt"], list) and isinstance(asked["prompt"][0], list | int)
+    return isinstance(asked["prompt"], list) and isinstance(
+        asked["prompt"][0], list | int
+    )
 
 
 def check_likelihoods(body: dict[str, Any], reply: dict[str, Any]) -> None:
     """What lm-eval reads: of every token of the prompt but the first, the log-probability, and
     whether it EQUALS the largest of those listed (here every token is the likeliest)."""
-    prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+    prompts = (
+        body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+    )
     assert [choice["index"] for choice in reply["choices"]] == list(range(len(prompts)))
     for prompt, choice in zip(prompts, reply["choices"], strict=True):
         told = choice["logprobs"]["token_logprobs"]
@@ -79,7 +89,9 @@ def check_likelihoods(body: dict[str, Any], reply: dict[str, Any]) -> None:
             assert value == max(top.values())
 
 
-async def replay(http: httpx.AsyncClient, api: dict[str, Any], recorded: Recorded) -> None:
+async def replay(
+    http: httpx.AsyncClient, api: dict[str, Any], recorded: Recorded
+) -> None:
     response = await http.request(
         recorded.method, recorded.path, headers=recorded.headers, json=recorded.body
     )

@@ -39,7 +39,9 @@ def model_of(stages=1, page_s=0.0):
     )
 
 
-def config_of(policy="lars", tpot_s=0.2, objectives=None, prefix_cache=True, **scheduler):
+def config_of(
+    policy="lars", tpot_s=0.2, objectives=None, prefix_cache=True, **scheduler
+):
     return MedhaConfig(
         parallel=ParallelConfig(),
         scheduler=SchedulerConfig(policy=policy, **scheduler),

@@ -9,7 +9,9 @@ def check_counts(world):
     live = world.scheduler.live
     queued = {state.id for state in live.queue.ordered(world.now)}
     assert len(live.queue) == len(queued)
-    assert queued or not len(live.queue.shares), "while nobody waits nobody is owed anything"
+    assert queued or not len(live.queue.shares), (
+        "while nobody waits nobody is owed anything"
+    )
     held = [[] for _ in range(world.grid.groups)]
     promised = [0] * world.grid.groups
     for name, state in live.by_id.items():
@@ -53,7 +55,11 @@ def check_slots(world):
     for group, slots in enumerate(world.scheduler.live.kv.store.slots):
         assert sorted([*slots.key_of, *slots.free]) == every, "slots leaked or doubled"
         assert {key: slot for slot, key in slots.key_of.items()} == slots.slot_of
-        sent = [m.moves for flight in world.flights if (m := flight.groups[group]) is not None]
+        sent = [
+            m.moves
+            for flight in world.flights
+            if (m := flight.groups[group]) is not None
+        ]
         moves = itertools.chain(*sent, slots.pending)
         assert slots.unsettled == Counter((move.slot, move.load) for move in moves)
         assert not slots.loading, "a load waits for a batch"

@@ -52,7 +52,10 @@ class Replica:
                 for key in keys:
                     self.moved[key] = message.batch_id
             else:
-                self.tier[move.slot] = message.batch_id, [self.slots[key] for key in keys]
+                self.tier[move.slot] = (
+                    message.batch_id,
+                    [self.slots[key] for key in keys],
+                )
 
     def step(self, message):
         self.move(message)
@@ -76,7 +79,9 @@ class Replica:
             if span.start <= self.seen[span.request_id]:
                 self.seen[span.request_id] = span.stop
             assert len(pages) == len(set(pages))
-        self.readers = Counter(page for _, pages in self.tables.values() for page in pages)
+        self.readers = Counter(
+            page for _, pages in self.tables.values() for page in pages
+        )
         assert set(opened) <= set(self.tables)
 
     def write(self, span, batch):
@@ -87,8 +92,12 @@ class Replica:
             offset = position - span.piece_start
             assert offset // self.page < len(pages), "no page for a written token"
             page = pages[offset // self.page]
-            assert self.readers[page] == 1, "a page that is written to belongs to one request"
-            self.slots[page, offset % self.page] = Slot(position, token, span.request_id, batch)
+            assert self.readers[page] == 1, (
+                "a page that is written to belongs to one request"
+            )
+            self.slots[page, offset % self.page] = Slot(
+                position, token, span.request_id, batch
+            )
             self.moved.pop((page, offset % self.page), None)
 
     def lose(self, batches):
@@ -98,4 +107,6 @@ class Replica:
             for key, slot in self.slots.items()
             if slot.batch not in batches and self.moved.get(key) not in batches
         }
-        self.tier = {slot: kept for slot, kept in self.tier.items() if kept[0] not in batches}
+        self.tier = {
+            slot: kept for slot, kept in self.tier.items() if kept[0] not in batches
+        }

@@ -40,7 +40,8 @@ class World:
         self.batches = []
         self.forces = {}  # of each request: tokens that its grammar forces after each draw
         self.landed = set()  # batches whose results have come back
-        # Requests whose span at this position kills the groups that compute it, and what is lost.
+        # Requests whose span at this position kills the groups that compute it, and
+        # what is lost.
         self.poison, self.dies = {}, "its groups"
         self.struck = set()  # requests that were in flight in groups that died
         self.condemned = set()
@@ -49,7 +50,11 @@ class World:
     def make(self):
         config = self.config
         return Scheduler(
-            config.scheduler, config.objectives, config.cache_name, self.grid, self.model
+            config.scheduler,
+            config.objectives,
+            config.cache_name,
+            self.grid,
+            self.model,
         )
 
     def add(self, request):
@@ -76,7 +81,9 @@ class World:
         """All groups (or those in `lost`) lose their caches, and their second tiers but for those
         in `found`; every stage forgets its page tables."""
         lost_batches = {batch.id for batch in self.flights}
-        in_flight = {span.request_id for batch in self.flights for span in spans_of(batch)}
+        in_flight = {
+            span.request_id for batch in self.flights for span in spans_of(batch)
+        }
         aboard = {
             span.request_id
             for batch in self.flights
@@ -89,7 +96,9 @@ class World:
                 self.dropped.add(name)
         self.flights.clear()
         for event in (events := self.scheduler.restart(self.now, lost, found)):
-            assert in_flight == aboard == {event.request_id}, "condemned with others in flight"
+            assert in_flight == aboard == {event.request_id}, (
+                "condemned with others in flight"
+            )
             assert event.request_id in self.struck, "condemned for the first death"
             self.condemned.add(event.request_id)
         self.struck |= aboard
@@ -129,9 +138,13 @@ class World:
         self.dropped.update(live)
         self.scheduler = self.make()
         self.flights.clear()
-        self.replicas = [Replica(self.grid.page_tokens) for _ in range(self.grid.groups)]
+        self.replicas = [
+            Replica(self.grid.page_tokens) for _ in range(self.grid.groups)
+        ]
         for name in live:
-            known = Resumed(token_ids=pack_tokens(self.tokens[name]), first_token_at=self.now)
+            known = Resumed(
+                token_ids=pack_tokens(self.tokens[name]), first_token_at=self.now
+            )
             request = msgspec.structs.replace(self.requests[name], resumed=known)
             assert isinstance(self.scheduler.add(request, self.now), Accepted)
         self.check()
@@ -163,7 +176,9 @@ class World:
             return True
         batch = self.flights.popleft()
         self.landed.add(batch.id)
-        results = [self.forced(result) for result in results_of(batch, (batch.predicted_s,))]
+        results = [
+            self.forced(result) for result in results_of(batch, (batch.predicted_s,))
+        ]
         self.note(self.scheduler.complete(results, self.now))
         return True
 
@@ -197,7 +212,9 @@ class World:
                 spans.setdefault(span.request_id, []).append((group, span))
         for name, parts in spans.items():
             self.check_span(name, parts)
-        for shared in {span.groups for parts in spans.values() for _, span in parts if span.groups}:
+        for shared in {
+            span.groups for parts in spans.values() for _, span in parts if span.groups
+        }:
             orders = [
                 [s.request_id for s in batch.groups[group].spans if s.groups == shared]
                 for group in shared
@@ -232,7 +249,11 @@ class World:
 
         cached = []
         for group, span in parts:
-            assert (span.start, span.stop, span.groups) == (first.start, first.stop, first.groups)
+            assert (span.start, span.stop, span.groups) == (
+                first.start,
+                first.stop,
+                first.groups,
+            )
             assert unpack_tokens(span.token_ids) == known[span.start : span.stop]
             replica = self.replicas[group]
             if request.sampling.repetition_penalty != 1:
@@ -269,7 +290,10 @@ class World:
             assert load.rows <= config.max_batch_tokens
             if any(self.is_forced(span) for span in message.spans):
                 continue  # one request with forced tokens never waits for room
-            if load.prefill_rows > config.min_chunk_tokens and config.fixed_chunk_tokens is None:
+            if (
+                load.prefill_rows > config.min_chunk_tokens
+                and config.fixed_chunk_tokens is None
+            ):
                 assert self.model.predict(load) <= batch.budget_s * (
                     LONE_BUDGETS if alone else 1
                 ) * (1 + 1e-9)
@@ -340,4 +364,6 @@ def prefilled(world, name):
         for span in spans_of(b)
         if span.request_id == name and span.writes
     ]
-    return [(span.start, span.stop) for span in spans if not span.sample or span.index == 0]
+    return [
+        (span.start, span.stop) for span in spans if not span.sample or span.index == 0
+    ]

@@ -19,7 +19,10 @@ def test_the_next_chunk_of_a_prompt_is_dispatched_before_the_last_one_is_compute
     state = world.scheduler.live.by_id["a"]
     assert state.computed == 0
     chunks = [spans_of(batch)[0] for batch in world.batches]
-    assert [chunk.start for chunk in chunks] == [0, *[chunk.stop for chunk in chunks[:-1]]]
+    assert [chunk.start for chunk in chunks] == [
+        0,
+        *[chunk.stop for chunk in chunks[:-1]],
+    ]
     assert state.dispatched == chunks[-1].stop
     world.drain()
 
@@ -56,7 +59,16 @@ def test_decodes_are_split_so_that_all_stages_have_work():
     assert world.launch()
     assert world.launch()
     assert [batch.decode_tokens for batch in world.batches[-2:]] == [3, 3]
-    assert len({span.request_id for batch in world.batches[-2:] for span in spans_of(batch)}) == 6
+    assert (
+        len(
+            {
+                span.request_id
+                for batch in world.batches[-2:]
+                for span in spans_of(batch)
+            }
+        )
+        == 6
+    )
 
 
 def test_a_decode_waits_for_its_own_token():
@@ -75,7 +87,9 @@ def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
     # later in the order than the long one
     world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))
     world.launch()
-    tokens = {span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])}
+    tokens = {
+        span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])
+    }
     assert tokens["short"] == 32
     assert tokens["long"] == 64  # 48 of its own 60% share, and what the short one left
     world.land()
@@ -85,7 +99,9 @@ def test_short_prefills_share_the_batch_with_a_long_one_that_has_slack():
 
 def test_without_slack_or_without_sharing_the_long_one_keeps_the_budget():
     for more, ttft_s in (({"space_sharing": False}, 20.0), ({}, 1.0)):
-        world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), **more)
+        world = world_of(
+            tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), **more
+        )
         world.add(request_of("long", 4000, 1, world.now, ttft_s=ttft_s))
         world.launch()
         world.add(request_of("short", 32, 1, world.now, ttft_s=1000.0))
@@ -94,7 +110,9 @@ def test_without_slack_or_without_sharing_the_long_one_keeps_the_budget():
 
 
 def test_two_long_prefills_do_not_share_a_batch():
-    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), max_chunk_tokens=32)
+    world = world_of(
+        tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), max_chunk_tokens=32
+    )
     for name in ("a", "b"):
         world.add(request_of(name, 3000, 1, world.now, ttft_s=20.0))
     for _ in range(20):
@@ -105,7 +123,10 @@ def test_two_long_prefills_do_not_share_a_batch():
 
 def test_a_batch_has_a_most_of_tokens():
     world = world_of(
-        tpot_s=10.0, max_chunk_tokens=64, max_batch_tokens=100, model=ExecutionModel.analytic()
+        tpot_s=10.0,
+        max_chunk_tokens=64,
+        max_batch_tokens=100,
+        model=ExecutionModel.analytic(),
     )
     for index in range(5):
         world.add(request_of(f"r{index}", 64, 2, world.now))
@@ -116,7 +137,10 @@ def test_a_batch_has_a_most_of_tokens():
 
 def test_fcfs_lets_nobody_ride_with_an_unfinished_prefill_nor_overtake_it():
     world = world_of(
-        tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), policy="fcfs", max_chunk_tokens=32
+        tpot_s=0.2,
+        model=ExecutionModel.analytic(token_s=1e-3),
+        policy="fcfs",
+        max_chunk_tokens=32,
     )
     world.add(request_of("a", 200, 1, world.now))
     world.add(request_of("b", 20, 1, world.now))
@@ -155,7 +179,9 @@ def test_fixed_chunks():
     world = decoding_world(1, fixed_chunk_tokens=50)
     world.add(request_of("a", 170, 1, world.now))
     world.drain()
-    assert [batch.prefill_tokens for batch in world.batches if batch.prefill_tokens][1:] == [
+    assert [batch.prefill_tokens for batch in world.batches if batch.prefill_tokens][
+        1:
+    ] == [
         50,
         50,
         50,
@@ -164,7 +190,9 @@ def test_fixed_chunks():
 
 
 def test_a_preemption_is_counted_when_another_takes_the_turn():
-    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), space_sharing=False)
+    world = world_of(
+        tpot_s=0.2, model=ExecutionModel.analytic(token_s=1e-3), space_sharing=False
+    )
     world.add(request_of("long", 4000, 1, world.now, ttft_s=100.0))
     world.launch()
     world.add(request_of("short", 300, 1, world.now, ttft_s=0.5))
@@ -201,11 +229,18 @@ def test_the_end_of_generation():
     world.add(request_of("edge", 8, 9, world.now, stop_token_ids=edge, min_tokens=2))
     # with a grammar an early stop token comes only where nothing else may
     grammar = Grammar("start: /a/", stop)
-    early = {"stop_token_ids": (token_of("early", 0),), "min_tokens": 5, "grammar": grammar}
+    early = {
+        "stop_token_ids": (token_of("early", 0),),
+        "min_tokens": 5,
+        "grammar": grammar,
+    }
     world.add(request_of("early", 8, 9, world.now, **early))
     world.add(request_of("model", 7990, 10, world.now))
     world.drain()
-    ends = {name: (event.reason, event.generated_tokens) for name, event in world.finished.items()}
+    ends = {
+        name: (event.reason, event.generated_tokens)
+        for name, event in world.finished.items()
+    }
     assert ends == {
         "length": ("length", 5),
         "stop": ("stop", 3),
@@ -223,6 +258,8 @@ def test_a_long_prefill_does_not_hold_up_a_first_token_in_its_batch():
     world.land()
     world.add(request_of("short", 60, 1, world.now))
     world.launch()
-    rows = {span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])}
+    rows = {
+        span.request_id: span.stop - span.start for span in spans_of(world.batches[-1])
+    }
     assert rows["short"] == 60
     assert rows.get("long", 0) <= 15

@@ -5,7 +5,13 @@ from core_inputs import config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.chunking import FINE, UNIT, PrefillTable, largest_chunk, pipeline_share
+from medha_actors.core.chunking import (
+    FINE,
+    UNIT,
+    PrefillTable,
+    largest_chunk,
+    pipeline_share,
+)
 from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.core.simulator import Simulation
 
@@ -77,9 +83,15 @@ def table_of(model, stages=1, budget_s=0.1, **more):
 @pytest.mark.parametrize(("stages", "groups"), [(1, 1), (2, 1), (4, 1), (2, 2)])
 @pytest.mark.parametrize("prompt", [20, 300, 2_000, 20_000])
 def test_the_table_foretells_a_lone_prefill(stages, groups, prompt):
-    model = ExecutionModel.analytic(stages, token_s=8e-4, step_s=4e-3, pair_s=3e-7, kv_s=1e-6)
+    model = ExecutionModel.analytic(
+        stages, token_s=8e-4, step_s=4e-3, pair_s=3e-7, kv_s=1e-6
+    )
     grid = grid_of(stages, groups, pages=4_000, page=16, cutoff=6_000, length=50_000)
-    log = Simulation(config_of(), grid, model).run([request_of("a", prompt, 1)]).requests["a"]
+    log = (
+        Simulation(config_of(), grid, model)
+        .run([request_of("a", prompt, 1)])
+        .requests["a"]
+    )
     assert log.answer.predicted_ttft_s == pytest.approx(log.ttft_s, rel=0.1)
 
 
@@ -131,7 +143,11 @@ def test_groups_share_the_cost_of_a_long_context():
 def test_the_table_counts_the_merging_of_pieces():
     """Where three groups hold a piece, a row is merged with two others."""
     stage = StageProfile(rows=((1, 1e-4),), exchange_s=1e-5, exchange_step_s=3e-3)
-    table = table_of(ExecutionModel(Profile((stage,))), cutoff=4096, groups=3, max_chunk=256)
+    table = table_of(
+        ExecutionModel(Profile((stage,))), cutoff=4096, groups=3, max_chunk=256
+    )
     for done, merges in ((0, 0), (4096, 1), (8192, 2), (20_480, 2)):
         exchange_s = 3e-3 * (merges > 0) + 256 * merges * 1e-5
-        assert table.seconds(done, done + 256) == pytest.approx(256e-4 + exchange_s, rel=1e-6)
+        assert table.seconds(done, done + 256) == pytest.approx(
+            256e-4 + exchange_s, rel=1e-6
+        )

@@ -24,7 +24,9 @@ def scheduler_of(policy="dspf", stages=2, **objectives):
 
 def objective_s(scheduler, name="r", tokens=1000, now=0.0, at=0.0, way_s=0.0, **asked):
     """What a request has until its deadline."""
-    request = msgspec.structs.replace(request_of(name, tokens, at=at, **asked), way_s=way_s)
+    request = msgspec.structs.replace(
+        request_of(name, tokens, at=at, **asked), way_s=way_s
+    )
     answer = scheduler.add(request, now)
     assert isinstance(answer, Accepted)
     return answer.ttft_objective_s
@@ -47,7 +49,9 @@ def test_an_idle_server_gives_1_5_times_the_idle_path_and_the_batches_on_their_w
 
 
 def test_what_a_client_asks_for_is_its_deadline():
-    assert objective_s(scheduler_of(), ttft_s=0.7, now=0.03, way_s=0.02) == pytest.approx(0.7)
+    assert objective_s(
+        scheduler_of(), ttft_s=0.7, now=0.03, way_s=0.02
+    ) == pytest.approx(0.7)
 
 
 def test_the_drag_is_learned_slowly_and_within_bounds():
@@ -67,7 +71,10 @@ def test_the_drag_is_learned_slowly_and_within_bounds():
     assert pace.steady_drag == 1.0
 
 
-@given(st.lists(st.integers(1, 3000), max_size=20), st.sampled_from(["dspf", "dboost", "lars"]))
+@given(
+    st.lists(st.integers(1, 3000), max_size=20),
+    st.sampled_from(["dspf", "dboost", "lars"]),
+)
 def test_a_deadline_does_not_follow_what_is_waiting(queue, policy):
     """Nor what is announced: an order that heeds it would chase itself."""
     busy = scheduler_of(policy)
@@ -98,7 +105,9 @@ def test_a_short_one_beside_a_long_one_is_in_time(policy):
     shorts = [request_of(f"S{i}", 40, 2, at=1.0 + 0.737 * i) for i in range(12)]
     config = config_of(policy)
     grid = grid_of(stages=2, pages=20_000, length=40_000)
-    simulation = Simulation(config, grid, ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3))
+    simulation = Simulation(
+        config, grid, ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
+    )
     logs = simulation.run([request_of("L", 12_000, 2), *shorts]).requests
     for log in logs.values():
         assert log.ttft_s <= log.answer.ttft_objective_s, log.request.id

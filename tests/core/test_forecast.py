@@ -56,7 +56,9 @@ def test_in_order_of_arrival_all_that_is_there_goes_before():
 )
 @example(prompts=[100, 100, 100], more=20, own=20, policy="spf")
 @example(prompts=[3, 25, 25, 3, 3, 3, 3, 3], more=4, own=1, policy="spf")
-@example(prompts=[4, 4, 2482, 2482, 2482, 2482, 2482, 4], more=2878, own=2878, policy="dspf")
+@example(
+    prompts=[4, 4, 2482, 2482, 2482, 2482, 2482, 4], more=2878, own=2878, policy="dspf"
+)
 def test_nobody_is_sooner_because_more_are_waiting(prompts, more, own, policy):
     """Where as many have come: who comes how often is learned from those who have gone, too. A
     prompt that finds nobody waiting is cut for the pipeline; and the equation is solved to within
@@ -71,9 +73,13 @@ def test_nobody_is_sooner_because_more_are_waiting(prompts, more, own, policy):
     assert announced(others, "own", own) >= 0.95 * announced(fewer, "own", own)
 
 
-@pytest.mark.parametrize("prompts", [[100, 100, 100, 20], [100, 100, 100, 20, 20], [300, 300, 20]])
+@pytest.mark.parametrize(
+    "prompts", [[100, 100, 100, 20], [100, 100, 100, 20, 20], [300, 300, 20]]
+)
 def test_those_behind_a_short_prompt_fill_its_batch(prompts):
-    requests = [request_of(f"r{index}", prompt, 1) for index, prompt in enumerate(prompts)]
+    requests = [
+        request_of(f"r{index}", prompt, 1) for index, prompt in enumerate(prompts)
+    ]
     grid = grid_of(stages=2, pages=4096, length=16_000)
     model = ExecutionModel.analytic(2, **MODEL)
     logs = Simulation(config_of("spf"), grid, model).run(requests).requests
@@ -86,7 +92,9 @@ def test_those_behind_a_short_prompt_fill_its_batch(prompts):
     growth=st.floats(0, 0.9),
     until=st.floats(0, 100),
 )
-def test_the_wait_is_the_smallest_that_covers_what_comes_meanwhile(first, growth, until):
+def test_the_wait_is_the_smallest_that_covers_what_comes_meanwhile(
+    first, growth, until
+):
     def due(wait_s):
         return first + growth * min(wait_s, until)
 
@@ -116,7 +124,9 @@ def test_newcomers_are_counted_by_their_work_once_there_are_enough():
         pace.arrived(coming(0.1, index * 0.5), index * 0.5)
     assert pace.newcomers(4.0, due_in) == []
     pace.arrived(coming(8.0, 4.0), 4.0)
-    short, long = sorted(pace.newcomers(4.0, due_in), key=lambda newcomer: newcomer.load_s)
+    short, long = sorted(
+        pace.newcomers(4.0, due_in), key=lambda newcomer: newcomer.load_s
+    )
     assert short[:4] == pytest.approx((7 / 5.0, 0.1, 0.2, 1.0))
     assert long[:4] == pytest.approx((1 / 5.0, 8.0, 16.0, 1.0))
 
@@ -150,7 +160,9 @@ def test_room_comes_as_often_as_requests_have_ended():
     assert pace.room_in_s(0, 5.5) == 0.0
 
 
-@pytest.mark.parametrize(("policy", "share"), [("spf", 0.9), ("lars", 0.8), ("dboost", 0.9)])
+@pytest.mark.parametrize(
+    ("policy", "share"), [("spf", 0.9), ("lars", 0.8), ("dboost", 0.9)]
+)
 def test_what_is_announced_comes_true(policy, share):
     """Short prompts and now and then a long one, at two thirds of what the stages can do."""
     config = config_of(policy, tpot_s=0.15)
@@ -159,7 +171,9 @@ def test_what_is_announced_comes_true(policy, share):
     simulation = Simulation(config, grid, model, noise=0.03)
     lengths = itertools.cycle([20, 60, 100, 35, 150, 80, 15, 50, 110, 1500])
     requests = [
-        request_of(f"r{index}", next(lengths), 16, 0.37 * index + 0.05 * (index * 7 % 5))
+        request_of(
+            f"r{index}", next(lengths), 16, 0.37 * index + 0.05 * (index * 7 % 5)
+        )
         for index in range(150)
     ]
     logs = simulation.run(requests).requests.values()

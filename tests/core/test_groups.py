@@ -14,7 +14,9 @@ from medha_actors.core.simulator import Simulation
 
 def simulate(requests, stages, groups, model, cutoff=None):
     grid = grid_of(stages, groups, pages=20_000, page=16, cutoff=cutoff, length=200_000)
-    return Simulation(config_of(tpot_s=0.1, batch_budget_s=0.1 / stages), grid, model).run(requests)
+    return Simulation(
+        config_of(tpot_s=0.1, batch_budget_s=0.1 / stages), grid, model
+    ).run(requests)
 
 
 def test_groups_that_merge_agree_on_the_rows_of_every_run():
@@ -51,8 +53,8 @@ def test_who_lives_on_one_group_waits_for_anothers_work_within_the_budget_only(s
     )
     for short in shorts:
         log = result.requests[short.id]
-        # One batch in stage 0 ends, then there is at most one before it in each stage; those may be
-        # a lone request's.
+        # One batch in stage 0 ends, then there is at most one before it in each stage;
+        # those may be a lone request's.
         assert log.ttft_s <= LONE_BUDGETS * (stages + 1) * budget_s
         gaps = [
             after - before
@@ -63,7 +65,9 @@ def test_who_lives_on_one_group_waits_for_anothers_work_within_the_budget_only(s
 
 def test_groups_serve_short_traffic_like_replicas():
     def makespan_s(groups):
-        requests = [request_of(f"r{index}", 80 + index % 40, 20) for index in range(400)]
+        requests = [
+            request_of(f"r{index}", 80 + index % 40, 20) for index in range(400)
+        ]
         return simulate(
             requests, 1, groups, ExecutionModel.analytic(token_s=1e-3, kv_s=1e-7), 8192
         ).ended_at
@@ -80,7 +84,9 @@ def test_running_requests_stay_spread_while_they_come_and_go(stages):
     world = world_of(stages, 4, pages=4000)
     spreads = []
     for index in range(300):
-        world.add(request_of(f"r{index}", rng.randint(5, 60), rng.randint(5, 60), world.now))
+        world.add(
+            request_of(f"r{index}", rng.randint(5, 60), rng.randint(5, 60), world.now)
+        )
         for _ in range(rng.randint(1, 3)):
             world.launch()
             world.land()
@@ -101,7 +107,9 @@ def test_preempting_at_every_point(stages, groups, cutoff, pages):
     def run(at):
         more = {"max_chunk_tokens": 16, "min_chunk_tokens": 8, "space_sharing": False}
         # that is one chunk
-        world = world_of(stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more)
+        world = world_of(
+            stages, groups, pages, cutoff, batch_budget_s=0.02 / stages, **more
+        )
         world.add(request_of("long", 100, 14, world.now, ttft_s=50.0))
         step = 0
         while world.scheduler.live.by_id:
@@ -111,7 +119,9 @@ def test_preempting_at_every_point(stages, groups, cutoff, pages):
                 step += 1
                 act()
         assert all(event.reason == "length" for event in world.finished.values())
-        assert all(world.scheduler.live.kv.available(group) == pages for group in range(groups))
+        assert all(
+            world.scheduler.live.kv.available(group) == pages for group in range(groups)
+        )
         stats = world.scheduler.stats()
         return step, stats.preemptions_total, stats.evictions_total
 
@@ -125,7 +135,9 @@ def test_cancelling_and_losing_a_group_at_every_point_while_groups_are_onboarded
     """Decodes that grow over two cutoffs; one of them goes, then a group, at each step."""
 
     def run(at):
-        world = world_of(2, 3, pages=40, cutoff=9, max_chunk_tokens=16, min_chunk_tokens=8)
+        world = world_of(
+            2, 3, pages=40, cutoff=9, max_chunk_tokens=16, min_chunk_tokens=8
+        )
         for name in ("gone", "stays", "short"):
             world.add(request_of(name, 5, 4 if name == "short" else 24, world.now))
         step = 0
@@ -139,7 +151,9 @@ def test_cancelling_and_losing_a_group_at_every_point_while_groups_are_onboarded
                 act()
         assert len(world.tokens["stays"]) == 24
         assert all(world.scheduler.live.kv.available(group) == 40 for group in range(3))
-        return step, {span.groups for batch in world.batches for span in spans_of(batch)}
+        return step, {
+            span.groups for batch in world.batches for span in spans_of(batch)
+        }
 
     steps, seen = run(10**6)
     assert {len(groups) for groups in seen} == {0, 2, 3}

@@ -15,7 +15,9 @@ from medha_actors.messages import pack_tokens
 def test_keys_are_chained_over_model_salt_and_tokens():
     def keys(tokens, salt="", model="m", adapter=""):
         packed = pack_tokens(tokens)
-        made = PageKeys(root_key(model, adapter, salt), 4, lambda a, b: packed[4 * a : 4 * b])
+        made = PageKeys(
+            root_key(model, adapter, salt), 4, lambda a, b: packed[4 * a : 4 * b]
+        )
         return [made[page] for page in range(len(tokens) // 4)]
 
     plain = keys(range(12))
@@ -39,7 +41,11 @@ def test_hits_are_right_whatever_was_cached_before():
     plan = KvPlan(grid_of(pages=400))
     cached = []
     for number in range(60):
-        base = rng.choice(cached)[: rng.randint(0, 40)] if cached and rng.random() < 0.8 else []
+        base = (
+            rng.choice(cached)[: rng.randint(0, 40)]
+            if cached and rng.random() < 0.8
+            else []
+        )
         tokens = base + [rng.randrange(3) for _ in range(rng.randint(1, 40))]
         state = RequestState(
             request=request_of(f"r{number}", len(tokens), begins=tokens),
@@ -53,7 +59,9 @@ def test_hits_are_right_whatever_was_cached_before():
         state.keys = PageKeys(root_key("m", "", ""), 4, state.tokens)
         common = max((_common(tokens, other) for other in cached), default=0)
         found = plan.search.hits(state.keys, state.hit_limit)
-        assert (found[0].tokens if found else 0) == min(common, len(tokens) - 1) // 4 * 4
+        assert (found[0].tokens if found else 0) == min(
+            common, len(tokens) - 1
+        ) // 4 * 4
         pieces = plan.place(state.goal, [0], [0], *found)
         assert pieces is not None
         state.dispatched = state.computed = found[0].tokens if found else 0

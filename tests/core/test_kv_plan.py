@@ -18,23 +18,31 @@ def test_a_lone_request_can_have_everything():
 
 def test_pieces_go_to_the_preferred_groups_with_room():
     plan = KvPlan(grid_of(groups=3, pages=10, cutoff=12))
-    assert [(p.group, p.start, p.promised) for p in plan.place(12, [1, 0, 2], [0, 0, 0])] == [
-        (1, 0, 3)
-    ]
-    assert [(p.group, p.start, p.promised) for p in plan.place(13, [1, 0, 2], [0, 0, 0])] == [
+    assert [
+        (p.group, p.start, p.promised) for p in plan.place(12, [1, 0, 2], [0, 0, 0])
+    ] == [(1, 0, 3)]
+    assert [
+        (p.group, p.start, p.promised) for p in plan.place(13, [1, 0, 2], [0, 0, 0])
+    ] == [
         (1, 0, 3),
         (0, 12, 1),
     ]
     # the last takes the rest, and has the first choice
     pieces = plan.place(60, [1, 0, 2], [0, 0, 0])
-    assert [(p.group, p.start, p.promised) for p in pieces] == [(0, 0, 3), (2, 12, 3), (1, 24, 9)]
+    assert [(p.group, p.start, p.promised) for p in pieces] == [
+        (0, 0, 3),
+        (2, 12, 3),
+        (1, 24, 9),
+    ]
     assert plan.place(60, [1, 0, 2], [0, 2, 0])[2].group == 0
     assert plan.place(65, [1, 0, 2], [0, 0, 0]) is None
 
 
 def onboard(prompt, output, stages, groups, cutoff, pages=60, page=4, chunk=64):
     config = config_of(
-        max_chunk_tokens=chunk, max_batch_tokens=max(chunk, 256), min_chunk_tokens=min(16, chunk)
+        max_chunk_tokens=chunk,
+        max_batch_tokens=max(chunk, 256),
+        min_chunk_tokens=min(16, chunk),
     )
     world = World(config, grid_of(stages, groups, pages, cutoff, page))
     world.add(request_of("a", prompt, output, world.now))
@@ -72,8 +80,12 @@ def test_a_group_is_onboarded_only_when_the_piece_before_is_full(cutoff):
     st.integers(1, 9),
     st.integers(1, 70),
 )
-def test_cutoffs_pages_and_chunks_of_any_size(prompt, output, stages, groups, cutoff, page, chunk):
-    pieces = onboard(prompt, output, stages, groups, cutoff, pages=200, page=page, chunk=chunk)
+def test_cutoffs_pages_and_chunks_of_any_size(
+    prompt, output, stages, groups, cutoff, page, chunk
+):
+    pieces = onboard(
+        prompt, output, stages, groups, cutoff, pages=200, page=page, chunk=chunk
+    )
     assert sum(pieces.values()) == prompt + output - 1
 
 
@@ -117,9 +129,16 @@ def test_a_prefill_waits_for_the_pages_of_its_whole_prompt():
 
 @pytest.mark.parametrize(
     ("longest", "pages", "cutoff"),
-    [(32_768, 1000, 16_384), (12_000, 1000, 8192), (32_768, 100, 6400), (100_001, 1000, 50_048)],
+    [
+        (32_768, 1000, 16_384),
+        (12_000, 1000, 8192),
+        (32_768, 100, 6400),
+        (100_001, 1000, 50_048),
+    ],
 )
-def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pages, cutoff):
+def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(
+    longest, pages, cutoff
+):
     grid = Grid(
         stages=1,
         groups=2,
@@ -131,8 +150,12 @@ def test_the_default_cutoff_is_an_equal_share_but_not_less_than_pays(longest, pa
     assert KvPlan(grid).cutoff == cutoff
 
 
-@given(st.integers(1, 8), st.integers(1, 600), st.integers(1, 300), st.integers(1, 400_000))
-def test_the_default_cutoff_refuses_nothing_that_memory_could_hold(groups, pages, page, longest):
+@given(
+    st.integers(1, 8), st.integers(1, 600), st.integers(1, 300), st.integers(1, 400_000)
+)
+def test_the_default_cutoff_refuses_nothing_that_memory_could_hold(
+    groups, pages, page, longest
+):
     plan = KvPlan(grid_of(groups=groups, pages=pages, page=page, length=longest))
     room = pages * page
     assert plan.capacity_tokens >= min(longest, groups * room)

@@ -9,14 +9,18 @@ from medha_actors.core.predictor import ExecutionModel
 
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("together", [2, 5])
-def test_requests_with_one_beginning_that_arrive_together_compute_it_once(stages, together):
+def test_requests_with_one_beginning_that_arrive_together_compute_it_once(
+    stages, together
+):
     world = world_of(stages)
     begins = list(range(400))
     for index in range(together):
         world.add(request_of(f"r{index}", 440, 4, world.now, begins=begins))
     world.drain()
     computed = sum(
-        stop - start for i in range(together) for start, stop in prefilled(world, f"r{i}")
+        stop - start
+        for i in range(together)
+        for start, stop in prefilled(world, f"r{i}")
     )
     assert computed == 400 + 40 * together
     assert all(event.reason == "length" for event in world.finished.values())
@@ -31,7 +35,9 @@ def test_who_waits_for_another_gives_it_its_turn():
     world.add(request_of("other", 2000, 1, world.now, ttft_s=5.0))
     world.add(request_of("follower", 440, 1, world.now, begins=begins, ttft_s=0.5))
     world.drain()
-    firsts = sorted(world.finished, key=lambda name: world.finished[name].first_token_at)
+    firsts = sorted(
+        world.finished, key=lambda name: world.finished[name].first_token_at
+    )
     assert firsts[-1] == "other"
     assert world.finished["follower"].cached_tokens == 400
 

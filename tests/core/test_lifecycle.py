@@ -25,7 +25,11 @@ def test_instants_are_reported():
     world.drain()
     event = world.finished["a"]
     assert (
-        start == event.arrived_at == event.scheduled_at < event.prefilled_at == event.first_token_at
+        start
+        == event.arrived_at
+        == event.scheduled_at
+        < event.prefilled_at
+        == event.first_token_at
     )
     assert event.first_token_at < event.finished_at
     work_s = world.scheduler.table.seconds(0, 3000)
@@ -44,7 +48,9 @@ def test_prompt_log_probabilities_are_reported_once():
         for span in spans:
             after = range(span.start + 1, span.stop + (span.next_token_id >= 0))
             scored.append(
-                PromptLogprobs(span.request_id, span.start, tuple((-float(at), ()) for at in after))
+                PromptLogprobs(
+                    span.request_id, span.start, tuple((-float(at), ()) for at in after)
+                )
             )
         return [msgspec.structs.replace(results[0], prompt_logprobs=tuple(scored))]
 
@@ -56,7 +62,8 @@ def test_prompt_log_probabilities_are_reported_once():
         for event in events:
             if isinstance(event, PromptLogprobsEvent):
                 scores += [
-                    (event.start + 1 + index, entry[0]) for index, entry in enumerate(event.entries)
+                    (event.start + 1 + index, entry[0])
+                    for index, entry in enumerate(event.entries)
                 ]
         if not restarted:
             restarted = True
@@ -67,13 +74,21 @@ def test_prompt_log_probabilities_are_reported_once():
 def test_a_late_group_learns_the_tokens_only_if_something_looks_back():
     grammar = Grammar("start: /a/", (0,))
     for looks_back, changes in enumerate(
-        ({}, {"repetition_penalty": 1.3}, {"presence_penalty": 0.5}, {"grammar": grammar})
+        (
+            {},
+            {"repetition_penalty": 1.3},
+            {"presence_penalty": 0.5},
+            {"grammar": grammar},
+        )
     ):
         world = world_of(groups=2, cutoff=20)
         world.add(request_of("a", 30, 1, world.now, **changes))
         world.drain()
         told = [
-            m.opened[0].token_ids for batch in world.batches for m in batch.groups if m and m.opened
+            m.opened[0].token_ids
+            for batch in world.batches
+            for m in batch.groups
+            if m and m.opened
         ]
         assert [len(tokens) // 4 for tokens in told] == [0, 20 if looks_back else 0]
 
@@ -103,7 +118,9 @@ def test_acceptance_tells_deadline_and_prediction():
 
 def test_what_cannot_run_is_refused_with_its_numbers():
     world = world_of(pages=10, length=100)
-    too_long = "the prompt is too long: 90 tokens > 21 maximum in prompt, with 20 to generate"
+    too_long = (
+        "the prompt is too long: 90 tokens > 21 maximum in prompt, with 20 to generate"
+    )
     too_large = "maximum context length is 41 tokens (of KV cache)"
     cases = [
         (request_of("a", 0), "prompt has no tokens"),
@@ -127,7 +144,9 @@ def test_what_cannot_run_is_refused_with_its_numbers():
 def test_a_full_queue_refuses_for_now():
     world = world_of(max_waiting_requests=2)
     for index in range(2):
-        assert isinstance(world.add(request_of(f"r{index}", 10, 1, world.now)), Accepted)
+        assert isinstance(
+            world.add(request_of(f"r{index}", 10, 1, world.now)), Accepted
+        )
     answer = world.add(request_of("r2", 10, 1, world.now))
     assert (answer.status, answer.code) == (429, "queue_full")
     assert answer.retry_after_s >= 1
@@ -152,11 +171,18 @@ def test_timeouts():
     assert world.scheduler.cancel("unknown", world.now) == []
 
 
-@pytest.mark.parametrize(("stages", "groups", "cutoff"), [(1, 1, None), (3, 1, None), (2, 3, 10)])
+@pytest.mark.parametrize(
+    ("stages", "groups", "cutoff"), [(1, 1, None), (3, 1, None), (2, 3, 10)]
+)
 def test_cancelling_at_every_point(stages, groups, cutoff):
     def run(cancel_at):
         world = world_of(
-            stages, groups, pages=30, cutoff=cutoff, max_chunk_tokens=16, min_chunk_tokens=8
+            stages,
+            groups,
+            pages=30,
+            cutoff=cutoff,
+            max_chunk_tokens=16,
+            min_chunk_tokens=8,
         )
         for name in ("a", "b"):
             world.add(request_of(name, 40, 4, world.now))
@@ -172,7 +198,9 @@ def test_cancelling_at_every_point(stages, groups, cutoff):
         assert world.finished["a"].reason == (
             "abort" if cancel_at < step and len(world.tokens["a"]) < 4 else "length"
         )
-        assert all(world.scheduler.live.kv.available(group) == 30 for group in range(groups))
+        assert all(
+            world.scheduler.live.kv.available(group) == 30 for group in range(groups)
+        )
         return step
 
     for cancel_at in range(run(10**6)):
@@ -184,7 +212,9 @@ def test_cancelling_at_every_point(stages, groups, cutoff):
 )
 def test_restarting_at_every_point(groups, lost):
     def run(restart_at):
-        world = world_of(2, groups, pages=30, cutoff=10, max_chunk_tokens=16, min_chunk_tokens=8)
+        world = world_of(
+            2, groups, pages=30, cutoff=10, max_chunk_tokens=16, min_chunk_tokens=8
+        )
         for name in ("a", "b"):
             world.add(request_of(name, 40, 4, world.now))
         step = 0
@@ -208,7 +238,9 @@ def test_losing_a_group_costs_only_those_with_a_piece_there():
     while min(map(len, world.tokens.values())) < 5:
         world.launch()
         world.land()
-    first, second = (world.scheduler.live.by_id[name].pieces[0].group for name in ("a", "b"))
+    first, second = (
+        world.scheduler.live.by_id[name].pieces[0].group for name in ("a", "b")
+    )
     assert first != second
     world.restart({first})
     world.drain()
@@ -249,7 +281,8 @@ def test_waiting_work_is_valued_anew_when_the_machine_changes():
     assert waiting.remaining_s == waiting.total_work_s == pytest.approx(4.0)
     world.launch()
     world.scheduler.complete(
-        results_of(world.flights.popleft(), (3 * world.batches[0].predicted_s,)), world.now
+        results_of(world.flights.popleft(), (3 * world.batches[0].predicted_s,)),
+        world.now,
     )
     assert waiting.remaining_s == waiting.total_work_s == pytest.approx(12.0)
     world.drain()
@@ -273,10 +306,17 @@ def test_statistics():
     world.add(request_of("b", 4000, 1, world.now))
     world.launch()
     stats = world.scheduler.stats()
-    assert (stats.running, stats.prefilling, stats.waiting, stats.batches_in_flight) == (2, 1, 1, 1)
+    assert (
+        stats.running,
+        stats.prefilling,
+        stats.waiting,
+        stats.batches_in_flight,
+    ) == (2, 1, 1, 1)
     assert 0.4 < stats.kv_usage < 0.6
     assert stats.prompt_tokens_total == 8
-    assert stats.generation_tokens_total == sum(len(tokens) for tokens in world.tokens.values())
+    assert stats.generation_tokens_total == sum(
+        len(tokens) for tokens in world.tokens.values()
+    )
     assert stats.predictor_error_p50 == pytest.approx(0.0)
     assert stats.backlog_s > 0
 
@@ -306,7 +346,9 @@ def test_a_resumed_request_is_taken_by_a_full_queue_but_not_when_it_has_all_its_
     world.add(request_of("first", 5, 4, world.now))
     assert world.add(request_of("second", 5, 4, world.now)).status == 429
     known = Resumed(token_ids=pack_tokens([1, 2]))
-    second = msgspec.structs.replace(request_of("second", 5, 4, world.now), resumed=known)
+    second = msgspec.structs.replace(
+        request_of("second", 5, 4, world.now), resumed=known
+    )
     assert isinstance(world.scheduler.add(second, world.now), Accepted)
     whole = Resumed(token_ids=pack_tokens([1, 2, 3, 4]))
     third = msgspec.structs.replace(request_of("third", 5, 4, world.now), resumed=whole)

@@ -52,7 +52,8 @@ def first_of(policy, *states, now=0.0, **given):
 
 
 def test_dspf_with_default_deadlines_is_spf():
-    # 10 s of work at 0: due at 15, instant 15 + 185 = 200; 1 s of work: arrival + 1.5 + 18.5.
+    # 10 s of work at 0: due at 15, instant 15 + 185 = 200; 1 s of work: arrival + 1.5 +
+    # 18.5.
     long = state_of(0, 0.0, 10.0)
     for policy in ("spf", "dspf"):
         assert first_of(policy, long, state_of(1, 179.0, 1.0)) == 1
@@ -70,8 +71,9 @@ def test_under_dspf_an_objective_moves_its_request_and_under_spf_it_does_not():
 
 
 def test_aspf_is_dspf_until_much_is_waiting():
-    # prefills of 2 s: the sixth finds 10 s of work, A would be 4 * 10 / 2 = 20, within a quarter of
-    # 18.5; the ninth finds 16 s: 32; the tenth 18 s: 36, within a quarter of 32
+    # prefills of 2 s: the sixth finds 10 s of work, A would be 4 * 10 / 2 = 20, within
+    # a quarter of 18.5; the ninth finds 16 s: 32; the tenth 18 s: 36, within a quarter
+    # of 32
     queue = PrefillQueue("aspf")
     states = [state_of(serial, 0.0, 2.0) for serial in range(10)]
     for state in states[:6]:
@@ -96,8 +98,9 @@ def test_aspf_ages_by_no_more_than_a_bound():
 
 
 def test_boost_brings_short_work_forward_by_what_the_decay_says():
-    # decay 0.1/s: boost(10) = -ln(1 - e^-1) / 0.1 = 4.587 s, boost(1) = -ln(1 - e^-0.1) / 0.1 =
-    # 23.522 s: the short one goes first up to 18.935 s after the long one's arrival.
+    # decay 0.1/s: boost(10) = -ln(1 - e^-1) / 0.1 = 4.587 s, boost(1) = -ln(1 - e^-0.1)
+    # / 0.1 = 23.522 s: the short one goes first up to 18.935 s after the long one's
+    # arrival.
     long = state_of(0, 0.0, 10.0)
     assert first_of("boost", long, state_of(1, 18.9, 1.0), boost_decay_per_s=0.1) == 1
     assert first_of("boost", long, state_of(1, 19.0, 1.0), boost_decay_per_s=0.1) == 0
@@ -121,7 +124,8 @@ def test_preflow_doubles_the_urgency_each_ten_seconds():
 
 
 def test_guardc_runs_the_shortest_that_makes_nobody_late():
-    # At 0 the long one has 12 - 10 = 2 s to spare: one second of work goes before it, 3 s do not.
+    # At 0 the long one has 12 - 10 = 2 s to spare: one second of work goes before it, 3
+    # s do not.
     long = state_of(0, 0.0, 10.0, deadline=12.0)
     assert first_of("guardc", long, state_of(1, 0.0, 1.0)) == 1
     assert first_of("guardc", long, state_of(1, 0.0, 3.0, deadline=30.0)) == 0
@@ -131,7 +135,8 @@ def test_guardc_runs_the_shortest_that_makes_nobody_late():
 
 
 def test_guardc_leaves_out_the_largest_of_those_who_cannot_all_be_in_time():
-    # 10 s until 12 and 4 s until 13: together 14. The largest is lost, so the other is let through.
+    # 10 s until 12 and 4 s until 13: together 14. The largest is lost, so the other is
+    # let through.
     long = state_of(0, 0.0, 10.0, deadline=12.0)
     middle = state_of(1, 0.0, 4.0, deadline=13.0)
     assert first_of("guardc", long, middle) == 1
@@ -145,7 +150,8 @@ def test_guardc_rescues_what_is_late_by_8_times_its_work():
     assert first_of("guardc", lost, fresh, now=16.5) == 1
     assert first_of("guardc", lost, fresh, now=17.1) == 0
     assert first_of("guardc", lost, fresh, now=16.5, guard_works=7.0) == 0
-    # what came before by spf and is small beside it still goes first, what came after does not
+    # what came before by spf and is small beside it still goes first, what came after
+    # does not
     small = state_of(2, 17.0, 0.1, deadline=1.0)
     assert first_of("guardc", lost, small, now=17.1) == 2
     assert first_of("guardc", lost, state_of(2, 41.0, 0.1, deadline=1.0), now=41.0) == 0
@@ -231,10 +237,14 @@ def test_after_an_instant_no_newcomer_goes_before_a_request(rows, policy, now):
 
 
 @given(
-    st.lists(st.tuples(eighths, works, eighths, st.booleans()), min_size=2, max_size=40),
+    st.lists(
+        st.tuples(eighths, works, eighths, st.booleans()), min_size=2, max_size=40
+    ),
     st.sampled_from([1.0, 5.0, 50.0]),
 )
-def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(rows, longest_s):
+def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(
+    rows, longest_s
+):
     """The bound that needs no knowledge of what was learned: deadline + longest_s * ln(work / 10
     ms). The decay moves with every arrival, as works and backlog do, and all places with it."""
     queue = PrefillQueue("dboost", OrderConfig(boost_longest_s=longest_s))
@@ -247,9 +257,13 @@ def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(ro
         newcomer = state_of(serial, arrived, work, deadline=deadline)
         queue.put(newcomer)
         waiting.append(newcomer)
-        place = {state.serial: number for number, state in enumerate(queue.ordered(arrived))}
+        place = {
+            state.serial: number for number, state in enumerate(queue.ordered(arrived))
+        }
         for state in waiting:
-            stated = state.due_at + longest_s * math.log(state.total_work_s / LEAST_WORK_S)
+            stated = state.due_at + longest_s * math.log(
+                state.total_work_s / LEAST_WORK_S
+            )
             assert queue.overtaken_until(state) <= stated + 1e-6
             for other in waiting:
                 if other.milestones.arrived_at > stated:
@@ -258,16 +272,22 @@ def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(ro
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 300), st.integers(10, 400)), min_size=1, max_size=120),
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(10, 400)), min_size=1, max_size=120
+    ),
     st.integers(400, 3000),
 )
-def test_under_dboost_a_prefill_waits_for_no_more_work_than_came_until_its_bound(flood, tokens):
+def test_under_dboost_a_prefill_waits_for_no_more_work_than_came_until_its_bound(
+    flood, tokens
+):
     """1 ms a token on one stage: whoever comes after the bound takes none of the machine before the
     first token of the long one."""
     longest_s = 0.5
     at = 1.0
     long = request_of("L", tokens, 1, at=at)
-    shorts = [request_of(f"S{i}", size, 1, at=t / 50) for i, (t, size) in enumerate(flood)]
+    shorts = [
+        request_of(f"S{i}", size, 1, at=t / 50) for i, (t, size) in enumerate(flood)
+    ]
     endless = [request_of(f"E{i}", 100, 1, at=at + i * 0.08) for i in range(600)]
     order = OrderConfig(boost_longest_s=longest_s)
     config = config_of("dboost", tpot_s=0.05, max_chunk_tokens=256, order=order)
@@ -276,13 +296,19 @@ def test_under_dboost_a_prefill_waits_for_no_more_work_than_came_until_its_bound
     logs = simulation.run([long, *shorts, *endless]).requests
     due_at = logs["L"].answer.deadline_at
     bound = due_at + longest_s * math.log(tokens * 1e-3 / LEAST_WORK_S)
-    came_s = [one.prompt_tokens * 1e-3 for one in (*shorts, *endless) if one.arrived_at <= bound]
+    came_s = [
+        one.prompt_tokens * 1e-3
+        for one in (*shorts, *endless)
+        if one.arrived_at <= bound
+    ]
     done_by = max(bound, at) + sum(came_s) + tokens * 1e-3
     assert at + logs["L"].ttft_s <= done_by + 0.1
 
 
 @given(rows, st.sampled_from(ALL), st.floats(0, 300), st.randoms(use_true_random=False))
-def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(rows, policy, now, chance):
+def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(
+    rows, policy, now, chance
+):
     states = states_of(rows)
     shuffled = list(states)
     chance.shuffle(shuffled)
@@ -298,7 +324,9 @@ def test_the_order_is_total_and_does_not_depend_on_who_was_put_in_first(rows, po
     assert sorted(orders[0]) == list(range(len(states)))
 
 
-@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 100)), min_size=1, max_size=40))
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 100)), min_size=1, max_size=40)
+)
 def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
     """Whole prefills, one after the other; none is small beside another."""
     states = [
@@ -321,7 +349,8 @@ def test_guardc_makes_nobody_late_where_all_can_be_in_time(rows):
 
 
 @pytest.mark.parametrize(
-    "policy", ["dboost", *[pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]]
+    "policy",
+    ["dboost", *[pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]],
 )
 def test_a_long_prefill_gets_through_a_flood_of_short_ones(policy):
     """More short work than the machine can do: whoever serves the shortest first never comes to the

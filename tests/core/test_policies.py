@@ -24,7 +24,11 @@ def simulate(policy, requests, **scheduler):
         policy, tpot_s=0.05, max_chunk_tokens=256, max_batch_tokens=4096, **scheduler
     )
     grid = grid_of(pages=10_000, page=16, length=200_000)
-    return Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3)).run(requests).requests
+    return (
+        Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3))
+        .run(requests)
+        .requests
+    )
 
 
 def worked_example(policy):
@@ -52,16 +56,23 @@ def test_by_deadline_or_raw_slack_the_short_ones_go_first(policy):
 
 def test_by_relative_slack_the_short_ones_overtake_as_soon_as_theirs_is_smaller():
     ttft = worked_example("lars")
-    # rho_L is 0.6 all along while it runs; rho_S falls from 1.0 to 0.6 within 0.2 s, then all three
-    # share.
+    # rho_L is 0.6 all along while it runs; rho_S falls from 1.0 to 0.6 within 0.2 s,
+    # then all three share.
     assert max(ttft["S1"], ttft["S2"]) < 1.4
     assert ttft["L"] == pytest.approx(11.0, abs=0.1)
 
 
 def test_relative_slack_of_the_worked_example():
-    config, grid = config_of(tpot_s=0.05), grid_of(pages=10_000, page=16, length=200_000)
-    scheduler = Simulation(config, grid, ExecutionModel.analytic(token_s=1e-3)).scheduler
-    grace_s = LONE_BUDGETS * scheduler.budget_s  # of a batch on its way, which is no slack
+    config, grid = (
+        config_of(tpot_s=0.05),
+        grid_of(pages=10_000, page=16, length=200_000),
+    )
+    scheduler = Simulation(
+        config, grid, ExecutionModel.analytic(token_s=1e-3)
+    ).scheduler
+    grace_s = (
+        LONE_BUDGETS * scheduler.budget_s
+    )  # of a batch on its way, which is no slack
     scheduler.add(request_of("L", 10_000, 1, at=0.0, ttft_s=16.0 + grace_s), 0.0)
     scheduler.add(request_of("S", 500, 1, at=5.0, ttft_s=1.0 + grace_s), 5.0)
     assert scheduler.live.by_id["L"].relative_slack(0.0) == pytest.approx(0.6, abs=0.01)
@@ -73,7 +84,9 @@ def late_long(policy):
     requests = [request_of("L", 20_000, 1, at=0.0, ttft_s=5.0)]
     requests += [request_of(f"S{i}", 100, 1, at=10.0 + i, ttft_s=1.0) for i in range(5)]
     logs = simulate(policy, requests)
-    return max(log.ttft_s for name, log in logs.items() if name != "L"), logs["L"].ttft_s
+    return max(log.ttft_s for name, log in logs.items() if name != "L"), logs[
+        "L"
+    ].ttft_s
 
 
 def test_a_late_long_request_is_a_convoy_under_edf_but_not_under_lars():
@@ -114,7 +127,9 @@ def test_nobody_is_relegated_for_ever():
     """Without its place back, the late one would wait for all the others, which come as fast as
     they can be served."""
     steady = [request_of(f"L{i}", 2_000, 1, at=2.0 * i, ttft_s=60.0) for i in range(20)]
-    logs = simulate("relegation", [request_of("lost", 2_000, 1, at=0.5, ttft_s=0.5), *steady])
+    logs = simulate(
+        "relegation", [request_of("lost", 2_000, 1, at=0.5, ttft_s=0.5), *steady]
+    )
     assert logs["lost"].ttft_s < 8 * 2 + 4
 
 
@@ -125,7 +140,10 @@ def test_fcfs_does_not_interrupt_a_prefill_nor_let_decodes_ride():
         request_of("S", 50, 1, at=0.2),
     ]
     logs = simulate("fcfs", requests)
-    stalls = [b - a for a, b in zip(logs["D"].token_times, logs["D"].token_times[1:], strict=False)]
+    stalls = [
+        b - a
+        for a, b in zip(logs["D"].token_times, logs["D"].token_times[1:], strict=False)
+    ]
     assert max(stalls) > 4.9
     assert logs["S"].ttft_s > 4.8
     assert logs["L"].finished.preemptions == 0
@@ -134,7 +152,8 @@ def test_fcfs_does_not_interrupt_a_prefill_nor_let_decodes_ride():
 def test_decodes_ride_along_under_the_other_policies():
     for policy in ("fcfs_chunked", "edf", "lrs", "lars"):
         logs = simulate(
-            policy, [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1)]
+            policy,
+            [request_of("D", 50, 400, at=0.0), request_of("L", 5_000, 1, at=0.1)],
         )
         times = logs["D"].token_times
         assert max(b - a for a, b in itertools.pairwise(times)) <= 0.051
@@ -166,7 +185,10 @@ def state_of(serial, arrived, due, work, priority):
 eighths = st.integers(0, 800).map(lambda number: number / 8)  # no ties by rounding
 states = st.lists(
     st.tuples(
-        eighths, eighths, st.integers(1, 500).map(lambda number: number / 8), st.integers(-1, 1)
+        eighths,
+        eighths,
+        st.integers(1, 500).map(lambda number: number / 8),
+        st.integers(-1, 1),
     ),
     min_size=1,
     max_size=40,
@@ -183,8 +205,12 @@ def test_the_queue_yields_the_order_of_the_keys(rows, policy, now, removed):
         if state.serial in removed:
             queue.remove(state)
     left = [state for state in everyone if state.serial not in removed]
-    assert list(queue.ordered(now)) == sorted(left, key=lambda state: queue.key(state, now))
-    assert queue.work_s() == pytest.approx(sum(state.remaining_s for state in left), abs=1e-6)
+    assert list(queue.ordered(now)) == sorted(
+        left, key=lambda state: queue.key(state, now)
+    )
+    assert queue.work_s() == pytest.approx(
+        sum(state.remaining_s for state in left), abs=1e-6
+    )
     assert len(queue) == len(left)
 
 

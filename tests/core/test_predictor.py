@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile, load_of
+from medha_actors.core.predictor import (
+    ExecutionModel,
+    GroupLoad,
+    Profile,
+    StageProfile,
+    load_of,
+)
 from medha_actors.messages import Span, StepMessage
 
 costs = st.floats(0, 1e-3)
@@ -27,7 +33,11 @@ profiles = st.builds(
 )
 spans = st.lists(
     st.tuples(
-        st.booleans(), st.integers(1, 600), st.integers(0, 5000), st.integers(1, 3), st.booleans()
+        st.booleans(),
+        st.integers(1, 600),
+        st.integers(0, 5000),
+        st.integers(1, 3),
+        st.booleans(),
     ),
     max_size=8,
 )
@@ -71,7 +81,9 @@ def test_an_extended_span_costs_what_a_longer_one_does(cached, first, second):
     whole = GroupLoad().with_prefill(first + second, cached)
     extended = GroupLoad().with_prefill(first, cached)
     extended = extended.with_prefill(second, cached + first, extend=True)
-    assert msgspec.structs.astuple(extended) == pytest.approx(msgspec.structs.astuple(whole))
+    assert msgspec.structs.astuple(extended) == pytest.approx(
+        msgspec.structs.astuple(whole)
+    )
 
 
 def test_rows_are_interpolated_and_continued():
@@ -84,7 +96,10 @@ def test_rows_are_interpolated_and_continued():
 
 
 def test_a_batch_takes_as_long_as_its_slowest_stage():
-    quick, slow = StageProfile(rows=((1, 0.001),)), StageProfile(rows=((1, 0.001),), head_s=0.005)
+    quick, slow = (
+        StageProfile(rows=((1, 0.001),)),
+        StageProfile(rows=((1, 0.001),), head_s=0.005),
+    )
     model = ExecutionModel(Profile((quick, quick, slow)))
     load = GroupLoad().with_decode(0)
     assert model.stage_seconds(load) == pytest.approx((0.001, 0.001, 0.006))
@@ -111,7 +126,10 @@ def test_the_margin_covers_nine_batches_in_ten_of_those_with_prefill():
     for step in range(200):
         model.observe(1.0, 1.0, 1.2 if step % 5 == 0 else 1.0, prefill=True)
         model.observe(1.0, 1.0, 9.0 if step % 5 == 0 else 1.0, prefill=False)
-    assert (model.prefill.scale, model.margin) == (pytest.approx(1.0), pytest.approx(1.2))
+    assert (model.prefill.scale, model.margin) == (
+        pytest.approx(1.0),
+        pytest.approx(1.2),
+    )
     for step in range(200):
         model.observe(1.0, 1.0, 50.0 if step % 5 == 0 else 1.0, prefill=True)
     assert model.margin == 1.5

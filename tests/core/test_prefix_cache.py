@@ -37,7 +37,9 @@ def test_the_next_turn_of_a_chat_finds_prompt_and_answer():
     serve(world, "turn-1", 50, 30)
     history = world.known("turn-1")
     warm = serve(world, "turn-2", 100, begins=history)
-    assert warm.cached_tokens == 76, "79 have been computed: the last token's KV is never needed"
+    assert warm.cached_tokens == 76, (
+        "79 have been computed: the last token's KV is never needed"
+    )
 
 
 def test_work_deadline_and_prediction_count_what_is_not_cached():
@@ -77,7 +79,10 @@ def test_no_hit_across_salts_nor_for_who_wants_none():
     serve(world, "a", 60, 1, cache_salt="x")
     begins = world.known("a")[:60]
     assert serve(world, "b", 60, begins=begins).cached_tokens == 0
-    assert serve(world, "c", 60, begins=begins, cache_salt="x", cache=False).cached_tokens == 0
+    assert (
+        serve(world, "c", 60, begins=begins, cache_salt="x", cache=False).cached_tokens
+        == 0
+    )
     assert serve(world, "d", 60, begins=begins, cache_salt="x").cached_tokens == 56
     private = list(range(7000, 7060))
     serve(world, "e", 60, begins=private, cache=False)
@@ -117,12 +122,17 @@ def test_the_longest_unused_goes_first_and_the_beginning_of_a_sequence_last():
     serve(world, "old", 80, 1)
     serve(world, "new", 80, 1)
     serve(world, "third", 100, 1)  # needs 15 of 20 pages that the old one left
-    assert serve(world, "new-again", 80, begins=world.known("new")[:80]).cached_tokens == 76
+    assert (
+        serve(world, "new-again", 80, begins=world.known("new")[:80]).cached_tokens
+        == 76
+    )
     world = world_of(pages=50)
     serve(world, "old", 80, 1)
     serve(world, "new", 80, 1)
     serve(world, "third", 60, 1)  # five pages
-    warm = world.add(request_of("old-again", 80, 1, world.now, begins=world.known("old")[:80]))
+    warm = world.add(
+        request_of("old-again", 80, 1, world.now, begins=world.known("old")[:80])
+    )
     assert warm.cached_tokens == 60, "its deepest pages went"
     world.drain()
 
@@ -152,7 +162,9 @@ def test_a_waiting_request_keeps_its_hit_while_that_is_cheaper_than_computing_it
         world.add(request_of("cold", 380, 1, world.now, ttft_s=100.0))
         world.add(request_of("warm", 300 + warm_rest, 1, world.now, begins=begins))
         world.drain()
-        return world, sorted(world.finished, key=lambda name: world.finished[name].finished_at)
+        return world, sorted(
+            world.finished, key=lambda name: world.finished[name].finished_at
+        )
 
     world, names = order(20)
     assert names[1:] == ["warm", "cold"]
@@ -180,7 +192,12 @@ def test_a_hit_lies_on_several_groups_where_pieces_begin_with_pages(cutoff, foun
     serve(world, "a", 100, 1)
     warm = serve(world, "b", 120, 9, begins=world.known("a")[:100])
     assert warm.cached_tokens == found
-    spans = [span for batch in world.batches for span in spans_of(batch) if span.request_id == "b"]
+    spans = [
+        span
+        for batch in world.batches
+        for span in spans_of(batch)
+        if span.request_id == "b"
+    ]
     assert len({span.groups for span in spans if len(span.groups) == 3}) == 1
 
 
@@ -190,10 +207,14 @@ def test_a_hit_is_left_for_a_group_that_is_sooner_done():
         world = world_of(1, 2, pages=4000, cutoff=8000)
         begins = list(range(shared))
         serve(world, "a", shared, 1, begins=begins)
-        world.add(request_of("long", 1500, 1, world.now, begins=[*begins, 0], ttft_s=60.0))
+        world.add(
+            request_of("long", 1500, 1, world.now, begins=[*begins, 0], ttft_s=60.0)
+        )
         world.launch()
         group = world.scheduler.live.by_id["long"].pieces[0].group
-        world.add(request_of("warm", shared + 20, 1, world.now, begins=begins, ttft_s=0.1))
+        world.add(
+            request_of("warm", shared + 20, 1, world.now, begins=begins, ttft_s=0.1)
+        )
         world.launch()
         state = world.scheduler.live.by_id["warm"]
         assert (state.pieces[0].group == group) == bool(hit)
@@ -220,7 +241,10 @@ def test_figures_count_tokens_looked_for_and_found():
     serve(world, "a", 60, 1)
     serve(world, "b", 60, begins=world.known("a")[:60])
     stats = world.scheduler.stats()
-    assert (stats.prefix_cache_queries_total, stats.prefix_cache_hits_total) == (120, 56)
+    assert (stats.prefix_cache_queries_total, stats.prefix_cache_hits_total) == (
+        120,
+        56,
+    )
     assert stats.kv_usage == 0
     assert stats.kv_cached == pytest.approx((60 // 4) / 2000)
 
@@ -259,7 +283,9 @@ def test_a_hit_never_takes_a_suspect_to_where_it_must_run_alone():
 def test_the_simulator_shares_pages_as_the_server_does():
     model = ExecutionModel.analytic(token_s=1e-3)
     begins = list(range(900))
-    requests = [request_of(f"r{i}", 1000, 2, at=10.0 * i, begins=begins) for i in range(3)]
+    requests = [
+        request_of(f"r{i}", 1000, 2, at=10.0 * i, begins=begins) for i in range(3)
+    ]
     result = Simulation(config_of(), grid_of(pages=2000), model).run(requests)
     ttfts = [result.requests[f"r{i}"].ttft_s for i in range(3)]
     assert ttfts[0] == pytest.approx(1.0)

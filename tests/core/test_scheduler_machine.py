@@ -81,7 +81,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         world = self.world
         world.forces[f"r{self.count}"] = forced
         request = request_of(
-            f"r{self.count}", prompt, output, world.now, timeout_s=timeout_s, priority=priority
+            f"r{self.count}",
+            prompt,
+            output,
+            world.now,
+            timeout_s=timeout_s,
+            priority=priority,
         )
         world.add(msgspec.structs.replace(request, tenant=tenant))
         self.count += 1
@@ -189,13 +194,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(world.finished) == set(world.requests)
         for name, event in world.finished.items():
             if event.reason == "length":
-                assert event.generated_tokens == world.requests[name].sampling.max_tokens
+                assert (
+                    event.generated_tokens == world.requests[name].sampling.max_tokens
+                )
                 if world.forces[name]:
                     continue  # its last tokens need not have been computed
                 # what others have computed of its beginning does it no harm
                 poison = world.poison.get(name, 10**6)
                 last = last_computed(world.requests[name])
-                assert poison >= last or poison < event.cached_tokens or name in world.dropped
+                assert (
+                    poison >= last
+                    or poison < event.cached_tokens
+                    or name in world.dropped
+                )
             elif event.reason == "error":
                 assert name in world.condemned
                 assert name in world.poison or self.killed

@@ -59,7 +59,9 @@ def test_loading_is_chosen_where_it_is_quicker_than_computing():
         state = world.scheduler.live.by_id["b"]
         assert accepted.cached_tokens == max(loaded, state.hit)
         world.drain()
-        assert computed(world, "b") == 152 - max(loaded, world.finished["b"].cached_tokens)
+        assert computed(world, "b") == 152 - max(
+            loaded, world.finished["b"].cached_tokens
+        )
 
 
 def test_a_load_is_work_in_seconds():
@@ -70,10 +72,14 @@ def test_a_load_is_work_in_seconds():
     state = world.scheduler.live.by_id["b"]
     pages = (148 - state.hit) // 4
     assert pages > 30
-    assert state.total_work_s == state.remaining_s == pytest.approx(0.012 + pages * 1e-3)
+    assert (
+        state.total_work_s == state.remaining_s == pytest.approx(0.012 + pages * 1e-3)
+    )
     assert warm.predicted_ttft_s == pytest.approx(state.total_work_s)
     idle_s = state.drag * state.total_work_s
-    assert warm.ttft_objective_s == pytest.approx(max(0.05, 1.5 * idle_s) + state.grace_s)
+    assert warm.ttft_objective_s == pytest.approx(
+        max(0.05, 1.5 * idle_s) + state.grace_s
+    )
     assert world.scheduler.stats().backlog_s == pytest.approx(state.total_work_s)
     world.drain()
 
@@ -103,7 +109,9 @@ def test_what_is_loaded_is_shared_with_those_who_came_at_the_same_time():
     for name in ("b", "c"):
         world.add(request_of(name, 160, 4, world.now, begins=begins))
     world.drain()
-    assert world.scheduler.stats().tier.loaded_pages <= 37 + 4, "but for the rest of one batch"
+    assert world.scheduler.stats().tier.loaded_pages <= 37 + 4, (
+        "but for the rest of one batch"
+    )
     assert computed(world, "b") == computed(world, "c") == 12 + 3
 
 
@@ -139,7 +147,10 @@ def test_no_load_across_salts_nor_for_who_wants_none():
     serve(world, "other", 196)
     begins = world.known("a")[:150]
     assert serve(world, "b", 150, begins=begins).cached_tokens == 0
-    assert serve(world, "c", 150, begins=begins, cache_salt="x", cache=False).cached_tokens == 0
+    assert (
+        serve(world, "c", 150, begins=begins, cache_salt="x", cache=False).cached_tokens
+        == 0
+    )
     assert serve(world, "d", 150, begins=begins, cache_salt="x").cached_tokens == 148
 
 
@@ -232,12 +243,16 @@ def test_slots_give_way_to_the_longest_unused():
         (3, 1, True),
     ]
     slots.settle(moves[:2])
-    assert slots.restart(died=False, found=False) == [b"c"], "its save has not come back"
+    assert slots.restart(died=False, found=False) == [b"c"], (
+        "its save has not come back"
+    )
     assert slots.reach([b"a"]) == [0]
     assert slots.load(3, b"a")
     assert slots.restart(died=False, found=False) == []
     assert slots.load(3, b"a")
-    assert slots.restart(died=True, found=True) == [b"a"], "it may be what the group died of"
+    assert slots.restart(died=True, found=True) == [b"a"], (
+        "it may be what the group died of"
+    )
     assert slots.keep(5, b"d") is None
     slots.settle(slots.send())
     assert slots.restart(died=True, found=True) == []
@@ -263,7 +278,9 @@ def test_the_simulator_loads_as_the_server_does():
         request_of("b", 1000, 1, at=20.0, begins=begins),
     ]
     for slots, ttft_s in ((0, 0.75), (400, 0.12)):
-        result = Simulation(config_of(), grid_of(pages=260, slots=slots), model).run(requests)
+        result = Simulation(config_of(), grid_of(pages=260, slots=slots), model).run(
+            requests
+        )
         assert result.requests["b"].ttft_s == pytest.approx(ttft_s, rel=0.4)
 
 
@@ -294,7 +311,9 @@ def test_a_decision_looks_up_so_many_pages_and_no_more():
     serve(world, "a", 3600)
     serve(world, "other", 3900)
     first = len(world.batches)
-    accepted = world.add(request_of("b", 3620, 1, world.now, begins=world.known("a")[:3600]))
+    accepted = world.add(
+        request_of("b", 3620, 1, world.now, begins=world.known("a")[:3600])
+    )
     assert accepted.cached_tokens == 3600
     world.launch()
     state = world.scheduler.live.by_id["b"]

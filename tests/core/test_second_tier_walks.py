@@ -35,7 +35,9 @@ class Walk:
             length=120,
             slots=rng.choice([2, 5, 30, 200]),
         )
-        self.world = World(config, grid, model_of(self.stages, rng.choice([0.0, 5e-4, 2e-3])))
+        self.world = World(
+            config, grid, model_of(self.stages, rng.choice([0.0, 5e-4, 2e-3]))
+        )
         self.world.dies = rng.choice(DEATHS)
         self.histories = [[1000 * number + i for i in range(20)] for number in range(5)]
         self.asked = {}  # the session of each request
@@ -56,7 +58,9 @@ class Walk:
         }
         prompt = len(history) + self.rng.randint(1, 12)
         output = self.rng.randint(1, 12)
-        self.world.add(request_of(name, prompt, output, self.world.now, begins=history, **more))
+        self.world.add(
+            request_of(name, prompt, output, self.world.now, begins=history, **more)
+        )
         self.asked[name] = session
 
     def follow(self):

@@ -19,17 +19,21 @@ from medha_actors.errors import ConfigError
 from medha_actors.messages import Accepted, Rejected
 from medha_actors.tuning import AdmissionConfig, FairnessConfig
 
-# What one chunk may be off: tables are interpolated, and the smallest chunk runs even if it does
-# not fit.
+# What one chunk may be off: tables are interpolated, and the smallest chunk runs even
+# if it does not fit.
 ROUNDING = 1.1
 
 
 def of(tenant, name, prompt=100, output=1, **more):
-    return msgspec.structs.replace(request_of(name, prompt, output, **more), tenant=tenant)
+    return msgspec.structs.replace(
+        request_of(name, prompt, output, **more), tenant=tenant
+    )
 
 
 def scheduler_of(policy="spf", advance_s=0.0, weights=None, enabled=True, **more):
-    fairness = FairnessConfig(enabled=enabled, weights=weights or {}, most_advance_s=advance_s)
+    fairness = FairnessConfig(
+        enabled=enabled, weights=weights or {}, most_advance_s=advance_s
+    )
     config = config_of(policy, fairness=fairness, **more)
     model = ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
     grid = grid_of(stages=2, pages=16_384, length=32_000)
@@ -97,7 +101,11 @@ def test_while_all_have_work_each_gets_its_share_within_a_batch(
 
 
 @settings(deadline=None, max_examples=10)
-@given(greedy=st.integers(5, 60), modest=st.integers(1, 20), advance_s=st.sampled_from([0.0, 0.5]))
+@given(
+    greedy=st.integers(5, 60),
+    modest=st.integers(1, 20),
+    advance_s=st.sampled_from([0.0, 0.5]),
+)
 def test_nothing_is_left_undone_while_anybody_waits(greedy, modest, advance_s):
     """The machine is never idle, and all that is left is the greedy one's."""
     scheduler = scheduler_of(advance_s=advance_s)
@@ -109,7 +117,9 @@ def test_nothing_is_left_undone_while_anybody_waits(greedy, modest, advance_s):
     while len(scheduler.live.queue):
         now, given_s = step(scheduler, now)
         assert sum(given_s.values()) > 0
-    assert len(scheduler.live.queue.shares) == 0  # nobody waits: nobody is owed anything
+    assert (
+        len(scheduler.live.queue.shares) == 0
+    )  # nobody waits: nobody is owed anything
 
 
 def test_one_that_comes_goes_before_a_backlog_whatever_the_policy():
@@ -155,11 +165,14 @@ def test_one_tenant_is_served_as_if_there_were_none(policy):
         fairness = FairnessConfig(enabled=enabled)
         config = config_of(policy, fairness=fairness, max_running_requests=6)
         model = ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
-        simulation = Simulation(config, grid_of(stages=2, pages=4096, length=8000), model)
+        simulation = Simulation(
+            config, grid_of(stages=2, pages=4096, length=8000), model
+        )
         rows = [(40 + 97 * number % 400, 0.05 * number) for number in range(40)]
         rows[7] = (3000, rows[7][1])
         requests = [
-            of(tenant, f"r{number}", prompt, 5, at=at) for number, (prompt, at) in enumerate(rows)
+            of(tenant, f"r{number}", prompt, 5, at=at)
+            for number, (prompt, at) in enumerate(rows)
         ]
         logs = simulation.run(requests).requests
         return {name: (log.token_times, log.answer) for name, log in logs.items()}
@@ -186,10 +199,14 @@ def test_an_advance_is_what_one_left_to_others_and_is_used_up():
     shares.left("b")
     for _ in range(3):
         shares.served("a", 1.0, paid=False)
-    assert shares.of("a").advance_s == 0.0  # it always has something to do: it leaves nothing
+    assert (
+        shares.of("a").advance_s == 0.0
+    )  # it always has something to do: it leaves nothing
     shares.joined("b")
     assert shares.of("b").virtual_s == 2.0  # where a stood when it was served last
-    assert shares.of("b").advance_s == 2.5  # 0.5 were left, and it was not there for 2 s
+    assert (
+        shares.of("b").advance_s == 2.5
+    )  # 0.5 were left, and it was not there for 2 s
     for _ in range(9):
         shares.left("b")
         shares.served("a", 1.0, paid=False)
@@ -290,11 +307,18 @@ def test_what_one_is_told_follows_its_own_backlog_not_the_others():
 
 
 def test_appointments_of_one_tenant_keep_no_other_out():
-    scheduler = scheduler_of("spf", advance_s=0.3, admission=AdmissionConfig(late="shed"))
-    answers = [scheduler.add(of("greedy", f"g{number}", ttft_s=1.0), 0.0) for number in range(200)]
+    scheduler = scheduler_of(
+        "spf", advance_s=0.3, admission=AdmissionConfig(late="shed")
+    )
+    answers = [
+        scheduler.add(of("greedy", f"g{number}", ttft_s=1.0), 0.0)
+        for number in range(200)
+    ]
     assert [isinstance(answer, Rejected) for answer in answers].count(True) > 100
     for number in range(4):
-        assert isinstance(scheduler.add(of("modest", f"m{number}", ttft_s=1.0), 0.0), Accepted)
+        assert isinstance(
+            scheduler.add(of("modest", f"m{number}", ttft_s=1.0), 0.0), Accepted
+        )
 
 
 @settings(deadline=None, max_examples=15)

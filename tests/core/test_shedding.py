@@ -39,7 +39,9 @@ def fill(scheduler, count, now=0.0, **more):
 
 def test_who_cannot_be_in_time_is_refused_with_the_time_until_such_a_request_would_be():
     answers = fill(scheduler_of(), 60, ttft_s=1.0)
-    taken = list(itertools.takewhile(lambda answer: isinstance(answer, Accepted), answers))
+    taken = list(
+        itertools.takewhile(lambda answer: isinstance(answer, Accepted), answers)
+    )
     assert 5 < len(taken) < 30
     assert all(answer.predicted_ttft_s <= 1.0 for answer in taken)
     refused = answers[len(taken) :]
@@ -79,7 +81,9 @@ def test_a_document_is_queued_not_refused():
     scheduler = scheduler_of(document_s=2.0)
     fill(scheduler, 60, ttft_s=2.0)
     for index in range(4):
-        assert isinstance(scheduler.add(asking(f"d{index}", prompt=6000), 0.0), Accepted)
+        assert isinstance(
+            scheduler.add(asking(f"d{index}", prompt=6000), 0.0), Accepted
+        )
 
 
 def test_what_was_queued_behind_goes_after_those_who_can_be_in_time():
@@ -97,14 +101,18 @@ def test_a_resumed_request_is_never_refused():
     known = Resumed(token_ids=bytes(4), first_token_at=0.0)
     request = asking("again", "shed", ttft_s=0.2)
     fields = {field: getattr(request, field) for field in request.__struct_fields__}
-    assert isinstance(scheduler.add(Request(**fields | {"resumed": known}), 0.0), Accepted)
+    assert isinstance(
+        scheduler.add(Request(**fields | {"resumed": known}), 0.0), Accepted
+    )
 
 
 def test_an_appointment_is_kept_once_in_its_time():
     book = Appointments()
     assert book.kept(7, 0.0) == math.inf
     assert book.book(7, 0.1, 0.1, 10.0, 0.0) == 10.0
-    assert book.kept(7, 5.0) == pytest.approx(4.0)  # a tenth of the wait too early is no matter
+    assert book.kept(7, 5.0) == pytest.approx(
+        4.0
+    )  # a tenth of the wait too early is no matter
     assert book.ahead_s(0.1, 5.0) == pytest.approx(0.1)
     assert book.ahead_s(0.01, 5.0) == 0.0  # it goes before what is longer
     assert book.kept(7, 9.5) == 0.0
@@ -125,7 +133,8 @@ def test_who_does_not_come_costs_less_and_less():
 
 @given(
     steps=st.lists(
-        st.tuples(st.integers(0, 3), st.floats(0.001, 100), st.floats(0, 30)), max_size=60
+        st.tuples(st.integers(0, 3), st.floats(0.001, 100), st.floats(0, 30)),
+        max_size=60,
     )
 )
 def test_the_book_adds_up_whatever_happens(steps):
@@ -144,14 +153,18 @@ def test_the_book_adds_up_whatever_happens(steps):
 
 @pytest.mark.parametrize("late", ["shed", "accept"])
 def test_one_more_must_not_make_the_tokens_of_those_who_run_late(late):
-    config = config_of("spf", tpot_s=0.03, admission=AdmissionConfig(late=late, patience_s=10.0))
+    config = config_of(
+        "spf", tpot_s=0.03, admission=AdmissionConfig(late=late, patience_s=10.0)
+    )
     model = ExecutionModel.analytic(2, token_s=1e-3, step_s=2e-3)
     simulation = Simulation(config, grid_of(stages=2, pages=8192, length=32_000), model)
     requests = [request_of(f"r{i}", 4, 200, 0.015 * i) for i in range(64)]
     logs = simulation.run(requests).requests.values()
     taken = [log for log in logs if isinstance(log.answer, Accepted)]
     gaps = sorted(
-        after - before for log in taken for before, after in itertools.pairwise(log.token_times)
+        after - before
+        for log in taken
+        for before, after in itertools.pairwise(log.token_times)
     )
     refused = [log.answer for log in logs if isinstance(log.answer, Rejected)]
     if late == "shed":

@@ -51,7 +51,9 @@ def test_stages_work_on_one_prompt_at_once():
             scheduler={"max_chunk_tokens": 128},
             tpot_s=10.0,
         )
-        assert result.requests["a"].ttft_s == pytest.approx((100 + stages - 1) * 0.064 / stages)
+        assert result.requests["a"].ttft_s == pytest.approx(
+            (100 + stages - 1) * 0.064 / stages
+        )
         assert result.requests["a"].ttft_s < whole / stages / 0.8
         assert min(result.busy) > 0.85
 
@@ -60,7 +62,9 @@ def test_groups_halve_the_decode_over_a_long_context():
     model = ExecutionModel.analytic(1, token_s=1e-4, kv_s=1e-6)
 
     def gap(groups):
-        result = simulate([request_of("a", 20_000, 20)], groups=groups, cutoff=10_000, model=model)
+        result = simulate(
+            [request_of("a", 20_000, 20)], groups=groups, cutoff=10_000, model=model
+        )
         times = result.requests["a"].token_times
         return times[-1] - times[-2]
 
@@ -87,7 +91,10 @@ def test_a_queue_with_constant_service_times():
 
 
 def test_a_seed_decides_everything():
-    requests = [request_of(f"r{index}", 50 + 30 * index, 5, at=index * 0.05) for index in range(30)]
+    requests = [
+        request_of(f"r{index}", 50 + 30 * index, 5, at=index * 0.05)
+        for index in range(30)
+    ]
 
     def times(seed):
         result = simulate(requests, stages=2, noise=0.2, seed=seed)
@@ -101,15 +108,22 @@ def test_the_scheduler_learns_that_reality_is_slower():
     reality = ExecutionModel.analytic(token_s=2e-3)
     grid = grid_of(pages=20_000, page=16, length=200_000)
     simulation = Simulation(
-        config_of(tpot_s=0.2), grid, ExecutionModel.analytic(token_s=1e-3), reality=reality
+        config_of(tpot_s=0.2),
+        grid,
+        ExecutionModel.analytic(token_s=1e-3),
+        reality=reality,
     )
-    requests = [request_of(f"r{index}", 2000, 20, at=index * 3.0) for index in range(30)]
+    requests = [
+        request_of(f"r{index}", 2000, 20, at=index * 3.0) for index in range(30)
+    ]
     simulation.run(requests)
     stats = simulation.scheduler.stats()
     assert stats.predictor_scale_prefill == pytest.approx(2.0)
     assert stats.predictor_scale_decode == pytest.approx(2.0)
     assert stats.predictor_error_p50 < 0.01
-    assert stats.worked_s == pytest.approx([2 * seconds for seconds in stats.calibrated_s])
+    assert stats.worked_s == pytest.approx(
+        [2 * seconds for seconds in stats.calibrated_s]
+    )
     assert min(stats.worked_s) > 0
 
 

@@ -24,7 +24,9 @@ from medha_actors.quantities import Policy
     chunk=st.sampled_from([3, 16, 50]),
     dies=st.sampled_from(DEATHS),
     shapes=st.lists(
-        st.tuples(st.integers(1, 60), st.integers(1, 15), st.none() | st.integers(0, 74)),
+        st.tuples(
+            st.integers(1, 60), st.integers(1, 15), st.none() | st.integers(0, 74)
+        ),
         min_size=2,
         max_size=8,
     ),
@@ -57,10 +59,15 @@ def test_only_the_poison_is_ended(
         if name not in deadly:
             count = world.requests[name].sampling.max_tokens
             assert event.reason == "length"
-            assert world.tokens[name] == [token_of(name, index) for index in range(count)]
+            assert world.tokens[name] == [
+                token_of(name, index) for index in range(count)
+            ]
         else:
             assert event.reason == "error"
-            assert event.message == "the pipeline died repeatedly while this request was in it"
+            assert (
+                event.message
+                == "the pipeline died repeatedly while this request was in it"
+            )
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
@@ -68,7 +75,9 @@ def test_only_the_poison_is_ended(
     stages=st.integers(1, 3),
     groups=st.integers(1, 2),
     kills=st.lists(
-        st.tuples(st.integers(0, 12), st.sampled_from([None, (), (0,)])), min_size=1, max_size=6
+        st.tuples(st.integers(0, 12), st.sampled_from([None, (), (0,)])),
+        min_size=1,
+        max_size=6,
     ),
 )
 def test_coincidences_condemn_only_who_was_alone(stages, groups, kills):
@@ -115,7 +124,9 @@ def test_recomputation_runs_beside_others_and_stops_before_the_danger():
     world.restart()
     world.add(request_of("b", 20, 4, world.now))
     world.launch()
-    spans = {span.request_id: (span.start, span.stop) for span in spans_of(world.batches[-1])}
+    spans = {
+        span.request_id: (span.start, span.stop) for span in spans_of(world.batches[-1])
+    }
     assert spans == {"a": (0, 41), "b": (0, 20)}
     assert not world.launch()
     world.land()
@@ -123,7 +134,10 @@ def test_recomputation_runs_beside_others_and_stops_before_the_danger():
     [span] = spans_of(world.batches[-1])
     assert (span.request_id, span.start, span.stop, span.sample) == ("a", 41, 42, True)
     world.drain()
-    assert {name: len(tokens) for name, tokens in world.tokens.items()} == {"a": 4, "b": 4}
+    assert {name: len(tokens) for name, tokens in world.tokens.items()} == {
+        "a": 4,
+        "b": 4,
+    }
 
 
 def test_a_death_of_another_group_condemns_nobody():
@@ -185,7 +199,9 @@ def test_a_failure_ends_that_request_alone(stages, groups):
             ("error", "no numbers") if fail_at < steps else ("length", None)
         )
         assert world.finished["b"].reason == "length"
-        assert all(world.scheduler.live.kv.available(group) == 40 for group in range(groups))
+        assert all(
+            world.scheduler.live.kv.available(group) == 40 for group in range(groups)
+        )
         return steps
 
     def failed(batch):
@@ -197,7 +213,9 @@ def test_a_failure_ends_that_request_alone(stages, groups):
             mine = [span for span in message.spans if span.request_id == "a"]
             failures = (Failure("a", "no numbers"),) if mine and mine[0].writes else ()
             drawn = world_tokens(message)
-            results.append(StepResult(batch.id, group, drawn, (0.1,) * stages, failures=failures))
+            results.append(
+                StepResult(batch.id, group, drawn, (0.1,) * stages, failures=failures)
+            )
         return results
 
     for fail_at in range(run(10**6) + 1):

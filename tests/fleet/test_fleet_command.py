@@ -47,7 +47,9 @@ def test_a_day_has_a_night():
 def test_the_command_writes_its_table_and_goes_on(tmp_path, capsys):
     flags = [*SMALL, "--grids", "1", "2", "--result-dir", str(tmp_path)]
     contenders = ["--contenders", "predicted", "random+fcfs"]
-    assert main(["fleet", *flags, "--contenders", "predicted", "--limit-s", "1e-9"]) == 0
+    assert (
+        main(["fleet", *flags, "--contenders", "predicted", "--limit-s", "1e-9"]) == 0
+    )
     assert not list(tmp_path.glob("*.json"))
     assert main(["fleet", *flags, *contenders]) == 0
     first = capsys.readouterr()
@@ -75,7 +77,15 @@ def test_what_it_does_not_know_is_refused(tmp_path, capsys):
 
 
 def test_simulate_takes_a_router(tmp_path, capsys):
-    small = ["simulate", "--model", "smollm2-135m", "--gpu", "a100", "--num-prompts", "30"]
+    small = [
+        "simulate",
+        "--model",
+        "smollm2-135m",
+        "--gpu",
+        "a100",
+        "--num-prompts",
+        "30",
+    ]
     pace = ["--request-rate", "20", "--input-len", "200", "--output-len", "5"]
     place = ["--result-dir", str(tmp_path / "run")]
     assert main([*small, *pace, "--grids", "3", "--router", "predicted", *place]) == 0

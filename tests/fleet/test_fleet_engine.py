@@ -93,17 +93,23 @@ async def test_in_an_overload_few_grids_are_asked_and_the_soonest_is_told() -> N
     """Each of a hundred grids would refuse it, which would cost all of them time."""
 
     def full(retry_after_s: float) -> FakeEngine:
-        return FakeEngine(slowly, lambda request: replace(FULL, retry_after_s=retry_after_s))
+        return FakeEngine(
+            slowly, lambda request: replace(FULL, retry_after_s=retry_after_s)
+        )
 
     grids = {f"g{number:02}": full(100.0 - number) for number in range(100)}
-    draining = FakeEngine(slowly, lambda request: replace(FULL, status=503, retry_after_s=99.5))
+    draining = FakeEngine(
+        slowly, lambda request: replace(FULL, status=503, retry_after_s=99.5)
+    )
     fleet = fleet_of(a=draining, **grids)
     heard = await submitted(fleet, Heard(asking("r", 3)))
     asked = [grid for grid in grids.values() if grid.requests]
     assert len(asked) == 3
     assert len(draining.requests) == 1
     assert isinstance(heard.answer, Rejected)
-    assert heard.answer.retry_after_s == min([grid.answer(None).retry_after_s for grid in asked])
+    assert heard.answer.retry_after_s == min(
+        [grid.answer(None).retry_after_s for grid in asked]
+    )
 
 
 async def test_a_request_that_can_never_run_is_refused_once() -> None:
@@ -191,7 +197,9 @@ async def test_a_request_goes_on_in_the_grid_after_one_that_cannot() -> None:
         await fleet.lost("a", one)
         await settled()
         request = heard.request
-        third.say([*[token(request, index, 7) for index in range(2)], finished(request, 2)])
+        third.say(
+            [*[token(request, index, 7) for index in range(2)], finished(request, 2)]
+        )
         await heard.end()
         heard.check_whole()
 
@@ -221,7 +229,12 @@ async def test_what_a_grid_that_has_to_go_is_not_done_with_goes_on_in_another() 
     (again,) = second.requests
     assert again.resumed is not None
     assert unpack_tokens(again.resumed.token_ids) == [100, 101]
-    second.say([*[token(request, index, 100 + index) for index in (2, 3)], finished(request, 4)])
+    second.say(
+        [
+            *[token(request, index, 100 + index) for index in (2, 3)],
+            finished(request, 4),
+        ]
+    )
     await heard.end()
     heard.check_whole()
     assert heard.tokens == [100, 101, 102, 103]

@@ -26,7 +26,11 @@ def options_of(router="predicted", ingresses=1, scaling=None, start_s=5.0, **rou
 
 def chats(count=30, rate=2.0):
     workload = WorkloadOptions(
-        sessions=("chat",), num_sessions=count, turns="3:5", output_len="10:40", pause_ms="500:2000"
+        sessions=("chat",),
+        num_sessions=count,
+        turns="3:5",
+        output_len="10:40",
+        pause_ms="500:2000",
     )
     return build_plan(workload, PaceOptions(request_rate=rate)).requests
 
@@ -46,7 +50,9 @@ def test_one_grid_behind_a_router_is_that_grid(router):
 
 def test_sessions_on_one_grid_too():
     deployment = deployment_of()
-    assert times(play_fleet(deployment, chats(), options_of())) == times(play(deployment, chats()))
+    assert times(play_fleet(deployment, chats(), options_of())) == times(
+        play(deployment, chats())
+    )
 
 
 @pytest.mark.parametrize("router", RULES)
@@ -68,8 +74,8 @@ def test_two_at_once_on_two_grids_do_not_wait_for_each_other():
     pair = [request(1000, 1, 0.5, 0), request(1000, 1, 0.5, 1)]
     first, second = play_fleet(deployment, pair, options_of()).records
     assert first.token_times[0] == second.token_times[0] == pytest.approx(1.5)
-    # a router does not know what another one has sent since the last notice: both may take the
-    # same grid, and notices are that old
+    # a router does not know what another one has sent since the last notice: both may
+    # take the same grid, and notices are that old
     late = [request(1000, 1, 0.5, 0), request(1000, 1, 0.8, 1)]
     apart = play_fleet(deployment, late, options_of(ingresses=2)).records
     assert [record.token_times[0] for record in apart] == pytest.approx([1.5, 1.8])
@@ -95,7 +101,9 @@ def test_short_ones_are_sooner_than_with_random_routing():
 
     def slow(router):
         records = play_fleet(deployment, requests, options_of(router)).records
-        waits = sorted(one.token_times[0] - one.sent_at for one in records if one.kind == "short")
+        waits = sorted(
+            one.token_times[0] - one.sent_at for one in records if one.kind == "short"
+        )
         return waits[len(waits) * 9 // 10]
 
     assert slow("predicted") < 0.7 * slow("random")
@@ -112,7 +120,12 @@ def test_what_no_grid_can_serve_is_refused():
 
 
 SCALING = ScalingConfig(
-    min_grids=1, max_grids=4, window_s=10.0, up_after_s=5.0, down_after_s=30.0, target_load=0.6
+    min_grids=1,
+    max_grids=4,
+    window_s=10.0,
+    up_after_s=5.0,
+    down_after_s=30.0,
+    target_load=0.6,
 )
 
 
@@ -120,7 +133,8 @@ def test_grids_come_with_the_traffic_and_go_without_losing_anything():
     busy = convoy(240, rate=4.0)
     end = busy[-1].at
     calm = [
-        replace(one, index=240 + one.index, at=end + 5 + one.at) for one in convoy(60, rate=0.2)
+        replace(one, index=240 + one.index, at=end + 5 + one.at)
+        for one in convoy(60, rate=0.2)
     ]
     deployment = deployment_of(replicas=1)
     played = play_fleet(deployment, [*busy, *calm], options_of(scaling=SCALING))

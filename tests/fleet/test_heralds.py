@@ -23,7 +23,9 @@ FEW = 7  # requests that come at once: so few are no rate of arrivals yet
 
 
 def simulation_of(policy="lars", groups=1, pages=2000, **more):
-    grid = grid_of(1, groups, pages=pages, length=4000, cutoff=400 if groups > 1 else None)
+    grid = grid_of(
+        1, groups, pages=pages, length=4000, cutoff=400 if groups > 1 else None
+    )
     model = ExecutionModel.analytic(1, token_s=1e-3)
     return Simulation(config_of(policy, **more), grid, model)
 
@@ -54,7 +56,13 @@ def test_a_view_has_the_pages_of_the_grid_however_they_come_and_go(groups):
     assert first.pages == names_in(simulation)
     for round_ in range(12):
         requests = [
-            request_of(f"{round_}-{number}", 60 + 40 * number, 6, at=at, begins=range(round_ % 3))
+            request_of(
+                f"{round_}-{number}",
+                60 + 40 * number,
+                6,
+                at=at,
+                begins=range(round_ % 3),
+            )
             for number in range(4)
         ]
         simulation.run(requests)
@@ -81,7 +89,9 @@ def counted(store):
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 4)), max_size=60),
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 4)), max_size=60
+    ),
     st.integers(0, 3),
 )
 def test_news_are_the_difference_between_then_and_now(steps, slots):
@@ -209,7 +219,9 @@ def test_a_tenant_that_has_many_waiting_waits_for_its_own():
     although a stranger would be served in the first as soon."""
     views = {}
     for name in ("crowded", "shared"):
-        simulation = simulation_of("fcfs_chunked", fairness=FairnessConfig(most_advance_s=0.0))
+        simulation = simulation_of(
+            "fcfs_chunked", fairness=FairnessConfig(most_advance_s=0.0)
+        )
         for number in range(FEW):
             tenant = "crowd" if name == "crowded" else f"one of {number}"
             request = replace(request_of(f"q{number}", 900, 4, at=0.0), tenant=tenant)
@@ -219,7 +231,11 @@ def test_a_tenant_that_has_many_waiting_waits_for_its_own():
     request = request_of("new", 800, 4, at=0.0)
 
     def ttft_s(name, tenant):
-        return views[name].predict(ask_of(replace(request, tenant=tenant), None, PAGE)).ttft_s
+        return (
+            views[name]
+            .predict(ask_of(replace(request, tenant=tenant), None, PAGE))
+            .ttft_s
+        )
 
     assert ttft_s("crowded", "crowd") > 6.0
     assert ttft_s("crowded", "stranger") < 3.0

@@ -92,22 +92,28 @@ asks = st.builds(
 def test_a_request_goes_to_a_grid_that_can_serve_it(rule, fleet, asked, seed):
     chosen = router_of(fleet, rule, seed).choose(asked, 0.0)
     needed = asked.prompt_tokens + asked.output_tokens
-    able = [n for n, grid in fleet.items() if not grid.draining and needed <= grid.max_tokens]
+    able = [
+        n
+        for n, grid in fleet.items()
+        if not grid.draining and needed <= grid.max_tokens
+    ]
     assert (chosen.grid in able) if able else chosen is None
 
 
 @pytest.mark.parametrize("rule", RULES)
 @given(fleets, asks, st.integers(0, 3))
 def test_a_seed_decides_everything(rule, fleet, asked, seed):
-    assert router_of(fleet, rule, seed).choose(asked, 0.0) == router_of(fleet, rule, seed).choose(
-        asked, 0.0
-    )
+    assert router_of(fleet, rule, seed).choose(asked, 0.0) == router_of(
+        fleet, rule, seed
+    ).choose(asked, 0.0)
 
 
 @given(fleets, asks)
 def test_no_grid_with_room_was_predicted_to_be_sooner(fleet, asked):
     router = router_of(fleet, work_weight=0.0)
-    every = {n: grid.predict(asked) for n, grid in router.grids.items() if grid.takes(asked)}
+    every = {
+        n: grid.predict(asked) for n, grid in router.grids.items() if grid.takes(asked)
+    }
     chosen = router.choose(asked, 0.0)
     if chosen is None:
         return
@@ -171,13 +177,17 @@ def test_a_warm_prefix_is_worth_a_wait_and_no_more():
 
 def test_prefix_alone_follows_a_warm_prefix_into_any_queue():
     fleet = {"cold": IDLE, "warm": waiting(1e4, came=names(*range(32)))}
-    assert router_of(fleet, "prefix").choose(ask(640, 10, range(40)), 0.0).grid == "warm"
+    assert (
+        router_of(fleet, "prefix").choose(ask(640, 10, range(40)), 0.0).grid == "warm"
+    )
     little = router_of(fleet, "prefix").choose(ask(10_000, 10, range(32)), 0.0)
     assert little.grid == "cold"
 
 
 def test_two_choices_take_the_shorter_queue():
-    router = router_of({"few": replace(IDLE, live=3), "many": replace(IDLE, live=9)}, "two_choices")
+    router = router_of(
+        {"few": replace(IDLE, live=3), "many": replace(IDLE, live=9)}, "two_choices"
+    )
     assert {router.choose(ask(), 0.0).grid for _ in range(6)} == {"few"}
 
 
@@ -193,7 +203,10 @@ def test_pools_keep_long_prompts_apart():
 
 def test_a_grid_without_room_is_the_last_resort():
     full = replace(IDLE, room_tokens=0)
-    assert router_of({"full": full, "late": waiting(50.0)}).choose(ask(), 0.0).grid == "late"
+    assert (
+        router_of({"full": full, "late": waiting(50.0)}).choose(ask(), 0.0).grid
+        == "late"
+    )
     assert router_of({"full": full}).choose(ask(), 0.0).grid == "full"
 
 
@@ -201,7 +214,9 @@ def test_a_missed_notice_is_noticed():
     router = router_of({"g": IDLE})
     assert router.heard("g", replace(IDLE, whole=False, serial=1, came=names(5)), 0.1)
     assert router.grids["g"].pages == {5}
-    assert not router.heard("g", replace(IDLE, whole=False, serial=3, came=names(6)), 0.3)
+    assert not router.heard(
+        "g", replace(IDLE, whole=False, serial=3, came=names(6)), 0.3
+    )
     assert router.grids["g"].pages == {5}
     assert router.heard("g", replace(IDLE, serial=3, came=names(7)), 0.3)
     assert router.heard("g", replace(IDLE, whole=False, serial=4, gone=names(7)), 0.4)
@@ -215,8 +230,15 @@ def test_a_lost_grid_gets_nothing():
     assert router.choose(ask(), 0.0, among=["a"]) is None
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=5), st.floats(-1, 101))
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=5),
+    st.floats(-1, 101),
+)
 def test_a_line_stays_between_its_points(points, x):
     points = sorted(dict(points).items())
     values = [y for _, y in points]
-    assert (min(values) - 1e-6 <= between(points, x) <= max(values) + 1e-6) if points else True
+    assert (
+        (min(values) - 1e-6 <= between(points, x) <= max(values) + 1e-6)
+        if points
+        else True
+    )

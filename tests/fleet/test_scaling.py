@@ -74,7 +74,9 @@ loads = st.builds(
 )
 
 
-@given(st.lists(st.lists(loads, min_size=1, max_size=8), max_size=40), st.integers(1, 8))
+@given(
+    st.lists(st.lists(loads, min_size=1, max_size=8), max_size=40), st.integers(1, 8)
+)
 def test_the_bounds_hold_whatever_comes(rounds, target):
     scaling = Scaling(SETTINGS)
     for second, grids in enumerate(rounds):

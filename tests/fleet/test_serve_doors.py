@@ -29,14 +29,21 @@ FLEET: dict[str, Any] = {
     "model_loading_config": {"model_source": "random"},
     "fleet": {
         "num_grids": 2,
-        "scaling": {"min_grids": 1, "max_grids": 4, "up_after_s": 5.0, "down_after_s": 60.0},
+        "scaling": {
+            "min_grids": 1,
+            "max_grids": 4,
+            "up_after_s": 5.0,
+            "down_after_s": 60.0,
+        },
     },
 }
 
 
 def replica(name: str, controller: str | None = None) -> Any:
     metadata = {} if controller is None else {"controller": controller, "edition": "e"}
-    return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), replica_metadata=metadata)
+    return SimpleNamespace(
+        replica_id=SimpleNamespace(unique_id=name), replica_metadata=metadata
+    )
 
 
 def seat_of(**notices: Any) -> Seat:
@@ -95,8 +102,12 @@ def test_an_edition_is_the_model_as_it_is_configured():
     other = load({**FLEET, "scheduler": {"policy": "edf"}})
     model = {"model_source": "random", "dtype": "float32"}
     third = load({**FLEET, "model_loading_config": model})
-    assert edition_of(first.model_loading_config) == edition_of(other.model_loading_config)
-    assert edition_of(first.model_loading_config) != edition_of(third.model_loading_config)
+    assert edition_of(first.model_loading_config) == edition_of(
+        other.model_loading_config
+    )
+    assert edition_of(first.model_loading_config) != edition_of(
+        third.model_loading_config
+    )
 
 
 def test_serve_finds_both_classes_by_their_paths():
@@ -109,7 +120,11 @@ def test_serve_finds_both_classes_by_their_paths():
     scaling = grids._deployment_config.autoscaling_config
     assert isinstance(scaling.policy, AutoscalingPolicy)
     assert scaling.policy.get_policy() is GridScaling
-    assert (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas) == (1, 2, 4)
+    assert (scaling.min_replicas, scaling.initial_replicas, scaling.max_replicas) == (
+        1,
+        2,
+        4,
+    )
     GridScaling(**scaling.policy.policy_kwargs)
 
 
@@ -142,7 +157,10 @@ def test_without_scaling_there_are_as_many_replicas_as_grids():
 
 def test_several_models_share_the_ingress_and_have_grids_of_their_own():
     small = {"model_loading_config": {"model_source": "random", "model_id": "small"}}
-    large = {**FLEET, "model_loading_config": {"model_source": "random", "model_id": "large"}}
+    large = {
+        **FLEET,
+        "model_loading_config": {"model_source": "random", "model_id": "large"},
+    }
     deployment = {"num_replicas": 2}
     application = build_app({"models": [small, large], "deployment_config": deployment})
     ingress = application._bound_deployment
@@ -151,7 +169,10 @@ def test_several_models_share_the_ingress_and_have_grids_of_their_own():
     fleets = [handle._bound_deployment for handle in ingress.init_args[1:]]
     assert [fleet.name for fleet in fleets] == ["grids-small", "grids-large"]
     routers = [fleet._deployment_config.request_router_config for fleet in fleets]
-    assert [one.request_router_kwargs["fleet"] for one in routers] == ["grids-small", "grids-large"]
+    assert [one.request_router_kwargs["fleet"] for one in routers] == [
+        "grids-small",
+        "grids-large",
+    ]
     assert [load(fleet.init_args[0]).fleet.num_grids for fleet in fleets] == [1, 2]
 
 
@@ -177,7 +198,10 @@ def test_without_a_fleet_everything_is_as_it_was():
     [
         ({"num_grids": 0}, "fleet.num_grids"),
         ({"num_grids": 9, "scaling": {"max_grids": 4}}, "fleet.num_grids"),
-        ({"num_grids": 2, "scaling": {"min_grids": 3, "max_grids": 2}}, "fleet.scaling.min_grids"),
+        (
+            {"num_grids": 2, "scaling": {"min_grids": 3, "max_grids": 2}},
+            "fleet.scaling.min_grids",
+        ),
         ({"routing": {"period_s": 0.0}}, "fleet.routing.period_s"),
         ({"routing": {"router": "clever"}}, "fleet.routing.router"),
         ({"scaling": {"target_load": 2.0}}, "fleet.scaling.target_load"),

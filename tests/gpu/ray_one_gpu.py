@@ -81,7 +81,9 @@ class OneGpuController(Controller):
         """Of the stage actors."""
         assert self.cluster is not None
         actors = self.cluster.crew.actors
-        return await asyncio.gather(*[actors[c].__ray_call__.remote(_pid) for c in sorted(actors)])
+        return await asyncio.gather(
+            *[actors[c].__ray_call__.remote(_pid) for c in sorted(actors)]
+        )
 
     async def poison(self) -> None:
         """Leave the last stage's GPU context unusable, as a device-side assertion does."""
@@ -144,7 +146,11 @@ async def _engine(stages: int) -> AsyncIterator[tuple[RayEngine, Any]]:
 async def _check(out: Any) -> None:
     began = time.perf_counter()
     async with _engine(2) as (handle, controller):
-        out.add("two stages on one GPU: started, calibrated", time.perf_counter() - began, "s")
+        out.add(
+            "two stages on one GPU: started, calibrated",
+            time.perf_counter() - began,
+            "s",
+        )
         _tell_fit(out, "", await controller.probed.remote())
         pages = await controller.pages.remote()
         out.add("pages per group", pages)
@@ -154,7 +160,9 @@ async def _check(out: Any) -> None:
             os.kill((await controller.pids.remote())[1], signal.SIGKILL)
 
         await _survive(out, handle, "kill -9 of a stage", kill, alone)
-        await _survive(out, handle, "a device assertion", controller.poison.remote, alone)
+        await _survive(
+            out, handle, "a device assertion", controller.poison.remote, alone
+        )
         out.check("the pages stay", pages == await controller.pages.remote())
 
 
@@ -173,11 +181,17 @@ def _tell_fit(out: Any, whose: str, measured: list[probing.Measured]) -> None:
         out.add(f"{name} held-out steps", stage.worst(True), most=0.05)
         out.add(f"{name} fitted steps", stage.worst(False))
         lines = [str(stage.profile)]
-        for probe, seconds, error in zip(stage.probes, stage.seconds, stage.errors, strict=True):
+        for probe, seconds, error in zip(
+            stage.probes, stage.seconds, stage.errors, strict=True
+        ):
             kind = "held out" if probe.held_out else "fitted  "
-            parts = "  ".join([f"{p.requests}x{p.tokens}@{p.cached}" for p in probe.parts])
+            parts = "  ".join(
+                [f"{p.requests}x{p.tokens}@{p.cached}" for p in probe.parts]
+            )
             sampled = " sampled" if probe.sample else ""
-            lines.append(f"{kind} {seconds * 1e3:9.3f} ms {error:+7.1%}  {parts}{sampled}")
+            lines.append(
+                f"{kind} {seconds * 1e3:9.3f} ms {error:+7.1%}  {parts}{sampled}"
+            )
         name = f"probes-{len(measured)}-{number}.txt"
         (out.folder / name).write_text("\n".join(lines) + "\n")
         print("\n".join(lines), flush=True)
@@ -221,7 +235,9 @@ async def _busy(out: Any, handle: RayEngine, what: str) -> AsyncIterator[None]:
         out.add(f"{what}: stage {stage} at work", (late - early) / seconds)
 
 
-async def _survive(out: Any, handle: RayEngine, what: str, harm: Any, expected: list[int]) -> None:
+async def _survive(
+    out: Any, handle: RayEngine, what: str, harm: Any, expected: list[int]
+) -> None:
     """The request that others are compared with, harmed in the middle."""
     if out.left_s() < MEND_S:
         out.say(what, "no time left")
@@ -242,7 +258,8 @@ async def _survive(out: Any, handle: RayEngine, what: str, harm: Any, expected: 
         len(found.tokens) == len(expected) and found.tokens[:kept] == expected[:kept],
         f"{kept} before",
     )
-    # A prefill of known tokens rounds unlike the decodes that made them; drawn weights have ties.
+    # A prefill of known tokens rounds unlike the decodes that made them; drawn weights
+    # have ties.
     same = sum([a == b for a, b in zip(found.tokens, expected, strict=False)])
     out.add(f"{what}: tokens that are the same", same, f"of {len(expected)}")
 

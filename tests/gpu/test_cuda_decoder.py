@@ -15,7 +15,9 @@ from medha_actors.model.stage import Stage
 from medha_actors.model.step_plan import plan_step
 from medha_actors.model.team import ALONE
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 WEIGHTS = RandomWeights(
     layers=4,
@@ -45,7 +47,9 @@ def decoder():
 def decodes(rows, context=70):
     """One row of each of so many sequences: ids and plan."""
     names = [str(number) for number in range(rows)]
-    tables = {name: np.array([2 * place, 2 * place + 1]) for place, name in enumerate(names)}
+    tables = {
+        name: np.array([2 * place, 2 * place + 1]) for place, name in enumerate(names)
+    }
     spans = [Span(name, context, context + 1, b"", 0, context, ()) for name in names]
     return np.arange(rows, dtype=np.int32), plan_step(spans, tables, PAGE)
 
@@ -53,7 +57,10 @@ def decodes(rows, context=70):
 def chunk(rows):
     """Rows of a prompt, and one of another request."""
     tables = {"a": np.arange(20), "b": np.arange(20, 22)}
-    spans = [Span("a", 100, 100 + rows, b"", 0, 100, ()), Span("b", 9, 10, b"", 0, 9, ())]
+    spans = [
+        Span("a", 100, 100 + rows, b"", 0, 100, ()),
+        Span("b", 9, 10, b"", 0, 9, ()),
+    ]
     return np.arange(rows + 1, dtype=np.int32), plan_step(spans, tables, PAGE)
 
 
@@ -95,7 +102,10 @@ def test_a_layer_takes_few_launches(decoder, step, monkeypatch):
     ids, plan = step
     decoder(ids, plan, None, ALONE)
     torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        torch.profiler.ProfilerActivity.CUDA,
+    ]
     with torch.profiler.profile(activities=activities) as profile:
         decoder(ids, plan, None, ALONE)
         torch.cuda.synchronize()

@@ -12,7 +12,9 @@ import transformers
 from medha_actors.config import ModelLoadingConfig
 from tests.model.stage_driver import GREEDY, Driver
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 # The same sizes for all, so that kernels are compiled once.
 SIZES = {
@@ -39,7 +41,10 @@ EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 
 FAMILIES = {
     "llama": ("Llama", {}),
     "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama 3.1, tied": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "llama 3.1, tied": (
+        "Llama",
+        {"tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {}),
@@ -99,5 +104,7 @@ def test_float32_gives_the_tokens_and_log_probabilities_of_transformers(family):
 def test_bfloat16_is_close_to_transformers(family):
     folder, logprobs = family
     tokens, found = driven(folder, torch.bfloat16)
-    known = logprobs(tuple(tokens[:-1])).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    known = logprobs(tuple(tokens[:-1])).gather(1, torch.tensor(tokens[1:])[:, None])[
+        :, 0
+    ]
     assert (found - known).abs().mean() < 0.1

@@ -16,7 +16,9 @@ pytest.importorskip("gguf")
 from tests.model.gguf_files import convert
 from tests.model.quantised import random_blocks
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 256, 512, 512, 2
 PROMPT = list(range(3, 203))
@@ -57,7 +59,12 @@ def file(request, tmp_path):
 
 def driven(config, device, dtype, attention):
     driver = Driver(
-        config, device=device, dtype=dtype, attention=attention, pages=12, page_tokens=64
+        config,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        pages=12,
+        page_tokens=64,
     )
     driver.add("r", PROMPT, GREEDY)
     driver.generate({"r": GENERATED}, 128)

@@ -9,7 +9,9 @@ from medha_actors.bench.gpu_sampler import CASES, Trial, compare, logits_like_a_
 from medha_actors.model.cuda.sampler import CudaSampler
 from medha_actors.model.guard import Failures
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 DEVICE = torch.device("cuda")
 
@@ -52,5 +54,8 @@ def test_rows_are_the_same_bits_in_any_company():
             alone = Trial(CudaSampler(128_256, None, DEVICE), [one])
             [found] = alone.tokens(logits[number : number + 1]).values()
             expected = together[f"r{number}"]
-            assert (found.token_id, found.logprob) == (expected.token_id, expected.logprob)
+            assert (found.token_id, found.logprob) == (
+                expected.token_id,
+                expected.logprob,
+            )
             assert found.top_logprobs == expected.top_logprobs

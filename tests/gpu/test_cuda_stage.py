@@ -14,7 +14,9 @@ from medha_actors.model.backend import ATTENTIONS
 from medha_actors.model.host_tier import HostTier
 from tests.model.stage_driver import GREEDY, Driver
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 WEIGHTS = RandomWeights(
     layers=3,
@@ -66,7 +68,9 @@ def drive(device, dtype, attention, **grid):
     }
     driver = Driver(CONFIG, **options, **grid)
     if device == "cuda" and not grid:
-        driver.pipelines[0][0].warm_up()  # decodes are replayed then, where there are graphs
+        driver.pipelines[0][
+            0
+        ].warm_up()  # decodes are replayed then, where there are graphs
     for seed, length in enumerate((700, 20, 1)):
         tokens = torch.randint(
             1000, (length,), generator=torch.Generator().manual_seed(seed)
@@ -76,7 +80,10 @@ def drive(device, dtype, attention, **grid):
     driver.drop("20")
     driver.generate({"20": 12}, 200)
     return {
-        name: (r.tokens, torch.tensor([r.prompt_logprobs[i][0] for i in range(1, r.prompt)]))
+        name: (
+            r.tokens,
+            torch.tensor([r.prompt_logprobs[i][0] for i in range(1, r.prompt)]),
+        )
         for name, r in driver.requests.items()
     }
 

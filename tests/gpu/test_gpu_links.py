@@ -21,7 +21,9 @@ from medha_actors.model.merge import merge
 from medha_actors.model.team import add_up
 from tests.actors.linked_peer import Spares, peer, swap_once
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 GPU = torch.device("cuda", 0)
 STAGES = (Cell(0, 0), Cell(1, 0))
@@ -48,7 +50,9 @@ def tensors(count: int):
         yield whole.to(draw.choice(DTYPES))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("ipc", 1000), ("pinned", 200), ("shared", 40)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("ipc", 1000), ("pinned", 200), ("shared", 40)]
+)
 def test_random_tensors_come_back_as_they_were(spares: Spares, kind: str, count: int):
     with peer(spares, kind, "echo", *GROUPS, GPU) as (link, _, _):
         for number, tensor in enumerate(tensors(count)):
@@ -88,7 +92,9 @@ def test_the_host_does_not_wait(spares: Spares, kind: str):
         torch.cuda.synchronize()
         waited_s = time.perf_counter() - began
         assert torch.equal(found[1][0], warm)
-        print(f"{kind}: queued in {1e6 * queued_s:.0f} us, done after {1e3 * waited_s:.0f} ms")
+        print(
+            f"{kind}: queued in {1e6 * queued_s:.0f} us, done after {1e3 * waited_s:.0f} ms"
+        )
         assert queued_s < waited_s / 2
 
 
@@ -105,16 +111,24 @@ def test_a_killed_process_lets_the_gpu_go(spares: Spares, kind: str):
         began = time.monotonic()
         torch.cuda.synchronize()
         assert lookout.join(10)
-        print(f"{kind}: let go {1e3 * (time.monotonic() - began):.0f} ms after the wait began")
+        print(
+            f"{kind}: let go {1e3 * (time.monotonic() - began):.0f} ms after the wait began"
+        )
         with pytest.raises(LinkClosedError):
             link.send(b"of a dead cell's")
         assert torch.ones(1000, 1000, device=GPU).sum().item() == 1_000_000
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("ipc", 0), ("ipc", 1), ("ipc", 2), ("pinned", 0)])
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("ipc", 0), ("ipc", 1), ("ipc", 2), ("pinned", 0)]
+)
 def test_a_process_killed_while_it_sends(spares: Spares, kind: str, seed: int):
     """In the middle of its copies: the GPU goes on for this process, and for the next one."""
-    with peer(spares, kind, "flood", *reversed(STAGES), GPU) as (link, lookout, process):
+    with peer(spares, kind, "flood", *reversed(STAGES), GPU) as (
+        link,
+        lookout,
+        process,
+    ):
         delay_s = random.Random(seed).uniform(0.05, 0.3)
         threading.Timer(delay_s, os.kill, (process.pid, signal.SIGKILL)).start()
         with pytest.raises(LinkClosedError):
@@ -171,7 +185,9 @@ def test_groups_merge(spares: Spares, rows: int):
     with peer(spares, "ipc", "merge", *GROUPS, GPU) as (link, _, _):
         out = torch.randn(rows, 32, 128, device=GPU).bfloat16()
         lse = torch.randn(rows, 32, device=GPU)
-        exchange = TransportExchange(0, {1: link}, {1: link.transport}, device_of("cuda"))
+        exchange = TransportExchange(
+            0, {1: link}, {1: link.transport}, device_of("cuda")
+        )
         link.send(b"", out)
         link.send(b"", lse)
         expected = merge([out, out], [lse, lse])[0].bfloat16()

@@ -19,7 +19,17 @@ def load(server, directory, *more):
         "--input-len",
         "20:40",
     ]
-    return main([*arguments, "--output-len", "3", "--result-dir", str(directory), "--quiet", *more])
+    return main(
+        [
+            *arguments,
+            "--output-len",
+            "3",
+            "--result-dir",
+            str(directory),
+            "--quiet",
+            *more,
+        ]
+    )
 
 
 def result_of(directory):
@@ -27,7 +37,9 @@ def result_of(directory):
 
 
 def rows_of(directory):
-    lines = (directory / "metrics" / "request_level_metrics.jsonl").read_text().splitlines()
+    lines = (
+        (directory / "metrics" / "request_level_metrics.jsonl").read_text().splitlines()
+    )
     return [json.loads(line) for line in lines]
 
 

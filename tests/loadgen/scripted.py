@@ -47,7 +47,9 @@ class Call:
         return self.body.get("max_tokens") or self.body.get("max_completion_tokens")
 
     async def stream(self, *pieces):
-        self.response = response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        self.response = response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream"}
+        )
         await response.prepare(self.request)
         for piece in pieces:
             await response.write(piece)
@@ -57,9 +59,14 @@ class Call:
         """The bytes of a complete answer."""
         last = self.max_tokens - 1
         tokens = b"".join(
-            event(finish="length" if i == last else None) for i in range(self.max_tokens)
+            event(finish="length" if i == last else None)
+            for i in range(self.max_tokens)
         )
-        return tokens + usage(self.prompt_tokens + extra_prompt_tokens, self.max_tokens) + DONE
+        return (
+            tokens
+            + usage(self.prompt_tokens + extra_prompt_tokens, self.max_tokens)
+            + DONE
+        )
 
     async def error(self, status, message):
         self.response = web.json_response(
@@ -80,7 +87,12 @@ class ScriptedServer:
     requests included)."""
 
     def __init__(
-        self, answer: Answer = complete, *, models=("scripted",), tokenize=False, max_model_len=None
+        self,
+        answer: Answer = complete,
+        *,
+        models=("scripted",),
+        tokenize=False,
+        max_model_len=None,
     ):
         self.answer, self.models, self.tokenize = answer, models, tokenize
         self.max_model_len = max_model_len
@@ -106,7 +118,9 @@ class ScriptedServer:
             app.router.add_post("/v1/chat/completions", self._complete)
             if self.tokenize:
                 app.router.add_post("/tokenize", self._tokenize)
-            runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
+            runner = web.AppRunner(
+                app, shutdown_timeout=0.01, handler_cancellation=True
+            )
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
@@ -125,7 +139,10 @@ class ScriptedServer:
     async def _tokenize(self, request):
         words = (await request.json())["prompt"].split()
         return web.json_response(
-            {"tokens": [sum(map(ord, word)) + 100 for word in words], "count": len(words)}
+            {
+                "tokens": [sum(map(ord, word)) + 100 for word in words],
+                "count": len(words),
+            }
         )
 
     async def _complete(self, request):

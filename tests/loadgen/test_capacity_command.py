@@ -98,7 +98,10 @@ def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
         str(tmp_path / "c"),
     ]
     with ScriptedServer(answer) as server:
-        assert main([*arguments, "--base-url", server.url, "--late-threshold-ms", "5000"]) == 1
+        assert (
+            main([*arguments, "--base-url", server.url, "--late-threshold-ms", "5000"])
+            == 1
+        )
     (trial,) = json.loads((tmp_path / "c" / "capacity.json").read_text())["trials"]
     assert (trial["cut_short"], trial["holds"]) == (True, False)
     assert trial["attainment"] < 0.99

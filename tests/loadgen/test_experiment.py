@@ -48,7 +48,11 @@ def test_every_variant_is_a_valid_configuration_and_changes_nothing_else(schedul
 
 def test_a_flood_is_short_prompts_at_multiples_of_the_capacity_unless_asked_otherwise():
     flood = with_defaults(ExperimentOptions(kind="overload", loads=(3.0,)))
-    assert (flood.loads, flood.long_fractions, flood.goodput) == ((3.0,), (0.0,), ("ttft:1000",))
+    assert (flood.loads, flood.long_fractions, flood.goodput) == (
+        (3.0,),
+        (0.0,),
+        ("ttft:1000",),
+    )
     assert with_defaults(ExperimentOptions()) == ExperimentOptions()
 
 
@@ -57,13 +61,23 @@ def canned(ttft: float, tbt: float) -> dict:
         "ttft": {"median": ttft, "p99": 2 * ttft},
         "normalized_ttft": {"median": 1.5, "p99": 3.0},
     }
-    every = {"itl": {"p99": tbt}, "total_token_throughput": 1234.5, "completion_rate": 1.0}
-    return {"request_throughput": 2.0, "classes": {"short": figures, "long": figures, "all": every}}
+    every = {
+        "itl": {"p99": tbt},
+        "total_token_throughput": 1234.5,
+        "completion_rate": 1.0,
+    }
+    return {
+        "request_throughput": 2.0,
+        "classes": {"short": figures, "long": figures, "all": every},
+    }
 
 
 def test_the_table_has_medians_of_the_repeats_and_says_what_is_missing():
     header, body = table(
-        {"lars": [canned(100, 50), canned(300, 60), canned(110, 70)], "none": [{"classes": {}}]}
+        {
+            "lars": [canned(100, 50), canned(300, 60), canned(110, 70)],
+            "none": [{"classes": {}}],
+        }
     )
     assert body[0] == [
         "lars",
@@ -101,7 +115,9 @@ def test_the_frontier_is_drawn(tmp_path):
 )
 def test_a_wrong_flag_is_one_line(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    assert main(["experiment", "convoy", "--result-dir", str(tmp_path), *arguments]) != 0
+    assert (
+        main(["experiment", "convoy", "--result-dir", str(tmp_path), *arguments]) != 0
+    )
     assert message in capsys.readouterr().err
 
 
@@ -126,12 +142,16 @@ def toy(tmp_path: Path) -> Path:
     }
     http = {"host": "127.0.0.1", "port": free_port()}
     file = tmp_path / "serve_config.json"
-    file.write_bytes(msgspec.json.encode({"http_options": http, "applications": [application]}))
+    file.write_bytes(
+        msgspec.json.encode({"http_options": http, "applications": [application]})
+    )
     return file
 
 
 @pytest.mark.slow
-async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain, monkeypatch):
+async def test_a_real_server_for_each_variant_and_nothing_twice(
+    tmp_path, plain, monkeypatch
+):
     monkeypatch.chdir(ROOT)
     asked = ExperimentOptions(
         serve_config=str(toy(tmp_path)),
@@ -155,9 +175,9 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     (counted,) = (tmp_path / "out").glob("cells/*/server_after.txt")
     assert "medha_batch_calibrated_seconds_total" in counted.read_text()
     assert (
-        read_config(counted.parent / "serve_config.json")["applications"][0]["args"]["scheduler"][
-            "policy"
-        ]
+        read_config(counted.parent / "serve_config.json")["applications"][0]["args"][
+            "scheduler"
+        ]["policy"]
         == "lars"
     )
 
@@ -169,7 +189,9 @@ async def test_a_real_server_for_each_variant_and_nothing_twice(tmp_path, plain,
     assert again == body
 
 
-async def test_a_server_that_is_there_already_is_not_taken_for_ours(tmp_path, monkeypatch):
+async def test_a_server_that_is_there_already_is_not_taken_for_ours(
+    tmp_path, monkeypatch
+):
     async def health(_: web.Request) -> web.Response:
         return web.Response()
 
@@ -178,6 +200,8 @@ async def test_a_server_that_is_there_already_is_not_taken_for_ours(tmp_path, mo
     async with TestServer(app) as other:
         config = read_config(toy(tmp_path))
         config["http_options"]["port"] = other.port
-        with pytest.raises(LoadgenError, match=r"answers at http://127\.0\.0\.1:.* already"):
+        with pytest.raises(
+            LoadgenError, match=r"answers at http://127\.0\.0\.1:.* already"
+        ):
             async with serving(config, tmp_path / "server"):
                 pass

@@ -13,14 +13,18 @@ from loadgen.flags import add_flags, check, fill, flag
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     size: Annotated[int, flag("how large", ge=1)] = 3
-    share: Annotated[float | None, flag("of all", shown="everything", ge=0, le=1)] = None
+    share: Annotated[float | None, flag("of all", shown="everything", ge=0, le=1)] = (
+        None
+    )
     shape: Annotated[Literal["round", "flat"], flag()] = "round"
     names: Annotated[tuple[str, ...], flag("of it", metavar="NAME")] = ()
     pair: Annotated[tuple[int, int] | None, flag(metavar=("A", "B"), ge=0)] = None
     notes: Annotated[tuple[str, ...], flag("more", repeated=True)] = ()
     body: Annotated[dict[str, Any], flag("JSON")] = {}
     quick: Annotated[bool, flag("hurry")] = False
-    speed: Annotated[float, flag("as it is", name="--rate", aliases=("--fast",), gt=0)] = 1.5
+    speed: Annotated[
+        float, flag("as it is", name="--rate", aliases=("--fast",), gt=0)
+    ] = 1.5
     hidden: int = 7
 
 
@@ -36,7 +40,18 @@ def test_what_is_not_given_keeps_its_default():
 
 def test_every_kind_of_field_is_read():
     words = ["--size", "5", "--share", "0.5", "--shape", "flat", "--names", "a", "b"]
-    words += ["--pair", "1", "2", "--notes", "x", "--notes", "y", "--body", '{"k": 1}', "--quick"]
+    words += [
+        "--pair",
+        "1",
+        "2",
+        "--notes",
+        "x",
+        "--notes",
+        "y",
+        "--body",
+        '{"k": 1}',
+        "--quick",
+    ]
     assert given(*words, "--fast", "2") == Options(
         size=5,
         share=0.5,
@@ -70,7 +85,9 @@ def test_bounds_hold_for_structs_made_by_hand_too():
         check(Options(size=-1))
 
 
-@pytest.mark.parametrize("words", [["--hidden", "1"], ["--shape", "odd"], ["--body", "[1]"]])
+@pytest.mark.parametrize(
+    "words", [["--hidden", "1"], ["--shape", "odd"], ["--body", "[1]"]]
+)
 def test_what_is_no_flag_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         given(*words)
@@ -80,13 +97,28 @@ def test_the_help_shows_the_structs_defaults():
     command = argparse.ArgumentParser()
     add_flags(command, Options)
     text = " ".join(command.format_help().split())
-    for part in ("how large (3)", "of all (everything)", "(round)", "as it is (1.5)", "hurry"):
+    for part in (
+        "how large (3)",
+        "of all (everything)",
+        "(round)",
+        "as it is (1.5)",
+        "hurry",
+    ):
         assert part in text
 
 
 def test_every_section_of_a_run_is_filled():
     words = ["run", "--base-url", "http://x", "--seed", "4", "--request-rate", "2"]
-    words += ["--attainment", "0.5", "--label", "l", "--policy", "p", "--backend", "openai-chat"]
+    words += [
+        "--attainment",
+        "0.5",
+        "--label",
+        "l",
+        "--policy",
+        "p",
+        "--backend",
+        "openai-chat",
+    ]
     options = run_options(parser().parse_args(words))
     assert (options.server.base_url, options.server.chat) == ("http://x", True)
     assert (options.workload.seed, options.pace.request_rate) == (4, 2.0)

@@ -4,7 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadgen.capacity import Doubt, SearchOptions, StopSearchError, Trial, find_capacity, summary
+from loadgen.capacity import (
+    Doubt,
+    SearchOptions,
+    StopSearchError,
+    Trial,
+    find_capacity,
+    summary,
+)
 from loadgen.errors import LoadgenError
 from loadgen.judge.isolated import (
     lengths_to_measure,
@@ -71,7 +78,9 @@ async def test_the_least_of_three_counts_for_short_prompts_and_one_for_long_ones
 
     async def ask(request):
         asked.append(request.prompt_tokens)
-        return made(tokens=(5.0,) if request.prompt_tokens > 100 else (0.3 - len(asked) / 100,))
+        return made(
+            tokens=(5.0,) if request.prompt_tokens > 100 else (0.3 - len(asked) / 100,)
+        )
 
     points = await measure_isolated([10, 1000], ask)
     assert points == [(10, pytest.approx(0.27)), (1000, 5.0)]

@@ -32,9 +32,15 @@ def test_a_run(tmp_path, capsys):
         )
         bodies = [call.body for call in server.calls]
     assert len(bodies) == 13  # one is the trial request
-    assert all(body["ignore_eos"] is True and body["model"] == "scripted" for body in bodies)
+    assert all(
+        body["ignore_eos"] is True and body["model"] == "scripted" for body in bodies
+    )
     result = result_of(tmp_path / "r")
-    assert (result["completed"], result["total_output_tokens"], result["request_rate"]) == (
+    assert (
+        result["completed"],
+        result["total_output_tokens"],
+        result["request_rate"],
+    ) == (
         12,
         36,
         400.0,
@@ -58,7 +64,9 @@ def test_same_seed_same_prompts_where_that_is_asked_for(tmp_path):
     assert len(set(prompts)) == 13
 
 
-def test_no_load_sends_prompts_that_the_server_may_have_cached_from_an_earlier_one(tmp_path):
+def test_no_load_sends_prompts_that_the_server_may_have_cached_from_an_earlier_one(
+    tmp_path,
+):
     with ScriptedServer() as server:
         for name in "ab":
             assert load(server, tmp_path / name, "--seed", "3") == 0
@@ -115,17 +123,29 @@ def test_closed_loop_probes_warmups_and_isolated_times(tmp_path):
     assert result["classes"]["probe"]["requests"] >= 1
     assert result["attainment"] == 1.0
     assert result["p50_normalized_ttft"] > 0
-    assert json.loads((tmp_path / "r" / "isolated_ttft.json").read_text())["points"][0][0] == 32
+    assert (
+        json.loads((tmp_path / "r" / "isolated_ttft.json").read_text())["points"][0][0]
+        == 32
+    )
 
 
 def test_objectives_are_sent_when_asked(tmp_path):
     with ScriptedServer() as server:
         assert (
-            load(server, tmp_path / "a", "--goodput", "ttft:500", "tpot:50", "--send-objectives")
+            load(
+                server,
+                tmp_path / "a",
+                "--goodput",
+                "ttft:500",
+                "tpot:50",
+                "--send-objectives",
+            )
             == 0
         )
         assert load(server, tmp_path / "b", "--goodput", "ttft:500") == 0
-        sent = [call.request.headers.get("x-llm-d-slo-ttft-ms") for call in server.calls]
+        sent = [
+            call.request.headers.get("x-llm-d-slo-ttft-ms") for call in server.calls
+        ]
     assert sent.count("500") == 13 or sent.count("500") == 12
     assert sent[-12:] == [None] * 12
 
@@ -141,7 +161,16 @@ def refuse_ids(call):
 @pytest.mark.parametrize("tokenize", [True, False])
 def test_text_prompts_where_ids_are_refused(tmp_path, tokenize):
     with ScriptedServer(refuse_ids, tokenize=tokenize) as server:
-        assert load(server, tmp_path / "r", "--fail-unhealthy", "--late-threshold-ms", "5000") == 0
+        assert (
+            load(
+                server,
+                tmp_path / "r",
+                "--fail-unhealthy",
+                "--late-threshold-ms",
+                "5000",
+            )
+            == 0
+        )
         prompt = server.calls[-1].body["prompt"]
     assert isinstance(prompt, str)
     assert all(
@@ -170,7 +199,9 @@ def test_secrets_stay_out_of_the_results(tmp_path, monkeypatch):
         assert server.calls[-1].request.headers["Authorization"] == "Bearer hush-1"
         assert server.calls[-1].request.headers["x-secret"] == "hush-2"
     assert not [
-        path for path in tmp_path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and b"hush" in path.read_bytes()
     ]
 
 
@@ -181,7 +212,9 @@ def test_everything_fails(tmp_path, capsys):
         elif call.number % 2:
             await call.error(503, "full")
         else:
-            await call.stream(event("a"), b'data: {"error": {"message": "died"}}\n\n', DONE)
+            await call.stream(
+                event("a"), b'data: {"error": {"message": "died"}}\n\n', DONE
+            )
 
     with ScriptedServer(answer) as server:
         assert load(server, tmp_path / "r") == 1
@@ -200,12 +233,21 @@ def test_an_unhealthy_run_says_what_to_do_and_can_fail(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "load generator's own health: FAILED\n" in told
     assert "\n  prompt length: 12 of 12 prompts differ from the plan" in told
-    assert "\n    what to do: the server counts tokens in another way: try --prompt-format" in told
-    assert "\n  exit code 0 all the same: the results are written (--fail-unhealthy: 3)\n" in told
+    assert (
+        "\n    what to do: the server counts tokens in another way: try --prompt-format"
+        in told
+    )
+    assert (
+        "\n  exit code 0 all the same: the results are written (--fail-unhealthy: 3)\n"
+        in told
+    )
     with ScriptedServer(miscounting) as server:
         assert load(server, tmp_path / "b", "--fail-unhealthy") == 3
     assert "exit code 0" not in capsys.readouterr().out
-    assert "by +5 to +5 tokens" in (tmp_path / "b" / "health_check_results.txt").read_text()
+    assert (
+        "by +5 to +5 tokens"
+        in (tmp_path / "b" / "health_check_results.txt").read_text()
+    )
 
 
 def test_control_c_writes_what_there_is(tmp_path, capsys):
@@ -217,7 +259,12 @@ def test_control_c_writes_what_there_is(tmp_path, capsys):
         await call.stream(call.whole())
 
     with ScriptedServer(answer) as server:
-        assert load(server, tmp_path / "r", "--request-rate", "50", "--num-prompts", "1000") == 130
+        assert (
+            load(
+                server, tmp_path / "r", "--request-rate", "50", "--num-prompts", "1000"
+            )
+            == 130
+        )
     result = result_of(tmp_path / "r")
     assert result["interrupted"] is True
     assert result["completed"] == 4
@@ -228,7 +275,12 @@ def test_control_c_writes_what_there_is(tmp_path, capsys):
 
 def test_a_trace_with_shared_prefixes(tmp_path):
     rows = [
-        {"timestamp": i, "input_length": 600, "output_length": 2, "hash_ids": [0, i + 1]}
+        {
+            "timestamp": i,
+            "input_length": 600,
+            "output_length": 2,
+            "hash_ids": [0, i + 1],
+        }
         for i in range(3)
     ]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -242,7 +294,16 @@ def test_a_trace_with_shared_prefixes(tmp_path):
             "--quiet",
         ]
         assert (
-            main([*arguments, "--result-dir", str(tmp_path / "r"), "--scale-lengths", "0.25"]) == 0
+            main(
+                [
+                    *arguments,
+                    "--result-dir",
+                    str(tmp_path / "r"),
+                    "--scale-lengths",
+                    "0.25",
+                ]
+            )
+            == 0
         )
         prompts = [call.body["prompt"] for call in server.calls[1:]]
     assert {len(prompt) for prompt in prompts} == {150}
@@ -312,7 +373,17 @@ def test_importing_is_light():
 
 def test_selftest(capsys):
     assert (
-        main(["selftest", "--request-rate", "40", "--tokens-per-s", "120", "--duration", "0.3"])
+        main(
+            [
+                "selftest",
+                "--request-rate",
+                "40",
+                "--tokens-per-s",
+                "120",
+                "--duration",
+                "0.3",
+            ]
+        )
         == 0
     )
     figures = json.loads(capsys.readouterr().out)

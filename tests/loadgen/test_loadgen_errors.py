@@ -35,7 +35,9 @@ def test_something_else_than_http(tmp_path, capsys):
 
         thread = threading.Thread(target=greet)
         thread.start()
-        assert load(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "r") == 2
+        assert (
+            load(f"http://127.0.0.1:{listener.getsockname()[1]}", tmp_path / "r") == 2
+        )
         thread.join()
     assert "no HTTP server answers" in error_line(capsys)
 
@@ -44,7 +46,13 @@ def test_waits_for_a_server_that_is_coming_up(tmp_path):
     port = free_port()
     began = time.monotonic()
     assert (
-        load(f"http://127.0.0.1:{port}", tmp_path / "r", "--ready-check-timeout-sec", "0.05") == 2
+        load(
+            f"http://127.0.0.1:{port}",
+            tmp_path / "r",
+            "--ready-check-timeout-sec",
+            "0.05",
+        )
+        == 2
     )
     assert time.monotonic() - began >= 0.05
 
@@ -67,7 +75,10 @@ def test_waits_for_a_server_that_is_coming_up(tmp_path):
         ),
         (("--tokenizer", "none", "--prompt-format", "text"), "there is no none"),
         (("--tokenizer", "none"), "there is no none; give a tokenizer.json"),
-        (("--tokenizer", ".", "--prompt-format", "ids"), "there is no tokenizer.json; give"),
+        (
+            ("--tokenizer", ".", "--prompt-format", "ids"),
+            "there is no tokenizer.json; give",
+        ),
         (("--isolated-ttft", "none.json"), "cannot read none.json"),
     ],
 )
@@ -88,7 +99,12 @@ def test_wrong_url_and_empty_trace_and_existing_directory(tmp_path, capsys):
         assert "no list of models: is --base-url right?" in error_line(capsys)
         assert load("ftp://x", tmp_path / "r") == 2
         assert "write http://HOST:PORT" in error_line(capsys)
-        assert load(server, tmp_path / "r", "--dataset-path", str(tmp_path / "empty.jsonl")) == 2
+        assert (
+            load(
+                server, tmp_path / "r", "--dataset-path", str(tmp_path / "empty.jsonl")
+            )
+            == 2
+        )
         assert "the trace is empty" in error_line(capsys)
         assert load(server, tmp_path / "full") == 2
         assert "full exists already" in error_line(capsys)

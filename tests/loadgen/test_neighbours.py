@@ -34,10 +34,15 @@ def test_keys_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
 
 
 async def test_the_greedy_one_stops_with_the_modest_one(tmp_path: Path) -> None:
-    asked = ExperimentOptions(input_len="16", output_len="1", num_prompts=10, long_fractions=(0,))
+    asked = ExperimentOptions(
+        input_len="16", output_len="1", num_prompts=10, long_fractions=(0,)
+    )
     with ScriptedServer() as server:
         options = asked.options(
-            server.url, tmp_path / "x", 0.0, Conditions(isolated_ttft="measure", request_rate=20.0)
+            server.url,
+            tmp_path / "x",
+            0.0,
+            Conditions(isolated_ttft="measure", request_rate=20.0),
         )
         places = {MODEST: tmp_path / MODEST, GREEDY: tmp_path / GREEDY}
         modest = as_tenant(paced(options, 20.0, 10, 1), "Bearer one", places[MODEST])

@@ -17,7 +17,9 @@ def test_a_run_without_lengths_and_rate(tmp_path, capsys):
         arguments = ["run", "--base-url", server.url, "--duration", "0.2", *CALM]
         assert main([*arguments, "--result-dir", str(tmp_path / "r")]) == 0
         told = capsys.readouterr().err
-        kinds = [call.request.headers["x-request-id"].split("-")[1] for call in server.calls]
+        kinds = [
+            call.request.headers["x-request-id"].split("-")[1] for call in server.calls
+        ]
     assert kinds[:3] == ["trial", "speed", "speed"]
     result = result_of(tmp_path / "r")
     assert result["completed"] == result["num_prompts"] > 0
@@ -36,10 +38,15 @@ def test_a_run_with_no_flag_at_all(tmp_path, monkeypatch, capsys):
         assert main(["run"]) == 0
     (directory,) = (tmp_path / "results").iterdir()
     assert result_of(directory)["completed"] == 20
-    assert f"results: {directory.relative_to(tmp_path) / 'report.html'}" in capsys.readouterr().out
+    assert (
+        f"results: {directory.relative_to(tmp_path) / 'report.html'}"
+        in capsys.readouterr().out
+    )
 
 
-def test_given_lengths_that_are_too_long_are_told_before_anything_is_sent(tmp_path, capsys):
+def test_given_lengths_that_are_too_long_are_told_before_anything_is_sent(
+    tmp_path, capsys
+):
     with ScriptedServer(max_model_len=50) as server:
         lengths = ["--input-len", "99", "--output-len", "5"]
         arguments = ["run", "--base-url", server.url, *lengths, *CALM]
@@ -64,7 +71,14 @@ def test_a_server_that_fails_while_it_is_measured(tmp_path, capsys):
 
 def test_capacity_without_lengths(tmp_path):
     with ScriptedServer(max_model_len=512) as server:
-        search = ["--goodput", "e2el:60000", "--start-rate", "2000", "--highest-rate", "2000"]
+        search = [
+            "--goodput",
+            "e2el:60000",
+            "--start-rate",
+            "2000",
+            "--highest-rate",
+            "2000",
+        ]
         arguments = ["capacity", "--base-url", server.url, *search, *CALM]
         assert main([*arguments, "--result-dir", str(tmp_path / "c")]) == 0
     (trial,) = json.loads((tmp_path / "c" / "capacity.json").read_text())["trials"]

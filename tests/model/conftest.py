@@ -50,7 +50,9 @@ def prompt_of():
         pieces = []
         while len(pieces) < count:
             first = int(torch.randint(len(text) - 20, (1,), generator=order))
-            pieces += text[first : first + int(torch.randint(5, 40, (1,), generator=order))]
+            pieces += text[
+                first : first + int(torch.randint(5, 40, (1,), generator=order))
+            ]
         return pieces[:count]
 
     return prompt
@@ -81,7 +83,9 @@ def reference():
             name = name.replace(theirs, ours)
         for heads, part in ((9, "q_proj"), (3, "k_proj")):
             if part in name:
-                values = values.view(heads, 32, 2, 576).transpose(1, 2).reshape(values.shape)
+                values = (
+                    values.view(heads, 32, 2, 576).transpose(1, 2).reshape(values.shape)
+                )
         state[name] = values
     config = LlamaConfig(
         vocab_size=49152,

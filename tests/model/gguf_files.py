@@ -27,7 +27,14 @@ def write(writer):
 
 
 def convert(
-    model, path, name, rope_divisors=None, keys=None, tensors=None, part_tensors=0, kinds=None
+    model,
+    path,
+    name,
+    rope_divisors=None,
+    keys=None,
+    tensors=None,
+    part_tensors=0,
+    kinds=None,
 ):
     """A model of transformers as a file of architecture `name`.
 
@@ -59,7 +66,11 @@ def convert(
     for key, values in _each(model.state_dict()):
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
             if name == "llama" and part in key:
-                values = values.view(count, 2, dim // 2, -1).transpose(1, 2).reshape(values.shape)
+                values = (
+                    values.view(count, 2, dim // 2, -1)
+                    .transpose(1, 2)
+                    .reshape(values.shape)
+                )
         if key != "lm_head.weight" or not config.tie_word_embeddings:
             stored[gguf_name(key)] = values.numpy()
     if rope_divisors is not None:

@@ -135,11 +135,15 @@ class Driver:
                 for rank in range(ranks):
                     place = (layers[index], (index, stages), group)
                     stage = Stage(self.spec, self.config, *place, *own, (rank, ranks))
-                    self.lines.setdefault((group, rank), []).append((stage, teams[rank]))
+                    self.lines.setdefault((group, rank), []).append(
+                        (stage, teams[rank])
+                    )
         self.groups, self.ranks = groups, ranks
         self.free = [list(reversed(range(pages))) for _ in range(groups)]
         self.requests: dict[str, Tracked] = {}
-        self.failed: dict[str, str] = {}  # requests that a stage could not compute, and why
+        self.failed: dict[
+            str, str
+        ] = {}  # requests that a stage could not compute, and why
         self.closed: list[str] = []
         self.batches = 0
 
@@ -194,9 +198,16 @@ class Driver:
     def generate(self, counts: dict[str, int], chunk: int) -> None:
         """Run until each request has its number of output tokens; prefills advance by `chunk`."""
         while left := [
-            r for r in self.requests.values() if len(r.tokens) - r.prompt < counts.get(r.id, 0)
+            r
+            for r in self.requests.values()
+            if len(r.tokens) - r.prompt < counts.get(r.id, 0)
         ]:
-            self.step([(r.id, min(chunk, len(r.tokens) - r.computed, self._room(r))) for r in left])
+            self.step(
+                [
+                    (r.id, min(chunk, len(r.tokens) - r.computed, self._room(r)))
+                    for r in left
+                ]
+            )
 
     def _room(self, request):
         """A span never straddles a cutoff."""
@@ -206,7 +217,9 @@ class Driver:
         )
 
     def _groups(self, request_id, count):
-        return range(sum(cut <= self.requests[request_id].computed for cut in self.cutoffs) + 1)
+        return range(
+            sum(cut <= self.requests[request_id].computed for cut in self.cutoffs) + 1
+        )
 
     def _span(self, request, count, spans, opened):
         start, stop = request.computed, request.computed + count

@@ -17,7 +17,9 @@ from medha_actors.model import attention_sdpa
 from medha_actors.model.backend import ATTENTIONS, choose_attention
 
 RANDOM = ModelLoadingConfig(
-    model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300)
+    model_source="random",
+    dtype="float32",
+    random=RandomWeights(layers=2, vocabulary=300),
 )
 
 
@@ -42,10 +44,15 @@ def flash_attn_with_kvcache(
         assert length > 0
         share = q.shape[2] // k_cache.shape[2]
         k, v = (
-            x[block_table[row].long()].flatten(0, 1)[:length].repeat_interleave(share, 1)
+            x[block_table[row].long()]
+            .flatten(0, 1)[:length]
+            .repeat_interleave(share, 1)
             for x in (k_cache, v_cache)
         )
-        scores = torch.einsum("qhd,khd->hqk", q[row].float(), k.float()) * q.shape[-1] ** -0.5
+        scores = (
+            torch.einsum("qhd,khd->hqk", q[row].float(), k.float())
+            * q.shape[-1] ** -0.5
+        )
         if causal:
             last = torch.arange(length - q.shape[1], length)
             scores.masked_fill_(torch.arange(length) > last[:, None], -torch.inf)
@@ -66,13 +73,17 @@ def installed(monkeypatch):
 @pytest.fixture
 def flash_attn(installed, monkeypatch):
     """It is used on a CPU, which the real one refuses."""
-    monkeypatch.setattr("medha_actors.model.backend.choose_attention", lambda *_: "flash_attn")
+    monkeypatch.setattr(
+        "medha_actors.model.backend.choose_attention", lambda *_: "flash_attn"
+    )
 
 
 def drive(**options):
     driver = Driver(RANDOM, pages=6, page_tokens=256, **options)
     for seed, length in enumerate((300, 20, 1)):
-        tokens = torch.randint(300, (length,), generator=torch.Generator().manual_seed(seed))
+        tokens = torch.randint(
+            300, (length,), generator=torch.Generator().manual_seed(seed)
+        )
         driver.add(str(length), tokens.tolist(), GREEDY)
     driver.generate({"300": 6, "20": 9, "1": 4}, 130)
     return {
@@ -128,7 +139,9 @@ def test_what_is_asked_for_is_taken_or_refused_with_the_reason(installed, monkey
     assert choose_attention("sdpa", CUDA, torch.bfloat16, 256) == "sdpa"
     assert choose_attention("flash_attn", CUDA, torch.bfloat16, 256) == "flash_attn"
     for device, dtype in ((CPU, torch.bfloat16), (CUDA, torch.float32)):
-        with pytest.raises(ModelError, match="flash_attn needs CUDA and a 16-bit dtype"):
+        with pytest.raises(
+            ModelError, match="flash_attn needs CUDA and a 16-bit dtype"
+        ):
             choose_attention("flash_attn", device, dtype, 256)
     with pytest.raises(ModelError, match="multiple of 256"):
         choose_attention("flash_attn", CUDA, torch.bfloat16, 64)
@@ -137,11 +150,15 @@ def test_what_is_asked_for_is_taken_or_refused_with_the_reason(installed, monkey
         choose_attention("flash_attn", CUDA, torch.bfloat16, 256)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize(("heads", "causal"), [(2, False), (8, True)])
 def test_the_cuda_operators_take_our_arguments(dtype, heads, causal):
     """On the meta device, which has the same signatures and shapes."""
-    q, keys = (torch.empty(1, n, 100, 64, dtype=dtype, device="meta") for n in (heads, 2))
+    q, keys = (
+        torch.empty(1, n, 100, 64, dtype=dtype, device="meta") for n in (heads, 2)
+    )
     out, lse = attention_sdpa.fused(q, keys, keys, causal)
     assert (out.shape, out.dtype) == (q.shape, dtype)
     assert (lse.shape, lse.dtype) == (q.shape[:3], torch.float32)

@@ -76,7 +76,11 @@ def test_what_is_left_out_is_what_transformers_takes(tmp_path, name, build, left
     [
         ("MistralForCausalLM", {"sliding_window": 100}, 100),
         ("MistralForCausalLM", {"sliding_window": None}, 256),
-        ("MistralForCausalLM", {"sliding_window": 100, "layer_types": ["full_attention"]}, 100),
+        (
+            "MistralForCausalLM",
+            {"sliding_window": 100, "layer_types": ["full_attention"]},
+            100,
+        ),
         ("LlamaForCausalLM", {"sliding_window": 100}, 100),
         ("Qwen2ForCausalLM", {"sliding_window": 100}, 256),
         ("Qwen2ForCausalLM", {"sliding_window": 100, "use_sliding_window": True}, 256),
@@ -87,12 +91,19 @@ def test_what_is_left_out_is_what_transformers_takes(tmp_path, name, build, left
         ),
         (
             "Qwen2ForCausalLM",
-            {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 2},
+            {
+                "sliding_window": None,
+                "use_sliding_window": True,
+                "max_window_layers": 2,
+            },
             256,
         ),
         (
             "Qwen3ForCausalLM",
-            {"sliding_window": 100, "layer_types": ["full_attention", "sliding_attention"]},
+            {
+                "sliding_window": 100,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
             100,
         ),
         (
@@ -107,13 +118,19 @@ def test_what_is_left_out_is_what_transformers_takes(tmp_path, name, build, left
         ),
     ],
 )
-def test_a_sliding_window_in_any_layer_bounds_the_length(tmp_path, name, changes, positions):
+def test_a_sliding_window_in_any_layer_bounds_the_length(
+    tmp_path, name, changes, positions
+):
     """Also where our configuration stretches RoPE."""
     save(tmp_path, name, {**SMALL, **changes})
     assert spec_of(tmp_path).max_positions == positions
-    with pytest.raises(ModelError, match="sliding window of 100" if positions == 100 else "256"):
+    with pytest.raises(
+        ModelError, match="sliding window of 100" if positions == 100 else "256"
+    ):
         spec_of(tmp_path, max_model_len_tokens=positions + 1)
-    stretched = spec_of(tmp_path, rope_scaling=RopeScaling(rope_type="linear", factor=4.0))
+    stretched = spec_of(
+        tmp_path, rope_scaling=RopeScaling(rope_type="linear", factor=4.0)
+    )
     assert stretched.max_positions == (100 if positions == 100 else 1024)
     assert stretched.rope.original_max_positions == 256
 
@@ -124,7 +141,12 @@ def test_a_sliding_window_in_any_layer_bounds_the_length(tmp_path, name, changes
         (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=100)),
         (
             Qwen2ForCausalLM,
-            Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=100, max_window_layers=1),
+            Qwen2Config(
+                **SMALL,
+                use_sliding_window=True,
+                sliding_window=100,
+                max_window_layers=1,
+            ),
         ),
         (
             Qwen3ForCausalLM,
@@ -133,7 +155,11 @@ def test_a_sliding_window_in_any_layer_bounds_the_length(tmp_path, name, changes
                 head_dim=16,
                 use_sliding_window=True,
                 sliding_window=100,
-                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                layer_types=[
+                    "sliding_attention",
+                    "full_attention",
+                    "sliding_attention",
+                ],
             ),
         ),
     ],
@@ -159,7 +185,10 @@ def test_within_its_window_a_sliding_model_is_exact(tmp_path, check, build, conf
         ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
         ({"layer_types": ["sliding_attention"]}, "sliding_window is None"),
         ({"sliding_window": "wide"}, "sliding_window is wide"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "layer to layer"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}},
+            "layer to layer",
+        ),
         ({"hidden_size": "64", "head_dim": None}, "misstates"),
     ],
 )
@@ -174,7 +203,9 @@ def test_tensors_are_checked_against_the_config(tmp_path):
     config = MistralConfig(**SMALL)
     MistralForCausalLM(config).save_pretrained(tmp_path)
     save(tmp_path, "MistralForCausalLM", {**config.to_dict(), "vocab_size": 200})
-    with pytest.raises(ModelError, match=r"embed_tokens.weight has shape \[208, 64\]; by config"):
+    with pytest.raises(
+        ModelError, match=r"embed_tokens.weight has shape \[208, 64\]; by config"
+    ):
         Driver(ModelLoadingConfig(model_source=str(tmp_path)))
     save(tmp_path, "MistralForCausalLM", config.to_dict())
     path = tmp_path / "model.safetensors"
@@ -186,7 +217,9 @@ def test_tensors_are_checked_against_the_config(tmp_path):
     index = {"weight_map": dict.fromkeys(tensors, path.name)}
     del tensors[name]
     save_file(tensors, path)
-    with pytest.raises(ModelError, match=r"has no tensor model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(
+        ModelError, match=r"has no tensor model.layers.1.mlp.up_proj.weight"
+    ):
         Driver(ModelLoadingConfig(model_source=str(tmp_path)))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="up_proj"):

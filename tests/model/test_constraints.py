@@ -14,7 +14,13 @@ from stage_driver import Driver
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.errors import ModelError
 from medha_actors.files.vocabulary import load_vocabulary
-from medha_actors.messages import Grammar, Introduction, SamplingParams, Span, pack_tokens
+from medha_actors.messages import (
+    Grammar,
+    Introduction,
+    SamplingParams,
+    Span,
+    pack_tokens,
+)
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.guard import Failures
 from medha_actors.model.matchers import Matchers
@@ -23,11 +29,16 @@ from medha_actors.model.sampler import Sampler
 RANDOM = ModelLoadingConfig(model_source="random")
 VOCABULARY = 512
 END = 256
-GREEDY = SamplingParams(max_tokens=60, temperature=0.0, logprobs=3, stop_token_ids=(END,))
+GREEDY = SamplingParams(
+    max_tokens=60, temperature=0.0, logprobs=3, stop_token_ids=(END,)
+)
 DRAWN = msgspec.structs.replace(GREEDY, temperature=1.0, seed=3)
 PERSON = {
     "type": "object",
-    "properties": {"name": {"enum": ["Ada", "Alan"]}, "age": {"type": "integer", "maximum": 99}},
+    "properties": {
+        "name": {"enum": ["Ada", "Alan"]},
+        "age": {"type": "integer", "maximum": 99},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
     "x-guidance": {"whitespace_flexible": False},
@@ -43,7 +54,9 @@ def constrained(text, base=GREEDY, **changes):
 
 
 def prompt(count, seed):
-    ids = torch.randint(8, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        8, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)
+    )
     return ids.tolist()
 
 
@@ -63,7 +76,9 @@ class Row:
         self.sampler.open(Introduction("a", sampling, pack_tokens([1] * start)))
 
     def logits(self, index):
-        values = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(1000 + index))
+        values = torch.randn(
+            1, VOCABULARY, generator=torch.Generator().manual_seed(1000 + index)
+        )
         values[0, self.boost] += 50.0
         return values
 
@@ -74,7 +89,9 @@ class Row:
         span = Span("a", at - 1, at, pack_tokens([last]), 0, 0, (), True, True, index)
         failures = Failures()
         found = (
-            self.sampler.launch([span], lambda rows: self.logits(index), failures).finish().tokens
+            self.sampler.launch([span], lambda rows: self.logits(index), failures)
+            .finish()
+            .tokens
         )
         if failures.all():
             [failure] = failures.all()
@@ -92,7 +109,9 @@ class Row:
         self.sampler.open(Introduction("a", self.sampling, known))
 
     def run(self, most=60):
-        while len(self.tokens) < most and self.failed is None and END not in self.tokens:
+        while (
+            len(self.tokens) < most and self.failed is None and END not in self.tokens
+        ):
             self.step()
         return self
 
@@ -190,12 +209,16 @@ def test_no_vocabulary_and_no_end():
     sampler = Sampler(VOCABULARY, Grammars(Matchers(missing, VOCABULARY)))
     for name, ends in (("a", (END,)), ("b", ())):
         sampler.open(
-            Introduction(name, msgspec.structs.replace(GREEDY, grammar=Grammar(CHOICE, ends)))
+            Introduction(
+                name, msgspec.structs.replace(GREEDY, grammar=Grammar(CHOICE, ends))
+            )
         )
     sampler.open(Introduction("c", GREEDY))
     spans = [Span(n, 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0) for n in "abc"]
     failures = Failures()
-    pending = sampler.launch(spans, lambda rows: torch.zeros(len(rows), VOCABULARY), failures)
+    pending = sampler.launch(
+        spans, lambda rows: torch.zeros(len(rows), VOCABULARY), failures
+    )
     tokens = pending.finish().tokens
     assert [token.request_id for token in tokens] == ["c"]
     reasons = {failure.request_id: failure.message for failure in failures.all()}
@@ -212,7 +235,9 @@ def test_a_head_of_another_size_than_the_vocabulary(size):
     logits[0, size - 1] = 9.0
     span = Span("a", 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0)
     failures = Failures()
-    [token] = sampler.launch([span], lambda rows: logits.clone(), failures).finish().tokens
+    [token] = (
+        sampler.launch([span], lambda rows: logits.clone(), failures).finish().tokens
+    )
     assert token.token_id in (ord("y"), ord("n"))
 
 
@@ -260,7 +285,9 @@ def test_recomputed_and_moved_between_groups(stages, groups, cutoffs):
         return driver.requests["a"].tokens[30:]
 
     expected = generate([])
-    text = bytes(expected[: expected.index(END)] if END in expected else expected).decode()
+    text = bytes(
+        expected[: expected.index(END)] if END in expected else expected
+    ).decode()
     assert text.startswith('{"name":"A')
     assert generate([1, 5, 6]) == expected
     assert generate([12]) == expected

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.files.vocabulary import load_vocabulary
-from medha_actors.messages import Grammar, Introduction, SamplingParams, Span, pack_tokens
+from medha_actors.messages import (
+    Grammar,
+    Introduction,
+    SamplingParams,
+    Span,
+    pack_tokens,
+)
 from medha_actors.model.constraints import Grammars
 from medha_actors.model.cuda.choice import Choice
 from medha_actors.model.cuda.parcel import Parcel
@@ -55,7 +61,9 @@ def same(expected, found):
             other.token_id,
             other.forced,
         )
-        same_entries([(one.logprob, one.top_logprobs)], [(other.logprob, other.top_logprobs)])
+        same_entries(
+            [(one.logprob, one.top_logprobs)], [(other.logprob, other.top_logprobs)]
+        )
     assert len(found.prompt_logprobs) == len(expected.prompt_logprobs)
     for one, other in zip(found.prompt_logprobs, expected.prompt_logprobs, strict=True):
         assert (one.request_id, one.start) == (other.request_id, other.start)
@@ -69,7 +77,9 @@ def same_entries(found, expected):
         if right is not None:
             assert logprob == pytest.approx(right, abs=2e-6, rel=1e-6)
         values = [value for _, value in top]
-        assert values == pytest.approx([value for _, value in right_top], abs=2e-6, rel=1e-6)
+        assert values == pytest.approx(
+            [value for _, value in right_top], abs=2e-6, rel=1e-6
+        )
         distinct = len({round(value, 4) for value in values}) == len(values)
         if distinct:
             assert [token for token, _ in top] == [token for token, _ in right_top]
@@ -91,7 +101,9 @@ PARAMS = st.builds(
     logit_bias=st.sampled_from([(), ((7, 3.0),), ((0, -100.0), (999, 5.0))]),
     logprobs=st.sampled_from([None, None, 0, 3]),
     prompt_logprobs=st.sampled_from([None, None, 0, 2]),
-    grammar=st.sampled_from([None, None, None, Grammar("start: /[a-c]{3,9}x/", (259,))]),
+    grammar=st.sampled_from(
+        [None, None, None, Grammar("start: /[a-c]{3,9}x/", (259,))]
+    ),
 )
 
 
@@ -164,10 +176,16 @@ def test_a_row_is_the_same_bits_in_any_company(data):
     sampler = CudaSampler(VOCABULARY, None, CPU)
     rows = data.draw(st.integers(2, 9))
     seed = data.draw(st.integers(0, 10**6))
-    logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+    logits = (
+        torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+    )
     spans = []
     for row in range(rows):
-        sampler.open(Introduction(f"r{row}", data.draw(PARAMS.filter(lambda one: not one.grammar))))
+        sampler.open(
+            Introduction(
+                f"r{row}", data.draw(PARAMS.filter(lambda one: not one.grammar))
+            )
+        )
         spans.append(Span(f"r{row}", 4, 5, pack_tokens([1]), 0, 0, (), True, True, 3))
     together = run(sampler, logits, spans)
     for row in range(rows):
@@ -178,16 +196,22 @@ def test_a_row_is_the_same_bits_in_any_company(data):
 def test_uniforms_are_those_of_the_reference():
     seeds = [0, 1, 2**64 - 1, 2**63, -5, 123456789]
     indices = [0, 1, 2**31, 7, 10**6, 3]
-    expected = [uniform(seed, index) for seed, index in zip(seeds, indices, strict=True)]
+    expected = [
+        uniform(seed, index) for seed, index in zip(seeds, indices, strict=True)
+    ]
     assert uniforms(seeds, indices).tolist() == expected
 
 
 def test_log_probabilities_name_the_first_of_equals():
     sampler = CudaSampler(VOCABULARY, None, CPU)
-    sampler.open(Introduction("a", SamplingParams(max_tokens=9, temperature=0.0, logprobs=3)))
+    sampler.open(
+        Introduction("a", SamplingParams(max_tokens=9, temperature=0.0, logprobs=3))
+    )
     logits = torch.zeros(1, VOCABULARY)
     logits[0, [900, 30, 31]] = 4.0
-    [token] = run(sampler, logits, [Span("a", 0, 1, bytes(4), 0, 0, (), True, True, 0)]).tokens
+    [token] = run(
+        sampler, logits, [Span("a", 0, 1, bytes(4), 0, 0, (), True, True, 0)]
+    ).tokens
     assert token.token_id == 30
     assert [token_id for token_id, _ in token.top_logprobs] == [30, 31, 900]
     assert token.logprob == token.top_logprobs[0][1]
@@ -248,13 +272,17 @@ def test_what_is_pending_outlives_its_request():
 def test_a_device_without_memory_fails_rows_one_by_one():
     sampler = CudaSampler(VOCABULARY, None, CPU)
     for name in "abc":
-        sampler.open(Introduction(name, SamplingParams(max_tokens=9, frequency_penalty=0.5)))
+        sampler.open(
+            Introduction(name, SamplingParams(max_tokens=9, frequency_penalty=0.5))
+        )
     spans = [Span(n, 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0) for n in "abc"]
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(3))
     expected = run(sampler, logits, spans)
     for name in "abc":
         sampler.close(name)
-        sampler.open(Introduction(name, SamplingParams(max_tokens=9, frequency_penalty=0.5)))
+        sampler.open(
+            Introduction(name, SamplingParams(max_tokens=9, frequency_penalty=0.5))
+        )
 
     class Scarce(Choice):
         def choose(self, logits, asks):

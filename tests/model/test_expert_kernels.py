@@ -97,7 +97,8 @@ def test_bfloat16_is_close(file):
     with torch.inference_mode():
         expected = model(torch.arange(1, 100)[None]).logits[0].log_softmax(-1)
     differences = [
-        abs(found[place][0] - expected[place - 1, place + 1].item()) for place in range(1, 99)
+        abs(found[place][0] - expected[place - 1, place + 1].item())
+        for place in range(1, 99)
     ]
     assert np.median(differences) < 0.1  # where a row is sent elsewhere by a hair, more
 
@@ -105,14 +106,18 @@ def test_bfloat16_is_close(file):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_chunks_and_company_change_no_bit(file, dtype):
     _, path = file
-    wanted = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
+    wanted = SamplingParams(
+        max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2
+    )
     driver = Driver(ModelLoadingConfig(model_source=str(path)), stages=2, dtype=dtype)
     found = []
     for chunk, others in ((100, 0), (64, 0), (17, 3)):
         driver.add("it", list(range(1, 91)), wanted)
         for number in range(others):
             driver.add(str(number), list(range(number, 60 + 20 * number)), wanted)
-        driver.generate({"it": 6, **{str(number): 12 for number in range(others)}}, chunk)
+        driver.generate(
+            {"it": 6, **{str(number): 12 for number in range(others)}}, chunk
+        )
         for number in range(others):
             driver.remove(str(number))
         done = driver.remove("it")

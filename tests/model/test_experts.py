@@ -43,7 +43,11 @@ def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
         assert kernels == (attention == "auto")
     for seed, length in enumerate((150, 1, 17)):
         generator = torch.Generator().manual_seed(seed)
-        driver.add(str(length), torch.randint(208, (length,), generator=generator).tolist(), GREEDY)
+        driver.add(
+            str(length),
+            torch.randint(208, (length,), generator=generator).tolist(),
+            GREEDY,
+        )
     driver.generate({"150": 6, "1": 9, "17": 7}, chunk)
     driver.drop("17")
     driver.generate({"150": 8, "17": 12}, chunk)
@@ -55,7 +59,9 @@ def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
 def test_pieces_in_several_groups(saved, check, attention):
     model, folder = saved
     config = ModelLoadingConfig(model_source=str(folder))
-    driver = Driver(config, groups=2, page_tokens=64, cutoffs=(64,), attention=attention)
+    driver = Driver(
+        config, groups=2, page_tokens=64, cutoffs=(64,), attention=attention
+    )
     driver.add("long", list(range(140)), GREEDY)
     driver.add("short", [5, 7, 11], GREEDY)
     driver.generate({"long": 5, "short": 9}, 50)
@@ -87,7 +93,9 @@ def test_the_number_of_weights_is_that_of_transformers(saved):
     model, folder = saved
     spec = load_spec(ModelLoadingConfig(model_source=str(folder)))
     maps = [values for values in model.parameters() if values.dim() > 1]
-    assert spec.parameters == pytest.approx(sum(values.numel() for values in maps), rel=1e-3)
+    assert spec.parameters == pytest.approx(
+        sum(values.numel() for values in maps), rel=1e-3
+    )
 
 
 def spec_of(folder, name, config, **settings):
@@ -131,7 +139,11 @@ def test_what_is_left_out_is_what_transformers_takes(tmp_path, name, build, more
     ("name", "changes", "window"),
     [
         ("Qwen3MoeForCausalLM", {"sliding_window": 100}, None),
-        ("Qwen3MoeForCausalLM", {"sliding_window": 100, "use_sliding_window": True}, 100),
+        (
+            "Qwen3MoeForCausalLM",
+            {"sliding_window": 100, "use_sliding_window": True},
+            100,
+        ),
         ("Qwen2MoeForCausalLM", {"sliding_window": 100, "max_window_layers": 2}, None),
         (
             "Qwen2MoeForCausalLM",
@@ -158,7 +170,11 @@ def test_a_sliding_window_bounds_the_length(tmp_path, name, changes, window):
         ("Qwen3MoeForCausalLM", {"mlp_only_layers": [1]}, r"mlp_only_layers: \[1\]"),
         ("Qwen2MoeForCausalLM", {"decoder_sparse_step": 2}, "decoder_sparse_step: 2"),
         ("Qwen3MoeForCausalLM", {"num_experts_per_tok": 13}, "13 of 12 experts"),
-        ("MixtralForCausalLM", {"num_local_experts": 2, "num_experts_per_tok": 0}, "0 of 2"),
+        (
+            "MixtralForCausalLM",
+            {"num_local_experts": 2, "num_experts_per_tok": 0},
+            "0 of 2",
+        ),
         ("Qwen3MoeForCausalLM", {"num_experts_per_tok": "all"}, "misstates"),
     ],
 )

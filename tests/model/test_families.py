@@ -35,9 +35,17 @@ SMALL = {
     "initializer_range": 0.2,
     "eos_token_id": 7,
 }
-LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
+    "llama": (
+        LlamaForCausalLM,
+        LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2),
+    ),
     "llama-bias": (
         LlamaForCausalLM,
         LlamaConfig(
@@ -56,16 +64,27 @@ FAMILIES = {
             num_key_value_heads=1,
             head_dim=16,
             tie_word_embeddings=True,
-            rope_parameters={**LLAMA3, "rope_theta": 500.0, "original_max_position_embeddings": 64},
+            rope_parameters={
+                **LLAMA3,
+                "rope_theta": 500.0,
+                "original_max_position_embeddings": 64,
+            },
         ),
     ),
     "mistral": (
         MistralForCausalLM,
         MistralConfig(
-            **SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=None
+            **SMALL,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            sliding_window=None,
         ),
     ),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2)),
+    "qwen2": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2),
+    ),
     "qwen3": (
         Qwen3ForCausalLM,
         Qwen3Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=48),
@@ -90,7 +109,9 @@ def saved(request, tmp_path):
 
 
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
-@pytest.mark.parametrize(("stages", "chunk"), [(1, 3), (1, 200), (2, 16), (3, 3), (3, 50)])
+@pytest.mark.parametrize(
+    ("stages", "chunk"), [(1, 3), (1, 200), (2, 16), (3, 3), (3, 50)]
+)
 def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
     model, folder = saved
     driver = Driver(
@@ -101,7 +122,11 @@ def test_tokens_and_log_probabilities(saved, check, stages, chunk, attention):
         assert kernels == (attention == "auto")
     for seed, length in enumerate((150, 1, 17)):
         generator = torch.Generator().manual_seed(seed)
-        driver.add(str(length), torch.randint(208, (length,), generator=generator).tolist(), GREEDY)
+        driver.add(
+            str(length),
+            torch.randint(208, (length,), generator=generator).tolist(),
+            GREEDY,
+        )
     driver.generate({"150": 6, "1": 9, "17": 7}, chunk)
     driver.drop("17")
     driver.generate({"150": 8, "17": 12}, chunk)
@@ -180,7 +205,12 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    for name in (str(tmp_path), str(tmp_path / "nothing"), str(tmp_path / "no.gguf"), "nonsense"):
+    for name in (
+        str(tmp_path),
+        str(tmp_path / "nothing"),
+        str(tmp_path / "no.gguf"),
+        "nonsense",
+    ):
         with pytest.raises(ModelError, match=name.rsplit("/", 1)[-1]):
             resolve(ModelLoadingConfig(model_source=name))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but not really")

@@ -45,7 +45,9 @@ START = 10  # tokens of the prompt
 
 @functools.cache
 def matchers():
-    return Matchers(lambda: load_vocabulary(RANDOM), VOCABULARY, lambda: load_encoder(RANDOM))
+    return Matchers(
+        lambda: load_vocabulary(RANDOM), VOCABULARY, lambda: load_encoder(RANDOM)
+    )
 
 
 def logits_of(index):
@@ -66,7 +68,9 @@ def answer(sampling, takes, look_ahead=True):
         span = Span("a", start, stop, packed, 0, 0, (), True, True, len(tokens))
         failures = Failures()
         index = len(tokens)
-        pending = sampler.launch([span], lambda rows, index=index: logits_of(index), failures)
+        pending = sampler.launch(
+            [span], lambda rows, index=index: logits_of(index), failures
+        )
         [found] = pending.finish().tokens
         assert not failures.all()
         assert len(found.forced) <= MOST_FORCED
@@ -100,7 +104,9 @@ def test_tokens_that_have_log_probabilities_are_drawn_one_by_one():
 
 @pytest.fixture(scope="module")
 def embedded():
-    matchers = Matchers(lambda: load_vocabulary(EMBEDDED), 49152, lambda: load_encoder(EMBEDDED))
+    matchers = Matchers(
+        lambda: load_vocabulary(EMBEDDED), 49152, lambda: load_encoder(EMBEDDED)
+    )
     return matchers, load_vocabulary(EMBEDDED).tokens
 
 
@@ -157,13 +163,19 @@ class Engine:
             max_model_len_tokens=2048,
         )
         config = MedhaConfig(scheduler=SchedulerConfig())
-        model = ExecutionModel.analytic(1, token_s=1e-3, step_s=1e-3, pair_s=0.0, kv_s=0.0)
-        self.scheduler = Scheduler(config.scheduler, config.objectives, None, grid, model)
+        model = ExecutionModel.analytic(
+            1, token_s=1e-3, step_s=1e-3, pair_s=0.0, kv_s=0.0
+        )
+        self.scheduler = Scheduler(
+            config.scheduler, config.objectives, None, grid, model
+        )
         self.steps = 0
 
     def run(self, sampling):
         """The tokens of a request, and its last event."""
-        request = Request(id="a", prompt_token_ids=pack_tokens([1] * START), sampling=sampling)
+        request = Request(
+            id="a", prompt_token_ids=pack_tokens([1] * START), sampling=sampling
+        )
         assert isinstance(self.scheduler.add(request, 0.0), Accepted)
         tokens, last = [], None
         while last is None:
@@ -172,7 +184,9 @@ class Engine:
             output = self.stage.step(message, None, None)
             self.stage.look_ahead(output)
             self.steps += 1
-            result = StepResult(batch.id, 0, output.tokens, (0.01,), failures=output.failures)
+            result = StepResult(
+                batch.id, 0, output.tokens, (0.01,), failures=output.failures
+            )
             for event in self.scheduler.complete([result], 0.0):
                 if isinstance(event, TokenEvent):
                     assert event.index == len(tokens)
@@ -190,6 +204,9 @@ def test_scheduler_and_stage(most):
     expected, ended = stepwise.run(sampling)
     tokens, last = quick.run(msgspec.structs.replace(sampling, logprobs=None))
     assert tokens == expected
-    assert (last.reason, last.generated_tokens) == (ended.reason, ended.generated_tokens)
+    assert (last.reason, last.generated_tokens) == (
+        ended.reason,
+        ended.generated_tokens,
+    )
     assert last.generated_tokens == len(tokens)
     assert quick.steps < stepwise.steps

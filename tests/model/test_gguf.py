@@ -30,12 +30,27 @@ Kind = gguf.GGMLQuantizationType
 
 
 def test_the_sizes_of_blocks_are_the_gguf_packages():
-    theirs = {kind: (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in map(Kind, KINDS)}
+    theirs = {
+        kind: (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in map(Kind, KINDS)
+    }
     assert theirs == KINDS
 
 
 @pytest.mark.parametrize(
-    "name", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "F32", "Q5_0", "Q6_K", "Q2_K", "Q3_K", "TQ2_0"]
+    "name",
+    [
+        "Q4_0",
+        "Q4_1",
+        "Q8_0",
+        "F16",
+        "BF16",
+        "F32",
+        "Q5_0",
+        "Q6_K",
+        "Q2_K",
+        "Q3_K",
+        "TQ2_0",
+    ],
 )
 def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     kind = Kind[name]
@@ -43,9 +58,12 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     try:
         stored = quantize(values, kind)
     except NotImplementedError:
-        # the package can only read K-quants: any bytes will do, with scales that are finite
+        # the package can only read K-quants: any bytes will do, with scales that are
+        # finite
         _, size = gguf.GGML_QUANT_SIZES[kind]
-        stored = np.random.default_rng(0).integers(0, 60, (6, 512 // 256 * size), np.uint8)
+        stored = np.random.default_rng(0).integers(
+            0, 60, (6, 512 // 256 * size), np.uint8
+        )
     path = tmp_path / "one.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("x", stored, raw_dtype=kind)

@@ -32,7 +32,9 @@ def test_families(tmp_path, check, family, attention):
     name, keys = FILES[family]
     path = tmp_path / "tiny.gguf"
     convert(model, path, name, keys=keys)
-    driver = Driver(ModelLoadingConfig(model_source=str(path)), stages=2, attention=attention)
+    driver = Driver(
+        ModelLoadingConfig(model_source=str(path)), stages=2, attention=attention
+    )
     driver.add("r", list(range(1, 100)), GREEDY)
     driver.generate({"r": 8}, 40)
     check(driver.remove("r"), model)
@@ -45,12 +47,24 @@ def test_what_is_left_out_is_what_llama_cpp_takes(tmp_path):
     spec = spec_of(path)
     assert spec.experts == Experts(count=12, used=3, normalised=True)
     assert spec.intermediate == 32
-    gate = made("qwen2-moe").model.layers[0].mlp.shared_expert_gate.weight.detach().numpy()
+    gate = (
+        made("qwen2-moe").model.layers[0].mlp.shared_expert_gate.weight.detach().numpy()
+    )
     vector = {f"blk.{layer}.ffn_gate_inp_shexp.weight": gate[0] for layer in range(3)}
     convert(made("qwen2-moe"), path, "qwen2moe", keys=few, tensors=vector)
-    assert spec_of(path).experts == Experts(count=12, used=3, normalised=False, shared=96)
-    neutral = {"expert_count": 0, "expert_used_count": 0, "leading_dense_block_count": 0}
-    neutral |= {"expert_gating_func": 1, "expert_weights_scale": 1.0, "expert_weights_norm": True}
+    assert spec_of(path).experts == Experts(
+        count=12, used=3, normalised=False, shared=96
+    )
+    neutral = {
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "leading_dense_block_count": 0,
+    }
+    neutral |= {
+        "expert_gating_func": 1,
+        "expert_weights_scale": 1.0,
+        "expert_weights_norm": True,
+    }
     convert(made("qwen3-moe"), path, "qwen3moe", keys=neutral | ROUTED)
     assert spec_of(path).experts == Experts(count=12, used=4, normalised=True)
 
@@ -84,12 +98,17 @@ def test_numbers_and_tensors_that_are_missing_are_named(tmp_path):
         ({"expert_count": 12}, "expert_used_count"),
         (ROUTED | {"expert_used_count": 13}, "13 of 12 experts"),
         (ROUTED | {"expert_count": 8}, r"ffn_gate_inp.weight has shape \[12, 64\]"),
-        (ROUTED | {"expert_feed_forward_length": 16}, r"ffn_gate_exps.weight has shape \[12, 32"),
+        (
+            ROUTED | {"expert_feed_forward_length": 16},
+            r"ffn_gate_exps.weight has shape \[12, 32",
+        ),
     ):
         convert(model, path, "qwen3moe", keys=keys)
         with pytest.raises(ModelError, match=says):
             spec_of(path)
-    convert(model, path, "qwen3moe", keys=ROUTED, tensors={"blk.1.ffn_up_exps.weight": None})
+    convert(
+        model, path, "qwen3moe", keys=ROUTED, tensors={"blk.1.ffn_up_exps.weight": None}
+    )
     with pytest.raises(ModelError, match=r"has no tensor blk.1.ffn_up_exps.weight"):
         spec_of(path)
     convert(model, path, "qwen3", keys=ROUTED)

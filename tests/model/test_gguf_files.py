@@ -43,7 +43,11 @@ def rope_of(kind, **values):
 LINEAR = rope_of("linear", factor=4.0)
 YARN = rope_of("yarn", factor=4.0, original_max_position_embeddings=32)
 FAST = rope_of(
-    "yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=8.0, beta_slow=2.0
+    "yarn",
+    factor=4.0,
+    original_max_position_embeddings=32,
+    beta_fast=8.0,
+    beta_slow=2.0,
 )
 LOUD = rope_of(
     "yarn",
@@ -72,7 +76,8 @@ YARN_KEYS = {
         (YARN_KEYS, YARN),
         (YARN_KEYS | {"rope.scaling.yarn_ext_factor": 1.0}, YARN),
         (
-            YARN_KEYS | {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
+            YARN_KEYS
+            | {"rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
             FAST,
         ),
         (YARN_KEYS | {"rope.scaling.attn_factor": 1.25}, LOUD),
@@ -144,8 +149,9 @@ def test_tensors_are_checked_against_the_metadata(tmp_path):
     path = tmp_path / "tiny.gguf"
     wrong = np.zeros((95, 64), np.float32)
     convert(tiny(), path, "llama", tensors={"blk.1.ffn_up.weight": wrong})
-    assert "blk.1.ffn_up.weight has shape [95, 64]; by the file's metadata it has [96, 64]" in (
-        refusal(path)
+    assert (
+        "blk.1.ffn_up.weight has shape [95, 64]; by the file's metadata it has [96, 64]"
+        in (refusal(path))
     )
     convert(tiny(), path, "llama", tensors={"blk.1.attn_norm.weight": None})
     assert "has no tensor blk.1.attn_norm.weight" in refusal(path)
@@ -188,8 +194,12 @@ def test_broken_tensors_are_named(tmp_path):
             with pytest.raises(ModelError, match=says):
                 GgufFile(path)
     raw = path.read_bytes()  # 32 columns become 31
-    path.write_bytes(raw.replace(b"\x20\0\0\0\0\0\0\0\x04\0\0\0", b"\x1f\0\0\0\0\0\0\0\x04\0\0\0"))
-    with pytest.raises(ModelError, match=r"x has shape .4, 31., which Q4_0 cannot store"):
+    path.write_bytes(
+        raw.replace(b"\x20\0\0\0\0\0\0\0\x04\0\0\0", b"\x1f\0\0\0\0\0\0\0\x04\0\0\0")
+    )
+    with pytest.raises(
+        ModelError, match=r"x has shape .4, 31., which Q4_0 cannot store"
+    ):
         GgufFile(path)
     for alignment in (0, "eight"):
         writer = gguf.GGUFWriter(path, "llama")
@@ -233,14 +243,18 @@ def test_missing_parts_are_named(split):
     for part in (parts[0], parts[2]):
         assert "missing: tiny-00002-of-00003.gguf" in refusal(part)
     parts[0].unlink()
-    assert "missing: tiny-00001-of-00003.gguf, tiny-00002-of-00003.gguf" in refusal(parts[2])
+    assert "missing: tiny-00001-of-00003.gguf, tiny-00002-of-00003.gguf" in refusal(
+        parts[2]
+    )
 
 
 def test_parts_that_do_not_belong_together_are_refused(split, tmp_path):
     _, parts = split
     renamed = tmp_path / "renamed.gguf"
     shutil.copy(parts[0], renamed)
-    assert "is one of 3 parts of a split model, but is not named like one" in refusal(renamed)
+    assert "is one of 3 parts of a split model, but is not named like one" in refusal(
+        renamed
+    )
     shutil.copy(parts[2], parts[1])
     assert "00002-of-00003.gguf is not part 2 of 3" in refusal(parts[0])
     convert(tiny(), tmp_path / "other.gguf", "llama", part_tensors=7)

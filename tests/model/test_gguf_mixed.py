@@ -52,7 +52,9 @@ def stored(model, mix):
             continue
         kind = next(kind for part, kind in mix.items() if part in name)
         scale = 0.1
-        deviation = values_of(random_blocks(kind, *values.shape, number, scale), kind).std()
+        deviation = values_of(
+            random_blocks(kind, *values.shape, number, scale), kind
+        ).std()
         raw = random_blocks(kind, *values.shape, number, scale * 0.06 / deviation)
         blocks[gguf_name(name)] = raw
         kinds[gguf_name(name)] = kind

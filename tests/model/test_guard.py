@@ -27,20 +27,30 @@ GRIDS = [(1, 1, ()), (2, 1, ()), (1, 2, (20,)), (2, 3, (5, 37))]
 
 
 def prompt(count, seed):
-    ids = torch.randint(8, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        8, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)
+    )
     return ids.tolist()
 
 
 def bystanders(driver):
     """Requests of several lengths, drawn and greedy."""
     for number, count in enumerate((3, 40, 90)):
-        sampling = GREEDY if number else msgspec.structs.replace(GREEDY, temperature=1.0, seed=5)
+        sampling = (
+            GREEDY
+            if number
+            else msgspec.structs.replace(GREEDY, temperature=1.0, seed=5)
+        )
         driver.add(f"by{number}", prompt(count, number), sampling)
     return {f"by{number}": 12 for number in range(3)}
 
 
 def tokens_of(driver):
-    return {name: request.tokens for name, request in driver.requests.items() if name[:2] == "by"}
+    return {
+        name: request.tokens
+        for name, request in driver.requests.items()
+        if name[:2] == "by"
+    }
 
 
 @functools.cache
@@ -64,7 +74,10 @@ def poisoned(driver, value):
         ({"repetition_penalty": 1e-39, "top_k": 5}, "not numbers"),
         ({"repetition_penalty": 1e-39, "temperature": 0.0}, "not numbers"),
         ({"repetition_penalty": 1e39}, None),  # what was seen is never drawn again
-        ({"stop_token_ids": (VOCABULARY,), "min_tokens": 1}, "stop_token_ids has token id 512"),
+        (
+            {"stop_token_ids": (VOCABULARY,), "min_tokens": 1},
+            "stop_token_ids has token id 512",
+        ),
         ({"stop_token_ids": tuple(range(VOCABULARY)), "min_tokens": 1}, "not numbers"),
         ({"logit_bias": ((2**31 - 1, 1.0),)}, "logit_bias has token id 2147483647"),
         ({"logit_bias": ((-1, 1.0),)}, "logit_bias has token id -1"),
@@ -73,7 +86,9 @@ def poisoned(driver, value):
         ({"temperature": 1e-44, "top_p": 0.5}, None),  # as cold as that is greedy
     ],
 )
-def test_extreme_sampling_ends_that_request_alone(stages, groups, cutoffs, changes, message):
+def test_extreme_sampling_ends_that_request_alone(
+    stages, groups, cutoffs, changes, message
+):
     grid = {"stages": stages, "groups": groups, "cutoffs": cutoffs}
     driver = Driver(RANDOM, **grid)
     counts = bystanders(driver)
@@ -90,7 +105,9 @@ def test_extreme_sampling_ends_that_request_alone(stages, groups, cutoffs, chang
 @pytest.mark.parametrize(("stages", "groups", "cutoffs"), GRIDS)
 @pytest.mark.parametrize("stranger", [VOCABULARY, 2**31 - 1, -1])
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
-def test_a_token_that_the_model_does_not_have(stages, groups, cutoffs, stranger, penalty):
+def test_a_token_that_the_model_does_not_have(
+    stages, groups, cutoffs, stranger, penalty
+):
     grid = {"stages": stages, "groups": groups, "cutoffs": cutoffs}
     driver = Driver(RANDOM, **grid)
     counts = bystanders(driver)
@@ -109,13 +126,20 @@ def test_poisoned_keys_harm_neither_neighbours_nor_the_next_owner(
     stages, groups, cutoffs, attention, dtype, value
 ):
     """The first request has page 0; its pages are the first to be handed out again."""
-    grid = {"stages": stages, "groups": groups, "cutoffs": cutoffs, "attention": attention}
+    grid = {
+        "stages": stages,
+        "groups": groups,
+        "cutoffs": cutoffs,
+        "attention": attention,
+    }
     grid |= {"dtype": dtype, "pages": 64}
     expected = undisturbed(**grid)
     driver = Driver(RANDOM, **grid)
     poisoned(driver, value)
     driver.add("bad", [*prompt(45, 9), POISON, *prompt(45, 8)], GREEDY)
-    driver.add("worse", [POISON] * 128, msgspec.structs.replace(GREEDY, temperature=1.0))
+    driver.add(
+        "worse", [POISON] * 128, msgspec.structs.replace(GREEDY, temperature=1.0)
+    )
     counts = bystanders(driver)
     driver.generate({**counts, "bad": 3, "worse": 3}, 16)
     assert set(driver.failed) == {"bad", "worse"}
@@ -151,7 +175,9 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
     rows, spans, normal = [], [], {}
     for number in range(data.draw(st.integers(1, 5))):
         name = f"r{number}"
-        logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(number))
+        logits = torch.randn(
+            vocabulary, generator=torch.Generator().manual_seed(number)
+        )
         strange = data.draw(st.booleans())
         fields = {
             "max_tokens": 9,
@@ -159,7 +185,9 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
             "logprobs": data.draw(st.sampled_from([None, 2])),
         }
         if strange:
-            values = data.draw(st.lists(st.sampled_from(VALUES), min_size=1, max_size=40))
+            values = data.draw(
+                st.lists(st.sampled_from(VALUES), min_size=1, max_size=40)
+            )
             logits[: len(values)] = torch.tensor(values)
             if data.draw(st.booleans()):
                 logits[:] = values[0]
@@ -168,10 +196,16 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
                 "top_k": data.draw(st.sampled_from([0, 1, 5, 40, 10**6])),
                 "top_p": data.draw(st.sampled_from([1e-300, 0.5, 1.0])),
                 "min_p": data.draw(st.sampled_from([0.0, 1e-300, 0.5, 1.0])),
-                "repetition_penalty": data.draw(st.sampled_from([1.0, 1e-39, 0.01, 100.0])),
-                "logit_bias": data.draw(st.sampled_from([(), ((1, 100.0), (2, -100.0))])),
+                "repetition_penalty": data.draw(
+                    st.sampled_from([1.0, 1e-39, 0.01, 100.0])
+                ),
+                "logit_bias": data.draw(
+                    st.sampled_from([(), ((1, 100.0), (2, -100.0))])
+                ),
                 "min_tokens": 1,
-                "stop_token_ids": data.draw(st.sampled_from([(), tuple(range(vocabulary))])),
+                "stop_token_ids": data.draw(
+                    st.sampled_from([(), tuple(range(vocabulary))])
+                ),
             }
         else:
             normal[name] = number
@@ -184,7 +218,9 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
         failures = Failures()
         mine = table[numbers]
         asked = [spans[number] for number in numbers]
-        found = sampler.launch(asked, lambda at: mine[list(at)].clone(), failures).finish()
+        found = sampler.launch(
+            asked, lambda at: mine[list(at)].clone(), failures
+        ).finish()
         return {token.request_id: token for token in found.tokens}, found.failures
 
     tokens, failures = run(list(range(len(rows))))

@@ -18,7 +18,13 @@ SLOTS = 5
 
 def driver_of(attention="sdpa", dtype=torch.float32, stages=2, ranks=1):
     return Driver(
-        RANDOM, stages, pages=8, page_tokens=64, dtype=dtype, attention=attention, ranks=ranks
+        RANDOM,
+        stages,
+        pages=8,
+        page_tokens=64,
+        dtype=dtype,
+        attention=attention,
+        ranks=ranks,
     )
 
 
@@ -63,7 +69,9 @@ def test_a_page_comes_back_bit_for_bit(attention, dtype, where, tmp_path):
     carry(tier, [Move(2, 4, load=False), Move(7, 0, load=False)])
     carry(tier, [Move(5, 4, load=True), Move(2, 0, load=True)])
     expected = [*saved[:2], saved[7], *saved[3:5], saved[2], *saved[6:]]
-    assert [same(contents(stage, page), expected[page]) for page in range(8)] == [True] * 8
+    assert [same(contents(stage, page), expected[page]) for page in range(8)] == [
+        True
+    ] * 8
 
 
 def test_moves_are_carried_out_in_their_order():
@@ -111,7 +119,9 @@ def move(driver, moves):
     """A message with nothing else in it passes the stages."""
     for line in driver.lines.values():
         for stage, team in line:
-            output = stage.step(StepMessage(0, (), moves=tuple(moves)), None, None, team)
+            output = stage.step(
+                StepMessage(0, (), moves=tuple(moves)), None, None, team
+            )
             assert (output.hidden, output.tokens) == (None, ())
 
 
@@ -149,7 +159,9 @@ def test_a_file_is_found_again_by_its_name_and_size(tmp_path, opened):
     assert same(contents(stage, 1), first)
     assert opened(tmp_path, "run-1", size).mark == ""
     found.close()
-    assert opened(tmp_path, "run-0", size + 1).mark == "", "another size, so no longer the same"
+    assert opened(tmp_path, "run-0", size + 1).mark == "", (
+        "another size, so no longer the same"
+    )
 
 
 def test_a_file_has_one_holder_and_goes_when_its_run_is_over(tmp_path, opened):

@@ -48,7 +48,20 @@ def pool(x, pages, kind, pair):
 
 @compiled
 def _attend(
-    code, q, tokens, share, dims, bfloat, keys, values, pages, cached, writes, scratch, out, lse
+    code,
+    q,
+    tokens,
+    share,
+    dims,
+    bfloat,
+    keys,
+    values,
+    pages,
+    cached,
+    writes,
+    scratch,
+    out,
+    lse,
 ):
     attend(
         code,
@@ -73,7 +86,8 @@ def _attend(
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("dims", "share"), [(16, 1), (48, 4), (64, 3), (128, 8)])
 @pytest.mark.parametrize(
-    ("cached", "tokens", "writes"), [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)]
+    ("cached", "tokens", "writes"),
+    [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)],
 )
 def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, writes):
     generator = np.random.default_rng(dims + tokens)
@@ -90,7 +104,10 @@ def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, write
     states = aligned(rows * (dims + STATE_EXTRA), np.float32).reshape(rows, -1)
     states.fill(np.nan)  # whatever the step before left there
     scratch = (states, np.zeros(rows, np.int64), aligned(6 * TILE, np.float32))
-    out, lse = np.zeros((tokens, share, dims), np.float32), np.zeros((tokens, share), np.float32)
+    out, lse = (
+        np.zeros((tokens, share, dims), np.float32),
+        np.zeros((tokens, share), np.float32),
+    )
     bfloat = kind == torch.bfloat16
     _attend(
         tile_address(bfloat),
@@ -131,7 +148,9 @@ def test_dot_products_of_a_block_are_exact_even_at_the_largest_values(form, bits
     run = _compiled(emit, 3)
     for draw in range(3):
         generator = np.random.default_rng(draw)
-        x = generator.integers(0 if draw else 2**bits - 1, 2**bits, (8, 16, 4)).astype(np.uint8)
+        x = generator.integers(0 if draw else 2**bits - 1, 2**bits, (8, 16, 4)).astype(
+            np.uint8
+        )
         y = generator.integers(-128, 128 if draw else -127, (8, 16, 4)).astype(np.int8)
         sums = np.zeros(16, np.int32)
         run(x.ctypes.data, y.ctypes.data, sums.ctypes.data)
@@ -141,9 +160,15 @@ def test_dot_products_of_a_block_are_exact_even_at_the_largest_values(form, bits
 def test_portable_bfloat16_rounds_and_multiplies_like_torch():
     def emit(e, x, y, rounded, sums):
         for half in (0, 1):
-            e.store(e.bfloat(e.load(e.at(x, 64 * half)), native=False), e.at(rounded, 32 * half))
+            e.store(
+                e.bfloat(e.load(e.at(x, 64 * half)), native=False),
+                e.at(rounded, 32 * half),
+            )
         e.store(
-            e.dot_bf16(e.constant(3.0), e.load(rounded, V16I), e.load(y, V16I), native=False), sums
+            e.dot_bf16(
+                e.constant(3.0), e.load(rounded, V16I), e.load(y, V16I), native=False
+            ),
+            sums,
         )
 
     x, y = torch.randn(32) * 1e3, torch.randn(32).bfloat16()
@@ -171,9 +196,15 @@ def test_every_family(family, tmp_path, check):
     torch.manual_seed(1)
     model = build(config).eval()
     model.save_pretrained(tmp_path)
-    driver = Driver(ModelLoadingConfig(model_source=str(tmp_path)), stages=2, page_tokens=64)
-    assert all(isinstance(stage.decoder, KernelDecoder) for stage in driver.pipelines[0])
-    prompt = torch.randint(200, (150,), generator=torch.Generator().manual_seed(2)).tolist()
+    driver = Driver(
+        ModelLoadingConfig(model_source=str(tmp_path)), stages=2, page_tokens=64
+    )
+    assert all(
+        isinstance(stage.decoder, KernelDecoder) for stage in driver.pipelines[0]
+    )
+    prompt = torch.randint(
+        200, (150,), generator=torch.Generator().manual_seed(2)
+    ).tolist()
     for name, length in (("long", 150), ("short", 3)):
         driver.add(name, prompt[:length], GREEDY)
     driver.generate({"long": 6, "short": 9}, 70)
@@ -184,14 +215,23 @@ def test_every_family(family, tmp_path, check):
 @pytest.mark.parametrize("cutoffs", [(64,), (1, 90), (0, 128)])
 def test_pieces_in_several_groups(cutoffs, tmp_path, check):
     torch.manual_seed(4)
-    sizes = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes = {
+        "vocab_size": 160,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
     model = LlamaForCausalLM(
-        LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)
+        LlamaConfig(
+            **sizes, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2
+        )
     ).eval()
     model.save_pretrained(tmp_path)
     config = ModelLoadingConfig(model_source=str(tmp_path))
     driver = Driver(config, groups=len(cutoffs) + 1, page_tokens=64, cutoffs=cutoffs)
-    prompt = torch.randint(160, (140,), generator=torch.Generator().manual_seed(5)).tolist()
+    prompt = torch.randint(
+        160, (140,), generator=torch.Generator().manual_seed(5)
+    ).tolist()
     for name, length in (("long", 140), ("short", 5)):
         driver.add(name, prompt[:length], GREEDY)
     driver.generate({"long": 5, "short": 9}, 50)
@@ -203,14 +243,18 @@ def test_pieces_in_several_groups(cutoffs, tmp_path, check):
 def test_chunks_and_company_change_no_bit(dtype, prompt_of):
     """The embedded model: log-probabilities are equal, not only close, however a prompt is cut and
     whoever is there."""
-    wanted = SamplingParams(max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2)
+    wanted = SamplingParams(
+        max_tokens=1, temperature=0.0, logprobs=3, prompt_logprobs=2
+    )
     driver = Driver(stages=2, pages=40, page_tokens=64, dtype=dtype)
     found = []
     for chunk, others in ((300, 0), (64, 0), (37, 3)):
         driver.add("it", prompt_of(290), wanted)
         for number in range(others):
             driver.add(str(number), prompt_of(20 + 50 * number, number), wanted)
-        driver.generate({"it": 6, **{str(number): 12 for number in range(others)}}, chunk)
+        driver.generate(
+            {"it": 6, **{str(number): 12 for number in range(others)}}, chunk
+        )
         for number in range(others):
             driver.remove(str(number))
         done = driver.remove("it")
@@ -228,6 +272,8 @@ def test_bfloat16_of_the_embedded_model_is_close(reference, prompt_of):
     found = driver.remove("it").prompt_logprobs
     with torch.inference_mode():
         logprobs = reference(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    differences = [found[i][0] - logprobs[i - 1, prompt[i]].item() for i in range(1, len(prompt))]
+    differences = [
+        found[i][0] - logprobs[i - 1, prompt[i]].item() for i in range(1, len(prompt))
+    ]
     assert abs(np.mean(differences)) < 0.02  # no bias
     assert np.std(differences) < 0.2

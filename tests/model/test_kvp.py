@@ -19,7 +19,9 @@ def tiny(tmp_path_factory):
 
 
 def tokens(count, seed=0):
-    return torch.randint(160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        160, (count,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,9 @@ def tokens(count, seed=0):
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 def test_pieces_of_any_size(tiny, check, groups, cutoffs, stages, chunk, attention):
     model, config = tiny
-    driver = Driver(config, stages=stages, groups=groups, cutoffs=cutoffs, attention=attention)
+    driver = Driver(
+        config, stages=stages, groups=groups, cutoffs=cutoffs, attention=attention
+    )
     driver.add("long", tokens(93), GREEDY)
     driver.generate({"long": 10}, chunk)
     check(driver.remove("long"), model)
@@ -77,7 +81,10 @@ def test_bfloat16_partials_merge_in_float32(tiny):
         driver.generate({"r": 1}, 16)
         found.append(
             torch.tensor(
-                [entry[0] for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())]
+                [
+                    entry[0]
+                    for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())
+                ]
             )
         )
     assert (found[0] - found[1]).abs().max() < 0.5

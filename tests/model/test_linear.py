@@ -21,14 +21,20 @@ NAMES = {number: KINDS[number].name for number in UNPACK}
 
 
 def layers():
-    return cpu.CpuLayers(cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True)
+    return cpu.CpuLayers(
+        cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True
+    )
 
 
 def activations(rows=ROWS):
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, WIDTH, generator=generator)
     gain = torch.rand(WIDTH, generator=generator) + 0.5
-    return x, gain, torch.nn.functional.rms_norm(x.double(), (WIDTH,), gain.double(), 1e-5)
+    return (
+        x,
+        gain,
+        torch.nn.functional.rms_norm(x.double(), (WIDTH,), gain.double(), 1e-5),
+    )
 
 
 @pytest.mark.parametrize("kind", UNPACK, ids=NAMES.get)
@@ -62,7 +68,9 @@ def test_the_smallest_and_the_largest_scales(kind, scale):
     expected = normed @ torch.from_numpy(values_of(raw, kind)).double().T
     assert expected.norm() > 0
     for form, tolerance in TOLERANCES.items():
-        found = layers().logits(x, gain, (pack_blocks(torch.from_numpy(raw), kind, form),))
+        found = layers().logits(
+            x, gain, (pack_blocks(torch.from_numpy(raw), kind, form),)
+        )
         assert (found - expected).norm() < tolerance * expected.norm()
 
 
@@ -80,12 +88,18 @@ def test_weights_are_held_without_any_rounding(kind):
         cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1 - 1 / WIDTH), [], 1, 64, bfloat=True
     )
     found = flat.logits(picked, ones, stack).T
-    torch.testing.assert_close(found, values, rtol=2e-7, atol=2e-7 * values.abs().max().item())
+    torch.testing.assert_close(
+        found, values, rtol=2e-7, atol=2e-7 * values.abs().max().item()
+    )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
 def test_dense_matrices(dtype, tolerance):
-    values = torch.randn(OUTPUTS, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    values = torch.randn(OUTPUTS, WIDTH, generator=torch.Generator().manual_seed(1)).to(
+        dtype
+    )
     x, gain, normed = activations()
     expected = normed @ values.double().T
     stack = (pack_dense(values),)
@@ -123,7 +137,9 @@ def test_memory_of_a_weight(kind):
 
 
 @pytest.mark.parametrize("kind", UNPACK, ids=NAMES.get)
-@pytest.mark.parametrize("form", sorted({"pairs", "plain"} - {FORM}) if FORM != "plain" else [])
+@pytest.mark.parametrize(
+    "form", sorted({"pairs", "plain"} - {FORM}) if FORM != "plain" else []
+)
 def test_narrow_machines_find_the_same(kind, form, monkeypatch):
     """AVX2's instructions and none at all, in tiles as narrow as there."""
     raw = torch.from_numpy(random_blocks(kind, OUTPUTS, WIDTH))
@@ -133,6 +149,8 @@ def test_narrow_machines_find_the_same(kind, form, monkeypatch):
         stack = (pack_blocks(raw, kind, activation_form),)
         expected = layers().logits(x, gain, stack)
         with monkeypatch.context() as patch:
-            patch.setattr(pack, "linear_address", lambda *of: linear_address(*of, machine))
+            patch.setattr(
+                pack, "linear_address", lambda *of: linear_address(*of, machine)
+            )
             found = layers().logits(x, gain, stack)
         assert torch.equal(found, expected)

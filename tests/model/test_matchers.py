@@ -50,12 +50,14 @@ def walk(matcher, steps, seed=0):
 KEYS = {"type": "object", "additionalProperties": False}
 REAL = {
     "json object": {"type": "object"},
-    "200 optional keys": KEYS | {"properties": {f"key{i}": {"type": "string"} for i in range(200)}},
+    "200 optional keys": KEYS
+    | {"properties": {f"key{i}": {"type": "string"} for i in range(200)}},
     "enum": {"enum": [f"value {i}" for i in range(2000)]},
     "formats": {
         "type": "object",
         "properties": {
-            name: {"type": "string", "format": name} for name in ("date-time", "email", "uuid")
+            name: {"type": "string", "format": name}
+            for name in ("date-time", "email", "uuid")
         },
         "required": ["date-time", "email", "uuid"],
     },
@@ -78,7 +80,10 @@ REAL = {
             | {
                 "properties": {
                     "name": {"const": f"tool_{i}"},
-                    "arguments": {"type": "object", "properties": {"query": {"type": "string"}}},
+                    "arguments": {
+                        "type": "object",
+                        "properties": {"query": {"type": "string"}},
+                    },
                 },
                 "required": ["name", "arguments"],
             }
@@ -91,7 +96,10 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_schemas_of_real_tools(matchers, name):
     for seed in range(3):
-        assert walk(matchers.matcher(Grammar(schema(REAL[name]), ENDS)), 40, seed) < PLENTY_S
+        assert (
+            walk(matchers.matcher(Grammar(schema(REAL[name]), ENDS)), 40, seed)
+            < PLENTY_S
+        )
 
 
 def nested(key, depth):
@@ -110,18 +118,30 @@ HOSTILE = {
     "arrays in arrays": nested("items", 60),
     "repeated repetition": "start: /((a{1,1000}){1,1000}){1,1000}/",
     "exponential automaton": r"start: /(.|\n)*a(.|\n){30}/",
-    "intersections": "start: A\nA: " + " & ".join(rf"/(.|\n)*{c}(.|\n)*/" for c in "abcdefghijkl"),
+    "intersections": "start: A\nA: "
+    + " & ".join(rf"/(.|\n)*{c}(.|\n)*/" for c in "abcdefghijkl"),
     "a loop of references": schema(
-        {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+        {
+            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+            "$ref": "#/$defs/a",
+        }
     ),
     "a file elsewhere": schema({"$ref": "http://127.0.0.1:1/schema.json"}),
     "1500 optional keys": schema(
-        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1500)}}
+        {
+            "type": "object",
+            "properties": {f"p{i}": {"type": "string"} for i in range(1500)},
+        }
     ),
     "combinations": schema(
         {
             "allOf": [
-                {"anyOf": [{"properties": {f"k{i}_{j}": {"type": "string"}}} for j in range(6)]}
+                {
+                    "anyOf": [
+                        {"properties": {f"k{i}_{j}": {"type": "string"}}}
+                        for j in range(6)
+                    ]
+                }
                 for i in range(8)
             ]
         }
@@ -151,7 +171,9 @@ def test_what_is_compiled_is_kept_and_copies_are_independent(matchers):
     first = matchers.matcher(grammar)
     second = matchers.matcher(Grammar('start: "a" "b"', ENDS))
     before = second.compute_bitmask()
-    allowed = np.flatnonzero(np.unpackbits(np.frombuffer(before, np.uint8), bitorder="little"))
+    allowed = np.flatnonzero(
+        np.unpackbits(np.frombuffer(before, np.uint8), bitorder="little")
+    )
     assert first.consume_token(int(allowed[0]))
     assert second.compute_bitmask() == before
     for number in range(100):

@@ -18,9 +18,9 @@ def attend(q, k, v):
     scores = torch.einsum("rhd,nhd->rhn", q.double(), k.double()) / DIM**0.5
     if not len(k):
         return torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf)
-    return torch.einsum("rhn,nhd->rhd", scores.softmax(-1), v.double()).float(), scores.logsumexp(
-        -1
-    ).float()
+    return torch.einsum(
+        "rhn,nhd->rhd", scores.softmax(-1), v.double()
+    ).float(), scores.logsumexp(-1).float()
 
 
 @st.composite
@@ -38,7 +38,9 @@ def pieces(draw):
 @given(pieces())
 def test_pieces_merge_to_the_whole_in_any_order(case):
     q, k, v, lengths, order = case
-    parts = [attend(q, *kv) for kv in zip(k.split(lengths), v.split(lengths), strict=True)]
+    parts = [
+        attend(q, *kv) for kv in zip(k.split(lengths), v.split(lengths), strict=True)
+    ]
     whole, whole_lse = attend(q, k, v)
     for chosen in (range(len(parts)), order):
         out, lse = merge(*zip(*[parts[i] for i in chosen], strict=True))
@@ -50,11 +52,15 @@ def test_pieces_merge_to_the_whole_in_any_order(case):
 @given(pieces())
 def test_merging_is_associative(case):
     q, k, v, lengths, _ = case
-    parts = [attend(q, *kv) for kv in zip(k.split(lengths), v.split(lengths), strict=True)]
+    parts = [
+        attend(q, *kv) for kv in zip(k.split(lengths), v.split(lengths), strict=True)
+    ]
     step = parts[0]
     for part in parts[1:]:
         step = merge(*zip(step, part, strict=True))
-    torch.testing.assert_close(step[0], merge(*zip(*parts, strict=True))[0], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        step[0], merge(*zip(*parts, strict=True))[0], atol=2e-6, rtol=1e-5
+    )
 
 
 def test_rows_that_see_nothing_give_zeros_and_no_nan():
@@ -65,9 +71,13 @@ def test_rows_that_see_nothing_give_zeros_and_no_nan():
 
 
 def test_merging_is_done_in_float32_and_packs_the_lse_last():
-    q, k, v = torch.randn(3, 40, HEADS, DIM, generator=torch.Generator().manual_seed(1)).unbind()
+    q, k, v = torch.randn(
+        3, 40, HEADS, DIM, generator=torch.Generator().manual_seed(1)
+    ).unbind()
     parts = [attend(q, k[:11], v[:11]), attend(q, k[11:], v[11:])]
     packed = [pack(out.bfloat16(), lse) for out, lse in parts]
     assert packed[0].dtype == torch.float32
     assert packed[0].shape == (40, HEADS, DIM + 1)
-    torch.testing.assert_close(merge_packed(packed), attend(q, k, v)[0], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        merge_packed(packed), attend(q, k, v)[0], atol=1e-2, rtol=1e-2
+    )

@@ -59,7 +59,9 @@ def test_kv_heads_are_there_several_times_where_ranks_are_more():
         (32, 8, 64, "parallel.tp is 64"),
     ],
 )
-def test_heads_that_cannot_be_shared_are_refused_with_the_numbers(heads, kv_heads, ranks, allowed):
+def test_heads_that_cannot_be_shared_are_refused_with_the_numbers(
+    heads, kv_heads, ranks, allowed
+):
     with pytest.raises(ModelError, match=allowed):
         shares_of(sized(heads=heads, kv_heads=kv_heads), ranks)
 
@@ -88,7 +90,9 @@ def test_the_mlp_is_cut_at_blocks_if_that_is_nearly_even(size, ranks, parts):
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 48, 1000])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_rows_are_handed_over_once(rows, ranks):
-    taken = [row for rank in range(ranks) for row in range(rows)[rows_of(rows, rank, ranks)]]
+    taken = [
+        row for rank in range(ranks) for row in range(rows)[rows_of(rows, rank, ranks)]
+    ]
     assert taken == list(range(rows))
 
 
@@ -96,7 +100,9 @@ def joined(whole, spec, name, ranks):
     """The tensor `name` put together from what each rank reads."""
     parts = []
     for rank, share in enumerate(shares_of(spec, ranks)):
-        parts.append(RankWeights(whole, spec, share, rank == 0).tensor(name, torch.float32))
+        parts.append(
+            RankWeights(whole, spec, share, rank == 0).tensor(name, torch.float32)
+        )
     if name.endswith("norm.weight"):
         return parts[0]
     if name.endswith(("o_proj.bias", "down_proj.bias")):
@@ -113,7 +119,10 @@ def folder_source(tmp_path):
 SOURCES = {
     "embedded": (lambda _: ModelLoadingConfig(), 3),
     "embedded, uneven": (lambda _: ModelLoadingConfig(), 2),
-    "random": (lambda _: ModelLoadingConfig(model_source="random", random=RandomWeights()), 2),
+    "random": (
+        lambda _: ModelLoadingConfig(model_source="random", random=RandomWeights()),
+        2,
+    ),
     "safetensors": (folder_source, 2),
 }
 
@@ -142,7 +151,9 @@ def test_blocks_are_cut_as_they_are_stored(matrix):
     expected, kind = whole.blocks(name)
     columns = matrix in ("o_proj", "down_proj")
     assert {part[1] for part in parts} == {kind}
-    assert torch.equal(torch.cat([part[0] for part in parts], 1 if columns else 0), expected)
+    assert torch.equal(
+        torch.cat([part[0] for part in parts], 1 if columns else 0), expected
+    )
 
 
 def test_a_cut_inside_blocks_dequantises_and_says_so(caplog):

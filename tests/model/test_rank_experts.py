@@ -30,7 +30,8 @@ SIZES = {"head_dim": 32, "vocab_size": 256}
 WIDTHS = {
     "mixtral": SIZES | {"intermediate_size": 128},
     "qwen3-moe": SIZES | {"moe_intermediate_size": 128},
-    "qwen2-moe": SIZES | {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256},
+    "qwen2-moe": SIZES
+    | {"moe_intermediate_size": 128, "shared_expert_intermediate_size": 256},
 }
 
 
@@ -48,7 +49,8 @@ def tokens(count, seed):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stages", "groups", "cutoffs"), [(2, 1, 1, ()), (2, 2, 2, (64,)), (4, 2, 1, ())]
+    ("ranks", "stages", "groups", "cutoffs"),
+    [(2, 1, 1, ()), (2, 2, 2, (64,)), (4, 2, 1, ())],
 )
 @pytest.mark.parametrize(
     ("attention", "team"), [("auto", "board"), ("auto", "threads"), ("sdpa", "board")]
@@ -130,7 +132,9 @@ def test_the_shared_expert_has_columns_of_its_own():
     assert [share.shared for share in shares_of(spec, 1)] == [Range(0, 1024)]
     assert shares_of(spec, 1)[0].spec(spec) == spec
     few = msgspec.structs.replace(experts, shared=2)
-    with pytest.raises(ModelError, match="but the model's shared expert's intermediate size is 2"):
+    with pytest.raises(
+        ModelError, match="but the model's shared expert's intermediate size is 2"
+    ):
         shares_of(msgspec.structs.replace(spec, experts=few), 3)
 
 
@@ -141,7 +145,9 @@ def test_gguf_files(tmp_path, check, family, attention):
     name, keys = FILES[family]
     path = tmp_path / "tiny.gguf"
     convert(whole, path, name, keys=keys)
-    driver = Driver(ModelLoadingConfig(model_source=str(path)), ranks=2, attention=attention)
+    driver = Driver(
+        ModelLoadingConfig(model_source=str(path)), ranks=2, attention=attention
+    )
     driver.add("r", list(range(1, 100)), GREEDY)
     driver.generate({"r": 8}, 40)
     check(driver.remove("r"), whole)
@@ -155,10 +161,14 @@ def test_quantised_experts_are_cut(tmp_path, check, kinds, attention, caplog):
     path = tmp_path / "quantised.gguf"
     whole = quantised(path, *kinds)
     with caplog.at_level(logging.WARNING, "medha.model"):
-        driver = Driver(ModelLoadingConfig(model_source=str(path)), ranks=2, attention=attention)
+        driver = Driver(
+            ModelLoadingConfig(model_source=str(path)), ranks=2, attention=attention
+        )
     decoder = driver.pipelines[0][0].decoder
     if isinstance(decoder, KernelDecoder):
-        assert len(caplog.messages) == (4 if kinds == (Q4_K, Q6_K) else 0)  # layers times ranks
+        assert len(caplog.messages) == (
+            4 if kinds == (Q4_K, Q6_K) else 0
+        )  # layers times ranks
         assert all("experts.0.down_proj" in line for line in caplog.messages)
         (gate_up, _) = decoder.layers.weights[0].experts.mlps[0]
         assert {matrix.layout.name for matrix in gate_up} == {

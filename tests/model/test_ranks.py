@@ -24,7 +24,8 @@ SIZES = {
     "initializer_range": 0.2,
     "head_dim": 32,
 }
-# by the ranks they are shared by: whole KV heads, uneven ones, and one that two ranks hold
+# by the ranks they are shared by: whole KV heads, uneven ones, and one that two ranks
+# hold
 MODELS = {
     "even": LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=6),
     "uneven": LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=3),
@@ -58,7 +59,9 @@ def tokens(count, seed=0):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize(("stages", "groups", "cutoffs"), [(1, 1, ()), (2, 2, (37,)), (2, 1, ())])
+@pytest.mark.parametrize(
+    ("stages", "groups", "cutoffs"), [(1, 1, ()), (2, 2, (37,)), (2, 1, ())]
+)
 @pytest.mark.parametrize(
     ("attention", "team"), [("auto", "board"), ("auto", "threads"), ("sdpa", "board")]
 )
@@ -132,11 +135,16 @@ def test_a_token_that_is_none_ends_one_request(model, check):
 def test_the_embedded_model_keeps_its_blocks(reference, prompt_of, check, ranks):
     """Quantised matrices are cut, not dequantised; with two ranks one has 6 of its 9 heads."""
     driver = Driver(stages=2, ranks=ranks, pages=8)
-    driver.add("r", prompt_of(150), SamplingParams(max_tokens=1, temperature=0.0, logprobs=1))
+    driver.add(
+        "r", prompt_of(150), SamplingParams(max_tokens=1, temperature=0.0, logprobs=1)
+    )
     driver.generate({"r": 8}, 100)
     check(driver.remove("r"), reference)
     layer = driver.pipelines[0][0].decoder.layers.weights[0]
-    kept = {matrix.layout.name for matrix in (*layer.qkv, *layer.out, *layer.gate_up, *layer.down)}
+    kept = {
+        matrix.layout.name
+        for matrix in (*layer.qkv, *layer.out, *layer.gate_up, *layer.down)
+    }
     assert kept == {"Q4_1"}
 
 
@@ -148,7 +156,10 @@ def test_bfloat16_is_close(model, attention):
         driver = Driver(config, ranks=ranks, dtype=torch.bfloat16, attention=attention)
         driver.add("r", tokens(90), GREEDY)
         driver.generate({"r": 1}, 50)
-        entries = [entry[0] for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())]
+        entries = [
+            entry[0]
+            for _, entry in sorted(driver.requests["r"].prompt_logprobs.items())
+        ]
         found.append(torch.tensor(entries))
     assert (found[0] - found[1]).abs().mean() < 0.1
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 from medha_actors.config import ModelLoadingConfig, RandomWeights, RopeScaling
 from medha_actors.errors import ModelError
@@ -87,7 +90,9 @@ def test_frequencies_and_attention_factor(parameters, tmp_path):
     assert scale == pytest.approx(expected[1])
 
 
-@pytest.mark.parametrize("parameters", VARIANTS[:1] + VARIANTS[3:5], ids=lambda p: p["rope_type"])
+@pytest.mark.parametrize(
+    "parameters", VARIANTS[:1] + VARIANTS[3:5], ids=lambda p: p["rope_type"]
+)
 def test_rotation(parameters, tmp_path):
     config = config_of(parameters)
     rope, positions = read(tmp_path, **json.loads(config.to_json_string()))
@@ -95,7 +100,9 @@ def test_rotation(parameters, tmp_path):
     q = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     cos, sin = Rotary(rope, 32, positions, torch.device("cpu"))(where, torch.float32)
     theirs = LlamaRotaryEmbedding(config)(q, where[None])
-    expected, _ = apply_rotary_pos_emb(q.transpose(0, 1)[None], q.transpose(0, 1)[None], *theirs)
+    expected, _ = apply_rotary_pos_emb(
+        q.transpose(0, 1)[None], q.transpose(0, 1)[None], *theirs
+    )
     torch.testing.assert_close(
         rotate(q, cos, sin), expected[0].transpose(0, 1), rtol=1e-5, atol=1e-5
     )
@@ -111,14 +118,21 @@ def test_the_old_spelling_in_a_config(tmp_path):
 
 def test_our_configuration_overrides_the_models_scaling():
     small = RandomWeights()
-    scaling = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=1000)
-    spec = load_spec(ModelLoadingConfig(model_source="random", random=small, rope_scaling=scaling))
+    scaling = RopeScaling(
+        rope_type="yarn", factor=4.0, original_max_position_embeddings=1000
+    )
+    spec = load_spec(
+        ModelLoadingConfig(model_source="random", random=small, rope_scaling=scaling)
+    )
     assert spec.max_positions == 4000
     assert spec.rope.kind == "yarn"
     with pytest.raises(ModelError, match="4000"):
         load_spec(
             ModelLoadingConfig(
-                model_source="random", random=small, rope_scaling=scaling, max_model_len_tokens=4001
+                model_source="random",
+                random=small,
+                rope_scaling=scaling,
+                max_model_len_tokens=4001,
             )
         )
 

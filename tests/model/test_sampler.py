@@ -23,21 +23,35 @@ def params(**changes):
 
 
 def logits_of(rows, seed=0, scale=2.0, vocabulary=VOCABULARY):
-    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
+    return (
+        torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+        * scale
+    )
 
 
 def test_uniform_numbers_are_uniform_and_independent():
-    draws = torch.tensor([[uniform(seed, index) for index in range(200)] for seed in range(100)])
+    draws = torch.tensor(
+        [[uniform(seed, index) for index in range(200)] for seed in range(100)]
+    )
     assert draws.min() >= 0
     assert draws.max() < 1
     counts = torch.histc(draws, 20)
     assert (counts - 1000).abs().max() < 150
     assert (
-        abs(torch.corrcoef(torch.stack((draws[:, :-1].flatten(), draws[:, 1:].flatten())))[0, 1])
+        abs(
+            torch.corrcoef(
+                torch.stack((draws[:, :-1].flatten(), draws[:, 1:].flatten()))
+            )[0, 1]
+        )
         < 0.03
     )
     assert (
-        abs(torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[0, 1]) < 0.03
+        abs(
+            torch.corrcoef(torch.stack((draws[:-1].flatten(), draws[1:].flatten())))[
+                0, 1
+            ]
+        )
+        < 0.03
     )
 
 
@@ -57,7 +71,9 @@ def test_frequencies_are_the_probabilities(changes):
     logits = logits_of(1, scale=1.0)
     count = 6_000
     drawn = draw(
-        logits.expand(500, -1), [params(**changes, seed=seed) for seed in range(500)], [0] * 500
+        logits.expand(500, -1),
+        [params(**changes, seed=seed) for seed in range(500)],
+        [0] * 500,
     )
     parts = [drawn]
     for index in range(1, count // 500):
@@ -80,7 +96,8 @@ def filtered(logits, one):
     probabilities[probabilities < one.min_p * probabilities.max()] = 0
     if one.top_k:
         probabilities[
-            probabilities < probabilities.topk(min(one.top_k, len(probabilities)))[0][-1]
+            probabilities
+            < probabilities.topk(min(one.top_k, len(probabilities)))[0][-1]
         ] = 0
     probabilities /= probabilities.sum()
     order = probabilities.argsort(descending=True)
@@ -127,10 +144,16 @@ def test_a_draw_does_not_depend_on_its_company(seed, data):
     rows = data.draw(st.integers(1, 9))
     logits = logits_of(rows, seed)
     choices = [{}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.7}]
-    many = [params(seed=seed + row, **data.draw(st.sampled_from(choices))) for row in range(rows)]
+    many = [
+        params(seed=seed + row, **data.draw(st.sampled_from(choices)))
+        for row in range(rows)
+    ]
     indices = [data.draw(st.integers(0, 1000)) for _ in range(rows)]
     together = draw(logits, many, indices).tolist()
-    alone = [draw(logits[row : row + 1], [many[row]], [indices[row]]).item() for row in range(rows)]
+    alone = [
+        draw(logits[row : row + 1], [many[row]], [indices[row]]).item()
+        for row in range(rows)
+    ]
     assert together == alone
 
 
@@ -165,7 +188,9 @@ def test_greedy_and_cold_rows_take_the_most_likely_token():
     sampler.open(Introduction("b", params(temperature=1e-9)))
     sampler.open(Introduction("c", params(temperature=0.01)))
     logits = logits_of(3)
-    tokens, prompt = run(sampler, logits, [decode("a", 0), decode("b", 0), decode("c", 0)])
+    tokens, prompt = run(
+        sampler, logits, [decode("a", 0), decode("b", 0), decode("c", 0)]
+    )
     assert [token.token_id for token in tokens] == logits.argmax(-1).tolist()
     assert [token.logprob for token in tokens] == [None] * 3
     assert prompt == ()
@@ -178,15 +203,20 @@ def test_min_tokens_hide_the_stop_tokens_and_bias_moves_logits():
     first, second = logits[0].topk(2)[1].tolist()
     sampler.open(
         Introduction(
-            "a", params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1)
+            "a",
+            params(temperature=0.0, min_tokens=2, stop_token_ids=(first,), logprobs=1),
         )
     )
     for index, expected in ((0, second), (1, second), (2, first)):
         (token,), _ = run(sampler, logits, [decode("a", index)])
         assert token.token_id == expected
-        assert token.top_logprobs[0][0] == first  # log-probabilities are the model's own
+        assert (
+            token.top_logprobs[0][0] == first
+        )  # log-probabilities are the model's own
     sampler.open(
-        Introduction("b", params(temperature=0.0, logit_bias=((7, 100.0), (first, -100.0))))
+        Introduction(
+            "b", params(temperature=0.0, logit_bias=((7, 100.0), (first, -100.0)))
+        )
     )
     assert run(sampler, logits, [decode("b", 0)])[0][0].token_id == 7
 
@@ -220,7 +250,12 @@ def test_penalties_count_by_position(dropped):
     adjusted = logits[-1:].clone()
     sampler.histories["a"].record(spans[0].start, spans[0].token_ids)
     sampler.histories["a"].penalise(adjusted[0], one, 3, 5)
-    assert adjusted[0, 3:7].tolist() == [4.0, -8.0, 9.0 / 2 - 2 * 0.5 - 0.25, pytest.approx(3.9)]
+    assert adjusted[0, 3:7].tolist() == [
+        4.0,
+        -8.0,
+        9.0 / 2 - 2 * 0.5 - 0.25,
+        pytest.approx(3.9),
+    ]
     assert run(sampler, logits, spans)[0][0].token_id == 3
 
 
@@ -232,9 +267,11 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", one, pack_tokens([8, 2])))
     assert (
-        run(sampler, logits, [Span("a", 2, 3, pack_tokens([1]), 0, 0, (), True, True, 0)])[0][
-            0
-        ].token_id
+        run(
+            sampler,
+            logits,
+            [Span("a", 2, 3, pack_tokens([1]), 0, 0, (), True, True, 0)],
+        )[0][0].token_id
         == 9
     )
 
@@ -242,7 +279,9 @@ def test_a_group_that_joins_late_is_told_the_earlier_tokens():
 @pytest.mark.usefixtures("each_sampler")
 def test_logprobs_of_sampled_and_prompt_tokens():
     sampler = Sampler(VOCABULARY)
-    sampler.open(Introduction("a", params(seed=5, logprobs=2, prompt_logprobs=1, top_k=3)))
+    sampler.open(
+        Introduction("a", params(seed=5, logprobs=2, prompt_logprobs=1, top_k=3))
+    )
     sampler.open(Introduction("b", params(temperature=0.0, logprobs=0)))
     logits = logits_of(5)
     expected = logits.log_softmax(-1)
@@ -259,9 +298,13 @@ def test_logprobs_of_sampled_and_prompt_tokens():
         zip([2, 3, 4, 9], found.entries, strict=True)
     ):
         assert logprob == pytest.approx(expected[row, following].item())
-        assert top == ((expected[row].argmax().item(), pytest.approx(expected[row].max().item())),)
+        assert top == (
+            (expected[row].argmax().item(), pytest.approx(expected[row].max().item())),
+        )
     sampled, prompt = run(
-        sampler, logits, [Span("a", 10, 14, pack_tokens([1, 2, 3, 4]), 0, 0, (), True, True, 0)]
+        sampler,
+        logits,
+        [Span("a", 10, 14, pack_tokens([1, 2, 3, 4]), 0, 0, (), True, True, 0)],
     )
     assert len(prompt[0].entries) == 3
     assert sampled[0].logprob == pytest.approx(expected[3, sampled[0].token_id].item())
@@ -273,7 +316,9 @@ def test_groups_that_do_not_write_say_nothing():
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", None))
     assert run(
-        sampler, logits_of(1), [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)]
+        sampler,
+        logits_of(1),
+        [Span("a", 5, 6, pack_tokens([1]), 0, 5, (), writes=False)],
     ) == ((), ())
 
 
@@ -281,12 +326,16 @@ def test_groups_that_do_not_write_say_nothing():
 def test_a_greedy_token_of_the_prompt_equals_the_largest_log_probability():
     """Exactly: harnesses compare the two numbers. Ties and large logits included."""
     vocabulary = 50_000
-    logits = torch.cat([logits_of(300, scale=s, vocabulary=vocabulary) for s in (0.01, 2.0, 50.0)])
+    logits = torch.cat(
+        [logits_of(300, scale=s, vocabulary=vocabulary) for s in (0.01, 2.0, 50.0)]
+    )
     logits[:10] = logits[:10].round(decimals=3)
     greedy = most_likely(logits).tolist()
     sampler = Sampler(vocabulary)
     sampler.open(Introduction("a", params(prompt_logprobs=1)))
-    span = Span("a", 0, 900, pack_tokens([0, *greedy[:-1]]), 0, 0, (), next_token_id=greedy[-1])
+    span = Span(
+        "a", 0, 900, pack_tokens([0, *greedy[:-1]]), 0, 0, (), next_token_id=greedy[-1]
+    )
     _, (found,) = run(sampler, logits, [span])
     assert all(logprob == top[0][1] for logprob, top in found.entries)
     assert len(found.entries) == 900

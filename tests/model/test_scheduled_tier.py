@@ -8,12 +8,23 @@ import random
 import pytest
 import torch
 
-from medha_actors.config import MedhaConfig, ModelLoadingConfig, ObjectivesConfig, RandomWeights
+from medha_actors.config import (
+    MedhaConfig,
+    ModelLoadingConfig,
+    ObjectivesConfig,
+    RandomWeights,
+)
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of
-from medha_actors.messages import Request, SamplingParams, StepResult, TokenEvent, pack_tokens
+from medha_actors.messages import (
+    Request,
+    SamplingParams,
+    StepResult,
+    TokenEvent,
+    pack_tokens,
+)
 from medha_actors.model.host_tier import HostTier
 from medha_actors.model.spec import load_spec, split_layers
 from medha_actors.model.stage import Stage, StageOutput
@@ -29,7 +40,9 @@ class Server:
         spec = load_spec(RANDOM)
         own = (pages, PAGE, "cpu", torch.float32, 1, "sdpa")
         layers = enumerate(split_layers(spec, stages))
-        self.stages = [Stage(spec, RANDOM, held, (s, stages), 0, *own) for s, held in layers]
+        self.stages = [
+            Stage(spec, RANDOM, held, (s, stages), 0, *own) for s, held in layers
+        ]
         for stage in self.stages:
             stage.tier = HostTier(stage.decoder.cells(), slots) if slots else None
         grid = Grid(
@@ -43,14 +56,19 @@ class Server:
         )
         config = MedhaConfig(objectives=ObjectivesConfig(tpot_s=0.1))
         model = ExecutionModel.analytic(stages, token_s=1e-3, page_s=2e-3)
-        self.scheduler = Scheduler(config.scheduler, config.objectives, "m", grid, model)
+        self.scheduler = Scheduler(
+            config.scheduler, config.objectives, "m", grid, model
+        )
         self.now = 0.0
         self.tokens = {}
 
     def add(self, name, prompt, sampling):
         self.tokens[name] = list(prompt)
         asked = Request(
-            id=name, prompt_token_ids=pack_tokens(prompt), sampling=sampling, arrived_at=self.now
+            id=name,
+            prompt_token_ids=pack_tokens(prompt),
+            sampling=sampling,
+            arrived_at=self.now,
         )
         self.scheduler.add(asked, self.now)
 
@@ -98,4 +116,6 @@ def test_tokens_are_those_without_any_cache(stages):
         assert tokens == plain.tokens[name]
     stats = small.scheduler.stats()
     assert stats.tier.loaded_pages > 50
-    assert stats.evictions_total or stages == 1, "decodes that were preempted are among them"
+    assert stats.evictions_total or stages == 1, (
+        "decodes that were preempted are among them"
+    )

@@ -16,7 +16,9 @@ PAGE = 4
 
 def span(name, start, stop, cached, writes=True, groups=()):
     ids = bytes(4 * (stop - start))
-    return Span(name, start, stop, ids, start - cached, cached, (), writes, groups=groups)
+    return Span(
+        name, start, stop, ids, start - cached, cached, (), writes, groups=groups
+    )
 
 
 def test_rows_slots_and_runs_of_a_mixed_step():
@@ -26,7 +28,12 @@ def test_rows_slots_and_runs_of_a_mixed_step():
         span("c", 3, 4, 3, groups=(1,)),
         span("d", 0, 2, 0),
     ]
-    tables = {"a": array("i", [7, 3]), "b": array("i", [5]), "c": array("i", [2]), "d": [6]}
+    tables = {
+        "a": array("i", [7, 3]),
+        "b": array("i", [5]),
+        "c": array("i", [2]),
+        "d": [6],
+    }
     plan = plan_step(spans, tables, PAGE)
     assert plan.rows == 8
     assert plan.positions.tolist() == [9, 10, 11, 6, 7, 3, 0, 1]
@@ -58,7 +65,9 @@ def requests(draw):
         cached = draw(st.integers(0, 20))
         count = draw(st.integers(1, 9))
         groups = draw(st.sampled_from([(), (1,), (0, 1), (1, 2)]))
-        spans.append(span(str(number), cached + 3, cached + 3 + count, cached, groups=groups))
+        spans.append(
+            span(str(number), cached + 3, cached + 3 + count, cached, groups=groups)
+        )
         tables[str(number)] = array("i", free[9 * number : 9 * number + 9])
     return spans, tables
 

@@ -37,9 +37,14 @@ def test_sums_are_the_same_on_every_rank(ranks, dtype):
     teams = teams_of(ranks, WIDTH, "board")
     for rows in (1, 5, 0, 9000, 2):
         generator = torch.Generator().manual_seed(rows)
-        given = [torch.randn(rows, WIDTH, generator=generator).to(dtype) for _ in range(ranks)]
+        given = [
+            torch.randn(rows, WIDTH, generator=generator).to(dtype)
+            for _ in range(ranks)
+        ]
         expected = sum(part.float() for part in given).to(dtype)
-        totals = all_at_once(lambda rank, given=given: teams[rank].total(given[rank]), ranks)
+        totals = all_at_once(
+            lambda rank, given=given: teams[rank].total(given[rank]), ranks
+        )
         for total in totals:
             assert torch.equal(total, expected)
 
@@ -54,7 +59,9 @@ def test_gathered_tensors_have_any_length_and_type(ranks):
         (torch.bfloat16, (0, 0, 0)),
     ):
         given = [torch.arange(size).to(kind) for size in sizes[:ranks]]
-        found = all_at_once(lambda rank, given=given: teams[rank].gather(given[rank]), ranks)
+        found = all_at_once(
+            lambda rank, given=given: teams[rank].gather(given[rank]), ranks
+        )
         for parts in found:
             for part, expected in zip(parts, given, strict=True):
                 assert part.dtype == kind

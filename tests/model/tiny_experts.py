@@ -30,11 +30,15 @@ QWEN = {"intermediate_size": 96, "moe_intermediate_size": 32, "num_experts": 12}
 MIXTURES = {
     "mixtral": (
         MixtralForCausalLM,
-        MixtralConfig(**SMALL, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2),
+        MixtralConfig(
+            **SMALL, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2
+        ),
     ),
     "qwen3-moe": (
         Qwen3MoeForCausalLM,
-        Qwen3MoeConfig(**SMALL, **QWEN, head_dim=32, num_experts_per_tok=4, norm_topk_prob=True),
+        Qwen3MoeConfig(
+            **SMALL, **QWEN, head_dim=32, num_experts_per_tok=4, norm_topk_prob=True
+        ),
     ),
     "qwen3-moe-as-rated": (
         Qwen3MoeForCausalLM,
@@ -113,6 +117,10 @@ def quantised(path, narrow, wide):
             values.copy_(torch.from_numpy(values_of(raw, kind)).view(values.shape))
             blocks[name] = raw.reshape(count, outputs, -1)
             kinds[name] = kind
-    keys = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 256}
+    keys = {
+        "expert_count": 6,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 256,
+    }
     convert(model, path, "qwen3moe", keys=keys, tensors=blocks, kinds=kinds)
     return model

@@ -20,7 +20,9 @@ from deployments.text_sources import toy_text
 from medha_actors.config import MedhaConfig, ModelLoadingConfig, StreamConfig
 from tests.fakes import FakeEngine, Script, saying
 
-MODEL = ModelLoadingConfig(model_id="toy", model_source="random", max_model_len_tokens=4096)
+MODEL = ModelLoadingConfig(
+    model_id="toy", model_source="random", max_model_len_tokens=4096
+)
 EOS = 256
 
 
@@ -71,7 +73,9 @@ async def openai_clients(start: Start, max_retries: int) -> AsyncIterator[Start]
     """The same as `start`, and OpenAI's own client of each: (client, service)."""
     async with AsyncExitStack() as stack:
 
-        async def begin(*script: Any, **options: Any) -> tuple[openai.AsyncOpenAI, Service]:
+        async def begin(
+            *script: Any, **options: Any
+        ) -> tuple[openai.AsyncOpenAI, Service]:
             service = await start(*script, **options)
             client = openai.AsyncOpenAI(
                 base_url=f"{service.url}/v1", api_key="none", max_retries=max_retries
@@ -91,9 +95,13 @@ async def start(toy: Text) -> AsyncIterator[Start]:
         ) -> Service:
             engine = FakeEngine(script or saying(b"Hello world", EOS), answer)
             sections.setdefault("stream", StreamConfig(keep_alive_s=30.0))
-            server = Server(MedhaConfig(model_loading_config=MODEL, **sections), engine, toy)
+            server = Server(
+                MedhaConfig(model_loading_config=MODEL, **sections), engine, toy
+            )
             url = await stack.enter_async_context(listening(server.asgi()))
-            http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20.0))
+            http = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=url, timeout=20.0)
+            )
             return Service(engine, http, url, server)
 
         yield begin

@@ -18,7 +18,9 @@ class Heard:
     done: bool = False
 
     def block(self, block: str) -> None:
-        lines = dict(line.split(": ", 1) for line in block.splitlines() if line[0] != ":")
+        lines = dict(
+            line.split(": ", 1) for line in block.splitlines() if line[0] != ":"
+        )
         if "data" not in lines:
             return
         if lines["data"] == "[DONE]":
@@ -32,7 +34,9 @@ class Heard:
 
     @property
     def text(self) -> str:
-        return "".join(choice.get("text", "") or said(choice) for choice in self.choices)
+        return "".join(
+            choice.get("text", "") or said(choice) for choice in self.choices
+        )
 
     @property
     def scores(self) -> list[Any]:

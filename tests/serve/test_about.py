@@ -44,7 +44,9 @@ async def test_the_version_is_that_of_the_package(start) -> None:
     service = await start()
     version = (await service.http.get("/version")).json()["version"]
     assert version.split(".")[0].isdigit()
-    assert (await service.http.get("/openapi.json")).json()["info"]["version"] == version
+    assert (await service.http.get("/openapi.json")).json()["info"][
+        "version"
+    ] == version
 
 
 async def test_the_load_is_what_is_being_answered(start) -> None:
@@ -57,7 +59,10 @@ async def test_the_load_is_what_is_being_answered(start) -> None:
 
     service = await start(script)
     assert (await service.http.get("/load")).json() == {"server_load": 0}
-    asked = [asyncio.ensure_future(service.post("/v1/completions", {"prompt": "x"})) for _ in "ab"]
+    asked = [
+        asyncio.ensure_future(service.post("/v1/completions", {"prompt": "x"}))
+        for _ in "ab"
+    ]
     await service.engine.until(lambda: len(service.engine.requests) == 2)
     assert (await service.http.get("/load")).json() == {"server_load": 2}
     go_on.set()
@@ -80,18 +85,29 @@ async def test_what_a_client_with_a_tokenizer_of_its_own_needs(start) -> None:
 
 
 async def test_special_tokens_are_those_of_the_files(start, toy) -> None:
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<p>"}
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<p>",
+    }
     text = Text(toy.tokenizer, special_tokens=names, eos_token_ids=(EOS,))
-    server = Server(MedhaConfig(model_loading_config=MODEL), FakeEngine(saying(b"x")), text)
+    server = Server(
+        MedhaConfig(model_loading_config=MODEL), FakeEngine(saying(b"x")), text
+    )
     transport = httpx.ASGITransport(server.asgi())
     async with httpx.AsyncClient(transport=transport, base_url="http://medha") as http:
         info = (await http.get("/tokenizer_info")).json()
     assert info == {**names, "chat_template": None, "model_max_length": 4096}
 
 
-@pytest.mark.parametrize(("page", "place"), [(True, "/medha"), (False, "/openapi.json")])
+@pytest.mark.parametrize(
+    ("page", "place"), [(True, "/medha"), (False, "/openapi.json")]
+)
 @pytest.mark.parametrize("root", ["", "/prefix"])
-async def test_the_address_alone_leads_somewhere(page: bool, place: str, root: str) -> None:
+async def test_the_address_alone_leads_somewhere(
+    page: bool, place: str, root: str
+) -> None:
     app = observed(TelemetryConfig(live_page=page)).asgi()
     transport = httpx.ASGITransport(app, root_path=root)
     async with httpx.AsyncClient(transport=transport, base_url="http://medha") as http:
@@ -132,17 +148,23 @@ def references(value: Any) -> set[str]:
     return own | {name for part in value.values() for name in references(part)}
 
 
-@pytest.mark.parametrize("telemetry", [TelemetryConfig(), TelemetryConfig(live_page=False)])
+@pytest.mark.parametrize(
+    "telemetry", [TelemetryConfig(), TelemetryConfig(live_page=False)]
+)
 async def test_the_description_has_every_route_and_no_other(telemetry) -> None:
     app = observed(telemetry).asgi()
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://medha") as http:
         document = (await http.get("/openapi.json")).json()
     described = {
-        (path, method.upper()) for path, row in document["paths"].items() for method in row
+        (path, method.upper())
+        for path, row in document["paths"].items()
+        for method in row
     }
     served = {
-        (route.path_format, method) for route in app.routes for method in route.methods - {"HEAD"}
+        (route.path_format, method)
+        for route in app.routes
+        for method in route.methods - {"HEAD"}
     }
     assert described == served
     assert document["openapi"] == "3.1.0"
@@ -150,7 +172,11 @@ async def test_the_description_has_every_route_and_no_other(telemetry) -> None:
     assert references(document) <= {f"#/components/schemas/{name}" for name in schemas}
     for schema in schemas.values():
         Draft202012Validator.check_schema(schema)
-    names = [row["operationId"] for path in document["paths"].values() for row in path.values()]
+    names = [
+        row["operationId"]
+        for path in document["paths"].values()
+        for row in path.values()
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -192,12 +218,19 @@ async def test_bodies_are_as_described(start) -> None:
         ("/v1/completions", {"prompt": "x", "top_p": 3}, False),
         ("/v1/completions", {"prompt": "x", "medha": {"cache": 1}}, False),
         ("/v1/chat/completions", {**CHAT, "top_logprobs": None}, True),
-        ("/v1/chat/completions", {"messages": [{"role": "emperor", "content": "x"}]}, False),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "emperor", "content": "x"}]},
+            False,
+        ),
         ("/tokenize", {"prompt": "x", "messages": None}, True),
         ("/detokenize", {"tokens": [-1]}, False),
     ):
         content = document["paths"][path]["post"]["requestBody"]["content"]
-        assert validator(document, content["application/json"]["schema"]).is_valid(body) == right
+        assert (
+            validator(document, content["application/json"]["schema"]).is_valid(body)
+            == right
+        )
         assert (await service.post(path, body)).status_code == (200 if right else 400)
 
 

@@ -20,7 +20,9 @@ EOS = 256
 TOY = toy_text(300)
 
 
-async def choice_of(service: Any, stream: bool = False, **fields: Any) -> dict[str, Any]:
+async def choice_of(
+    service: Any, stream: bool = False, **fields: Any
+) -> dict[str, Any]:
     """One completion's choice; of a stream, its parts put together."""
     body = {"prompt": "x", "max_tokens": 50, "stream": stream, **fields}
     response = await service.post("/v1/completions", body)
@@ -50,7 +52,9 @@ STARTS: list[tuple[list[int], str, list[int]]] = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("ids", "text", "starts"), STARTS)
-async def test_an_offset_is_where_the_token_starts(start, ids, text, starts, stream) -> None:
+async def test_an_offset_is_where_the_token_starts(
+    start, ids, text, starts, stream
+) -> None:
     service = await start(saying(ids))
     choice = await choice_of(service, stream, logprobs=0, ignore_eos=True)
     assert choice["text"] == text
@@ -105,7 +109,9 @@ def test_tokens_that_are_not_in_the_text_as_they_are() -> None:
     table = TokenTable(tokenizer)
 
     def starts(words: list[str], text: str) -> list[int]:
-        return offsets.starts([tokenizer.token_to_id(word) for word in words], text, table)
+        return offsets.starts(
+            [tokenizer.token_to_id(word) for word in words], text, table
+        )
 
     hello = "\u2581hello"
     assert starts(["<s>", hello, hello, "a"], "hello helloa") == [0, 0, 5, 11]
@@ -124,7 +130,9 @@ def test_tokens_that_are_not_in_the_text_as_they_are() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_stop_string_counts_where_it_ends(start, minimum, text, reason, stream) -> None:
+async def test_a_stop_string_counts_where_it_ends(
+    start, minimum, text, reason, stream
+) -> None:
     service = await start(saying(b"aSTOPbSTOP"))
     choice = await choice_of(service, stream, stop=["STOP"], min_tokens=minimum)
     assert (choice["text"], choice["finish_reason"]) == (text, reason)
@@ -132,14 +140,23 @@ async def test_a_stop_string_counts_where_it_ends(start, minimum, text, reason, 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("include", [False, True])
-async def test_a_stop_string_that_is_a_special_token(start, include: bool, stream: bool) -> None:
+async def test_a_stop_string_that_is_a_special_token(
+    start, include: bool, stream: bool
+) -> None:
     """Whether the engine ends at it (it is the end of sequence, too) or not."""
     expected = ("ab<eos>" if include else "ab", "stop", "<eos>")
     fields = {"stop": ["zzz", "<eos>"], "include_stop_str_in_output": include}
-    for script, ignore_eos in ((saying(b"ab", EOS), False), (saying([97, 98, EOS, 99]), True)):
+    for script, ignore_eos in (
+        (saying(b"ab", EOS), False),
+        (saying([97, 98, EOS, 99]), True),
+    ):
         service = await start(script)
         choice = await choice_of(service, stream, ignore_eos=ignore_eos, **fields)
-        assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == expected
+        assert (
+            choice["text"],
+            choice["finish_reason"],
+            choice["stop_reason"],
+        ) == expected
 
 
 async def test_a_special_stop_ends_what_was_begun(start) -> None:
@@ -154,7 +171,9 @@ async def test_a_special_stop_waits_for_min_tokens(start) -> None:
     assert (choice["text"], choice["stop_reason"]) == ("ab", "<eos>")
 
 
-async def test_the_likeliest_token_is_the_largest_value_whatever_tokens_are_called(start) -> None:
+async def test_the_likeliest_token_is_the_largest_value_whatever_tokens_are_called(
+    start,
+) -> None:
     """Harnesses say that a token was the greedy one if it EQUALS the largest value. Ids without a
     token are all called the same."""
 
@@ -169,7 +188,16 @@ async def test_the_likeliest_token_is_the_largest_value_whatever_tokens_are_call
     service = await start(script)
     service.server.admission.vocabulary = 2**20
     prompt = [97, 400_000, 400_001]
-    logprobs = (await choice_of(service, prompt=prompt, echo=True, logprobs=3))["logprobs"]
-    pairs = list(zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))[1:]
-    assert [value == max(top.values()) for value, top in pairs] == [True, False, True, False]
+    logprobs = (await choice_of(service, prompt=prompt, echo=True, logprobs=3))[
+        "logprobs"
+    ]
+    pairs = list(
+        zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True)
+    )[1:]
+    assert [value == max(top.values()) for value, top in pairs] == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert pairs[-1][1] == {"a": -0.1, "b": -0.1, "": -7.0, "c": -5.0}

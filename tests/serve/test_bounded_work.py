@@ -33,8 +33,16 @@ async def test_pieces_of_two_owners_alternate() -> None:
     gate = threading.Event()
     held = asyncio.ensure_future(turns.run(Owner(), 1, gate.wait))
     waiting = [
-        asyncio.ensure_future(turns.run(owner, 10, lambda name=name: order.append(name)))
-        for owner, name in [(first, "a"), (first, "a"), (first, "a"), (second, "b"), (second, "b")]
+        asyncio.ensure_future(
+            turns.run(owner, 10, lambda name=name: order.append(name))
+        )
+        for owner, name in [
+            (first, "a"),
+            (first, "a"),
+            (first, "a"),
+            (second, "b"),
+            (second, "b"),
+        ]
     ]
     await asyncio.sleep(0)  # all have asked for a turn
     gate.set()
@@ -81,11 +89,15 @@ async def test_a_turn_that_fails_or_is_given_up_does_not_stop_the_others() -> No
     assert ran == []
 
 
-@pytest.mark.parametrize("unit", ["x", " ", "the quick brown fox ", "1", "漢", "😀", "aé"])
+@pytest.mark.parametrize(
+    "unit", ["x", " ", "the quick brown fox ", "1", "漢", "😀", "aé"]
+)
 async def test_a_text_that_fits_is_never_refused(smollm: Text, unit: str) -> None:
     text = unit * (200_000 // len(unit))
     tokens = await smollm.encode(text, add_special_tokens=False)
-    assert await smollm.encode(text, add_special_tokens=False, limit=len(tokens)) == tokens
+    assert (
+        await smollm.encode(text, add_special_tokens=False, limit=len(tokens)) == tokens
+    )
 
 
 @settings(max_examples=20)
@@ -106,9 +118,13 @@ class Watched:
         self.tokenizer = tokenizer
         self.chars = 0
 
-    def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> list[Encoding]:
+    def encode_batch_fast(
+        self, texts: list[str], add_special_tokens: bool
+    ) -> list[Encoding]:
         self.chars += sum([len(text) for text in texts])
-        return self.tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        return self.tokenizer.encode_batch_fast(
+            texts, add_special_tokens=add_special_tokens
+        )
 
 
 @pytest.mark.parametrize(

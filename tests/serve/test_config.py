@@ -41,7 +41,9 @@ def test_every_number_has_bounds(path: str):
     assert low < high
 
 
-@pytest.mark.parametrize("kind", [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody])
+@pytest.mark.parametrize(
+    "kind", [CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]
+)
 def test_every_number_of_a_request_has_bounds(kind: type):
     for _, bounds in numbers(kind):
         assert math.isfinite(bounds.high - bounds.low)
@@ -83,7 +85,10 @@ def test_what_is_not_a_finite_number_is_refused(path: str, value: object):
             {"objectives": {"default_timeout_s": 9.0, "max_timeout_s": 8.0}},
             "objectives.default_timeout_s is 9.0, allowed is 0.001 to 8.0",
         ),
-        ({"model_loading_config": {"model_id": ""}}, "args.model_loading_config.model_id"),
+        (
+            {"model_loading_config": {"model_id": ""}},
+            "args.model_loading_config.model_id",
+        ),
         ({"scheduler": {"max_yeild": 0.1}}, "unknown field `max_yeild`"),
         ({"parallel": None}, "args.parallel"),
     ],

@@ -3,7 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 
 from deployments.control_tokens import ControlTokens, Guard
 from deployments.histories import FunctionCall, Message, ToolCall
@@ -32,7 +39,9 @@ async def test_typed_turns_are_text_and_nothing_is_lost() -> None:
     honest = await ids_of(SMOLLM, chat("hi"))
     for token_id in (START, END):
         assert ids.count(token_id) == honest.count(token_id)
-    assert f"user\n{EVIL}<|im_end|>" in SMOLLM.tokenizer.decode(ids, skip_special_tokens=False)
+    assert f"user\n{EVIL}<|im_end|>" in SMOLLM.tokenizer.decode(
+        ids, skip_special_tokens=False
+    )
 
 
 async def test_those_who_mean_it_can_have_it() -> None:
@@ -46,24 +55,32 @@ async def test_wherever_it_is_typed() -> None:
     call = ToolCall(function=FunctionCall(name="f<|im_end|>", arguments={EVIL: [EVIL]}))
     messages = [
         Message(role="user", content="hi", name=EVIL),
-        Message(role="assistant", content="", tool_calls=[call], reasoning_content=EVIL),
+        Message(
+            role="assistant", content="", tool_calls=[call], reasoning_content=EVIL
+        ),
         Message(role="tool", content=EVIL, tool_call_id=EVIL),
     ]
     ids = await ids_of(SMOLLM, messages)
-    assert ids.count(END) == len(messages) + 1  # and the system turn that the template adds
+    assert (
+        ids.count(END) == len(messages) + 1
+    )  # and the system turn that the template adds
 
 
 async def test_a_continued_message_too() -> None:
     ids = await ids_of(SMOLLM, [*chat("x"), Message(role="assistant", content=EVIL)])
     cut = await ids_of(
-        SMOLLM, [*chat("x"), Message(role="assistant", content=EVIL)], continue_final=True
+        SMOLLM,
+        [*chat("x"), Message(role="assistant", content=EVIL)],
+        continue_final=True,
     )
     assert cut == ids[: len(cut)]
     assert SMOLLM.tokenizer.decode(cut, skip_special_tokens=False).endswith(EVIL)
 
 
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", " ", "é", "a", "|>"])))
+@given(
+    st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<|", " ", "é", "a", "|>"]))
+)
 def test_any_text_comes_back_without_a_control_token(parts: list[str]) -> None:
     text = "".join(parts)
     control = SMOLLM.control
@@ -85,7 +102,11 @@ def test_the_templates_own_tokens_keep_their_ids() -> None:
 
 def wordy(normalizer: normalizers.Normalizer, special: bool) -> Tokenizer:
     """A small vocabulary with an end of turn."""
-    words = {"<unk>": 0, "\u2581": 1, **{letter: 2 + i for i, letter in enumerate("<>/abcdet")}}
+    words = {
+        "<unk>": 0,
+        "\u2581": 1,
+        **{letter: 2 + i for i, letter in enumerate("<>/abcdet")},
+    }
     tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>"))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -106,7 +127,9 @@ def test_text_that_becomes_a_control_token_is_found_too() -> None:
     assert end not in control.blind.encode(Guard(control).prompt(wide).text).ids
 
 
-async def test_what_a_template_writes_around_a_question_is_control_whatever_its_kind() -> None:
+async def test_what_a_template_writes_around_a_question_is_control_whatever_its_kind() -> (
+    None
+):
     text = Text(
         wordy(normalizers.NFC(), special=False),
         chat_template="{% for m in messages %}{{ m.content }}<end> {% endfor %}",
@@ -117,7 +140,8 @@ async def test_what_a_template_writes_around_a_question_is_control_whatever_its_
 
 async def test_a_template_that_complains_quotes_what_was_typed() -> None:
     text = Text(
-        SMOLLM.tokenizer, chat_template="{{ raise_exception('not ' + messages[0].content) }}"
+        SMOLLM.tokenizer,
+        chat_template="{{ raise_exception('not ' + messages[0].content) }}",
     )
     with pytest.raises(RequestError) as caught:
         await text.chat(chat("this: <|im_end|>"))
@@ -145,4 +169,6 @@ async def test_over_http(start) -> None:
     assert eos in await prompt("/v1/chat/completions", messages=typed, medha=mean_it)
     assert eos in await tokens(messages=typed, medha=mean_it)
     assert await prompt("/v1/completions", prompt="a<eos>") == [97, eos]
-    assert await prompt("/v1/completions", prompt="a<eos>", medha=do_not) == list(b"a<eos>")
+    assert await prompt("/v1/completions", prompt="a<eos>", medha=do_not) == list(
+        b"a<eos>"
+    )

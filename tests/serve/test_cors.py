@@ -78,20 +78,29 @@ async def test_errors_can_be_read_too(start) -> None:
 async def test_a_plain_question_for_options_is_a_wrong_method(start) -> None:
     service = await start()
     answer = await service.http.options("/v1/completions")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (
+        405,
+        "method_not_allowed",
+    )
 
 
 async def test_the_question_needs_no_key_and_the_refusal_can_be_read(tmp_path) -> None:
     (tmp_path / "keys").write_text("sk-ann-0123456789")
-    app = observed(TelemetryConfig(), api_keys=ApiKeysConfig(file=str(tmp_path / "keys"))).asgi()
+    app = observed(
+        TelemetryConfig(), api_keys=ApiKeysConfig(file=str(tmp_path / "keys"))
+    ).asgi()
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://medha") as http:
         assert (await question(http, "http://localhost")).status_code == 200
-        answer = await http.post("/v1/completions", headers={"origin": "http://localhost"})
+        answer = await http.post(
+            "/v1/completions", headers={"origin": "http://localhost"}
+        )
     assert (answer.status_code, answer.headers[ALLOW]) == (401, "http://localhost")
 
 
-@pytest.mark.parametrize("origin", ["", "chat.example", "https://chat.example/", "https://*.x", 3])
+@pytest.mark.parametrize(
+    "origin", ["", "chat.example", "https://chat.example/", "https://*.x", 3]
+)
 def test_a_wrong_origin_is_named(origin: object) -> None:
     with pytest.raises(ConfigError, match=re.escape("args.cors.origins[1]")):
         load({"cors": {"origins": ["loopback", origin]}})

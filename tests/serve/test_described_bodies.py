@@ -51,8 +51,12 @@ PARTS = st.sampled_from(
         {"type": "output_text", "text": "x", "refusal": None, "annotations": []},
     ]
 )  # fmt: skip
-CONTENTS = st.one_of(st.sampled_from(["", "x", None, 1, {}]), st.lists(PARTS, max_size=3))
-ROLES = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function", "x", None])
+CONTENTS = st.one_of(
+    st.sampled_from(["", "x", None, 1, {}]), st.lists(PARTS, max_size=3)
+)
+ROLES = st.sampled_from(
+    ["system", "developer", "user", "assistant", "tool", "function", "x", None]
+)
 TURN_FIELDS: dict[str, Any] = {
     "content": CONTENTS,
     "refusal": st.sampled_from(["no", None, 1]),
@@ -65,7 +69,9 @@ TURN_FIELDS: dict[str, Any] = {
     **dict.fromkeys([*histories.BESIDE.ignored, "x_trace", "unknown"], VALUES),
 }
 TURNS = st.fixed_dictionaries({"role": ROLES}, optional=TURN_FIELDS)
-CAREFULLY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CAREFULLY = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def validator(schema: dict[str, Any]) -> Draft202012Validator:
@@ -103,7 +109,9 @@ def fields_of(path: str) -> list[str]:
 @given(data=st.data())
 @CAREFULLY
 def test_fields(path: str, data: st.DataObject) -> None:
-    names = data.draw(st.lists(st.sampled_from(fields_of(path)), min_size=1, max_size=2))
+    names = data.draw(
+        st.lists(st.sampled_from(fields_of(path)), min_size=1, max_size=2)
+    )
     body = {**LEAST[path], **{name: data.draw(VALUES) for name in names}}
     if "best_of" in body:  # may be as many as n, but no schema compares fields
         body.pop("n", None)

@@ -39,7 +39,11 @@ def test_our_own_timeout_header_wins_where_it_stands_first() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(404, "not_found_error"), (503, "service_unavailable_error"), (500, "server_error")],
+    [
+        (404, "not_found_error"),
+        (503, "service_unavailable_error"),
+        (500, "server_error"),
+    ],
 )
 async def test_plain_errors_become_error_objects(status: int, kind: str) -> None:
     plain = PlainTextResponse("no such thing", status, {"x-request-id": "7"})
@@ -55,9 +59,15 @@ async def test_plain_errors_become_error_objects(status: int, kind: str) -> None
 
 async def test_answers_pass_unchanged() -> None:
     for answer in (PlainTextResponse("fine"), JSONResponse({"error": "mine"}, 400)):
-        async with listening(edged(answer)) as url, httpx.AsyncClient(base_url=url) as http:
+        async with (
+            listening(edged(answer)) as url,
+            httpx.AsyncClient(base_url=url) as http,
+        ):
             response = await http.get("/x")
-            assert (response.content, response.status_code) == (answer.body, answer.status_code)
+            assert (response.content, response.status_code) == (
+                answer.body,
+                answer.status_code,
+            )
 
 
 async def test_an_exception_becomes_an_error_object(caplog) -> None:
@@ -81,7 +91,10 @@ async def test_a_proxy_without_routes_asks_to_come_back() -> None:
         ("/x", 404),
     ):
         plain = PlainTextResponse(text.format(path), 404)
-        async with listening(edged(plain)) as url, httpx.AsyncClient(base_url=url) as http:
+        async with (
+            listening(edged(plain)) as url,
+            httpx.AsyncClient(base_url=url) as http,
+        ):
             response = await http.post(path)
             assert response.status_code == status
             assert ("retry-after" in response.headers) == (status != 404)

@@ -34,8 +34,13 @@ WEATHER: Any = {
         },
     },
 }
-CLOCK: Any = {"type": "function", "function": {"name": "get_time", "description": "The time."}}
-MESSAGES: Any = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
+CLOCK: Any = {
+    "type": "function",
+    "function": {"name": "get_time", "description": "The time."},
+}
+MESSAGES: Any = [
+    {"role": "user", "content": "What is the weather in Paris, in celsius?"}
+]
 
 
 class Opinion(pydantic.BaseModel):
@@ -64,11 +69,15 @@ async def client():
         yield finished(request, len(mine.tokens) - mine.prompt, reason)
 
     server = Server(
-        MedhaConfig(model_loading_config=config), FakeEngine(computed), load_text(config)
+        MedhaConfig(model_loading_config=config),
+        FakeEngine(computed),
+        load_text(config),
     )
     async with (
         listening(server.asgi()) as url,
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0
+        ) as client,
     ):
         yield client
 
@@ -98,7 +107,9 @@ async def test_a_forced_tool(client) -> None:
 async def test_a_schema(client, temperature: float) -> None:
     answer = await client.chat.completions.parse(
         model="smollm2-135m-instruct",
-        messages=[{"role": "user", "content": "The film was great fun. Rate it as JSON."}],
+        messages=[
+            {"role": "user", "content": "The film was great fun. Rate it as JSON."}
+        ],
         response_format=Opinion,
         temperature=temperature,
         seed=1,

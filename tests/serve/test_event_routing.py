@@ -32,7 +32,10 @@ async def played(
 def said(request: Request) -> list[Event]:
     """All events of a request."""
     tokens = request.sampling.max_tokens
-    return [*[token(request, index, 65) for index in range(tokens)], finished(request, tokens)]
+    return [
+        *[token(request, index, 65) for index in range(tokens)],
+        finished(request, tokens),
+    ]
 
 
 class Hesitant:
@@ -77,7 +80,9 @@ async def test_what_comes_before_the_answer_is_told_after_it() -> None:
 
 
 async def test_what_comes_before_a_refusal_is_not_told() -> None:
-    heard = await overtaken(Rejected(status=429, kind="rate_limit_error", message="full"))
+    heard = await overtaken(
+        Rejected(status=429, kind="rate_limit_error", message="full")
+    )
     assert isinstance(heard.answer, Rejected)
     assert heard.events == []
 
@@ -133,7 +138,10 @@ async def test_a_message_that_cannot_be_read_ends_all_and_the_replica() -> None:
         engine.check_health()
         controller.say_packed(b"nonsense")
         last = await heard.end()
-        assert (last.reason, last.message) == ("error", "the engine dropped the request")
+        assert (last.reason, last.message) == (
+            "error",
+            "the engine dropped the request",
+        )
         assert not engine.ready()
         with pytest.raises(EngineError):
             engine.check_health()

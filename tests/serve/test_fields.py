@@ -34,15 +34,23 @@ async def sampling(service, path: str = COMPLETE, **fields: object):
         ({"temperature": 100}, {"temperature": 100.0}),
         ({"top_p": 0}, {"temperature": 0.0, "top_p": 1.0}),
         ({"repeat_penalty": 1.3}, {"repetition_penalty": 1.3}),
-        ({"repeat_penalty": 1.3, "repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
-        ({"logit_bias": {"5": -100, "6": 2.5}}, {"logit_bias": ((5, -100.0), (6, 2.5))}),
+        (
+            {"repeat_penalty": 1.3, "repetition_penalty": 1.3},
+            {"repetition_penalty": 1.3},
+        ),
+        (
+            {"logit_bias": {"5": -100, "6": 2.5}},
+            {"logit_bias": ((5, -100.0), (6, 2.5))},
+        ),
         ({"max_tokens": 7.0, "top_k": 3.0}, {"max_tokens": 7, "top_k": 3}),
         ({"seed": 11.0}, {"seed": 11}),
         ({"prompt_logprobs": 3}, {"prompt_logprobs": 3, "logprobs": None}),
         ({"prompt_logprobs": False}, {"prompt_logprobs": None}),
     ],
 )
-async def test_what_the_engine_gets(start, path: str, fields: dict, expected: dict) -> None:
+async def test_what_the_engine_gets(
+    start, path: str, fields: dict, expected: dict
+) -> None:
     service = await start()
     found = await sampling(service, path, **fields)
     assert {name: getattr(found, name) for name in expected} == expected
@@ -52,7 +60,9 @@ async def test_seed_minus_one_is_any(start) -> None:
     service = await start()
     seeds = {(await sampling(service, seed=-1)).seed for _ in range(3)}
     assert len(seeds) == 3
-    assert (await sampling(service, seed=-2)).seed == (await sampling(service, seed=-2)).seed
+    assert (await sampling(service, seed=-2)).seed == (
+        await sampling(service, seed=-2)
+    ).seed
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,9 @@ def test_only_whole_floats_are_integers() -> None:
     body = {"prompt": "x", "n": 2.0, "temperature": 1, "logprobs": 3.0}
     decoded = protocol.decode(json.dumps(body).encode(), CompletionBody)
     assert (decoded.n, decoded.temperature, decoded.logprobs) == (2, 1.0, 3)
-    chat = protocol.decode(json.dumps({"messages": HELLO, "top_logprobs": 0.0}).encode(), ChatBody)
+    chat = protocol.decode(
+        json.dumps({"messages": HELLO, "top_logprobs": 0.0}).encode(), ChatBody
+    )
     assert chat.top_logprobs == 0
 
 
@@ -114,7 +126,9 @@ async def test_special_tokens_have_text_if_asked_for(start) -> None:
         for skip, text in ((True, "hi"), (False, "h<eos>i")):
             body = sent(path, skip_special_tokens=skip, ignore_eos=True)
             choice = (await service.post(path, body)).json()["choices"][0]
-            assert (choice[where] if where == "text" else choice[where]["content"]) == text
+            assert (
+                choice[where] if where == "text" else choice[where]["content"]
+            ) == text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -122,24 +136,40 @@ async def test_token_ids_are_returned(start, stream: bool) -> None:
     service = await start(saying("é!".encode(), EOS))
     body = sent(COMPLETE, return_token_ids=True, stream=stream, n=2)
     text = (await service.post(COMPLETE, body)).text
-    answers = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-    choices = [choice for answer in answers or [json.loads(text)] for choice in answer["choices"]]
+    answers = [
+        json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")
+    ]
+    choices = [
+        choice
+        for answer in answers or [json.loads(text)]
+        for choice in answer["choices"]
+    ]
     for index in (0, 1):
         mine = [choice for choice in choices if choice["index"] == index]
         ids = [token_id for choice in mine for token_id in choice["token_ids"]]
         assert ids == [*"é!".encode(), EOS]
-        assert [c["prompt_token_ids"] for c in mine if "prompt_token_ids" in c] == [[104, 105]]
+        assert [c["prompt_token_ids"] for c in mine if "prompt_token_ids" in c] == [
+            [104, 105]
+        ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_token_ids_of_a_chat(start, stream: bool) -> None:
     service = await start(saying(b"ok", EOS))
-    text = (await service.post(CHAT, sent(CHAT, return_token_ids=True, stream=stream))).text
-    answers = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    text = (
+        await service.post(CHAT, sent(CHAT, return_token_ids=True, stream=stream))
+    ).text
+    answers = [
+        json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")
+    ]
     answers = answers or [json.loads(text)]
-    ids = [token_id for answer in answers for token_id in answer["choices"][0]["token_ids"]]
+    ids = [
+        token_id for answer in answers for token_id in answer["choices"][0]["token_ids"]
+    ]
     assert ids == [*b"ok", EOS]
-    prompts = [answer["prompt_token_ids"] for answer in answers if "prompt_token_ids" in answer]
+    prompts = [
+        answer["prompt_token_ids"] for answer in answers if "prompt_token_ids" in answer
+    ]
     assert prompts == [list(b"user: hi\nassistant: ")]
 
 
@@ -178,7 +208,11 @@ async def test_prompt_logprobs(start) -> None:
         ({"truncate_prompt_tokens": 3}, "abcdef", "def"),
         ({"truncate_prompt_tokens": 3}, [97, 98, 99, 100], "bcd"),
         ({"truncate_prompt_tokens": 30}, "abc", "abc"),
-        ({"truncate_prompt_tokens": -1}, "x" * 5000 + "end", "x" * (4096 - 12 - 3) + "end"),
+        (
+            {"truncate_prompt_tokens": -1},
+            "x" * 5000 + "end",
+            "x" * (4096 - 12 - 3) + "end",
+        ),
     ],
 )
 async def test_a_prompt_is_cut_at_its_beginning(start, fields, prompt, echoed) -> None:
@@ -192,13 +226,17 @@ async def test_a_prompt_is_cut_at_its_beginning(start, fields, prompt, echoed) -
 async def test_a_chat_is_cut_too_and_what_is_cut_is_bounded(start) -> None:
     service = await start()
     await sampling(service, CHAT, truncate_prompt_tokens=5)
-    assert bytes(unpack_tokens(service.engine.requests[-1].prompt_token_ids)) == b"ant: "
+    assert (
+        bytes(unpack_tokens(service.engine.requests[-1].prompt_token_ids)) == b"ant: "
+    )
     body = sent(COMPLETE, prompt="x" * 200_000, truncate_prompt_tokens=5)
     error = (await service.post(COMPLETE, body)).json()["error"]
     assert (error["code"], error["param"]) == ("too_many_tokens", "prompt")
 
 
-async def test_many_prompts_are_bounded_by_their_tokens_and_come_a_few_at_a_time(start) -> None:
+async def test_many_prompts_are_bounded_by_their_tokens_and_come_a_few_at_a_time(
+    start,
+) -> None:
     service = await start(limits=LimitsConfig(max_prompts_tokens=5000))
     most = 0
     running: set[str] = set()
@@ -216,10 +254,14 @@ async def test_many_prompts_are_bounded_by_their_tokens_and_come_a_few_at_a_time
     prompts = [f"{i:04}" for i in range(1000)]
     response = await service.post(COMPLETE, {"prompt": prompts, "max_tokens": 2})
     answer = response.json()
-    assert [choice["text"] for choice in answer["choices"]] == [text[:2] for text in prompts]
+    assert [choice["text"] for choice in answer["choices"]] == [
+        text[:2] for text in prompts
+    ]
     assert answer["usage"]["prompt_tokens"] == 4000
     assert 0 < most <= 64
-    refused = await service.post(COMPLETE, {"prompt": [*prompts, *prompts], "max_tokens": 2})
+    refused = await service.post(
+        COMPLETE, {"prompt": [*prompts, *prompts], "max_tokens": 2}
+    )
     assert refused.json()["error"]["code"] == "too_many_tokens"
     assert len(service.engine.requests) == 1000
     assert service.engine.cancelled == []

@@ -28,14 +28,18 @@ def save(folder, name: str, value: dict) -> None:
     ],
 )
 @pytest.mark.parametrize("decoder", [False, True])
-def test_both_sides_know_the_same_ends(tmp_path, generation, config, ends, decoder) -> None:
+def test_both_sides_know_the_same_ends(
+    tmp_path, generation, config, ends, decoder
+) -> None:
     toy_text(300).tokenizer.save(str(tmp_path / "tokenizer.json"))
     settings = {"eos_token": {"content": "<eos>"}}
     if decoder:
         settings["added_tokens_decoder"] = {"256": {"content": "<eos>"}}
     save(tmp_path, "tokenizer_config.json", settings)
     save(tmp_path, "generation_config.json", generation)
-    small = LlamaConfig(num_hidden_layers=1).to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    small = LlamaConfig(num_hidden_layers=1).to_dict() | {
+        "architectures": ["LlamaForCausalLM"]
+    }
     del small["eos_token_id"]
     save(tmp_path, "config.json", {**small, **config})
     assert directory_text(tmp_path).eos_token_ids == ends
@@ -60,7 +64,9 @@ def train(folder, **options) -> object:
         minloglevel=2,
         **{"model_type": "bpe", **rules, **options},
     )
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "tokenizer.model")
+    )
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -114,13 +120,17 @@ def test_what_is_not_a_sentencepiece_model_is_named(tmp_path) -> None:
     """Llama 3's original tokenizer.model is another format."""
     pytest.importorskip("sentencepiece")
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    with pytest.raises(ModelError, match=r"tokenizer\.model is not a SentencePiece model"):
+    with pytest.raises(
+        ModelError, match=r"tokenizer\.model is not a SentencePiece model"
+    ):
         directory_text(tmp_path)
 
 
 def test_without_the_library_a_line_names_it(tmp_path, monkeypatch) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(ModelError, match=r"pip install 'medha-on-ray\[sentencepiece\]'") as error:
+    with pytest.raises(
+        ModelError, match=r"pip install 'medha-on-ray\[sentencepiece\]'"
+    ) as error:
         directory_text(tmp_path)
     assert "\n" not in error.value.message

@@ -15,14 +15,20 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 def frames(text: str) -> list[Any]:
     """The data of every event, `[DONE]` included."""
-    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    lines = [
+        line.removeprefix("data: ")
+        for line in text.splitlines()
+        if line.startswith("data: ")
+    ]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
 async def test_completion(start) -> None:
     service = await start()
     answer = (
-        await service.post("/v1/completions", {"prompt": "hi", "model": "toy", "max_tokens": 50})
+        await service.post(
+            "/v1/completions", {"prompt": "hi", "model": "toy", "max_tokens": 50}
+        )
     ).json()
     choice = answer["choices"][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (
@@ -32,7 +38,11 @@ async def test_completion(start) -> None:
     )
     assert answer["object"] == "text_completion"
     usage = answer["usage"]
-    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (
+    assert (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+        usage["total_tokens"],
+    ) == (
         2,
         12,
         14,
@@ -56,7 +66,9 @@ async def test_stream(start) -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    response = await service.post("/v1/completions", body, headers={"x-request-id": "abc"})
+    response = await service.post(
+        "/v1/completions", body, headers={"x-request-id": "abc"}
+    )
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["x-request-id"] == "abc"
     assert response.headers["x-medha-ttft-deadline-ms"] == "2500.0"
@@ -68,7 +80,9 @@ async def test_stream(start) -> None:
         *"Hello world",
         "",
     ]  # one event per token, EOS too
-    assert [frame["choices"][0]["finish_reason"] for frame in tokens] == [None] * 11 + ["stop"]
+    assert [frame["choices"][0]["finish_reason"] for frame in tokens] == [None] * 11 + [
+        "stop"
+    ]
     assert {frame["id"] for frame in tokens} == {"cmpl-abc"}
     assert all(frame["usage"] is None for frame in tokens)
     assert usage["choices"] == []
@@ -86,7 +100,9 @@ async def test_chat_stream(start) -> None:
     deltas = [frame["choices"][0]["delta"] for frame in tokens]
     assert deltas[0] == {"role": "assistant", "content": "H"}
     assert "".join(delta["content"] for delta in deltas) == "Hello world"
-    assert [frame["usage"]["completion_tokens"] for frame in tokens] == list(range(1, 13))
+    assert [frame["usage"]["completion_tokens"] for frame in tokens] == list(
+        range(1, 13)
+    )
     assert tokens[0]["object"] == "chat.completion.chunk"
 
 
@@ -112,20 +128,28 @@ async def test_request_as_the_engine_sees_it(start) -> None:
     }
     response = await service.post("/v1/completions", body, headers=headers)
     requests = service.engine.requests
-    assert [unpack_tokens(request.prompt_token_ids) for request in requests] == [[1, 2, 3]] * 2 + [
-        [4]
-    ] * 2
+    assert [unpack_tokens(request.prompt_token_ids) for request in requests] == [
+        [1, 2, 3]
+    ] * 2 + [[4]] * 2
     assert [request.sampling.seed for request in requests] == [7, 8, 9, 10]
     assert len({request.id for request in requests}) == 4
     assert [request.id[-2:] for request in requests] == ["-0", "-1", "-2", "-3"]
     first = requests[0]
     assert first.id.startswith("cmpl-mine-")
-    assert (first.objectives.ttft_s, first.objectives.tpot_s, first.objectives.timeout_s) == (
+    assert (
+        first.objectives.ttft_s,
+        first.objectives.tpot_s,
+        first.objectives.timeout_s,
+    ) == (
         0.7,
         0.05,
         9,
     )
-    assert (first.priority, first.traceparent, first.sampling.top_k) == (-2, "00-a-b-01", 0)
+    assert (first.priority, first.traceparent, first.sampling.top_k) == (
+        -2,
+        "00-a-b-01",
+        0,
+    )
     assert first.sampling.stop_token_ids == (EOS, 9)
     assert first.sampling.logit_bias == ((5, -1.0),)
     assert first.arrived_at > 1e9
@@ -138,15 +162,21 @@ async def test_request_as_the_engine_sees_it(start) -> None:
 async def test_random_seeds_and_ignored_eos(start) -> None:
     service = await start()
     for _ in range(2):
-        await service.post("/v1/completions", {"prompt": "x", "max_tokens": 1, "ignore_eos": True})
+        await service.post(
+            "/v1/completions", {"prompt": "x", "max_tokens": 1, "ignore_eos": True}
+        )
     first, second = service.engine.requests
     assert first.sampling.seed != second.sampling.seed
     assert first.sampling.stop_token_ids == ()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("include", "text"), [(False, "Hello w"), (True, "Hello worl")])
-async def test_stop_string_ends_the_request(start, stream: bool, include: bool, text: str) -> None:
+@pytest.mark.parametrize(
+    ("include", "text"), [(False, "Hello w"), (True, "Hello worl")]
+)
+async def test_stop_string_ends_the_request(
+    start, stream: bool, include: bool, text: str
+) -> None:
     service = await start()
     body = {
         "prompt": "x",
@@ -173,19 +203,23 @@ async def test_stop_token_has_no_text_unless_asked(start) -> None:
         ord("!"),
     )
     choice = (
-        await service.post("/v1/completions", {**body, "include_stop_str_in_output": True})
+        await service.post(
+            "/v1/completions", {**body, "include_stop_str_in_output": True}
+        )
     ).json()["choices"][0]
     assert choice["text"] == "abc!"
-    choice = (await service.post("/v1/completions", {"prompt": "x", "max_tokens": 4})).json()[
-        "choices"
-    ][0]
+    choice = (
+        await service.post("/v1/completions", {"prompt": "x", "max_tokens": 4})
+    ).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("abc!", "length")
 
 
 async def test_stop_strings_wait_for_min_tokens(start) -> None:
     service = await start(saying(b"aXbXc"))
     body = {"prompt": "x", "max_tokens": 50, "stop": "X", "min_tokens": 3}
-    assert (await service.post("/v1/completions", body)).json()["choices"][0]["text"] == "aXb"
+    assert (await service.post("/v1/completions", body)).json()["choices"][0][
+        "text"
+    ] == "aXb"
 
 
 async def test_half_characters_are_never_sent(start) -> None:
@@ -201,14 +235,19 @@ async def test_half_characters_are_never_sent(start) -> None:
 async def test_chat_logprobs(start) -> None:
     service = await start()
     body = {**CHAT, "logprobs": True, "top_logprobs": 2, "max_tokens": 2}
-    content = (await service.post("/v1/chat/completions", body)).json()["choices"][0]["logprobs"][
-        "content"
-    ]
+    content = (await service.post("/v1/chat/completions", body)).json()["choices"][0][
+        "logprobs"
+    ]["content"]
     top = [
         {"token": "H", "logprob": -0.25, "bytes": [72]},
         {"token": "A", "logprob": -1.5, "bytes": [65]},
     ]
-    assert content[0] == {"token": "H", "logprob": -0.25, "bytes": [72], "top_logprobs": top}
+    assert content[0] == {
+        "token": "H",
+        "logprob": -0.25,
+        "bytes": [72],
+        "top_logprobs": top,
+    }
     assert len(content) == 2
     assert service.engine.requests[0].sampling.logprobs == 2
 
@@ -236,12 +275,20 @@ async def test_echo_with_logprobs(start) -> None:
         -0.25,
         -0.25,
     ]  # positions count, not the order of arrival
-    assert logprobs["top_logprobs"][:3] == [None, {"b": -2.0}, {"b": -9999.0, "c": -3.0}]
-    streamed = frames((await service.post("/v1/completions", {**body, "stream": True})).text)
+    assert logprobs["top_logprobs"][:3] == [
+        None,
+        {"b": -2.0},
+        {"b": -9999.0, "c": -3.0},
+    ]
+    streamed = frames(
+        (await service.post("/v1/completions", {**body, "stream": True})).text
+    )
     parts = [frame["choices"][0] for frame in streamed[:-1]]
     assert "".join(part["text"] for part in parts) == "abcé"
     for name in ("tokens", "token_logprobs", "text_offset"):
-        assert [value for part in parts for value in part["logprobs"][name]] == logprobs[name]
+        assert [
+            value for part in parts for value in part["logprobs"][name]
+        ] == logprobs[name]
 
 
 async def test_echo_alone(start) -> None:

@@ -26,7 +26,9 @@ def packed(value: Any) -> bytes:
     if isinstance(value, str):
         return struct.pack("<IQ", 8, len(value.encode())) + value.encode()
     kind, parts = (
-        (6, [struct.pack("<f", x) for x in value]) if isinstance(value[0], float) else (None, [])
+        (6, [struct.pack("<f", x) for x in value])
+        if isinstance(value[0], float)
+        else (None, [])
     )
     if kind is None:
         kind = struct.unpack("<I", packed(value[0])[:4])[0]
@@ -72,7 +74,10 @@ async def test_byte_level(tmp_path: Path, pre: str, digits: list[str]) -> None:
     ids = await text.encode("hi1234<|end|>")
     assert [text.table.text_of(i) for i in ids] == ["hi", *digits, "<|end|>"]
     assert (text.context_tokens, text.eos_token_ids) == (99, (len(merges) + 256,))
-    assert text.template.render([Message(role="user", content="x")], True, {}) == "x<|end|>"
+    assert (
+        text.template.render([Message(role="user", content="x")], True, {})
+        == "x<|end|>"
+    )
     assert await text.decode(await text.encode("héllo \n wörld")) == "héllo \n wörld"
 
 
@@ -82,7 +87,8 @@ async def test_sentencepiece(tmp_path: Path) -> None:
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens + words,
-        "tokenizer.ggml.scores": [0.0] * len(tokens) + [-9.0, -9.0, -9.0, -1.0, -2.0, -3.0],
+        "tokenizer.ggml.scores": [0.0] * len(tokens)
+        + [-9.0, -9.0, -9.0, -1.0, -2.0, -3.0],
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(words),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -117,10 +123,14 @@ def with_tokens(*texts: str, types: int = 3, **named: int) -> dict[str, Any]:
     metadata["tokenizer.ggml.token_type"] += [types] * len(texts)
     for key in ("merges", "eos_token_id"):
         del metadata[f"tokenizer.ggml.{key}"]
-    return metadata | {f"tokenizer.ggml.{name}_token_id": i for name, i in named.items()}
+    return metadata | {
+        f"tokenizer.ggml.{name}_token_id": i for name, i in named.items()
+    }
 
 
-def test_a_llama_3_file_that_names_the_wrong_end_stops_at_the_end_of_a_turn(tmp_path: Path) -> None:
+def test_a_llama_3_file_that_names_the_wrong_end_stops_at_the_end_of_a_turn(
+    tmp_path: Path,
+) -> None:
     texts = ("<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>")
     path = write(tmp_path / "m.gguf", with_tokens(*texts, eos=257))
     # 256 is <|end|>, of every file written here
@@ -130,7 +140,10 @@ def test_a_llama_3_file_that_names_the_wrong_end_stops_at_the_end_of_a_turn(tmp_
 @pytest.mark.parametrize(
     ("metadata", "ends"),
     [
-        (with_tokens("a", "b", "c", types=1, eos=257, eot=258, eom=259), (257, 258, 259, 256)),
+        (
+            with_tokens("a", "b", "c", types=1, eos=257, eot=258, eom=259),
+            (257, 258, 259, 256),
+        ),
         (with_tokens("<|im_start|>", "<|im_end|>", eos=258, eot=258), (258, 256)),
         (with_tokens("</s>", "<end_of_turn>", "<|endoftext|>"), (256, 257, 258, 259)),
         (with_tokens("</s>", "<|im_end|>", types=1), (256,)),
@@ -182,17 +195,40 @@ def test_broken_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not (cache_folder() / GGUF_NAME).is_file(), reason="the embedded model is not downloaded"
+    not (cache_folder() / GGUF_NAME).is_file(),
+    reason="the embedded model is not downloaded",
 )
 async def test_embedded_model() -> None:
     """Ids as in the model's own tokenizer.json (digits one by one), checked once against
     transformers by hand."""
     text = gguf_text(cache_folder() / GGUF_NAME)
-    assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (49152, (2, 0), 8192)
+    assert (text.vocabulary, text.eos_token_ids, text.context_tokens) == (
+        49152,
+        (2, 0),
+        8192,
+    )
     ids = await text.encode("Hello world 123  café 日本 <|im_start|>user")
-    assert ids == [19556, 905, 216, 33, 34, 35, 216, 37366, 17097, 241, 115, 40993, 216, 1, 4093]
+    assert ids == [
+        19556,
+        905,
+        216,
+        33,
+        34,
+        35,
+        216,
+        37366,
+        17097,
+        241,
+        115,
+        40993,
+        216,
+        1,
+        4093,
+    ]
     rendered = text.template.render([Message(role="user", content="hi")], True, {})
-    assert rendered.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert rendered.startswith(
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
+    )
     assert rendered.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     for sample in ("Don't  stop\n\n\tme 42!", "日本語 тест 😀👩‍👩‍👧", "\u0301 é\r\n"):
         ids = await text.encode(sample)

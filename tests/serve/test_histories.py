@@ -18,13 +18,24 @@ CALL = {
     "type": "function",
     "function": {"name": "weather", "arguments": '{"city": "Zürich"}'},
 }
-SECOND = {"id": "call_2", "type": "function", "function": {"name": "time", "arguments": ""}}
+SECOND = {
+    "id": "call_2",
+    "type": "function",
+    "function": {"name": "time", "arguments": ""},
+}
 HISTORY = [
     {"role": "developer", "content": "Be kind."},
-    {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
+    },
     {"role": "assistant", "content": None, "tool_calls": [CALL, SECOND]},
     {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-    {"role": "tool", "tool_call_id": "call_2", "content": [{"type": "text", "text": "noon"}]},
+    {
+        "role": "tool",
+        "tool_call_id": "call_2",
+        "content": [{"type": "text", "text": "noon"}],
+    },
     {"role": "assistant", "content": "It is sunny."},
     {"role": "user", "content": "and?"},
 ]
@@ -80,19 +91,35 @@ def test_what_a_system_says_heads_the_question_where_a_template_has_no_system() 
     [
         ({"role": "assistant", "content": None}, "[assistant]"),
         ({"role": "assistant"}, "[assistant]"),
-        ({"role": "tool", "tool_call_id": "c"}, "[user]<tool_response>\n\n</tool_response>"),
-        ({"role": "assistant", "content": None, "refusal": "I won't."}, "[assistant]I won't."),
+        (
+            {"role": "tool", "tool_call_id": "c"},
+            "[user]<tool_response>\n\n</tool_response>",
+        ),
+        (
+            {"role": "assistant", "content": None, "refusal": "I won't."},
+            "[assistant]I won't.",
+        ),
         (
             {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
             "[assistant]no",
         ),
-        ({"role": "assistant", "content": "x", "refusal": None, "tool_calls": []}, "[assistant]x"),
-        ({"role": "user", "content": ["a", {"type": "input_text", "text": "b"}]}, "[user]a\nb"),
+        (
+            {"role": "assistant", "content": "x", "refusal": None, "tool_calls": []},
+            "[assistant]x",
+        ),
+        (
+            {"role": "user", "content": ["a", {"type": "input_text", "text": "b"}]},
+            "[user]a\nb",
+        ),
         (
             {
                 "role": "user",
                 "content": [
-                    {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}},
+                    {
+                        "type": "text",
+                        "text": "a",
+                        "cache_control": {"type": "ephemeral"},
+                    },
                 ],
             },
             "[user]a",
@@ -102,11 +129,19 @@ def test_what_a_system_says_heads_the_question_where_a_template_has_no_system() 
             "[user]<tool_response>\nr\n</tool_response>",
         ),
         (
-            {"role": "assistant", "function_call": {"name": "f", "arguments": "not JSON"}},
+            {
+                "role": "assistant",
+                "function_call": {"name": "f", "arguments": "not JSON"},
+            },
             '[assistant]<tool_call>\n{"name": "f", "arguments": "not JSON"}\n</tool_call>',
         ),
         (
-            {"role": "assistant", "content": "x", "provider_specific_fields": {"a": 1}, "x_y": 2},
+            {
+                "role": "assistant",
+                "content": "x",
+                "provider_specific_fields": {"a": 1},
+                "x_y": 2,
+            },
             "[assistant]x",
         ),
     ],
@@ -132,12 +167,16 @@ def test_an_image_is_refused_by_name() -> None:
 
 async def test_over_http_and_the_same_in_tokenize(start) -> None:
     service = await start()
-    response = await service.post("/v1/chat/completions", {"messages": HISTORY, "max_tokens": 5})
+    response = await service.post(
+        "/v1/chat/completions", {"messages": HISTORY, "max_tokens": 5}
+    )
     assert response.status_code == 200, response.text
     [request] = service.engine.requests
     ids = unpack_tokens(request.prompt_token_ids)
     assert (
-        bytes(ids).decode().startswith("system: Be kind.\nuser: one\ntwo\nassistant: <tool_call>")
+        bytes(ids)
+        .decode()
+        .startswith("system: Be kind.\nuser: one\ntwo\nassistant: <tool_call>")
     )
     tokens = (await service.post("/tokenize", {"messages": HISTORY})).json()["tokens"]
     assert tokens == ids
@@ -154,13 +193,17 @@ async def test_a_final_message_is_continued(start, content: str) -> None:
     for request in service.engine.requests:
         prompt = bytes(unpack_tokens(request.prompt_token_ids)).decode()
         assert prompt == f"user: ?\nassistant: {content}"
-    response = await service.post("/v1/chat/completions", {**body, "add_generation_prompt": True})
+    response = await service.post(
+        "/v1/chat/completions", {**body, "add_generation_prompt": True}
+    )
     assert response.json()["error"]["param"] == "continue_final_message"
 
 
 def test_a_trimming_template_keeps_what_is_continued() -> None:
     source = "{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"
-    told = messages({"role": "user", "content": " q "}, {"role": "assistant", "content": " Yes, "})
+    told = messages(
+        {"role": "user", "content": " q "}, {"role": "assistant", "content": " Yes, "}
+    )
     template = ChatTemplate(source, {})
     assert template.render(told, False, {}, continue_final=True) == "<q><Yes, "
     with pytest.raises(RequestError) as caught:

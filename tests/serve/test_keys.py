@@ -38,13 +38,18 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def basic(user: str, password: str) -> dict[str, str]:
-    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    return {
+        "authorization": "Basic "
+        + base64.b64encode(f"{user}:{password}".encode()).decode()
+    }
 
 
 def test_keys_of_a_file(config) -> None:
     keys = load_keys(config)
     assert keys is not None
-    found = [keys.find(secret.encode()) for secret in (ANN, BOB, "sk-nobody-0123456789")]
+    found = [
+        keys.find(secret.encode()) for secret in (ANN, BOB, "sk-nobody-0123456789")
+    ]
     assert [(key.name, key.tenant) for key in found if key] == [
         ("ann", "ann"),
         ("bob", "research"),
@@ -62,7 +67,9 @@ def test_keys_of_a_file(config) -> None:
 
 def test_keys_of_the_environment_stand_beside_those_of_a_file(config) -> None:
     both = ApiKeysConfig(file=config.file, environment="KEYS")
-    keys = load_keys(both, {"KEYS": "carl sk-carl-0123456789, dora lab sk-dora-0123456789\n"})
+    keys = load_keys(
+        both, {"KEYS": "carl sk-carl-0123456789, dora lab sk-dora-0123456789\n"}
+    )
     assert keys is not None
     assert len(keys) == 5
     dora = keys.find(b"sk-dora-0123456789")
@@ -72,7 +79,9 @@ def test_keys_of_the_environment_stand_beside_those_of_a_file(config) -> None:
 
 def test_a_key_may_have_signs_of_its_own() -> None:
     secret = "a#b:c=d/e+f~0123456789"
-    keys = load_keys(ApiKeysConfig(environment="KEYS"), {"KEYS": f"#none\n{secret} # his"})
+    keys = load_keys(
+        ApiKeysConfig(environment="KEYS"), {"KEYS": f"#none\n{secret} # his"}
+    )
     assert keys is not None
     assert len(keys) == 1
     assert keys.find(secret.encode())
@@ -101,14 +110,22 @@ def test_nothing_shows_a_key(config) -> None:
         (f"a,b {ANN}", "api_keys.file: line 1: a name has"),
         (f"ann {ANN}é", "api_keys.file: line 1: a key has"),
         (f"ann sha256:{'0' * 63}", "api_keys.file: line 1: after sha256:"),
-        (f"ann sha256:{sha256(b'').hexdigest()}", "line 1: this is the digest of nothing"),
+        (
+            f"ann sha256:{sha256(b'').hexdigest()}",
+            "line 1: this is the digest of nothing",
+        ),
         (f"ann {ANN}\nann {BOB}", "api_keys: ann is the name of two keys"),
         (f"ann {ANN}\nbob {ANN}", "api_keys: ann and bob are one key"),
-        ("\n".join(f"sk-{i:013}" for i in range(MAX_KEYS + 1)), f"at most {MAX_KEYS} are"),
+        (
+            "\n".join(f"sk-{i:013}" for i in range(MAX_KEYS + 1)),
+            f"at most {MAX_KEYS} are",
+        ),
         ("#" * 2**20 + "\n", "is over 1048576 bytes"),
     ],
 )
-def test_a_wrong_file_is_named_and_not_shown(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_file_is_named_and_not_shown(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -124,7 +141,9 @@ def test_a_wrong_file_is_named_and_not_shown(tmp_path: Path, text: str, message:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"api_keys\.file: .*missing: No such file"):
         load_keys(ApiKeysConfig(file=str(tmp_path / "missing")))
-    with pytest.raises(ConfigError, match=r"api_keys\.environment: there is no variable KEYS"):
+    with pytest.raises(
+        ConfigError, match=r"api_keys\.environment: there is no variable KEYS"
+    ):
         load_keys(ApiKeysConfig(environment="KEYS"), {})
     with pytest.raises(ConfigError, match="there is no key"):
         load_keys(ApiKeysConfig(environment="KEYS"), {"KEYS": ""})
@@ -137,7 +156,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 async def http(config):
     app = observed(TelemetryConfig(), api_keys=config).asgi()
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://medha") as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://medha"
+    ) as client:
         client.routes = app.routes
         yield client
 
@@ -152,19 +173,32 @@ async def test_every_route_but_health_wants_a_key(http) -> None:
                 continue
             assert answer.status_code == 401, route.path
             scheme = answer.headers["www-authenticate"].split()[0]
-            by_browser = method != "POST" and route.path.startswith(("/medha", "/favicon"))
+            by_browser = method != "POST" and route.path.startswith(
+                ("/medha", "/favicon")
+            )
             assert scheme == ("Basic" if by_browser or route.path == "/" else "Bearer")
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "//health", "/health/", "/health/x", "/HEALTH", "/medha/%2e%2e/health", ""]
+    "path",
+    [
+        "/nothing",
+        "//health",
+        "/health/",
+        "/health/x",
+        "/HEALTH",
+        "/medha/%2e%2e/health",
+        "",
+    ],
 )
 async def test_what_is_no_route_wants_a_key_too(http, path: str) -> None:
     assert (await http.get(path)).status_code == 401
 
 
 async def test_the_refusal_is_an_error_object(http) -> None:
-    answer = await http.post("/v1/completions", content=b"no JSON", headers=bearer("wrong"))
+    answer = await http.post(
+        "/v1/completions", content=b"no JSON", headers=bearer("wrong")
+    )
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
     assert set(error) == {"message", "type", "param", "code"}
@@ -183,22 +217,32 @@ async def test_the_refusal_is_an_error_object(http) -> None:
         ({"authorization": ANN}, 401),
         ({"authorization": "Bearer"}, 401),
         ({"authorization": b"Bearer \xff\xfe"}, 401),
-        (basic("ann", ANN), 401),  # a browser sends it by itself, also for pages of others
+        (
+            basic("ann", ANN),
+            401,
+        ),  # a browser sends it by itself, also for pages of others
         ({"x-api-key": ""}, 401),
         ({"cookie": f"key={ANN}"}, 401),
     ],
 )
 async def test_how_a_key_is_shown(http, headers, status: int) -> None:
     body = {"prompt": "x", "max_tokens": 1}
-    assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == status
+    assert (
+        await http.post("/v1/completions", json=body, headers=headers)
+    ).status_code == status
     assert (await http.get("/v1/models", headers=headers)).status_code == status
 
 
 async def test_a_browser_sends_the_key_as_a_password(http) -> None:
     for path in ("/medha", "/favicon.ico", "/"):
-        assert (await http.get(path, headers=basic("anybody", ANN))).status_code in (200, 307)
+        assert (await http.get(path, headers=basic("anybody", ANN))).status_code in (
+            200,
+            307,
+        )
         assert (await http.get(path, headers=basic(ANN, "wrong"))).status_code == 401
-        assert (await http.get(path, headers={"authorization": "Basic %%"})).status_code == 401
+        assert (
+            await http.get(path, headers={"authorization": "Basic %%"})
+        ).status_code == 401
     assert (await http.get("/metrics", headers=basic("ann", ANN))).status_code == 401
 
 
@@ -210,9 +254,14 @@ async def test_one_cache_for_each_key_however_it_is_shown(start, config) -> None
         await service.post("/v1/completions", body, headers=headers)
         return service.engine.requests[-1].cache_salt
 
-    salts = [await salt(headers) for headers in (bearer(ANN), bearer(BOB), {"x-api-key": ANN})]
+    salts = [
+        await salt(headers)
+        for headers in (bearer(ANN), bearer(BOB), {"x-api-key": ANN})
+    ]
     assert salts[0] == salts[2] != salts[1]
-    assert not any(ANN in salt or sha256(ANN.encode()).hexdigest() in salt for salt in salts)
+    assert not any(
+        ANN in salt or sha256(ANN.encode()).hexdigest() in salt for salt in salts
+    )
 
 
 async def test_openais_client(start, config, caplog) -> None:

@@ -36,24 +36,30 @@ def test_the_configuration_is_one_that_the_server_takes(service):
     (application,) = config["applications"]
     assert application["import_path"] == "deployments.app:build_app"
     load(application["args"])
-    ports = BASE["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0][
-        "ports"
-    ]
+    ports = BASE["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"][
+        "containers"
+    ][0]["ports"]
     assert {"containerPort": config["http_options"]["port"], "name": "serve"} in ports
 
 
 def test_the_workers_have_room_for_the_grid():
     parallel = load(serve_config(BASE)["applications"][0]["args"]).parallel
-    cpus = groups()[1]["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+    cpus = groups()[1]["template"]["spec"]["containers"][0]["resources"]["requests"][
+        "cpu"
+    ]
     assert int(cpus) >= parallel.spp * parallel.kvp
-    overlay = yaml.safe_load((KUBERNETES / "overlays/gpu/kustomization.yaml").read_text())
+    overlay = yaml.safe_load(
+        (KUBERNETES / "overlays/gpu/kustomization.yaml").read_text()
+    )
     changes = yaml.safe_load(overlay["patches"][1]["patch"])
     grid = load(serve_config(GPU)["applications"][0]["args"]).parallel
     assert int(changes[0]["value"]["limits"]["nvidia.com/gpu"]) == grid.spp * grid.kvp
     for change in changes:
         place = BASE
         for part in change["path"].strip("/").split("/"):
-            place = place[int(part) if part.isdigit() else part]  # it is there to be replaced
+            place = place[
+                int(part) if part.isdigit() else part
+            ]  # it is there to be replaced
 
 
 def test_what_is_in_flight_may_finish_before_anything_is_killed():
@@ -86,7 +92,11 @@ def test_every_resource_of_every_kustomization_is_there():
     for file in KUBERNETES.rglob("kustomization.yaml"):
         kustomization = yaml.safe_load(file.read_text())
         named = [*kustomization["resources"]]
-        named += [patch["path"] for patch in kustomization.get("patches", []) if "path" in patch]
+        named += [
+            patch["path"]
+            for patch in kustomization.get("patches", [])
+            if "path" in patch
+        ]
         for name in named:
             assert (file.parent / name).exists(), f"{file}: {name}"
 
@@ -108,16 +118,22 @@ def test_the_image_has_what_the_packages_need():
     for source in sources:
         assert (ROOT / source).exists()
         assert f"!{source}" in allowed
-    torch = next(one for one in project["project"]["dependencies"] if one.startswith("torch"))
+    torch = next(
+        one for one in project["project"]["dependencies"] if one.startswith("torch")
+    )
     assert f'"{torch}"' in IMAGE
     scripts = project["project"]["scripts"]
     assert "medha-serve" in scripts
-    assert re.search(r'^CMD \["medha-serve", "(\S+)"\]$', IMAGE, re.MULTILINE)[1] in IMAGE
+    assert (
+        re.search(r'^CMD \["medha-serve", "(\S+)"\]$', IMAGE, re.MULTILINE)[1] in IMAGE
+    )
 
 
 def test_the_image_sets_what_medha_serve_would():
     for name, value in DEFAULTS.items():
-        if name != "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S":  # there is a load balancer
+        if (
+            name != "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+        ):  # there is a load balancer
             assert f"{name}={value}" in IMAGE, name
     served = yaml.safe_load((DEPLOY / "serve_config.yaml").read_text())
     load(served["applications"][0]["args"])

@@ -7,19 +7,34 @@ from pathlib import Path
 import pytest
 
 from deployments import haproxy
-from deployments.launcher import DEFAULTS, PORTS, drain_timeout_s, environment, free_port, main
+from deployments.launcher import (
+    DEFAULTS,
+    PORTS,
+    drain_timeout_s,
+    environment,
+    free_port,
+    main,
+)
 from medha_actors.errors import ConfigError
 
 
 def config_of(folder: Path, *arguments: dict) -> Path:
     path = folder / "serve_config.yaml"
-    ours = [{"import_path": "deployments.app:build_app", "args": args} for args in arguments]
-    path.write_text(json.dumps({"applications": [*ours, {"import_path": "another:app"}]}))
+    ours = [
+        {"import_path": "deployments.app:build_app", "args": args} for args in arguments
+    ]
+    path.write_text(
+        json.dumps({"applications": [*ours, {"import_path": "another:app"}]})
+    )
     return path
 
 
 def test_what_the_user_has_set_stays():
-    given = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_HAPROXY_STATS_PORT": "1", "HOME": "/"}
+    given = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_HAPROXY_STATS_PORT": "1",
+        "HOME": "/",
+    }
     chosen = environment(given)
     assert chosen.items() >= given.items()
     ours = haproxy.environment().keys()
@@ -35,9 +50,14 @@ def test_haproxy_answers_with_our_errors_unless_the_user_has_another_one():
 
 
 def test_our_errors_are_added_to_serves_configuration():
-    added = haproxy.add_errors("defaults\n    mode http\n    option abortonclose\nfrontend x\n")
+    added = haproxy.add_errors(
+        "defaults\n    mode http\n    option abortonclose\nfrontend x\n"
+    )
     lines = added.split("\n")
-    assert [line.split()[:2] for line in lines[3:5]] == [["errorfile", "400"], ["errorfile", "408"]]
+    assert [line.split()[:2] for line in lines[3:5]] == [
+        ["errorfile", "400"],
+        ["errorfile", "408"],
+    ]
     for line in lines[3:5]:
         head, _, body = Path(line.split()[2]).read_bytes().partition(b"\r\n\r\n")
         assert f"Content-Length: {len(body)}".encode() in head
@@ -55,7 +75,9 @@ def test_a_port_that_is_taken_is_replaced():
 
 
 def test_the_longest_drain_of_all_applications_counts(tmp_path):
-    path = config_of(tmp_path, {"drain_timeout_s": 5}, {"drain_timeout_s": 70}, {"parallel": {}})
+    path = config_of(
+        tmp_path, {"drain_timeout_s": 5}, {"drain_timeout_s": 70}, {"parallel": {}}
+    )
     assert drain_timeout_s(path) == 70
 
 
@@ -81,7 +103,10 @@ def test_a_file_that_is_no_serve_configuration(tmp_path, text):
 
 
 def test_a_wrong_configuration_is_one_line_and_exit_status_1(tmp_path, capsys):
-    for path in (tmp_path / "nowhere.yaml", config_of(tmp_path, {"parallel": {"spp": 0}})):
+    for path in (
+        tmp_path / "nowhere.yaml",
+        config_of(tmp_path, {"parallel": {"spp": 0}}),
+    ):
         with pytest.raises(SystemExit) as ended:
             main([str(path)])
         assert ended.value.code == 1

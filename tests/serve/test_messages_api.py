@@ -27,8 +27,12 @@ def prompt_of(engine: FakeEngine) -> str:
 
 async def test_a_text(start) -> None:
     service = await start()
-    system = [{"type": "text", "text": "be kind", "cache_control": {"type": "ephemeral"}}]
-    body = ask(system=system, metadata={"user_id": "me"}, temperature=0.5, top_k=3, top_p=0.9)
+    system = [
+        {"type": "text", "text": "be kind", "cache_control": {"type": "ephemeral"}}
+    ]
+    body = ask(
+        system=system, metadata={"user_id": "me"}, temperature=0.5, top_k=3, top_p=0.9
+    )
     answer = await service.post("/v1/messages", body, headers={"x-request-id": "r1"})
     assert answer.json() == {
         "id": "msg_r1",
@@ -152,7 +156,9 @@ async def test_calls_in_a_stream(start) -> None:
     ]
     assert "".join(parts) == '{"city": "Rome"}'
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
-    stopped = [event["index"] for event in events if event["type"] == "content_block_stop"]
+    stopped = [
+        event["index"] for event in events if event["type"] == "content_block_stop"
+    ]
     assert stopped == [0, 1]
 
 
@@ -163,7 +169,10 @@ def test_tool_choice() -> None:
         return chat.tool_choice, chat.parallel_tool_calls
 
     assert chosen({"type": "auto"}) == ("auto", True)
-    assert chosen({"type": "any", "disable_parallel_tool_use": True}) == ("required", False)
+    assert chosen({"type": "any", "disable_parallel_tool_use": True}) == (
+        "required",
+        False,
+    )
     assert chosen({"type": "none"}) == ("none", True)
     named, _ = chosen({"type": "tool", "name": "weather"})
     assert named.function.name == "weather"
@@ -202,7 +211,9 @@ async def test_counting(start) -> None:
     body = {"model": "toy", "messages": HI, "system": "be kind"}
     answer = await service.post("/v1/messages/count_tokens", body)
     assert answer.json() == {"input_tokens": 36}
-    with_tools = await service.post("/v1/messages/count_tokens", {**body, "tools": [WEATHER]})
+    with_tools = await service.post(
+        "/v1/messages/count_tokens", {**body, "tools": [WEATHER]}
+    )
     assert with_tools.json()["input_tokens"] > 36
     wrong = await service.post("/v1/messages/count_tokens", {"messages": 5})
     assert (wrong.status_code, wrong.json()["type"]) == (400, "error")
@@ -211,7 +222,9 @@ async def test_counting(start) -> None:
 
 async def test_a_key_as_anthropics_clients_show_it(toy: Text, monkeypatch) -> None:
     monkeypatch.setenv("KEYS", "sixteen-characters")
-    config = MedhaConfig(model_loading_config=MODEL, api_keys=ApiKeysConfig(environment="KEYS"))
+    config = MedhaConfig(
+        model_loading_config=MODEL, api_keys=ApiKeysConfig(environment="KEYS")
+    )
     server = Server(config, FakeEngine(saying(b"Hi", EOS)), toy)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
         refused = await http.post("/v1/messages", json=ask())
@@ -232,7 +245,10 @@ def test_thinking_is_told_to_the_template() -> None:
 
     budget = {"type": "enabled", "budget_tokens": 1024}
     assert told(True, thinking=budget) == ({"enable_thinking": True}, None)
-    assert told(True, thinking={"type": "disabled"}) == ({"enable_thinking": False}, None)
+    assert told(True, thinking={"type": "disabled"}) == (
+        {"enable_thinking": False},
+        None,
+    )
     assert told(True, output_config={"effort": "low"}) == ({}, "low")
     assert told(False, output_config={"effort": "low"}) == ({}, None)
 

@@ -16,7 +16,9 @@ from tests.serve.messages_calls import WEATHER, ask, events_of
 IMAGE = {"role": "user", "content": [{"type": "image", "source": {}}]}
 RESULT = {
     "role": "user",
-    "content": [{"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image"}]}],
+    "content": [
+        {"type": "tool_result", "tool_use_id": "x", "content": [{"type": "image"}]}
+    ],
 }
 CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "x"}]}
 
@@ -57,9 +59,15 @@ async def test_what_is_refused_has_its_name(start, fields: dict, name: str) -> N
 
 @pytest.mark.parametrize(
     ("status", "said", "kind"),
-    [(429, 429, "rate_limit_error"), (503, 529, "overloaded_error"), (500, 500, "api_error")],
+    [
+        (429, 429, "rate_limit_error"),
+        (503, 529, "overloaded_error"),
+        (500, 500, "api_error"),
+    ],
 )
-async def test_refusals_in_anthropics_words(start, status: int, said: int, kind: str) -> None:
+async def test_refusals_in_anthropics_words(
+    start, status: int, said: int, kind: str
+) -> None:
     def refuse(request):
         return Rejected(status=status, kind="x", message="full", retry_after_s=2.0)
 
@@ -88,8 +96,13 @@ async def test_errors_that_no_route_says(toy: Text, start) -> None:
     service = await start()
     assert (await service.http.get("/v1/messages")).json()["type"] == "error"
     other = await service.post("/v1/messages", ask(model="claude"))
-    assert (other.status_code, other.json()["error"]["type"]) == (404, "not_found_error")
-    late = await service.post("/v1/messages", ask(), headers={"x-medha-timeout-seconds": "soon"})
+    assert (other.status_code, other.json()["error"]["type"]) == (
+        404,
+        "not_found_error",
+    )
+    late = await service.post(
+        "/v1/messages", ask(), headers={"x-medha-timeout-seconds": "soon"}
+    )
     assert (late.status_code, late.json()["type"]) == (400, "error")
 
 
@@ -107,7 +120,12 @@ async def test_a_stream_that_fails(start) -> None:
 
 
 def test_nonsense_is_a_request_error() -> None:
-    for part in ({}, {"type": 5}, {"type": "text"}, {"type": "tool_result", "content": 5}):
+    for part in (
+        {},
+        {"type": 5},
+        {"type": "text"},
+        {"type": "tool_result", "content": 5},
+    ):
         body = ask(messages=[{"role": "user", "content": [part]}])
         with pytest.raises(RequestError):
             messages_body.decode(json.dumps(body).encode()).chat(takes_effort=False)

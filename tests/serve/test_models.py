@@ -40,10 +40,16 @@ class Nobody:
         raise UnavailableError("there is no controller")
 
 
-def server_of(name: str, text: Text, said: bytes, observed: bool = False, **more: Any) -> Server:
-    loading = ModelLoadingConfig(model_id=name, model_source="random", max_model_len_tokens=4096)
+def server_of(
+    name: str, text: Text, said: bytes, observed: bool = False, **more: Any
+) -> Server:
+    loading = ModelLoadingConfig(
+        model_id=name, model_source="random", max_model_len_tokens=4096
+    )
     config = MedhaConfig(model_loading_config=loading, **more)
-    observatory = Observatory(config, Nobody(), f"replica-of-{name}") if observed else None
+    observatory = (
+        Observatory(config, Nobody(), f"replica-of-{name}") if observed else None
+    )
     return Server(config, FakeEngine(saying(said)), text, observatory=observatory)
 
 
@@ -52,7 +58,9 @@ async def begin(toy: Text):
     """`await begin({name: options of server_of})`: a client of all of them."""
     async with AsyncExitStack() as stack:
 
-        async def started(models: dict[str, dict[str, Any]]) -> tuple[httpx.AsyncClient, Models]:
+        async def started(
+            models: dict[str, dict[str, Any]],
+        ) -> tuple[httpx.AsyncClient, Models]:
             servers = {}
             for name, options in models.items():
                 servers[name] = server_of(name, toy, f"I am {name}".encode(), **options)
@@ -84,12 +92,16 @@ async def test_the_body_says_which_model_answers(begin):
 
 async def test_streams_pass_as_they_are(begin):
     http, _ = await begin({"small": {}, "large": {}})
-    client = openai.AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)
+    client = openai.AsyncOpenAI(
+        base_url=f"{http.base_url}/v1", api_key="none", max_retries=0
+    )
     async with client:
         stream = await client.completions.create(
             model="large", prompt="hi", max_tokens=16, stream=True
         )
-        text = "".join([chunk.choices[0].text async for chunk in stream if chunk.choices])
+        text = "".join(
+            [chunk.choices[0].text async for chunk in stream if chunk.choices]
+        )
     assert text == "I am large"
 
 
@@ -104,7 +116,9 @@ async def test_who_asks_for_no_model_or_an_unknown_one_is_told_which_there_are(b
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "'small', 'large'" in error["message"]
     assert unknown.headers["x-request-id"]
-    in_their_words = await http.post("/v1/messages", json={"model": "huge", "max_tokens": 4})
+    in_their_words = await http.post(
+        "/v1/messages", json={"model": "huge", "max_tokens": 4}
+    )
     assert in_their_words.json()["error"]["type"] == "not_found_error"
 
 
@@ -117,13 +131,17 @@ async def test_what_is_no_body_gets_the_error_that_one_model_has(begin, wrong):
     assert said.json() == (await alone.post("/v1/completions", content=wrong)).json()
 
 
-async def test_each_model_keeps_its_bounds_and_the_widest_hold_before_it_is_known(begin):
+async def test_each_model_keeps_its_bounds_and_the_widest_hold_before_it_is_known(
+    begin,
+):
     narrow = {"limits": LimitsConfig(max_body_bytes=1000)}
     wide = {"limits": LimitsConfig(max_body_bytes=5000)}
     http, _ = await begin({"narrow": narrow, "wide": wide})
 
     async def status(model: str, length: int) -> int:
-        answer = await http.post("/v1/completions", json=body(model, prompt="x" * length))
+        answer = await http.post(
+            "/v1/completions", json=body(model, prompt="x" * length)
+        )
         return answer.status_code
 
     assert await status("wide", 2000) == 200
@@ -172,12 +190,16 @@ async def test_every_family_of_figures_stands_once_with_the_series_of_all_models
 async def test_a_key_opens_the_models_that_know_it(begin, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"ann {KEY}\n")
-    http, _ = await begin({"open": {}, "closed": {"api_keys": ApiKeysConfig(file=str(keys))}})
+    http, _ = await begin(
+        {"open": {}, "closed": {"api_keys": ApiKeysConfig(file=str(keys))}}
+    )
     listed = (await http.get("/v1/models")).json()
     assert [model["id"] for model in listed["data"]] == ["open"]
     assert (await http.post("/v1/completions", json=body("closed"))).status_code == 401
     shown = {"authorization": f"Bearer {KEY}"}
-    assert (await http.post("/v1/completions", json=body("closed"), headers=shown)).is_success
+    assert (
+        await http.post("/v1/completions", json=body("closed"), headers=shown)
+    ).is_success
     listed = (await http.get("/v1/models", headers=shown)).json()
     assert [model["id"] for model in listed["data"]] == ["open", "closed"]
 
@@ -187,8 +209,12 @@ async def test_what_is_asked_of_one_model_is_asked_of_the_first_or_by_name(begin
     assert (await http.get("/version")).is_success
     assert (await http.get("/openapi.json")).json()["paths"]
     assert (await http.get("/medha")).is_success
-    assert (await http.get("/medha", params={"model": "large"})).status_code == 404  # has no page
-    assert (await http.get("/medha", params={"model": "huge"})).json()["error"]["param"] == "model"
+    assert (
+        await http.get("/medha", params={"model": "large"})
+    ).status_code == 404  # has no page
+    assert (await http.get("/medha", params={"model": "huge"})).json()["error"][
+        "param"
+    ] == "model"
     assert (await http.get("/tokenizer_info", params={"model": "large"})).is_success
     assert (await http.get("/v1/completions")).status_code == 405
     assert (await http.get("/nowhere")).status_code == 404
@@ -232,10 +258,15 @@ def test_a_catalogue_of_one_model_is_its_configuration():
 def test_each_of_several_models_has_grids():
     second = {"model_loading_config": {"model_source": "random", "model_id": "org/b:1"}}
     models = [{**ALONE, "drain_timeout_s": 5.0}, {**second, "fleet": {"num_grids": 3}}]
-    catalogue = catalogue_of({"models": models, "deployment_config": {"num_replicas": 2}})
+    catalogue = catalogue_of(
+        {"models": models, "deployment_config": {"num_replicas": 2}}
+    )
     assert catalogue.several
     assert [entry.config.fleet.num_grids for entry in catalogue.entries] == [1, 3]
-    assert [grids_name(entry) for entry in catalogue.entries] == ["grids-a", "grids-org-b-1"]
+    assert [grids_name(entry) for entry in catalogue.entries] == [
+        "grids-a",
+        "grids-org-b-1",
+    ]
     assert catalogue.drain_timeout_s == 30.0
     assert "fleet" not in models[0]  # what was given stays as it was
 
@@ -245,7 +276,10 @@ def test_each_of_several_models_has_grids():
     [
         ({"models": []}, "models"),
         ({"models": [ALONE], "scheduler": {}}, "scheduler"),
-        ({"models": [ALONE, {"limits": {"max_body_bytes": -1}}]}, r"models\[1\]: limits"),
+        (
+            {"models": [ALONE, {"limits": {"max_body_bytes": -1}}]},
+            r"models\[1\]: limits",
+        ),
         ({"models": [ALONE, ALONE]}, "too alike"),
         ({"models": [{**ALONE, "deployment_config": {"a": 1}}]}, "beside `models`"),
         ({"models": [{**ALONE, "fleet": 3}]}, r"models\[0\].*fleet"),

@@ -32,10 +32,17 @@ async def test_completions(ask) -> None:
 async def test_completions_stream(ask) -> None:
     client, _ = await ask()
     stream = await client.completions.create(
-        model="toy", prompt="x", max_tokens=50, stream=True, stream_options={"include_usage": True}
+        model="toy",
+        prompt="x",
+        max_tokens=50,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
-    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "Hello world"
+    assert (
+        "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+        == "Hello world"
+    )
     assert chunks[-1].usage.completion_tokens == 12
 
 
@@ -58,9 +65,9 @@ async def test_chat(ask) -> None:
         answer.choices[0].message.model_dump(),
         {"role": "user", "content": "more"},
     ]
-    assert (await client.chat.completions.create(model="toy", messages=history)).choices[
-        0
-    ].finish_reason == "stop"
+    assert (
+        await client.chat.completions.create(model="toy", messages=history)
+    ).choices[0].finish_reason == "stop"
 
 
 async def test_chat_stream(ask) -> None:
@@ -73,7 +80,10 @@ async def test_chat_stream(ask) -> None:
     )
     chunks = [chunk async for chunk in stream]
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello world"
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        == "Hello world"
+    )
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
@@ -101,7 +111,11 @@ async def test_errors_are_the_classes_users_expect(ask) -> None:
 
 
 async def test_overload_is_retried_and_timeouts_are_not(ask) -> None:
-    refusals = [Rejected(status=429, kind="overloaded_error", message="full", retry_after_s=0.001)]
+    refusals = [
+        Rejected(
+            status=429, kind="overloaded_error", message="full", retry_after_s=0.001
+        )
+    ]
     client, service = await ask(
         answer=lambda request: refusals.pop() if refusals else accept(request)
     )

@@ -35,8 +35,12 @@ async def half(request: Request) -> AsyncIterator[Event]:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_usage_tells_the_cached_tokens(start, stream: bool) -> None:
     service = await start(half)
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    response = await service.post("/v1/completions", {**BODY, "prompt": "12345678", **options})
+    options = (
+        {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    )
+    response = await service.post(
+        "/v1/completions", {**BODY, "prompt": "12345678", **options}
+    )
     answer = frames(response.text)[-2] if stream else response.json()
     assert answer["usage"]["prompt_tokens"] == 8
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
@@ -52,7 +56,9 @@ async def test_each_prompt_counts_once(start) -> None:
     assert usage["prompt_tokens_details"] == {"cached_tokens": 4 + (2 + 2)}
 
 
-async def test_an_answer_that_a_stop_string_ends_tells_what_was_found_on_arrival(start) -> None:
+async def test_an_answer_that_a_stop_string_ends_tells_what_was_found_on_arrival(
+    start,
+) -> None:
     service = await start(half)
     service.engine.answer = expecting(5)
     body = {**BODY, "prompt": "12345678", "max_tokens": 50, "stop": "llo"}
@@ -66,7 +72,9 @@ async def test_salts(start) -> None:
 
     async def salt(key: str | None = None, **more: object) -> str:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        response = await service.post("/v1/completions", {**BODY, **more}, headers=headers)
+        response = await service.post(
+            "/v1/completions", {**BODY, **more}, headers=headers
+        )
         assert response.status_code == 200
         return service.engine.requests[-1].cache_salt
 
@@ -76,7 +84,9 @@ async def test_salts(start) -> None:
     assert "one" not in one
     other = await salt("other")
     mine = await salt("one", cache_salt="mine")
-    assert mine == await salt("other", cache_salt="mine") == await salt(cache_salt="mine")
+    assert (
+        mine == await salt("other", cache_salt="mine") == await salt(cache_salt="mine")
+    )
     forged = await salt("other", cache_salt=one)
     assert len({"", one, other, mine, forged}) == 5
 
@@ -98,7 +108,9 @@ async def test_a_request_can_stay_out_of_the_cache(start) -> None:
         ({"medha": {"cache": "no"}}, "medha.cache"),
     ],
 )
-async def test_wrong_values_are_named(start, body: dict[str, object], param: str) -> None:
+async def test_wrong_values_are_named(
+    start, body: dict[str, object], param: str
+) -> None:
     service = await start()
     response = await service.post("/v1/completions", {**BODY, **body})
     assert response.status_code == 400
@@ -107,5 +119,8 @@ async def test_wrong_values_are_named(start, body: dict[str, object], param: str
 
 async def test_a_routing_hint_is_accepted(start) -> None:
     service = await start()
-    body = {"messages": [{"role": "user", "content": "hi"}], "prompt_cache_key": "session-7"}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "prompt_cache_key": "session-7",
+    }
     assert (await service.post("/v1/chat/completions", body)).status_code == 200

@@ -157,7 +157,10 @@ def test_messages() -> None:
             "messages": [
                 {
                     "role": "developer",
-                    "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}],
+                    "content": [
+                        {"type": "text", "text": "be "},
+                        {"type": "text", "text": "kind"},
+                    ],
                 },
                 {
                     "role": "assistant",
@@ -183,16 +186,34 @@ def test_messages() -> None:
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "system", "content": None}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
-        ([{"role": "tool", "content": [{"type": ["text"]}]}], "messages[0].content[0].type"),
-        ([{"role": "user", "content": [{"text": "x", "y": 1}]}], "messages[0].content[0].y"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "messages[0].content[0].type",
+        ),
+        (
+            [{"role": "tool", "content": [{"type": ["text"]}]}],
+            "messages[0].content[0].type",
+        ),
+        (
+            [{"role": "user", "content": [{"text": "x", "y": 1}]}],
+            "messages[0].content[0].y",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "messages[0].content[0].text",
+        ),
         (
             [*HELLO, {"role": "assistant", "content": "x", "tool_calls": [{}]}],
             "messages[1].tool_calls[0].function",
         ),
         (
-            [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
+            [
+                {
+                    "role": "user",
+                    "content": "x",
+                    "tool_calls": [{"function": {"name": "f"}}],
+                }
+            ],
             "messages[0].tool_calls",
         ),
         (
@@ -246,7 +267,9 @@ def test_unsupported_chat_fields(field: str) -> None:
 def test_max_tokens(body: dict, prompt_tokens: int, expected: int | None) -> None:
     decoded = check({"prompt": "x", **body})
     if expected is not None:
-        assert limits.resolve_max_tokens(decoded, "prompt", prompt_tokens, 100) == expected
+        assert (
+            limits.resolve_max_tokens(decoded, "prompt", prompt_tokens, 100) == expected
+        )
     else:
         with pytest.raises(RequestError):
             limits.resolve_max_tokens(decoded, "prompt", prompt_tokens, 100)
@@ -254,7 +277,10 @@ def test_max_tokens(body: dict, prompt_tokens: int, expected: int | None) -> Non
 
 def test_chat_gets_the_rest_of_the_context() -> None:
     assert (
-        limits.resolve_max_tokens(check({"messages": HELLO}, ChatBody), "messages", 30, 100) == 70
+        limits.resolve_max_tokens(
+            check({"messages": HELLO}, ChatBody), "messages", 30, 100
+        )
+        == 70
     )
 
 
@@ -280,7 +306,13 @@ def test_objectives() -> None:
     # policy; newer name first
     assert resolve({"x-llm-d-slo-ttft-ms": "1", "x-slo-ttft-ms": "250"}).ttft_s == 0.1
     assert resolve({"x-slo-ttft-ms": "250"}, ttft_s=3.0).ttft_s == 3.0
-    for asked, given_s in [("5", 5), ("0", 100), ("-3", 100), ("1e6", 100), ("0.001", 0.001)]:
+    for asked, given_s in [
+        ("5", 5),
+        ("0", 100),
+        ("-3", 100),
+        ("1e6", 100),
+        ("0.001", 0.001),
+    ]:
         assert resolve({"x-request-timeout-seconds": asked}).timeout_s == given_s
     for name in ("x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-request-timeout-seconds"):
         for wrong in ("", "soon", "nan", "inf"):

@@ -42,7 +42,9 @@ values = st.recursive(
     kind=st.sampled_from([CompletionBody, ChatBody, TokenizeBody, DetokenizeBody]),
     prompt=st.booleans(),
 )
-def test_any_json_is_ok_or_a_request_error(body: object, kind: type, prompt: bool) -> None:
+def test_any_json_is_ok_or_a_request_error(
+    body: object, kind: type, prompt: bool
+) -> None:
     if prompt and isinstance(body, dict):
         body = {**body, "prompt": "x", "messages": HELLO} | (
             {} if kind is CompletionBody else {"model": "m"}
@@ -60,7 +62,11 @@ def test_any_json_is_ok_or_a_request_error(body: object, kind: type, prompt: boo
 @settings(max_examples=100)
 @given(raw=st.binary(max_size=60), tail=st.binary(max_size=10))
 def test_any_bytes_are_ok_or_a_request_error(raw: bytes, tail: bytes) -> None:
-    for body in (raw, b'{"prompt": "' + raw + b'"}' + tail, b'{"prompt": "x", "n": ' + raw + b"}"):
+    for body in (
+        raw,
+        b'{"prompt": "' + raw + b'"}' + tail,
+        b'{"prompt": "x", "n": ' + raw + b"}",
+    ):
         try:
             protocol.decode(body, CompletionBody)
         except RequestError as error:
@@ -80,7 +86,8 @@ words = st.sampled_from([*TYPES, "user", "assistant", "system"]) | scalars
 trees = st.recursive(
     words,
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5)
     ),
     max_leaves=20,
 )
@@ -88,7 +95,9 @@ trees = st.recursive(
 
 @settings(max_examples=300)
 @given(body=st.dictionaries(st.sampled_from(WORDS), trees, max_size=6), turns=trees)
-def test_any_json_is_a_chat_in_other_words_or_a_request_error(body: dict, turns: object) -> None:
+def test_any_json_is_a_chat_in_other_words_or_a_request_error(
+    body: dict, turns: object
+) -> None:
     responses = json.dumps({**body, "input": turns}).encode("utf-8", "surrogatepass")
     messages = json.dumps({**body, "messages": turns, "max_tokens": 5})
     try:

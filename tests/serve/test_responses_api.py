@@ -24,7 +24,12 @@ PARAMETERS = {
     "required": ["city"],
     "additionalProperties": False,
 }
-WEATHER = {"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": True}
+WEATHER = {
+    "type": "function",
+    "name": "weather",
+    "parameters": PARAMETERS,
+    "strict": True,
+}
 CLOCK = {"type": "function", "name": "clock"}
 ROME = '{"name": "weather", "arguments": {"city": "Rome"}}'
 BOTH = f'[{ROME}, {{"name": "clock", "arguments": {{}}}}]'
@@ -62,7 +67,11 @@ async def test_a_text(ask) -> None:
     )
     Response.model_validate(answer.model_dump())
     assert answer.output_text == "Hello world"
-    assert (answer.status, answer.object, answer.id[:5]) == ("completed", "response", "resp_")
+    assert (answer.status, answer.object, answer.id[:5]) == (
+        "completed",
+        "response",
+        "resp_",
+    )
     assert (answer.metadata, answer.instructions) == ({"a": "b"}, "be kind")
     assert answer.usage.total_tokens == answer.usage.input_tokens + 12
     assert answer.usage.input_tokens_details.cached_tokens == 0
@@ -86,7 +95,9 @@ async def test_a_stream(ask) -> None:
         "output_item.done",
         "completed",
     ]
-    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    deltas = [
+        event.delta for event in events if event.type == "response.output_text.delta"
+    ]
     assert "".join(deltas) == "Hello world"
     assert events[0].response.status == "in_progress"
     assert events[-1].response.output_text == "Hello world"
@@ -107,14 +118,18 @@ async def test_the_stream_helper(ask) -> None:
     class Place(pydantic.BaseModel):
         city: str
 
-    async with client.responses.stream(model="toy", input="where?", text_format=Place) as stream:
+    async with client.responses.stream(
+        model="toy", input="where?", text_format=Place
+    ) as stream:
         answer = await stream.get_final_response()
     assert answer.output_parsed == Place(city="Rome")
 
 
 async def test_calls(ask) -> None:
     client, service = await ask(saying(BOTH.encode(), EOS))
-    answer = await client.responses.create(model="toy", input="hi", tools=[WEATHER, CLOCK])
+    answer = await client.responses.create(
+        model="toy", input="hi", tools=[WEATHER, CLOCK]
+    )
     weather, clock = answer.output
     assert (weather.type, weather.name, weather.arguments) == (
         "function_call",
@@ -142,7 +157,11 @@ async def test_calls_in_a_stream(ask) -> None:
     )
     events = await events_of(stream)
     added = [event for event in events if event.type == "response.output_item.added"]
-    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    done = [
+        event
+        for event in events
+        if event.type == "response.function_call_arguments.done"
+    ]
     assert [(event.output_index, event.item.name) for event in added] == [
         (0, "weather"),
         (1, "clock"),
@@ -151,7 +170,8 @@ async def test_calls_in_a_stream(ask) -> None:
     deltas = [
         event.delta
         for event in events
-        if event.type == "response.function_call_arguments.delta" and event.output_index == 0
+        if event.type == "response.function_call_arguments.delta"
+        and event.output_index == 0
     ]
     assert "".join(deltas) == '{"city": "Rome"}'
     assert events[-1].response.output[1].call_id.startswith("call_")
@@ -206,7 +226,10 @@ async def test_a_stream_whose_time_is_over_fails_in_its_own_words(start) -> None
 async def test_log_probabilities(ask) -> None:
     client, _ = await ask()
     answer = await client.responses.create(
-        model="toy", input="hi", include=["message.output_text.logprobs"], top_logprobs=1
+        model="toy",
+        input="hi",
+        include=["message.output_text.logprobs"],
+        top_logprobs=1,
     )
     [part] = answer.output[0].content
     assert "".join(entry.token for entry in part.logprobs[:11]) == "Hello world"
@@ -251,7 +274,10 @@ async def test_it_cannot_be_resumed(start) -> None:
     answer = await service.post(
         "/v1/responses", {"input": "hi"}, headers={"x-medha-resume": "resp_1:2"}
     )
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-medha-resume")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (
+        400,
+        "x-medha-resume",
+    )
 
 
 def test_thoughts_stay_with_their_turn() -> None:
@@ -264,7 +290,12 @@ def test_thoughts_stay_with_their_turn() -> None:
                 "summary": [],
                 "content": [{"type": "reasoning_text", "text": "hm"}],
             },
-            {"type": "function_call", "call_id": "c", "name": "clock", "arguments": "{}"},
+            {
+                "type": "function_call",
+                "call_id": "c",
+                "name": "clock",
+                "arguments": "{}",
+            },
             {"type": "function_call_output", "call_id": "c", "output": "noon"},
         ]
     }
@@ -275,7 +306,11 @@ def test_thoughts_stay_with_their_turn() -> None:
 
 
 def test_unnamed_nonsense_is_a_request_error() -> None:
-    for item in ({"type": 5}, {"role": 5, "content": 5}, {"type": "function_call", "name": 5}):
+    for item in (
+        {"type": 5},
+        {"role": 5, "content": 5},
+        {"type": "function_call", "name": 5},
+    ):
         with pytest.raises(RequestError):
             responses_body.decode(json.dumps({"input": [item]}).encode()).chat()
 
@@ -291,5 +326,8 @@ async def test_counting_tokens(ask) -> None:
     assert with_tools.input_tokens > counted.input_tokens
     with pytest.raises(openai.BadRequestError) as caught:
         await client.responses.input_tokens.count(model="toy", input="x" * 200_000)
-    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+    assert (caught.value.code, caught.value.param) == (
+        "context_length_exceeded",
+        "input",
+    )
     assert len(service.engine.requests) == 1

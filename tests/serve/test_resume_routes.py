@@ -46,7 +46,10 @@ CASES: dict[str, tuple[Script, dict[str, Any]]] = {
     "plain": (saying(b"Hello", EOS), {"prompt": "hi"}),
     "length": (saying(b"Hello!!!"), {"prompt": "hi", "max_tokens": 5}),
     "chat": (saying(b"Hello", EOS), CHAT),
-    "chat with scores": (saying(b"Hel", EOS), {**CHAT, "logprobs": True, "top_logprobs": 1}),
+    "chat with scores": (
+        saying(b"Hel", EOS),
+        {**CHAT, "logprobs": True, "top_logprobs": 1},
+    ),
     "stop": (saying(b"xHelloy", EOS), {"prompt": "hi", "stop": ["lly", "lloy"]}),
     "stop in the middle": (saying(b"abXYcd", EOS), {"prompt": "hi", "stop": "XY"}),
     "stop is shown": (
@@ -54,8 +57,14 @@ CASES: dict[str, tuple[Script, dict[str, Any]]] = {
         {"prompt": "hi", "stop": "XY", "include_stop_str_in_output": True},
     ),
     "nearly a stop": (saying(b"abXX", EOS), {"prompt": "hi", "stop": "XXX"}),
-    "a late stop": (saying(b"aXbXc", EOS), {"prompt": "hi", "stop": "X", "min_tokens": 3}),
-    "stop token": (saying(b"abc", ord("!")), {"prompt": "hi", "stop_token_ids": [ord("!")]}),
+    "a late stop": (
+        saying(b"aXbXc", EOS),
+        {"prompt": "hi", "stop": "X", "min_tokens": 3},
+    ),
+    "stop token": (
+        saying(b"abc", ord("!")),
+        {"prompt": "hi", "stop_token_ids": [ord("!")]},
+    ),
     "characters": (saying("a€😀".encode(), EOS), {"prompt": "hi"}),
     "half a character": (saying("a😀".encode()[:-1], EOS), {"prompt": "hi"}),
     "echo": (saying(b"abc", EOS), {"prompt": "hi", "echo": True}),
@@ -78,7 +87,9 @@ async def test_cut_anywhere(start, case: str) -> None:
             await check_a_cut(service, script, body, whole, generated, shown)
 
 
-async def check_a_cut(service, script, body, whole: Heard, generated: int, shown: int) -> None:
+async def check_a_cut(
+    service, script, body, whole: Heard, generated: int, shown: int
+) -> None:
     """The engine has generated so many tokens when the connection is cut; the client has seen some
     of them."""
     name = f"cut-{generated}-{shown}"
@@ -88,15 +99,17 @@ async def check_a_cut(service, script, body, whole: Heard, generated: int, shown
     cut = await listen(service, asked, until=f"{kind}-{name}:{generated}")
     assert cut.ids == [f"{kind}-{name}:{i + 1}" for i in range(generated)]
     resumed = await listen(service, asked, {"x-medha-resume": f"{kind}-{name}:{shown}"})
-    joined = Heard(cut.ids, cut.choices[:shown] + resumed.choices, resumed.frames, resumed.done)
+    joined = Heard(
+        cut.ids, cut.choices[:shown] + resumed.choices, resumed.frames, resumed.done
+    )
     assert joined.text == whole.text
     assert joined.scores == whole.scores
     assert joined.end == whole.end
     assert joined.done
     assert resumed.ids[-1] == f"{kind}-{name}:end"
-    assert {(frame["id"], frame["created"]) for frame in cut.frames + resumed.frames} == {
-        (f"{kind}-{name}", resumed.frames[0]["created"])
-    }
+    assert {
+        (frame["id"], frame["created"]) for frame in cut.frames + resumed.frames
+    } == {(f"{kind}-{name}", resumed.frames[0]["created"])}
     first, second = service.engine.requests[-2:]
     assert second.sampling == first.sampling
     assert second.arrived_at == first.arrived_at
@@ -114,8 +127,14 @@ async def test_finished_meanwhile(start, case: str) -> None:
     for seen in range(len(whole.ids) + 1):
         place = whole.ids[seen - 1] if seen else whole.ids[0].rpartition(":")[0] + ":0"
         rest = await listen(service, body, {"last-event-id": place})
-        joined = Heard(whole.ids, whole.choices[:seen] + rest.choices, rest.frames, rest.done)
-        assert (joined.text, joined.scores, joined.done) == (whole.text, whole.scores, True)
+        joined = Heard(
+            whole.ids, whole.choices[:seen] + rest.choices, rest.frames, rest.done
+        )
+        assert (joined.text, joined.scores, joined.done) == (
+            whole.text,
+            whole.scores,
+            True,
+        )
         assert rest.ids == whole.ids[seen:]
         assert joined.end == whole.end
     assert len(service.engine.requests) == asked
@@ -125,7 +144,9 @@ async def test_finished_meanwhile(start, case: str) -> None:
     ("case", "tokens", "rest"),
     [("plain", 6, ""), ("half a character", 5, "\ufffd"), ("nearly a stop", 5, "XX")],
 )
-async def test_only_the_end_is_missing(start, case: str, tokens: int, rest: str) -> None:
+async def test_only_the_end_is_missing(
+    start, case: str, tokens: int, rest: str
+) -> None:
     """What was held back to the end is told then, and once."""
     script, fields = CASES[case]
     service = await start(script)
@@ -175,9 +196,13 @@ async def test_an_answer_in_one_piece_can_be_asked_for_again(start) -> None:
     call = asyncio.ensure_future(service.post("/v1/completions", body))
     await service.engine.until(lambda: len(service.engine.requests) == 1)
     call.cancel()
-    again = await service.post("/v1/completions", body, headers={"x-medha-resume": "cmpl-a:0"})
+    again = await service.post(
+        "/v1/completions", body, headers={"x-medha-resume": "cmpl-a:0"}
+    )
     assert again.json()["choices"][0]["text"] == "Hello"
-    late = await service.post("/v1/completions", body, headers={"x-medha-resume": "cmpl-a:1"})
+    late = await service.post(
+        "/v1/completions", body, headers={"x-medha-resume": "cmpl-a:1"}
+    )
     assert (late.status_code, late.json()["error"]["code"]) == (400, "resume_mismatch")
 
 
@@ -222,7 +247,9 @@ async def test_what_cannot_be_resumed_is_a_clear_error(
     body = {**STREAM, "prompt": "hi", "request_id": "a"}
     await listen(service, body, until="cmpl-a:5")
     await service.engine.until_all_cancelled()
-    wrong = await service.post("/v1/completions", {**body, **changes}, headers={header: value})
+    wrong = await service.post(
+        "/v1/completions", {**body, **changes}, headers={header: value}
+    )
     error = wrong.json()["error"]
     assert (wrong.status_code, error["code"], error["param"]) == (status, code, header)
     assert header in error["message"]
@@ -236,8 +263,13 @@ async def test_the_wrong_route(start) -> None:
     await listen(service, body, until="chatcmpl-a:1")
     prompt = service.engine.requests[0].prompt_token_ids
     same = {**STREAM, "prompt": list(prompt[::4]), "request_id": "a"}
-    wrong = await service.post("/v1/completions", same, headers={"x-medha-resume": "chatcmpl-a:1"})
-    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "resume_mismatch")
+    wrong = await service.post(
+        "/v1/completions", same, headers={"x-medha-resume": "chatcmpl-a:1"}
+    )
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (
+        400,
+        "resume_mismatch",
+    )
 
 
 async def test_an_empty_last_event_id_asks_anew(start) -> None:
@@ -252,12 +284,16 @@ async def test_too_late(start) -> None:
     await listen(service, body, until="cmpl-a:1")
     await service.engine.until_all_cancelled()
     service.engine.now = 60.0
-    late = await service.post("/v1/completions", body, headers={"x-medha-resume": "cmpl-a:1"})
+    late = await service.post(
+        "/v1/completions", body, headers={"x-medha-resume": "cmpl-a:1"}
+    )
     assert (late.status_code, late.json()["error"]["code"]) == (404, "resume_not_found")
 
 
 async def test_a_slow_reader_loses_nothing_of_a_long_past(start) -> None:
-    service = await start(saying(b"x" * 3000), stream=StreamConfig(max_buffered_events=8))
+    service = await start(
+        saying(b"x" * 3000), stream=StreamConfig(max_buffered_events=8)
+    )
     body = {**STREAM, "prompt": "hi", "request_id": "a", "max_tokens": 3000}
     assert len((await listen(service, body)).text) == 3000
     rest = await listen(service, body, {"x-medha-resume": "cmpl-a:1000"})

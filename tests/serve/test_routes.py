@@ -25,7 +25,12 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("/v1/completions", {"prompt": "x" * 100_000}, 400, "prompt"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 4096}, 400, "max_tokens"),
         ("/v1/completions", {}, 400, "prompt"),
-        ("/v1/completions", {"prompt": "x", "medha": {"ttft_s": "soon"}}, 400, "medha.ttft_s"),
+        (
+            "/v1/completions",
+            {"prompt": "x", "medha": {"ttft_s": "soon"}},
+            400,
+            "medha.ttft_s",
+        ),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
         (
             "/v1/chat/completions",
@@ -38,7 +43,9 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("/detokenize", {"tokens": "x"}, 400, "tokens"),
     ],
 )
-async def test_bad_requests(start, path: str, body: dict, status: int, param: str) -> None:
+async def test_bad_requests(
+    start, path: str, body: dict, status: int, param: str
+) -> None:
     service = await start()
     response = await service.post(path, body)
     error = response.json()["error"]
@@ -54,12 +61,17 @@ async def test_bad_header_names_itself(start) -> None:
     response = await service.post(
         "/v1/completions", {"prompt": "x"}, headers={"x-slo-ttft-ms": "nan"}
     )
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "x-slo-ttft-ms")
+    assert (response.status_code, response.json()["error"]["param"]) == (
+        400,
+        "x-slo-ttft-ms",
+    )
 
 
 async def test_body_limit(start) -> None:
     service = await start(limits=LimitsConfig(max_body_bytes=2000))
-    assert (await service.post("/v1/completions", {"prompt": "x" * 3000})).status_code == 413
+    assert (
+        await service.post("/v1/completions", {"prompt": "x" * 3000})
+    ).status_code == 413
 
     async def pieces():  # no content-length: counted while it arrives
         for _ in range(30):
@@ -89,7 +101,10 @@ async def test_rejections_keep_their_status(start, stream: bool) -> None:
         "param": None,
         "code": "queue_full",
     }
-    assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("3", "2200")
+    assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == (
+        "3",
+        "2200",
+    )
     assert "x-should-retry" not in response.headers
 
 
@@ -102,7 +117,9 @@ async def test_one_refused_choice_refuses_all(start) -> None:
         return accept(request)
 
     service = await start(answer=second)
-    assert (await service.post("/v1/completions", {"prompt": "x", "n": 3})).status_code == 400
+    assert (
+        await service.post("/v1/completions", {"prompt": "x", "n": 3})
+    ).status_code == 400
     await service.engine.until_all_cancelled()
     assert len(service.engine.requests) == 2
 
@@ -117,7 +134,8 @@ async def test_behind_a_proxy_that_echoes_the_request_id(toy) -> None:
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
         assert "x-request-id" not in (await http.get("/health")).headers
         assert (
-            "x-request-id" not in (await http.post("/v1/completions", json={"prompt": "x"})).headers
+            "x-request-id"
+            not in (await http.post("/v1/completions", json={"prompt": "x"})).headers
         )
 
 
@@ -136,7 +154,11 @@ async def test_engine_not_ready(start) -> None:
 async def test_models(start) -> None:
     service = await start()
     [model] = (await service.http.get("/v1/models")).json()["data"]
-    assert (model["id"], model["root"], model["max_model_len"]) == ("toy", "random", 4096)
+    assert (model["id"], model["root"], model["max_model_len"]) == (
+        "toy",
+        "random",
+        4096,
+    )
     assert datetime.fromisoformat(model["created_at"]).timestamp() == model["created"]
     assert (await service.http.get("/v1/models/toy")).json() == model
     assert (await service.http.get("/v1/models/a/b")).status_code == 404
@@ -144,7 +166,9 @@ async def test_models(start) -> None:
 
 async def test_tokenize_and_back(start) -> None:
     service = await start()
-    answer = (await service.post("/tokenize", {"prompt": "hé", "return_token_strs": True})).json()
+    answer = (
+        await service.post("/tokenize", {"prompt": "hé", "return_token_strs": True})
+    ).json()
     assert (answer["tokens"], answer["count"], answer["max_model_len"]) == (
         [104, 195, 169],
         3,
@@ -154,20 +178,30 @@ async def test_tokenize_and_back(start) -> None:
     assert (await service.post("/detokenize", {"tokens": answer["tokens"]})).json() == {
         "prompt": "hé"
     }
-    answer = (await service.post("/tokenize", {**CHAT, "add_generation_prompt": False})).json()
+    answer = (
+        await service.post("/tokenize", {**CHAT, "add_generation_prompt": False})
+    ).json()
     assert bytes(answer["tokens"]) == b"user: hi\n"
 
 
 async def test_unknown_routes(start) -> None:
     service = await start()
     missing = await service.http.get("/v1/embeddings")
-    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "no_such_route")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (
+        404,
+        "no_such_route",
+    )
     wrong = await service.http.get("/v1/completions")
-    assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+    assert (wrong.status_code, wrong.json()["error"]["type"]) == (
+        405,
+        "invalid_request_error",
+    )
 
 
 async def test_policy_bounds_what_clients_ask(start) -> None:
-    service = await start(objectives=ObjectivesConfig(min_ttft_s=1.0, max_timeout_s=30.0))
+    service = await start(
+        objectives=ObjectivesConfig(min_ttft_s=1.0, max_timeout_s=30.0)
+    )
     await service.post(
         "/v1/completions",
         {"prompt": "x", "medha": {"ttft_s": 0.001}},

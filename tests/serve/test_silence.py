@@ -30,7 +30,9 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_first_comment_comes_after_a_second_and_others_after_ten(clock: Clock) -> None:
+def test_the_first_comment_comes_after_a_second_and_others_after_ten(
+    clock: Clock,
+) -> None:
     silence = Silence(STREAM, True, clock)
     assert (silence.wait_s(), silence.comment()) == (1.0, b"")
     clock.now += 1.0
@@ -69,7 +71,9 @@ def test_an_event_ends_the_silence_and_old_news_is_dropped(clock: Clock) -> None
 @pytest.mark.parametrize(
     ("stream", "wanted"), [(StreamConfig(comments=False), True), (STREAM, False)]
 )
-def test_comments_can_be_switched_off(clock: Clock, stream: StreamConfig, wanted: bool) -> None:
+def test_comments_can_be_switched_off(
+    clock: Clock, stream: StreamConfig, wanted: bool
+) -> None:
     silence = Silence(stream, wanted, clock)
     silence.progressed("news")
     clock.now += 1000.0
@@ -94,7 +98,11 @@ def stripping_reader(chunks: list[bytes]) -> list[str]:
         if waiting.startswith("data: ") and waiting.endswith(("}", "]")):
             events.append(waiting)
             waiting = ""
-        found = [event.removeprefix("data: ") for event in events if event.startswith("data: {")]
+        found = [
+            event.removeprefix("data: ")
+            for event in events
+            if event.startswith("data: {")
+        ]
         texts += [json.loads(event)["choices"][0]["text"] for event in found]
     return texts
 
@@ -110,7 +118,9 @@ async def test_a_client_that_strips_chunks_loses_nothing(start) -> None:
             yield token(request, index, letter)
         yield finished(request, 3)
 
-    service = await start(script, stream=StreamConfig(first_comment_s=0.0, keep_alive_s=0.05))
+    service = await start(
+        script, stream=StreamConfig(first_comment_s=0.0, keep_alive_s=0.05)
+    )
     chunks: list[bytes] = []
     async with service.http.stream("POST", "/v1/completions", json=BODY) as response:
         async for chunk in response.aiter_raw():
@@ -130,11 +140,17 @@ async def test_a_header_keeps_a_stream_free_of_comments(start) -> None:
         await go.wait()
         yield finished(request, 0)
 
-    service = await start(script, stream=StreamConfig(first_comment_s=0.0, keep_alive_s=0.05))
+    service = await start(
+        script, stream=StreamConfig(first_comment_s=0.0, keep_alive_s=0.05)
+    )
     headers = {"x-medha-comments": "0"}
-    silent = asyncio.ensure_future(service.post("/v1/completions", BODY, headers=headers))
+    silent = asyncio.ensure_future(
+        service.post("/v1/completions", BODY, headers=headers)
+    )
     async with service.http.stream("POST", "/v1/completions", json=BODY) as response:
         async for line in response.aiter_lines():
-            if line == ": keep-alive":  # the other stream has been as long silent by now
+            if (
+                line == ": keep-alive"
+            ):  # the other stream has been as long silent by now
                 go.set()
     assert (await silent).text.startswith("data: ")

@@ -20,7 +20,9 @@ async def forever(request: Request):
     await asyncio.Event().wait()
 
 
-async def test_headers_come_before_any_token_and_no_comment_with_quick_ones(start) -> None:
+async def test_headers_come_before_any_token_and_no_comment_with_quick_ones(
+    start,
+) -> None:
     go = asyncio.Event()
 
     async def script(request: Request):
@@ -51,12 +53,18 @@ async def until(response: httpx.Response, wanted: str):
 
 
 async def test_progress_is_shown_while_it_is_news(start) -> None:
-    service = await start(slow_progress, stream=StreamConfig(progress_s=0.0, first_comment_s=0.0))
+    service = await start(
+        slow_progress, stream=StreamConfig(progress_s=0.0, first_comment_s=0.0)
+    )
     text = (await service.post("/v1/completions", BODY)).text
     assert ": progress 512/4096 tokens, 12.3 s left\n\n" in text
-    text = (await service.post("/v1/completions", {**BODY, "medha": {"progress": True}})).text
+    text = (
+        await service.post("/v1/completions", {**BODY, "medha": {"progress": True}})
+    ).text
     event = next(
-        block for block in text.split("\n\n") if block.startswith("event: medha.progress\n")
+        block
+        for block in text.split("\n\n")
+        if block.startswith("event: medha.progress\n")
     )
     data = json.loads(event.split("data: ")[1])
     assert (data["prefilled_tokens"], data["total_tokens"], data["seconds_left"]) == (
@@ -77,7 +85,9 @@ async def slow_progress(request: Request):
 
 
 async def test_progress_is_rate_limited(start) -> None:
-    service = await start(slow_progress, stream=StreamConfig(progress_s=60.0, first_comment_s=0.0))
+    service = await start(
+        slow_progress, stream=StreamConfig(progress_s=60.0, first_comment_s=0.0)
+    )
     assert (await service.post("/v1/completions", BODY)).text.count(": progress") == 1
 
 
@@ -90,7 +100,9 @@ async def test_disconnect_cancels(start, stream: bool) -> None:
         ) as response:
             await anext(response.aiter_lines())  # the first token is there
     else:
-        call = asyncio.ensure_future(service.post("/v1/completions", {**BODY, "stream": False}))
+        call = asyncio.ensure_future(
+            service.post("/v1/completions", {**BODY, "stream": False})
+        )
         await service.engine.until(lambda: bool(service.engine.requests))
         call.cancel()
     await service.engine.until_all_cancelled()
@@ -100,7 +112,9 @@ async def test_a_cancelled_server_task_cancels_the_request(start, toy) -> None:
     """What Ray Serve does when the client has gone: it cancels the task that serves the request."""
     service = await start(forever)
     sent: asyncio.Queue[dict] = asyncio.Queue()
-    body = [{"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}]
+    body = [
+        {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}
+    ]
 
     async def receive():
         return body.pop() if body else await asyncio.Event().wait()
@@ -138,10 +152,15 @@ async def test_failures_before_and_after_the_first_byte(
     assert (whole.headers.get("x-should-retry") == "false") == (reason == "timeout")
     streamed = await service.post("/v1/completions", BODY)
     assert streamed.status_code == 200
-    *_, error, done = [line for line in streamed.text.splitlines() if line.startswith("data: ")]
+    *_, error, done = [
+        line for line in streamed.text.splitlines() if line.startswith("data: ")
+    ]
     assert done == "data: [DONE]"
     for answer in (whole.json(), json.loads(error.removeprefix("data: "))):
-        assert (answer["error"]["message"], answer["error"]["type"]) == ("because", kind)
+        assert (answer["error"]["message"], answer["error"]["type"]) == (
+            "because",
+            kind,
+        )
     assert '"finish_reason":"length"' not in streamed.text
 
 
@@ -170,7 +189,9 @@ async def test_abort_is_told(start) -> None:
 
 async def test_a_reader_that_sleeps_gets_everything_merged(start) -> None:
     """Nothing is lost and no more than the bound waits, while the client does not read."""
-    service = await start(saying([ord("x")] * 3000), stream=StreamConfig(max_buffered_events=8))
+    service = await start(
+        saying([ord("x")] * 3000), stream=StreamConfig(max_buffered_events=8)
+    )
     body = {**BODY, "max_tokens": 3000}
     async with service.http.stream("POST", "/v1/completions", json=body) as response:
         texts = [
@@ -196,7 +217,10 @@ async def test_outbox_merges_beyond_its_limit() -> None:
         )
     )
     additions = await outbox.take(1.0)
-    assert [(addition.index, addition.text, addition.finish_reason) for addition in additions] == [
+    assert [
+        (addition.index, addition.text, addition.finish_reason)
+        for addition in additions
+    ] == [
         (0, "1", None),
         (0, "2345", "length"),
         (1, "b", None),

@@ -43,7 +43,9 @@ def accepts():
     def check(text: str, answer: str) -> bool:
         matcher = matchers.matcher(Grammar(text, (END,)))
         raw = answer.encode()
-        return matcher.try_consume_tokens(list(raw)) == len(raw) and matcher.is_accepting()
+        return (
+            matcher.try_consume_tokens(list(raw)) == len(raw) and matcher.is_accepting()
+        )
 
     return check
 
@@ -68,14 +70,25 @@ def shape(**fields) -> str:
         (outputs(grammar='start: "a" b+\nb: "x"'), "axx", "a"),
         (outputs(json=PERSON), '{"name": "é", "age": 5}', '{"name": "é"}'),
         (outputs(json=json.dumps(PERSON)), '{\n  "name": "x",\n  "age": 5\n}', "{}"),
-        (outputs(json=PERSON, disable_any_whitespace=True), '{"name":"x","age":5}', '{ "name"'),
-        (outputs(json=PERSON, whitespace_pattern=" ?"), '{ "name": "x","age":5}', '{  "name"'),
+        (
+            outputs(json=PERSON, disable_any_whitespace=True),
+            '{"name":"x","age":5}',
+            '{ "name"',
+        ),
+        (
+            outputs(json=PERSON, whitespace_pattern=" ?"),
+            '{ "name": "x","age":5}',
+            '{  "name"',
+        ),
         (outputs(json=True), "[1, null]", "x"),
         (outputs(json_object=True), '{"a": [1]}', "[1]"),
         (shape(type="json_object"), '{"a": {"b": null}}', "1"),
         (shape(type="json_object", schema=PERSON), '{"name": "x", "age": 5}', "{}"),
         (
-            shape(type="json_schema", json_schema={"name": "p", "schema": PERSON, "strict": True}),
+            shape(
+                type="json_schema",
+                json_schema={"name": "p", "schema": PERSON, "strict": True},
+            ),
             '{"name": "x", "age": 5}',
             '{"name": "x", "age": 5, "more": 1}',
         ),
@@ -106,33 +119,71 @@ def test_white_space_has_an_end(accepts) -> None:
         ({"structured_outputs": {"regex": "a" * 70_000}}, "structured_outputs.regex"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
-        ({"structured_outputs": {"grammar": 'a ::= "x"\n' * 300}}, "structured_outputs.grammar"),
+        (
+            {"structured_outputs": {"grammar": 'a ::= "x"\n' * 300}},
+            "structured_outputs.grammar",
+        ),
         ({"structured_outputs": {"json": "[" * 100_000}}, "structured_outputs.json"),
-        ({"structured_outputs": {"json": '{"enum": ["\\ud800"]}'}}, "structured_outputs.json"),
+        (
+            {"structured_outputs": {"json": '{"enum": ["\\ud800"]}'}},
+            "structured_outputs.json",
+        ),
         ({"structured_outputs": {"json": False}}, "structured_outputs.json"),
         ({"structured_outputs": {"json": {"type": "x"}}}, "structured_outputs.json"),
-        ({"structured_outputs": {"json": {"uniqueItems": True}}}, "structured_outputs.json"),
-        ({"structured_outputs": {"json": {"$ref": "http://a.b/c"}}}, "structured_outputs.json"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
-        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
-        ({"structured_outputs": {"grammar": "a ::= " + "(" * 9000}}, "structured_outputs.grammar"),
-        ({"structured_outputs": {"grammar": ""}}, "structured_outputs.grammar"),
-        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
+            {"structured_outputs": {"json": {"uniqueItems": True}}},
+            "structured_outputs.json",
+        ),
+        (
+            {"structured_outputs": {"json": {"$ref": "http://a.b/c"}}},
+            "structured_outputs.json",
+        ),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        (
+            {"structured_outputs": {"grammar": "root ::= ("}},
+            "structured_outputs.grammar",
+        ),
+        (
+            {"structured_outputs": {"grammar": "a ::= " + "(" * 9000}},
+            "structured_outputs.grammar",
+        ),
+        ({"structured_outputs": {"grammar": ""}}, "structured_outputs.grammar"),
+        (
+            {"structured_outputs": {"structural_tag": "x"}},
+            "structured_outputs.structural_tag",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
             "response_format.json_schema.schema",
         ),
-        ({"response_format": {"type": "json_object", "schema": False}}, "response_format"),
         (
-            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"type": 5}},
+                }
+            },
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": False}},
+            "response_format",
+        ),
+        (
+            {
+                "response_format": {"type": "json_object"},
+                "structured_outputs": {"regex": "a"},
+            },
             "structured_outputs",
         ),
     ],
 )
 async def test_what_is_refused(start, fields, param: str) -> None:
     service = await start()
-    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", CHAT)):
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", CHAT),
+    ):
         response = await service.post(path, {**body, **fields})
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, param), error
@@ -143,9 +194,14 @@ async def test_what_is_refused(start, fields, param: str) -> None:
 async def test_what_the_engine_gets(start) -> None:
     service = await start()
     shaped = {"structured_outputs": {"choice": ["yes", "no"]}}
-    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", CHAT)):
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", CHAT),
+    ):
         assert (await service.post(path, {**body, **shaped, "n": 2})).status_code == 200
-        assert (await service.post(path, {**body, "ignore_eos": True, **shaped})).status_code == 200
+        assert (
+            await service.post(path, {**body, "ignore_eos": True, **shaped})
+        ).status_code == 200
         plain = {**body, "response_format": {"type": "text"}}
         assert (await service.post(path, plain)).status_code == 200
     grammars = [request.sampling.grammar for request in service.engine.requests]
@@ -175,7 +231,9 @@ async def test_what_takes_too_long(waits: bool) -> None:
         go_on.set()
 
 
-@pytest.mark.parametrize("config", [RANDOM, ModelLoadingConfig()], ids=["toy", "embedded"])
+@pytest.mark.parametrize(
+    "config", [RANDOM, ModelLoadingConfig()], ids=["toy", "embedded"]
+)
 def test_the_stage_spells_tokens_as_the_edge_does(config) -> None:
     """Control tokens apart, of which there is no text."""
     words = load_vocabulary(config)
@@ -186,7 +244,13 @@ def test_the_stage_spells_tokens_as_the_edge_does(config) -> None:
 
 
 def test_a_directory_with_byte_fallback_is_spelled_alike(tmp_path) -> None:
-    words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581a", "b\u2581"]
+    words = [
+        "<unk>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581a",
+        "b\u2581",
+    ]
     tokenizer = Tokenizer(
         models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True)
     )

@@ -20,7 +20,9 @@ def keys(tmp_path: Path) -> ApiKeysConfig:
     return ApiKeysConfig(file=str(path))
 
 
-async def tenant_of(service, headers: dict[str, str], path: str = "/v1/chat/completions") -> str:
+async def tenant_of(
+    service, headers: dict[str, str], path: str = "/v1/chat/completions"
+) -> str:
     body = CHAT if "chat" in path else {"prompt": "x", "max_tokens": 1, "n": 2}
     response = await service.post(path, body, headers=headers)
     assert response.status_code == 200, response.text

@@ -124,8 +124,12 @@ def test_stop_strings_at_any_split(
     text: str, stops: list[str], cuts: set[int], include: bool, counts_from: int
 ) -> None:
     watch = StopStrings(stops, include)
-    edges = sorted({0, len(text), *(cut for cut in {*cuts, counts_from} if cut < len(text))})
-    shown = "".join(watch.push(text[a:b], counts=b > counts_from) for a, b in pairwise(edges))
+    edges = sorted(
+        {0, len(text), *(cut for cut in {*cuts, counts_from} if cut < len(text))}
+    )
+    shown = "".join(
+        watch.push(text[a:b], counts=b > counts_from) for a, b in pairwise(edges)
+    )
     assert shown + watch.flush() == cut(text, stops, include, counts_from)
     ended = cut(text, stops, True, counts_from)
     counted = any(ended.endswith(stop) for stop in stops) and len(ended) > counts_from
@@ -134,7 +138,12 @@ def test_stop_strings_at_any_split(
 
 def test_only_what_could_become_a_stop_string_is_held_back() -> None:
     watch = StopStrings(["END"])
-    assert [watch.push(piece) for piece in ("xE", "N", "Ex", "N")] == ["x", "", "ENEx", "N"]
+    assert [watch.push(piece) for piece in ("xE", "N", "Ex", "N")] == [
+        "x",
+        "",
+        "ENEx",
+        "N",
+    ]
     assert watch.flush() == ""
 
 
@@ -169,7 +178,8 @@ def test_chat_template() -> None:
     messages = [Message(role="developer", content=[ContentPart(text=" x ")])]
     assert template.render(messages, True, {}) == "<s>[system]x!>"
     assert (
-        template.render(messages, False, {"thinking": False, "messages": 3}) == "<s>[system]x!False"
+        template.render(messages, False, {"thinking": False, "messages": 3})
+        == "<s>[system]x!False"
     )
 
 
@@ -206,12 +216,18 @@ def test_broken_template_and_missing_template() -> None:
 def test_sources(tmp_path) -> None:
     assert (
         load_text(
-            ModelLoadingConfig(model_source="random", random=RandomWeights(vocabulary=400))
+            ModelLoadingConfig(
+                model_source="random", random=RandomWeights(vocabulary=400)
+            )
         ).vocabulary
         == 400
     )
     with pytest.raises(ConfigError):
-        load_text(ModelLoadingConfig(model_source="random", random=RandomWeights(vocabulary=100)))
+        load_text(
+            ModelLoadingConfig(
+                model_source="random", random=RandomWeights(vocabulary=100)
+            )
+        )
     with pytest.raises(ModelError):
         load_text(ModelLoadingConfig(model_source=str(tmp_path / "no.gguf")))
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
@@ -227,13 +243,23 @@ def test_directory(tmp_path) -> None:
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings_))
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 777}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 256]}))
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [5, 256]})
+    )
     text = directory_text(tmp_path)
-    assert (text.eos_token_ids, text.context_tokens, text.vocabulary) == ((5, 256), 777, 300)
-    assert text.template.render([Message(role="user", content="x")], True, {}) == "<eos>"
+    assert (text.eos_token_ids, text.context_tokens, text.vocabulary) == (
+        (5, 256),
+        777,
+        300,
+    )
+    assert (
+        text.template.render([Message(role="user", content="x")], True, {}) == "<eos>"
+    )
     (tmp_path / "chat_template.jinja").write_text("J")
     assert (
-        directory_text(tmp_path).template.render([Message(role="user", content="x")], True, {})
+        directory_text(tmp_path).template.render(
+            [Message(role="user", content="x")], True, {}
+        )
         == "J"
     )
 

@@ -54,16 +54,22 @@ def read(text: str, inside: bool = False, step: int = 1) -> tuple[str, str]:
         ("", True, "", ""),
     ],
 )
-def test_reading(text: str, inside: bool, thoughts: str, content: str, step: int) -> None:
+def test_reading(
+    text: str, inside: bool, thoughts: str, content: str, step: int
+) -> None:
     assert read(text, inside, step) == (thoughts, content)
 
 
 @given(
-    parts=st.lists(st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", " ", "\n", "a"])),
+    parts=st.lists(
+        st.sampled_from(["<think>", "</think>", "<th", "ink>", "</", " ", "\n", "a"])
+    ),
     inside=st.booleans(),
     step=st.integers(1, 9),
 )
-def test_it_does_not_matter_how_the_text_comes(parts: list[str], inside: bool, step: int) -> None:
+def test_it_does_not_matter_how_the_text_comes(
+    parts: list[str], inside: bool, step: int
+) -> None:
     text = "".join(parts)
     assert read(text, inside, step) == read(text, inside, len(text) + 1)
 
@@ -76,7 +82,9 @@ def test_marks_are_those_of_the_model(toy: Text) -> None:
 @pytest.fixture
 async def thinker(toy: Text):
     """A server whose model thinks; its engine says what `says` is set to."""
-    text = Text(toy.tokenizer, chat_template=TEMPLATE, eos_token_ids=(EOS,), context_tokens=4096)
+    text = Text(
+        toy.tokenizer, chat_template=TEMPLATE, eos_token_ids=(EOS,), context_tokens=4096
+    )
     engine = FakeEngine(saying(b"hm</think>\n\nso", EOS))
     server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
@@ -94,7 +102,9 @@ async def magistral():
         "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
         "{% if open is defined and open %}[THINK]{% endif %}"
     )
-    text = Text(tokenizer, chat_template=template, eos_token_ids=(EOS,), context_tokens=4096)
+    text = Text(
+        tokenizer, chat_template=template, eos_token_ids=(EOS,), context_tokens=4096
+    )
     engine = FakeEngine(saying([]))
     server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
@@ -111,7 +121,9 @@ async def test_a_chat(thinker) -> None:
     answer = (await http.post("/v1/chat/completions", json=CHAT)).json()
     message = answer["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "so", "reasoning_content": "hm"}
-    chunks = data_of(await http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+    chunks = data_of(
+        await http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    )
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
     assert "".join(delta.get("content", "") for delta in deltas) == "so"
@@ -125,7 +137,9 @@ async def test_one_that_is_told_not_to_think(thinker) -> None:
         {"reasoning_effort": "none"},
         {"chat_template_kwargs": {"enable_thinking": False}},
     ):
-        answer = (await http.post("/v1/chat/completions", json={**CHAT, **asked})).json()
+        answer = (
+            await http.post("/v1/chat/completions", json={**CHAT, **asked})
+        ).json()
         message = answer["choices"][0]["message"]
         assert message == {"role": "assistant", "content": "so"}
 
@@ -133,7 +147,9 @@ async def test_one_that_is_told_not_to_think(thinker) -> None:
 async def test_calls_come_after_thoughts(thinker) -> None:
     engine, http = thinker
     engine.script = saying(f"a {CALL}?</think>\n{CALL}".encode(), EOS)
-    answer = (await http.post("/v1/chat/completions", json={**CHAT, "tools": [TOOL]})).json()
+    answer = (
+        await http.post("/v1/chat/completions", json={**CHAT, "tools": [TOOL]})
+    ).json()
     message = answer["choices"][0]["message"]
     assert message["reasoning_content"] == f"a {CALL}?"
     [call] = message["tool_calls"]
@@ -152,7 +168,10 @@ async def test_a_grammar_leaves_no_room_for_thoughts(thinker) -> None:
     engine.script = saying(b'{"a": 1}', EOS)
     body = {**CHAT, "response_format": {"type": "json_object"}}
     answer = (await http.post("/v1/chat/completions", json=body)).json()
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": '{"a": 1}'}
+    assert answer["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": '{"a": 1}',
+    }
 
 
 async def test_responses(thinker) -> None:
@@ -161,7 +180,9 @@ async def test_responses(thinker) -> None:
     reasoning, message = answer["output"]
     assert reasoning["content"] == [{"type": "reasoning_text", "text": "hm"}]
     assert (reasoning["type"], message["content"][0]["text"]) == ("reasoning", "so")
-    events = data_of(await http.post("/v1/responses", json={"input": "hi", "stream": True}))
+    events = data_of(
+        await http.post("/v1/responses", json={"input": "hi", "stream": True})
+    )
     kinds = [event["type"].removeprefix("response.") for event in events]
     assert kinds[2:9] == [
         "output_item.added",
@@ -184,7 +205,9 @@ async def test_messages(thinker) -> None:
         {"type": "text", "text": "so"},
     ]
     events = data_of(await http.post("/v1/messages", json={**body, "stream": True}))
-    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    deltas = [
+        event["delta"] for event in events if event["type"] == "content_block_delta"
+    ]
     assert deltas == [
         {"type": "thinking_delta", "thinking": "h"},
         {"type": "thinking_delta", "thinking": "m"},
@@ -195,7 +218,9 @@ async def test_messages(thinker) -> None:
 
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("opened", [True, False])
-async def test_marks_that_are_special_tokens(magistral, skip: bool, opened: bool) -> None:
+async def test_marks_that_are_special_tokens(
+    magistral, skip: bool, opened: bool
+) -> None:
     engine, http, (opening, closing) = magistral
     begun = [] if opened else [10, opening]
     engine.script = saying([*begun, *b"hm", closing, *b"\n\nso"], EOS)

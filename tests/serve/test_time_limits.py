@@ -22,7 +22,9 @@ async def one_token(request):
 @pytest.mark.parametrize("header", HEADERS)
 async def test_whole_answer(start, header: str) -> None:
     service = await start(one_token)
-    response = await service.post("/v1/completions", {"prompt": "x"}, headers={header: "0.2"})
+    response = await service.post(
+        "/v1/completions", {"prompt": "x"}, headers={header: "0.2"}
+    )
     assert response.status_code == 408
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("timeout_error", "request_timeout")
@@ -58,13 +60,21 @@ async def test_a_body_that_does_not_come(start, header: str) -> None:
 async def test_a_wrong_limit_names_its_header(start) -> None:
     service = await start()
     for header in HEADERS:
-        response = await service.post("/v1/completions", {"prompt": "x"}, headers={header: "soon"})
-        assert (response.status_code, response.json()["error"]["param"]) == (400, header)
+        response = await service.post(
+            "/v1/completions", {"prompt": "x"}, headers={header: "soon"}
+        )
+        assert (response.status_code, response.json()["error"]["param"]) == (
+            400,
+            header,
+        )
 
 
 def test_ahead_of_serve() -> None:
     policy = ObjectivesConfig(max_timeout_s=100.0)
-    within = [answer_within_s({HEADERS[1]: value}, policy) for value in ("10", "1", "0", "1000")]
+    within = [
+        answer_within_s({HEADERS[1]: value}, policy)
+        for value in ("10", "1", "0", "1000")
+    ]
     assert within == [9.5, 0.8, 99.5, 99.5]
     assert answer_within_s({HEADERS[0]: "10"}, policy) == 10
     assert answer_within_s({}, policy) is None

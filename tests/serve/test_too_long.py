@@ -7,7 +7,8 @@ from medha_actors.core.admission import rejected
 from medha_actors.errors import NeverFitsError
 
 CONTEXT = 4096
-# What litellm, inspect (as vLLM) and langchain look for; the numbers are read by Claude Code.
+# What litellm, inspect (as vLLM) and langchain look for; the numbers are read by Claude
+# Code.
 WORDS = ("this model's maximum context length is", "prompt is too long: ")
 
 
@@ -41,7 +42,10 @@ def check(response, path: str, numbers: str) -> None:
     if path.startswith("/v1/messages"):
         assert answer["type"] == "error"
     else:
-        assert (error["code"], error["param"]) == ("context_length_exceeded", FIELDS[path])
+        assert (error["code"], error["param"]) == (
+            "context_length_exceeded",
+            FIELDS[path],
+        )
 
 
 @pytest.mark.parametrize("path", [*ALL, "/v1/messages/count_tokens"])
@@ -49,7 +53,11 @@ def check(response, path: str, numbers: str) -> None:
 async def test_what_no_context_holds(start, path: str, stream: bool) -> None:
     service = await start()
     body = {**long_body(path, "x" * 200_000), "stream": stream}
-    check(await service.post(path, body), path, f"{CONTEXT} tokens; the prompt is too long: at")
+    check(
+        await service.post(path, body),
+        path,
+        f"{CONTEXT} tokens; the prompt is too long: at",
+    )
     assert service.engine.requests == []
 
 
@@ -68,7 +76,9 @@ async def test_what_fits_but_for_its_output(start) -> None:
         ("/v1/responses", "max_output_tokens"),
     ],
 )
-async def test_an_output_that_leaves_no_room_is_no_long_prompt(start, path, field) -> None:
+async def test_an_output_that_leaves_no_room_is_no_long_prompt(
+    start, path, field
+) -> None:
     service = await start()
     response = await service.post(path, {**long_body(path, "hi"), field: CONTEXT})
     error = response.json()["error"]
@@ -86,4 +96,7 @@ async def test_what_the_cache_never_holds(start, path: str) -> None:
     error = response.json()["error"]
     assert response.status_code == 400
     assert all(words in error["message"].lower() for words in WORDS)
-    assert "512 tokens (of KV cache); the prompt is too long: 700 tokens > 504" in error["message"]
+    assert (
+        "512 tokens (of KV cache); the prompt is too long: 700 tokens > 504"
+        in error["message"]
+    )

@@ -93,7 +93,9 @@ def test_wherever_it_is_cut(case, sizes: list[int]) -> None:
 
 def test_arguments_come_as_they_grow() -> None:
     reader = ToolReader(HERMES, frozenset("f"), "answer")
-    said = [reader.push(char) for char in '<tool_call>{"name": "f", "arguments": {"a": 12}}']
+    said = [
+        reader.push(char) for char in '<tool_call>{"name": "f", "arguments": {"a": 12}}'
+    ]
     pieces = [call.arguments for one in said for call in one.calls]
     assert pieces == ["", "{", '"', "a", '"', ":", " ", "1", "2", "}"]
 
@@ -116,7 +118,9 @@ def test_ids_are_the_same_when_an_answer_is_resumed_and_as_mistral_wants_them() 
     assert mistral.isalnum()
 
 
-@pytest.mark.parametrize("text", ['<tool_call>{"a":"' * 3000, '<tool_call>{"name":"f","x":{' * 900])
+@pytest.mark.parametrize(
+    "text", ['<tool_call>{"a":"' * 3000, '<tool_call>{"name":"f","x":{' * 900]
+)
 def test_text_that_is_full_of_beginnings(text: str) -> None:
     content, calls = read(HERMES, [text])
     assert calls or content == text
@@ -165,7 +169,9 @@ TOOLS = [
         ),
         (
             MISTRAL,
-            ['[TOOL_CALLS][{"name": "g", "arguments": {}}, {"name": "g", "arguments": {}}]'],
+            [
+                '[TOOL_CALLS][{"name": "g", "arguments": {}}, {"name": "g", "arguments": {}}]'
+            ],
         ),
         (MISTRAL_ARGS, ['[TOOL_CALLS]f[ARGS]{"city": "Rome"}[TOOL_CALLS]g[ARGS]{}']),
         (LLAMA3, ['{"name": "f", "parameters": {"city": "Rome"}}']),
@@ -180,7 +186,9 @@ TOOLS = [
     ids=lambda value: value.name if isinstance(value, Style) else "",
 )
 def test_forced_calls_are_read_as_calls(style: Style, answers: list[str]) -> None:
-    matchers = Matchers(lambda: load_vocabulary(ModelLoadingConfig(model_source="random")), 512)
+    matchers = Matchers(
+        lambda: load_vocabulary(ModelLoadingConfig(model_source="random")), 512
+    )
     text = forced_calls(style, TOOLS, True, json.dumps)
     for answer in answers:
         matcher = matchers.matcher(Grammar(text, (256,)))
@@ -193,7 +201,9 @@ def test_forced_calls_are_read_as_calls(style: Style, answers: list[str]) -> Non
         matcher = matchers.matcher(Grammar(text, (256,)))
         taken = matcher.try_consume_tokens(list(wrong.encode()))
         assert taken < len(wrong) or wrong == answers[0]
-    once = matchers.matcher(Grammar(forced_calls(style, TOOLS, False, json.dumps), (256,)))
+    once = matchers.matcher(
+        Grammar(forced_calls(style, TOOLS, False, json.dumps), (256,))
+    )
     several = answers[-1]
     if len(read(style, [several])[1]) > 1:
         assert once.try_consume_tokens(list(several.encode())) < len(several)

@@ -52,7 +52,9 @@ def prompt_of(engine: FakeEngine) -> str:
 @pytest.fixture
 async def hermes(toy: Text):
     """A server whose model's template knows tools; its engine and an HTTP client."""
-    text = Text(toy.tokenizer, chat_template=HERMES, eos_token_ids=(EOS,), context_tokens=4096)
+    text = Text(
+        toy.tokenizer, chat_template=HERMES, eos_token_ids=(EOS,), context_tokens=4096
+    )
     engine = FakeEngine(saying(f"<tool_call>\n{ROME}\n</tool_call>".encode(), EOS))
     server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
@@ -78,8 +80,13 @@ async def test_a_call(start) -> None:
 async def test_a_template_that_knows_tools(hermes) -> None:
     engine, http = hermes
     system = [{"role": "system", "content": "be kind"}, *MESSAGES]
-    answer = (await http.post("/v1/chat/completions", json=chat(messages=system))).json()
-    assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    answer = (
+        await http.post("/v1/chat/completions", json=chat(messages=system))
+    ).json()
+    assert (
+        answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"]
+        == "weather"
+    )
     first, _, rest = prompt_of(engine).partition(" in <tool_call>")
     told = [{**WEATHER}, {**CLOCK}]
     told[1] = {"type": "function", "function": {"name": "clock", "parameters": {
@@ -104,13 +111,18 @@ async def test_a_stream(start) -> None:
         for call in delta.get("tool_calls", []):
             if "id" in call:
                 assert call["type"] == "function"
-                calls[call["index"]] = {"name": call["function"]["name"], "arguments": ""}
+                calls[call["index"]] = {
+                    "name": call["function"]["name"],
+                    "arguments": "",
+                }
             calls[call["index"]]["arguments"] += call["function"]["arguments"]
     assert calls == {
         0: {"name": "weather", "arguments": '{"city": "Rome"}'},
         1: {"name": "clock", "arguments": "{}"},
     }
-    pieces = [d["tool_calls"][0]["function"]["arguments"] for d in deltas if "tool_calls" in d]
+    pieces = [
+        d["tool_calls"][0]["function"]["arguments"] for d in deltas if "tool_calls" in d
+    ]
     assert pieces[:4] == ["", "{", '"', "c"]
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
@@ -120,9 +132,13 @@ async def test_a_stream(start) -> None:
     ("said", "most", "reason"),
     [("Hello world", 50, "stop"), ('{"a": 1}', 50, "stop"), (ROME[:40], 40, "length")],
 )
-async def test_no_call_or_half_of_one(start, stream: bool, said: str, most: int, reason) -> None:
+async def test_no_call_or_half_of_one(
+    start, stream: bool, said: str, most: int, reason
+) -> None:
     service = await start(saying(said.encode(), EOS))
-    response = await service.post("/v1/chat/completions", chat(stream=stream, max_tokens=most))
+    response = await service.post(
+        "/v1/chat/completions", chat(stream=stream, max_tokens=most)
+    )
     if stream:
         choices = [event["choices"][0] for event in frames(response.text)[:-1]]
         content = "".join(choice["delta"].get("content", "") for choice in choices)
@@ -149,15 +165,21 @@ async def test_forced(start, fields, right: str, wrong: str) -> None:
     service = await start(saying(right.encode(), EOS))
     answer = (await service.post("/v1/chat/completions", chat(**fields, n=2))).json()
     calls = [choice["message"]["tool_calls"] for choice in answer["choices"]]
-    assert len({call["id"] for choice in calls for call in choice}) == sum(map(len, calls))
+    assert len({call["id"] for choice in calls for call in choice}) == sum(
+        map(len, calls)
+    )
     first, second = service.engine.requests
     grammar = first.sampling.grammar
     assert second.sampling.grammar == grammar
-    matchers = Matchers(lambda: load_vocabulary(ModelLoadingConfig(model_source="random")), 512)
+    matchers = Matchers(
+        lambda: load_vocabulary(ModelLoadingConfig(model_source="random")), 512
+    )
     matcher = matchers.matcher(grammar)
     assert matcher.try_consume_tokens(list(right.encode())) == len(right)
     assert matcher.is_accepting()
-    assert matchers.matcher(grammar).try_consume_tokens(list(wrong.encode())) < len(wrong)
+    assert matchers.matcher(grammar).try_consume_tokens(list(wrong.encode())) < len(
+        wrong
+    )
 
 
 async def test_markers_that_are_control_tokens(toy: Text) -> None:
@@ -166,7 +188,12 @@ async def test_markers_that_are_control_tokens(toy: Text) -> None:
     base.tokenizer.add_special_tokens(["[TOOL_CALLS]"])
     marker = base.tokenizer.token_to_id("[TOOL_CALLS]")
     template = "{% if tools %}[TOOL_CALLS]{% endif %}hi"
-    text = Text(base.tokenizer, chat_template=template, eos_token_ids=(EOS,), context_tokens=4096)
+    text = Text(
+        base.tokenizer,
+        chat_template=template,
+        eos_token_ids=(EOS,),
+        context_tokens=4096,
+    )
     engine = FakeEngine(saying([marker, *f"[{ROME}]".encode()], EOS))
     server = Server(MedhaConfig(model_loading_config=MODEL), engine, text)
     async with listening(server.asgi()) as url, httpx.AsyncClient(base_url=url) as http:
@@ -195,7 +222,10 @@ async def test_markers_that_are_control_tokens(toy: Text) -> None:
         ({"tools": [{"function": {"name": f"f{i}"}} for i in range(129)]}, "tools"),
         ({"tool_choice": "some"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "h"}}},
+            "tool_choice",
+        ),
         (
             {"tool_choice": "required", "response_format": {"type": "json_object"}},
             "response_format",
@@ -209,7 +239,15 @@ async def test_markers_that_are_control_tokens(toy: Text) -> None:
         ),
         (
             {
-                "tools": [{"function": {"name": "f", "strict": True, "parameters": {"not": {}}}}],
+                "tools": [
+                    {
+                        "function": {
+                            "name": "f",
+                            "strict": True,
+                            "parameters": {"not": {}},
+                        }
+                    }
+                ],
                 "tool_choice": "required",
             },
             "tools",
@@ -242,7 +280,9 @@ class Person(pydantic.BaseModel):
 
 async def test_openai_client(start) -> None:
     service = await start(saying(ROME.encode(), EOS))
-    client = openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+    client = openai.AsyncOpenAI(
+        base_url=f"{service.url}/v1", api_key="none", max_retries=0
+    )
     async with client:
         asked: Any = {"model": "toy", "messages": MESSAGES, "tools": [WEATHER, CLOCK]}
         answer = await client.chat.completions.create(**asked, tool_choice="required")
@@ -250,7 +290,10 @@ async def test_openai_client(start) -> None:
         assert json.loads(call.function.arguments) == {"city": "Rome"}
         async with client.chat.completions.stream(**asked) as stream:
             final = await stream.get_final_completion()
-        assert final.choices[0].message.tool_calls[0].function.arguments == '{"city": "Rome"}'
+        assert (
+            final.choices[0].message.tool_calls[0].function.arguments
+            == '{"city": "Rome"}'
+        )
         service.engine.script = saying(b'{"name":"Ada","age":36}', EOS)
         parsed = await client.chat.completions.parse(
             model="toy", messages=MESSAGES, response_format=Person

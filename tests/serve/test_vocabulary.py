@@ -41,7 +41,9 @@ async def test_text_of_a_chat_too(admission):
     assert refused.value.param == "messages"
 
 
-async def test_what_has_a_row_passes_and_an_end_token_without_one_is_left_out(admission):
+async def test_what_has_a_row_passes_and_an_end_token_without_one_is_left_out(
+    admission,
+):
     body = CompletionBody(prompt="a", stop_token_ids=[ROWS - 1])
     [choice] = (await admission.completion(body, {}, 0.0)).choices
     assert choice.request.sampling.stop_token_ids == (ROWS - 1,)

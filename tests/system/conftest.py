@@ -16,7 +16,8 @@ WATCHED: Final = {
 }
 # The fuzzer's small model, with room for answers that outlive a drain.
 TOY: Final = fuzz.MODEL | {
-    "model_loading_config": fuzz.MODEL["model_loading_config"] | {"max_model_len_tokens": 8_000},
+    "model_loading_config": fuzz.MODEL["model_loading_config"]
+    | {"max_model_len_tokens": 8_000},
     "drain_timeout_s": 3.0,
 }
 

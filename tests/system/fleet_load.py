@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-GRID = re.compile(r'^medha_generation_tokens_total\{.*grid="([^"]+)".*\} (\S+)$', re.MULTILINE)
+GRID = re.compile(
+    r'^medha_generation_tokens_total\{.*grid="([^"]+)".*\} (\S+)$', re.MULTILINE
+)
 
 
 @dataclass
@@ -46,9 +48,13 @@ class Load:
         """One line for each that had no whole answer."""
         return [one.wrong for one in self.asked if one.wrong]
 
-    def ttft_s(self, share: float, start: float = 0.0, stop: float = float("inf")) -> float:
+    def ttft_s(
+        self, share: float, start: float = 0.0, stop: float = float("inf")
+    ) -> float:
         """A percentile, of those who came within these instants."""
-        found = [one.ttft_s for one in self.asked if start <= one.at < stop and not one.wrong]
+        found = [
+            one.ttft_s for one in self.asked if start <= one.at < stop and not one.wrong
+        ]
         return sorted(found)[int(share * (len(found) - 1))]
 
     async def work(self, session: aiohttp.ClientSession, seed: int) -> None:
@@ -74,7 +80,9 @@ class Load:
                 self.ended.clear()
                 await self.ended.wait()
 
-    async def _ask(self, session: aiohttp.ClientSession, asked: Asked, prompt: list[int]) -> None:
+    async def _ask(
+        self, session: aiohttp.ClientSession, asked: Asked, prompt: list[int]
+    ) -> None:
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -118,7 +126,10 @@ async def loaded(
 
 async def grids(url: str) -> dict[str, float]:
     """The grids that tell of themselves, and the tokens that each has generated."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as answer:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/metrics") as answer,
+    ):
         page = await answer.text()
     return {name: float(count) for name, count in GRID.findall(page)}
 

@@ -50,7 +50,12 @@ def serving(
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "RAY_ADDRESS": "local", **own_ports(), **(environment or {})},
+        env={
+            **os.environ,
+            "RAY_ADDRESS": "local",
+            **own_ports(),
+            **(environment or {}),
+        },
         start_new_session=True,
     )
     try:
@@ -74,7 +79,9 @@ def end(server: subprocess.Popen) -> None:
     server.wait()
 
 
-def write_config(path: Path, port: int, tracing_config: dict | None = None, **args) -> str:
+def write_config(
+    path: Path, port: int, tracing_config: dict | None = None, **args
+) -> str:
     """A configuration with these `args`; returns the URL at which it will be served."""
     config = {
         "proxy_location": "HeadOnly",
@@ -100,13 +107,21 @@ def deploy(config: Path, url: str, log: Path, **args) -> None:
     write_config(config, int(url.rpartition(":")[2]), **args)
     found = re.search(r"dashboard at \S*?(http://[\d.:]+)", log.read_text())
     assert found is not None
-    command = [Path(sys.executable).parent / "serve", "deploy", "--address", found.group(1), config]
+    command = [
+        Path(sys.executable).parent / "serve",
+        "deploy",
+        "--address",
+        found.group(1),
+        config,
+    ]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # as a local Ray has it
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def wait_until_ready(url: str, server: subprocess.Popen, log, limit_s: float = 120) -> None:
+def wait_until_ready(
+    url: str, server: subprocess.Popen, log, limit_s: float = 120
+) -> None:
     """Until it says so, and its answers have been good for a second: HAProxy is started anew for
     the first replica, and Serve's fallback knows no route at first (404)."""
     deadline = time.monotonic() + limit_s
@@ -134,4 +149,6 @@ def server_poll_pause(server: subprocess.Popen) -> None:
 def shipped_args() -> dict:
     import yaml
 
-    return yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]["args"]
+    return yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0][
+        "args"
+    ]

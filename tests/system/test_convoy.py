@@ -55,7 +55,9 @@ class Convoy(msgspec.Struct):
     def _waited(self, short: dict[str, Any]) -> int:
         chunks = self.long.timeline["chunks"]
         began, ended = short["queued_at"], short["first_token_at"]
-        return sum([chunk["tokens"] for chunk in chunks if began < chunk["done_at"] <= ended])
+        return sum(
+            [chunk["tokens"] for chunk in chunks if began < chunk["done_at"] <= ended]
+        )
 
     def overtook(self) -> list[bool]:
         """For each short request: did it get its first token before the long one did?"""
@@ -64,7 +66,9 @@ class Convoy(msgspec.Struct):
 
 
 async def ask(
-    client: Client, prompt: list[int], progressed: Callable[[int], None] = lambda tokens: None
+    client: Client,
+    prompt: list[int],
+    progressed: Callable[[int], None] = lambda tokens: None,
 ) -> Answer:
     """One request to its end; `progressed` hears how many tokens of the prompt are computed."""
     answer, request_id = Answer(), ""
@@ -76,7 +80,9 @@ async def ask(
         elif isinstance(event, Token):
             answer.first_s = answer.first_s or event.at_s
             answer.texts.append(event.text)
-    found = await client.get(f"/medha/trace/{quote(request_id, safe='')}?format=timeline")
+    found = await client.get(
+        f"/medha/trace/{quote(request_id, safe='')}?format=timeline"
+    )
     (answer.timeline,) = msgspec.json.decode(found)["timelines"]
     return answer
 
@@ -93,7 +99,9 @@ async def convoy(url: str) -> Convoy:
         await ask(client, short_prompt(99))
 
         def progressed(tokens: int) -> None:
-            while len(shorts) < SHORTS and tokens * 8 >= LONG_TOKENS * (len(shorts) + 1):
+            while len(shorts) < SHORTS and tokens * 8 >= LONG_TOKENS * (
+                len(shorts) + 1
+            ):
                 shorts.append(group.create_task(ask(client, short_prompt(len(shorts)))))
 
         long = await ask(client, long_prompt, progressed)

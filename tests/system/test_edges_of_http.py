@@ -33,7 +33,9 @@ QUICK_END = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 def proxied(tmp_path_factory) -> Iterator[str]:
     """Behind the proxy that Serve has in Python."""
     environment = {**QUICK_END, "RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    with serving(tmp_path_factory.mktemp("proxied"), environment=environment, **TOY) as (url, _):
+    with serving(
+        tmp_path_factory.mktemp("proxied"), environment=environment, **TOY
+    ) as (url, _):
         yield url
 
 
@@ -46,7 +48,10 @@ def server(request) -> str:
 def bare_server(tmp_path_factory) -> Iterator[str]:
     """Started without the edge: Serve reads the same headers as we do."""
     environment = {**QUICK_END, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": ""}
-    with serving(tmp_path_factory.mktemp("bare"), environment=environment, **TOY) as (url, _):
+    with serving(tmp_path_factory.mktemp("bare"), environment=environment, **TOY) as (
+        url,
+        _,
+    ):
         yield url
 
 
@@ -63,7 +68,9 @@ class Answer(NamedTuple):
 def send(url: str, request: bytes) -> Answer:
     """The whole answer to these bytes, with chunks put together."""
     parts = urlsplit(url)
-    with closing(socket.create_connection((parts.hostname, parts.port), timeout=30)) as link:
+    with closing(
+        socket.create_connection((parts.hostname, parts.port), timeout=30)
+    ) as link:
         link.sendall(request)
         with link.makefile("rb") as answer:
             head, _, body = answer.read().partition(b"\r\n\r\n")
@@ -88,7 +95,12 @@ def post(body: dict | bytes, *headers: bytes, path: str = "/v1/completions") -> 
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     head += f"Content-Length: {len(data)}\r\n"
-    return head.encode() + b"".join(header + b"\r\n" for header in headers) + b"\r\n" + data
+    return (
+        head.encode()
+        + b"".join(header + b"\r\n" for header in headers)
+        + b"\r\n"
+        + data
+    )
 
 
 TIMEOUTS = [b"x-request-timeout-seconds: 0.3", b"x-medha-timeout-seconds: 0.3"]
@@ -111,7 +123,11 @@ def check_time_limit(url: str, header: bytes) -> None:
         assert (answer.status, answer.error["code"]) == (408, "request_timeout")
         answer = send(url, post({**ENDLESS, "stream": True}, header))
         assert answer.status == 200
-        frames = [part[6:] for part in answer.body.split(b"\n\n") if part.startswith(b"data: ")]
+        frames = [
+            part[6:]
+            for part in answer.body.split(b"\n\n")
+            if part.startswith(b"data: ")
+        ]
         assert json.loads(frames[-2])["error"]["code"] == "request_timeout"
         assert frames[-1] == b"[DONE]"
 
@@ -166,7 +182,9 @@ def test_errors_are_error_objects(server: str, request_bytes: bytes, status: int
 
 def test_a_half_closed_client_gets_an_error_object(embedded: str):
     parts = urlsplit(embedded)
-    with closing(socket.create_connection((parts.hostname, parts.port), timeout=30)) as link:
+    with closing(
+        socket.create_connection((parts.hostname, parts.port), timeout=30)
+    ) as link:
         link.sendall(post(ENDLESS))
         link.shutdown(socket.SHUT_WR)
         with link.makefile("rb") as answer:

@@ -45,7 +45,8 @@ async def together(url: str) -> tuple[list[float], list[float]]:
         ]
         await asyncio.sleep(0)
         waits = [
-            await first_token_s(modest, prompt(1000 + number, 100)) for number in range(MODEST)
+            await first_token_s(modest, prompt(1000 + number, 100))
+            for number in range(MODEST)
         ]
         return waits, list(await asyncio.gather(*flood))
 
@@ -56,19 +57,25 @@ async def test_a_greedy_tenant_waits_for_itself(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("\n".join(f"{tenant} {key}" for tenant, key in KEYS.items()))
     scheduler = shipped_args()["scheduler"] | ADVANCE
-    args = shipped_args() | WATCHED | {"scheduler": scheduler, "api_keys": {"file": str(file)}}
+    args = (
+        shipped_args()
+        | WATCHED
+        | {"scheduler": scheduler, "api_keys": {"file": str(file)}}
+    )
     with serving(tmp_path, **args) as (url, _):
         modest, greedy = await together(url)
         headers = {"authorization": f"Bearer {KEYS['modest']}"}
         async with httpx.AsyncClient() as http:
             metrics = (await http.get(f"{url}/metrics", headers=headers)).text
     print(f"modest {sorted(modest)}, greedy {sorted(greedy)}")
-    # the flood is there before the first of the modest one's, and its last waits for all of it
+    # the flood is there before the first of the modest one's, and its last waits for
+    # all of it
     assert max(modest) < max(greedy) / 2
     for tenant in KEYS:
         [line] = [
             line
             for line in metrics.splitlines()
-            if line.startswith("medha_tenant_prefill_seconds_total") and f'"{tenant}"' in line
+            if line.startswith("medha_tenant_prefill_seconds_total")
+            and f'"{tenant}"' in line
         ]
         assert float(line.split()[-1]) > 0

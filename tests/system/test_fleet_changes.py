@@ -42,7 +42,9 @@ def told(what: str, load: Load, began: float, ended: float) -> None:
     )
 
 
-async def test_a_fleet_grows_when_work_is_late_and_shrinks_without_losing_a_token(tmp_path):
+async def test_a_fleet_grows_when_work_is_late_and_shrinks_without_losing_a_token(
+    tmp_path,
+):
     scaling = {
         "min_grids": 1,
         "max_grids": 2,
@@ -60,14 +62,18 @@ async def test_a_fleet_grows_when_work_is_late_and_shrinks_without_losing_a_toke
             told("1 -> 2", load, began + 1, time.monotonic())
             assert first.keys() < both.keys()
             (new,) = both.keys() - first.keys()
-            await until(url, lambda now: now.get(new, 0.0) > 0, limit_s=60)  # it gets its share
+            await until(
+                url, lambda now: now.get(new, 0.0) > 0, limit_s=60
+            )  # it gets its share
         assert load.wrong == []
         async with loaded(url, "random", workers=1, prompt=50, tokens=20) as load:
             await until_grids(url, 1, limit_s=240)
         assert load.wrong == []
 
 
-@pytest.mark.parametrize("surge", [False, True], ids=["one by one", "beside the old ones"])
+@pytest.mark.parametrize(
+    "surge", [False, True], ids=["one by one", "beside the old ones"]
+)
 async def test_a_change_of_the_configuration_loses_no_request(tmp_path, surge):
     actors = {"num_cpus": CPUS / (8 if surge else 4)}
     args = {**ONE_STAGE, "actors": actors, "fleet": {"num_grids": 2, "surge": surge}}
@@ -78,7 +84,9 @@ async def test_a_change_of_the_configuration_loses_no_request(tmp_path, surge):
             began = time.monotonic()
             changed = {**args, "scheduler": {"policy": "edf"}}
             log = tmp_path / "serve.log"
-            await asyncio.to_thread(deploy, tmp_path / "changed.yaml", url, log, **changed)
+            await asyncio.to_thread(
+                deploy, tmp_path / "changed.yaml", url, log, **changed
+            )
             await until_replaced(url, old)
             told("another configuration", load, began, time.monotonic())
         assert load.wrong == []
@@ -88,8 +96,19 @@ async def test_a_change_of_the_model_mixes_no_two_models(tmp_path):
     """Nobody is cut; whoever comes while the replica has no grid of its own model is told to come
     back (503), and no prompt goes to the wrong model."""
     args = {**ONE_STAGE, "fleet": {"num_grids": 2}}
-    random = {"vocabulary": 300, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 32, "ffn": 64}
-    model = {**ONE_STAGE["model_loading_config"], "max_model_len_tokens": 2048, "random": random}
+    random = {
+        "vocabulary": 300,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 1,
+        "hidden": 32,
+        "ffn": 64,
+    }
+    model = {
+        **ONE_STAGE["model_loading_config"],
+        "max_model_len_tokens": 2048,
+        "random": random,
+    }
     with serving(tmp_path, **args) as (url, _):
         async with loaded(url, "random", workers=4, prompt=300, tokens=40) as load:
             old = await until_grids(url, 2, limit_s=30)
@@ -97,7 +116,9 @@ async def test_a_change_of_the_model_mixes_no_two_models(tmp_path):
             began = time.monotonic()
             changed = {**args, "model_loading_config": model}
             log = tmp_path / "serve.log"
-            await asyncio.to_thread(deploy, tmp_path / "changed.yaml", url, log, **changed)
+            await asyncio.to_thread(
+                deploy, tmp_path / "changed.yaml", url, log, **changed
+            )
             await until_replaced(url, old)
             told("another model", load, began, time.monotonic())
         assert [wrong for wrong in load.wrong if not wrong.startswith("503")] == []
@@ -120,7 +141,9 @@ def listed(url: str) -> dict[str, int]:
 
 
 async def test_two_models_share_an_address_and_no_fate(tmp_path):
-    shared = {key: value for key, value in ONE_STAGE.items() if key != "model_loading_config"}
+    shared = {
+        key: value for key, value in ONE_STAGE.items() if key != "model_loading_config"
+    }
     models = [{**shared, "model_loading_config": loading} for loading in (SMALL, LARGE)]
     with serving(tmp_path, models=models) as (url, pid):
         assert listed(url) == {"small": 2048, "large": 4096}
@@ -136,15 +159,21 @@ async def test_two_models_share_an_address_and_no_fate(tmp_path):
 
 
 async def test_changing_one_of_two_models_leaves_the_grid_of_the_other_alone(tmp_path):
-    shared = {key: value for key, value in ONE_STAGE.items() if key != "model_loading_config"}
+    shared = {
+        key: value for key, value in ONE_STAGE.items() if key != "model_loading_config"
+    }
     models = [{**shared, "model_loading_config": loading} for loading in (SMALL, LARGE)]
     with serving(tmp_path, models=models) as (url, _):
         old = await until_grids(url, 2, limit_s=30)
         async with loaded(url, "large", workers=3, prompt=100, tokens=100) as load:
             changed = [{**models[0], "scheduler": {"policy": "edf"}}, models[1]]
             log = tmp_path / "serve.log"
-            await asyncio.to_thread(deploy, tmp_path / "changed.yaml", url, log, models=changed)
-            await until(url, lambda now: len(now) == 2 and now.keys() != old.keys(), limit_s=180)
+            await asyncio.to_thread(
+                deploy, tmp_path / "changed.yaml", url, log, models=changed
+            )
+            await until(
+                url, lambda now: len(now) == 2 and now.keys() != old.keys(), limit_s=180
+            )
             await load.more(20)
         assert load.wrong == []
         assert len(old.keys() & (await grids(url)).keys()) == 1

@@ -14,7 +14,8 @@ from tests.chaos import fuzz
 from tests.processes import stage_pids
 
 ARGS = fuzz.MODEL | {
-    "model_loading_config": fuzz.MODEL["model_loading_config"] | {"max_model_len_tokens": 8_000},
+    "model_loading_config": fuzz.MODEL["model_loading_config"]
+    | {"max_model_len_tokens": 8_000},
     "parallel": {"spp": 1},
     "fleet": {"num_grids": 2},
 }
@@ -47,7 +48,9 @@ async def test_both_grids_serve_and_are_told_apart(fleet):
         assert counts == [20] * 24
         async with session.get(f"{url}/metrics") as answer:
             page = await answer.text()
-    generated = re.findall(r'^medha_generation_tokens_total{.*grid="([^"]+)".*} (\S+)$', page, re.M)
+    generated = re.findall(
+        r'^medha_generation_tokens_total{.*grid="([^"]+)".*} (\S+)$', page, re.M
+    )
     assert len(generated) == 2
     assert min(float(count) for _, count in generated) > 0
     assert sum(float(count) for _, count in generated) == 480
@@ -56,7 +59,9 @@ async def test_both_grids_serve_and_are_told_apart(fleet):
 async def test_a_stage_that_dies_loses_no_request_of_either_grid(fleet):
     url, pid = fleet
     async with aiohttp.ClientSession() as session:
-        asking = [asyncio.ensure_future(complete(session, url, n, 200)) for n in range(8)]
+        asking = [
+            asyncio.ensure_future(complete(session, url, n, 200)) for n in range(8)
+        ]
         await asyncio.wait(asking, timeout=0.2)
         os.kill(stage_pids(pid)[0], signal.SIGKILL)
         assert await asyncio.gather(*asking) == [200] * 8

@@ -43,14 +43,16 @@ def controller_of(cluster: Cluster) -> Any:
     """On the head, so that it outlives the nodes."""
     actor_class: Any = ray.remote(Controller)
     head = NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=False)
-    return actor_class.options(num_cpus=0, max_concurrency=1000, scheduling_strategy=head).remote(
-        ARGS
-    )
+    return actor_class.options(
+        num_cpus=0, max_concurrency=1000, scheduling_strategy=head
+    ).remote(ARGS)
 
 
 def nodes_of_stages() -> list[str]:
     """Node ids, stage by stage."""
-    (table,) = [one for one in placement_group_table().values() if one["state"] == "CREATED"]
+    (table,) = [
+        one for one in placement_group_table().values() if one["state"] == "CREATED"
+    ]
     bundles: dict[int, str] = table["bundles_to_node_id"]
     return [bundles[stage] for stage in sorted(bundles)]
 

@@ -31,7 +31,11 @@ async def test_chat_whole_and_streamed_agree(client):
         model=MODEL, messages=QUESTION, temperature=0, max_tokens=20, stream=True
     )
     text = "".join(
-        [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+        [
+            chunk.choices[0].delta.content or ""
+            async for chunk in stream
+            if chunk.choices
+        ]
     )
     assert "Paris" in text
     assert whole.choices[0].message.content == text
@@ -51,7 +55,9 @@ async def test_completion_with_logprobs_and_seed(client):
     assert texts[0] == texts[2] == alone.choices[0].text
     assert len(set(texts)) == 3
     assert len(alone.choices[0].logprobs.token_logprobs) == 8
-    several = await client.completions.create(model=MODEL, prompt="Once upon a", max_tokens=8, n=3)
+    several = await client.completions.create(
+        model=MODEL, prompt="Once upon a", max_tokens=8, n=3
+    )
     assert [choice.index for choice in several.choices] == [0, 1, 2]
 
 
@@ -83,14 +89,21 @@ async def test_a_warm_turn_is_found_by_its_own_api_key_only(client, embedded):
 
 async def test_a_disconnected_client_frees_its_work(client, embedded):
     stream = await client.completions.create(
-        model=MODEL, prompt="Tell me", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        model=MODEL,
+        prompt="Tell me",
+        max_tokens=4000,
+        stream=True,
+        extra_body={"ignore_eos": True},
     )
     async for _ in stream:
         break
     await stream.close()
-    # The pipeline is free again: this would take minutes behind the rest of 4,000 tokens at 32
-    # running requests.
-    answers = [client.completions.create(model=MODEL, prompt="Hi", max_tokens=2) for _ in range(4)]
+    # The pipeline is free again: this would take minutes behind the rest of 4,000
+    # tokens at 32 running requests.
+    answers = [
+        client.completions.create(model=MODEL, prompt="Hi", max_tokens=2)
+        for _ in range(4)
+    ]
     assert all(answer.choices[0].text for answer in await asyncio.gather(*answers))
 
 
@@ -98,7 +111,11 @@ async def test_a_disconnected_client_frees_its_work(client, embedded):
     ("body", "status", "param"),
     [
         (b'{"model": "smollm2-135m-instruct", "prompt": ""}', 400, "prompt"),
-        (b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": NaN}', 400, None),
+        (
+            b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": NaN}',
+            400,
+            None,
+        ),
         (
             b'{"model": "smollm2-135m-instruct", "prompt": "x", "temperature": -1}',
             400,
@@ -130,7 +147,9 @@ async def test_bad_input_is_a_clear_error(embedded, body, status, param):
     headers = {"content-type": "application/json"}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{embedded}/v1/completions", data=body, headers=headers) as answer,
+        session.post(
+            f"{embedded}/v1/completions", data=body, headers=headers
+        ) as answer,
     ):
         assert answer.status == status
         error = json.loads(await answer.text())["error"]

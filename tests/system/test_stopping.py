@@ -40,7 +40,9 @@ class Stream:
     async def begin(
         cls, session: aiohttp.ClientSession, tokens: int, model: str = "random"
     ) -> "Stream":
-        answer = await session.post("/v1/completions", json=body(tokens, model, stream=True))
+        answer = await session.post(
+            "/v1/completions", json=body(tokens, model, stream=True)
+        )
         assert answer.status == 200, await answer.text()
         stream = cls(answer)
         while not stream.frames:
@@ -59,7 +61,9 @@ class Stream:
     @property
     def text(self) -> str:
         chunks = [json.loads(frame) for frame in self.frames if frame.startswith("{")]
-        return "".join(chunk["choices"][0]["text"] for chunk in chunks if "choices" in chunk)
+        return "".join(
+            chunk["choices"][0]["text"] for chunk in chunks if "choices" in chunk
+        )
 
     @property
     def error(self) -> dict | None:
@@ -92,7 +96,9 @@ def family(launcher: int) -> list[psutil.Process]:
 
 def assert_gone(processes: list[psutil.Process], url: str) -> None:
     _, alive = psutil.wait_procs(processes, timeout=1)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert [
+        process for process in alive if process.status() != psutil.STATUS_ZOMBIE
+    ] == []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", int(url.rpartition(":")[2])))
@@ -117,7 +123,9 @@ async def test_sigterm_to_the_process_group_drains(toy):
         async with session.post("/v1/completions", json=body(1)) as refused:
             assert refused.status == 503
             assert refused.headers["retry-after"]
-            assert (await refused.json())["error"]["type"] == "service_unavailable_error"
+            assert (await refused.json())["error"][
+                "type"
+            ] == "service_unavailable_error"
         assert (await short.end()).error is None
         assert len(short.frames) == 51
         assert (await long.end()).error["type"] == "service_unavailable_error"
@@ -169,7 +177,9 @@ def controllers(launcher: int) -> set[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.25, 0.5], ids=["room for both grids", "room for one grid"])
+@pytest.mark.parametrize(
+    "share", [0.25, 0.5], ids=["room for both grids", "room for one grid"]
+)
 async def test_streams_finish_across_a_deploy(tmp_path, share):
     actors = {"num_cpus": CPUS * share}
     with serving(tmp_path, **DEPLOYED, actors=actors) as (url, launcher):

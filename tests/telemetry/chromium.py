@@ -46,7 +46,9 @@ class Page:
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._last += 1
-        await self._socket.send_json({"id": self._last, "method": method, "params": parameters})
+        await self._socket.send_json(
+            {"id": self._last, "method": method, "params": parameters}
+        )
         while True:
             message = await self._socket.receive_json(timeout=30)
             if message.get("method") == "Runtime.exceptionThrown":
@@ -77,7 +79,10 @@ class Page:
         )
         clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
         answer = await self.call(
-            "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True
+            "Page.captureScreenshot",
+            format="png",
+            clip=clip,
+            captureBeyondViewport=True,
         )
         return base64.b64decode(answer["data"])
 
@@ -105,8 +110,12 @@ async def browse(url: str, width: int = 1280, height: int = 800) -> AsyncIterato
                 assert line, "chromium ended"
                 port = re.search(r"ws://[^:]+:(\d+)/", line)
             async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port.group(1)}/json/list") as answer:
-                    (tab,) = [tab for tab in await answer.json() if tab["type"] == "page"]
+                async with session.get(
+                    f"http://127.0.0.1:{port.group(1)}/json/list"
+                ) as answer:
+                    (tab,) = [
+                        tab for tab in await answer.json() if tab["type"] == "page"
+                    ]
                 async with session.ws_connect(
                     tab["webSocketDebuggerUrl"], max_msg_size=0
                 ) as socket:

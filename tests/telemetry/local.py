@@ -30,9 +30,16 @@ class LocalController:
     medha_actors.telemetry.reports.Reports, and every answer is a copy, as over Ray."""
 
     def __init__(
-        self, stages: int = 2, groups: int = 1, pages: int = 4096, slots: int = 0, **sections: Any
+        self,
+        stages: int = 2,
+        groups: int = 1,
+        pages: int = 4096,
+        slots: int = 0,
+        **sections: Any,
     ) -> None:
-        self.config: MedhaConfig = load({"model_loading_config": {"model_id": "toy"}, **sections})
+        self.config: MedhaConfig = load(
+            {"model_loading_config": {"model_id": "toy"}, **sections}
+        )
         grid = Grid(
             stages=stages,
             groups=groups,
@@ -42,9 +49,15 @@ class LocalController:
             max_model_len_tokens=65_536,
             slots_per_group=slots,
         )
-        model = ExecutionModel.analytic(stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8)
+        model = ExecutionModel.analytic(
+            stages, token_s=1e-4, step_s=2e-3, pair_s=1e-8, kv_s=1e-8
+        )
         self.scheduler = Scheduler(
-            self.config.scheduler, self.config.objectives, self.config.cache_name, grid, model
+            self.config.scheduler,
+            self.config.objectives,
+            self.config.cache_name,
+            grid,
+            model,
         )
         self.observer = Observer(self.config.telemetry, grid)
         self.now = 1_000.0
@@ -62,7 +75,9 @@ class LocalController:
     async def take_timelines(self, asked: Asked) -> list[Timeline]:
         return copied(self._reporter.take_timelines(asked), list[Timeline])
 
-    async def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
+    async def last_timelines(
+        self, count: int
+    ) -> tuple[list[Timeline], list[StepReport]]:
         kind = tuple[list[Timeline], list[StepReport]]
         return copied(self._reporter.last_timelines(count), kind)
 
@@ -70,7 +85,11 @@ class LocalController:
         return copied(self._reporter.snapshot(after, self.now), Snapshot)
 
     def add(
-        self, name: str, prompt: int = 100, resumed: Resumed | None = None, tenant: str = ""
+        self,
+        name: str,
+        prompt: int = 100,
+        resumed: Resumed | None = None,
+        tenant: str = "",
     ) -> Accepted | Rejected:
         asked = msgspec.structs.replace(
             request(name, prompt, self.now), resumed=resumed, tenant=tenant

@@ -21,7 +21,9 @@ from medha_actors.errors import UnavailableError
 from medha_actors.messages import FinishedEvent, TokenEvent
 from tests.fakes import FakeEngine, saying
 
-MODEL = ModelLoadingConfig(model_id="toy", model_source="random", max_model_len_tokens=4096)
+MODEL = ModelLoadingConfig(
+    model_id="toy", model_source="random", max_model_len_tokens=4096
+)
 SPAN = "b7ad6b7169203331"
 
 
@@ -72,7 +74,9 @@ class World:
 
         async def told(request):
             recorder = self.controller.observer.recorder
-            recorder.accepted(request, accepted(request, tpot_s=2.0), request.arrived_at)
+            recorder.accepted(
+                request, accepted(request, tpot_s=2.0), request.arrived_at
+            )
             async for event in script(request):
                 if isinstance(event, TokenEvent | FinishedEvent):
                     recorder.happened(event)
@@ -82,19 +86,29 @@ class World:
         self.down = False
         section = TelemetryConfig(tracing=tracing or TracingConfig(), **telemetry)
         config = MedhaConfig(
-            model_loading_config=MODEL, telemetry=section, api_keys=api_keys or ApiKeysConfig()
+            model_loading_config=MODEL,
+            telemetry=section,
+            api_keys=api_keys or ApiKeysConfig(),
         )
         self.observatory = Observatory(config, Reachable(self), "r1")
         self.export = Export()
         if tracing is not None:
             self.observatory.tracing.export = self.export
-        self.server = Server(config, self.engine, toy_text(512, 4096), observatory=self.observatory)
+        self.server = Server(
+            config, self.engine, toy_text(512, 4096), observatory=self.observatory
+        )
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.server.asgi()), base_url="http://medha"
         )
 
     async def complete(self, headers=None, **body) -> httpx.Response:
-        fields = {"model": "toy", "prompt": [65, 66, 67], "max_tokens": 3, "temperature": 0, **body}
+        fields = {
+            "model": "toy",
+            "prompt": [65, 66, 67],
+            "max_tokens": 3,
+            "temperature": 0,
+            **body,
+        }
         return await self.http.post("/v1/completions", json=fields, headers=headers)
 
     async def traced(self, count: int = 1) -> list:

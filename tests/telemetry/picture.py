@@ -43,14 +43,18 @@ async def convoy(url: str) -> None:
         body = _body(PROMPT, 24) | {"stream": True}
         headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
         behind, shorts = list(SHORTS_AT), []
-        async with session.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
+        async with session.post(
+            f"{url}/v1/completions", json=body, headers=headers
+        ) as answer:
             answer.raise_for_status()
             async for line in answer.content:
                 if line.startswith(b": progress") and behind:
                     done = int(line.split()[2].split(b"/")[0])
                     if done >= behind[0] * PROMPT:
                         behind.pop(0)
-                        shorts.append(asyncio.ensure_future(_complete(session, url, SHORT, 2)))
+                        shorts.append(
+                            asyncio.ensure_future(_complete(session, url, SHORT, 2))
+                        )
         await asyncio.gather(*shorts)
 
 
@@ -63,8 +67,12 @@ def _body(prompt: int, tokens: int) -> dict[str, Any]:
     }
 
 
-async def _complete(session: aiohttp.ClientSession, url: str, prompt: int, tokens: int) -> None:
-    async with session.post(f"{url}/v1/completions", json=_body(prompt, tokens)) as answer:
+async def _complete(
+    session: aiohttp.ClientSession, url: str, prompt: int, tokens: int
+) -> None:
+    async with session.post(
+        f"{url}/v1/completions", json=_body(prompt, tokens)
+    ) as answer:
         answer.raise_for_status()
         await answer.read()
 
@@ -138,12 +146,20 @@ def draw(spans: list[Span], path: Path) -> None:
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.12, facecolor="white")
+    figure.savefig(
+        path, dpi=160, bbox_inches="tight", pad_inches=0.12, facecolor="white"
+    )
 
 
-def _row(axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: float) -> None:
-    start, end = ((at - zero) / 1e9 for at in (span.start_time_unix_nano, span.end_time_unix_nano))
-    colour = next((value for name, value in COLOURS.items() if span.name.startswith(name)), OTHERS)
+def _row(
+    axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: float
+) -> None:
+    start, end = (
+        (at - zero) / 1e9 for at in (span.start_time_unix_nano, span.end_time_unix_nano)
+    )
+    colour = next(
+        (value for name, value in COLOURS.items() if span.name.startswith(name)), OTHERS
+    )
     stage, beside = span.name.startswith("stage"), axes.get_yaxis_transform()
     if not stage and depth < 3:
         axes.axhline(
@@ -156,7 +172,11 @@ def _row(axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: f
             zorder=0,
         )
     axes.barh(
-        line, max(end - start, thinnest_s), left=start, height=0.5 if stage else 0.68, color=colour
+        line,
+        max(end - start, thinnest_s),
+        left=start,
+        height=0.5 if stage else 0.68,
+        color=colour,
     )
     axes.text(
         -0.42 + 0.025 * depth,
@@ -178,7 +198,13 @@ def _row(axes: Axes, line: int, depth: int, span: Span, zero: int, thinnest_s: f
     )
     for event in span.events:
         mark = TEXT if event.name == "first_token" else COLOURS["preempted"]
-        axes.plot((event.time_unix_nano - zero) / 1e9, line, marker="|", color=mark, markersize=8)
+        axes.plot(
+            (event.time_unix_nano - zero) / 1e9,
+            line,
+            marker="|",
+            color=mark,
+            markersize=8,
+        )
 
 
 def traced() -> list[Span]:
@@ -189,13 +215,21 @@ def traced() -> list[Span]:
         "parallel": {"spp": 2},
         "scheduler": {"batch_budget_s": 0.4},
         "stream": {"progress_s": 0.01, "first_comment_s": 0.0},
-        "telemetry": {"tracing": {"exporter": "otlp_http", "endpoint": receiver.endpoint}},
+        "telemetry": {
+            "tracing": {"exporter": "otlp_http", "endpoint": receiver.endpoint}
+        },
     }
     try:
-        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), **args) as (url, _):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            serving(Path(folder), **args) as (url, _),
+        ):
             asyncio.run(convoy(url))
-            # They come one by one, in the order in which they were made; this is the last.
-            return receiver.wait(TRACE, lambda spans: any(span.name == "decode" for span in spans))
+            # They come one by one, in the order in which they were made; this is the
+            # last.
+            return receiver.wait(
+                TRACE, lambda spans: any(span.name == "decode" for span in spans)
+            )
     finally:
         receiver.close()
 

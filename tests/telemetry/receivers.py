@@ -8,7 +8,10 @@ from collections.abc import Callable
 from concurrent import futures
 
 import grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import (
+    trace_service_pb2,
+    trace_service_pb2_grpc,
+)
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from oteltap import OtelTapHttpProtobufReceiver, OtelTapHttpProtobufReceiverSettings
 
@@ -29,7 +32,10 @@ class Received:
         return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
     def wait(
-        self, trace_id: str, complete: Callable[[list[Span]], bool], timeout_s: float = 30
+        self,
+        trace_id: str,
+        complete: Callable[[list[Span]], bool],
+        timeout_s: float = 30,
     ) -> list[Span]:
         """All spans of a trace, once they are `complete`."""
         deadline = time.monotonic() + timeout_s
@@ -83,7 +89,9 @@ class GrpcReceiver(Received, trace_service_pb2_grpc.TraceServiceServicer):
         super().__init__()
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.endpoint = (
+            f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        )
         self._server.start()
 
     def Export(self, request, context):

@@ -24,7 +24,9 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 def request(name: str, prompt: int = 100, at: float = START) -> Request:
     return Request(
         id=name,
-        prompt_token_ids=pack_tokens([crc32(name.encode()) % 2**30, *[0] * (prompt - 1)]),
+        prompt_token_ids=pack_tokens(
+            [crc32(name.encode()) % 2**30, *[0] * (prompt - 1)]
+        ),
         sampling=SamplingParams(max_tokens=4),
         arrived_at=at,
         traceparent=f"00-{TRACE}-{len(name):016x}-01",
@@ -57,20 +59,29 @@ class Story:
         self.recorder.accepted(asked, accepted(asked, **objectives), self.now)
         self._places[name] = 0
 
-    def send(self, *chunks: tuple[str, int], preempted=(), evicted=(), groups=(0,)) -> int:
+    def send(
+        self, *chunks: tuple[str, int], preempted=(), evicted=(), groups=(0,)
+    ) -> int:
         """One batch of chunks (request, tokens) in `groups`; returns its id."""
         spans = []
         for name, tokens in chunks:
             start = self._places[name]
-            spans.append(Span(name, start, start + tokens, bytes(4 * tokens), 0, start, ()))
+            spans.append(
+                Span(name, start, start + tokens, bytes(4 * tokens), 0, start, ())
+            )
             self._places[name] = start + tokens
         messages = tuple(
-            StepMessage(self._batch, tuple(spans)) if k in groups else None for k in range(2)
+            StepMessage(self._batch, tuple(spans)) if k in groups else None
+            for k in range(2)
         )
-        batch = Batch(self._batch, messages, 0.02, 0.012, sum(tokens for _, tokens in chunks), 0)
+        batch = Batch(
+            self._batch, messages, 0.02, 0.012, sum(tokens for _, tokens in chunks), 0
+        )
         slacks = tuple(Slack(name, 0.3, 0.6) for name, _ in chunks)
         self.recorder.sent(
-            batch, BatchRecord(self._batch, slacks, tuple(preempted), tuple(evicted)), self.now
+            batch,
+            BatchRecord(self._batch, slacks, tuple(preempted), tuple(evicted)),
+            self.now,
         )
         self._batch += 1
         return batch.id

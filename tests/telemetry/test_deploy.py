@@ -51,7 +51,9 @@ def test_every_volume_is_a_file_here_or_declared():
 
 def test_what_is_mounted_is_what_is_configured():
     compose, scrapes = read("compose.yaml"), read("prometheus.yaml")["scrape_configs"]
-    targets = {volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]}
+    targets = {
+        volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]
+    }
     config = next(
         word
         for word in compose["services"]["prometheus"]["command"]
@@ -60,7 +62,9 @@ def test_what_is_mounted_is_what_is_configured():
     assert config.removeprefix("--config.file=") in targets
     (medha, ray) = scrapes
     serve = yaml.safe_load((FOLDER.parents[1] / "serve_config.yaml").read_text())
-    assert medha["static_configs"][0]["targets"] == [f"127.0.0.1:{serve['http_options']['port']}"]
+    assert medha["static_configs"][0]["targets"] == [
+        f"127.0.0.1:{serve['http_options']['port']}"
+    ]
     assert medha["metrics_path"] == "/metrics"
     (ports,) = ray["file_sd_configs"][0]["files"]
     assert ports == f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
@@ -74,10 +78,14 @@ def test_what_is_mounted_is_what_is_configured():
 def test_everything_is_published_on_this_host_only_and_found_there(monkeypatch):
     services = read("compose.yaml")["services"]
     published = {tuple(port.split(":")) for port in services["jaeger"]["ports"]}
-    assert published == {("127.0.0.1", port, port) for port in ("4317", "4318", "16686")}
+    assert published == {
+        ("127.0.0.1", port, port) for port in ("4317", "4318", "16686")
+    }
     assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
     assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
-    assert {services[name]["network_mode"] for name in ("prometheus", "grafana")} == {"host"}
+    assert {services[name]["network_mode"] for name in ("prometheus", "grafana")} == {
+        "host"
+    }
     urls = {
         source["url"]
         for source in read("grafana/provisioning/datasources/medha.yaml")["datasources"]
@@ -101,7 +109,10 @@ def test_data_sources_are_those_of_the_panels():
     }
     assert {source["type"] for source in sources.values()} == {"prometheus", "jaeger"}
     for panel in (*panels(), *fleet_panels()):
-        used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+        used = [
+            panel["datasource"],
+            *(target["datasource"] for target in panel["targets"]),
+        ]
         assert all(sources[source["uid"]]["type"] == source["type"] for source in used)
 
 
@@ -112,7 +123,9 @@ def test_panels_do_not_overlap_and_their_numbers_differ():
     for panel in every:
         place = panel["gridPos"]
         mine = {
-            (place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])
+            (place["x"] + i, place["y"] + j)
+            for i in range(place["w"])
+            for j in range(place["h"])
         }
         assert place["x"] + place["w"] <= 24
         assert not mine & cells, panel["title"]
@@ -134,7 +147,9 @@ async def samples() -> dict[str, set[str]]:
     for family in text_string_to_metric_families(
         page([*families, *replica.families()], "toy", True)
     ):
-        found.setdefault(family.name + "_total" if family.type == "counter" else family.name, set())
+        found.setdefault(
+            family.name + "_total" if family.type == "counter" else family.name, set()
+        )
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
@@ -194,7 +209,9 @@ async def test_every_metric_and_label_of_the_alerts_exists(samples):
         expect_known(alert["expr"], samples)
         told = " ".join(alert["annotations"].values())
         for label in re.findall(r"\$labels\.(\w+)", told):
-            assert label in alert["expr"] or label in ("kind", "stage", "group"), alert["alert"]
+            assert label in alert["expr"] or label in ("kind", "stage", "group"), alert[
+                "alert"
+            ]
 
 
 def test_every_alert_says_what_to_do():
@@ -208,7 +225,10 @@ def test_every_alert_says_what_to_do():
 
 def test_kubernetes_has_the_same_alerts():
     file = FOLDER.parent / "kubernetes/overlays/monitoring/rules.yaml"
-    assert yaml.safe_load(file.read_text())["spec"]["groups"] == read("alerts.yaml")["groups"]
+    assert (
+        yaml.safe_load(file.read_text())["spec"]["groups"]
+        == read("alerts.yaml")["groups"]
+    )
 
 
 def test_prometheus_reads_the_alerts():

@@ -65,7 +65,9 @@ def test_the_tree_of_a_convoy(long):
     assert all(span.parent.span_id in by_id for span in spans[1:])
 
     def below(parent):
-        return [span for span in spans[1:] if span.parent.span_id == parent.context.span_id]
+        return [
+            span for span in spans[1:] if span.parent.span_id == parent.context.span_id
+        ]
 
     assert [span.name for span in below(root)] == [
         "tokenize",
@@ -76,9 +78,16 @@ def test_the_tree_of_a_convoy(long):
     ]
     prefill, decode = below(root)[3:]
     names = [span.name for span in below(prefill)]
-    assert names == ["prefill.chunk[0]", "prefill.chunk[1]", "prefill.chunk[2]", "preempted"]
+    assert names == [
+        "prefill.chunk[0]",
+        "prefill.chunk[1]",
+        "prefill.chunk[2]",
+        "preempted",
+    ]
     first, second, third, gap = below(prefill)
-    assert first.start_time <= second.start_time < first.end_time, "SPP: two chunks at once"
+    assert first.start_time <= second.start_time < first.end_time, (
+        "SPP: two chunks at once"
+    )
     assert [span.name for span in below(first)] == ["stage[0]", "stage[1]"]
     shards = [f"stage[{stage}].shard[{group}]" for group in (0, 1) for stage in (0, 1)]
     assert [span.name for span in below(third)] == shards
@@ -121,7 +130,10 @@ def test_several_choices_have_a_span_each(long):
 
 def test_a_refused_request_has_a_server_span():
     (root, tokenize) = build(edges([], status=429), [], Resource.create({}))
-    assert (root.attributes["http.response.status_code"], tokenize.name) == (429, "tokenize")
+    assert (root.attributes["http.response.status_code"], tokenize.name) == (
+        429,
+        "tokenize",
+    )
     assert "slo_met" not in root.attributes
 
 
@@ -136,7 +148,11 @@ def test_a_million_tokens_stay_under_a_bound():
     spans = build(edges([timeline]), [timeline], Resource.create({}))
     assert len(spans) <= 6 + 96 * (1 + 4)
     assert (
-        sum(span.attributes["tokens"] for span in spans if span.name.startswith("prefill.chunk"))
+        sum(
+            span.attributes["tokens"]
+            for span in spans
+            if span.name.startswith("prefill.chunk")
+        )
         == 1_000_000
     )
 
@@ -148,13 +164,21 @@ def test_a_real_receiver_gets_the_tree(exporter, long):
     try:
         export.offer(edges([long]), [long])
         export.close()
-        spans = receiver.wait(TRACE, lambda spans: any(span.name == "decode" for span in spans))
+        spans = receiver.wait(
+            TRACE, lambda spans: any(span.name == "decode" for span in spans)
+        )
     finally:
         receiver.close()
-    (root,) = [span for span in spans if int.from_bytes(span.parent_span_id, "big") == PARENT]
+    (root,) = [
+        span for span in spans if int.from_bytes(span.parent_span_id, "big") == PARENT
+    ]
     assert root.name == "POST /v1/completions"
     assert facts(root)["slo_met"] is False
-    assert [span.name for span in children(spans, root)][:3] == ["tokenize", "admission", "queue"]
+    assert [span.name for span in children(spans, root)][:3] == [
+        "tokenize",
+        "admission",
+        "queue",
+    ]
     assert (
         len(spans)
         == len(build(edges([long]), [long], Resource.create({})))
@@ -203,7 +227,9 @@ def test_a_backend_that_is_wrong_costs_one_log_line(exporter, endpoint, long, ca
     with http.server.HTTPServer(("127.0.0.1", 0), NotOtlp) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = TracingConfig(
-            exporter=exporter, endpoint=endpoint.format(port=server.server_port), timeout_s=0.2
+            exporter=exporter,
+            endpoint=endpoint.format(port=server.server_port),
+            timeout_s=0.2,
         )
         export = SpanExport(config)
         with caplog.at_level(logging.WARNING):
@@ -211,8 +237,13 @@ def test_a_backend_that_is_wrong_costs_one_log_line(exporter, endpoint, long, ca
                 export.offer(edges([long], i), [long])
             export.close(timeout_s=30)
         server.shutdown()
-    assert export.spans() == (0, 39 * len(build(edges([long]), [long], Resource.create({}))))
-    assert [record.message.split(" (")[0] for record in caplog.records] == ["traces are lost"]
+    assert export.spans() == (
+        0,
+        39 * len(build(edges([long]), [long], Resource.create({}))),
+    )
+    assert [record.message.split(" (")[0] for record in caplog.records] == [
+        "traces are lost"
+    ]
 
 
 class Scripted(SpanExporter):
@@ -245,7 +276,9 @@ def test_a_backend_that_never_answers_delays_nobody_and_memory_is_bounded(long):
     assert entered.wait(10)
     assert per_offer_s < 0.005
     lost = export.spans()[1]
-    assert lost >= 3000 - 1024 - 512 - 1  # both queues are full, and one is between them
+    assert (
+        lost >= 3000 - 1024 - 512 - 1
+    )  # both queues are full, and one is between them
     stuck.set()
     export.close(timeout_s=30)
 
@@ -264,7 +297,11 @@ class Slow(SpanExporter):
 
 
 def test_a_backend_that_is_too_slow_costs_one_log_line_and_whole_traces(long, caplog):
-    slow, traces, each = Slow(), 300, len(build(edges([long]), [long], Resource.create({})))
+    slow, traces, each = (
+        Slow(),
+        300,
+        len(build(edges([long]), [long], Resource.create({}))),
+    )
     export = SpanExport(TracingConfig(exporter="otlp_http", queue_spans=2048), slow)
     backend = export.backend
     with caplog.at_level(logging.WARNING):
@@ -274,7 +311,9 @@ def test_a_backend_that_is_too_slow_costs_one_log_line_and_whole_traces(long, ca
                 slow.let.release()  # it does take some, but not nearly enough
         while backend.taken_spans + backend.dropped_spans < traces * each:
             time.sleep(0.01)
-        assert [record.message.split(" (")[0] for record in caplog.records] == ["traces are lost"]
+        assert [record.message.split(" (")[0] for record in caplog.records] == [
+            "traces are lost"
+        ]
         assert "too slow" in caplog.text
         slow.let.release(100)
         export.close(timeout_s=30)

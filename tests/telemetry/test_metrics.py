@@ -81,10 +81,15 @@ async def test_the_figures_are_those_of_the_requests():
     ):
         name = f"medha_{name}_seconds"
         counts = {
-            s.labels["class"]: s.value for s in families[name].samples if s.name == f"{name}_count"
+            s.labels["class"]: s.value
+            for s in families[name].samples
+            if s.name == f"{name}_count"
         }
         assert counts == {"short": 5 * each, "long": each, "medium": 0, "huge": 0}
-    assert value(families, "medha_prefill_chunk_tokens", "medha_prefill_chunk_tokens_sum") == 24_500
+    assert (
+        value(families, "medha_prefill_chunk_tokens", "medha_prefill_chunk_tokens_sum")
+        == 24_500
+    )
     assert (
         value(families, "medha_num_preemptions")
         == controller.scheduler.stats().preemptions_total
@@ -93,10 +98,19 @@ async def test_the_figures_are_those_of_the_requests():
     assert value(families, "medha_kv_cache_pages", state="used") == 0
     slack = families["medha_prefill_relative_slack"]
     assert {s.labels["class"] for s in slack.samples} == {"short", "long"}
-    steps, name = controller.scheduler.stats().batches_total, "medha_batch_budget_used_ratio"
-    assert value(families, name, f"{name}_count") == value(families, "medha_steps") == steps
+    steps, name = (
+        controller.scheduler.stats().batches_total,
+        "medha_batch_budget_used_ratio",
+    )
+    assert (
+        value(families, name, f"{name}_count")
+        == value(families, "medha_steps")
+        == steps
+    )
     name = "medha_predictor_error_ratio"
-    assert value(families, name, f"{name}_bucket", le="0.01") == steps, "time was as predicted"
+    assert value(families, name, f"{name}_bucket", le="0.01") == steps, (
+        "time was as predicted"
+    )
 
 
 async def test_idle_time_without_requests_is_no_bubble():
@@ -116,7 +130,10 @@ async def test_a_stage_that_waits_for_work_in_hand_is_a_bubble():
     controller.run()  # one decode at a time: each stage idles while the other works
     families = await scrape(controller)
     busy = value(families, "medha_stage_busy_seconds", stage="0", group="0")
-    assert value(families, "medha_pipeline_bubble_seconds", stage="0", group="0") > busy / 2
+    assert (
+        value(families, "medha_pipeline_bubble_seconds", stage="0", group="0")
+        > busy / 2
+    )
 
 
 async def test_a_refusal_is_counted():
@@ -135,7 +152,9 @@ async def test_replicas_figures_stand_beside_each_other_and_leave_with_them():
         for _ in range(2):  # reports are whole, so repeating one changes nothing
             await controller.report(name, figures.families())
     families = await scrape(controller)
-    total = {s.labels["replica"]: s.value for s in families["medha_http_requests"].samples}
+    total = {
+        s.labels["replica"]: s.value for s in families["medha_http_requests"].samples
+    }
     assert total == {"r1": 2, "r2": 3}
     assert (
         value(
@@ -148,7 +167,9 @@ async def test_replicas_figures_stand_beside_each_other_and_leave_with_them():
     )
     controller.observer.gone("r1")
     families = await scrape(controller)
-    assert [s.labels["replica"] for s in families["medha_http_requests"].samples] == ["r2"]
+    assert [s.labels["replica"] for s in families["medha_http_requests"].samples] == [
+        "r2"
+    ]
 
 
 def test_labels_are_escaped():
@@ -167,14 +188,19 @@ def test_a_bound_belongs_to_its_bucket(observed, bucket):
 
 
 async def test_the_controller_says_which_unsampled_requests_missed():
-    controller = LocalController(objectives={"ttft_floor_s": 0.05, "ttft_multiplier": 1.0})
+    controller = LocalController(
+        objectives={"ttft_floor_s": 0.05, "ttft_multiplier": 1.0}
+    )
     controller.add("punctual", 16)
     controller.run()
     controller.add("late", 2000)
     controller.now += 10
     controller.run()
     found = await controller.take_timelines(Asked(["punctual"], ["late", "unknown"]))
-    assert [(t.id, t.missed()) for t in found] == [("punctual", ()), ("late", ("ttft",))]
+    assert [(t.id, t.missed()) for t in found] == [
+        ("punctual", ()),
+        ("late", ("ttft",)),
+    ]
     assert await controller.take_timelines(Asked([], ["punctual"])) == []
 
 
@@ -184,11 +210,15 @@ async def test_a_batch_that_only_loads_is_counted_as_such():
         controller.add(name, prompt)
         controller.run()
     families = await scrape(controller)
-    loaded = value(families, "medha_kv_offload_load_pages", "medha_kv_offload_load_pages_total")
+    loaded = value(
+        families, "medha_kv_offload_load_pages", "medha_kv_offload_load_pages_total"
+    )
     assert loaded == 29, "31 full pages, of which 2 had stayed"
     assert value(families, "medha_external_prefix_cache_hits") == 16 * loaded
     assert value(families, "medha_external_prefix_cache_queries") == 1600 - 2 * 16
     assert value(families, "medha_kv_offload_store_pages") >= loaded
     assert 0 < value(families, "medha_kv_offload_usage_perc") < 1
-    chunks = [timeline.chunks_total for timeline in await controller.find_timelines("a")]
+    chunks = [
+        timeline.chunks_total for timeline in await controller.find_timelines("a")
+    ]
     assert min(chunks) == 1, "the second time it computed its last tokens alone"

@@ -45,7 +45,9 @@ async def test_the_trace_context_goes_in_and_comes_out(make):
         (None, TraceParent(9, 2, True), 9),
     ],
 )
-async def test_a_caller_who_traces_is_never_lost(make, monkeypatch, serve, caller, trace):
+async def test_a_caller_who_traces_is_never_lost(
+    make, monkeypatch, serve, caller, trace
+):
     world = make()
     monkeypatch.setattr(world.observatory.tracing, "serve_span", lambda: serve)
     answer = await world.complete({"traceparent": str(caller)} if caller else None)
@@ -58,7 +60,9 @@ async def test_a_caller_who_traces_is_never_lost(make, monkeypatch, serve, calle
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_edges_of_a_request(make, monkeypatch, stream):
     world = make(tracing=exporting(monkeypatch))
-    answer = await world.complete({"traceparent": f"00-{TRACE}-{SPAN}-01"}, stream=stream)
+    answer = await world.complete(
+        {"traceparent": f"00-{TRACE}-{SPAN}-01"}, stream=stream
+    )
     assert answer.status_code == 200
     ((edges, timelines),) = await world.traced()
     assert (f"{edges.trace_id:032x}", f"{edges.parent_span_id:016x}") == (TRACE, SPAN)
@@ -91,16 +95,22 @@ async def test_refusals_and_errors_are_traced_too(make, monkeypatch):
     assert sorted(edges.status for edges, _ in offered) == [400, 429]
 
 
-async def test_a_trace_tells_whose_request_it_was_and_no_key(make, monkeypatch, tmp_path):
+async def test_a_trace_tells_whose_request_it_was_and_no_key(
+    make, monkeypatch, tmp_path
+):
     secret = "sk-ann-0123456789"
     (tmp_path / "keys").write_text(f"ann research {secret}")
     keys = ApiKeysConfig(file=str(tmp_path / "keys"))
     world = make(tracing=exporting(monkeypatch), api_keys=keys)
     assert (await world.complete()).status_code == 401
-    assert (await world.complete({"authorization": f"Bearer {secret}"})).status_code == 200
+    assert (
+        await world.complete({"authorization": f"Bearer {secret}"})
+    ).status_code == 200
     ((edges, timelines),) = await world.traced()
     assert (edges.key, edges.tenant) == ("ann", "research")
-    facts = [dict(span.attributes) for span in build(edges, timelines, Resource.create({}))]
+    facts = [
+        dict(span.attributes) for span in build(edges, timelines, Resource.create({}))
+    ]
     assert facts[0]["medha.tenant"] == "research"
     assert secret not in f"{facts} {edges} {timelines}"
 

@@ -25,13 +25,19 @@ async def test_metrics_over_http(make):
     await world.complete(max_tokens=-1)
     answer = await world.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    counted = {s.labels["status"]: s.value for s in families["medha_http_requests"].samples}
+    families = {
+        family.name: family for family in text_string_to_metric_families(answer.text)
+    }
+    counted = {
+        s.labels["status"]: s.value for s in families["medha_http_requests"].samples
+    }
     assert counted == {"200": 1, "400": 1}
     assert families["medha_engine_up"].samples[0].value == 1
     world.down = True
     answer = await world.http.get("/metrics")
-    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    families = {
+        family.name: family for family in text_string_to_metric_families(answer.text)
+    }
     assert answer.status_code == 200
     assert families["medha_engine_up"].samples[0].value == 0
     assert "medha_http_requests" in families
@@ -43,7 +49,9 @@ async def test_timelines_can_be_had_without_a_backend(make):
     for name in (answer.headers["x-medha-trace-id"], "mine", answer.json()["id"]):
         trace = (await world.http.get(f"/medha/trace/{name}")).json()
         assert any(event["name"] == "decode" for event in trace["traceEvents"])
-        facts = (await world.http.get(f"/medha/trace/{name}?format=timeline")).json()["timelines"]
+        facts = (await world.http.get(f"/medha/trace/{name}?format=timeline")).json()[
+            "timelines"
+        ]
         assert facts[0]["trace_id"] == answer.headers["x-medha-trace-id"]
         assert facts[0]["missed"] == []
     recent = await world.http.get("/medha/timelines?last=5")
@@ -55,14 +63,20 @@ async def test_timelines_can_be_had_without_a_backend(make):
 
 
 async def test_where_the_backend_is_looked_at(make, monkeypatch):
-    world = make(tracing=exporting(monkeypatch, ui_url="http://jaeger/trace/{trace_id}"))
+    world = make(
+        tracing=exporting(monkeypatch, ui_url="http://jaeger/trace/{trace_id}")
+    )
     await world.complete({"traceparent": f"00-{TRACE}-{SPAN}-01"})
-    facts = (await world.http.get(f"/medha/trace/{TRACE}?format=timeline")).json()["timelines"]
+    facts = (await world.http.get(f"/medha/trace/{TRACE}?format=timeline")).json()[
+        "timelines"
+    ]
     assert facts[0]["ui_url"] == f"http://jaeger/trace/{TRACE}"
 
 
 async def test_switched_off_nothing_is_left(make):
-    config = MedhaConfig(model_loading_config=MODEL, telemetry=TelemetryConfig(enabled=False))
+    config = MedhaConfig(
+        model_loading_config=MODEL, telemetry=TelemetryConfig(enabled=False)
+    )
     server = Server(config, FakeEngine(saying(b"x")), toy_text(512, 4096))
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(server.asgi()), base_url="http://medha"
@@ -85,7 +99,9 @@ async def test_of_a_fleet_the_asked_grid_is_drawn_and_all_have_a_row():
     for name, controller in controllers.items():
         controller.add(f"in-{name}", 3000)
         controller.run(2)
-    page = LivePage(TelemetryConfig(live_period_s=0.05), FleetReports(lambda: controllers))
+    page = LivePage(
+        TelemetryConfig(live_period_s=0.05), FleetReports(lambda: controllers)
+    )
     viewers = {}
     for asked in ("", "b", "gone"):
         answer = await page.feed(looking(f"grid={asked}".encode()))
@@ -124,7 +140,8 @@ async def test_the_feed_runs_only_while_somebody_looks(make):
     for frames in viewers:
         assert (await anext(frames)).startswith(b": ")
     snapshots = [
-        msgspec.json.decode((await anext(frames)).removeprefix(b"data: ")) for frames in viewers
+        msgspec.json.decode((await anext(frames)).removeprefix(b"data: "))
+        for frames in viewers
     ]
     assert snapshots[0] == snapshots[1], "one question for all viewers"
     assert snapshots[0]["queue"][0]["request_id"] == "a"
@@ -132,7 +149,9 @@ async def test_the_feed_runs_only_while_somebody_looks(make):
     later = msgspec.json.decode((await anext(viewers[0])).removeprefix(b"data: "))
     assert later["steps"] == [], "nothing has happened since"
     world.down = True
-    while "error" not in msgspec.json.decode((await anext(viewers[0])).removeprefix(b"data: ")):
+    while "error" not in msgspec.json.decode(
+        (await anext(viewers[0])).removeprefix(b"data: ")
+    ):
         pass
     await viewers[0].aclose()
     [task] = asking()

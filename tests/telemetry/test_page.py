@@ -31,7 +31,9 @@ needs_chromium = pytest.mark.skipif(executable() is None, reason="needs Chromium
 @pytest.fixture
 async def address(make_world):
     """The URL of a server on a free port."""
-    config = uvicorn.Config(make_world.server.asgi(), log_level="error", lifespan="off", ws="none")
+    config = uvicorn.Config(
+        make_world.server.asgi(), log_level="error", lifespan="off", ws="none"
+    )
     config.load()
     state = uvicorn.server.ServerState()
     loop = asyncio.get_running_loop()
@@ -65,10 +67,12 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
         controller.run(4)
         controller.now += 0.01
         await page.until("steps.length >= 4")
-        assert await page.evaluate("document.querySelectorAll('#queue tr').length - 1") == len(
-            controller.scheduler.live.queue
+        assert await page.evaluate(
+            "document.querySelectorAll('#queue tr').length - 1"
+        ) == len(controller.scheduler.live.queue)
+        assert "2 stages" in await page.evaluate(
+            "document.getElementById('state').textContent"
         )
-        assert "2 stages" in await page.evaluate("document.getElementById('state').textContent")
         assert await page.evaluate("document.querySelectorAll('#kv .bar').length") == 1
         assert await page.evaluate("document.querySelectorAll('.tile').length") == 11
         await page.until(  # coloured pixels in the pipeline's rows
@@ -78,12 +82,19 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
             "Math.min(d[i], d[i + 1], d[i + 2]) > 60) n++; return n > 50 })()"
         )
         controller.run()
-        await page.until("document.getElementById('queue').textContent.includes('nobody waits')")
+        await page.until(
+            "document.getElementById('queue').textContent.includes('nobody waits')"
+        )
         make_world.down = True
         await page.until("document.getElementById('state').className === 'lost'")
         make_world.down = False
         await page.until("document.getElementById('state').className === ''")
-        for name in ("chatcmpl-0123456789abcdef-1a2b3c4d-0", "cmpl-a-b-0", "resp_a-b-0", "mine"):
+        for name in (
+            "chatcmpl-0123456789abcdef-1a2b3c4d-0",
+            "cmpl-a-b-0",
+            "resp_a-b-0",
+            "mine",
+        ):
             assert await page.evaluate(f"short('{name}')") == page_name(name)
         for name, colour in COLOURS.items():
             assert await page.evaluate(f"colour('{name}')") == colour
@@ -94,9 +105,13 @@ async def test_the_page_shows_pipeline_queue_and_caches(make_world, address):
 
 def colours(names: list[str]) -> list[str]:
     """As the page's own function gives them, in a new process each time."""
-    (function,) = re.findall(r"^function colour.*?^}$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (function,) = re.findall(
+        r"^function colour.*?^}$", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
     script = f"{function}\nconsole.log(JSON.stringify({json.dumps(names)}.map(colour)))"
-    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        ["node", "-e", script], capture_output=True, text=True, check=True
+    )
     return list(json.loads(run.stdout))
 
 
@@ -135,11 +150,15 @@ console.log(JSON.stringify([alone, elements.fleet.hidden, elements.grids.innerHT
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_several_grids_have_a_table_and_one_has_none():
     page = PAGE.read_text()
-    wanted = r"^(?:const text =.*?;$|const paces.*?;$|function (?:time|pace|grids)\(.*?^}$)"
+    wanted = (
+        r"^(?:const text =.*?;$|const paces.*?;$|function (?:time|pace|grids)\(.*?^}$)"
+    )
     parts = re.findall(wanted, page, re.DOTALL | re.MULTILINE)
     assert len(parts) == 5
     script = GRIDS.replace("SCRIPT", "\n".join(parts))
-    run = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        ["node", "-e", script], capture_output=True, text=True, check=True
+    )
     alone, hidden, table = json.loads(run.stdout)
     assert (alone, hidden) == (True, False)
     assert 'class="drawn"' in table

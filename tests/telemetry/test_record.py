@@ -39,13 +39,20 @@ def test_a_preempted_prefill_names_who_took_its_turn():
 
 
 def test_an_evicted_request_names_for_whom():
-    controller = LocalController(stages=1, pages=8, scheduler={"max_running_requests": 8})
+    controller = LocalController(
+        stages=1, pages=8, scheduler={"max_running_requests": 8}
+    )
     controller.add("a", 47)
-    controller.add("b", 63)  # four pages each hold the prompts and at most one token more
+    controller.add(
+        "b", 63
+    )  # four pages each hold the prompts and at most one token more
     controller.run()
     timelines = controller.observer.recorder.finished
     evicted = [
-        (t.id, gap.by) for t in timelines.values() for gap in t.gaps if gap.kind == "evicted"
+        (t.id, gap.by)
+        for t in timelines.values()
+        for gap in t.gaps
+        if gap.kind == "evicted"
     ]
     assert controller.scheduler.stats().evictions_total == len(evicted) > 0
     assert all(victim in timelines and by in timelines for victim, by in evicted)

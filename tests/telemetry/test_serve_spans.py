@@ -68,7 +68,10 @@ def test_serves_spans_are_moved_below_the_callers(moving, sent):
     _, span_id = ended(moving, caller)
     inner, outer = sent.get_finished_spans()
     assert (outer.context.trace_id, outer.context.span_id) == (caller.trace_id, span_id)
-    assert (outer.parent.trace_id, outer.parent.span_id) == (caller.trace_id, caller.span_id)
+    assert (outer.parent.trace_id, outer.parent.span_id) == (
+        caller.trace_id,
+        caller.span_id,
+    )
     assert (inner.context.trace_id, inner.parent.span_id) == (caller.trace_id, span_id)
     assert outer.attributes["app"] == "medha"
     assert moving.callers == {}
@@ -87,9 +90,13 @@ def test_a_caller_who_does_not_sample_gets_none_of_serves_spans(moving, sent):
 
 
 @pytest.mark.parametrize("sampled", [True, False])
-async def test_our_span_is_below_serves_which_is_below_the_callers(moving, monkeypatch, sampled):
+async def test_our_span_is_below_serves_which_is_below_the_callers(
+    moving, monkeypatch, sampled
+):
     world, caller = World(), parse(CALLER)._replace(sampled=sampled)
-    monkeypatch.setattr(world.observatory.tracing, "serve_span", lambda: TraceParent(7, 1, True))
+    monkeypatch.setattr(
+        world.observatory.tracing, "serve_span", lambda: TraceParent(7, 1, True)
+    )
     monkeypatch.setattr(tracing, "serve_spans", moving)
     parent = world.observatory.tracing.parent(caller)
     assert parent == (TraceParent(caller.trace_id, 1, True) if sampled else caller)
@@ -116,23 +123,34 @@ def test_with_tracing_config_there_is_one_tree(tmp_path, monkeypatch):
             return answer.headers["x-medha-trace-id"]
 
     try:
-        with serving(tmp_path, tracing_config=serve, **TINY, telemetry=telemetry) as (url, _):
+        with serving(tmp_path, tracing_config=serve, **TINY, telemetry=telemetry) as (
+            url,
+            _,
+        ):
             traces = [
-                asyncio.run(request(url, headers)) for headers in ({}, {"traceparent": CALLER})
+                asyncio.run(request(url, headers))
+                for headers in ({}, {"traceparent": CALLER})
             ]
         # The server has ended: what it had not sent before, it has sent then.
         for trace, above in zip(traces, ("", "b7ad6b7169203331"), strict=True):
             spans = receiver.wait(
-                trace, lambda spans: {"decode", "replica"} <= {s.name.split("_")[0] for s in spans}
+                trace,
+                lambda spans: (
+                    {"decode", "replica"} <= {s.name.split("_")[0] for s in spans}
+                ),
             )
             (top,) = [
-                span for span in spans if span.parent_span_id not in {s.span_id for s in spans}
+                span
+                for span in spans
+                if span.parent_span_id not in {s.span_id for s in spans}
             ]
             assert (top.name.split()[0], top.parent_span_id.hex()) == (
                 "replica_handle_request",
                 above,
             )
-            assert [span.name for span in children(spans, top)] == ["POST /v1/completions"]
+            assert [span.name for span in children(spans, top)] == [
+                "POST /v1/completions"
+            ]
         assert traces[1] == CALLER.split("-")[1]
     finally:
         receiver.close()

@@ -43,7 +43,11 @@ class Traced:
         self.url, self.receiver = url, receiver
 
     async def complete(
-        self, session: aiohttp.ClientSession, prompt: int, tokens: int, trace: str | None = None
+        self,
+        session: aiohttp.ClientSession,
+        prompt: int,
+        tokens: int,
+        trace: str | None = None,
     ):
         headers = {"traceparent": f"00-{trace}-{SPAN}-01"} if trace else {}
         fields = {
@@ -54,7 +58,9 @@ class Traced:
         # All prompts begin alike, and every chunk of the long one is to be seen.
         uncached = {"medha": {"cache": False}}
         body = {**fields, **uncached, "temperature": 0, "ignore_eos": True}
-        async with session.post(f"{self.url}/v1/completions", json=body, headers=headers) as answer:
+        async with session.post(
+            f"{self.url}/v1/completions", json=body, headers=headers
+        ) as answer:
             assert answer.status == 200
             return answer.headers["x-medha-trace-id"], await answer.json()
 
@@ -72,7 +78,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
         "ui_url": "http://jaeger/trace/{trace_id}",
     }
     try:
-        with serving(tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}) as (
+        with serving(
+            tmp_path_factory.mktemp("traced"), **ARGS, telemetry={"tracing": tracing}
+        ) as (
             url,
             _,
         ):
@@ -92,7 +100,9 @@ def convoy(traced: Traced) -> dict[str, list[Span]]:
             shorts: list[str] = []
             # whenever two are through, two more come, as long as the long one runs
             while not long.done():
-                pair = await asyncio.gather(*[traced.complete(session, 300, 3) for _ in range(2)])
+                pair = await asyncio.gather(
+                    *[traced.complete(session, 300, 3) for _ in range(2)]
+                )
                 shorts += [trace for trace, _ in pair]
             return [(await long)[0], *shorts]
 
@@ -113,7 +123,9 @@ def test_one_trace_one_tree(convoy):
         assert root.parent_span_id.hex() == (SPAN if trace == LONG else "")
         ids = {span.span_id for span in spans}
         assert all(span.parent_span_id in ids for span in spans if span is not root)
-        assert all(span.start_time_unix_nano <= span.end_time_unix_nano for span in spans)
+        assert all(
+            span.start_time_unix_nano <= span.end_time_unix_nano for span in spans
+        )
         names = [span.name for span in children(spans, root)]
         assert names == ["tokenize", "admission", "queue", "prefill", "decode"]
         assert isinstance(facts(root)["slo_met"], bool)
@@ -122,22 +134,38 @@ def test_one_trace_one_tree(convoy):
 def test_a_long_request_shows_its_chunks_stages_and_shards(convoy):
     spans = convoy[LONG]
     (prefill,) = [span for span in spans if span.name == "prefill"]
-    chunks = [span for span in children(spans, prefill) if span.name.startswith("prefill.chunk")]
+    chunks = [
+        span
+        for span in children(spans, prefill)
+        if span.name.startswith("prefill.chunk")
+    ]
     at = 0
     for chunk in chunks:
         told = facts(chunk)
         assert told["start"] == at
-        assert {"kv_tokens", "predicted_s", "actual_s", "slack_before_s", "batch_id"} <= set(told)
+        assert {
+            "kv_tokens",
+            "predicted_s",
+            "actual_s",
+            "slack_before_s",
+            "batch_id",
+        } <= set(told)
         at += told["tokens"]
     assert at == 3500
     overlaps = [
-        b for a, b in itertools.pairwise(chunks) if b.start_time_unix_nano < a.end_time_unix_nano
+        b
+        for a, b in itertools.pairwise(chunks)
+        if b.start_time_unix_nano < a.end_time_unix_nano
     ]
     assert overlaps, "several chunks were in the pipeline at once"
     names = [{span.name for span in children(spans, chunk)} for chunk in chunks]
     assert names[0] == {"stage[0]", "stage[1]"}
-    assert names[-1] == {f"stage[{stage}].shard[{group}]" for stage in (0, 1) for group in (0, 1)}
-    (shard,) = [span for span in children(spans, chunks[-1]) if span.name == "stage[1].shard[0]"]
+    assert names[-1] == {
+        f"stage[{stage}].shard[{group}]" for stage in (0, 1) for group in (0, 1)
+    }
+    (shard,) = [
+        span for span in children(spans, chunks[-1]) if span.name == "stage[1].shard[0]"
+    ]
     assert 0 < facts(shard)["exchange_s"] < facts(shard)["busy_s"]
 
 
@@ -159,9 +187,14 @@ def test_a_preempted_gap_is_linked_to_who_took_the_turn(convoy):
 
 def test_metrics_are_the_same_whichever_replica_is_asked(traced, convoy):
     def scrape():
-        families = {f.name: f for f in text_string_to_metric_families(traced.get("/metrics"))}
+        families = {
+            f.name: f for f in text_string_to_metric_families(traced.get("/metrics"))
+        }
         engine = families["medha_prompt_tokens"].samples[0].value
-        replicas = {s.labels["replica"]: s.value for s in families["medha_http_requests"].samples}
+        replicas = {
+            s.labels["replica"]: s.value
+            for s in families["medha_http_requests"].samples
+        }
         return engine, replicas
 
     seen = [scrape() for _ in range(8)]

@@ -14,7 +14,9 @@ async def test_each_tenants_work_and_waits_are_told():
     controller.add("plain", 500)
     controller.run(1)
     waiting = await scrape(controller)
-    assert value(waiting, "medha_tenant_requests", tenant="greedy", state="waiting") == 1
+    assert (
+        value(waiting, "medha_tenant_requests", tenant="greedy", state="waiting") == 1
+    )
     assert value(waiting, "medha_tenant_backlog_seconds", tenant="greedy") > 0
     controller.run()
     families = await scrape(controller)

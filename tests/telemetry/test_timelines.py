@@ -20,13 +20,23 @@ def test_a_convoy_is_told_in_full():
     ]
     first, second, last = timeline.chunks
     assert second.sent_at < first.done_at, "two chunks were in the pipeline at once"
-    assert (first.predicted_s, first.actual_s, first.slack_before_s, first.relative_slack) == (
+    assert (
+        first.predicted_s,
+        first.actual_s,
+        first.slack_before_s,
+        first.relative_slack,
+    ) == (
         0.012,
         0.01,
         0.3,
         0.5,
     )
-    assert [(work.stage, work.group) for work in last.work] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert [(work.stage, work.group) for work in last.work] == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+    ]
     assert [work.exchange_s for work in last.work] == [0.002, 0.001, 0.002, 0.001]
     (gap,) = timeline.gaps
     assert (gap.kind, gap.by, gap.by_traceparent) == (
@@ -34,7 +44,9 @@ def test_a_convoy_is_told_in_full():
         "short",
         f"00-{TRACE}-{5:016x}-01",
     )
-    assert gap.gap_s == pytest.approx(last.sent_at - gap.from_at) == pytest.approx(0.021)
+    assert (
+        gap.gap_s == pytest.approx(last.sent_at - gap.from_at) == pytest.approx(0.021)
+    )
     (stall,) = timeline.stalls
     assert (stall.index, timeline.stalls_total) == (2, 1)
     assert timeline.largest_gap_s == pytest.approx(0.5)
@@ -61,7 +73,11 @@ def test_objectives(first_token_after, reason, missed):
 
 
 @given(
-    st.lists(st.sampled_from(["chunk", "chunk", "chunk", "gap", "two"]), min_size=1, max_size=300)
+    st.lists(
+        st.sampled_from(["chunk", "chunk", "chunk", "gap", "two"]),
+        min_size=1,
+        max_size=300,
+    )
 )
 @settings(max_examples=60)
 def test_whatever_happens_a_timeline_is_bounded_and_loses_no_token(story_line):
@@ -96,7 +112,9 @@ def test_runs_of_a_coalesced_prefill_have_similar_lengths():
     counts = [chunk.count for chunk in story.recorder.live["long"].chunks]
     assert len(counts) <= 16
     assert max(counts[:-1]) <= 2 * sorted(counts)[len(counts) // 2]
-    assert story.recorder.live["long"].chunks[0].actual_s == pytest.approx(0.01 * counts[0])
+    assert story.recorder.live["long"].chunks[0].actual_s == pytest.approx(
+        0.01 * counts[0]
+    )
 
 
 def test_runs_stop_at_a_preemption():
@@ -108,7 +126,9 @@ def test_runs_stop_at_a_preemption():
             story.step(("short", 10), preempted=[("long", "short")])
         story.step(("long", 10))
     timeline = story.recorder.live["long"]
-    assert any(chunk.index == 20 for chunk in timeline.chunks), "a run begins where the gap ends"
+    assert any(chunk.index == 20 for chunk in timeline.chunks), (
+        "a run begins where the gap ends"
+    )
 
 
 def test_only_the_last_requests_are_kept():

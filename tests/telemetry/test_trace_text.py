@@ -12,7 +12,11 @@ from medha_actors.telemetry.timelines import Timeline
 
 def told(timeline: Timeline) -> list[str]:
     facts: dict[str, Any] = msgspec.to_builtins(timeline)
-    more = {"missed": list(timeline.missed()), "ttft_s": timeline.ttft_s, "tpot_s": timeline.tpot_s}
+    more = {
+        "missed": list(timeline.missed()),
+        "ttft_s": timeline.ttft_s,
+        "tpot_s": timeline.tpot_s,
+    }
     return lines({**facts, **more, "trace_id": None})
 
 
@@ -24,7 +28,13 @@ def test_what_happened_is_told_in_order():
         line.split(" s ", 1)[1].replace("█", "").split("  ")[-1].strip().split(":")[0]
         for line in text[3:]
     ]
-    assert parts[2:] == ["chunk 0", "chunk 1", "preempted by short", "chunk 2", "decode"]
+    assert parts[2:] == [
+        "chunk 0",
+        "chunk 1",
+        "preempted by short",
+        "chunk 2",
+        "decode",
+    ]
 
 
 @pytest.mark.parametrize(("times", "rows"), [(3, 3), (40, 1)])

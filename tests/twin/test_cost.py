@@ -5,7 +5,13 @@ import json
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.twin.cost import StageCost, kv_token_bytes, layers_of, profile_of, weight_bytes
+from loadgen.twin.cost import (
+    StageCost,
+    kv_token_bytes,
+    layers_of,
+    profile_of,
+    weight_bytes,
+)
 from loadgen.twin.hardware import HARDWARE, hardware_of
 from loadgen.twin.models import MODELS, model_of
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
@@ -19,7 +25,9 @@ def test_known_sizes():
     assert model_of("llama-3-70b").parameters == pytest.approx(70.6e9, rel=0.01)
     assert model_of("smollm2-135m").parameters == pytest.approx(134.5e6, rel=0.01)
     assert kv_token_bytes(LLAMA, hardware_of("h100"), 1, 1) == 131_072
-    assert weight_bytes(LLAMA, hardware_of("h100"), 1, 1) == pytest.approx(16.06e9, rel=0.01)
+    assert weight_bytes(LLAMA, hardware_of("h100"), 1, 1) == pytest.approx(
+        16.06e9, rel=0.01
+    )
 
 
 def test_a_decode_reads_every_weight_once():
@@ -48,7 +56,8 @@ def test_costs_rise_with_every_span(name, model):
 
 def test_tensor_parallelism_divides_work_and_adds_exchanges():
     one, eight = (
-        StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=tp) for tp in (1, 8)
+        StageCost(model=LLAMA, device=hardware_of("h100"), layers=32, tp=tp)
+        for tp in (1, 8)
     )
     assert 2.5 < one.linear_s(2048) / eight.linear_s(2048) < 8
     assert one.pair_s == pytest.approx(8 * eight.pair_s)
@@ -60,12 +69,19 @@ def test_tensor_parallelism_divides_work_and_adds_exchanges():
 def test_the_rank_with_most_of_the_model_counts():
     """Of 9 heads and 3 KV heads one rank of two gets 6 and 2, as in the server."""
     one, two = (
-        StageCost(model=model_of("smollm2-135m"), device=hardware_of("cpu-2core"), layers=30, tp=tp)
+        StageCost(
+            model=model_of("smollm2-135m"),
+            device=hardware_of("cpu-2core"),
+            layers=30,
+            tp=tp,
+        )
         for tp in (1, 2)
     )
     assert one.pair_s == pytest.approx(9 / 6 * two.pair_s)
     assert one.kv_read_s == pytest.approx(3 / 2 * two.kv_read_s)
-    with pytest.raises(LoadgenError, match=r"parallel.tp is 4, but the model has 9 heads"):
+    with pytest.raises(
+        LoadgenError, match=r"parallel.tp is 4, but the model has 9 heads"
+    ):
         profile_of(model_of("smollm2-135m"), hardware_of("cpu-2core"), tp=4)
 
 
@@ -79,7 +95,9 @@ def test_layers_are_split_as_the_server_splits_them(model, stages):
 
 
 def test_more_stages_than_layers_are_refused():
-    with pytest.raises(LoadgenError, match="31 stages, but smollm2-135m has only 30 layers"):
+    with pytest.raises(
+        LoadgenError, match="31 stages, but smollm2-135m has only 30 layers"
+    ):
         layers_of(model_of("smollm2-135m"), 31)
 
 
@@ -89,8 +107,12 @@ def test_overlapped_reading_counts_once():
     small, large = (GroupLoad().with_prefill(rows, 1_000_000) for rows in (8, 2048))
     model = ExecutionModel(profile_of(LLAMA, hardware_of("h100")))
     linear = {rows: model.base(GroupLoad().with_prefill(rows, 0)) for rows in (8, 2048)}
-    assert model.base(small) - linear[8] == pytest.approx(profile.prefill_kv_s * 1e6, rel=0.01)
-    assert model.base(large) - linear[2048] == pytest.approx(profile.pair_s * 2048e6, rel=0.01)
+    assert model.base(small) - linear[8] == pytest.approx(
+        profile.prefill_kv_s * 1e6, rel=0.01
+    )
+    assert model.base(large) - linear[2048] == pytest.approx(
+        profile.pair_s * 2048e6, rel=0.01
+    )
 
 
 def test_a_hugging_face_config(tmp_path):
@@ -143,7 +165,11 @@ def test_a_config_of_a_mixture(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config))
     mixture = model_of(str(file))
-    assert (mixture.intermediate, mixture.experts.count, mixture.experts.shared) == (32, 8, 48)
+    assert (mixture.intermediate, mixture.experts.count, mixture.experts.shared) == (
+        32,
+        8,
+        48,
+    )
     for change in (
         {"mlp_only_layers": [0]},
         {"decoder_sparse_step": 2},

@@ -54,7 +54,9 @@ def test_a_lone_long_prompt_is_not_taxed(grid, tokens):
 def ends_of(policy):
     """When the first tokens of four long prompts come (4 s of work each, all there within 1.2 s),
     with a short one each second."""
-    longs = [request(4000, 1, at=0.4 * index, index=index, kind=LONG) for index in range(4)]
+    longs = [
+        request(4000, 1, at=0.4 * index, index=index, kind=LONG) for index in range(4)
+    ]
     shorts = [request(50, 1, at=0.5 + index, index=4 + index) for index in range(16)]
     records = play(by_hand(policy, tpot_s=0.2), longs + shorts).records
     return [record.token_times[0] for record in records if record.kind == LONG]
@@ -78,6 +80,9 @@ def test_the_time_between_tokens_keeps_its_objective(load):
         scenario.deployment, noise=0.03, scheduler=scheduler_of("dboost", {})
     )
     rate = load * capacity_of(scenario)
-    sent = [msgspec.structs.replace(one, at=(one.at or 0.0) / rate) for one in scenario.requests]
+    sent = [
+        msgspec.structs.replace(one, at=(one.at or 0.0) / rate)
+        for one in scenario.requests
+    ]
     found = percentile(gaps(play(deployment, sent).records), 99)
     assert found <= deployment.tpot_s

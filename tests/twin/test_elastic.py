@@ -23,7 +23,8 @@ from medha_actors.core.predictor import ExecutionModel, GroupLoad
 
 MODEL = msgspec.structs.replace(model_of("smollm2-135m"), vocabulary=1)
 TOKEN_S = 1e-3
-# a row takes a millisecond and nothing else takes any time: cases that can be solved by hand
+# a row takes a millisecond and nothing else takes any time: cases that can be solved by
+# hand
 PLAIN = Hardware(
     name="plain",
     flops=2 * (MODEL.layer_parameters * MODEL.layers) / TOKEN_S,
@@ -50,12 +51,17 @@ def plain(instances=4, room_tokens=None, **more):
         token_bytes = roomy.free_bytes / roomy.kv_tokens
         needed = (weights + token_bytes * room_tokens) / PLAIN.usable_share
         device = msgspec.structs.replace(PLAIN, memory_bytes=needed + 1)
-    return ElasticDeployment(model=MODEL, device=device, tp=1, instances=instances, **more)
+    return ElasticDeployment(
+        model=MODEL, device=device, tp=1, instances=instances, **more
+    )
 
 
 def a100(tp=2):
     return ElasticDeployment(
-        model=model_of("llama-3-8b"), device=hardware_of("a100"), tp=tp, instances=16 // tp
+        model=model_of("llama-3-8b"),
+        device=hardware_of("a100"),
+        tp=tp,
+        instances=16 // tp,
     )
 
 
@@ -87,7 +93,9 @@ def test_a_decode_keeps_its_instance_and_lets_short_ones_in():
     _, decoding, long, short = played.records
     assert first(long) == pytest.approx(1.08 + 1.0, abs=0.003)
     assert first(short) == pytest.approx(1.1 + 0.1, abs=0.003)
-    assert max(b - a for a, b in pairwise(decoding.token_times)) == pytest.approx(0.1, abs=0.003)
+    assert max(b - a for a, b in pairwise(decoding.token_times)) == pytest.approx(
+        0.1, abs=0.003
+    )
     assert played.preemptions == 1
 
 
@@ -153,7 +161,9 @@ class Book:
         by_instance = {}
         for use in self.uses:
             for instance in use.instances:
-                by_instance.setdefault(instance, []).append((use.starts_at, use.ends_at))
+                by_instance.setdefault(instance, []).append(
+                    (use.starts_at, use.ends_at)
+                )
         for spans in by_instance.values():
             for before, after in pairwise(sorted(spans)):
                 assert before[1] <= after[0] + 1e-12
@@ -171,7 +181,12 @@ LOADS = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(load=LOADS, instances=st.integers(1, 5), room=st.integers(1000, 4000), patient=st.booleans())
+@given(
+    load=LOADS,
+    instances=st.integers(1, 5),
+    room=st.integers(1000, 4000),
+    patient=st.booleans(),
+)
 def test_nobody_is_lost_and_no_instance_is_in_two_teams(load, instances, room, patient):
     at = 0.0
     requests = []
@@ -191,11 +206,16 @@ def test_nobody_is_lost_and_no_instance_is_in_two_teams(load, instances, room, p
 
 
 @given(
-    loads=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 50)), min_size=1, max_size=6),
+    loads=st.lists(
+        st.tuples(st.integers(1, 500), st.integers(1, 50)), min_size=1, max_size=6
+    ),
     rooms=st.lists(st.integers(0, 900), min_size=1, max_size=5),
 )
 def test_whatever_is_placed_fits_on_the_fewest_instances(loads, rooms):
-    requests = [request(prompt, output, 0.0, index) for index, (prompt, output) in enumerate(loads)]
+    requests = [
+        request(prompt, output, 0.0, index)
+        for index, (prompt, output) in enumerate(loads)
+    ]
     room = dict(enumerate(rooms))
     placements = place(requests, room)
     if placements is None:
@@ -239,7 +259,9 @@ def test_no_division_is_cheaper(lengths, instances):
         return found
 
     parts = divide(len(lengths), instances, cost)
-    assert [part.first for part in parts] + [len(lengths)] == [0] + [part.stop for part in parts]
+    assert [part.first for part in parts] + [len(lengths)] == [0] + [
+        part.stop for part in parts
+    ]
     for before, after in pairwise(parts):
         assert before.end <= after.begin
     assert sum(map(cost, parts)) == pytest.approx(cheapest(0, 0))
@@ -253,7 +275,9 @@ def test_impossible_divisions_are_none():
 def test_one_instance_costs_what_our_own_grid_of_one_stage_costs(tp):
     deployment = a100(tp)
     costs = Costs(deployment)
-    model = ExecutionModel(profile_of(deployment.model, deployment.device, tp=tp, stages=1))
+    model = ExecutionModel(
+        profile_of(deployment.model, deployment.device, tp=tp, stages=1)
+    )
     control_s = deployment.device.control_s
     prefill = GroupLoad().with_prefill(2048, 0, sample=True)
     ours = model.stage_seconds(prefill)[0] + control_s
@@ -271,7 +295,9 @@ def test_more_instances_are_faster_for_long_prompts_and_slower_for_tiny_ones():
     assert 7 < long[0] / long[-1] <= 8
     tiny = [costs.prefill_s([8], team) for team in teams]
     assert tiny == sorted(tiny)
-    assert costs.prefill_s([100_000], [3, 4]) >= costs.prefill_s([100_000], [2, 3])  # nodes
+    assert costs.prefill_s([100_000], [3, 4]) >= costs.prefill_s(
+        [100_000], [2, 3]
+    )  # nodes
 
 
 def test_what_can_never_be_is_refused():
@@ -283,6 +309,8 @@ def test_what_can_never_be_is_refused():
     later = msgspec.structs.replace(request(index=1), after=0, turn=turn)
     with pytest.raises(LoadgenError, match="no sessions"):
         play_elastic(plain(), [request(), later])
-    huge = ElasticDeployment(model=model_of("llama-3-70b"), device=hardware_of("a100"), tp=1)
+    huge = ElasticDeployment(
+        model=model_of("llama-3-70b"), device=hardware_of("a100"), tp=1
+    )
     with pytest.raises(LoadgenError, match="does not fit"):
         play_elastic(huge, [request()])

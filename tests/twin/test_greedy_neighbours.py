@@ -29,7 +29,8 @@ def together(outcomes: dict[str, Outcome]) -> float:
 
 
 def test_ten_times_its_share_is_the_greedy_ones_own_wait(capacity):
-    # three quarters of a minute: in its first seconds the greedy one has an advance, too
+    # three quarters of a minute: in its first seconds the greedy one has an advance,
+    # too
     plain = msgspec.structs.replace(PLAIN, count=240)
     greedy = msgspec.structs.replace(plain, times=10.0)
     alike = play_neighbours(plain, capacity)
@@ -73,5 +74,6 @@ def test_the_command_writes_a_table(tmp_path):
 def test_other_experiments_have_their_own_commands_in_the_twin(tmp_path):
     with pytest.raises(LoadgenError, match="--simulated"):
         run_experiment(
-            ExperimentOptions(kind="convoy", simulated=True, result_dir=str(tmp_path)), print
+            ExperimentOptions(kind="convoy", simulated=True, result_dir=str(tmp_path)),
+            print,
         )

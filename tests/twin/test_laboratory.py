@@ -10,7 +10,14 @@ from loadgen.__main__ import main
 from loadgen.records import LONG, PlannedRequest
 from loadgen.twin.cells import Cell, Finding, Shelf
 from loadgen.twin.pairs import FIGURES, as_csv, mark, page, pairs, spread
-from loadgen.twin.scenarios import LAX, TIGHT, deadlines_of, objectives_of, scenario_of, window
+from loadgen.twin.scenarios import (
+    LAX,
+    TIGHT,
+    deadlines_of,
+    objectives_of,
+    scenario_of,
+    window,
+)
 
 
 def trace_of(count, gap_s=2.0):
@@ -56,7 +63,8 @@ def test_a_third_of_the_clients_each_asks_for_less_nothing_and_more():
         assert (index in asked) == (name != "default")
     assert longs
     counts = [
-        sum(name == kind for name, _ in mixed.values()) for kind in ("tight", "default", "lax")
+        sum(name == kind for name, _ in mixed.values())
+        for kind in ("tight", "default", "lax")
     ]
     assert counts == [20, 20, 20]
 
@@ -87,8 +95,13 @@ def test_a_mean_has_a_standard_error():
 def test_differences_are_paired_by_seed():
     """The seeds differ by far more than the policies, but always in the same way."""
     policies = {
-        "lars": {seed: finding_of("lars", seed, short_p50=10.0 * seed) for seed in range(4)},
-        "new": {seed: finding_of("new", seed, short_p50=10.0 * seed - 1) for seed in (1, 2, 3, 9)},
+        "lars": {
+            seed: finding_of("lars", seed, short_p50=10.0 * seed) for seed in range(4)
+        },
+        "new": {
+            seed: finding_of("new", seed, short_p50=10.0 * seed - 1)
+            for seed in (1, 2, 3, 9)
+        },
     }
     figure = next(figure for figure in FIGURES if figure.title == "short P50")
     difference = pairs(policies, "new", "lars", figure)
@@ -118,7 +131,15 @@ def test_tables_for_docs_and_for_spreadsheets():
 
 
 def test_a_laboratory_goes_on_where_it_stopped(capsys, tmp_path):
-    command = ["laboratory", "--quick", "--scenarios", "convoy", "--policies", "lars", "spf"]
+    command = [
+        "laboratory",
+        "--quick",
+        "--scenarios",
+        "convoy",
+        "--policies",
+        "lars",
+        "spf",
+    ]
     command += ["--loads", "0.75", "--result-dir", str(tmp_path)]
     assert main([*command, "--limit-s", "1e-9"]) == 0
     assert "2 cells are left" in capsys.readouterr().err

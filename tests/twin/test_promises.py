@@ -15,7 +15,9 @@ from loadgen.twin.scenarios import scenario_of
 
 
 def flood_of(**given):
-    return Flood(**{"policy": "spf", "late": "shed", "prompt_tokens": 200, "load": 4.0} | given)
+    return Flood(
+        **{"policy": "spf", "late": "shed", "prompt_tokens": 200, "load": 4.0} | given
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,16 @@ def test_promises_are_counted_by_kind():
 
 
 def test_the_commands(capsys):
-    asked = ["--num-prompts", "20", "--seeds", "1", "--loads", "0.5", "--policies", "spf"]
+    asked = [
+        "--num-prompts",
+        "20",
+        "--seeds",
+        "1",
+        "--loads",
+        "0.5",
+        "--policies",
+        "spf",
+    ]
     assert main(["promises", *asked, "--curve"]) == 0
     assert "convoy 0.5 spf" in capsys.readouterr().out
     asked = ["--policies", "spf", "--prompts", "200", "--loads", "2", "--seconds", "1"]

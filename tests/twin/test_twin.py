@@ -27,7 +27,8 @@ def test_a_seed_decides_everything():
 
 
 @pytest.mark.parametrize(
-    "policy", ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"]
+    "policy",
+    ["fcfs", "fcfs_chunked", "edf", "lrs", "lars", "hrrn", "spf", "relegation"],
 )
 @pytest.mark.parametrize("kvp", [1, 2])
 def test_every_token_is_computed_once(policy, kvp, monkeypatch):
@@ -35,7 +36,11 @@ def test_every_token_is_computed_once(policy, kvp, monkeypatch):
     each request."""
     seen = {}
     deployment = deployment_of(
-        policy, spp=2, kvp=kvp, max_tokens_per_kvp_group=1500, scheduler={"long_share": 0.5}
+        policy,
+        spp=2,
+        kvp=kvp,
+        max_tokens_per_kvp_group=1500,
+        scheduler={"long_share": 0.5},
     )
     simulation = deployment.simulation()
     dispatch = simulation.scheduler.next_batch
@@ -45,7 +50,9 @@ def test_every_token_is_computed_once(policy, kvp, monkeypatch):
         for message in batch.groups if batch else ():
             for span in message.spans if message else ():
                 if span.writes:
-                    seen.setdefault(span.request_id, []).extend(range(span.start, span.stop))
+                    seen.setdefault(span.request_id, []).extend(
+                        range(span.start, span.stop)
+                    )
         return batch
 
     monkeypatch.setattr(simulation.scheduler, "next_batch", watched)
@@ -55,7 +62,9 @@ def test_every_token_is_computed_once(policy, kvp, monkeypatch):
     for planned, record in zip(requests, played.records, strict=True):
         assert record.completed
         assert len(record.token_times) == planned.output_tokens
-        assert seen[record.id] == list(range(planned.prompt_tokens + planned.output_tokens - 1))
+        assert seen[record.id] == list(
+            range(planned.prompt_tokens + planned.output_tokens - 1)
+        )
     assert played.batches > 0
 
 
@@ -87,7 +96,9 @@ def test_two_classes_under_first_come_first_served():
     for index in range(8000):
         at += rng.expovariate(2.0)
         long = rng.random() < 0.1
-        requests.append(request(1000 if long else 100, 1, at, index, "long" if long else "short"))
+        requests.append(
+            request(1000 if long else 100, 1, at, index, "long" if long else "short")
+        )
     played = play(by_hand(scheduler=ONE_AT_A_TIME), requests)
     rho, second_moment = 2.0 * (0.9 * 0.1 + 0.1 * 1.0), 0.9 * 0.1**2 + 0.1 * 1.0**2
     expected = 2.0 * second_moment / (2 * (1 - rho))
@@ -112,9 +123,9 @@ def test_a_long_prefill_that_leaves_room_lets_short_ones_through_sooner():
     load = [request(8000, 1, 0.0, 0, "long"), *shorts]
 
     def median(share):
-        records = play(by_hand("spf", tpot_s=0.4, scheduler={"long_share": share}), load).records[
-            1:
-        ]
+        records = play(
+            by_hand("spf", tpot_s=0.4, scheduler={"long_share": share}), load
+        ).records[1:]
         return sorted(record.token_times[0] - record.sent_at for record in records)[10]
 
     assert median(0.25) < 0.7 * median(1.0)
@@ -154,7 +165,9 @@ def test_replicas_share_the_requests():
 def test_idle_points_rise():
     points = idle_points(deployment_of(spp=2), convoy())
     assert [length for length, _ in points] == sorted({length for length, _ in points})
-    assert [seconds for _, seconds in points] == sorted(seconds for _, seconds in points)
+    assert [seconds for _, seconds in points] == sorted(
+        seconds for _, seconds in points
+    )
 
 
 @pytest.mark.slow
@@ -175,7 +188,10 @@ def test_a_hundred_thousand_waiting_requests_cost_no_more_than_a_few():
         ({"tp": 0}, "--tp must be at least 1"),
         ({"policy": "luck"}, "--policy or --scheduler"),
         ({"model": "llama-3-70b"}, "does not fit"),
-        ({"tp": 12}, "parallel.tp is 12, but the model has 32 heads, 4 to each of its 8 KV heads"),
+        (
+            {"tp": 12},
+            "parallel.tp is 12, but the model has 32 heads, 4 to each of its 8 KV heads",
+        ),
         ({"spp": 64}, "has only 32 layers"),
         ({"profile": "/nowhere.json"}, "cannot read"),
     ],

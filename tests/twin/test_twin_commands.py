@@ -43,21 +43,29 @@ def _plain(monkeypatch):
 
 
 def simulate(directory, *more):
-    return main(["simulate", *SMALL, "--spp", "2", *LOAD, "--result-dir", str(directory), *more])
+    return main(
+        ["simulate", *SMALL, "--spp", "2", *LOAD, "--result-dir", str(directory), *more]
+    )
 
 
 @pytest.fixture
 def profile(tmp_path):
     deployment = deployment_of(spp=2)
     file = tmp_path / "profile.json"
-    file.write_bytes(msgspec.json.encode(profile_of(deployment.model, deployment.device, stages=2)))
+    file.write_bytes(
+        msgspec.json.encode(profile_of(deployment.model, deployment.device, stages=2))
+    )
     return str(file)
 
 
 def test_simulate_writes_what_a_real_run_writes(tmp_path, capsys):
     assert simulate(tmp_path / "run", "--goodput", "ttft:3x,500") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["completed"], result["simulated"], result["policy"]) == (40, True, "dboost")
+    assert (result["completed"], result["simulated"], result["policy"]) == (
+        40,
+        True,
+        "dboost",
+    )
     assert {
         "median_ttft_ms",
         "p99_itl_ms",
@@ -84,7 +92,9 @@ def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
     stages = msgspec.json.decode(Path(profile).read_bytes())["stages"]
     for stage in stages:
         stage["rows"] = [[rows, 1.5 * seconds] for rows, seconds in stage["rows"]]
-        stage |= {name: 1.5 * value for name, value in stage.items() if name.endswith("_s")}
+        stage |= {
+            name: 1.5 * value for name, value in stage.items() if name.endswith("_s")
+        }
     slow.write_text(json.dumps({"stages": stages}))
     assert simulate(tmp_path / "record", "--profile", str(slow)) == 0
     assert (
@@ -103,8 +113,12 @@ def test_fidelity_of_a_record_made_by_the_twin(tmp_path, capsys, profile):
     out, err = capsys.readouterr()
     assert "1.50 times" in err or "1.49 times" in err
     assert "every figure within 10%" in out
-    assert json.loads((tmp_path / "twin" / "fidelity.json").read_text())["within"] is True
-    assert main(["fidelity", str(tmp_path / "record"), "--profile", profile, "--raw"]) == 1
+    assert (
+        json.loads((tmp_path / "twin" / "fidelity.json").read_text())["within"] is True
+    )
+    assert (
+        main(["fidelity", str(tmp_path / "record"), "--profile", profile, "--raw"]) == 1
+    )
 
 
 def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
@@ -123,10 +137,14 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
     page += 'medha_batch_calibrated_seconds_total{{kind="decode"}} {5}\n'
     page += 'medha_prefill_chunk_tokens_bucket{{le="16"}} {0}\n'
     page += "medha_prefill_chunk_tokens_count {0}\nmedha_prefill_chunk_tokens_sum {1}\n"
-    page += "medha_iteration_tokens_total_count {0}\nmedha_iteration_tokens_total_sum {1}\n"
+    page += (
+        "medha_iteration_tokens_total_count {0}\nmedha_iteration_tokens_total_sum {1}\n"
+    )
     page += 'medha_stage_busy_seconds_total{{stage="0"}} {3}\n'
     page += 'medha_stage_busy_seconds_total{{stage="1"}} {3}\n'
-    page += "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
+    page += (
+        "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
+    )
     command = ["fidelity", str(tmp_path / "record"), "--profile", profile, "--metrics"]
     before, after = tmp_path / "before", tmp_path / "after"
     for scale in (1.0, 1.25):
@@ -148,7 +166,8 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
 def test_path_and_speed_are_told_apart():
     deployment = deployment_of(spp=2)
     points = [
-        (length, 0.015 + 1.3 * seconds) for length, seconds in idle_points(deployment, convoy())
+        (length, 0.015 + 1.3 * seconds)
+        for length, seconds in idle_points(deployment, convoy())
     ]
     found = correction_of(deployment, points)
     assert found.path_s == pytest.approx(0.015, rel=0.02)
@@ -171,13 +190,24 @@ def test_a_plan_is_found_and_its_configuration_loads(tmp_path, capsys):
         "1",
     ]
     assert (
-        main([*command, "--goodput", "ttft:500", "tpot:50", "--result-dir", str(tmp_path / "plan")])
+        main(
+            [
+                *command,
+                "--goodput",
+                "ttft:500",
+                "tpot:50",
+                "--result-dir",
+                str(tmp_path / "plan"),
+            ]
+        )
         == 0
     )
     out = capsys.readouterr().out
     assert "Cheapest: 1 x h100, tp1-spp1" in out
     assert "spp: 1" in (tmp_path / "plan" / "serve_config.yaml").read_text()
-    config = load(arguments(deployment_of(spp=2, gpu="h100", model="llama-3-8b", kvp=2)))
+    config = load(
+        arguments(deployment_of(spp=2, gpu="h100", model="llama-3-8b", kvp=2))
+    )
     assert (config.parallel.spp, config.parallel.kvp) == (2, 2)
 
 
@@ -187,7 +217,17 @@ def test_a_plan_that_cannot_be_says_why(capsys):
     assert "asked are 0.5" in capsys.readouterr().out
     assert (
         main(
-            [*command, "--model", "llama-3-70b", "--tp", "1", "--spp", "1", "--goodput", "tpot:100"]
+            [
+                *command,
+                "--model",
+                "llama-3-70b",
+                "--tp",
+                "1",
+                "--spp",
+                "1",
+                "--goodput",
+                "tpot:100",
+            ]
         )
         == 1
     )
@@ -258,8 +298,15 @@ def test_the_laboratory(capsys, tmp_path):
         "spf",
     ]
     assert main([*command, "--result-dir", str(tmp_path / "lab")]) == 0
-    found = {f["policy"]: f for f in json.loads((tmp_path / "lab" / "laboratory.json").read_text())}
-    assert found["spf"]["short_p50"] <= found["lars"]["short_p50"] < found["fcfs"]["short_p50"]
+    found = {
+        f["policy"]: f
+        for f in json.loads((tmp_path / "lab" / "laboratory.json").read_text())
+    }
+    assert (
+        found["spf"]["short_p50"]
+        <= found["lars"]["short_p50"]
+        < found["fcfs"]["short_p50"]
+    )
     assert main([*command[:-3], "luck"]) == 2
 
 
@@ -283,4 +330,6 @@ def test_elastic_fleets_are_compared_by_their_instances():
     assert len(runs) == 10
     assert {"TP2 ESP8", "TP8 ESP2, waits", "fcfs", "lars"} <= runs.keys()
     assert all(values["short P50"] <= values["short P99"] for values in runs.values())
-    assert figure["draws"]["TP2 ESP8"][0] == pytest.approx(runs["TP2 ESP8"]["short P50"])
+    assert figure["draws"]["TP2 ESP8"][0] == pytest.approx(
+        runs["TP2 ESP8"]["short P50"]
+    )

@@ -37,7 +37,12 @@ def prompts_of(requests, **more):
 
 
 def chats(**more):
-    given = {"sessions": ("chat",), "num_sessions": 15, "turns": "2:6", "output_len": "10:60"}
+    given = {
+        "sessions": ("chat",),
+        "num_sessions": 15,
+        "turns": "2:6",
+        "output_len": "10:60",
+    }
     pace = PaceOptions(request_rate=more.pop("rate", 0.2))
     return build_plan(WorkloadOptions(**given | more), pace).requests
 
@@ -107,7 +112,10 @@ def test_a_turn_comes_after_the_answer_and_the_pause_with_all_that_was_said():
         if planned.after is None:
             continue
         before = sent[planned.after]
-        answer = [token_of(before.request.id, index) for index in range(len(before.token_times))]
+        answer = [
+            token_of(before.request.id, index)
+            for index in range(len(before.token_times))
+        ]
         history = unpack_tokens(before.request.prompt_token_ids) + answer
         assert prompt[: len(history)] == history
         pause_s = log.request.arrived_at - before.finished.finished_at
@@ -119,7 +127,9 @@ def test_without_a_shortage_of_room_sessions_hit_what_they_know_but_for_the_last
     assert all(record.completed for record in records)
     for record in records:
         assert record.known_tokens - PAGE < record.cached_tokens <= record.known_tokens
-    assert {record.usage_prompt_tokens - record.prompt_tokens for record in records} == {0}
+    assert {
+        record.usage_prompt_tokens - record.prompt_tokens for record in records
+    } == {0}
 
 
 def test_warm_turns_are_sooner_with_the_cache():
@@ -134,7 +144,9 @@ def test_warm_turns_are_sooner_with_the_cache():
 
 def test_a_closed_loop_of_sessions_keeps_so_many_under_way():
     plan = build_plan(
-        WorkloadOptions(sessions=("chat",), num_sessions=9, turns="3", max_model_len=8000),
+        WorkloadOptions(
+            sessions=("chat",), num_sessions=9, turns="3", max_model_len=8000
+        ),
         PaceOptions(max_concurrency=2),
     )
     records = play(deployment_of(), plan.requests, concurrency=2).records
@@ -142,8 +154,13 @@ def test_a_closed_loop_of_sessions_keeps_so_many_under_way():
     spans = {}
     for record in records:
         first, last = spans.get(record.turn.session, (record.sent_at, 0.0))
-        spans[record.turn.session] = (min(first, record.sent_at), max(last, record.ended_at))
-    changes = sorted([(at, 1) for at, _ in spans.values()] + [(at, -1) for _, at in spans.values()])
+        spans[record.turn.session] = (
+            min(first, record.sent_at),
+            max(last, record.ended_at),
+        )
+    changes = sorted(
+        [(at, 1) for at, _ in spans.values()] + [(at, -1) for _, at in spans.values()]
+    )
     level = highest = 0
     for _, change in changes:
         level += change
@@ -162,7 +179,12 @@ def test_turns_after_one_that_is_refused_are_not_sent():
         replace(
             request(100 + 50_000 * number, 1, None if number else 0.0, number),
             after=number - 1 if number else None,
-            turn=Turn(session=0, number=number, count=3, message_tokens=50_000 if number else 100),
+            turn=Turn(
+                session=0,
+                number=number,
+                count=3,
+                message_tokens=50_000 if number else 100,
+            ),
         )
         for number in range(3)
     ]
@@ -180,7 +202,16 @@ def test_arrivals_are_scaled_to_a_rate():
 
 
 SMALL = ["--model", "smollm2-135m", "--gpu", "cpu-2core", "--tpot-ms", "200"]
-CHATS = ["--sessions", "chat", "--num-sessions", "6", "--turns", "2:4", "--max-model-len", "8000"]
+CHATS = [
+    "--sessions",
+    "chat",
+    "--num-sessions",
+    "6",
+    "--turns",
+    "2:4",
+    "--max-model-len",
+    "8000",
+]
 
 
 @pytest.mark.parametrize("off", [False, True])
@@ -192,12 +223,24 @@ def test_simulate_tells_warm_turns_from_cold_ones(tmp_path, capsys, monkeypatch,
     result = json.loads((tmp_path / "r" / "result.json").read_text())
     assert {"cold", "warm"} <= result["classes"].keys()
     assert 0 < result["hit_bound"] < 1
-    assert result["hit_rate"] == 0 if off else result["hit_rate"] > 0.8 * result["hit_bound"]
+    assert (
+        result["hit_rate"] == 0
+        if off
+        else result["hit_rate"] > 0.8 * result["hit_bound"]
+    )
     assert "Hit rate without bounds" in capsys.readouterr().out
 
 
 def test_prefix_puts_cache_and_no_cache_side_by_side(tmp_path, capsys):
-    arguments = ["prefix", *SMALL, *CHATS, "--loads", "0.5", "--result-dir", str(tmp_path / "p")]
+    arguments = [
+        "prefix",
+        *SMALL,
+        *CHATS,
+        "--loads",
+        "0.5",
+        "--result-dir",
+        str(tmp_path / "p"),
+    ]
     assert main(arguments) == 0
     written = json.loads((tmp_path / "p" / "prefix.json").read_text())
     off, on = written["outcomes"]
@@ -227,7 +270,9 @@ def test_fidelity_replays_sessions_and_blocks_with_their_hits(tmp_path, monkeypa
     hits = sorted(request.record.cached_tokens for request in record.requests)
     assert sorted(again.cached_tokens for again in replayed) == hits
     assert sum(hits) > 0
-    rows, within = compare(record.requests, measure_all(a_run(replayed), Terms().objectives))
+    rows, within = compare(
+        record.requests, measure_all(a_run(replayed), Terms().objectives)
+    )
     assert within
     assert any(row[0] == "warm: TTFT P50" for row in rows)
 
@@ -240,7 +285,9 @@ def test_a_second_tier_brings_back_what_had_to_make_room():
     assert small.kv_tokens < 8_000
     large = replace(small, host_bytes=10 * 10**9)
     assert large.grid().slots_per_group == 10 * 10**9 // (PAGE * 131_072)
-    assert large.profile().stages[0].load_s == pytest.approx(PAGE * 131_072 / 64e9 / 0.8)
+    assert large.profile().stages[0].load_s == pytest.approx(
+        PAGE * 131_072 / 64e9 / 0.8
+    )
     requests = chats(num_sessions=25, rate=2.0)
 
     def hit_rate(deployment):

@@ -27,24 +27,37 @@ def deployment_of(
         "max_model_len": 32_768,
         "scheduler": scheduler_of(policy, scheduler or {}),
     }
-    return Deployment(model=model_of(model), device=hardware_of(gpu), spp=spp, **(given | more))
+    return Deployment(
+        model=model_of(model), device=hardware_of(gpu), spp=spp, **(given | more)
+    )
 
 
 def by_hand(policy="fcfs", spp=1, scheduler=None, **more):
     """The linear profile on a device without any overhead."""
     device = msgspec.structs.replace(
-        hardware_of("cpu-2core"), control_s=0.0, message_s=0.0, network_speed=1e18, link_speed=1e18
+        hardware_of("cpu-2core"),
+        control_s=0.0,
+        message_s=0.0,
+        network_speed=1e18,
+        link_speed=1e18,
     )
     plain = deployment_of(policy, spp, scheduler, measured=linear_profile(spp), **more)
     return msgspec.structs.replace(plain, device=device)
 
 
 def request(prompt=100, output=1, at=0.0, index=0, kind="short"):
-    return PlannedRequest(index=index, prompt_tokens=prompt, output_tokens=output, at=at, kind=kind)
+    return PlannedRequest(
+        index=index, prompt_tokens=prompt, output_tokens=output, at=at, kind=kind
+    )
 
 
 def convoy(count=60, rate=1.0, seed=0):
-    mix = Mix(input_len="20:300", output_len="4:16", long_fraction=0.1, long_input_len="2000:4000")
+    mix = Mix(
+        input_len="20:300",
+        output_len="4:16",
+        long_fraction=0.1,
+        long_input_len="2000:4000",
+    )
     return with_arrivals(synthetic(mix, count, seed), arrival_times(rate, seed))
 
 

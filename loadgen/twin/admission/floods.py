@@ -26,7 +26,10 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
-TRUE = (0.8, 1.25)  # an announcement is true if the first token comes within these multiples
+TRUE = (
+    0.8,
+    1.25,
+)  # an announcement is true if the first token comes within these multiples
 
 
 class Flood(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +102,9 @@ def play_flood(flood: Flood, capacity: float) -> Flooded:
         if times >= flood.returns or log.answer.retry_after_s is None:
             return None
         at = now + log.answer.retry_after_s
-        return msgspec.structs.replace(log.request, id=f"{name}+{times + 1}", arrived_at=at)
+        return msgspec.structs.replace(
+            log.request, id=f"{name}+{times + 1}", arrived_at=at
+        )
 
     simulation = deployment_of(flood).simulation(refused=come_back)
     return _judged(flood, capacity, simulation.run(requests))
@@ -121,7 +126,11 @@ def _request(flood: Flood, index: int, at: float, asked: Objectives) -> Request:
 def _judged(flood: Flood, capacity: float, result: SimulationResult) -> Flooded:
     logs = list(result.requests.values())
     taken = [log for log in logs if isinstance(log.answer, Accepted)]
-    retries = [log.answer.retry_after_s or 0.0 for log in logs if isinstance(log.answer, Rejected)]
+    retries = [
+        log.answer.retry_after_s or 0.0
+        for log in logs
+        if isinstance(log.answer, Rejected)
+    ]
     returned = [log for log in logs if "+" in log.request.id]
     good = [log for log in taken if _in_time(log, flood.within_s)]
     ratios = [

@@ -35,7 +35,10 @@ from medha_actors.messages import (
 
 MODEST = "modest"
 GREEDY = "greedy"
-TRUE = (0.8, 1.25)  # an announcement is true if the first token comes within these multiples
+TRUE = (
+    0.8,
+    1.25,
+)  # an announcement is true if the first token comes within these multiples
 _GREEDY_SEED = 7919
 
 
@@ -113,8 +116,12 @@ def play_neighbours(asked: Neighbours, capacity: float) -> dict[str, Outcome]:
     modest = _arriving(asked.mix, asked.count, rate, asked.seed)
     until = modest[-1].at or 0.0
     theirs = asked.times * capacity / 2
-    greedy = _arriving(asked.mix, int(theirs * until) + 1, theirs, asked.seed + _GREEDY_SEED)
-    requests = list(_requests(MODEST, modest, None)) + list(_requests(GREEDY, greedy, until))
+    greedy = _arriving(
+        asked.mix, int(theirs * until) + 1, theirs, asked.seed + _GREEDY_SEED
+    )
+    requests = list(_requests(MODEST, modest, None)) + list(
+        _requests(GREEDY, greedy, until)
+    )
     result = deployment_of(asked).simulation().run(requests)
     kinds = {MODEST: modest, GREEDY: greedy}
     return {tenant: _outcome(tenant, kinds[tenant], result, until) for tenant in kinds}
@@ -165,7 +172,10 @@ def _requests(
 
 
 def _outcome(
-    tenant: str, planned: Sequence[PlannedRequest], result: SimulationResult, until: float
+    tenant: str,
+    planned: Sequence[PlannedRequest],
+    result: SimulationResult,
+    until: float,
 ) -> Outcome:
     logs: list[tuple[PlannedRequest, RequestLog]] = []
     for one in planned:

@@ -35,7 +35,9 @@ def ratios_of(records: Sequence[RequestRecord]) -> list[tuple[float, float]]:
     for record in records:
         announced_s = record.announced_ttft_s
         if announced_s and len(record.token_times) and record.sent_at is not None:
-            found.append((announced_s, (record.token_times[0] - record.sent_at) / announced_s))
+            found.append(
+                (announced_s, (record.token_times[0] - record.sent_at) / announced_s)
+            )
     return sorted(found)
 
 
@@ -78,7 +80,9 @@ def curve_of(records: Sequence[RequestRecord]) -> Table:
     ratios = ratios_of(records)
     rows = []
     for point in range(POINTS):
-        part = ratios[len(ratios) * point // POINTS : len(ratios) * (point + 1) // POINTS]
+        part = ratios[
+            len(ratios) * point // POINTS : len(ratios) * (point + 1) // POINTS
+        ]
         if part:
             announced_s = percentile([announced for announced, _ in part], 50)
             of_it = [ratio for _, ratio in part]

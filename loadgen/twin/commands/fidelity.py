@@ -25,7 +25,13 @@ from loadgen.flags import flag
 from loadgen.judge.health import examine
 from loadgen.judge.isolated import read_points
 from loadgen.judge.latencies import percentile
-from loadgen.judge.metrics import RequestMetrics, by_warmth, load_of, measure_all, values_of
+from loadgen.judge.metrics import (
+    RequestMetrics,
+    by_warmth,
+    load_of,
+    measure_all,
+    values_of,
+)
 from loadgen.judge.options import Terms
 from loadgen.records import LONG, SHORT, PlannedRequest, Turn
 from loadgen.show.compare import LoadedRun, read_run
@@ -63,13 +69,20 @@ class FidelityOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         flag("the server's serve_config.yaml", shown="its defaults", metavar="FILE"),
     ] = None
-    profile: Annotated[str, flag("the server's calibration", metavar="FILE|auto")] = "auto"
+    profile: Annotated[str, flag("the server's calibration", metavar="FILE|auto")] = (
+        "auto"
+    )
     model: Annotated[str, flag("for sizes of the KV cache")] = "smollm2-135m"
     gpu: Annotated[str, flag("likewise")] = "cpu-2core"
-    raw: Annotated[bool, flag("no calibration on the record's idle measurements")] = False
+    raw: Annotated[bool, flag("no calibration on the record's idle measurements")] = (
+        False
+    )
     metrics: Annotated[
         tuple[str, str] | None,
-        flag("the server's /metrics, saved before and after the run", metavar=("BEFORE", "AFTER")),
+        flag(
+            "the server's /metrics, saved before and after the run",
+            metavar=("BEFORE", "AFTER"),
+        ),
     ] = None
     result_dir: Annotated[
         str | None, flag("also write the simulated run and fidelity.json there")
@@ -110,14 +123,20 @@ def fidelity(options: FidelityOptions, say: Say) -> int:
         directory = Path(options.result_dir)
         claim_directory(directory)
         write_results(run, Terms(), examine(run), directory)
-        content = {"correction": msgspec.to_builtins(correction), "rows": rows, "within": within}
+        content = {
+            "correction": msgspec.to_builtins(correction),
+            "rows": rows,
+            "within": within,
+        }
         (directory / "fidelity.json").write_text(json.dumps(content, indent=2) + "\n")
     return 0 if within else 1
 
 
 def deployment_of(options: FidelityOptions, record: LoadedRun) -> Deployment:
     """The server's configuration and calibration; raises LoadgenError."""
-    beside = Path(options.directory) / "serve_config.json"  # an experiment leaves it there
+    beside = (
+        Path(options.directory) / "serve_config.json"
+    )  # an experiment leaves it there
     path = options.serve_config or (str(beside) if beside.exists() else None)
     config = _config(path)
     profile = read_profile(options.profile, config.parallel.spp)
@@ -138,7 +157,8 @@ def deployment_of(options: FidelityOptions, record: LoadedRun) -> Deployment:
                 f"the record's policy {policy!r} is none of ours: name its --serve-config"
             ) from None
     longest = max(
-        request.record.prompt_tokens + request.record.output_tokens for request in record.requests
+        request.record.prompt_tokens + request.record.output_tokens
+        for request in record.requests
     )
     objectives = msgspec.to_builtins(config.objectives)
     return Deployment(
@@ -160,7 +180,9 @@ def deployment_of(options: FidelityOptions, record: LoadedRun) -> Deployment:
 def metrics_beside(directory: str) -> tuple[str, ...]:
     """The server's /metrics before and after the run, if an experiment kept them with its
     results."""
-    files = [Path(directory) / name for name in ("server_before.txt", "server_after.txt")]
+    files = [
+        Path(directory) / name for name in ("server_before.txt", "server_after.txt")
+    ]
     return tuple(map(str, files)) if all(file.exists() for file in files) else ()
 
 
@@ -172,7 +194,9 @@ def _config(path: str | None) -> MedhaConfig:
         tree = msgspec.yaml.decode(Path(path).read_bytes())
         return load(tree["applications"][0]["args"])
     except OSError as error:
-        raise LoadgenError(f"--serve-config: cannot read {path}: {error.strerror}") from None
+        raise LoadgenError(
+            f"--serve-config: cannot read {path}: {error.strerror}"
+        ) from None
     except Exception as error:
         # YAML, missing keys, and every ConfigError: one line is enough
         raise LoadgenError(f"--serve-config {path}: {error}") from None
@@ -181,7 +205,9 @@ def _config(path: str | None) -> MedhaConfig:
 def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     """What was sent, when it was sent, and as many tokens as were generated. Probes are part of the
     load. Turns of sessions too are sent when they were, whatever the twin has answered by then."""
-    in_order = sorted(record.requests, key=lambda request: request.record.sent_at or 0.0)
+    in_order = sorted(
+        record.requests, key=lambda request: request.record.sent_at or 0.0
+    )
     planned = []
     last: dict[int, PlannedRequest] = {}  # of each session
     for number, request in enumerate(in_order):
@@ -207,12 +233,16 @@ def requests_of(record: LoadedRun) -> list[PlannedRequest]:
     return planned
 
 
-def _as_turn(sent: PlannedRequest, turn: Turn, before: PlannedRequest | None) -> PlannedRequest:
+def _as_turn(
+    sent: PlannedRequest, turn: Turn, before: PlannedRequest | None
+) -> PlannedRequest:
     """A turn of a session behind the one before; its message is what its prompt has more."""
     if before is None:
         return msgspec.structs.replace(sent, turn=turn)
     message = sent.prompt_tokens - before.prompt_tokens - before.output_tokens
-    if message < 1:  # a few tokens of the answer became fewer, and there was no more in it
+    if (
+        message < 1
+    ):  # a few tokens of the answer became fewer, and there was no more in it
         return sent
     turn = msgspec.structs.replace(turn, message_tokens=message)
     return msgspec.structs.replace(sent, turn=turn, after=before.index)
@@ -227,9 +257,13 @@ def compare(
     parts = {"all": (load_of(real), load_of(twin))}
     kinds = {kind: load_of(real, kind) for kind in (SHORT, LONG)}
     if all(kinds.values()):
-        parts |= {kind: (requests, load_of(twin, kind)) for kind, requests in kinds.items()}
+        parts |= {
+            kind: (requests, load_of(twin, kind)) for kind, requests in kinds.items()
+        }
     in_twin = by_warmth(twin)
-    parts |= {kind: (part, in_twin.get(kind, [])) for kind, part in by_warmth(real).items()}
+    parts |= {
+        kind: (part, in_twin.get(kind, [])) for kind, part in by_warmth(real).items()
+    }
     for kind, (of_real, of_twin) in parts.items():
         for metric, title in (("ttft", "TTFT"), ("itl", "TBT")):
             measured = values_of(of_real, metric)
@@ -246,7 +280,9 @@ def compare(
     return rows, within
 
 
-def _compared(name: str, measured_s: float, simulated_s: float) -> tuple[list[str], bool]:
+def _compared(
+    name: str, measured_s: float, simulated_s: float
+) -> tuple[list[str], bool]:
     """A line of the table, and whether the twin is near enough."""
     ratio = simulated_s / measured_s if measured_s else float("inf")
     good = abs(ratio - 1) <= TOLERANCE

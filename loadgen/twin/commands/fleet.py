@@ -35,7 +35,8 @@ from medha_actors.fleet_config import RouterName, RoutingConfig, ScalingConfig
 from medha_actors.quantities import Policy
 
 _OURS: Policy = SchedulerConfig().policy
-# router, scheduling policy; the last is how vLLM schedules, behind a balancer that knows nothing
+# router, scheduling policy; the last is how vLLM schedules, behind a balancer that
+# knows nothing
 CONTENDERS: dict[str, tuple[RouterName, Policy]] = {
     "predicted": ("predicted", _OURS),
     "pools": ("pools", _OURS),
@@ -62,25 +63,38 @@ class FleetCommand(msgspec.Struct, frozen=True, kw_only=True):
     ] = (16,)
     contenders: Annotated[
         tuple[str, ...],
-        flag("router; +lars: under LARS, +fcfs: with vLLM's scheduling", choices=tuple(CONTENDERS)),
+        flag(
+            "router; +lars: under LARS, +fcfs: with vLLM's scheduling",
+            choices=tuple(CONTENDERS),
+        ),
     ] = tuple(CONTENDERS)
     rate: Annotated[float, flag("requests per second", gt=0)] = 80.0
     for_s: Annotated[float, flag("seconds of arrivals", name="--for", gt=0)] = 40.0
     in_sessions: Annotated[float, flag("share of turns of sessions", ge=0, le=1)] = 0.5
-    ttft: Annotated[str, flag("objective for the first token", metavar="MS|Nx,MS")] = "3x,1000"
-    tpot: Annotated[str, flag("objective between tokens", metavar="MS")] = "150"
-    attainment: Annotated[float, flag("share of good requests that is enough", gt=0, le=1)] = 0.95
-    work_weight: Annotated[float, flag("as fleet.routing.work_weight", ge=0, le=100)] = 0.0
-    ingresses: Annotated[int, flag("routers, each with an eye of its own", ge=1, le=64)] = 2
-    swing: Annotated[float, flag("--day: how far the rate swings around its mean", ge=0, le=1)] = (
-        0.8
+    ttft: Annotated[str, flag("objective for the first token", metavar="MS|Nx,MS")] = (
+        "3x,1000"
     )
+    tpot: Annotated[str, flag("objective between tokens", metavar="MS")] = "150"
+    attainment: Annotated[
+        float, flag("share of good requests that is enough", gt=0, le=1)
+    ] = 0.95
+    work_weight: Annotated[
+        float, flag("as fleet.routing.work_weight", ge=0, le=100)
+    ] = 0.0
+    ingresses: Annotated[
+        int, flag("routers, each with an eye of its own", ge=1, le=64)
+    ] = 2
+    swing: Annotated[
+        float, flag("--day: how far the rate swings around its mean", ge=0, le=1)
+    ] = 0.8
     day: Annotated[
         float | None,
         flag("autoscaling over a day of so many seconds instead", shown="no", gt=0),
     ] = None
     seed: Annotated[int, flag("same seed, same requests")] = 0
-    result_dir: Annotated[str, flag("cells are kept there, and fleet.md")] = "results/fleet"
+    result_dir: Annotated[str, flag("cells are kept there, and fleet.md")] = (
+        "results/fleet"
+    )
     limit_s: Annotated[float, flag("begin no cell after so many seconds", gt=0)] = 1e9
 
 
@@ -143,7 +157,10 @@ def fleet(asked: FleetCommand, on: DeploymentOptions, say: Say) -> int:
 def _file(folder: Path, asked: FleetCommand, name: str, grids: int) -> Path:
     day = f"-day{asked.day:g}" if asked.day else f"-for{asked.for_s:g}"
     weight = "" if asked.work_weight == 0.0 else f"-weight{asked.work_weight:g}"
-    return folder / f"{name}-x{grids}-rate{asked.rate:g}{day}-seed{asked.seed}{weight}.json"
+    return (
+        folder
+        / f"{name}-x{grids}-rate{asked.rate:g}{day}-seed{asked.seed}{weight}.json"
+    )
 
 
 def _kept(folder: Path, asked: FleetCommand, name: str, grids: int) -> Found | None:
@@ -176,7 +193,9 @@ def _play(
         )
         start = 1
     played = play_fleet(
-        msgspec.structs.replace(deployment, replicas=start, scheduler=scheduler_of(policy, {})),
+        msgspec.structs.replace(
+            deployment, replicas=start, scheduler=scheduler_of(policy, {})
+        ),
         requests,
         FleetOptions(
             routing=RoutingConfig(router=router, work_weight=asked.work_weight),
@@ -208,7 +227,9 @@ def found_of(
         short_p99=percentile(short, 99),
         long_p50=percentile(long, 50),
         long_p99=percentile(long, 99),
-        hit_rate=hits_of([one for one in records if one.completed]).get("hit_rate", 0.0),
+        hit_rate=hits_of([one for one in records if one.completed]).get(
+            "hit_rate", 0.0
+        ),
         grid_seconds=played.grid_seconds,
         most_grids=max([moment.grids for moment in played.moments]),
         lost=sum([not record.completed for record in records]),
@@ -217,7 +238,15 @@ def found_of(
 
 def table_of(found: list[Found], devices: int) -> Table:
     """A line a cell; TTFT as P50 / P99."""
-    header = ["router, policy", "grids", "GPUs", "good", "good/s", "short TTFT, ms", "long TTFT, s"]
+    header = [
+        "router, policy",
+        "grids",
+        "GPUs",
+        "good",
+        "good/s",
+        "short TTFT, ms",
+        "long TTFT, s",
+    ]
     header += ["hits", "GPU hours", "lost"]
     rows = []
     for one in found:
@@ -246,7 +275,11 @@ def needs(found: list[Found], attainment: float, devices: int) -> str:
         mine = [one for one in found if one.contender == name]
         enough = [one.grids for one in mine if one.good >= attainment]
         most = max(one.grids for one in mine)
-        told = f"{min(enough) * devices} GPUs" if enough else f"more than {most * devices} GPUs"
+        told = (
+            f"{min(enough) * devices} GPUs"
+            if enough
+            else f"more than {most * devices} GPUs"
+        )
         router, policy = CONTENDERS[name]
         lines.append(f"{router}, {policy}: {told} for {100 * attainment:g}% good")
     return "\n".join(lines)

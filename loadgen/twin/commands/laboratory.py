@@ -34,8 +34,12 @@ class LaboratoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the command is given."""
 
     quick: Annotated[bool, flag("smaller samples")] = False
-    policies: Annotated[tuple[str, ...], flag(shown="all", metavar="NAME")] = tuple(POLICIES)
-    loads: Annotated[tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0, le=10)] = (
+    policies: Annotated[tuple[str, ...], flag(shown="all", metavar="NAME")] = tuple(
+        POLICIES
+    )
+    loads: Annotated[
+        tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0, le=10)
+    ] = (
         0.5,
         0.75,
         0.9,
@@ -48,9 +52,12 @@ class LaboratoryOptions(msgspec.Struct, frozen=True, kw_only=True):
         flag("clients' objectives: default, tight, lax, mixed", metavar="NAME"),
     ] = ("default",)
     noise: Annotated[
-        tuple[float, ...], flag("relative spread of a batch's time", metavar="SHARE", ge=0, le=1)
+        tuple[float, ...],
+        flag("relative spread of a batch's time", metavar="SHARE", ge=0, le=1),
     ] = (0.03,)
-    seeds: Annotated[int, flag("of arrivals and noise, windows of traces", ge=1, le=1000)] = 5
+    seeds: Annotated[
+        int, flag("of arrivals and noise, windows of traces", ge=1, le=1000)
+    ] = 5
     base: Annotated[str, flag("what the others are compared with, paired")] = "lars"
     traces: Annotated[
         str | None,
@@ -89,7 +96,9 @@ def laboratory(asked: LaboratoryOptions, say: Say) -> int:
     for setting in settings_of(findings):
         scenario, load, asking, noise = setting
         table = as_text(table_of(findings, setting, asked.base))
-        print(f"{scenario}, load {load:g}, {asking} objectives, noise {noise:g}\n{table}\n")
+        print(
+            f"{scenario}, load {load:g}, {asking} objectives, noise {noise:g}\n{table}\n"
+        )
     if directory is not None:
         (directory / "laboratory.json").write_bytes(msgspec.json.encode(findings))
         (directory / "laboratory.md").write_text(page(findings, asked.base))
@@ -143,14 +152,18 @@ def _played(
     stop_at = math.inf if asked.limit_s is None else time.monotonic() + asked.limit_s
     groups = [
         list(cells)
-        for _, cells in itertools.groupby(missing, key=lambda cell: (cell.seed, cell.scenario))
+        for _, cells in itertools.groupby(
+            missing, key=lambda cell: (cell.seed, cell.scenario)
+        )
     ]
     if asked.workers == 1 or len(groups) < 2:
         for group in groups:
             yield from _play_group(shelf, group, stop_at)
         return
     with ProcessPoolExecutor(asked.workers) as workers:
-        running = [workers.submit(_all_of_group, shelf, group, stop_at) for group in groups]
+        running = [
+            workers.submit(_all_of_group, shelf, group, stop_at) for group in groups
+        ]
         for one in as_completed(running):
             yield from one.result()
 

@@ -17,16 +17,25 @@ from loadgen.twin.admission.floods import Flood, Flooded, capacity_of, play_floo
 class OverloadOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the command is given."""
 
-    policies: Annotated[tuple[str, ...], flag(metavar="NAME")] = ("lars", "spf", "dspf", "dboost")
+    policies: Annotated[tuple[str, ...], flag(metavar="NAME")] = (
+        "lars",
+        "spf",
+        "dspf",
+        "dboost",
+    )
     late: Annotated[tuple[str, ...], flag("accept, shed, queue", metavar="MODE")] = (
         "accept",
         "shed",
     )
-    prompts: Annotated[tuple[int, ...], flag("lengths in tokens", metavar="TOKENS", ge=1)] = (
+    prompts: Annotated[
+        tuple[int, ...], flag("lengths in tokens", metavar="TOKENS", ge=1)
+    ] = (
         100,
         400,
     )
-    loads: Annotated[tuple[float, ...], flag("of the capacity", metavar="TIMES", gt=0, le=100)] = (
+    loads: Annotated[
+        tuple[float, ...], flag("of the capacity", metavar="TIMES", gt=0, le=100)
+    ] = (
         1.0,
         2.0,
         4.0,
@@ -56,11 +65,21 @@ def overload(asked: OverloadOptions, say: Say) -> int:
         )
         capacity = capacity_of(plain)
         say(f"{prompt} tokens: capacity {capacity:.3g} requests/s")
-        for policy, late, load in itertools.product(asked.policies, asked.late, asked.loads):
+        for policy, late, load in itertools.product(
+            asked.policies, asked.late, asked.loads
+        ):
             flood = msgspec.structs.replace(plain, policy=policy, late=late, load=load)
             title = f"{prompt} tokens, {policy}, {late}, {load:g}x"
             rows.append([title, *_shown(play_flood(flood, capacity))])
-    header = ["", "good/s", "of capacity", "accepted in time", "true", "late", "TBT P99"]
+    header = [
+        "",
+        "good/s",
+        "of capacity",
+        "accepted in time",
+        "true",
+        "late",
+        "TBT P99",
+    ]
     header += ["Retry-After P50", "came back", "in time then"]
     print(as_text((header, rows)))
     return 0
@@ -70,5 +89,8 @@ def _shown(found: Flooded) -> list[str]:
     row = [f"{found.goodput:.2f}", f"{100 * found.goodput / found.capacity:.0f}%"]
     row += [f"{100 * share:.0f}%" for share in (found.in_time, found.true, found.late)]
     row += [f"{1000 * found.tbt_p99_s:.0f} ms"]
-    row += ["-" if not found.refused else f"{found.retry_p50_s:.2f} s", str(found.came_back)]
+    row += [
+        "-" if not found.refused else f"{found.retry_p50_s:.2f} s",
+        str(found.came_back),
+    ]
     return [*row, f"{100 * found.returned_in_time:.0f}%" if found.came_back else "-"]

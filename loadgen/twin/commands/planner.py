@@ -46,14 +46,19 @@ class GridOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str, flag("as for simulate")] = "llama-3-8b"
     gpu: Annotated[str, flag("as for simulate")] = "h100"
     max_gpus: Annotated[int, flag("largest deployment to try", ge=1)] = 64
-    tp: Annotated[tuple[int, ...], flag("values to try", metavar="N", ge=1)] = (1, 2, 4, 8)
+    tp: Annotated[tuple[int, ...], flag("values to try", metavar="N", ge=1)] = (
+        1,
+        2,
+        4,
+        8,
+    )
     spp: Annotated[tuple[int, ...], flag(metavar="N", ge=1)] = (1, 2, 4, 8, 16)
     kvp: Annotated[tuple[int, ...], flag(metavar="N", ge=1)] = (1, 2, 4)
     policy: Annotated[str, flag("scheduling policy")] = SchedulerConfig().policy
     sample: Annotated[int, flag("requests to simulate a deployment with", ge=1)] = 400
-    result_dir: Annotated[str | None, flag("also write plan.json and serve_config.yaml there")] = (
-        None
-    )
+    result_dir: Annotated[
+        str | None, flag("also write plan.json and serve_config.yaml there")
+    ] = None
 
 
 class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,12 +92,16 @@ def plan(options: PlanOptions, say: Say) -> int:
     verdicts = search(requests, terms, options.grids, options.workload.seed, say)
     print(as_text(table_of(verdicts)))
     winners = [verdict for verdict in verdicts if verdict.good]
-    winners.sort(key=lambda verdict: (verdict.deployment.devices, -(verdict.share or 0)))
+    winners.sort(
+        key=lambda verdict: (verdict.deployment.devices, -(verdict.share or 0))
+    )
     if not winners:
         print("\nNo deployment meets the objectives. " + _best_reason(verdicts))
         return EXIT_INFEASIBLE
     best = winners[0].deployment
-    print(f"\nCheapest: {best.devices} x {best.device.name}, {best.name}\n\n{serve_config(best)}")
+    print(
+        f"\nCheapest: {best.devices} x {best.device.name}, {best.name}\n\n{serve_config(best)}"
+    )
     if options.grids.result_dir is not None:
         _write(Path(options.grids.result_dir), best, verdicts)
     return 0
@@ -127,7 +136,11 @@ def _sample(options: PlanOptions) -> list[PlannedRequest]:
 
 
 def search(
-    requests: Sequence[PlannedRequest], terms: Terms, allowed: GridOptions, seed: int, say: Say
+    requests: Sequence[PlannedRequest],
+    terms: Terms,
+    allowed: GridOptions,
+    seed: int,
+    say: Say,
 ) -> list[Verdict]:
     """A verdict on every grid, smallest first."""
     grids = sorted(
@@ -137,7 +150,9 @@ def search(
     verdicts: list[Verdict] = []
     cheapest = allowed.max_gpus
     for tp, spp, kvp in grids:
-        deployment = _deployment(requests, terms.objectives, allowed, (tp, spp, kvp), seed)
+        deployment = _deployment(
+            requests, terms.objectives, allowed, (tp, spp, kvp), seed
+        )
         if deployment.devices > allowed.max_gpus:
             continue
         try:
@@ -193,7 +208,9 @@ def impossible(
         LONG: {**objectives.default, **objectives.long},
     }
     for kind, bounds in bounds_by_class.items():
-        prompts = sorted(request.prompt_tokens for request in requests if request.kind == kind)
+        prompts = sorted(
+            request.prompt_tokens for request in requests if request.kind == kind
+        )
         if not prompts:
             continue
         reason = _too_slow(deployment, prompts[len(prompts) // 2], bounds)
@@ -241,12 +258,16 @@ def replicate(
     count, best = fewest(share, terms.attainment, allowed)
     if count is None:
         plural = "s" if allowed > 1 else ""
-        reason = f"{100 * best:.1f}% of the requests are good with {allowed} replica{plural}"
+        reason = (
+            f"{100 * best:.1f}% of the requests are good with {allowed} replica{plural}"
+        )
         return Verdict(deployment=deployment, share=best, reason=reason)
     return Verdict(deployment=with_replicas(count), share=best)
 
 
-def fewest(share: Callable[[int], float], wanted: float, most: int) -> tuple[int | None, float]:
+def fewest(
+    share: Callable[[int], float], wanted: float, most: int
+) -> tuple[int | None, float]:
     """The fewest replicas with the wanted share of good requests, and that share."""
     low = 0
     high = 1
@@ -278,7 +299,9 @@ def share_good(
     one = msgspec.structs.replace(deployment, replicas=1)
     records = play(one, requests[:: deployment.replicas]).records
     expect(records, points)
-    return sum(measure(record, objectives).good is True for record in records) / len(records)
+    return sum(measure(record, objectives).good is True for record in records) / len(
+        records
+    )
 
 
 def table_of(verdicts: Sequence[Verdict]) -> Table:
@@ -287,10 +310,18 @@ def table_of(verdicts: Sequence[Verdict]) -> Table:
     for verdict in sorted(verdicts, key=lambda v: (not v.good, v.deployment.devices)):
         share = "-" if verdict.share is None else f"{100 * verdict.share:.1f}%"
         outcome = "meets the objectives" if verdict.good else verdict.reason
-        rows.append([verdict.deployment.name, str(verdict.deployment.devices), share, outcome])
+        rows.append(
+            [verdict.deployment.name, str(verdict.deployment.devices), share, outcome]
+        )
     return ["grid", "devices", "good", "verdict"], rows
 
 
 def _best_reason(verdicts: Sequence[Verdict]) -> str:
-    nearest = max(verdicts, key=lambda v: (v.share or -1.0, v.deployment.devices), default=None)
-    return "" if nearest is None else f"Nearest: {nearest.deployment.name}: {nearest.reason}."
+    nearest = max(
+        verdicts, key=lambda v: (v.share or -1.0, v.deployment.devices), default=None
+    )
+    return (
+        ""
+        if nearest is None
+        else f"Nearest: {nearest.deployment.name}: {nearest.reason}."
+    )

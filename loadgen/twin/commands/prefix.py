@@ -36,7 +36,9 @@ class PrefixOptions(msgspec.Struct, frozen=True, kw_only=True):
         tuple[float, ...],
         flag("of what is sustained without the cache", metavar="SHARE", gt=0, le=100),
     ] = (0.5, 0.9, 1.2)
-    result_dir: Annotated[str | None, flag("also write prefix.md and prefix.json there")] = None
+    result_dir: Annotated[
+        str | None, flag("also write prefix.md and prefix.json there")
+    ] = None
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -106,7 +108,9 @@ def prefix(
     for load in asked.loads:
         for cache in (False, True):
             sent = at_rate(requests, sustained.without * load)
-            outcomes.append(_outcome(deployment, sent, sustained.without * load, load, cache))
+            outcomes.append(
+                _outcome(deployment, sent, sustained.without * load, load, cache)
+            )
     print(f"{as_text(table_of(outcomes))}\n\n{sustained.told()}", flush=True)
     if asked.result_dir is not None:
         directory = Path(asked.result_dir)
@@ -136,7 +140,9 @@ def at_rate(requests: list[PlannedRequest], rate: float) -> list[PlannedRequest]
         raise LoadgenError("the requests come all at once: give a --request-rate")
     factor = len(requests) / (rate * last)
     return [
-        request if request.at is None else msgspec.structs.replace(request, at=request.at * factor)
+        request
+        if request.at is None
+        else msgspec.structs.replace(request, at=request.at * factor)
         for request in requests
     ]
 
@@ -156,7 +162,9 @@ def _at_once(request: PlannedRequest) -> PlannedRequest:
     turn = request.turn
     if turn is not None:
         turn = msgspec.structs.replace(turn, pause_s=0.0)
-    return msgspec.structs.replace(request, at=None if request.at is None else 0.0, turn=turn)
+    return msgspec.structs.replace(
+        request, at=None if request.at is None else 0.0, turn=turn
+    )
 
 
 def _with(deployment: Deployment, cache: bool) -> Deployment:
@@ -164,7 +172,11 @@ def _with(deployment: Deployment, cache: bool) -> Deployment:
 
 
 def _outcome(
-    deployment: Deployment, requests: list[PlannedRequest], rate: float, load: float, cache: bool
+    deployment: Deployment,
+    requests: list[PlannedRequest],
+    rate: float,
+    load: float,
+    cache: bool,
 ) -> Outcome:
     records = play(_with(deployment, cache), requests).records
     completed = [record for record in records if record.completed]
@@ -210,4 +222,6 @@ def table_of(outcomes: list[Outcome]) -> Table:
 
 
 def _shown(times: Times) -> str:
-    return " / ".join(f"{1000 * seconds:,.0f}" for seconds in (times.p50, times.p90, times.p99))
+    return " / ".join(
+        f"{1000 * seconds:,.0f}" for seconds in (times.p50, times.p90, times.p99)
+    )

@@ -27,8 +27,15 @@ LATE = 0.02  # and no more than that may be late
 class PromisesOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the command is given."""
 
-    policies: Annotated[tuple[str, ...], flag(metavar="NAME")] = ("lars", "spf", "dspf", "dboost")
-    loads: Annotated[tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0, le=10)] = (
+    policies: Annotated[tuple[str, ...], flag(metavar="NAME")] = (
+        "lars",
+        "spf",
+        "dspf",
+        "dboost",
+    )
+    loads: Annotated[
+        tuple[float, ...], flag("of the capacity", metavar="SHARE", gt=0, le=10)
+    ] = (
         0.5,
         0.75,
         0.9,
@@ -37,12 +44,16 @@ class PromisesOptions(msgspec.Struct, frozen=True, kw_only=True):
     scenarios: Annotated[tuple[str, ...], flag(metavar="NAME")] = ("convoy",)
     num_prompts: Annotated[int, flag("requests of a cell", ge=20)] = 300
     seeds: Annotated[int, flag("of arrivals and noise", ge=1, le=1000)] = 2
-    noise: Annotated[float, flag("relative spread of a batch's time", ge=0, le=1)] = 0.03
-    late: Annotated[str, flag("accept, shed or queue: what becomes of who is late")] = "accept"
-    curve: Annotated[bool, flag("print the calibration curves, too")] = False
-    traces: Annotated[str | None, flag("the whole traces", shown="the samples", metavar="DIR")] = (
-        None
+    noise: Annotated[float, flag("relative spread of a batch's time", ge=0, le=1)] = (
+        0.03
     )
+    late: Annotated[str, flag("accept, shed or queue: what becomes of who is late")] = (
+        "accept"
+    )
+    curve: Annotated[bool, flag("print the calibration curves, too")] = False
+    traces: Annotated[
+        str | None, flag("the whole traces", shown="the samples", metavar="DIR")
+    ] = None
 
 
 def promises(asked: PromisesOptions, say: Say) -> int:
@@ -53,12 +64,25 @@ def promises(asked: PromisesOptions, say: Say) -> int:
         ("late", (asked.late,), ("accept", "shed", "queue")),
     ):
         if unknown := set(given) - set(known):
-            raise LoadgenError(f"--{kind} {', '.join(sorted(unknown))}: known are {known}")
-    header = ["", "kind", "requests", "true", "late", "in time", "ratio P10", "P50", "P90"]
+            raise LoadgenError(
+                f"--{kind} {', '.join(sorted(unknown))}: known are {known}"
+            )
+    header = [
+        "",
+        "kind",
+        "requests",
+        "true",
+        "late",
+        "in time",
+        "ratio P10",
+        "P50",
+        "P90",
+    ]
     rows = []
     for name in asked.scenarios:
         scenarios = [
-            scenario_of(name, asked.num_prompts, seed, asked.traces) for seed in range(asked.seeds)
+            scenario_of(name, asked.num_prompts, seed, asked.traces)
+            for seed in range(asked.seeds)
         ]
         rates = [capacity_of(scenario) for scenario in scenarios]
         for load, policy in itertools.product(asked.loads, asked.policies):
@@ -69,15 +93,22 @@ def promises(asked: PromisesOptions, say: Say) -> int:
             say(title)
             for found in promises_of(records):
                 shares = [
-                    f"{100 * share:.1f}%" for share in (found.true, found.late, found.in_time)
+                    f"{100 * share:.1f}%"
+                    for share in (found.true, found.late, found.in_time)
                 ]
-                figures = [f"{value:.2f}" for value in (found.p10, found.p50, found.p90)]
+                figures = [
+                    f"{value:.2f}" for value in (found.p10, found.p50, found.p90)
+                ]
                 rows.append([title, found.kind, str(found.count), *shares, *figures])
             if asked.curve:
                 print(f"{title}\n{as_text(curve_of(records))}\n")
     print(as_text((header, rows)))
-    print(f"\ntrue: 0.8 to 1.25 times what was announced (goal {100 * KEPT:g}%); late: more than")
-    print(f"that (goal: at most {100 * LATE:g}%); in time: within the deadline it was given")
+    print(
+        f"\ntrue: 0.8 to 1.25 times what was announced (goal {100 * KEPT:g}%); late: more than"
+    )
+    print(
+        f"that (goal: at most {100 * LATE:g}%); in time: within the deadline it was given"
+    )
     return 0
 
 

@@ -34,7 +34,9 @@ class RoutingOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None, flag("who gets a request: docs/fleet.md", choices=tuple(RULES))
     ] = None
     grids: Annotated[int | None, flag("as --replicas", shown="2", ge=1, le=1024)] = None
-    ingresses: Annotated[int, flag("routers, each with an eye of its own", ge=1, le=64)] = 2
+    ingresses: Annotated[
+        int, flag("routers, each with an eye of its own", ge=1, le=64)
+    ] = 2
 
     def options(self, long_tokens: int) -> FleetOptions | None:
         """None: no router; raises LoadgenError."""

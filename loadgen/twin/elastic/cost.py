@@ -51,7 +51,9 @@ class Costs:
         model = deployment.model
         tp = deployment.tp
         if tp > device.per_node:
-            raise LoadgenError(f"an instance of {tp} devices, but a node has {device.per_node}")
+            raise LoadgenError(
+                f"an instance of {tp} devices, but a node has {device.per_node}"
+            )
         plain = Deployment(model=model, device=device, tp=tp)
         plain.grid()
         plain.check(1)
@@ -88,15 +90,27 @@ class Costs:
         pairs = sum([length * length for length in lengths]) / 2 / degree
         attention = self._pair_s * pairs
         if degree > 1:
-            passing = tokens * (degree - 1) / degree  # of others' KV, through every instance
-            sent = passing * self._kv_bytes / self._speed(team) + (degree - 1) * self._message_s
+            passing = (
+                tokens * (degree - 1) / degree
+            )  # of others' KV, through every instance
+            sent = (
+                passing * self._kv_bytes / self._speed(team)
+                + (degree - 1) * self._message_s
+            )
             attention = max(attention, passing * self._kv_read_s, sent)
         rows = -(-tokens // degree)
-        return self._linear_s(rows) + attention + self._ending_s + self._head_s * len(lengths)
+        return (
+            self._linear_s(rows)
+            + attention
+            + self._ending_s
+            + self._head_s * len(lengths)
+        )
 
     def step_s(self, shares: Iterable[Share], team: Sequence[int]) -> float:
         """A token for every answer of a team: as long as its slowest instance takes."""
-        exchange_s = self._exchange_s * self._device.network_speed * self._device.link_share
+        exchange_s = (
+            self._exchange_s * self._device.network_speed * self._device.link_share
+        )
         exchange_s /= self._speed(team)
         slowest = 0.0
         for share in shares:
@@ -108,11 +122,15 @@ class Costs:
 
     def move_s(self, tokens: int, source: int, target: int) -> float:
         """KV of so many tokens from one instance to another."""
-        return self._device.message_s + tokens * self._kv_bytes / self._speed((source, target))
+        return self._device.message_s + tokens * self._kv_bytes / self._speed(
+            (source, target)
+        )
 
     def _speed(self, team: Sequence[int]) -> float:
         """Bytes per second between two devices of a team's instances: of its slowest link."""
         device = self._device
         first_node = team[0] // self._per_node
         inside = all(instance // self._per_node == first_node for instance in team)
-        return (device.link_speed if inside else device.network_speed) * device.link_share
+        return (
+            device.link_speed if inside else device.network_speed
+        ) * device.link_share

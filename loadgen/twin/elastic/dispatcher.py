@@ -47,7 +47,9 @@ class Dispatcher:
         self._patient = patient
         # KV that was moved: from an instance, to another, from an instant, to another
         self.moves: list[tuple[int, int, float, float]] = []
-        self._answers = 0  # that ended, and what they took from the first token to the last
+        self._answers = (
+            0  # that ended, and what they took from the first token to the last
+        )
         self._answers_s = 0.0
 
     def learn(self, decoded_s: float) -> None:
@@ -56,7 +58,10 @@ class Dispatcher:
         self._answers_s += decoded_s
 
     def round(
-        self, waiting: Collection[PlannedRequest], running: Collection[Running], now: float
+        self,
+        waiting: Collection[PlannedRequest],
+        running: Collection[Running],
+        now: float,
     ) -> list[Prefill]:
         """Prefills to begin with the first of those who wait; none: everybody waits on. May move
         KV of decodes."""
@@ -108,7 +113,11 @@ class Dispatcher:
         return False
 
     def _worth_interrupting(
-        self, chosen: Sequence[PlannedRequest], instances: Sequence[int], team: Team, now: float
+        self,
+        chosen: Sequence[PlannedRequest],
+        instances: Sequence[int],
+        team: Team,
+        now: float,
     ) -> bool:
         """Those who wait gain the time until the decode would end, as far as can be told; those who
         decode lose that of the prefill."""
@@ -141,7 +150,11 @@ class Dispatcher:
             team = sorted([*team, source])
 
     def _move_s(
-        self, chosen: Sequence[PlannedRequest], team: Sequence[int], source: int, target: int
+        self,
+        chosen: Sequence[PlannedRequest],
+        team: Sequence[int],
+        source: int,
+        target: int,
     ) -> float | None:
         """Seconds to move all KV of an instance to another, so that it can help a team; None: it
         does not fit, or those who wait gain less than those lose who decode there."""
@@ -170,7 +183,9 @@ class Dispatcher:
             if sum(needs[part.first : part.stop]) > sum(rooms[part.begin : part.end]):
                 return float("inf")
             those = requests[part.first : part.stop]
-            seconds = self._costs.prefill_s(_lengths(those), team[part.begin : part.end])
+            seconds = self._costs.prefill_s(
+                _lengths(those), team[part.begin : part.end]
+            )
             return seconds * _per_prompt_token(those)
 
         prefills: list[Prefill] = []

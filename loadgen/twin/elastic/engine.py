@@ -30,7 +30,9 @@ Watch = Callable[[Fleet, Use], None]
 
 
 def play_elastic(
-    deployment: ElasticDeployment, requests: Sequence[PlannedRequest], watch: Watch | None = None
+    deployment: ElasticDeployment,
+    requests: Sequence[PlannedRequest],
+    watch: Watch | None = None,
 ) -> Played:
     """Run an open-loop workload. `watch` is told of every use of instances when it is decided.
     Raises LoadgenError if the model or a request can never fit, or a request waits for another."""
@@ -86,7 +88,9 @@ class _Run:
         records = [self._record(request) for request in self._requests]
         ended = [record.ended_at or 0.0 for record in records]
         duration_s = max(ended, default=0.0)
-        span_s = max(duration_s - min([record.sent_at or 0.0 for record in records]), 1e-12)
+        span_s = max(
+            duration_s - min([record.sent_at or 0.0 for record in records]), 1e-12
+        )
         return Played(
             records=records,
             duration_s=duration_s,
@@ -96,7 +100,9 @@ class _Run:
             stamps=[],
         )
 
-    def _at(self, instant: float, happen: Callable[[Any], None], subject: object) -> None:
+    def _at(
+        self, instant: float, happen: Callable[[Any], None], subject: object
+    ) -> None:
         """Things of one instant happen in the order in which they were decided."""
         heapq.heappush(self._events, (instant, self._serial, happen, subject))
         self._serial += 1
@@ -111,15 +117,21 @@ class _Run:
             self._dispatcher.moves.clear()
             if not prefills:
                 return
-            begun = {request.index for prefill in prefills for request in prefill.requests}
+            begun = {
+                request.index for prefill in prefills for request in prefill.requests
+            }
             for _ in begun:
-                assert self._waiting.popleft().index in begun, "first come, first served"
+                assert self._waiting.popleft().index in begun, (
+                    "first come, first served"
+                )
             for prefill in prefills:
                 self._begin(prefill)
 
     def _begin(self, prefill: Prefill) -> None:
         answers = []
-        for request, placement in zip(prefill.requests, prefill.placements, strict=True):
+        for request, placement in zip(
+            prefill.requests, prefill.placements, strict=True
+        ):
             answers.append(self._fleet.begin(request, placement))
             self._answers[request.index] = answers[-1]
         held = self._fleet.prefill(prefill.team)
@@ -138,7 +150,10 @@ class _Run:
     def _step(self, team: Team) -> None:
         """Begin a step if the team is there and has nothing else to do."""
         instances = team.instances
-        if team.held or max([self._fleet.free_at[one] for one in instances]) > self._now:
+        if (
+            team.held
+            or max([self._fleet.free_at[one] for one in instances]) > self._now
+        ):
             return
         ends_at = self._now + self._costs.step_s(team.shares(), instances)
         self._use(tuple(instances), self._now, ends_at, "step")
@@ -153,7 +168,9 @@ class _Run:
         if ended:
             self._fleet.finish(ended)
 
-    def _use(self, instances: tuple[int, ...], starts_at: float, ends_at: float, what: str) -> None:
+    def _use(
+        self, instances: tuple[int, ...], starts_at: float, ends_at: float, what: str
+    ) -> None:
         self._batches += what != "move"
         self._busy_s += len(instances) * (ends_at - starts_at)
         for instance in instances:
@@ -168,7 +185,9 @@ class _Run:
         at = planned.at or 0.0
         record.id = name_of(planned)
         record.answer = None
-        record.scheduled_at = record.released_at = record.sent_at = record.answered_at = at
+        record.scheduled_at = record.released_at = record.sent_at = (
+            record.answered_at
+        ) = at
         record.status = 200
         record.token_times = array("d", answer.token_times)
         record.usage_prompt_tokens = planned.prompt_tokens

@@ -92,7 +92,9 @@ class Fleet:
 
     def room(self, instances: Iterable[int]) -> dict[int, int]:
         """Tokens that still fit, by instance."""
-        return {instance: self.slots - self.reserved[instance] for instance in instances}
+        return {
+            instance: self.slots - self.reserved[instance] for instance in instances
+        }
 
     def interruptible(self) -> list[Team]:
         """Teams that no prefill holds, the one with the most room first."""
@@ -194,16 +196,22 @@ class Fleet:
         for instance, tokens in answer.pieces.items():
             self.reserved[instance] += sign * tokens
         self.reserved[answer.master] += sign * answer.left
-        fits = all(0 <= self.reserved[instance] <= self.slots for instance in answer.pieces)
+        fits = all(
+            0 <= self.reserved[instance] <= self.slots for instance in answer.pieces
+        )
         assert fits, "more KV than an instance holds"
 
 
 def place(
-    requests: Sequence[PlannedRequest], room: Mapping[int, int], preferred: Collection[int] = ()
+    requests: Sequence[PlannedRequest],
+    room: Mapping[int, int],
+    preferred: Collection[int] = (),
 ) -> list[Placement] | None:
     """On the fewest instances that hold all of them, in the order of the requests; the preferred
     ones (they decode anyway) first, then those with the most room. None: they do not fit."""
-    order = sorted(room, key=lambda instance: (instance not in preferred, -room[instance]))
+    order = sorted(
+        room, key=lambda instance: (instance not in preferred, -room[instance])
+    )
     for count in range(1, len(order) + 1):
         left = {instance: room[instance] for instance in order[:count]}
         placements = []

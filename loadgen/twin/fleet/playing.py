@@ -43,7 +43,9 @@ def play_fleet(
         duration_s=duration_s,
         batches=sum([result.batches for result in results]),
         busy=[seconds / max(duration_s, 1e-12) for seconds in busiest.busy_s],
-        preemptions=sum([scheduler.stats().preemptions_total for scheduler in schedulers]),
+        preemptions=sum(
+            [scheduler.stats().preemptions_total for scheduler in schedulers]
+        ),
         stamps=[],
         grid_seconds=fleet.grid_seconds,
         moments=fleet.moments,

@@ -25,9 +25,13 @@ from medha_actors.fleet.views import ask_of
 from medha_actors.fleet_config import RoutingConfig, ScalingConfig
 from medha_actors.messages import Rejected, Request
 
-_LOOK_S = 5.0  # between two decisions on the number of grids, as Serve's autoscaler has it
+_LOOK_S = (
+    5.0  # between two decisions on the number of grids, as Serve's autoscaler has it
+)
 _TOO_LONG = Rejected(
-    status=400, kind="invalid_request_error", message="no grid can serve so long a request"
+    status=400,
+    kind="invalid_request_error",
+    message="no grid can serve so long a request",
 )
 _EVENTS = Literal["arrival", "notice", "start", "scaling"]
 
@@ -68,7 +72,9 @@ class _Grid:
 class FleetSimulation:
     """One run."""
 
-    def __init__(self, deployment: Deployment, clients: Clients, options: FleetOptions) -> None:
+    def __init__(
+        self, deployment: Deployment, clients: Clients, options: FleetOptions
+    ) -> None:
         """`deployment`: `replicas` grids to begin with."""
         self._deployment = deployment
         self._clients = clients
@@ -212,7 +218,9 @@ class FleetSimulation:
             router.heard(grid.name, notice, self.now)
         if self._options.routing.router != "random" or self._scaling is not None:
             # not all at once
-            first_s = self._options.routing.period_s * (0.1 + 0.1 * (len(self.grids) % 9))
+            first_s = self._options.routing.period_s * (
+                0.1 + 0.1 * (len(self.grids) % 9)
+            )
             self._push(self.now + first_s, "notice", grid)
         self._count()
 
@@ -225,7 +233,9 @@ class FleetSimulation:
             loads.append(load_of(view.notice))
         target = self._scaling.decide(loads, self._target, self.now)
         for _ in range(target - self._target):
-            self._push(self.now + self._options.start_s, "start", self._new_grid(self.now))
+            self._push(
+                self.now + self._options.start_s, "start", self._new_grid(self.now)
+            )
         for _ in range(self._target - target):
             self._drain()
         self._target = target

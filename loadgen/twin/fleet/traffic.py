@@ -36,7 +36,9 @@ class Rate(msgspec.Struct, frozen=True):
 
     def at(self, instant: float) -> float:
         """At an instant."""
-        return self.mean * (1 - self.swing * math.cos(2 * math.pi * instant / self.day_s))
+        return self.mean * (
+            1 - self.swing * math.cos(2 * math.pi * instant / self.day_s)
+        )
 
     def instants(self, seed: str) -> Iterator[float]:
         """Poisson arrivals: those of the highest rate, thinned."""
@@ -49,7 +51,9 @@ class Rate(msgspec.Struct, frozen=True):
                 yield at
 
 
-def mixed(rate: Rate, duration_s: float, seed: int, in_sessions: float) -> list[PlannedRequest]:
+def mixed(
+    rate: Rate, duration_s: float, seed: int, in_sessions: float
+) -> list[PlannedRequest]:
     """What arrives within `duration_s`; a share `in_sessions` of the requests are turns of chats
     and agents (which go on after it)."""
     alone = _scaled(rate, 1 - in_sessions)
@@ -93,7 +97,9 @@ def _count(rate: Rate, duration_s: float) -> int:
     return math.ceil(expected + 6 * math.sqrt(expected) + 10)
 
 
-def _begun_within(requests: Sequence[PlannedRequest], duration_s: float) -> list[PlannedRequest]:
+def _begun_within(
+    requests: Sequence[PlannedRequest], duration_s: float
+) -> list[PlannedRequest]:
     """All turns of the sessions that begin in time; the first ones come first."""
     kept: set[int] = set()
     for request in requests:

@@ -22,7 +22,9 @@ from medha_actors.config import SchedulerConfig
 CONTEXT = 1_048_576 + 8192
 RATE = 0.75  # requests per second in figures 1 and 13
 # many requests may wait, and decode at once
-ROOMY = SchedulerConfig(policy="lars", max_waiting_requests=10**6, max_running_requests=256)
+ROOMY = SchedulerConfig(
+    policy="lars", max_waiting_requests=10**6, max_running_requests=256
+)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +78,12 @@ def paper_deployment(
         "scheduler": ROOMY,
     }
     return Deployment(
-        model=model_of(model), device=hardware_of(gpu), tp=tp, spp=spp, kvp=kvp, **(given | more)
+        model=model_of(model),
+        device=hardware_of(gpu),
+        tp=tp,
+        spp=spp,
+        kvp=kvp,
+        **(given | more),
     )
 
 
@@ -94,7 +101,9 @@ _POINTS: dict[Any, Any] = {}
 
 
 def played(
-    deployment: Deployment | ElasticDeployment, requests: Sequence[PlannedRequest], **more: Any
+    deployment: Deployment | ElasticDeployment,
+    requests: Sequence[PlannedRequest],
+    **more: Any,
 ) -> Played:
     """Run it once, with normalised TTFT; several figures show the same run. What elastic instances
     do is measured by the idle TTFT of our own 16 A100: clients ask the same of both."""

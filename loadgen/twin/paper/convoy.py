@@ -32,7 +32,8 @@ _WHY = {
     "esp_tp2": _OVERLOAD
     + "; with small instances one is mostly left over that decodes: short ones "
     "interrupt it for milliseconds, and half of them do not notice the long ones",
-    "esp_tp8": _OVERLOAD + "; a long request has both instances, or one for twice as long",
+    "esp_tp8": _OVERLOAD
+    + "; a long request has both instances, or one for twice as long",
     "fcfs": _OVERLOAD + "; FCFS has no instances to spare",
 }
 _ALL_P99 = (
@@ -97,12 +98,18 @@ def policies(count: int, say: Say) -> Outcome:
     times = {}
     for policy in POLICIES:
         say(f"policies: {policy}")
-        run = played(paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05))
+        run = played(
+            paper_deployment().with_policy(policy), paper_mix(count, RATE, 0.05)
+        )
         by_class = {
-            kind: ttfts(run.records, kind, normalised=True).tolist() for kind in (SHORT, LONG)
+            kind: ttfts(run.records, kind, normalised=True).tolist()
+            for kind in (SHORT, LONG)
         }
         times[policy] = by_class | {"all": ttfts(run.records, normalised=True).tolist()}
-    means = {policy: sum(values["all"]) / len(values["all"]) for policy, values in times.items()}
+    means = {
+        policy: sum(values["all"]) / len(values["all"])
+        for policy, values in times.items()
+    }
     rows = [
         Row(
             key="policies",
@@ -114,7 +121,8 @@ def policies(count: int, say: Say) -> Outcome:
         for policy, why in (
             (
                 "fcfs",
-                _OVERLOAD + "; normalised by the idle TTFT of this twin (tens of ms for a chat), "
+                _OVERLOAD
+                + "; normalised by the idle TTFT of this twin (tens of ms for a chat), "
                 "which a wait of minutes exceeds a thousandfold",
             ),
             (
@@ -143,7 +151,10 @@ def rates(count: int, say: Say) -> Outcome:
     for system in (*ELASTIC, "fcfs", "fcfs_chunked", "edf", "lars"):
         say(f"capacity: {system}")
         lines[system] = [
-            (rate, percentile(ttfts(_run(system, count, rate, 0.05).records, SHORT), 90))
+            (
+                rate,
+                percentile(ttfts(_run(system, count, rate, 0.05).records, SHORT), 90),
+            )
             for rate in tried
         ]
     best = {}
@@ -186,7 +197,9 @@ def sharing(count: int, say: Say) -> Outcome:
         say(f"space sharing {shared}")
         deployment = paper_deployment().with_policy("lars", space_sharing=shared)
 
-        best[shared] = capacity(partial(_nearly_all_good, deployment, count), 0.2, 1.5, 0.06)
+        best[shared] = capacity(
+            partial(_nearly_all_good, deployment, count), 0.2, 1.5, 0.06
+        )
     rows = [
         Row(
             key="sharing",
@@ -211,7 +224,9 @@ def pools(count: int, say: Say) -> Outcome:
     shared = played(paper_deployment().with_policy("lars"), requests)
     half = paper_deployment(spp=1).with_policy("fcfs_chunked")
     times = {
-        "shared, LARS (16 GPUs)": {k: ttfts(shared.records, k).tolist() for k in (SHORT, LONG)}
+        "shared, LARS (16 GPUs)": {
+            k: ttfts(shared.records, k).tolist() for k in (SHORT, LONG)
+        }
     }
     split = {}
     for kind in (SHORT, LONG):

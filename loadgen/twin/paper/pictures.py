@@ -54,7 +54,9 @@ def _convoy(data: dict[str, Any], path: Path) -> None:
             title=f"Time to first token of all requests, {title}",
         )
         axes.legend(fontsize="small")
-    _title(figure, "Convoy: Llama-3 8B on 16 A100 (TP8 SPP2), 0.75 requests/s, simulated")
+    _title(
+        figure, "Convoy: Llama-3 8B on 16 A100 (TP8 SPP2), 0.75 requests/s, simulated"
+    )
     figure.savefig(path)
 
 
@@ -106,7 +108,9 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
     _log(axes, "y")
     axes.axhline(1.0, color="#888888", linewidth=0.8, linestyle="--")
     axes.set(xlabel="requests per second, 5% long", ylabel="seconds")
-    axes.set_title("P90 of short requests' time to first token, simulated", fontsize="medium")
+    axes.set_title(
+        "P90 of short requests' time to first token, simulated", fontsize="medium"
+    )
     axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.set_size_inches(8.6, 3.9)
     figure.savefig(path)
@@ -125,16 +129,22 @@ def _elastic(data: dict[str, Any], path: Path) -> None:
             offset = 0.26 * (index - (len(percents) - 1) / 2)
             colour = CYCLE[(50, 90, 99).index(percent)]
             axes.barh(places + offset, at, 0.24, color=colour, label=f"P{percent}")
-        axes.set_yticks(places, names if kind == "short" else [""] * len(names), fontsize="small")
+        axes.set_yticks(
+            places, names if kind == "short" else [""] * len(names), fontsize="small"
+        )
         axes.invert_yaxis()
         _log(axes, "x")
         axes.set(xlabel="time to first token, seconds", title=f"{kind} requests")
     for place, name in enumerate(runs):
         draws = data["draws"].get(name, [])
         label = "P50 in five draws" if place == 0 else None
-        figure.axes[0].plot(draws, [place - 0.26] * len(draws), "k.", markersize=4, label=label)
+        figure.axes[0].plot(
+            draws, [place - 0.26] * len(draws), "k.", markersize=4, label=label
+        )
     below = (0.5, -0.16)
-    figure.axes[0].legend(fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=below)
+    figure.axes[0].legend(
+        fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=below
+    )
     _title(figure, "Elastic instances on 16 A100, 0.75 requests/s, 5% long, simulated")
     figure.savefig(path)
 
@@ -160,7 +170,10 @@ def _pools(data: dict[str, Any], path: Path) -> None:
             title=f"{kind} requests",
         )
         axes.legend(fontsize="small", loc="lower right")
-    _title(figure, "Reserved pools against one pool: 16 A100, 0.5 requests/s, 5% long, simulated")
+    _title(
+        figure,
+        "Reserved pools against one pool: 16 A100, 0.5 requests/s, 5% long, simulated",
+    )
     figure.savefig(path)
 
 
@@ -210,9 +223,16 @@ def _grids(data: dict[str, Any], path: Path) -> None:
         ordered = 1000 * np.sort(values)
         shares = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
         axes.step(
-            ordered, shares, where="post", color=CYCLE[index], linestyle=DASHES[index], label=name
+            ordered,
+            shares,
+            where="post",
+            color=CYCLE[index],
+            linestyle=DASHES[index],
+            label=name,
         )
-    axes.set(xlabel="mean ms between a request's tokens", ylabel="% of requests at or below")
+    axes.set(
+        xlabel="mean ms between a request's tokens", ylabel="% of requests at or below"
+    )
     axes.set_title("64 H100, 1.75 requests/s, 5% long, simulated", fontsize="medium")
     axes.legend(fontsize="small", loc="lower right")
     figure.savefig(path)
@@ -222,13 +242,27 @@ def _attention(data: dict[str, Any], path: Path) -> None:
     figure = _figure(1, 1)
     axes = figure.axes[0]
     for index, (name, points) in enumerate(data.items()):
-        _line(axes, [point[0] for point in points], [point[1] for point in points], index, name)
+        _line(
+            axes,
+            [point[0] for point in points],
+            [point[1] for point in points],
+            index,
+            name,
+        )
     _log(axes, "x")
     axes.axhline(
-        1.11, color="#888888", linewidth=0.8, linestyle="--", label="paper, chunk 32: 1.11"
+        1.11,
+        color="#888888",
+        linewidth=0.8,
+        linestyle="--",
+        label="paper, chunk 32: 1.11",
     )
-    axes.set(xlabel="chunk, tokens", ylabel="times that of chunks of 2,048", ylim=(0.9, None))
-    axes.set_title("Attention time at 1M tokens of context, H100, cost model", fontsize="medium")
+    axes.set(
+        xlabel="chunk, tokens", ylabel="times that of chunks of 2,048", ylim=(0.9, None)
+    )
+    axes.set_title(
+        "Attention time at 1M tokens of context, H100, cost model", fontsize="medium"
+    )
     axes.legend(fontsize="small")
     figure.savefig(path)
 
@@ -253,10 +287,12 @@ def _frontier(data: dict[str, Any], path: Path) -> None:
     _log(axes, "x")
     _log(axes, "y")
     axes.set(
-        xlabel="P95 time between tokens of 16 chats, ms", ylabel="TTFT of a 1M prompt, seconds"
+        xlabel="P95 time between tokens of 16 chats, ms",
+        ylabel="TTFT of a 1M prompt, seconds",
     )
     axes.set_title(
-        "Adaptive against fixed chunks: 8B, 32 H100 (TP8 SPP4), simulated", fontsize="medium"
+        "Adaptive against fixed chunks: 8B, 32 H100 (TP8 SPP4), simulated",
+        fontsize="medium",
     )
     axes.legend(fontsize="small")
     figure.savefig(path)

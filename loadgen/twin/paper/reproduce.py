@@ -41,9 +41,9 @@ class ReproduceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     only: Annotated[tuple[str, ...], flag("some experiments only", metavar="ROW")] = ()
     quick: Annotated[bool, flag("smaller samples (a minute or two)")] = False
-    result_dir: Annotated[str | None, flag("also write reproduce.json and the figures there")] = (
-        None
-    )
+    result_dir: Annotated[
+        str | None, flag("also write reproduce.json and the figures there")
+    ] = None
 
 
 def reproduce(options: ReproduceOptions, say: Say) -> int:
@@ -67,7 +67,9 @@ def reproduce(options: ReproduceOptions, say: Say) -> int:
     print(as_text(table_of(rows)))
     for row in rows:
         if not row.agrees and row.why:
-            print(textwrap.fill(f"\n{row.what}: {row.why}.", 118, subsequent_indent="  "))
+            print(
+                textwrap.fill(f"\n{row.what}: {row.why}.", 118, subsequent_indent="  ")
+            )
     if directory is not None:
         found = {
             "rows": [msgspec.to_builtins(row) | {"ratio": row.ratio} for row in rows],
@@ -92,5 +94,7 @@ def table_of(rows: list[Row]) -> Table:
         theirs = f"{sign}{low:g}" + (f" to {high:g}" if high != low else "") + row.unit
         verdict = "agrees" if row.agrees else "differs"
         ours = f"{row.ours:,.0f}" if row.ours >= 1000 else f"{row.ours:.3g}"
-        lines.append([row.what, theirs, f"{ours}{row.unit}", f"{row.ratio:.2f}", verdict])
+        lines.append(
+            [row.what, theirs, f"{ours}{row.unit}", f"{row.ratio:.2f}", verdict]
+        )
     return header, lines

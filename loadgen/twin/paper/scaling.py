@@ -28,14 +28,17 @@ STAGES = (1, 2, 4, 8, 16)
 def _lone_prefill_s(model: str, tokens: int, stages: int) -> tuple[float, float]:
     """TTFT and MFU of a lone prompt on H100s, 8 per stage, in chunks of 2,048 (nobody decodes
     beside it)."""
-    deployment = paper_deployment("h100", model=model, spp=stages, max_model_len=tokens + 8)
-    # memory is no object here: one stage of 8 GPUs could not hold 10M tokens, but is the base of
-    # the comparison
+    deployment = paper_deployment(
+        "h100", model=model, spp=stages, max_model_len=tokens + 8
+    )
+    # memory is no object here: one stage of 8 GPUs could not hold 10M tokens, but is
+    # the base of the comparison
     device = msgspec.structs.replace(deployment.device, memory_bytes=8e11)
     scheduler = SchedulerConfig(fixed_chunk_tokens=2048, max_waiting_requests=10)
     deployment = msgspec.structs.replace(deployment, device=device, scheduler=scheduler)
     record = play(
-        deployment, [PlannedRequest(index=0, prompt_tokens=tokens, output_tokens=1, at=0.0)]
+        deployment,
+        [PlannedRequest(index=0, prompt_tokens=tokens, output_tokens=1, at=0.0)],
     ).records[0]
     seconds = record.token_times[0]
     return seconds, deployment.mfu(tokens, seconds)
@@ -162,7 +165,9 @@ def attention(count: int, say: Say) -> Outcome:
     say("attention of small chunks")
     lines = {}
     for model in ("llama-3-8b", "llama-3-70b"):
-        cost = StageCost(model=model_of(model), device=hardware_of("h100"), layers=1, tp=1)
+        cost = StageCost(
+            model=model_of(model), device=hardware_of("h100"), layers=1, tp=1
+        )
 
         def per_token(chunk: int, cost: StageCost = cost) -> float:
             return max(cost.pair_s * chunk * MILLION, cost.kv_read_s * MILLION) / chunk
@@ -192,13 +197,19 @@ def attention(count: int, say: Say) -> Outcome:
 def frontier(count: int, say: Say) -> Outcome:
     """Figure 20 (and 4): TTFT of a 1M prompt against TBT of chats beside it; fixed chunks and
     adaptive budgets."""
-    lines: dict[str, list[tuple[str, float, float]]] = {"fixed chunk": [], "adaptive": []}
+    lines: dict[str, list[tuple[str, float, float]]] = {
+        "fixed chunk": [],
+        "adaptive": [],
+    }
     chats = [
-        PlannedRequest(index=i, prompt_tokens=200, output_tokens=2000, at=0.0) for i in range(16)
+        PlannedRequest(index=i, prompt_tokens=200, output_tokens=2000, at=0.0)
+        for i in range(16)
     ]
     load = [
         *chats,
-        PlannedRequest(index=16, prompt_tokens=MILLION, output_tokens=1, at=0.1, kind="long"),
+        PlannedRequest(
+            index=16, prompt_tokens=MILLION, output_tokens=1, at=0.1, kind="long"
+        ),
     ]
     base = paper_deployment("h100", spp=4)
 
@@ -206,13 +217,17 @@ def frontier(count: int, say: Say) -> Outcome:
         records = play(deployment, load).records
         first = records[-1].token_times[0]
         for record in records[:-1]:  # while the long prompt is read
-            record.token_times = array("d", [at for at in record.token_times if at <= first])
+            record.token_times = array(
+                "d", [at for at in record.token_times if at <= first]
+            )
         return first - 0.1, percentile(gaps(records[:-1]), 95)
 
     for chunk in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         say(f"frontier: fixed chunks of {chunk}")
         more = {"fixed_chunk_tokens": chunk, "max_chunk_tokens": 4096}
-        lines["fixed chunk"].append((str(chunk), *point(base.with_policy("lars", **more))))
+        lines["fixed chunk"].append(
+            (str(chunk), *point(base.with_policy("lars", **more)))
+        )
     for tpot_ms in (10, 15, 20, 30, 50, 80, 120):
         say(f"frontier: adaptive, {tpot_ms} ms")
         adaptive = msgspec.structs.replace(

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from medha_actors.actors.telemetry.series import Histograms, counter, length_class
 from medha_actors.core.record import BatchRecord
 from medha_actors.messages import Batch, StepResult
-from medha_actors.telemetry.histogram import ERROR, SHARE, SLACK, TOKENS, Family, Histogram, Labels
+from medha_actors.telemetry.histogram import (
+    ERROR,
+    SHARE,
+    SLACK,
+    TOKENS,
+    Family,
+    Histogram,
+    Labels,
+)
 
 
 class BatchFigures:
@@ -17,13 +25,19 @@ class BatchFigures:
     def __init__(self, stages: int, groups: int) -> None:
         self._histograms = Histograms()
         new = self._histograms.new
-        self._iteration = new("medha_iteration_tokens_total", TOKENS, "Tokens of a batch")
-        self._chunk = new("medha_prefill_chunk_tokens", TOKENS, "Tokens of a prefill chunk")
+        self._iteration = new(
+            "medha_iteration_tokens_total", TOKENS, "Tokens of a batch"
+        )
+        self._chunk = new(
+            "medha_prefill_chunk_tokens", TOKENS, "Tokens of a prefill chunk"
+        )
         self._budget = new(
             "medha_batch_budget_used_ratio", SHARE, "Time of a batch over its budget"
         )
         self._error = new(
-            "medha_predictor_error_ratio", ERROR, "Relative error of the predicted time of a batch"
+            "medha_predictor_error_ratio",
+            ERROR,
+            "Relative error of the predicted time of a batch",
         )
         self._slacks = self._histograms.growing(
             "medha_prefill_relative_slack",
@@ -44,7 +58,10 @@ class BatchFigures:
         self._had_rest = [True] * len(self._had_rest)
 
     def sent(
-        self, record: BatchRecord, prefills: Sequence[tuple[str, int, int]], prompts: Sequence[int]
+        self,
+        record: BatchRecord,
+        prefills: Sequence[tuple[str, int, int]],
+        prompts: Sequence[int],
     ) -> None:
         """`prefills` of a batch: request, first position, tokens; `prompts`: the lengths of their
         prompts."""
@@ -63,7 +80,9 @@ class BatchFigures:
         self._iteration.observe(batch.prefill_tokens + batch.decode_tokens)
         for result in results:
             self._worked(result)
-        slowest_s = max([max(result.stage_seconds, default=0.0) for result in results], default=0.0)
+        slowest_s = max(
+            [max(result.stage_seconds, default=0.0) for result in results], default=0.0
+        )
         if slowest_s > 0:
             self._budget.observe(slowest_s / batch.budget_s)
             self._error.observe(abs(batch.predicted_s - slowest_s) / slowest_s)
@@ -86,13 +105,19 @@ class BatchFigures:
         """For `exposition`."""
         return [
             counter("medha_steps_total", "Batches that came back", self._steps),
-            counter("medha_pipeline_rebuilds_total", "Times the pipeline was lost", self.rebuilds),
+            counter(
+                "medha_pipeline_rebuilds_total",
+                "Times the pipeline was lost",
+                self.rebuilds,
+            ),
             counter(
                 "medha_control_plane_seconds_total",
                 "Time the controller's loop worked on steps",
                 self.control_s,
             ),
-            _grid("medha_stage_busy_seconds_total", "Work of a stage actor", self._busy_s),
+            _grid(
+                "medha_stage_busy_seconds_total", "Work of a stage actor", self._busy_s
+            ),
             _grid(
                 "medha_pipeline_bubble_seconds_total",
                 "Idle time while requests were live",

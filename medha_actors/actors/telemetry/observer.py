@@ -25,7 +25,9 @@ from medha_actors.telemetry.histogram import Family
 class Silence:
     """Telemetry is off: nothing is kept."""
 
-    def answered(self, request: Request, answer: Accepted | Rejected, now: float) -> None:
+    def answered(
+        self, request: Request, answer: Accepted | Rejected, now: float
+    ) -> None:
         """The scheduler has taken or refused a request."""
 
     def sent(self, batch: Batch, record: BatchRecord, now: float) -> None:
@@ -56,7 +58,9 @@ class Observer(Silence):
         # what each ingress replica counts, as it last told us
         self.replicas: dict[str, list[Family]] = {}
 
-    def answered(self, request: Request, answer: Accepted | Rejected, now: float) -> None:
+    def answered(
+        self, request: Request, answer: Accepted | Rejected, now: float
+    ) -> None:
         if isinstance(answer, Rejected):
             self.figures.requests.rejected(answer.status)
             return

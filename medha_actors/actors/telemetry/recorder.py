@@ -35,7 +35,9 @@ from medha_actors.telemetry.timelines import (
     coalesce,
 )
 
-STALL_OBJECTIVES = 2.0  # a token that takes longer than so many TPOT objectives is a stall
+STALL_OBJECTIVES = (
+    2.0  # a token that takes longer than so many TPOT objectives is a stall
+)
 RECENT_BATCHES = 1024
 _KIND = re.compile(r"^((chat)?cmpl-|resp_|msg_)")
 
@@ -81,7 +83,9 @@ class Recorder:
             timeline.first_token_at = known.first_token_at
             timeline.last_token_at = now
 
-    def sent(self, batch: Batch, record: BatchRecord, now: float) -> list[tuple[str, int, int]]:
+    def sent(
+        self, batch: Batch, record: BatchRecord, now: float
+    ) -> list[tuple[str, int, int]]:
         """A batch has left for the stages. Returns its prefills: request, first position,
         tokens."""
         for victim, by in record.preempted:
@@ -123,8 +127,14 @@ class Recorder:
             return None
         for result in results:
             message = batch.groups[result.group]
-            held = {span.request_id for span in message.spans} if message is not None else set()
-            own = [(timeline, chunk) for timeline, chunk in chunks if timeline.id in held]
+            held = (
+                {span.request_id for span in message.spans}
+                if message is not None
+                else set()
+            )
+            own = [
+                (timeline, chunk) for timeline, chunk in chunks if timeline.id in held
+            ]
             self._seq += 1
             self.steps.append(
                 StepReport(
@@ -134,7 +144,12 @@ class Recorder:
                     result.stage_starts,
                     result.stage_seconds,
                     result.exchange_seconds,
-                    tuple([(timeline.id, chunk.start, chunk.tokens) for timeline, chunk in own]),
+                    tuple(
+                        [
+                            (timeline.id, chunk.start, chunk.tokens)
+                            for timeline, chunk in own
+                        ]
+                    ),
                     len(held) - len(own),
                     batch.predicted_s,
                     batch.budget_s,
@@ -142,7 +157,9 @@ class Recorder:
             )
             for _, chunk in own:
                 _work(chunk, result)
-        actual_s = max([max(result.stage_seconds, default=0.0) for result in results], default=0.0)
+        actual_s = max(
+            [max(result.stage_seconds, default=0.0) for result in results], default=0.0
+        )
         for timeline, chunk in chunks:
             chunk.done_at = now
             chunk.actual_s = actual_s
@@ -155,7 +172,9 @@ class Recorder:
         self._sent.clear()
         for timeline in self.live.values():
             if timeline.chunks:
-                timeline.chunks = [chunk for chunk in timeline.chunks if chunk.done_at is not None]
+                timeline.chunks = [
+                    chunk for chunk in timeline.chunks if chunk.done_at is not None
+                ]
                 self._interrupt(timeline.id, "pipeline_lost", "", now)
 
     def happened(self, event: Event) -> Timeline | None:
@@ -250,7 +269,9 @@ def _spans_of(batch: Batch) -> dict[str, Span]:
 
 def _work(chunk: Chunk, result: StepResult) -> None:
     """Note on a chunk what the stages of one group did with its batch."""
-    times = zip(result.stage_starts, result.stage_seconds, result.exchange_seconds, strict=True)
+    times = zip(
+        result.stage_starts, result.stage_seconds, result.exchange_seconds, strict=True
+    )
     chunk.work = chunk.work + [
         StageWork(stage, result.group, start, start + seconds, seconds, exchange)
         for stage, (start, seconds, exchange) in enumerate(times)

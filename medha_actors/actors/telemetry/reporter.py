@@ -51,9 +51,13 @@ class Reporter(Mute):
         self._model_id = model_id
 
     def metrics(self) -> list[Family]:
-        families = self._observer.figures.families(self._scheduler.stats(), self._model_id)
+        families = self._observer.figures.families(
+            self._scheduler.stats(), self._model_id
+        )
         tasks: dict[Labels, float] = {(): float(len(asyncio.all_tasks()))}
-        families.append(Family("medha_controller_tasks", "gauge", "Tasks on the event loop", tasks))
+        families.append(
+            Family("medha_controller_tasks", "gauge", "Tasks on the event loop", tasks)
+        )
         return families + _merged(self._observer.replicas.values())
 
     def report(self, replica: str, families: list[Family]) -> None:
@@ -66,7 +70,9 @@ class Reporter(Mute):
         recorder = self._observer.recorder
         taken: list[Timeline] = []
         for request_id in asked.always:
-            timeline = recorder.finished.get(request_id) or recorder.live.get(request_id)
+            timeline = recorder.finished.get(request_id) or recorder.live.get(
+                request_id
+            )
             if timeline is not None:
                 taken.append(timeline)
         for request_id in asked.if_missed:
@@ -78,7 +84,10 @@ class Reporter(Mute):
     def last_timelines(self, count: int) -> tuple[list[Timeline], list[StepReport]]:
         recorder = self._observer.recorder
         skipped = max(0, len(recorder.finished) - count)
-        timelines = [*islice(recorder.finished.values(), skipped, None), *recorder.live.values()]
+        timelines = [
+            *islice(recorder.finished.values(), skipped, None),
+            *recorder.live.values(),
+        ]
         return timelines, list(recorder.steps)
 
     def snapshot(self, after: int, now: float) -> Snapshot | None:
@@ -129,7 +138,9 @@ def _merged(replicas: Iterable[list[Family]]) -> list[Family]:
     for families in replicas:
         for family in families:
             if family.name not in merged:
-                merged[family.name] = Family(family.name, family.kind, family.help, {}, {})
+                merged[family.name] = Family(
+                    family.name, family.kind, family.help, {}, {}
+                )
             merged[family.name].values.update(family.values)
             merged[family.name].histograms.update(family.histograms)
     return list(merged.values())

@@ -18,7 +18,8 @@ from medha_actors.telemetry.histogram import (
 from medha_actors.telemetry.timelines import Timeline
 
 _RECENT = 1024
-# OpenTelemetry's names, in Prometheus' spelling and in its own, and our series that tell the same
+# OpenTelemetry's names, in Prometheus' spelling and in its own, and our series that
+# tell the same
 _GEN_AI = (
     ("request_duration", "request.duration", "medha_e2e_request_latency_seconds"),
     ("time_to_first_token", "time_to_first_token", "medha_time_to_first_token_seconds"),
@@ -39,22 +40,33 @@ class RequestFigures:
         self._histograms = Histograms()
         new = self._histograms.new
         by_class = self._histograms.by_class
-        self._ttft = by_class("medha_time_to_first_token_seconds", LONG_S, "Arrival to first token")
+        self._ttft = by_class(
+            "medha_time_to_first_token_seconds", LONG_S, "Arrival to first token"
+        )
         self._tbt = by_class(
-            "medha_inter_token_latency_seconds", TOKEN_S, "From one output token to the next"
+            "medha_inter_token_latency_seconds",
+            TOKEN_S,
+            "From one output token to the next",
         )
         self._tpot = new(
             "medha_request_time_per_output_token_seconds",
             TOKEN_S,
             "Mean of a request after its first",
         )
-        self._e2e = by_class("medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end")
-        self._queued = new("medha_request_queue_time_seconds", LONG_S, "Arrival to first chunk")
+        self._e2e = by_class(
+            "medha_e2e_request_latency_seconds", END_TO_END_S, "Arrival to end"
+        )
+        self._queued = new(
+            "medha_request_queue_time_seconds", LONG_S, "Arrival to first chunk"
+        )
         self._prefill = new(
-            "medha_request_prefill_time_seconds", LONG_S, "First chunk to prompt computed"
+            "medha_request_prefill_time_seconds",
+            LONG_S,
+            "First chunk to prompt computed",
         )
         self._by_tenant = self._histograms.growing(
-            "medha_tenant_time_to_first_token_seconds", "Arrival to first token, by tenant"
+            "medha_tenant_time_to_first_token_seconds",
+            "Arrival to first token, by tenant",
         )
         self._tally = Tally()
         self._endings: dict[Labels, float] = {}
@@ -97,7 +109,12 @@ class RequestFigures:
             for objective in ("ttft", "tpot"):
                 if objective == "ttft" or tpot_s is not None:
                     met = "false" if objective in missed else "true"
-                    count(self._objectives, objective=objective, met=met, **{"class": size})
+                    count(
+                        self._objectives,
+                        objective=objective,
+                        met=met,
+                        **{"class": size},
+                    )
 
     def rejected(self, status: int) -> None:
         """A request was refused."""
@@ -130,11 +147,15 @@ class RequestFigures:
 
     def _gen_ai(self, model: str) -> list[Family]:
         """The same under OpenTelemetry's names."""
-        label = (("gen_ai_operation_name", "text_completion"), ("gen_ai_request_model", model))
+        label = (
+            ("gen_ai_operation_name", "text_completion"),
+            ("gen_ai_request_model", model),
+        )
         families = []
         for stem, theirs, source in _GEN_AI:
             series = {
-                label + own: histogram for own, histogram in self._histograms.series(source).items()
+                label + own: histogram
+                for own, histogram in self._histograms.series(source).items()
             }
             name = f"gen_ai_server_{stem}_seconds"
             text = f"OpenTelemetry's gen_ai.server.{theirs}"

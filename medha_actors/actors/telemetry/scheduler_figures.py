@@ -20,9 +20,13 @@ def _gauges(stats: Stats, pages_per_group: int) -> list[Family]:
         pages[("group", str(group)), ("state", "free")] = float(pages_per_group - used)
     scales = (stats.predictor_scale_prefill, stats.predictor_scale_decode)
     return [
-        gauge("medha_num_requests_running", "Requests past their prefill", stats.running),
+        gauge(
+            "medha_num_requests_running", "Requests past their prefill", stats.running
+        ),
         gauge("medha_num_requests_prefilling", "Prefills under way", stats.prefilling),
-        gauge("medha_num_requests_waiting", "Requests that have not begun", stats.waiting),
+        gauge(
+            "medha_num_requests_waiting", "Requests that have not begun", stats.waiting
+        ),
         gauge(
             "medha_kv_cache_usage_perc",
             "Share of the KV pages in use, 1 is all",
@@ -33,15 +37,30 @@ def _gauges(stats: Stats, pages_per_group: int) -> list[Family]:
             "Share of the KV pages that can be found again, in use or not",
             stats.kv_cached,
         ),
-        Family("medha_kv_cache_pages", "gauge", "KV pages of a group, in each stage", pages),
-        gauge("medha_batches_in_flight", "Batches in the pipeline", stats.batches_in_flight),
+        Family(
+            "medha_kv_cache_pages", "gauge", "KV pages of a group, in each stage", pages
+        ),
+        gauge(
+            "medha_batches_in_flight",
+            "Batches in the pipeline",
+            stats.batches_in_flight,
+        ),
         gauge(
             "medha_backlog_seconds",
             "Predicted prefill work that is not dispatched",
             stats.backlog_s,
         ),
-        gauge("medha_batch_budget_seconds", "Time one batch may take in one stage", stats.budget_s),
-        _of_kinds("medha_predictor_scale", "gauge", "Online correction of the predictor", scales),
+        gauge(
+            "medha_batch_budget_seconds",
+            "Time one batch may take in one stage",
+            stats.budget_s,
+        ),
+        _of_kinds(
+            "medha_predictor_scale",
+            "gauge",
+            "Online correction of the predictor",
+            scales,
+        ),
     ]
 
 
@@ -72,7 +91,11 @@ def _counters(stats: Stats) -> list[Family]:
             "Prompt tokens found in the prefix cache",
             stats.prefix_cache_hits_total,
         ),
-        counter("medha_generation_tokens_total", "Output tokens", stats.generation_tokens_total),
+        counter(
+            "medha_generation_tokens_total",
+            "Output tokens",
+            stats.generation_tokens_total,
+        ),
         _of_kinds(
             "medha_batch_work_seconds_total",
             "counter",

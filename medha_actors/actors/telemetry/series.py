@@ -28,7 +28,9 @@ class Histograms:
         self._named[name] = text, {(): histogram}
         return histogram
 
-    def by_class(self, name: str, bounds: tuple[float, ...], text: str) -> dict[str, Histogram]:
+    def by_class(
+        self, name: str, bounds: tuple[float, ...], text: str
+    ) -> dict[str, Histogram]:
         """One for each class of prompt length: among many short requests, what a few long ones see
         would not show."""
         histograms = {size: Histogram.of(bounds) for size in CLASSES}

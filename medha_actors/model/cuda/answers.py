@@ -48,7 +48,9 @@ class DrawnAnswer:
     def read(self, numbers: list[np.ndarray], failures: Failures) -> Sampled:
         """See Answer."""
         token_ids, flags = numbers[0].tolist()
-        scores = dict(zip(self.scored, entries_of(numbers[1]), strict=True) if self.scored else ())
+        scores = dict(
+            zip(self.scored, entries_of(numbers[1]), strict=True) if self.scored else ()
+        )
         tokens = []
         for row, (span, one) in enumerate(zip(self.spans, self.asked, strict=True)):
             if flags[row]:
@@ -71,7 +73,9 @@ class DrawnAnswer:
                 constraint = self.constraints[row]
                 if constraint is not None:
                     forced = constraint.force(span.index, token_ids[row])
-                    token = SampledToken(span.request_id, span.index, token_ids[row], forced=forced)
+                    token = SampledToken(
+                        span.request_id, span.index, token_ids[row], forced=forced
+                    )
             tokens.append(token)
         return Sampled(tuple(tokens))
 

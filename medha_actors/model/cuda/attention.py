@@ -24,7 +24,9 @@ from medha_actors.model.step_plan import SpanRows, StepPlan
 
 LARGEST_HEAD = 256
 LARGEST_SHARE = 64  # query heads of a key head
-_ALIGNED = 4  # int32: where arrays begin; Triton compiles another variant for each other place
+_ALIGNED = (
+    4  # int32: where arrays begin; Triton compiles another variant for each other place
+)
 _MERGED_AT_ONCE = 8  # pieces
 _MERGED_ROWS = 8  # of a tile, side by side
 _PROGRAMS = 8  # of each processor, where each takes its share
@@ -108,7 +110,9 @@ def tiles_for(
     return Tiles(share, kv_heads, *rows, limits.processors)
 
 
-def partials_for(slots: int, heads: int, head_dim: int, device: torch.device) -> Partials:
+def partials_for(
+    slots: int, heads: int, head_dim: int, device: torch.device
+) -> Partials:
     """Room for `slots` partial results."""
     out = torch.empty(slots, heads, head_dim, dtype=torch.float32, device=device)
     return Partials(out, torch.empty(slots, heads, dtype=torch.float32, device=device))
@@ -180,7 +184,9 @@ class TritonAttention(Attention["Prepared"]):
     layout: ClassVar[Layout] = "head_major"
 
     @classmethod
-    def obstacle(cls, device: torch.device, dtype: torch.dtype, page_tokens: int) -> str | None:
+    def obstacle(
+        cls, device: torch.device, dtype: torch.dtype, page_tokens: int
+    ) -> str | None:
         """Found by running it: where a C compiler is missing, say, it can be imported and does not
         start."""
         if device.type != "cuda":
@@ -206,15 +212,21 @@ class TritonAttention(Attention["Prepared"]):
         if prepared.uploaded is None:
             prepared.uploaded = self._upload(prepared.plan, q.shape[1])
         step, partials = prepared.uploaded
-        paged_attention(q, self.pool.data[layer], step, out.view(len(out), -1), lse, partials)
+        paged_attention(
+            q, self.pool.data[layer], step, out.view(len(out), -1), lse, partials
+        )
 
     def _upload(self, plan: StepPlan, heads: int) -> tuple[UploadedStep, Partials]:
         pool = self.pool
         device = pool.data.device
         tiles = tiles_for(heads, pool.kv_heads, pool.head_dim, pool.data.dtype, device)
-        numbers = [(span.first, span.rows, span.cached, span.writes) for span in plan.spans]
+        numbers = [
+            (span.first, span.rows, span.cached, span.writes) for span in plan.spans
+        ]
         sequences = np.array(numbers, np.int32)
-        tables = [span.pages[: -(-span.tokens // pool.page_tokens)] for span in plan.spans]
+        tables = [
+            span.pages[: -(-span.tokens // pool.page_tokens)] for span in plan.spans
+        ]
         planned = plan_work(sequences, tiles)
         step = upload(sequences, tables, planned, device)
         return step, partials_for(planned.slots, heads, pool.head_dim, device)

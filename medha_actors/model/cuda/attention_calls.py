@@ -15,10 +15,14 @@ class TritonCalls:
 
     name = "triton"
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, spec: ModelSpec, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._shape = (spec.heads, spec.head_dim)
         self._device = device
-        self._tiles = attention.tiles_for(spec.heads, spec.kv_heads, spec.head_dim, dtype, device)
+        self._tiles = attention.tiles_for(
+            spec.heads, spec.kv_heads, spec.head_dim, dtype, device
+        )
 
     def plan_work(self, sequences: Ints) -> Work:
         return attention_work.plan_work(sequences, self._tiles)

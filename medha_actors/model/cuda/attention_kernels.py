@@ -22,7 +22,9 @@ def _pages(table, start, stop, KEYS: tl.constexpr, PAGE: tl.constexpr):
 
 
 @triton.jit
-def _places(pages, start, stride_page, stride_token, KEYS: tl.constexpr, PAGE: tl.constexpr):
+def _places(
+    pages, start, stride_page, stride_token, KEYS: tl.constexpr, PAGE: tl.constexpr
+):
     """Where in the pool the tokens [start, start + KEYS) lie: int64 [KEYS, 1]."""
     tokens = tl.arange(0, KEYS)
     if PAGE % KEYS == 0:
@@ -69,7 +71,9 @@ def _weigh(scores, peak, scale):
     """Weights of keys, relative to the largest score so far; what becomes of older weights; that
     score."""
     new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
-    finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # of rows that saw nothing yet
+    finite = tl.where(
+        new_peak == float("-inf"), 0.0, new_peak
+    )  # of rows that saw nothing yet
     weights = tl.exp2(scores * scale - finite[:, None])
     return weights, tl.exp2(peak - finite), new_peak
 
@@ -120,7 +124,8 @@ def _attend(
 
     packed = tl.arange(0, ROWS)
     row = tile_first + packed // SHARE
-    # a tile is of whole rows; what is left over computes its last row again and is not stored
+    # a tile is of whole rows; what is left over computes its last row again and is not
+    # stored
     tile_rows: tl.constexpr = ROWS // SHARE
     mine = (packed < tile_rows * SHARE) & (row < rows)
     row = tl.minimum(row, rows - 1)
@@ -135,7 +140,9 @@ def _attend(
     if WIDEN:
         tile = tile.to(tl.float32)
 
-    seen = tl.minimum(cached + writes * (row + 1), stop_key)  # of each row, in tokens of the piece
+    seen = tl.minimum(
+        cached + writes * (row + 1), stop_key
+    )  # of each row, in tokens of the piece
     seen_by_all = tl.minimum(cached + writes * (tile_first + 1), stop_key)
     head_keys = keys + head * stride_head + dims[None, :]
     head_values = values + head * stride_head + dims[None, :]
@@ -143,8 +150,8 @@ def _attend(
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, HEAD], tl.float32)
-    # page numbers are read a turn before they are needed, so that the loads of keys and values,
-    # which run ahead themselves, need not wait for them
+    # page numbers are read a turn before they are needed, so that the loads of keys and
+    # values, which run ahead themselves, need not wait for them
     pages = _pages(table, first_key, stop_key, KEYS, PAGE)
     for start in tl.range(first_key, stop_key, KEYS):
         places = _places(pages, start, stride_page, stride_token, KEYS, PAGE)
@@ -156,7 +163,9 @@ def _attend(
         weights, fading, peak = _weigh(scores, peak, scale)
         total = total * fading + tl.sum(weights, 1)
         acc = acc * fading[:, None]
-        v = _read(head_values, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
+        v = _read(
+            head_values, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN
+        )
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
 
     some = total > 0
@@ -165,13 +174,23 @@ def _attend(
     stored = mine[:, None] & real[None, :]
     if slot < 0:
         out_at = (first_row + row).to(tl.int64) * stride_out + query_head * HEAD_DIM
-        tl.store(out + out_at[:, None] + dims[None, :], acc.to(out.dtype.element_ty), mask=stored)
+        tl.store(
+            out + out_at[:, None] + dims[None, :],
+            acc.to(out.dtype.element_ty),
+            mask=stored,
+        )
         if LSE:
             lse_at = (first_row + row) * (KV_HEADS * SHARE) + query_head
             tl.store(lse + lse_at, row_lse * 0.6931471805599453, mask=mine)
     else:
-        slot_at = (slot + row - tile_first).to(tl.int64) * (KV_HEADS * SHARE) + query_head
-        tl.store(partial_out + (slot_at * HEAD_DIM)[:, None] + dims[None, :], acc, mask=stored)
+        slot_at = (slot + row - tile_first).to(tl.int64) * (
+            KV_HEADS * SHARE
+        ) + query_head
+        tl.store(
+            partial_out + (slot_at * HEAD_DIM)[:, None] + dims[None, :],
+            acc,
+            mask=stored,
+        )
         tl.store(partial_lse + slot_at, row_lse, mask=mine)
 
 
@@ -228,7 +247,9 @@ def attend(
             first = stop
             stop = tl.load(work)
         count = (stop - first) * KV_HEADS
-        for number in tl.range(tl.program_id(0), count, tl.num_programs(0), num_stages=1):
+        for number in tl.range(
+            tl.program_id(0), count, tl.num_programs(0), num_stages=1
+        ):
             _attend(
                 q, keys, values, out, lse, partial_out, partial_lse,
                 work, sequences, table_starts, tables,
@@ -272,7 +293,9 @@ def merge(
             for start in tl.range(0, pieces, PIECES, num_stages=1):
                 piece = start + tl.arange(0, PIECES)
                 slots = (first_slot + piece * rows + row).to(tl.int64) * HEADS + head
-                lses = tl.load(partial_lse + slots, mask=piece < pieces, other=float("-inf"))
+                lses = tl.load(
+                    partial_lse + slots, mask=piece < pieces, other=float("-inf")
+                )
                 there = (piece < pieces)[:, None] & real[None, :]
                 at = (slots * HEAD_DIM)[:, None] + dims[None, :]
                 outs = tl.load(partial_out + at, mask=there, other=0.0)

@@ -59,7 +59,9 @@ def plan_work(sequences: NDArray[np.integer], tiles: Tiles) -> Work:
     """
     first, rows, cached, writes = np.asarray(sequences, np.int64).reshape(-1, 4).T
     sizes = np.array([tiles.wide, tiles.middle, tiles.narrow]) // tiles.share
-    kind = (rows <= sizes[1]).astype(np.int64) + (rows <= sizes[2])  # the places in `sizes`
+    kind = (rows <= sizes[1]).astype(np.int64) + (
+        rows <= sizes[2]
+    )  # the places in `sizes`
     tile_rows = sizes[kind]
     counts = -(-rows // tile_rows)
     piece_keys = _piece_keys(cached + rows * writes, counts, kind, tiles)
@@ -79,14 +81,18 @@ def plan_work(sequences: NDArray[np.integer], tiles: Tiles) -> Work:
     sequence = owner[tile_of]
     first_key = piece * piece_keys[sequence]
     stop_key = np.minimum(first_key + piece_keys[sequence], seen[tile_of])
-    slot = np.where(split[tile_of], first_slots[tile_of] + piece * tile_size[tile_of], -1)
+    slot = np.where(
+        split[tile_of], first_slots[tile_of] + piece * tile_size[tile_of], -1
+    )
     kinds = kind[sequence]
     order = _order(kinds, stop_key - first_key, piece, tile[tile_of])
 
     wide, middle, _ = np.bincount(kinds, minlength=3).tolist()
     work = np.zeros((HEADER + len(order), 5), np.int32)
     work[0, :4] = len(order), wide, int(split.sum()), middle
-    for column, values in enumerate((sequence, tile_first[tile_of], first_key, stop_key, slot)):
+    for column, values in enumerate(
+        (sequence, tile_first[tile_of], first_key, stop_key, slot)
+    ):
         work[HEADER:, column] = values[order]
     merged = (first[owner] + tile_first, tile_size, first_slots, pieces)
     merges = np.stack(merged, 1)[split].astype(np.int32)
@@ -100,7 +106,10 @@ def most_work(rows: int, tiles: Tiles) -> tuple[int, int, int]:
 
 
 def _piece_keys(
-    keys: NDArray[np.int64], counts: NDArray[np.int64], kind: NDArray[np.int64], tiles: Tiles
+    keys: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    kind: NDArray[np.int64],
+    tiles: Tiles,
 ) -> NDArray[np.int64]:
     """Keys of a piece, for each sequence."""
     most = np.where(keys > tiles.uncut, keys // tiles.shortest, 1)
@@ -147,4 +156,6 @@ def _order(
 ) -> NDArray[np.intp]:
     """Wide tiles first, and of a kind the longest; those that read the same keys side by side."""
     longest = (kind << 31) + (2**31 - 1 - keys)
-    return np.argsort((longest << 29) + (piece << 22) + tile, kind="stable")  # in 62 bits
+    return np.argsort(
+        (longest << 29) + (piece << 22) + tile, kind="stable"
+    )  # in 62 bits

@@ -108,7 +108,9 @@ class Batch:
             stops = self._get("last stops")
             before = flat.index_select(0, stops)
             flat.index_fill_(0, stops, -torch.inf)
-            nothing = logits.amax(-1).index_select(0, stops // self._vocabulary) == -torch.inf
+            nothing = (
+                logits.amax(-1).index_select(0, stops // self._vocabulary) == -torch.inf
+            )
             flat.index_copy_(0, stops, torch.where(nothing, before, -torch.inf))
         if "biased" in self._at:
             flat.index_add_(0, self._get("biased"), self._get("biases").float())
@@ -160,9 +162,15 @@ class Batch:
         self._put("last stops", joined(last))
 
     def _pack_biases(self, places: list[int]) -> None:
-        cells = [place * self._vocabulary + self._rows[place].asked.biased for place in places]
+        cells = [
+            place * self._vocabulary + self._rows[place].asked.biased
+            for place in places
+        ]
         self._put("biased", joined(cells))
-        self._put("biases", np.concatenate([self._rows[place].asked.biases for place in places]))
+        self._put(
+            "biases",
+            np.concatenate([self._rows[place].asked.biases for place in places]),
+        )
 
     def _pack_penalties(self, places: list[int]) -> None:
         slots = []

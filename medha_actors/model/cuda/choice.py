@@ -62,7 +62,12 @@ class Choice:
         return torch.stack((tokens.int(), flags))
 
     def penalise(
-        self, logits: Tensor, rows: Tensor, counts: Tensor, slots: Tensor, penalties: Tensor
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        counts: Tensor,
+        slots: Tensor,
+        penalties: Tensor,
     ) -> None:
         """Change some rows of logits [rows, vocabulary] in place. `counts`: see Counts.
 
@@ -71,7 +76,9 @@ class Choice:
         x = logits.index_select(0, rows)
         cells = counts.index_select(0, slots)
         repetition, presence, frequency = penalties.float()[:, :, None].unbind(0)
-        x = torch.where(cells > 0, torch.where(x > 0, x / repetition, x * repetition), x)
+        x = torch.where(
+            cells > 0, torch.where(x > 0, x / repetition, x * repetition), x
+        )
         output = (cells >> 1).float()
         x = x - frequency * output - presence * (output > 0).float()
         logits.index_copy_(0, rows, x)
@@ -82,7 +89,9 @@ class Choice:
         flat = table.view(-1)
         prompt = cells[:prompts]
         output = cells[prompts:]
-        flat.scatter_(0, prompt, flat.gather(0, prompt) | 1)  # the same cell is given the same
+        flat.scatter_(
+            0, prompt, flat.gather(0, prompt) | 1
+        )  # the same cell is given the same
         flat.scatter_add_(0, output, torch.full_like(output, 2, dtype=torch.int32))
 
     def score(self, logits: Tensor, token_ids: Tensor, count: int) -> Tensor:
@@ -96,7 +105,9 @@ class Choice:
             keys = _keys(logits).topk(count).values
             tokens = torch.cat((tokens, _LOW - (keys & _LOW)), 1)
         offsets = (peaks.double() + spread)[:, None]
-        logprobs = (logits.gather(1, tokens).double() - offsets).float().view(torch.int32)
+        logprobs = (
+            (logits.gather(1, tokens).double() - offsets).float().view(torch.int32)
+        )
         return torch.cat((logprobs[:, :1], tokens[:, 1:].int(), logprobs[:, 1:]), 1)
 
 

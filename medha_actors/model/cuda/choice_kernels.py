@@ -50,7 +50,9 @@ def weights_of(scaled, peak, floor):
 def best_key(keys, row, chunks, CHUNKS: tl.constexpr):
     """The largest of a row's keys [rows, chunks]."""
     numbers = tl.arange(0, CHUNKS)
-    held = tl.load(keys + row * chunks + numbers, mask=numbers < chunks, other=_LEAST_KEY)
+    held = tl.load(
+        keys + row * chunks + numbers, mask=numbers < chunks, other=_LEAST_KEY
+    )
     return tl.max(held, 0)
 
 
@@ -111,7 +113,17 @@ def look_over(
 
 
 @triton.jit(do_not_specialize=["bests", "asks", "bars", "counters", "rows"])
-def set_bars(bests, asks, bars, counters, rows, vocabulary, parts, full_parts, PARTS: tl.constexpr):
+def set_bars(
+    bests,
+    asks,
+    bars,
+    counters,
+    rows,
+    vocabulary,
+    parts,
+    full_parts,
+    PARTS: tl.constexpr,
+):
     """Grid (rows): an order that at least top_k tokens reach, since as many parts do (for top_p
     three quarters of the parts); int32 [rows]. Counters are set to 0."""
     row = tl.program_id(0)
@@ -129,7 +141,9 @@ def set_bars(bests, asks, bars, counters, rows, vocabulary, parts, full_parts, P
     tl.store(bars + row, bar.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=["asks", "keys", "bars", "counters", "candidates", "sums", "rows"])
+@triton.jit(
+    do_not_specialize=["asks", "keys", "bars", "counters", "candidates", "sums", "rows"]
+)
 def weigh(
     logits,
     stride,
@@ -161,12 +175,16 @@ def weigh(
         inside = columns < vocabulary
         x = tl.load(logits + row * stride + columns, mask=inside, other=-float("inf"))
         scaled = tl.div_rn(x, tl.zeros_like(x) + temperature)
-        tl.store(sums + row * chunks + chunk, tl.sum(weights_of(scaled, peak, floor), 0))
+        tl.store(
+            sums + row * chunks + chunk, tl.sum(weights_of(scaled, peak, floor), 0)
+        )
         if CUT:
             top_k = tl.load(asks + 2 * rows + row)
             top_p = tl.load(asks + 3 * rows + row)
             if (top_k > 0) | (top_p < 1):
-                passes = inside & (order_of(x) >= tl.load(bars + row)) & (scaled >= floor)
+                passes = (
+                    inside & (order_of(x) >= tl.load(bars + row)) & (scaled >= floor)
+                )
                 count = tl.sum(passes.to(tl.int32), 0)
                 if count > 0:
                     first = tl.atomic_add(counters + row, count)

@@ -62,7 +62,9 @@ class CudaDecoder:
         self.device = loader.device
         self.dtype = loader.dtype
         self.attention = attention
-        self.name = f"cuda {attention.name}"  # for logs, and the key of what is measured
+        self.name = (
+            f"cuda {attention.name}"  # for logs, and the key of what is measured
+        )
         self.table = None  # of the first stage: [tokens, hidden], from token `first` on
         if embedding is not None:
             assert embedding.kind is None, "tables are dequantised when they are loaded"
@@ -73,7 +75,9 @@ class CudaDecoder:
         self.layers = [CudaLayer(loader, number) for number in range(*layers)]
         self.norm = loader.tensor("model.norm.weight") if head else None
         self.head = loader.head() if head else None
-        frequencies, self.scale = frequencies_of(spec.rope, spec.head_dim, spec.max_positions)
+        frequencies, self.scale = frequencies_of(
+            spec.rope, spec.head_dim, spec.max_positions
+        )
         self.frequencies = frequencies.to(self.device)
         self.page_shape = (page_tokens, spec.kv_heads, spec.head_dim)
         self.buffer = StepBuffer(self.device, _STEP_INTS)
@@ -91,9 +95,13 @@ class CudaDecoder:
         `prepare`."""
         if self.graphs is not None:
             self.graphs.drop()
-        self._pool: KvPool | None = None  # its memory is free before the new one's is taken
+        self._pool: KvPool | None = (
+            None  # its memory is free before the new one's is taken
+        )
         self.pools: list[Tensor] = []
-        pool = KvPool(len(self.layers), pages, *self.page_shape, self.device, self.dtype)
+        pool = KvPool(
+            len(self.layers), pages, *self.page_shape, self.device, self.dtype
+        )
         self._pool = pool
         self.pools = list(pool.data)  # of each layer
 
@@ -156,7 +164,9 @@ class CudaDecoder:
         step = self.buffer.write(arrays_of(plan, ids, self.attention.plan_work))
         if self.table is not None:
             return step, None
-        return step, torch.zeros(rows, self.hidden, dtype=self.dtype, device=self.device)
+        return step, torch.zeros(
+            rows, self.hidden, dtype=self.dtype, device=self.device
+        )
 
     def _alone(self, step: DeviceStep, hidden: Tensor | None) -> Tensor:
         return self._run(step, hidden, None, ALONE)
@@ -174,7 +184,9 @@ class CudaDecoder:
         return x if delta is None else x + delta
 
     def _embed(self, token_ids: Tensor, team: Team) -> Tensor:
-        assert self.table is not None, "only the first stage may be given no hidden states"
+        assert self.table is not None, (
+            "only the first stage may be given no hidden states"
+        )
         return team.total(fused.embed(self.table, token_ids, self.first))
 
 

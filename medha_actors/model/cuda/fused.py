@@ -85,13 +85,25 @@ def store_heads_kernel(
     if NORMS:
         squares = tl.sum(left * left, 1) + tl.sum(right * right, 1)
         scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        q_left = tl.load(q_norm + columns, mask=narrow, other=0.0).to(tl.float32)[None, :]
-        q_right = tl.load(q_norm + HALF + columns, mask=narrow, other=0.0).to(tl.float32)[None, :]
-        k_left = tl.load(k_norm + columns, mask=narrow, other=0.0).to(tl.float32)[None, :]
-        k_right = tl.load(k_norm + HALF + columns, mask=narrow, other=0.0).to(tl.float32)[None, :]
+        q_left = tl.load(q_norm + columns, mask=narrow, other=0.0).to(tl.float32)[
+            None, :
+        ]
+        q_right = tl.load(q_norm + HALF + columns, mask=narrow, other=0.0).to(
+            tl.float32
+        )[None, :]
+        k_left = tl.load(k_norm + columns, mask=narrow, other=0.0).to(tl.float32)[
+            None, :
+        ]
+        k_right = tl.load(k_norm + HALF + columns, mask=narrow, other=0.0).to(
+            tl.float32
+        )[None, :]
         is_query = (heads < HEADS)[:, None]
-        left = tl.where(is_value, left, left * scale * tl.where(is_query, q_left, k_left))
-        right = tl.where(is_value, right, right * scale * tl.where(is_query, q_right, k_right))
+        left = tl.where(
+            is_value, left, left * scale * tl.where(is_query, q_left, k_left)
+        )
+        right = tl.where(
+            is_value, right, right * scale * tl.where(is_query, q_right, k_right)
+        )
     angle = turns + row.to(tl.int64) * HALF + columns
     cos = tl.load(angle, mask=narrow, other=1.0)[None, :]
     sin = tl.load(angle + rows.to(tl.int64) * HALF, mask=narrow, other=0.0)[None, :]
@@ -130,7 +142,9 @@ def gated_kernel(gate_up, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["first", "tokens"])
-def embed_kernel(table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def embed_kernel(
+    table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
     """A program for a row and BLOCK columns: its token's row of the table, which has those of
     `tokens` tokens from `first` on; zeros for all others."""
     row = tl.program_id(0)
@@ -143,14 +157,18 @@ def embed_kernel(table, token_ids, out, first, tokens, WIDTH: tl.constexpr, BLOC
     tl.store(out + row.to(tl.int64) * WIDTH + columns, values, mask=inside)
 
 
-_ADD_NORM: Final = [Launcher(add_norm_kernel, num_warps=warps) for warps in (1, 2, 4, 8, 16)]
+_ADD_NORM: Final = [
+    Launcher(add_norm_kernel, num_warps=warps) for warps in (1, 2, 4, 8, 16)
+]
 _TURNS: Final = Launcher(turns_kernel, num_warps=1)
 _STORE_HEADS: Final = Launcher(store_heads_kernel, num_warps=2)
 _GATED: Final = Launcher(gated_kernel, num_warps=4)
 _EMBED: Final = Launcher(embed_kernel, num_warps=4)
 
 
-def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """x + delta (x itself where there is no delta) and its RMSNorm, each [rows, width]."""
     rows, width = x.shape
     normed = torch.empty_like(x)
@@ -195,7 +213,9 @@ def store_heads(
     grid = (rows, -(-every // _HEADS_AT_ONCE), 1)
     sizes = (heads, kv_heads, half, _power(half), _HEADS_AT_ONCE, pool.shape[3])
     constants = (*pool.stride()[:4], *sizes, norms is not None)
-    _STORE_HEADS(grid, (qkv, turns, slots, pool, q_norm, k_norm), (rows, eps), constants)
+    _STORE_HEADS(
+        grid, (qkv, turns, slots, pool, q_norm, k_norm), (rows, eps), constants
+    )
 
 
 def gated(gate_up: Tensor) -> Tensor:

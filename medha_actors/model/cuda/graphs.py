@@ -89,7 +89,9 @@ class StepGraphs:
         self._capture = capture
         self._run = run
         self._attention = attention
-        self.extents = [Extent(count, count, *attention.most_work(count)) for count in rows]
+        self.extents = [
+            Extent(count, count, *attention.most_work(count)) for count in rows
+        ]
         ints = _TABLES + max([sum(extent) for extent in self.extents]) * 8
         self._buffer = StepBuffer(device, ints)
         self._hidden = None
@@ -103,15 +105,21 @@ class StepGraphs:
         start = time.perf_counter()
         for extent in self.extents[len(self._recorded) :]:
             if time.perf_counter() - start > seconds:
-                _log.warning("graphs from %d rows on are left out: too slow", extent.rows)
+                _log.warning(
+                    "graphs from %d rows on are left out: too slow", extent.rows
+                )
                 break
             try:
                 self._record(extent)
             except RuntimeError as error:  # without them all is computed too
-                _log.warning("graphs from %d rows on are left out: %s", extent.rows, error)
+                _log.warning(
+                    "graphs from %d rows on are left out: %s", extent.rows, error
+                )
                 break
         took = time.perf_counter() - start
-        _log.info("%d graphs of decode steps captured in %.1f s", len(self._recorded), took)
+        _log.info(
+            "%d graphs of decode steps captured in %.1f s", len(self._recorded), took
+        )
 
     def run(self, arrays: StepArrays, hidden: Tensor | None) -> Tensor | None:
         """Replay the smallest graph that the step fits in; None: there is none."""
@@ -128,14 +136,20 @@ class StepGraphs:
         self._recorded.clear()
         self._capture.drop()
 
-    def eager(self, arrays: StepArrays, hidden: Tensor | None, extent: Extent) -> Tensor:
+    def eager(
+        self, arrays: StepArrays, hidden: Tensor | None, extent: Extent
+    ) -> Tensor:
         """What the graph of this extent does, launched kernel by kernel."""
-        assert self._bring(arrays, hidden, extent), "more page numbers than there is room for"
+        assert self._bring(arrays, hidden, extent), (
+            "more page numbers than there is room for"
+        )
         return self._launch(extent)
 
     def _record(self, extent: Extent) -> None:
         self._buffer.send(_nothing(self._attention), extent)
-        self._recorded.append(_Recorded(extent, *self._capture(lambda: self._launch(extent))))
+        self._recorded.append(
+            _Recorded(extent, *self._capture(lambda: self._launch(extent)))
+        )
 
     def _launch(self, extent: Extent) -> Tensor:
         hidden = None if self._hidden is None else self._hidden[: extent.rows]

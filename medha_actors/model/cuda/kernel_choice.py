@@ -37,7 +37,9 @@ class KernelChoice(Choice):
         wide = triton.next_power_of_2(chunks)
         parts = chunks * (_CHUNK // _PART)
         numbers = asks.numbers
-        keys, sums = torch.empty(2, rows, chunks, dtype=torch.int64, device=device).unbind()
+        keys, sums = torch.empty(
+            2, rows, chunks, dtype=torch.int64, device=device
+        ).unbind()
         found = torch.empty(5, rows, dtype=torch.int32, device=device)
         settled, bars, counters = found[2:].unbind()
         bests = candidates = found
@@ -74,7 +76,12 @@ class KernelChoice(Choice):
         return found[:2]
 
     def penalise(
-        self, logits: Tensor, rows: Tensor, counts: Tensor, slots: Tensor, penalties: Tensor
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        counts: Tensor,
+        slots: Tensor,
+        penalties: Tensor,
     ) -> None:
         vocabulary = logits.shape[1]
         search_kernels.take_penalties[len(rows), triton.cdiv(vocabulary, _CHUNK)](
@@ -97,9 +104,18 @@ class KernelChoice(Choice):
         wide = triton.next_power_of_2(chunks)
         keys = torch.empty(rows, chunks, most, dtype=torch.int64, device=logits.device)
         sums = torch.empty(rows, chunks, dtype=torch.int64, device=logits.device)
-        scores = torch.empty(rows, 1 + 2 * count, dtype=torch.int32, device=logits.device)
+        scores = torch.empty(
+            rows, 1 + 2 * count, dtype=torch.int32, device=logits.device
+        )
         search_kernels.best_of_chunks[rows, chunks](
-            logits, stride, keys, vocabulary, chunks, CHUNK=_CHUNK, COUNT=most, num_warps=8
+            logits,
+            stride,
+            keys,
+            vocabulary,
+            chunks,
+            CHUNK=_CHUNK,
+            COUNT=most,
+            num_warps=8,
         )
         search_kernels.spread_of_chunks[rows, chunks](
             logits, stride, keys, sums, vocabulary, chunks,

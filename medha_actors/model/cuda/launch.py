@@ -46,5 +46,7 @@ class Launcher:
             return
         given = {**self._options, **(options or {})}
         made = self.function[grid](*tensors, *numbers, *constants, **given)
-        if made is not None and not addresses % _ALIGNED:  # the interpreter makes nothing
+        if (
+            made is not None and not addresses % _ALIGNED
+        ):  # the interpreter makes nothing
             self._compiled[key] = made

@@ -77,7 +77,9 @@ class CudaLayer:
         self.qkv = loader.linear(*names, bias=spec.qkv_bias)
         self.norms = None
         if spec.qk_norm:
-            weights = [loader.tensor(f"{attention}.{name}_norm.weight") for name in "qk"]
+            weights = [
+                loader.tensor(f"{attention}.{name}_norm.weight") for name in "qk"
+            ]
             self.norms = (weights[0], weights[1], spec.eps)
         self.out = loader.linear(f"{attention}.o_proj", bias=spec.o_bias)
         self.mlp_norm = loader.tensor(f"{prefix}.post_attention_layernorm.weight")
@@ -96,7 +98,9 @@ class CudaLayer:
         """Project, normalise (Qwen3), turn, store, attend, project."""
         rows = len(x)
         qkv = self.qkv(x).view(rows, -1, self.head_dim)
-        fused.store_heads(qkv, step.turns, step.device.slots, pool, self.heads, self.norms)
+        fused.store_heads(
+            qkv, step.turns, step.device.slots, pool, self.heads, self.norms
+        )
         q = qkv[:, : self.heads]
         out = x.new_empty(rows, self.heads * self.head_dim)
         lse = None

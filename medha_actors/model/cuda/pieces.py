@@ -38,7 +38,9 @@ def merge_two_kernel(
     tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
-def merge_two(outs: tuple[Tensor, Tensor], lses: tuple[Tensor, Tensor], out: Tensor) -> None:
+def merge_two(
+    outs: tuple[Tensor, Tensor], lses: tuple[Tensor, Tensor], out: Tensor
+) -> None:
     """`merge` of two, into `out`, which may be one of them. All contiguous: outs [..., head_dim] of
     one type, LSEs float32 [...]."""
     count = lses[0].numel()
@@ -47,5 +49,14 @@ def merge_two(outs: tuple[Tensor, Tensor], lses: tuple[Tensor, Tensor], out: Ten
         block = triton.next_power_of_2(width)
         grid = (triton.cdiv(count, _AT_ONCE),)
         merge_two_kernel[grid](
-            outs[0], lses[0], outs[1], lses[1], out, count, width, block, _AT_ONCE, num_warps=4
+            outs[0],
+            lses[0],
+            outs[1],
+            lses[1],
+            out,
+            count,
+            width,
+            block,
+            _AT_ONCE,
+            num_warps=4,
         )

@@ -47,7 +47,9 @@ _PROMPT_BLOCK: Final = 256  # rows of prompt logits at once
 _REHEARSED: Final = (
     SamplingParams(max_tokens=1, temperature=0.0),
     SamplingParams(max_tokens=1, top_k=5, top_p=0.5, min_p=0.1, logprobs=5),
-    SamplingParams(max_tokens=1, logprobs=20, repetition_penalty=1.1, logit_bias=((0, 1.0),)),
+    SamplingParams(
+        max_tokens=1, logprobs=20, repetition_penalty=1.1, logit_bias=((0, 1.0),)
+    ),
     SamplingParams(max_tokens=1, min_tokens=5, stop_token_ids=(0,)),
 )
 
@@ -117,18 +119,30 @@ class CudaSampler(Sampler):
         for span, first in wanted.prompts:
             with failures.guard(span.request_id):
                 answers += self._scored(span, first, logits)
-        return Launched(answers, failures) if answers else Ready(Sampled((), (), failures.all()))
+        return (
+            Launched(answers, failures)
+            if answers
+            else Ready(Sampled((), (), failures.all()))
+        )
 
     def _zeros(self, rows: Sequence[int]) -> Tensor:
         return torch.zeros(len(rows), self.vocabulary, device=self.device)
 
-    def _most_likely(self, spans: Sequence[Span], ids: Tensor, peaks: Tensor) -> DrawnAnswer:
+    def _most_likely(
+        self, spans: Sequence[Span], ids: Tensor, peaks: Tensor
+    ) -> DrawnAnswer:
         asked = [self.asked[span.request_id] for span in spans]
         flags = (~peaks.isfinite()).int() * BROKEN
-        return DrawnAnswer((torch.stack((ids.int(), flags)),), spans, asked, [None] * len(spans))
+        return DrawnAnswer(
+            (torch.stack((ids.int(), flags)),), spans, asked, [None] * len(spans)
+        )
 
     def _sampled(
-        self, spans: Sequence[Span], numbers: Sequence[int], logits: Logits, failures: Failures
+        self,
+        spans: Sequence[Span],
+        numbers: Sequence[int],
+        logits: Logits,
+        failures: Failures,
     ) -> list[Answer]:
         """All rows at once, or if that fails one by one."""
         rows = []
@@ -171,14 +185,16 @@ class CudaSampler(Sampler):
         """Queue the draws from logits [rows, vocabulary], which are changed."""
         batch = Batch(rows, self.vocabulary, self.counts, self.choice)
         batch.mask(logits)
-        # Log-probabilities are of the model's own distribution; with a grammar, of what it lets
-        # pass, as in vLLM.
+        # Log-probabilities are of the model's own distribution; with a grammar, of what
+        # it lets pass, as in vLLM.
         raw = batch.of_scored(logits) if batch.scored else None
         batch.adjust(logits)
         chosen = batch.choose(logits)
         numbers = [chosen]
         if raw is not None:
-            count = max(rows[place].asked.params.logprobs or 0 for place in batch.scored)
+            count = max(
+                rows[place].asked.params.logprobs or 0 for place in batch.scored
+            )
             given = batch.of_scored(chosen[0])
             numbers.append(self.choice.score(raw, given, min(count, self.vocabulary)))
         return DrawnAnswer(
@@ -194,7 +210,9 @@ class CudaSampler(Sampler):
         following = np.array(following_of(span), np.int64)
         if not len(following):
             return []
-        require_known("the prompt", int(following.min()), int(following.max()), self.vocabulary)
+        require_known(
+            "the prompt", int(following.min()), int(following.max()), self.vocabulary
+        )
         count = min(self.params[span.request_id].prompt_logprobs or 0, self.vocabulary)
         parcel = Parcel()
         parcel.add(following)

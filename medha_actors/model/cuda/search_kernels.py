@@ -61,7 +61,9 @@ def _count_down(line, vocabulary, low, high, wanted, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _weights_from(line, start, vocabulary, temperature, peak, floor, low, BLOCK: tl.constexpr):
+def _weights_from(
+    line, start, vocabulary, temperature, peak, floor, low, BLOCK: tl.constexpr
+):
     """The weights of a block, of orders from `low` on; and the orders, both int64."""
     columns = start + tl.arange(0, BLOCK)
     x = tl.load(line + columns, mask=columns < vocabulary, other=-float("inf"))
@@ -75,13 +77,17 @@ def _weight(line, vocabulary, temperature, peak, floor, low, BLOCK: tl.constexpr
     """The weight of a row's orders from `low` on."""
     held = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, vocabulary, BLOCK):
-        each, _ = _weights_from(line, start, vocabulary, temperature, peak, floor, low, BLOCK)
+        each, _ = _weights_from(
+            line, start, vocabulary, temperature, peak, floor, low, BLOCK
+        )
         held += each
     return tl.sum(held, 0)
 
 
 @triton.jit
-def _weigh_down(line, vocabulary, temperature, peak, floor, low, high, wanted, BLOCK: tl.constexpr):
+def _weigh_down(
+    line, vocabulary, temperature, peak, floor, low, high, wanted, BLOCK: tl.constexpr
+):
     """The largest order in [low, high] from which on tokens weigh `wanted`; low if they never
     do."""
     while low < high:
@@ -105,7 +111,9 @@ def _weigh_down(line, vocabulary, temperature, peak, floor, low, high, wanted, B
 
 
 @triton.jit
-def _draw_from(line, vocabulary, temperature, peak, floor, low, shot, BLOCK: tl.constexpr):
+def _draw_from(
+    line, vocabulary, temperature, peak, floor, low, shot, BLOCK: tl.constexpr
+):
     """The token at which the cumulative weight of orders from `low` on exceeds the shot."""
     total = _weight(line, vocabulary, temperature, peak, floor, low, BLOCK)
     target = tl.minimum((shot * total.to(tl.float64)).to(tl.int64), total - 1)
@@ -113,7 +121,9 @@ def _draw_from(line, vocabulary, temperature, peak, floor, low, shot, BLOCK: tl.
     hit = tl.zeros((), tl.int32)
     before = tl.zeros((), tl.int64)
     for start in range(0, vocabulary, BLOCK):
-        each, _ = _weights_from(line, start, vocabulary, temperature, peak, floor, low, BLOCK)
+        each, _ = _weights_from(
+            line, start, vocabulary, temperature, peak, floor, low, BLOCK
+        )
         here = (passed <= target) & (passed + tl.sum(each, 0) > target)
         hit = tl.where(here, start, hit)
         before = tl.where(here, passed, before)
@@ -157,7 +167,9 @@ def search_all(
             wanted = tl.maximum(tl.ceil(top_p * total.to(tl.float64)).to(tl.int64), 1)
             deepest = order_of(largest - _DEEPEST * temperature).to(tl.int64)
             low = tl.maximum(low, tl.minimum(deepest, high))
-            low = _weigh_down(line, vocabulary, temperature, peak, floor, low, high, wanted, BLOCK)
+            low = _weigh_down(
+                line, vocabulary, temperature, peak, floor, low, high, wanted, BLOCK
+            )
         shot = tl.load(asks + 4 * rows + row)
         token = _draw_from(line, vocabulary, temperature, peak, floor, low, shot, BLOCK)
         tl.store(found + row, token)
@@ -165,14 +177,24 @@ def search_all(
 
 @triton.jit(do_not_specialize=["places", "slots", "penalties", "count"])
 def take_penalties(
-    logits, stride, places, counts, slots, penalties, count, vocabulary, CHUNK: tl.constexpr
+    logits,
+    stride,
+    places,
+    counts,
+    slots,
+    penalties,
+    count,
+    vocabulary,
+    CHUNK: tl.constexpr,
 ):
     """Grid (count, chunks): see Choice.penalise; `places`: the rows."""
     number = tl.program_id(0)
     columns = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     inside = columns < vocabulary
     line = logits + tl.load(places + number) * stride
-    seen = tl.load(counts + tl.load(slots + number) * vocabulary + columns, mask=inside, other=0)
+    seen = tl.load(
+        counts + tl.load(slots + number) * vocabulary + columns, mask=inside, other=0
+    )
     repetition = tl.load(penalties + number).to(tl.float32)
     presence = tl.load(penalties + count + number).to(tl.float32)
     frequency = tl.load(penalties + 2 * count + number).to(tl.float32)
@@ -239,7 +261,9 @@ def spread_of_chunks(
     chunk = tl.program_id(1)
     peak = logit_of((_best_of(keys, row, chunks, CHUNKS, COUNT) >> 32).to(tl.int32))
     columns = chunk * CHUNK + tl.arange(0, CHUNK)
-    x = tl.load(logits + row * stride + columns, mask=columns < vocabulary, other=-float("inf"))
+    x = tl.load(
+        logits + row * stride + columns, mask=columns < vocabulary, other=-float("inf")
+    )
     tl.store(sums + row * chunks + chunk, tl.sum(weights_of(x, peak, -float("inf")), 0))
 
 
@@ -278,7 +302,9 @@ def score_rows(
     tl.store(out, logprob.to(tl.int32, bitcast=True))
     every = tl.arange(0, CHUNKS * COUNT)
     held = tl.load(
-        keys + row * chunks * COUNT + every, mask=every < chunks * COUNT, other=_LEAST_KEY
+        keys + row * chunks * COUNT + every,
+        mask=every < chunks * COUNT,
+        other=_LEAST_KEY,
     )
     for number in range(count):
         best = tl.max(held, 0)

@@ -102,7 +102,9 @@ def arrays_of(
     tables = tuple([span.pages for span in plan.spans])
     positions = plan.positions.astype(np.int32)
     slots = plan.slots.astype(np.int32)
-    return StepArrays(positions, slots, token_ids, sequences, tables, plan_work(sequences))
+    return StepArrays(
+        positions, slots, token_ids, sequences, tables, plan_work(sequences)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,9 @@ class DeviceStep:
     positions: Tensor  # [rows]
     slots: Tensor  # [rows]: page * page_tokens + place; -1: not stored here
     token_ids: Tensor  # [rows]
-    # [n, 4]: first row, rows, cached, writes. The rows see `cached` tokens of the sequence's piece,
-    # and if it writes their own keys causally, which lie behind the cached ones.
+    # [n, 4]: first row, rows, cached, writes. The rows see `cached` tokens of the
+    # sequence's piece, and if it writes their own keys causally, which lie behind the
+    # cached ones.
     sequences: Tensor
     table_starts: Tensor  # [n]: of each sequence in `tables`
     tables: Tensor  # page numbers
@@ -139,7 +142,15 @@ class _Layout(NamedTuple):
 
 def _layout(extent: Extent) -> _Layout:
     rows, sequences, work, merges, _ = extent
-    sizes = (rows, rows, rows, sequences * _SEQUENCE, sequences, work * _WORK, merges * _MERGE)
+    sizes = (
+        rows,
+        rows,
+        rows,
+        sequences * _SEQUENCE,
+        sequences,
+        work * _WORK,
+        merges * _MERGE,
+    )
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + -(-size // _ALIGNED) * _ALIGNED)
@@ -159,7 +170,9 @@ class StepBuffer:
         extent = arrays.extent
         if not self.send(arrays, extent):
             size = _size(arrays, _layout(extent))
-            self._staging = Staging(self.device, 1 << (size - 1).bit_length(), torch.int32)
+            self._staging = Staging(
+                self.device, 1 << (size - 1).bit_length(), torch.int32
+            )
             self.send(arrays, extent)
         return self.step(extent, arrays.attention.wide)
 
@@ -191,7 +204,9 @@ class StepBuffer:
             slots=there[layout.slots : layout.slots + extent.rows],
             token_ids=there[layout.token_ids : layout.token_ids + extent.rows],
             sequences=matrix(layout.sequences, extent.sequences, _SEQUENCE),
-            table_starts=there[layout.table_starts : layout.table_starts + extent.sequences],
+            table_starts=there[
+                layout.table_starts : layout.table_starts + extent.sequences
+            ],
             tables=there[layout.tables :],
             work=matrix(layout.work, extent.work, _WORK),
             merges=matrix(layout.merges, extent.merges, _MERGE),

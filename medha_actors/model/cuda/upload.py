@@ -49,7 +49,9 @@ class Uploader:
             jobs = []
             for first in range(0, size, self._chunk):
                 part = there[first : first + self._chunk]
-                jobs.append(self._readers.submit(self._part, file, offset + first, part))
+                jobs.append(
+                    self._readers.submit(self._part, file, offset + first, part)
+                )
             for job in jobs:
                 job.result()
         except OSError as error:
@@ -76,7 +78,11 @@ class Uploader:
         try:
             slab.wait()
             _read(file, offset, memoryview(slab.array.data)[: len(there)])
-            aside = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+            aside = (
+                nullcontext()
+                if self._stream is None
+                else torch.cuda.stream(self._stream)
+            )
             with torch.inference_mode(), aside:
                 slab.send(there)
         finally:

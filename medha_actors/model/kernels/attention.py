@@ -79,7 +79,18 @@ def _rows_bfloat(
     rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
 ):
     _kernel_bfloat(
-        rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+        rows,
+        dims,
+        q,
+        keys,
+        values,
+        state,
+        limits,
+        start,
+        first,
+        p,
+        next_keys,
+        next_values,
     )
 
 
@@ -87,7 +98,18 @@ def _rows_float(
     rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
 ):
     _kernel_float(
-        rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+        rows,
+        dims,
+        q,
+        keys,
+        values,
+        state,
+        limits,
+        start,
+        first,
+        p,
+        next_keys,
+        next_values,
     )
 
 
@@ -174,4 +196,6 @@ def attend(
         inverse = np.float32(1) / total
         for d in range(dims):
             out[row, head, d] = state[r, d] * inverse
-        lse[row, head] = np.float32((state[r, dims + 16] + math.log2(total)) * 0.6931471805599453)
+        lse[row, head] = np.float32(
+            (state[r, dims + 16] + math.log2(total)) * 0.6931471805599453
+        )

@@ -28,7 +28,9 @@ from medha_actors.model.kernels.ir import (
 
 TILE = 64  # tokens
 VECTORS = TILE // 16
-STATE_EXTRA = 32  # floats of a row's state behind the output: 16 partial sums, m, padding
+STATE_EXTRA = (
+    32  # floats of a row's state behind the output: 16 partial sums, m, padding
+)
 # vectors of a row that are summed at a time: what the registers hold
 TOGETHER = VECTORS if WIDE else 1
 _HEADROOM = 8.0
@@ -69,7 +71,9 @@ def tile(
 
 def _dot(e: Emit, bfloat: bool, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
     return (
-        e.dot_bf16(acc, x, y) if bfloat else e.fma(e.b.bitcast(x, V16F), e.b.bitcast(y, V16F), acc)
+        e.dot_bf16(acc, x, y)
+        if bfloat
+        else e.fma(e.b.bitcast(x, V16F), e.b.bitcast(y, V16F), acc)
     )
 
 
@@ -89,24 +93,34 @@ def _scores(
     for group in range(0, VECTORS, TOGETHER):
         with e.loop(b.udiv(dims, I64(pair))) as loop:
             offset = e.at(e.times(loop.index, 4 * TILE), 64 * group)
-            key = [e.load(e.at(keys, offset, 64 * c), V16I, 64) for c in range(TOGETHER)]
+            key = [
+                e.load(e.at(keys, offset, 64 * c), V16I, 64) for c in range(TOGETHER)
+            ]
             if rows <= 3:
                 e.prefetch(e.at(next_keys, offset), 64 * TOGETHER)
             for r in range(rows):
-                query = e.broadcast(e.at(q, e.times(q_row, r), e.times(loop.index, 4)), I32)
+                query = e.broadcast(
+                    e.at(q, e.times(q_row, r), e.times(loop.index, 4)), I32
+                )
                 for c in range(TOGETHER):
                     score = scores[r][group + c]
                     b.store(_dot(e, bfloat, b.load(score), key[c], query), score)
     return scores
 
 
-def _hide(e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Value) -> None:
+def _hide(
+    e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Value
+) -> None:
     """Take out the keys a row may not see. Limits do not fall from row to row, so the first one
     decides."""
     b = e.b
-    with b.if_then(b.icmp_signed("<", b.sub(e.load(limits, I64), start), I64(TILE)), likely=False):
+    with b.if_then(
+        b.icmp_signed("<", b.sub(e.load(limits, I64), start), I64(TILE)), likely=False
+    ):
         for r, row in enumerate(scores):
-            limit = e.splat(b.trunc(b.sub(e.load(e.at(limits, 8 * r), I64), start), I32))
+            limit = e.splat(
+                b.trunc(b.sub(e.load(e.at(limits, 8 * r), I64), start), I32)
+            )
             for c, score in enumerate(row):
                 numbers = ir.Constant(V16I, list(range(16 * c, 16 * c + 16)))
                 seen = b.icmp_signed("<", numbers, limit)
@@ -114,7 +128,11 @@ def _hide(e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Val
 
 
 def _keep_in_range(
-    e: Emit, scores: list[list[ir.Value]], states: list[ir.Value], dims: ir.Value, first: ir.Value
+    e: Emit,
+    scores: list[list[ir.Value]],
+    states: list[ir.Value],
+    dims: ir.Value,
+    first: ir.Value,
 ) -> None:
     """Move m up (and scale what was summed) where a score grew past the headroom; set it in a row's
     first tile."""
@@ -134,7 +152,9 @@ def _keep_in_range(
     with b.if_then(b.or_(b.icmp_unsigned("!=", grown, I16(0)), is_first), likely=False):
         for r, row in enumerate(scores):
             top = e.largest(tops[r])
-            rise = b.select(b.or_(is_first, b.fcmp_ordered(">", top, F32(_HEADROOM))), top, F32(0))
+            rise = b.select(
+                b.or_(is_first, b.fcmp_ordered(">", top, F32(_HEADROOM))), top, F32(0)
+            )
             place = e.at(states[r], exponent)
             e.store(b.fadd(e.load(place, F32), rise), place)
             rises = e.splat(rise)
@@ -165,11 +185,15 @@ def _add_values(
         out = [[e.variable(e.load(place, align=64)) for place in row] for row in places]
         with e.loop(TILE // pair) as loop:
             offset = e.at(e.times(e.times(loop.index, 4), dims), start)
-            value = [e.load(e.at(values, offset, 64 * c), V16I, 64) for c in range(vectors)]
+            value = [
+                e.load(e.at(values, offset, 64 * c), V16I, 64) for c in range(vectors)
+            ]
             if len(states) <= 3:
                 e.prefetch(e.at(next_values, offset), 64 * vectors)
             for r, row in enumerate(out):
-                weight = e.broadcast(e.at(p, e.times(loop.index, 4), r * TILE * 4 // pair), I32)
+                weight = e.broadcast(
+                    e.at(p, e.times(loop.index, 4), r * TILE * 4 // pair), I32
+                )
                 for c in range(vectors):
                     b.store(_dot(e, bfloat, b.load(row[c]), value[c], weight), row[c])
         for row, row_places in zip(out, places, strict=True):

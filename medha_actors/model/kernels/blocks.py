@@ -32,7 +32,9 @@ class BlockReader:
         bits = self.layout.bits
         if bits == 8:
             return e.load(e.at(block.values, 64 * j), V16I, 32)
-        low = self._moved(e.load(e.at(block.values, 64 * (j // 2)), V16I, 32), -4 * (j % 2))
+        low = self._moved(
+            e.load(e.at(block.values, 64 * (j // 2)), V16I, 32), -4 * (j % 2)
+        )
         q = b.and_(low, e.constant(0x0F0F0F0F, V16I))
         if bits == 4:
             return q
@@ -40,7 +42,9 @@ class BlockReader:
         apart = 8 // more  # words whose high bits are in one vector
         high = e.load(e.at(block.values, 64 * (4 + j // apart)), V16I, 32)
         mask = 0x10101010 if more == 1 else 0x30303030
-        return b.or_(q, b.and_(self._moved(high, 4 - more * (j % apart)), e.constant(mask, V16I)))
+        return b.or_(
+            q, b.and_(self._moved(high, 4 - more * (j % apart)), e.constant(mask, V16I))
+        )
 
     def _moved(self, x: ir.Value, bits: int) -> ir.Value:
         """x shifted to the left."""
@@ -63,9 +67,13 @@ class BlockReader:
         b = self.e.b
         raw = self.word(block, i // 4)
         signed = b.bitcast(b.xor(raw, self.e.constant(0x80808080, V16I)), V64C)
-        order = [4 * (place // 4) + i % 4 if place % 4 == 3 else 64 for place in range(64)]
+        order = [
+            4 * (place // 4) + i % 4 if place % 4 == 3 else 64 for place in range(64)
+        ]
         moved = b.shuffle_vector(
-            signed, ir.Constant(V64C, [0] * 64), ir.Constant(ir.VectorType(I32, 64), order)
+            signed,
+            ir.Constant(V64C, [0] * 64),
+            ir.Constant(ir.VectorType(I32, 64), order),
         )
         return b.sitofp(b.bitcast(moved, V16I), V16F)
 
@@ -106,12 +114,16 @@ class BlockReader:
                 return [(d, self._float16(e.at(block.scales, 32)))]
             return [(d, b.fmul(d, e.constant(-float(layout.zero))))]
         d = self._float16(block.head)
-        first, second = (e.load(e.at(block.scales, place), V16C, 16) for place in (0, 16))
+        first, second = (
+            e.load(e.at(block.scales, place), V16C, 16) for place in (0, 16)
+        )
         if layout.zero is None:
             m = self._float16(e.at(block.head, 32))
             factors = (b.uitofp(b.zext(part, V16I), V16F) for part in (first, second))
             return [(b.fmul(d, next(factors)), b.fmul(m, next(factors)))]
-        both = [b.fmul(d, b.sitofp(b.sext(part, V16I), V16F)) for part in (first, second)]
+        both = [
+            b.fmul(d, b.sitofp(b.sext(part, V16I), V16F)) for part in (first, second)
+        ]
         return [(part, b.fmul(part, e.constant(-float(layout.zero)))) for part in both]
 
     def _float16(self, place: ir.Value) -> ir.Value:

@@ -19,7 +19,9 @@ def load(typing, address):
     """The counter at an address; nothing after it is read before."""
 
     def emit(context, builder, signature, args):
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(
+            builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8
+        )
 
     return types.int64(types.int64), emit
 
@@ -29,7 +31,9 @@ def store(typing, address, value):
     """Set the counter at an address; everything before it is written before."""
 
     def emit(context, builder, signature, args):
-        builder.store_atomic(args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8)
+        builder.store_atomic(
+            args[1], builder.inttoptr(args[0], _I64.as_pointer()), "release", 8
+        )
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit

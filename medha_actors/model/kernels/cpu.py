@@ -37,7 +37,9 @@ def fits(head_dim: int, page_tokens: int, widths: Sequence[int]) -> bool:
     """Whether the kernels can take a model whose matrices have so many inputs, with pages of this
     size."""
     return (
-        head_dim % 16 == 0 and page_tokens % TILE == 0 and not any(width % 32 for width in widths)
+        head_dim % 16 == 0
+        and page_tokens % TILE == 0
+        and not any(width % 32 for width in widths)
     )
 
 
@@ -96,7 +98,9 @@ class CpuLayers:
         self.shape = shape
         self.weights = _together(weights)
         self.page_tokens = page_tokens
-        layer_bytes = pages * page_tokens * shape.kv_heads * shape.head_dim * (2 if bfloat else 4)
+        layer_bytes = (
+            pages * page_tokens * shape.kv_heads * shape.head_dim * (2 if bfloat else 4)
+        )
         self.keys = aligned(layer_bytes * len(self.weights), np.uint8)
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
         self.linears = np.array(
@@ -118,7 +122,9 @@ class CpuLayers:
         widest = max(s.hidden, s.intermediate, shared, s.heads * s.head_dim)
         qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
         out = max(2 * s.intermediate, 2 * shared, qkv, s.hidden)
-        self.buffers = [aligned(ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)]
+        self.buffers = [
+            aligned(ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)
+        ]
         share = s.heads // s.kv_heads
         states = aligned(BLOCK_TOKENS * share * (s.head_dim + STATE_EXTRA), np.float32)
         self.scratch = (
@@ -166,7 +172,9 @@ class CpuLayers:
         s = self.shape
         rows = plan.rows
         q = aligned(rows * s.heads * s.head_dim, np.float32)
-        out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(rows, s.heads, s.head_dim)
+        out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(
+            rows, s.heads, s.head_dim
+        )
         lse = np.empty((rows, s.heads), np.float32)
         table, pages = _tables(plan)
         step = np.zeros(1, code.STEP)
@@ -196,7 +204,12 @@ class CpuLayers:
             self._after(made, layer, step, x, team)
 
     def _after(
-        self, made: tuple[Any, ...], layer: int, step: NDArray[np.void], x: Tensor, team: Team
+        self,
+        made: tuple[Any, ...],
+        layer: int,
+        step: NDArray[np.void],
+        x: Tensor,
+        team: Team,
     ) -> None:
         """Output projection and gated MLP or experts of one layer, both added to x."""
         if team.ranks == 1:
@@ -213,7 +226,14 @@ class CpuLayers:
     def logits(self, x: Tensor, norm: Tensor, head: Stack) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
         out = torch.empty(len(x), sum(matrix.outputs for matrix in head))
-        code.head(self.model, _table(head), norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
+        code.head(
+            self.model,
+            _table(head),
+            norm.data_ptr(),
+            len(x),
+            x.data_ptr(),
+            out.data_ptr(),
+        )
         return out
 
 
@@ -235,7 +255,9 @@ class _Routing:
             self.rated = _padded(experts.count + shared)
         self.routers = np.array([_table(layer.router) for layer in layers], np.int64)
         self.routers = self.routers.reshape(-1, PARTS, 5)
-        stacks = [[[_table(stack) for stack in mlp] for mlp in layer.mlps] for layer in layers]
+        stacks = [
+            [[_table(stack) for stack in mlp] for mlp in layer.mlps] for layer in layers
+        ]
         count = self.counts[0] + self.counts[3]
         self.table = np.array(stacks, np.int64).reshape(len(layers), count, 2, PARTS, 5)
 

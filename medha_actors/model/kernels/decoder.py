@@ -21,7 +21,12 @@ from torch import Tensor
 
 from medha_actors.model.decoder import TokenIds
 from medha_actors.model.kernels import cpu
-from medha_actors.model.kernels.cpu import CpuLayers, Dimensions, ExpertWeights, LayerWeights
+from medha_actors.model.kernels.cpu import (
+    CpuLayers,
+    Dimensions,
+    ExpertWeights,
+    LayerWeights,
+)
 from medha_actors.model.kernels.layouts import LANES, Activations
 from medha_actors.model.kernels.pack import Packed, Stack, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
@@ -34,7 +39,11 @@ from medha_actors.model_spec import Experts, ModelSpec
 
 def suits(spec: ModelSpec, dtype: torch.dtype, page_tokens: int) -> bool:
     """Whether this machine and this model are what the kernels are made for."""
-    widths = [spec.hidden, spec.intermediate, spec.experts.shared if spec.experts else 0]
+    widths = [
+        spec.hidden,
+        spec.intermediate,
+        spec.experts.shared if spec.experts else 0,
+    ]
     return (
         dtype in (torch.float32, torch.bfloat16)
         and cpu.native()
@@ -51,7 +60,12 @@ class KernelDecoder:
     embeds = False
 
     def __init__(
-        self, loader: Loader, layers: tuple[int, int], head: bool, pages: int, page_tokens: int
+        self,
+        loader: Loader,
+        layers: tuple[int, int],
+        head: bool,
+        pages: int,
+        page_tokens: int,
     ) -> None:
         spec = loader.spec
         self.loader = loader
@@ -68,18 +82,27 @@ class KernelDecoder:
         )
         weights = [self._layer(number) for number in range(*layers)]
         self.layers = CpuLayers(shape, weights, pages, page_tokens, not self.exact)
-        self.rotary = Rotary(spec.rope, spec.head_dim, spec.max_positions, loader.device)
+        self.rotary = Rotary(
+            spec.rope, spec.head_dim, spec.max_positions, loader.device
+        )
         self.norm = self._vector("model.norm.weight") if head else None
-        # the head stays exact in bfloat16 too: few rows pass it, and its rounding is what changes a
-        # draw most
+        # the head stays exact in bfloat16 too: few rows pass it, and its rounding is
+        # what changes a draw most
         self.head = (
-            self._matrix("model.embed_tokens" if spec.tied_head else "lm_head", activations="int16")
+            self._matrix(
+                "model.embed_tokens" if spec.tied_head else "lm_head",
+                activations="int16",
+            )
             if head
             else None
         )
 
     def __call__(
-        self, x: Tensor | TokenIds, plan: StepPlan, exchange: Exchange | None, team: Team
+        self,
+        x: Tensor | TokenIds,
+        plan: StepPlan,
+        exchange: Exchange | None,
+        team: Team,
     ) -> Tensor:
         assert isinstance(x, Tensor), "ids are embedded before"
         x = x.to(torch.float32, copy=True)  # the layers work in place
@@ -127,7 +150,9 @@ class KernelDecoder:
             down=stacks[1],
             attention_norm=self._vector(f"{prefix}.input_layernorm.weight"),
             mlp_norm=self._vector(f"{prefix}.post_attention_layernorm.weight"),
-            qkv_bias=self._vector(*[f"{name}.bias" for name in qkv]) if spec.qkv_bias else None,
+            qkv_bias=self._vector(*[f"{name}.bias" for name in qkv])
+            if spec.qkv_bias
+            else None,
             out_bias=self._vector(f"{attention}.o_proj.bias") if spec.o_bias else None,
             gate_up_bias=self._vector(*[f"{name}.bias" for name in gate_up])
             if spec.mlp_bias
@@ -165,7 +190,10 @@ class KernelDecoder:
         names = [f"{expert}.{matrix}" for expert in experts]
         (whole,) = self._matrix(*names, activations=activations)
         outputs = whole.outputs // len(experts)
-        return [whole.part(start, start + outputs) for start in range(0, whole.outputs, outputs)]
+        return [
+            whole.part(start, start + outputs)
+            for start in range(0, whole.outputs, outputs)
+        ]
 
     def _matrix(self, *names: str, activations: Activations = "int8") -> Stack:
         """One matrix, several names stacked along the output; neighbours of one kind are packed
@@ -175,12 +203,20 @@ class KernelDecoder:
         packed = []
         for kind, places in groupby(range(len(names)), kinds.__getitem__):
             if kind is None:
-                dense = [self.loader.tensor(f"{names[place]}.weight") for place in places]
+                dense = [
+                    self.loader.tensor(f"{names[place]}.weight") for place in places
+                ]
                 packed.append(pack_dense(torch.cat(dense)))
                 continue
-            raw = torch.cat([part[0] for part in map(stored.__getitem__, places) if part])
-            packed.append(pack_blocks(raw, kind, "float32" if self.exact else activations))
+            raw = torch.cat(
+                [part[0] for part in map(stored.__getitem__, places) if part]
+            )
+            packed.append(
+                pack_blocks(raw, kind, "float32" if self.exact else activations)
+            )
         return tuple(packed)
 
     def _vector(self, *names: str) -> Tensor:
-        return torch.cat([self.loader.weights.tensor(name, torch.float32) for name in names])
+        return torch.cat(
+            [self.loader.weights.tensor(name, torch.float32) for name in names]
+        )

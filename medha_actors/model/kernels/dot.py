@@ -58,10 +58,15 @@ class ByteDot:
     def add(self, sums: Sums, weights: Sums, values: ir.Value) -> Sums:
         """Add four products per lane; values is V16I with a signed byte each."""
         if self.form == "vnni":
-            return [self.e.call("llvm.x86.avx512.vpdpbusd.512", V16I, sums[0], weights[0], values)]
+            return [
+                self.e.call(
+                    "llvm.x86.avx512.vpdpbusd.512", V16I, sums[0], weights[0], values
+                )
+            ]
         if self.form == "pairs":
             return [
-                self.e.b.add(s, self._pairs(w, values)) for s, w in zip(sums, weights, strict=True)
+                self.e.b.add(s, self._pairs(w, values))
+                for s, w in zip(sums, weights, strict=True)
             ]
         return [self._plain(sums[0], weights[0], values)]
 
@@ -74,7 +79,9 @@ class ByteDot:
         whole = [
             self._joined(
                 [
-                    self.e.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), h, ones)
+                    self.e.call(
+                        "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), h, ones
+                    )
                     for h in self._halves(s)
                 ]
             )

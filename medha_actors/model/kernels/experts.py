@@ -83,7 +83,9 @@ def mix(model, table, normed, numbers, weights, x, constants):
             for r in range(count):
                 source = address(normed) + mine[r] // taken * size
                 scaled(source, model.hidden, constants + 8, plain + r * size)
-            apply(model, table[expert, EXPERT_GATE_UP], count, plain, wide, 0, constants)
+            apply(
+                model, table[expert, EXPERT_GATE_UP], count, plain, wide, 0, constants
+            )
             for r in range(count):
                 gate = wide + r * 2 * half * 4
                 silu_mul(gate, gate + half * 4, half, plain + r * half * 4)

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from medha_actors.model.kernels.ir import F32, I16, I32, I64, V16C, V16F, V16I, Emit, kernel
+from medha_actors.model.kernels.ir import (
+    F32,
+    I16,
+    I32,
+    I64,
+    V16C,
+    V16F,
+    V16I,
+    Emit,
+    kernel,
+)
 
 _V8F = ir.VectorType(F32, 8)
 _V8S = ir.VectorType(I16, 8)
@@ -38,7 +48,9 @@ def _norm(
         e.store(b.fmul(scaled, e.load(e.at(gain, offset))), e.at(out, offset))
 
 
-def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Value) -> None:
+def _silu_mul(
+    e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Value
+) -> None:
     """out = gate / (1 + exp(-gate)) * up"""
     b = e.b
     with e.loop(b.udiv(count, I64(16))) as loop:
@@ -47,22 +59,34 @@ def _silu_mul(e: Emit, gate: ir.Value, up: ir.Value, count: ir.Value, out: ir.Va
         power = b.fmul(value, e.constant(-_LOG2_E))
         power = e.call("llvm.minnum.v16f32", V16F, power, e.constant(126.0))
         sigmoid = b.fadd(e.exp2(power), e.constant(1.0))
-        e.store(b.fmul(b.fdiv(value, sigmoid), e.load(e.at(up, offset))), e.at(out, offset))
+        e.store(
+            b.fmul(b.fdiv(value, sigmoid), e.load(e.at(up, offset))), e.at(out, offset)
+        )
 
 
-def _to_int8(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
+def _to_int8(
+    e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value
+) -> None:
     """Round blocks of 32 to int8; scales [4, blocks] gets each block's step and the sums of its
     rounded values, of their first half and of their second half."""
     with e.loop(blocks) as loop:
-        for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127)):
-            e.store(e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half))
+        for half, whole in enumerate(
+            _round_block(e, x, loop.index, blocks, scales, 127)
+        ):
+            e.store(
+                e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half)
+            )
 
 
-def _to_int16(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value) -> None:
+def _to_int16(
+    e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value
+) -> None:
     """The same with 256 times as many steps: all high bytes, then all low bytes, both signed."""
     b = e.b
     with e.loop(blocks) as loop:
-        for half, whole in enumerate(_round_block(e, x, loop.index, blocks, scales, 127 * 256)):
+        for half, whole in enumerate(
+            _round_block(e, x, loop.index, blocks, scales, 127 * 256)
+        ):
             place = e.at(out, e.times(loop.index, 32), 16 * half)
             high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
             e.store(b.trunc(high, V16C), place)
@@ -71,7 +95,12 @@ def _to_int16(e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.
 
 
 def _round_block(
-    e: Emit, x: ir.Value, number: ir.Value, blocks: ir.Value, scales: ir.Value, steps: int
+    e: Emit,
+    x: ir.Value,
+    number: ir.Value,
+    blocks: ir.Value,
+    scales: ir.Value,
+    steps: int,
 ) -> list[ir.Value]:
     """The 32 values of a block in steps of 1/steps of the largest one; writes the step and the
     sums."""
@@ -79,13 +108,16 @@ def _round_block(
     place = e.at(x, e.times(number, 128))
     four_i = e.times(number, 4)
     values = [e.load(place), e.load(e.at(place, 64))]
-    top = e.largest(e.maximum(*[e.call("llvm.fabs.v16f32", V16F, value) for value in values]))
+    top = e.largest(
+        e.maximum(*[e.call("llvm.fabs.v16f32", V16F, value) for value in values])
+    )
     step = b.fmul(top, F32(1 / steps))
     inverse = e.splat(
         b.select(b.fcmp_ordered(">", top, F32(1e-30)), b.fdiv(F32(steps), top), F32(0))
     )
     whole = [
-        b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I) for value in values
+        b.fptosi(e.call("llvm.rint.v16f32", V16F, b.fmul(value, inverse)), V16I)
+        for value in values
     ]
     halves = [e.call("llvm.vector.reduce.add.v16i32", I32, half) for half in whole]
     e.store(step, e.at(scales, four_i))
@@ -108,7 +140,9 @@ def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
         e.store(total, e.at(sums, e.times(loop.index, 4)))
 
 
-def _to_bfloat(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value) -> None:
+def _to_bfloat(
+    e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value
+) -> None:
     """out = bfloat16(x * factor); factor is the address of a float32."""
     scale = e.broadcast(factor)
     with e.loop(e.b.udiv(count, I64(16))) as loop:
@@ -116,7 +150,9 @@ def _to_bfloat(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.
         e.store(e.bfloat(value), e.at(out, e.times(loop.index, 32)))
 
 
-def _scaled(e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value) -> None:
+def _scaled(
+    e: Emit, x: ir.Value, count: ir.Value, factor: ir.Value, out: ir.Value
+) -> None:
     """out = x * factor"""
     scale = e.broadcast(factor)
     with e.loop(e.b.udiv(count, I64(16))) as loop:
@@ -134,10 +170,14 @@ def _plus(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value) -> None:
     """x += y"""
     with e.loop(e.b.udiv(count, I64(16))) as loop:
         offset = e.times(loop.index, 64)
-        e.store(e.b.fadd(e.load(e.at(x, offset)), e.load(e.at(y, offset))), e.at(x, offset))
+        e.store(
+            e.b.fadd(e.load(e.at(x, offset)), e.load(e.at(y, offset))), e.at(x, offset)
+        )
 
 
-def _plus_scaled(e: Emit, x: ir.Value, y: ir.Value, count: ir.Value, factor: ir.Value) -> None:
+def _plus_scaled(
+    e: Emit, x: ir.Value, y: ir.Value, count: ir.Value, factor: ir.Value
+) -> None:
     """x += y * factor; factor is the address of a float32."""
     scale = e.broadcast(factor)
     with e.loop(e.b.udiv(count, I64(16))) as loop:
@@ -162,7 +202,12 @@ def _rotate(e: Emit, x: ir.Value, cos: ir.Value, sin: ir.Value, half: ir.Value) 
 
 
 def _put_key(
-    e: Emit, x: ir.Value, dims: ir.Value, stride: ir.Value, bfloat: ir.Value, out: ir.Value
+    e: Emit,
+    x: ir.Value,
+    dims: ir.Value,
+    stride: ir.Value,
+    bfloat: ir.Value,
+    out: ir.Value,
 ) -> None:
     """A head's key into a column of its tile: lane words `stride` bytes apart (a bfloat16 pair or
     one float32)."""
@@ -174,7 +219,9 @@ def _put_key(
                 words = b.bitcast(e.bfloat(value), _V4I)
                 count = 4
                 for i in range(count):
-                    place = e.at(out, e.times(e.at(e.times(loop.index, count), i), stride))
+                    place = e.at(
+                        out, e.times(e.at(e.times(loop.index, count), i), stride)
+                    )
                     e.store(b.extract_element(words, I32(i)), place)
             with no:
                 for i in range(8):
@@ -182,7 +229,9 @@ def _put_key(
                     e.store(b.extract_element(value, I32(i)), place)
 
 
-def _put_value(e: Emit, x: ir.Value, dims: ir.Value, bfloat: ir.Value, out: ir.Value) -> None:
+def _put_value(
+    e: Emit, x: ir.Value, dims: ir.Value, bfloat: ir.Value, out: ir.Value
+) -> None:
     """A head's value: bfloat16 values 4 bytes apart (the neighbour token fills the gaps) or float32
     side by side."""
     b = e.b

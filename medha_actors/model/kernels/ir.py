@@ -25,7 +25,9 @@ from numba.extending import intrinsic
 from medha_actors.files.folders import cache_folder
 
 LANES = 16
-FEATURES = {name for name, present in binding.get_host_cpu_features().items() if present}
+FEATURES = {
+    name for name, present in binding.get_host_cpu_features().items() if present
+}
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 lanes; else 16 of 8
 HAS_BF16 = {"avx512f", "avx512bf16"} <= FEATURES
 
@@ -49,7 +51,9 @@ F32 = ir.FloatType()
 F16 = ir.HalfType()
 BF16 = _BFloat()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-V16F, V16I, V16H, V16B, V16C = (ir.VectorType(kind, LANES) for kind in (F32, I32, F16, BF16, I8))
+V16F, V16I, V16H, V16B, V16C = (
+    ir.VectorType(kind, LANES) for kind in (F32, I32, F16, BF16, I8)
+)
 V64C = ir.VectorType(I8, 64)
 _V32B = ir.VectorType(BF16, 32)
 
@@ -62,12 +66,16 @@ class Emit:
 
     def call(self, name: str, kind: ir.Type, *args: ir.Value) -> ir.Value:
         signature = ir.FunctionType(kind, [value.type for value in args])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), args)
+        return self.b.call(
+            cgutils.get_or_insert_function(self.b.module, signature, name), args
+        )
 
     def at(self, address: ir.Value, *offsets: ir.Value | int) -> ir.Value:
         """address + all offsets (bytes)."""
         for offset in offsets:
-            address = self.b.add(address, I64(offset) if isinstance(offset, int) else offset)
+            address = self.b.add(
+                address, I64(offset) if isinstance(offset, int) else offset
+            )
         return address
 
     def times(self, value: ir.Value, factor: ir.Value | int) -> ir.Value:
@@ -77,7 +85,9 @@ class Emit:
         return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=align)
 
     def store(self, value: ir.Value, address: ir.Value, align: int = 1) -> None:
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=align)
+        self.b.store(
+            value, self.b.inttoptr(address, value.type.as_pointer()), align=align
+        )
 
     def constant(self, value: float, kind: ir.VectorType = V16F) -> ir.Value:
         return ir.Constant(kind, [value] * kind.count)
@@ -86,7 +96,9 @@ class Emit:
         kind = ir.VectorType(scalar.type, lanes)
         none = ir.Constant(kind, ir.Undefined)
         one = self.b.insert_element(none, scalar, I32(0))
-        return self.b.shuffle_vector(one, none, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+        return self.b.shuffle_vector(
+            one, none, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+        )
 
     def broadcast(self, address: ir.Value, kind: ir.Type = F32) -> ir.Value:
         return self.splat(self.load(address, kind))
@@ -104,11 +116,15 @@ class Emit:
         """Ask for `size` bytes to be brought into the second-level cache."""
         for line in range(0, size, 64):
             pointer = self.b.inttoptr(self.at(start, line), I8.as_pointer())
-            self.call("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+            self.call(
+                "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1)
+            )
 
     def loop(self, count: ir.Value | int) -> AbstractContextManager[Any]:
         """`with e.loop(n) as loop:` runs its body for loop.index = 0 ... n-1."""
-        return cgutils.for_range(self.b, I64(count) if isinstance(count, int) else count)
+        return cgutils.for_range(
+            self.b, I64(count) if isinstance(count, int) else count
+        )
 
     def variable(self, value: ir.Value) -> ir.Value:
         return cgutils.alloca_once_value(self.b, value)
@@ -157,7 +173,9 @@ class Emit:
 def _exp2_coefficients(degree: int) -> list[float]:
     """Chebyshev fit of 2**x on [-0.5, 0.5]."""
     nodes = np.cos(np.pi * (np.arange(400) + 0.5) / 400) / 2
-    fit = np.polynomial.chebyshev.Chebyshev.fit(nodes, np.exp2(nodes), degree, domain=[-0.5, 0.5])
+    fit = np.polynomial.chebyshev.Chebyshev.fit(
+        nodes, np.exp2(nodes), degree, domain=[-0.5, 0.5]
+    )
     return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
 
 

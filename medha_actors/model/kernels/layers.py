@@ -30,17 +30,33 @@ from medha_actors.model.kernels.products import ROWS, apply, width
 
 QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`
 # in `vectors`
-ATTENTION_NORM, MLP_NORM, QKV_BIAS, OUT_BIAS, GATE_UP_BIAS, DOWN_BIAS, Q_NORM, K_NORM = range(8)
+(
+    ATTENTION_NORM,
+    MLP_NORM,
+    QKV_BIAS,
+    OUT_BIAS,
+    GATE_UP_BIAS,
+    DOWN_BIAS,
+    Q_NORM,
+    K_NORM,
+) = range(8)
 FIRST, COUNT, CACHED, WRITES, TABLE = range(5)  # columns of `spans`
 
 MODEL = np.dtype(
     [
         *(
             (name, np.int64)
-            for name in ("hidden", "intermediate", "heads", "kv_heads", "head_dim", "page_tokens")
+            for name in (
+                "hidden",
+                "intermediate",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "page_tokens",
+            )
         ),
-        # of a mixture: how many, how many a row takes, whether their weights sum to 1, whether
-        # there is a shared one too
+        # of a mixture: how many, how many a row takes, whether their weights sum to 1,
+        # whether there is a shared one too
         *((name, np.int64) for name in ("experts", "used", "normalised", "shared")),
         ("tile_code", np.int64),  # attention.tile_address
         ("bfloat", np.int64),  # keys and values are bfloat16, else float32
@@ -111,7 +127,12 @@ def _store(model, layer, step, row, first, slot, constants):
         value = key + model.kv_heads * dims * 4
         put_key(key, dims, TILE * 4, model.bfloat, model.keys + tile + token * 4)
         if model.bfloat:
-            put_value(value, dims, 1, model.values + tile + (token // 2 * dims * 2 + token % 2) * 2)
+            put_value(
+                value,
+                dims,
+                1,
+                model.values + tile + (token // 2 * dims * 2 + token % 2) * 2,
+            )
         else:
             put_value(value, dims, 0, model.values + tile + token * dims * 4)
 
@@ -129,7 +150,13 @@ def before(model, linears, vectors, layer, step, slots):
         count = min(ROWS, s.rows - start)
         for r in range(count):
             source = s.x + (start + r) * m.hidden * 4
-            norm(source, v[ATTENTION_NORM], m.hidden, constants, m.plain + r * m.hidden * 4)
+            norm(
+                source,
+                v[ATTENTION_NORM],
+                m.hidden,
+                constants,
+                m.plain + r * m.hidden * 4,
+            )
         apply(m, linears[layer, QKV], count, m.plain, m.wide, 0, constants)
         _add_bias(v[QKV_BIAS], count, outputs, m.wide)
         for r in range(count):
@@ -198,7 +225,12 @@ def _mlp(m, linears, v, count, out, add, constants):
     _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
     for r in range(count):
         gate = m.wide + r * 2 * m.intermediate * 4
-        silu_mul(gate, gate + m.intermediate * 4, m.intermediate, m.plain + r * m.intermediate * 4)
+        silu_mul(
+            gate,
+            gate + m.intermediate * 4,
+            m.intermediate,
+            m.plain + r * m.intermediate * 4,
+        )
     apply(m, linears[DOWN], count, m.plain, out, add, constants)
     _add_bias(v[DOWN_BIAS], count, m.hidden, out)
 
@@ -218,7 +250,9 @@ def feed(model, linears, vectors, experts, layer, step, start, count, out, add):
     for first in range(0, count, ROWS):
         rows = min(ROWS, count - first)
         source = step[0].x + (start + first) * m.hidden * 4
-        place = address(normed) + (start + first) * m.hidden * 4 if m.experts else m.plain
+        place = (
+            address(normed) + (start + first) * m.hidden * 4 if m.experts else m.plain
+        )
         for r in range(rows):
             row = source + r * m.hidden * 4
             norm(row, v[MLP_NORM], m.hidden, constants, place + r * m.hidden * 4)
@@ -240,7 +274,9 @@ def after(model, linears, vectors, experts, layer, step):
     """Output projection and gated MLP or experts, both added to the residual stream."""
     m = model[0]
     s = step[0]
-    block = max(ROWS, s.rows) if m.experts else ROWS  # an expert is read once for all its rows
+    block = (
+        max(ROWS, s.rows) if m.experts else ROWS
+    )  # an expert is read once for all its rows
     for start in range(0, s.rows, block):
         count = min(block, s.rows - start)
         x = s.x + start * m.hidden * 4
@@ -249,7 +285,9 @@ def after(model, linears, vectors, experts, layer, step):
 
 
 @compiled
-def layers(model, linears, vectors, experts, step, slots, spans, pages, scratch, out, lse):
+def layers(
+    model, linears, vectors, experts, step, slots, spans, pages, scratch, out, lse
+):
     """All layers of a stage, where no span is shared between KV groups."""
     for layer in range(len(linears)):
         before(model, linears, vectors, layer, step, slots)

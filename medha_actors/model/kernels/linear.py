@@ -131,7 +131,9 @@ class _Tile:
                     for r in self.rows:
                         place = e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j)
                         for part in range(parts):
-                            acc[r][part] = dot.add(acc[r][part], weight, e.broadcast(place, I32))
+                            acc[r][part] = dot.add(
+                                acc[r][part], weight, e.broadcast(place, I32)
+                            )
                             place = e.at(place, e.times(self.blocks, BLOCK))
                 sums = 1 if len(scales) == 1 else 2 + half
                 for r in self.rows:
@@ -144,7 +146,9 @@ class _Tile:
                     scale = b.fmul(d, e.broadcast(place))
                     whole = dot.total(acc[r][0])
                     if parts == 2:
-                        whole = b.add(b.shl(whole, e.constant(8, V16I)), dot.total(acc[r][1]))
+                        whole = b.add(
+                            b.shl(whole, e.constant(8, V16I)), dot.total(acc[r][1])
+                        )
                     b.store(e.fma(b.sitofp(whole, V16F), scale, value), self.total[r])
 
     def with_float(self) -> None:
@@ -161,7 +165,9 @@ class _Tile:
                 for i in range(inputs * half, inputs * half + inputs):
                     weight = self.weights.number(block, i)
                     for r in self.rows:
-                        value = e.broadcast(e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i))
+                        value = e.broadcast(
+                            e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i)
+                        )
                         acc[r] = e.fma(weight, value, acc[r])
                 if self.layout.bits == 8:
                     d = b.fmul(d, unit)
@@ -190,14 +196,19 @@ class _Tile:
         with e.loop(e.times(self.blocks, BLOCK // (2 if bfloat else 1) // 8)) as loop:
             words = e.at(self.w, e.times(loop.index, 512))
             if len(self.rows) > 1:
-                e.prefetch(e.at(words, e.times(self.blocks, self.layout.group_bytes)), 512)
+                e.prefetch(
+                    e.at(words, e.times(self.blocks, self.layout.group_bytes)), 512
+                )
             for i in range(8):
                 weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
                 for r in self.rows:
                     place = e.at(self.x[r], e.times(loop.index, 32), 4 * i)
                     value = b.load(self.total[r])
                     if bfloat:
-                        b.store(e.dot_bf16(value, weight, e.broadcast(place, I32)), self.total[r])
+                        b.store(
+                            e.dot_bf16(value, weight, e.broadcast(place, I32)),
+                            self.total[r],
+                        )
                     else:
                         b.store(e.fma(weight, e.broadcast(place), value), self.total[r])
 
@@ -270,5 +281,7 @@ def linear_address(
     scope = {**globals(), "_kernel": _linear(layout, activations, machine)}
     function = FunctionType(_code.__code__, scope)
     # numba's cache on disk tells functions apart by their names
-    function.__qualname__ = "_".join(map(str, ("linear", layout.name, activations, *machine)))
+    function.__qualname__ = "_".join(
+        map(str, ("linear", layout.name, activations, *machine))
+    )
     return machine_code(function, 11)

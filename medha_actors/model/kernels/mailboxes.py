@@ -17,7 +17,9 @@ import numpy as np
 from medha_actors.model.kernels.counters import COUNTER_BYTES, store, wait
 from medha_actors.model.kernels.ir import compiled
 
-_BLOCK_BYTES = 1 << 20  # of one buffer, about; larger swaps go in several blocks of rows
+_BLOCK_BYTES = (
+    1 << 20
+)  # of one buffer, about; larger swaps go in several blocks of rows
 
 
 def _post(out, lse, floats, start, counter, number):  # noqa: ANN001, ANN202
@@ -38,7 +40,9 @@ def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
             cell = row * heads + head
             peak = -np.inf
             for start in starts:
-                peak = max(peak, lse[row, head] if start < 0 else floats[start + behind + cell])
+                peak = max(
+                    peak, lse[row, head] if start < 0 else floats[start + behind + cell]
+                )
             if peak == -np.inf:  # nobody saw anything
                 out[row, head] = 0
                 continue
@@ -46,7 +50,10 @@ def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
             own = np.float32(0)
             for start in starts:
                 weight = np.float32(
-                    np.exp((lse[row, head] if start < 0 else floats[start + behind + cell]) - peak)
+                    np.exp(
+                        (lse[row, head] if start < 0 else floats[start + behind + cell])
+                        - peak
+                    )
                 )
                 total += weight
                 if start < 0:
@@ -57,7 +64,9 @@ def _merge(out, lse, floats, starts):  # noqa: ANN001, ANN202
                 )
             for start in starts:
                 if start >= 0 and floats[start + behind + cell] != -np.inf:
-                    share = np.float32(np.exp(floats[start + behind + cell] - peak)) / total
+                    share = (
+                        np.float32(np.exp(floats[start + behind + cell] - peak)) / total
+                    )
                     for dim in range(dims):
                         out[row, head, dim] += share * floats[start + cell * dims + dim]
 
@@ -72,7 +81,9 @@ class Mailboxes:
     Swaps of a pair are numbered from 1.
     """
 
-    def __init__(self, memory: memoryview, groups: int, heads: int, head_dim: int) -> None:
+    def __init__(
+        self, memory: memoryview, groups: int, heads: int, head_dim: int
+    ) -> None:
         self._groups = groups
         self.block_rows = block_rows(heads, head_dim)
         self._buffer_floats = self.block_rows * heads * (head_dim + 1)
@@ -85,7 +96,9 @@ class Mailboxes:
         box = COUNTER_BYTES + 8 * block_rows(heads, head_dim) * heads * (head_dim + 1)
         return groups * groups * box
 
-    def post(self, source: int, target: int, number: int, out: np.ndarray, lse: np.ndarray) -> None:
+    def post(
+        self, source: int, target: int, number: int, out: np.ndarray, lse: np.ndarray
+    ) -> None:
         """Write out [rows, heads, head_dim] and lse [rows, heads] for a peer to read."""
         start = self._buffer(source, target, number)
         counter = self._counter(source, target)
@@ -118,7 +131,11 @@ class Mailboxes:
 
     def _buffer(self, source: int, target: int, number: int) -> int:
         """Where swap `number` of a pair lies, in floats."""
-        return self._place(source, target) + COUNTER_BYTES // 4 + (number & 1) * self._buffer_floats
+        return (
+            self._place(source, target)
+            + COUNTER_BYTES // 4
+            + (number & 1) * self._buffer_floats
+        )
 
     def _place(self, source: int, target: int) -> int:
         return (source * self._groups + target) * self._box_floats

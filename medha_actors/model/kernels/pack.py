@@ -78,7 +78,9 @@ def pack_dense(weight: Tensor) -> Packed:
     layout, step = (PLAIN_BFLOAT, 2) if bfloat else (PLAIN_FLOAT, 1)
     plain = weight.view(torch.int16) if bfloat else weight.float().view(torch.int32)
     columns = (
-        plain.reshape(outputs // LANES, LANES, inputs // step, step).transpose(1, 2).contiguous()
+        plain.reshape(outputs // LANES, LANES, inputs // step, step)
+        .transpose(1, 2)
+        .contiguous()
     )
     data = _empty(layout, outputs, inputs)
     data[...] = columns.numpy().view(np.uint8).reshape(data.shape)
@@ -93,7 +95,9 @@ def _put(blocks: Blocks, layout: Layout, data: np.ndarray) -> None:
     head = values + layout.group * layout.scale_bytes
     data[..., :values] = _values(blocks.q.numpy().reshape(*shape), layout.bits)
     factors = [part for part in (blocks.d, blocks.m) if part is not None]
-    heads = [_lanes_last(part.numpy().view(np.uint8).reshape(*shape)) for part in factors]
+    heads = [
+        _lanes_last(part.numpy().view(np.uint8).reshape(*shape)) for part in factors
+    ]
     if layout.group == 1:
         data[..., values:] = np.concatenate(heads, -1)
         return
@@ -114,7 +118,9 @@ def _values(q: np.ndarray, bits: int) -> np.ndarray:
     """uint8 [columns, 16, groups, inputs of a group] -> [columns, groups, bytes of the values]"""
     columns, _, groups, inputs = q.shape
     words = np.ascontiguousarray(q).view(np.uint32)  # of four inputs
-    words = np.moveaxis(words, 1, 3).reshape(columns, groups, inputs // BLOCK, BLOCK // 4, LANES)
+    words = np.moveaxis(words, 1, 3).reshape(
+        columns, groups, inputs // BLOCK, BLOCK // 4, LANES
+    )
     parts = [words] if bits == 8 else _halves(words, bits)
     joined = np.ascontiguousarray(np.concatenate(parts, -2))
     return joined.view(np.uint8).reshape(columns, groups, -1)

@@ -10,7 +10,9 @@ from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16
 
 ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 PARTS = 3  # matrices of several kinds side by side, in one row of a table
-FORM, CODE, DATA, COLUMNS, BLOCKS = range(5)  # of a part; one without columns is not there
+FORM, CODE, DATA, COLUMNS, BLOCKS = range(
+    5
+)  # of a part; one without columns is not there
 
 call = kernel(12, call_address)
 
@@ -23,16 +25,28 @@ def _form(model, form, rows, blocks, x, constants):
     if form == INT8:
         for r in range(rows):
             source = x + r * inputs * 4
-            to_int8(source, blocks, model.packed + r * inputs, model.scales + r * blocks * 16)
+            to_int8(
+                source,
+                blocks,
+                model.packed + r * inputs,
+                model.scales + r * blocks * 16,
+            )
         return model.packed, inputs
     if form == INT16:
         for r in range(rows):
             source = x + r * inputs * 4
-            to_int16(source, blocks, model.packed + r * inputs * 2, model.scales + r * blocks * 16)
+            to_int16(
+                source,
+                blocks,
+                model.packed + r * inputs * 2,
+                model.scales + r * blocks * 16,
+            )
         return model.packed, inputs * 2
     if form == BFLOAT:
         for r in range(rows):
-            to_bfloat(x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2)
+            to_bfloat(
+                x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2
+            )
         return model.packed, inputs * 2
     for r in range(rows):
         block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)

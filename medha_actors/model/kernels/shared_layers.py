@@ -13,13 +13,15 @@ from medha_actors.model.kernels.counters import store, wait
 from medha_actors.model.kernels.ir import address, compiled
 from medha_actors.model.kernels.layers import before, between, feed, project
 
-# in `at`: the layer, whether its attention is done, the first row of the block under way, which of
-# its two sums is next, and whether this rank has given its part of that
+# in `at`: the layer, whether its attention is done, the first row of the block under
+# way, which of its two sums is next, and whether this rank has given its part of that
 LAYER, ATTENDED, ROW, SUM, GIVEN = range(5)
 
 
 @compiled
-def after_shared(model, linears, vectors, experts, layer, step, x, board, number, at, spins):
+def after_shared(
+    model, linears, vectors, experts, layer, step, x, board, number, at, spins
+):
     """Output projection and gated MLP or experts of all ranks, both added to x, float32 [rows,
     hidden]."""
     rank, block, floats, counters, buffers = board
@@ -31,9 +33,13 @@ def after_shared(model, linears, vectors, experts, layer, step, x, board, number
             number[0] += 1
             out = address(floats) + 4 * buffers[number[0] & 1, rank]
             if at[SUM] == 0:
-                project(model, linears, vectors, experts, layer, step, start, count, out, 0)
+                project(
+                    model, linears, vectors, experts, layer, step, start, count, out, 0
+                )
             else:
-                feed(model, linears, vectors, experts, layer, step, start, count, out, 0)
+                feed(
+                    model, linears, vectors, experts, layer, step, start, count, out, 0
+                )
             store(counters[rank], number[0])
             at[GIVEN] = 1
         numbers[:] = number[0]

@@ -81,7 +81,9 @@ class Rehearsal(SharedTeam):
         super().__init__(rank, board, lambda: None)
         for other in range(ranks):
             if other != rank:
-                board.put_rows(other, np.iinfo(np.int64).max, np.zeros((0, width), np.float32))
+                board.put_rows(
+                    other, np.iinfo(np.int64).max, np.zeros((0, width), np.float32)
+                )
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Nothing of the others."""

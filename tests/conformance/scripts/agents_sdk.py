@@ -49,7 +49,9 @@ async def run(model: agents.Model) -> None:
 
 async def stream(model: agents.Model) -> None:
     result = Runner.run_streamed(agent(model), QUESTION)
-    names = [event.name async for event in result.stream_events() if hasattr(event, "name")]
+    names = [
+        event.name async for event in result.stream_events() if hasattr(event, "name")
+    ]
     assert {"tool_called", "tool_output"} <= set(names), names
 
 

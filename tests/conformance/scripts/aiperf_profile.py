@@ -10,7 +10,12 @@ from checks import MODEL, URL, check, command, end
 
 TOKENIZER = os.environ["MEDHA_TOKENIZER"]  # a folder with the model's tokenizer.json
 folder = Path.cwd()
-PROMPTS = ["Tell me about rivers.", "What is a hill?", "Who sails the sea?", "Why is ice cold?"]
+PROMPTS = [
+    "Tell me about rivers.",
+    "What is a hill?",
+    "Who sails the sea?",
+    "Why is ice cold?",
+]
 data = folder / "prompts.jsonl"
 data.write_text("\n".join([json.dumps({"text": prompt}) for prompt in PROMPTS]))
 
@@ -22,7 +27,16 @@ def run(kind: str, *more: str) -> None:
         *("profile", "--model", MODEL, "--url", URL, "--endpoint-type", kind),
         *("--input-file", str(data), "--custom-dataset-type", "single_turn"),
         *("--use-server-token-count", "--no-gpu-telemetry", "--tokenizer", TOKENIZER),
-        *("--request-count", "4", "--concurrency", "2", "--ui", "none", "--workers-max", "1"),
+        *(
+            "--request-count",
+            "4",
+            "--concurrency",
+            "2",
+            "--ui",
+            "none",
+            "--workers-max",
+            "1",
+        ),
         *("--extra-inputs", "max_tokens:8", "--extra-inputs", "min_tokens:8"),
         *("--output-artifact-dir", str(out), *more),
         HF_HUB_OFFLINE="0",  # else it takes the folder for a name on the hub

@@ -10,13 +10,19 @@ from checks import LONG, MODEL, QUESTION, URL, WEATHER, check, end, error_of
 
 client = anthropic.Anthropic(base_url=URL, api_key="none")
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-TOOLS: Any = [{"name": "get_weather", "description": "The weather.", "input_schema": WEATHER}]
-CACHED: Any = [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}]
+TOOLS: Any = [
+    {"name": "get_weather", "description": "The weather.", "input_schema": WEATHER}
+]
+CACHED: Any = [
+    {"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}
+]
 
 
 def of_its_type(value: Any) -> None:
     """The SDK checks nothing by itself: no field is absent, null, or of another kind."""
-    type(value).model_validate_json(value.model_dump_json(by_alias=True, warnings=False))
+    type(value).model_validate_json(
+        value.model_dump_json(by_alias=True, warnings=False)
+    )
 
 
 @anthropic.beta_tool
@@ -31,7 +37,11 @@ def get_time(place: str) -> str:
 
 with check("message"):
     message = client.messages.create(
-        model=MODEL, max_tokens=8, messages=MESSAGES, system=CACHED, stop_sequences=["###"]
+        model=MODEL,
+        max_tokens=8,
+        messages=MESSAGES,
+        system=CACHED,
+        stop_sequences=["###"],
     )
     of_its_type(message)
     assert message.content[0].type == "text"
@@ -81,7 +91,9 @@ with check("forced tool, and its result"):
 
 with (
     check("forced tool, streamed"),
-    client.messages.stream(**asked, messages=MESSAGES, tool_choice={"type": "any"}) as stream,
+    client.messages.stream(
+        **asked, messages=MESSAGES, tool_choice={"type": "any"}
+    ) as stream,
 ):
     final = stream.get_final_message()
     assert final.content[0].input["unit"] in ("celsius", "fahrenheit")
@@ -108,7 +120,9 @@ with check("errors are its classes"):
 
 with check("a prompt that does not fit"):
     long: Any = [{"role": "user", "content": LONG}]
-    error = error_of(lambda: client.messages.create(model=MODEL, max_tokens=5, messages=long))
+    error = error_of(
+        lambda: client.messages.create(model=MODEL, max_tokens=5, messages=long)
+    )
     assert isinstance(error, anthropic.BadRequestError), error
     told = "it does not say `prompt is too long`, for which agents look"
     assert "prompt is too long" in error.message, told

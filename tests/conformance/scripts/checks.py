@@ -25,7 +25,9 @@ WEATHER: dict[str, Any] = {
     "required": ["city", "unit"],
     "additionalProperties": False,
 }
-LONG = "river " * 200_000  # for a model of any length: agents must hear that it does not fit
+LONG = (
+    "river " * 200_000
+)  # for a model of any length: agents must hear that it does not fit
 QUESTION = "What is the weather in Paris, in celsius?"
 
 
@@ -59,7 +61,12 @@ def error_of(call: Callable[[], Any]) -> Exception:
 
 def command(name: str, *arguments: str, **more: str) -> str:
     """Run a command of this environment; returns what it printed. `more`: variables."""
-    quiet = {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none"}
+    quiet = {
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OPENAI_API_KEY": "none",
+    }
     done = subprocess.run(
         [str(Path(sys.executable).parent / name), *arguments],
         env={**os.environ, **quiet, **more},

@@ -8,7 +8,12 @@ from pathlib import Path
 from checks import MODEL, URL, check, command, end
 
 folder = Path.cwd()
-PROMPTS = ["Tell me about rivers.", "What is a hill?", "Who sails the sea?", "Why is ice cold?"]
+PROMPTS = [
+    "Tell me about rivers.",
+    "What is a hill?",
+    "Who sails the sea?",
+    "Why is ice cold?",
+]
 data = folder / "prompts.jsonl"
 data.write_text("\n".join([json.dumps({"prompt": prompt}) for prompt in PROMPTS]))
 

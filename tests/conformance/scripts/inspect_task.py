@@ -65,7 +65,9 @@ async def ask() -> None:
             [call] = output.message.tool_calls
             assert set(call.arguments) == {"city", "unit"}, call
         with check("schema"):
-            wanted = ResponseSchema(name="city", json_schema=json_schema(City), strict=True)
+            wanted = ResponseSchema(
+                name="city", json_schema=json_schema(City), strict=True
+            )
             config = GenerateConfig(max_tokens=80, response_schema=wanted)
             output = await model.generate("Name a city as JSON.", config=config)
             City.model_validate_json(output.completion)
@@ -73,9 +75,14 @@ async def ask() -> None:
             config = GenerateConfig(max_tokens=5, logprobs=True, top_logprobs=3)
             output = await model.generate(QUESTION, config=config)
             assert len(output.choices[0].logprobs.content[0].top_logprobs) == 3
-    async with get_model(f"vllm/{MODEL}", base_url=f"{URL}/v1", api_key="none") as model:
+    async with get_model(
+        f"vllm/{MODEL}", base_url=f"{URL}/v1", api_key="none"
+    ) as model:
         with check("as vLLM, with the answer's beginning given"):
-            turns = [ChatMessageUser(content=QUESTION), ChatMessageAssistant(content="It is")]
+            turns = [
+                ChatMessageUser(content=QUESTION),
+                ChatMessageAssistant(content="It is"),
+            ]
             output = await model.generate(turns, config=GenerateConfig(max_tokens=8))
             assert output.completion
         with check("as vLLM, a prompt that does not fit"):

@@ -52,7 +52,9 @@ for method in ("json_schema", "function_calling", "json_mode"):
         assert isinstance(value, Opinion if shape else dict), value
 
 with check("with_structured_output, strict and with what was said"):
-    told = chat.with_structured_output(Opinion, strict=True, include_raw=True).invoke(RATE)
+    told = chat.with_structured_output(Opinion, strict=True, include_raw=True).invoke(
+        RATE
+    )
     assert isinstance(told["parsed"], Opinion)
     assert told["parsing_error"] is None
 
@@ -62,7 +64,9 @@ with check("bind_tools, forced, and its result"):
     [call] = forced.tool_calls
     result = get_weather.invoke(call)
     assert isinstance(result, ToolMessage)
-    after = chat.bind_tools([get_weather]).invoke([HumanMessage(QUESTION), forced, result])
+    after = chat.bind_tools([get_weather]).invoke(
+        [HumanMessage(QUESTION), forced, result]
+    )
     assert after.content or after.tool_calls
 
 with check("bind_tools, any and streamed"):
@@ -79,7 +83,11 @@ with check("completions"):
 
 with check("responses"):
     newer = ChatOpenAI(
-        model=MODEL, base_url=f"{URL}/v1", api_key="none", max_tokens=16, use_responses_api=True
+        model=MODEL,
+        base_url=f"{URL}/v1",
+        api_key="none",
+        max_tokens=16,
+        use_responses_api=True,
     )
     assert newer.invoke(QUESTION).content
     assert list(newer.stream(QUESTION))

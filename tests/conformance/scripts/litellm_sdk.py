@@ -7,7 +7,9 @@ import json
 import os
 from typing import Any
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network for prices
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = (
+    "True"  # it would ask the network for prices
+)
 
 import litellm
 import pydantic
@@ -15,11 +17,16 @@ from checks import LONG, MODEL, QUESTION, URL, WEATHER, check, end, error_of
 
 ASKED: Any = {"model": f"openai/{MODEL}", "api_base": f"{URL}/v1", "api_key": "none"}
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-TOOL: Any = {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}}
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": WEATHER},
+}
 CACHED: Any = [
     {
         "role": "user",
-        "content": [{"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}],
+        "content": [
+            {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}
+        ],
     }
 ]
 
@@ -42,7 +49,9 @@ with check("chat stream"):
         stream_options={"include_usage": True},
     )
     pieces = list(stream)
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert "".join(
+        piece.choices[0].delta.content or "" for piece in pieces if piece.choices
+    )
 
 with check("cached parts"):
     assert litellm.completion(**ASKED, messages=CACHED, max_tokens=8).choices
@@ -91,9 +100,16 @@ with check("errors are its classes"):
 
 for provider, base in ((f"openai/{MODEL}", f"{URL}/v1"), (f"anthropic/{MODEL}", URL)):
     with check(f"a prompt that does not fit, {provider.partition('/')[0]}"):
-        long: Any = {"model": provider, "api_base": base, "api_key": "none", "max_tokens": 8}
+        long: Any = {
+            "model": provider,
+            "api_base": base,
+            "api_key": "none",
+            "max_tokens": 8,
+        }
         told = [{"role": "user", "content": LONG}]
         error = error_of(functools.partial(litellm.completion, **long, messages=told))
-        assert isinstance(error, litellm.ContextWindowExceededError), type(error).__name__
+        assert isinstance(error, litellm.ContextWindowExceededError), type(
+            error
+        ).__name__
 
 end()

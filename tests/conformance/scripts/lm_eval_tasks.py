@@ -9,7 +9,11 @@ from pathlib import Path
 from checks import MODEL, URL, check, command, end
 
 QUESTIONS = [
-    {"question": "The capital of France is", "choices": [" Paris", " Berlin"], "answer": 0},
+    {
+        "question": "The capital of France is",
+        "choices": [" Paris", " Berlin"],
+        "answer": 0,
+    },
     {"question": "The opposite of hot is", "choices": [" blue", " cold"], "answer": 1},
     {"question": "Rivers end in the", "choices": [" sea", " sky"], "answer": 0},
 ]

@@ -22,7 +22,9 @@ def is_over(value: Any, most: float) -> bool:
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict) -> None:
+def before_call(
+    context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict
+) -> None:
     field = FIELDS.get(case.operation.path)
     if field is None or not isinstance(case.body, dict):
         return

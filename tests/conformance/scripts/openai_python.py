@@ -12,7 +12,10 @@ from checks import MODEL, QUESTION, URL, WEATHER, check, end, error_of
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", timeout=600)
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-TOOL: Any = {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}}
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": WEATHER},
+}
 RESPONSES_TOOL: Any = {"type": "function", "name": "get_weather", "parameters": WEATHER}
 FORCED: Any = {"type": "function", "function": {"name": "get_weather"}}
 # What the clients of OpenAI's own models send beside.
@@ -37,7 +40,13 @@ with check("models"):
 
 with check("completion"):
     whole = client.completions.create(
-        model=MODEL, prompt=["One", "Two"], max_tokens=5, logprobs=2, seed=1, n=2, echo=True
+        model=MODEL,
+        prompt=["One", "Two"],
+        max_tokens=5,
+        logprobs=2,
+        seed=1,
+        n=2,
+        echo=True,
     )
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     assert whole.choices[0].text.startswith("One")
@@ -82,7 +91,12 @@ with check("chat stream"):
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
 
 with check("forced tool, and its result"):
-    asked: Any = {"model": MODEL, "messages": MESSAGES, "tools": [TOOL], "max_tokens": 100}
+    asked: Any = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "tools": [TOOL],
+        "max_tokens": 100,
+    }
     answer = client.chat.completions.create(**asked, tool_choice=FORCED, temperature=0)
     [call] = answer.choices[0].message.tool_calls
     assert set(json.loads(call.function.arguments)) == {"city", "unit"}
@@ -98,7 +112,9 @@ with check("forced tool, and its result"):
 
 with (
     check("forced tool, streamed"),
-    client.chat.completions.stream(**asked, tool_choice="required", temperature=0) as events,
+    client.chat.completions.stream(
+        **asked, tool_choice="required", temperature=0
+    ) as events,
 ):
     [call, *_] = events.get_final_completion().choices[0].message.tool_calls
     assert call.function.name == "get_weather"
@@ -130,13 +146,18 @@ with check("responses"):
     counted = client.responses.input_tokens.count(model=MODEL, input=QUESTION)
     assert counted.input_tokens == reply.usage.input_tokens
     rated = client.responses.parse(
-        model=MODEL, input="Rate the film as JSON.", text_format=Opinion, max_output_tokens=80
+        model=MODEL,
+        input="Rate the film as JSON.",
+        text_format=Opinion,
+        max_output_tokens=80,
     )
     assert isinstance(rated.output_parsed, Opinion)
 
 with (
     check("responses stream"),
-    client.responses.stream(model=MODEL, input=QUESTION, max_output_tokens=16) as events,
+    client.responses.stream(
+        model=MODEL, input=QUESTION, max_output_tokens=16
+    ) as events,
 ):
     kinds = [event.type for event in events]
     assert kinds[0] == "response.created"

@@ -16,10 +16,17 @@ hooks = {"SCHEMATHESIS_HOOKS": "most_tokens"} if REAL else {}
 with check(f"{CASES} cases at random for each route, beside those of every schema"):
     command(
         "st",
-        *("run", f"{URL}/openapi.json", "--max-examples", CASES, "--generation-deterministic"),
+        *(
+            "run",
+            f"{URL}/openapi.json",
+            "--max-examples",
+            CASES,
+            "--generation-deterministic",
+        ),
         *("--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all"),
         *("--continue-on-failure", "--no-shrink"),
-        # What fits the schema may be refused (a long prompt), what does not may do (null, 1.0).
+        # What fits the schema may be refused (a long prompt), what does not may do
+        # (null, 1.0).
         *("--exclude-checks", "positive_data_acceptance,negative_data_rejection"),
         *("--exclude-path-regex", LEFT_OUT),
         PYTHONPATH=str(Path(__file__).parent),

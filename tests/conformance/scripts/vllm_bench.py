@@ -9,8 +9,8 @@ from pathlib import Path
 from checks import MODEL, URL, check, command, end
 
 TOKENIZER = os.environ["MEDHA_TOKENIZER"]  # a folder with the model's tokenizer.json
-# What `vllm bench serve` does; the command itself asks for the version of a package `vllm`, which
-# the CPU wheel is not.
+# What `vllm bench serve` does; the command itself asks for the version of a package
+# `vllm`, which the CPU wheel is not.
 BENCH = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -27,7 +27,14 @@ def run(backend: str, endpoint: str) -> None:
         "python",
         *("-c", BENCH, "--backend", backend, "--base-url", URL, "--endpoint", endpoint),
         *("--model", MODEL, "--tokenizer", TOKENIZER, "--dataset-name", "random"),
-        *("--random-input-len", "32", "--random-output-len", "16", "--num-prompts", "20"),
+        *(
+            "--random-input-len",
+            "32",
+            "--random-output-len",
+            "16",
+            "--num-prompts",
+            "20",
+        ),
         *("--ignore-eos", "--save-result", "--result-dir", str(folder)),
         *("--result-filename", "result.json"),
     )

@@ -3,7 +3,14 @@
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.judge.metrics import classes_of, distribution, errors_of, load_of, measure, summarise
+from loadgen.judge.metrics import (
+    classes_of,
+    distribution,
+    errors_of,
+    load_of,
+    measure,
+    summarise,
+)
 from loadgen.judge.objectives import (
     Bound,
     Objectives,
@@ -42,9 +49,13 @@ def test_undefined_is_absent():
     assert (broken.ttft, broken.e2el) == (None, None)
     assert distribution([one, broken], "tpot", [50]) is None
     figures = summarise([one], 2.0, [50], goodput=False)
-    assert {"tpot", "itl", "normalized_ttft", "fluidity_index", "request_goodput"}.isdisjoint(
-        figures
-    )
+    assert {
+        "tpot",
+        "itl",
+        "normalized_ttft",
+        "fluidity_index",
+        "request_goodput",
+    }.isdisjoint(figures)
     assert (
         summarise([measure(failed(), NONE)], 0.0, [50], goodput=False)
         .keys()
@@ -84,7 +95,14 @@ def test_failed_requests_count_against_goodput_and_cancelled_ones_do_not():
         measure(failed(4), objectives),
         measure(made(5, cancelled=True), objectives),
     ]
-    assert [request.good for request in requests] == [True, False, False, True, False, None]
+    assert [request.good for request in requests] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        None,
+    ]
     figures = summarise(requests, 10.0, [50], goodput=True)
     assert figures["request_goodput"] == pytest.approx(0.2)
     assert figures["attainment"] == pytest.approx(0.4)
@@ -117,7 +135,8 @@ def test_headers_for_llm_d():
 
 
 @pytest.mark.parametrize(
-    "word", ["ttft", "ttft:", "ttft:0", "ttft:-5", "itl:5", "ttft:x", "ttft:infx", "ttft:nan"]
+    "word",
+    ["ttft", "ttft:", "ttft:0", "ttft:-5", "itl:5", "ttft:x", "ttft:infx", "ttft:nan"],
 )
 def test_what_is_no_objective(word):
     with pytest.raises(LoadgenError, match="--goodput"):
@@ -157,7 +176,13 @@ def test_fluidity_of_requests_and_of_the_class():
 def test_classes_and_errors():
     requests = [
         measure(r, NONE)
-        for r in (made(0, kind="probe"), made(1), failed(2), failed(3), failed(4, error="lost"))
+        for r in (
+            made(0, kind="probe"),
+            made(1),
+            failed(2),
+            failed(3),
+            failed(4, error="lost"),
+        )
     ]
     assert classes_of(requests) == ["short", "probe"]
     assert len(load_of(requests)) == 4

@@ -25,7 +25,9 @@ class SlowTarget:
         record.sent_at = loop.time()
         seconds = self.seconds if self.seconds is not None else request.prompt_tokens
         timers = [
-            loop.call_later(seconds / 2, lambda: record.token_times.append(loop.time())),
+            loop.call_later(
+                seconds / 2, lambda: record.token_times.append(loop.time())
+            ),
             loop.call_later(seconds, lambda: self._end(record, done)),
         ]
         self.active[record.id] = (record, done, timers)
@@ -49,7 +51,9 @@ class SlowTarget:
 
 def requests(*instants, seconds=1):
     return [
-        PlannedRequest(index=i, at=at, prompt_tokens=seconds, output_tokens=1, kind="short")
+        PlannedRequest(
+            index=i, at=at, prompt_tokens=seconds, output_tokens=1, kind="short"
+        )
         for i, at in enumerate(instants)
     ]
 
@@ -77,9 +81,24 @@ def rounded(values):
 def test_open_loop_sends_on_time_however_slow_the_server_is():
     driver, duration = drive(requests(0.5, 1.0, 1.25, 9.0, seconds=30))
     assert rounded(record.sent_at for record in driver.records) == [0.5, 1.0, 1.25, 9.0]
-    assert rounded(record.released_at for record in driver.records) == [0.5, 1.0, 1.25, 9.0]
-    assert rounded(record.ended_at for record in driver.records) == [30.5, 31.0, 31.25, 39.0]
-    assert rounded(record.token_times[0] for record in driver.records) == [15.5, 16.0, 16.25, 24.0]
+    assert rounded(record.released_at for record in driver.records) == [
+        0.5,
+        1.0,
+        1.25,
+        9.0,
+    ]
+    assert rounded(record.ended_at for record in driver.records) == [
+        30.5,
+        31.0,
+        31.25,
+        39.0,
+    ]
+    assert rounded(record.token_times[0] for record in driver.records) == [
+        15.5,
+        16.0,
+        16.25,
+        24.0,
+    ]
     assert round(duration, 6) == 39.0
     assert not driver.active
 
@@ -103,15 +122,27 @@ def test_a_concurrency_limit_holds_requests_back_and_says_so():
 
 def test_closed_loop_keeps_all_places_busy_after_the_ramp_up():
     driver, duration = drive(
-        requests(*[None] * 8, seconds=4), Pace(closed_loop=True, max_concurrency=4, ramp_up_s=4.0)
+        requests(*[None] * 8, seconds=4),
+        Pace(closed_loop=True, max_concurrency=4, ramp_up_s=4.0),
     )
-    assert rounded(record.sent_at for record in driver.records) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert rounded(record.sent_at for record in driver.records) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
     assert round(duration, 6) == 11
 
 
 def test_probes_run_beside_the_load_and_end_with_it():
     beside = (
-        PlannedRequest(index=i, at=float(i), prompt_tokens=1, output_tokens=1, kind=PROBE)
+        PlannedRequest(
+            index=i, at=float(i), prompt_tokens=1, output_tokens=1, kind=PROBE
+        )
         for i in range(1000)
     )
     driver, duration = drive(requests(0.5, 2.25, seconds=2), probes=beside)
@@ -125,7 +156,10 @@ def test_stopping_gives_up_what_is_under_way_and_sends_nothing_more():
     async def main():
         loop = asyncio.get_running_loop()
         driver = Driver(
-            SlowTarget(), requests(0.0, 1.0, 2.0, 3.0, seconds=5), Pace(), clock=loop.time
+            SlowTarget(),
+            requests(0.0, 1.0, 2.0, 3.0, seconds=5),
+            Pace(),
+            clock=loop.time,
         )
         loop.call_later(2.5, driver.stop)
         await driver.run()
@@ -134,7 +168,10 @@ def test_stopping_gives_up_what_is_under_way_and_sends_nothing_more():
     driver = run_virtually(main)
     assert driver.stopped
     assert len(driver.records) == 3
-    assert all(record.cancelled and round(record.ended_at, 6) == 2.5 for record in driver.records)
+    assert all(
+        record.cancelled and round(record.ended_at, 6) == 2.5
+        for record in driver.records
+    )
 
 
 def test_stopping_a_closed_loop_and_a_limited_one():
@@ -142,7 +179,9 @@ def test_stopping_a_closed_loop_and_a_limited_one():
 
         async def main(pace=pace):
             loop = asyncio.get_running_loop()
-            driver = Driver(SlowTarget(), requests(*[0.0] * 9, seconds=5), pace, clock=loop.time)
+            driver = Driver(
+                SlowTarget(), requests(*[0.0] * 9, seconds=5), pace, clock=loop.time
+            )
             loop.call_later(7.0, driver.stop)
             await driver.run()
             return driver

@@ -27,14 +27,18 @@ def test_ids_have_the_exact_length(tokens):
 
 @pytest.mark.parametrize("tokens", [4, 100, 40_000])
 def test_words_have_the_exact_length_less_what_the_server_adds(tokens):
-    made = json.loads(PromptMaker(text_alphabet(WORDS, overhead=3), 0).make(planned(tokens)))
+    made = json.loads(
+        PromptMaker(text_alphabet(WORDS, overhead=3), 0).make(planned(tokens))
+    )
     assert len(made.split()) == tokens - 3
     assert made.startswith(" ")
 
 
 def test_prompts_differ_at_their_start_and_repeat_for_the_same_seed():
     maker = PromptMaker(IDS, 0)
-    starts = {tuple(json.loads(maker.make(planned(50, index)))[:16]) for index in range(500)}
+    starts = {
+        tuple(json.loads(maker.make(planned(50, index)))[:16]) for index in range(500)
+    }
     assert len(starts) == 500
     assert PromptMaker(IDS, 0).make(planned(500)) == maker.make(planned(500))
     assert PromptMaker(IDS, 1).make(planned(500)) != maker.make(planned(500))
@@ -62,7 +66,9 @@ def test_tokens_beyond_the_blocks_are_the_requests_own():
 
 
 def test_a_prompt_shorter_than_the_servers_own_tokens():
-    with pytest.raises(LoadgenError, match="shortest prompt this server can be sent has 4"):
+    with pytest.raises(
+        LoadgenError, match="shortest prompt this server can be sent has 4"
+    ):
         PromptMaker(text_alphabet(WORDS, overhead=3), 0).make(planned(3))
 
 
@@ -105,7 +111,8 @@ async def test_local_tokenizer(tmp_path):
 
     tokenizer = Tokenizer(
         WordLevel(
-            {word: index for index, word in enumerate(WORDS)} | {"[UNK]": 999}, unk_token="[UNK]"
+            {word: index for index, word in enumerate(WORDS)} | {"[UNK]": 999},
+            unk_token="[UNK]",
         )
     )
     tokenizer.pre_tokenizer = Whitespace()

@@ -67,5 +67,7 @@ async def test_a_failure_says_how_to_go_without():
     async def ask(request):
         return failed()
 
-    with pytest.raises(LoadgenError, match=r"HTTP 503: full; give --input-len, --output-len and"):
+    with pytest.raises(
+        LoadgenError, match=r"HTTP 503: full; give --input-len, --output-len and"
+    ):
         await measure_server(ask, 8192, 0)

@@ -54,7 +54,9 @@ def test_a_closed_loop_keeps_so_many_sessions_under_way():
     plan = []
     for number in range(4):
         plan += session(number, 2 * number, None, (1.0,))
-    driver, _ = drive(plan, Pace(closed_loop=True, max_concurrency=2), SlowTarget(seconds=2))
+    driver, _ = drive(
+        plan, Pace(closed_loop=True, max_concurrency=2), SlowTarget(seconds=2)
+    )
     sent = {record.index: round(record.sent_at, 6) for record in driver.records}
     assert sent == {0: 0, 2: 0, 1: 3, 3: 3, 4: 5, 6: 5, 5: 8, 7: 8}
 
@@ -69,8 +71,19 @@ def test_turns_after_a_failed_one_fail_unsent():
     for pace in (Pace(), Pace(closed_loop=True, max_concurrency=1)):
         driver, _ = drive(plan, pace, target=Failing(seconds=2))
         errors = {record.index: record.error for record in driver.records}
-        assert errors == {0: None, 1: "HTTP 500", 2: UNSENT, 3: UNSENT, 4: None, 5: None}
-        assert all(record.sent_at is None for record in driver.records if record.error == UNSENT)
+        assert errors == {
+            0: None,
+            1: "HTTP 500",
+            2: UNSENT,
+            3: UNSENT,
+            4: None,
+            5: None,
+        }
+        assert all(
+            record.sent_at is None
+            for record in driver.records
+            if record.error == UNSENT
+        )
 
 
 @pytest.mark.parametrize("pace", [Pace(), Pace(closed_loop=True, max_concurrency=1)])
@@ -142,14 +155,33 @@ def test_sessions_of_a_kind_begin_with_the_same_words():
     ]
     talks = Talks(PromptMaker(text_alphabet(WORDS), 0), chat=False)
     one, two = (
-        json.loads(b"{%b}" % talks.prompt(plan, plan.turn))["prompt"].split() for plan in plans
+        json.loads(b"{%b}" % talks.prompt(plan, plan.turn))["prompt"].split()
+        for plan in plans
     )
     assert one[:30] == two[:30]
     assert one[30:] != two[30:]
 
 
-CHATS = ("--sessions", "chat", "--num-sessions", "4", "--turns", "3", "--system-len", "64")
-QUICK = ("--pause-ms", "5", "--input-len", "20:40", "--output-len", "3", "--request-rate", "200")
+CHATS = (
+    "--sessions",
+    "chat",
+    "--num-sessions",
+    "4",
+    "--turns",
+    "3",
+    "--system-len",
+    "64",
+)
+QUICK = (
+    "--pause-ms",
+    "5",
+    "--input-len",
+    "20:40",
+    "--output-len",
+    "3",
+    "--request-rate",
+    "200",
+)
 
 
 def usage_with_cache(call, cached):
@@ -190,10 +222,12 @@ def test_a_run_of_sessions(tmp_path, capsys):
     warm = [row for row in rows if row["turn"]]
     assert all(row["cached_tokens"] == row["known_tokens"] + 1 for row in warm)
     assert result["hit_rate"] == pytest.approx(
-        sum(row["cached_tokens"] for row in rows) / sum(r["num_total_prompt_tokens"] for r in rows)
+        sum(row["cached_tokens"] for row in rows)
+        / sum(r["num_total_prompt_tokens"] for r in rows)
     )
     assert result["hit_bound"] == pytest.approx(
-        sum(row["known_tokens"] for row in rows) / sum(r["num_total_prompt_tokens"] for r in rows)
+        sum(row["known_tokens"] for row in rows)
+        / sum(r["num_total_prompt_tokens"] for r in rows)
     )
     assert {row["session_id"] for row in rows} == {0, 1, 2, 3}
     assert {row["session_total_requests"] for row in rows} == {3}
@@ -218,4 +252,7 @@ def test_a_server_that_is_warm_from_elsewhere_is_noticed(tmp_path):
     with ScriptedServer(all_cached) as server:
         assert load(server, tmp_path / "r") == 0
     assert result_of(tmp_path / "r")["health"] == "FAILED"
-    assert "warm from an earlier run" in (tmp_path / "r" / "health_check_results.txt").read_text()
+    assert (
+        "warm from an earlier run"
+        in (tmp_path / "r" / "health_check_results.txt").read_text()
+    )

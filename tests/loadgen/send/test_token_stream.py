@@ -39,7 +39,11 @@ def test_split_at_every_position():
         found = read(WHOLE[:cut], WHOLE[cut:])
         assert found.error is None, cut
         assert len(found.token_times) == 4, cut
-        assert (found.finish_reason, found.usage_prompt_tokens, found.usage_completion_tokens) == (
+        assert (
+            found.finish_reason,
+            found.usage_prompt_tokens,
+            found.usage_completion_tokens,
+        ) == (
             "length",
             5,
             4,
@@ -55,7 +59,9 @@ def test_byte_by_byte_each_token_has_the_time_of_the_byte_that_completed_it():
 
 
 def test_tokens_that_come_together_have_one_time():
-    assert list(read(event("a") + event("b"), event("c", "stop") + DONE).token_times) == [
+    assert list(
+        read(event("a") + event("b"), event("c", "stop") + DONE).token_times
+    ) == [
         1.0,
         1.0,
         2.0,
@@ -65,7 +71,9 @@ def test_tokens_that_come_together_have_one_time():
 def chat(delta, finish=None):
     return (
         b"data: "
-        + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}).encode()
+        + json.dumps(
+            {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        ).encode()
         + b"\n\n"
     )
 
@@ -83,7 +91,8 @@ def test_the_first_token_is_the_first_event_with_content():
 
 
 @pytest.mark.parametrize(
-    "delta", [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"tool_calls": [{"index": 0}]}]
+    "delta",
+    [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"tool_calls": [{"index": 0}]}],
 )
 def test_reasoning_and_tool_calls_are_content(delta):
     assert list(read(chat(delta), chat({}, "stop"), DONE).token_times) == [1.0]
@@ -101,7 +110,11 @@ def test_a_bare_finish_reason_is_no_token_but_a_token_id_is():
         ((event("a"),), "the stream ended early"),
         ((), "the stream ended early"),
         (
-            (event("a"), b'data: {"error": {"message": "engine died", "code": 500}}\n\n', DONE),
+            (
+                event("a"),
+                b'data: {"error": {"message": "engine died", "code": 500}}\n\n',
+                DONE,
+            ),
             "engine died",
         ),
         ((b'data: {"error": "out\\nof memory"}\n\n', DONE), "out of memory"),

@@ -40,13 +40,19 @@ def connected():
     ended, released = [], []
     connection = Connection(released.append, lambda exchange: False)
     connection.connection_made(Pipe())
-    record = RequestRecord(index=0, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0)
+    record = RequestRecord(
+        index=0, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0
+    )
     connection.begin(HttpExchange(b"head", b"body", record, ended.append))
     return connection, record, ended, released
 
 
 ANSWER = (
-    SSE + chunk(event("a")) + chunk(b": hm\n\n") + chunk(event("b", "length") + DONE) + b"0\r\n\r\n"
+    SSE
+    + chunk(event("a"))
+    + chunk(b": hm\n\n")
+    + chunk(event("b", "length") + DONE)
+    + b"0\r\n\r\n"
 )
 
 
@@ -55,7 +61,11 @@ def test_an_answer_split_at_every_position():
         connection, record, ended, released = connected()
         connection.data_received(ANSWER[:cut])
         connection.data_received(ANSWER[cut:])
-        assert (record.error, record.status, len(record.token_times)) == (None, 200, 2), cut
+        assert (record.error, record.status, len(record.token_times)) == (
+            None,
+            200,
+            2,
+        ), cut
         assert ended == [record]
         assert released == [connection]
         assert connection.open
@@ -74,7 +84,9 @@ def test_byte_by_byte():
 def test_one_connection_answers_again():
     connection, first, _, _ = connected()
     connection.data_received(ANSWER)
-    second = RequestRecord(index=1, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0)
+    second = RequestRecord(
+        index=1, kind="short", prompt_tokens=5, output_tokens=2, sent_at=0.0
+    )
     connection.begin(HttpExchange(b"", b"", second, lambda record: None))
     connection.data_received(ANSWER)
     assert first.completed
@@ -84,7 +96,9 @@ def test_one_connection_answers_again():
 def test_an_answer_that_ends_with_its_connection():
     connection, record, _, _ = connected()
     connection.data_received(
-        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event("a", "stop") + DONE
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+        + event("a", "stop")
+        + DONE
     )
     assert record.ended_at is None
     connection.connection_lost(None)
@@ -103,14 +117,19 @@ def test_an_answer_that_ends_with_its_connection():
             b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi",
             "not an event stream",
         ),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "HTTP 302"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+            "HTTP 302",
+        ),
     ],
 )
 def test_connections_that_end_badly(data, error):
     connection, record, ended, _ = connected()
     if data:
         connection.data_received(data)
-    connection.connection_lost(ConnectionResetError("reset by peer") if not data else None)
+    connection.connection_lost(
+        ConnectionResetError("reset by peer") if not data else None
+    )
     assert error in record.error
     assert ended == [record]
 
@@ -241,7 +260,9 @@ async def test_dropped_connections_and_refusals():
         elif call.number == 1:
             await call.error(429, "the queue is full")
         else:
-            await call.stream(event("a"), b'data: {"error": {"message": "stage died"}}\n\n', DONE)
+            await call.stream(
+                event("a"), b'data: {"error": {"message": "stage died"}}\n\n', DONE
+            )
 
     with ScriptedServer(answer) as server:
         async with target_of(server) as target:

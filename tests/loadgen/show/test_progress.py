@@ -17,14 +17,18 @@ class Terminal(io.StringIO):
 
 def view_of(records, stream):
     driver = SimpleNamespace(
-        records=records, requests=[SimpleNamespace(at=0.0, after=None)] * 40, origin=clock() - 2.0
+        records=records,
+        requests=[SimpleNamespace(at=0.0, after=None)] * 40,
+        origin=clock() - 2.0,
     )
     return ProgressView(driver, title="lars -> http://x (m)", stream=stream), driver
 
 
 def records():
     long = made(9, tokens=(3.0, 3.1), kind="long")
-    waiting = made(10, sent=clock() - 1.5, tokens=(), ended_at=None, usage_completion_tokens=None)
+    waiting = made(
+        10, sent=clock() - 1.5, tokens=(), ended_at=None, usage_completion_tokens=None
+    )
     return [
         *(made(i, tokens=(0.5, 0.52)) for i in range(8)),
         long,

@@ -26,17 +26,25 @@ sys.path.append(str(Path(__file__).parents[2] / "telemetry"))
 from chromium import browse, executable
 
 TERMS = Terms(
-    objectives=parse_objectives(["ttft:1500", "tpot:200"]), percentiles=(50, 99), attainment=0.9
+    objectives=parse_objectives(["ttft:1500", "tpot:200"]),
+    percentiles=(50, 99),
+    attainment=0.9,
 )
 
 
 def some_records():
     records = [
-        made(i, sent=i / 2, tokens=(0.5 + i / 20, 0.6 + i / 20, 0.8 + i / 20), isolated_ttft_s=0.4)
+        made(
+            i,
+            sent=i / 2,
+            tokens=(0.5 + i / 20, 0.6 + i / 20, 0.8 + i / 20),
+            isolated_ttft_s=0.4,
+        )
         for i in range(20)
     ]
     records += [
-        made(20 + i, sent=i, tokens=(4.0, 4.2), kind="long", isolated_ttft_s=3.0) for i in range(3)
+        made(20 + i, sent=i, tokens=(4.0, 4.2), kind="long", isolated_ttft_s=3.0)
+        for i in range(3)
     ]
     records += [made(30, sent=1.0, tokens=(0.2,), kind="probe"), failed(31, sent=2.0)]
     records[0].blocks, records[0].block_tokens = (7, 8), 5
@@ -65,7 +73,9 @@ def results(tmp_path_factory):
 
 
 def test_the_tree(results):
-    found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()
+    }
     metrics = {"ttfc", "tbc", "tpot", "end_to_end_latency", "normalized_ttft"}
     expected = {
         "config.yml",
@@ -113,14 +123,20 @@ def test_result_json_has_vllms_keys(results):
 def test_rows_are_veekshas_and_leave_out_what_is_undefined(results):
     rows = [
         json.loads(line)
-        for line in (results / "metrics" / "request_level_metrics.jsonl").read_text().splitlines()
+        for line in (results / "metrics" / "request_level_metrics.jsonl")
+        .read_text()
+        .splitlines()
     ]
     assert len(rows) == 25
     first, last = rows[0], rows[-1]
     assert first["ttfc"] == pytest.approx(0.5)
     assert first["tbc"] == pytest.approx([0.1, 0.2])
     assert first["end_to_end_latency"] == pytest.approx(0.8)
-    assert (first["num_total_prompt_tokens"], first["num_output_tokens"], first["success"]) == (
+    assert (
+        first["num_total_prompt_tokens"],
+        first["num_output_tokens"],
+        first["success"],
+    ) == (
         10,
         3,
         True,
@@ -137,12 +153,16 @@ def test_summaries(results):
     slos = json.loads((metrics / "slo_results.json").read_text())
     assert slos["all_slos_met"] is False
     short = next(
-        row for row in slos["results"] if row["class"] == "short" and row["metric"] == "ttfc"
+        row
+        for row in slos["results"]
+        if row["class"] == "short" and row["metric"] == "ttfc"
     )
     assert short["share_met"] == pytest.approx(20 / 21)
     assert short["met"] is True
     long = next(
-        row for row in slos["results"] if row["class"] == "long" and row["metric"] == "ttfc"
+        row
+        for row in slos["results"]
+        if row["class"] == "long" and row["metric"] == "ttfc"
     )
     assert (long["met"], long["observed_value"], long["threshold"]) == (
         False,
@@ -150,7 +170,9 @@ def test_summaries(results):
         1.5,
     )
     throughput = json.loads((metrics / "throughput_metrics.json").read_text())
-    assert throughput["tpot_based_throughput"] == pytest.approx(1 / ((20 * 0.15 + 3 * 0.2) / 23))
+    assert throughput["tpot_based_throughput"] == pytest.approx(
+        1 / ((20 * 0.15 + 3 * 0.2) / 23)
+    )
 
 
 def test_cdf_tables(results):
@@ -163,9 +185,13 @@ def test_cdf_tables(results):
 
 
 def test_chrome_trace_bars_do_not_overlap(results):
-    events = json.loads((results / "metrics" / "chrome_trace.json").read_text())["traceEvents"]
+    events = json.loads((results / "metrics" / "chrome_trace.json").read_text())[
+        "traceEvents"
+    ]
     bars = sorted(
-        (e["pid"], e["tid"], e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X"
+        (e["pid"], e["tid"], e["ts"], e["ts"] + e["dur"])
+        for e in events
+        if e["ph"] == "X"
     )
     assert len(bars) > 40
     for before, after in itertools.pairwise(bars):
@@ -195,9 +221,10 @@ async def test_the_report_fits_a_phone(results):
         phone = {"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": True}
         await page.call("Emulation.setDeviceMetricsOverride", **phone)
         await page.until("document.readyState === 'complete' && innerWidth === 375")
-        widest = (
-            "Math.max(...[...document.images].map(image => image.getBoundingClientRect().right))"
+        rights = (
+            "[...document.images].map(image => image.getBoundingClientRect().right)"
         )
+        widest = f"Math.max(...{rights})"
         assert await page.evaluate("document.documentElement.scrollWidth") == 375
         assert 300 < await page.evaluate(widest) <= 375
         health = "[...document.querySelectorAll('.wide')].at(-1)"
@@ -215,9 +242,21 @@ def test_nothing_in_the_report_is_wider_than_a_phone(results):
     ("ends", "labels", "unlabelled"),
     [
         ((0.1, 9), ["0.1", "0.2", "0.5", "1", "2", "5"], []),
-        ((0.001, 1), ["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"], []),
-        ((0.02, 100), ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50"], []),
-        ((0.01, 400), ["0.01", "0.1", "1", "10", "100"], [0.02, 0.05, 0.2, 0.5, 2, 5, 20, 50, 200]),
+        (
+            (0.001, 1),
+            ["0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"],
+            [],
+        ),
+        (
+            (0.02, 100),
+            ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "50"],
+            [],
+        ),
+        (
+            (0.01, 400),
+            ["0.01", "0.1", "1", "10", "100"],
+            [0.02, 0.05, 0.2, 0.5, 2, 5, 20, 50, 200],
+        ),
         ((0.12, 0.19), ["0.12", "0.13", "0.14", "0.15", "0.16"], []),
     ],
 )
@@ -227,7 +266,11 @@ def test_logarithmic_axes_have_ticks_at_1_2_and_5(ends, labels, unlabelled):
     axes.set(xscale="log", xlim=ends)
     plain_ticks(axes, "x")
     low, high = ends
-    shown = [t.get_text() for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
+    shown = [
+        t.get_text()
+        for t in axes.get_xticklabels()
+        if low <= t.get_position()[0] <= high
+    ]
     assert shown[: len(labels)] == labels
     between = [value for value in axes.get_xticks(minor=True) if low <= value <= high]
     assert between == pytest.approx(unlabelled)
@@ -236,7 +279,9 @@ def test_logarithmic_axes_have_ticks_at_1_2_and_5(ends, labels, unlabelled):
 def test_config_is_yaml(results):
     import yaml
 
-    assert yaml.safe_load((results / "config.yml").read_text())["nested"] == {"list": [1, "two"]}
+    assert yaml.safe_load((results / "config.yml").read_text())["nested"] == {
+        "list": [1, "two"]
+    }
 
 
 def test_pictures_are_pictures(results):
@@ -247,7 +292,9 @@ def test_pictures_are_pictures(results):
 def test_without_matplotlib_there_are_tables(tmp_path):
     written(tmp_path / "run")
     assert not list(tmp_path.rglob("*.png"))
-    assert "matplotlib is not installed" in (tmp_path / "run" / "report.html").read_text()
+    assert (
+        "matplotlib is not installed" in (tmp_path / "run" / "report.html").read_text()
+    )
 
 
 def test_a_simulated_run_writes_the_same_tree(tmp_path, results):
@@ -255,7 +302,11 @@ def test_a_simulated_run_writes_the_same_tree(tmp_path, results):
     assert result["endpoint_type"] == "simulation"
 
     def names(top):
-        return {str(path.relative_to(top)) for path in top.rglob("*") if path.suffix != ".png"}
+        return {
+            str(path.relative_to(top))
+            for path in top.rglob("*")
+            if path.suffix != ".png"
+        }
 
     assert names(tmp_path / "run") == names(results)
 
@@ -331,7 +382,9 @@ def test_runs_that_differ_are_pointed_out(tmp_path, results):
 
 
 def test_text_tables(results):
-    text = as_text(class_table(all_and_classes(json.loads((results / "result.json").read_text()))))
+    text = as_text(
+        class_table(all_and_classes(json.loads((results / "result.json").read_text())))
+    )
     lines = text.splitlines()
     assert lines[0].split() == ["all", "short", "long", "probe"]
     assert any(line.startswith("TTFT / idle TTFT P50") for line in lines)

@@ -54,7 +54,18 @@ def test_stair_climbs_in_equal_parts():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "0", "-3", "64:16", "lognormal:100", "stair:1:2:1", "nan", "normal:1:2", "1:2:3"],
+    [
+        "",
+        "x",
+        "0",
+        "-3",
+        "64:16",
+        "lognormal:100",
+        "stair:1:2:1",
+        "nan",
+        "normal:1:2",
+        "1:2:3",
+    ],
 )
 def test_what_is_no_length_is_refused_with_the_grammar(text):
     with pytest.raises(LoadgenError, match="is no length: use 128"):
@@ -85,7 +96,9 @@ def test_poisson_has_the_rate_and_is_not_clipped():
 def test_gamma_has_the_rate_and_the_burstiness(burstiness):
     intervals = gaps(first(30_000, 4.0, 3, kind="gamma", burstiness=burstiness))
     assert statistics.mean(intervals) == pytest.approx(0.25, rel=0.04)
-    assert statistics.stdev(intervals) == pytest.approx(0.25 / math.sqrt(burstiness), rel=0.05)
+    assert statistics.stdev(intervals) == pytest.approx(
+        0.25 / math.sqrt(burstiness), rel=0.05
+    )
 
 
 def test_fixed_arrivals_and_all_at_once():
@@ -107,7 +120,9 @@ def test_ramp_up_reaches_the_rate_linearly():
     assert instants == sorted(instants)
 
 
-@pytest.mark.parametrize(("rate", "burstiness"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0)])
+@pytest.mark.parametrize(
+    ("rate", "burstiness"), [(0, 1), (-1, 1), (math.nan, 1), (1, 0)]
+)
 def test_senseless_rates_are_refused(rate, burstiness):
     with pytest.raises(LoadgenError):
         first(1, rate, 0, burstiness=burstiness)

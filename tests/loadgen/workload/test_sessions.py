@@ -25,7 +25,9 @@ def by_session(requests):
 
 def test_a_turn_holds_everything_said_before_and_a_message():
     for turns in by_session(chats()):
-        assert [request.turn.number for request in turns] == list(range(turns[0].turn.count))
+        assert [request.turn.number for request in turns] == list(
+            range(turns[0].turn.count)
+        )
         assert [request.after for request in turns] == [
             None,
             *(request.index for request in turns[:-1]),
@@ -47,7 +49,11 @@ def test_same_seed_same_sessions_and_more_of_them_leave_the_others_alone():
 
 
 def test_chats_and_agents():
-    kinds = {request.blocks for request in chats(60, kinds=("chat", "agent")) if request.blocks}
+    kinds = {
+        request.blocks
+        for request in chats(60, kinds=("chat", "agent"))
+        if request.blocks
+    }
     assert kinds == {(-1,), (-2,)}
     agents = chats(60, kinds=("agent",))
     assert sum(request.turn.pause_s for request in agents) / len(agents) < 5
@@ -55,14 +61,18 @@ def test_chats_and_agents():
 
 
 def test_sessions_arrive_and_their_turns_follow():
-    plan = plan_of(sessions=("chat",), num_sessions=30, request_rate=2.0, turns="3", seed=1)
+    plan = plan_of(
+        sessions=("chat",), num_sessions=30, request_rate=2.0, turns="3", seed=1
+    )
     assert plan.sessions == 30
     assert len(plan.requests) == 90
     assert "in 30 sessions" in plan.describe()
     instants = [request.at for request in plan.requests if request.turn.number == 0]
     assert instants == sorted(instants)
     assert all(request.at is None for request in plan.requests if request.turn.number)
-    faster = plan_of(sessions=("chat",), num_sessions=30, request_rate=4.0, turns="3", seed=1)
+    faster = plan_of(
+        sessions=("chat",), num_sessions=30, request_rate=4.0, turns="3", seed=1
+    )
     assert [request.at for request in faster.requests if request.at] == pytest.approx(
         [instant / 2 for instant in instants]
     )
@@ -70,7 +80,11 @@ def test_sessions_arrive_and_their_turns_follow():
 
 def test_a_session_ends_where_the_context_does():
     plan = plan_of(
-        sessions=("agent",), num_sessions=20, request_rate=1.0, turns="10", max_model_len=4000
+        sessions=("agent",),
+        num_sessions=20,
+        request_rate=1.0,
+        turns="10",
+        max_model_len=4000,
     )
     assert plan.dropped > 0
     for turns in by_session(plan.requests):
@@ -99,7 +113,9 @@ def test_scales_and_lengths_of_ones_own():
         scale_lengths="0.5",
         scale_time=2.0,
     )
-    sizes = [(request.prompt_tokens, request.output_tokens) for request in plan.requests]
+    sizes = [
+        (request.prompt_tokens, request.output_tokens) for request in plan.requests
+    ]
     assert sizes == [(50, 20), (120, 20)] * 2
     assert [request.turn.pause_s for request in plan.requests] == [0.0, 6.0] * 2
     assert [request.known_tokens for request in plan.requests] == [0, 69] * 2
@@ -108,7 +124,10 @@ def test_scales_and_lengths_of_ones_own():
 def test_what_a_turn_knows_is_what_its_history_came_to():
     first, second = by_session(chats())[0][:2]
     before = made(
-        first.index, prompt_tokens=first.prompt_tokens, usage_prompt_tokens=900, tokens=(1.0, 2.0)
+        first.index,
+        prompt_tokens=first.prompt_tokens,
+        usage_prompt_tokens=900,
+        tokens=(1.0, 2.0),
     )
     turn = as_answered(second, before)
     assert turn.prompt_tokens == 902 + second.turn.message_tokens
@@ -138,9 +157,15 @@ def blocks(index, prompt, *ids):
         # a longer last block
         ([(250, 1, 2, 3), (300, 1, 2, 3), (300, 1, 2, 3)], [0, 250, 300]),
         ([(250, 1, 2, 3), (230, 1, 2, 3)], [0, 230]),
-        ([(250, 1, 2, 3), (300, 1, 4, 3)], [0, 100]),  # the same block, but after another
+        (
+            [(250, 1, 2, 3), (300, 1, 4, 3)],
+            [0, 100],
+        ),  # the same block, but after another
         ([(300, 1, 2, 3), (200, 2, 3)], [0, 0]),
-        ([(300, 1, 2, 3), (450, 1, 2, 3)], [0, 300]),  # tokens of its own behind its blocks
+        (
+            [(300, 1, 2, 3), (450, 1, 2, 3)],
+            [0, 300],
+        ),  # tokens of its own behind its blocks
     ],
 )
 def test_blocks_that_earlier_prompts_begin_with(prompts, known):
@@ -149,15 +174,23 @@ def test_blocks_that_earlier_prompts_begin_with(prompts, known):
 
 
 def test_where_nothing_is_shared_nothing_is_known():
-    assert {request.known_tokens for request in plan_of(num_prompts=5).requests} == {None}
+    assert {request.known_tokens for request in plan_of(num_prompts=5).requests} == {
+        None
+    }
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"turns": "3"}, "--turns needs --sessions"),
-        ({"sessions": ("chat",), "num_prompts": 9}, "--sessions and --num-prompts exclude"),
-        ({"sessions": ("chat",), "dataset_path": "x"}, "--sessions and --dataset-path exclude"),
+        (
+            {"sessions": ("chat",), "num_prompts": 9},
+            "--sessions and --num-prompts exclude",
+        ),
+        (
+            {"sessions": ("chat",), "dataset_path": "x"},
+            "--sessions and --dataset-path exclude",
+        ),
         (
             {"sessions": ("chat",), "request_rate": 1.0, "max_concurrency": 2},
             "not both",

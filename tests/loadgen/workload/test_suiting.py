@@ -8,8 +8,12 @@ from loadgen.workload.options import PaceOptions, WorkloadOptions
 from loadgen.workload.plan import build_plan
 from loadgen.workload.suiting import LeftOpen, ServerFound, left_open, suit
 
-SMALL = ServerFound(context=8192, prompt_tokens_per_s=1100.0, token_s=0.008)  # on two cores
-LARGE = ServerFound(context=131_072, prompt_tokens_per_s=20_000.0, token_s=0.01)  # on a GPU
+SMALL = ServerFound(
+    context=8192, prompt_tokens_per_s=1100.0, token_s=0.008
+)  # on two cores
+LARGE = ServerFound(
+    context=131_072, prompt_tokens_per_s=20_000.0, token_s=0.01
+)  # on a GPU
 SLOW = ServerFound(context=512, overhead=40, prompt_tokens_per_s=20.0, token_s=0.5)
 
 
@@ -47,7 +51,9 @@ def test_a_slow_server_is_not_asked_for_more_than_it_can_do():
 def test_on_average_one_request_is_under_way(found):
     workload, pace, _ = suit(WorkloadOptions(long_fraction=0.05), PaceOptions(), found)
     plan = build_plan(workload, pace)
-    alone = [found.seconds(one.prompt_tokens, one.output_tokens) for one in plan.requests]
+    alone = [
+        found.seconds(one.prompt_tokens, one.output_tokens) for one in plan.requests
+    ]
     assert pace.request_rate is not None
     assert 0.5 <= pace.request_rate * sum(alone) / len(alone) <= 1.6
     assert plan.longest <= found.context
@@ -84,7 +90,12 @@ def test_what_is_given_stays():
 
 def test_answers_take_the_room_that_given_prompts_leave():
     assert flags_of(SMALL, input_len="8180", num_prompts=7)["--output-len"] == "12"
-    given = {"long_fraction": 0.1, "long_input_len": "8182", "input_len": "10", "num_prompts": 7}
+    given = {
+        "long_fraction": 0.1,
+        "long_input_len": "8182",
+        "input_len": "10",
+        "num_prompts": 7,
+    }
     assert flags_of(SMALL, **given)["--output-len"] == "10"
 
 
@@ -100,7 +111,11 @@ def test_a_duration_gives_the_number_of_requests():
     ("given", "pace", "expected"),
     [
         ({}, {}, LeftOpen(prompts=True, answers=True, pace=True)),
-        ({"dataset_name": "random"}, {}, LeftOpen(prompts=True, answers=True, pace=True)),
+        (
+            {"dataset_name": "random"},
+            {},
+            LeftOpen(prompts=True, answers=True, pace=True),
+        ),
         ({"num_prompts": 5}, {}, LeftOpen(prompts=True, answers=True)),
         ({}, {"request_rate": math.inf}, LeftOpen(prompts=True, answers=True)),
         ({}, {"max_concurrency": 4}, LeftOpen(prompts=True, answers=True)),
@@ -109,7 +124,12 @@ def test_a_duration_gives_the_number_of_requests():
         ({"dataset_path": "sample:azure"}, {}, LeftOpen()),
         ({"sessions": ("chat",)}, {}, LeftOpen()),
         (
-            {"long_fraction": 0.1, "input_len": "5", "num_prompts": 9, "output_len": "5"},
+            {
+                "long_fraction": 0.1,
+                "input_len": "5",
+                "num_prompts": 9,
+                "output_len": "5",
+            },
             {},
             LeftOpen(long_prompts=True),
         ),

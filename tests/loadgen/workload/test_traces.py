@@ -10,7 +10,12 @@ from loadgen.workload.traces import TraceOptions, read_trace, trace_path
 from tests.loadgen.made import plan_of
 
 MOONCAKE = [
-    {"timestamp": 27000, "input_length": 1100, "output_length": 52, "hash_ids": [0, 1, 2]},
+    {
+        "timestamp": 27000,
+        "input_length": 1100,
+        "output_length": 52,
+        "hash_ids": [0, 1, 2],
+    },
     {"timestamp": 30000, "input_length": 1000, "output_length": 26, "hash_ids": [0, 5]},
 ]
 
@@ -21,7 +26,9 @@ def lines(path, rows):
 
 
 def test_mooncake_with_blocks(tmp_path):
-    one, two = read_trace(lines(tmp_path / "t.jsonl", MOONCAKE), TraceOptions(long_threshold=1050))
+    one, two = read_trace(
+        lines(tmp_path / "t.jsonl", MOONCAKE), TraceOptions(long_threshold=1050)
+    )
     assert (one.at, two.at) == (0.0, 3.0)
     assert (one.prompt_tokens, one.output_tokens, one.blocks, one.block_tokens) == (
         1100,
@@ -55,7 +62,10 @@ def test_gzip_limit_and_order(tmp_path):
     rows = [MOONCAKE[1], MOONCAKE[0], MOONCAKE[1]]
     path = tmp_path / "t.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert [request.at for request in read_trace(path, TraceOptions(limit=2))] == [0.0, 3.0]
+    assert [request.at for request in read_trace(path, TraceOptions(limit=2))] == [
+        0.0,
+        3.0,
+    ]
 
 
 def test_azure(tmp_path):
@@ -73,12 +83,20 @@ def test_azure(tmp_path):
 def test_timed_trace_is_told_from_mooncake_by_its_blocks(tmp_path):
     path = lines(
         tmp_path / "t.jsonl",
-        [{"timestamp": 1.5, "input_length": 40, "output_length": 3, "hash_ids": [7, 8, 9]}],
+        [
+            {
+                "timestamp": 1.5,
+                "input_length": 40,
+                "output_length": 3,
+                "hash_ids": [7, 8, 9],
+            }
+        ],
     )
     (request,) = read_trace(path, TraceOptions())
     assert (request.block_tokens, request.blocks) == (16, (7, 8, 9))
     (request,) = read_trace(
-        path, TraceOptions(format="timed_trace", block_tokens=20, seconds_per_unit=0.001)
+        path,
+        TraceOptions(format="timed_trace", block_tokens=20, seconds_per_unit=0.001),
     )
     assert (request.block_tokens, request.blocks) == (20, (7, 8))
 
@@ -93,8 +111,13 @@ def test_request_log_takes_the_given_rate(tmp_path):
     plan = plan_of(dataset_path=str(path), request_rate=1.0, arrival="fixed")
     assert [request.at for request in plan.requests] == [1.0, 2.0]
     csv = tmp_path / "log.csv"
-    csv.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,5\n2.5,11,6\n")
-    assert [(request.at, request.prompt_tokens) for request in read_trace(csv, TraceOptions())] == [
+    csv.write_text(
+        "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,5\n2.5,11,6\n"
+    )
+    assert [
+        (request.at, request.prompt_tokens)
+        for request in read_trace(csv, TraceOptions())
+    ] == [
         (0.0, 10),
         (2.0, 11),
     ]
@@ -103,7 +126,10 @@ def test_request_log_takes_the_given_rate(tmp_path):
 def test_a_rate_or_a_closed_loop_replaces_the_times_of_a_trace(tmp_path):
     path = str(lines(tmp_path / "t.jsonl", MOONCAKE))
     assert [r.at for r in plan_of(dataset_path=path).requests] == [0.0, 3.0]
-    assert [r.at for r in plan_of(dataset_path=path, request_rate=1, arrival="fixed").requests] == [
+    assert [
+        r.at
+        for r in plan_of(dataset_path=path, request_rate=1, arrival="fixed").requests
+    ] == [
         1.0,
         2.0,
     ]
@@ -143,7 +169,8 @@ def test_a_trace_that_is_not_there_or_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "longest"), [("sample:mooncake", 600, 130_000), ("sample:azure", 1000, 5000)]
+    ("name", "count", "longest"),
+    [("sample:mooncake", 600, 130_000), ("sample:azure", 1000, 5000)],
 )
 def test_shipped_samples(name, count, longest):
     requests = read_trace(trace_path(name), TraceOptions())

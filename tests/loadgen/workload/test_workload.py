@@ -16,7 +16,11 @@ def test_more_long_requests_leave_the_others_as_they_were():
     for before, after in zip(few, many, strict=True):
         assert before == after or (before.kind == "short" and after.kind == "long")
     assert sum(request.kind == "long" for request in many) == pytest.approx(200, abs=40)
-    assert all(6000 <= request.prompt_tokens <= 7500 for request in many if request.kind == "long")
+    assert all(
+        6000 <= request.prompt_tokens <= 7500
+        for request in many
+        if request.kind == "long"
+    )
 
 
 def test_same_seed_same_requests():
@@ -26,23 +30,30 @@ def test_same_seed_same_requests():
 
 def test_the_papers_mix_scaled_to_a_small_machine():
     requests = synthetic(PRESETS["paper"], 20_000, 0, scale=(1 / 64, 1 / 8))
-    long = sorted(request.prompt_tokens for request in requests if request.kind == "long")
+    long = sorted(
+        request.prompt_tokens for request in requests if request.kind == "long"
+    )
     assert len(long) == pytest.approx(1000, rel=0.15)
     assert long[0] >= 128_000 / 64
     assert long[-1] <= 1_048_576 / 64
-    assert all(request.prompt_tokens >= 1 and request.output_tokens >= 1 for request in requests)
+    assert all(
+        request.prompt_tokens >= 1 and request.output_tokens >= 1
+        for request in requests
+    )
 
 
 def test_probes_come_at_even_intervals():
     sent = list(itertools.islice(probes(2.0, 32, 0), 3))
     assert [request.at for request in sent] == [0.5, 1.0, 1.5]
-    assert {(request.kind, request.output_tokens, request.prompt_tokens) for request in sent} == {
-        (PROBE, 1, 32)
-    }
+    assert {
+        (request.kind, request.output_tokens, request.prompt_tokens) for request in sent
+    } == {(PROBE, 1, 32)}
 
 
 def test_cutting_by_length_and_time():
-    requests = plan_of(num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10").requests
+    requests = plan_of(
+        num_prompts=100, request_rate=10, long_fraction=0.5, input_len="10"
+    ).requests
     kept, dropped = within(requests, 200)
     assert len(kept) + dropped == 100
     assert {request.kind for request in kept} == {"short"}

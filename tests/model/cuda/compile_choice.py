@@ -41,7 +41,9 @@ VARIANTS = [
 def compile_one(kernel, constants, warps, architecture):
     signature = {name: TYPES.get(name, "i32") for name in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    places = {
+        (kernel.arg_names.index(name),): value for name, value in constants.items()
+    }
     source = ASTSource(kernel, signature, places)
     target = GPUTarget("cuda", architecture, 32)
     return triton.compile(source, target=target, options={"num_warps": warps})

@@ -26,7 +26,8 @@ STORE = {
     "HEADS": HEADS, "KV_HEADS": KV_HEADS, "HALF": HALF, "BLOCK": HALF, "AT_ONCE": 8,
     "PAGE_TOKENS": 64,
 }  # fmt: skip
-# kernel, types of its arguments in order ("T": what the model computes in), constants, warps
+# kernel, types of its arguments in order ("T": what the model computes in), constants,
+# warps
 VARIANTS = [
     (fused.add_norm_kernel, "*T *T *T *T *T fp32",
      {"WIDTH": WIDTH, "BLOCK": WIDTH, "ADDS": True}, 8),
@@ -43,8 +44,12 @@ VARIANTS = [
 def compile_one(kernel, types, constants, warps, architecture, dtype):
     names = [name for name in kernel.arg_names if name not in constants]
     given = types.replace("T", dtype).split()
-    signature = dict(zip(names, given, strict=True)) | dict.fromkeys(constants, "constexpr")
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    signature = dict(zip(names, given, strict=True)) | dict.fromkeys(
+        constants, "constexpr"
+    )
+    places = {
+        (kernel.arg_names.index(name),): value for name, value in constants.items()
+    }
     attributes = {}
     for name, kind in signature.items():
         if kind.startswith("*"):
@@ -63,7 +68,9 @@ def resources(cubin):
         command = [tool, "-res-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     text = said.stdout + said.stderr
-    return int(re.search(r"REG:(\d+)", text)[1]), int(re.search(r"STACK:(\d+)", text)[1])
+    return int(re.search(r"REG:(\d+)", text)[1]), int(
+        re.search(r"STACK:(\d+)", text)[1]
+    )
 
 
 def main(architectures):

@@ -29,7 +29,13 @@ TENSORS = {
     "partial_out": "fp32", "partial_lse": "fp32", "work": "i32", "sequences": "i32",
     "table_starts": "i32", "tables": "i32", "merges": "i32",
 }  # fmt: skip
-ALIGNED = ("stride_q_row", "stride_q_head", "stride_page", "stride_head", "stride_token")
+ALIGNED = (
+    "stride_q_row",
+    "stride_q_head",
+    "stride_page",
+    "stride_head",
+    "stride_token",
+)
 
 
 def source(kernel, dtype, constants):
@@ -58,13 +64,23 @@ def attend(capability, dtype, head_dim, shape, kind, page_tokens=64):
         "PAGE": page_tokens, "ROWS": shape.rows, "KEYS": shape.keys, "LSE": True, "WIDEN": False,
         "KIND": kind,
     }  # fmt: skip
-    return compiled(capability, source(attention_kernels.attend, dtype, constants), shape)
+    return compiled(
+        capability, source(attention_kernels.attend, dtype, constants), shape
+    )
 
 
 def merge(capability, dtype, head_dim):
-    constants = {"HEADS": 32, "HEAD_DIM": head_dim, "HEAD": head_dim, "PIECES": 8, "LSE": True}
+    constants = {
+        "HEADS": 32,
+        "HEAD_DIM": head_dim,
+        "HEAD": head_dim,
+        "PIECES": 8,
+        "LSE": True,
+    }
     shape = Shape(0, 0, 2, 1)
-    return compiled(capability, source(attention_kernels.merge, dtype, constants), shape)
+    return compiled(
+        capability, source(attention_kernels.merge, dtype, constants), shape
+    )
 
 
 def compiled(capability, what, shape):
@@ -96,7 +112,9 @@ def usage(binary):
 
 
 def call(*arguments):
-    return subprocess.run([*map(str, arguments)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [*map(str, arguments)], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def main(asked):

@@ -58,7 +58,9 @@ class PagedReference:
                 lse[row] = -torch.inf
             return
         pages = table[: -(-seen // page_tokens)].long()
-        keys, values = pool[:, pages].transpose(2, 3).reshape(2, -1, kv_heads, head_dim)[:, :seen]
+        keys, values = (
+            pool[:, pages].transpose(2, 3).reshape(2, -1, kv_heads, head_dim)[:, :seen]
+        )
         share = heads // kv_heads
         keys = keys.float().repeat_interleave(share, 1)
         values = values.float().repeat_interleave(share, 1)

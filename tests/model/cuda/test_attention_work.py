@@ -51,7 +51,9 @@ def rows_of(planned, place, tiles):
 
 def sequences_of(spans):
     firsts = np.cumsum([0] + [rows for rows, _, _ in spans])
-    return np.array([(first, *span) for first, span in zip(firsts, spans, strict=False)], np.int32)
+    return np.array(
+        [(first, *span) for first, span in zip(firsts, spans, strict=False)], np.int32
+    )
 
 
 @given(STEPS, TILES)
@@ -60,9 +62,13 @@ def test_every_row_meets_every_key_that_it_sees_once(spans, tiles):
     planned = plan_work(sequences, tiles)
     assert planned.work[0, 0] == len(planned.work) - HEADER
     assert planned.work[0, 2] == len(planned.merges)
-    met = [np.zeros((rows, cached + rows * writes), int) for rows, cached, writes in spans]
+    met = [
+        np.zeros((rows, cached + rows * writes), int) for rows, cached, writes in spans
+    ]
     visited = [np.zeros(rows, int) for rows, _, _ in spans]
-    for place, (sequence, first, key, stop, _) in enumerate(planned.work[HEADER:].tolist()):
+    for place, (sequence, first, key, stop, _) in enumerate(
+        planned.work[HEADER:].tolist()
+    ):
         size = rows_of(planned, place, tiles)
         assert key % ALIGNED_KEYS == 0
         assert stop >= key
@@ -82,7 +88,9 @@ def test_partial_results_have_slots_of_their_own_and_are_merged_once(spans, tile
     planned = plan_work(sequences, tiles)
     owners = np.full(planned.slots, -1)
     whole = np.zeros(sum(rows for rows, _, _ in spans), int)
-    for place, (sequence, first, _, _, slot) in enumerate(planned.work[HEADER:].tolist()):
+    for place, (sequence, first, _, _, slot) in enumerate(
+        planned.work[HEADER:].tolist()
+    ):
         size = rows_of(planned, place, tiles)
         start, rows = sequences[sequence, :2]
         mine = np.arange(first, min(first + size, rows)) + start
@@ -130,7 +138,11 @@ def test_long_and_lone_tiles_fill_the_processors():
         assert programs / (-(-programs // processors) * processors) > 0.95, rows
         keys = planned.work[HEADER:, 3] - planned.work[HEADER:, 2]
         assert (np.diff(keys) <= 0).all()
-    pairs = plan_work(sequences_of([(64, 2**20, True)]), LLAMA).work[HEADER:].reshape(-1, 2, 5)
+    pairs = (
+        plan_work(sequences_of([(64, 2**20, True)]), LLAMA)
+        .work[HEADER:]
+        .reshape(-1, 2, 5)
+    )
     assert (pairs[:-1, 0, 2] == pairs[:-1, 1, 2]).all()
 
 
@@ -140,7 +152,9 @@ def test_short_contexts_are_not_cut():
     assert len(planned.merges) == 0
 
 
-@pytest.mark.parametrize("spans", [[(1, 8000, True)] * 64, [(2048, 2**20, True)]], ids=len)
+@pytest.mark.parametrize(
+    "spans", [[(1, 8000, True)] * 64, [(2048, 2**20, True)]], ids=len
+)
 def test_planning_takes_a_fraction_of_a_millisecond(spans):
     """Without loops over keys or rows; ten times what it takes on an idle machine."""
     sequences = sequences_of(spans)

@@ -70,13 +70,17 @@ def test_tokens_are_those_of_torch_and_of_the_reference(data):
     found = KERNELS.choose(logits, asks).tolist()
     assert found[1] == expected[1] == [0] * rows
     shots = asks.numbers[4].tolist()
-    for row, (one, token, other) in enumerate(zip(many, found[0], expected[0], strict=True)):
+    for row, (one, token, other) in enumerate(
+        zip(many, found[0], expected[0], strict=True)
+    ):
         if one.temperature == 0.0:
             assert token == other == int(logits[row].argmax())
             continue
         for each in (token, other):
             reached, weight = edge_of(logits[row].cpu(), one, each)
-            slack = 1e-6 if one.top_p == 1.0 else 2 / vocabulary  # a token more or less passes
+            slack = (
+                1e-6 if one.top_p == 1.0 else 2 / vocabulary
+            )  # a token more or less passes
             assert reached - weight - slack <= shots[row] <= reached + slack
         assert token == other or one.top_p < 1.0
 
@@ -95,13 +99,18 @@ def test_rows_of_every_kind_together_and_alone(vocabulary):
         {"top_k": 50, "top_p": 0.8, "min_p": 0.01},
         {"min_p": 0.3, "top_k": 2000},
     ]
-    many = [SamplingParams(max_tokens=1, seed=n, **kind) for n, kind in enumerate(kinds)]
+    many = [
+        SamplingParams(max_tokens=1, seed=n, **kind) for n, kind in enumerate(kinds)
+    ]
     logits = logits_of(len(many), vocabulary, 5, 3.0)
     asks = asks_of(many, vocabulary)
     together = KERNELS.choose(logits, asks)
     for row in range(len(many)):
         one = Asks(asks.numbers[:, row : row + 1].contiguous(), asks.drawn, asks.cut)
-        assert KERNELS.choose(logits[row : row + 1], one).tolist() == together[:, [row]].tolist()
+        assert (
+            KERNELS.choose(logits[row : row + 1], one).tolist()
+            == together[:, [row]].tolist()
+        )
     assert together.tolist() == PLAIN.choose(logits, asks).tolist()
 
 
@@ -115,7 +124,9 @@ def test_scores(data):
         logits = logits.bfloat16().float()
     logits[:, 7] = -torch.inf
     count = data.draw(st.sampled_from([0, 1, 5, 8, 20, 33]))
-    given_ids = torch.tensor([data.draw(st.integers(0, 99)) for _ in range(rows)], device=DEVICE)
+    given_ids = torch.tensor(
+        [data.draw(st.integers(0, 99)) for _ in range(rows)], device=DEVICE
+    )
     expected = PLAIN.score(logits, given_ids, count)
     found = KERNELS.score(logits, given_ids, count)
     assert found.shape == expected.shape == (rows, 1 + 2 * count)
@@ -136,7 +147,9 @@ def test_penalties(data):
     numbers = st.sampled_from([0.5, 1.0, 1.3])
     penalties = [[data.draw(numbers) for _ in range(3)] for _ in range(3)]
     penalties = torch.tensor(penalties, dtype=torch.float64, device=DEVICE)
-    cells = torch.randint(3 * vocabulary, (data.draw(st.integers(1, 3000)),), device=DEVICE)
+    cells = torch.randint(
+        3 * vocabulary, (data.draw(st.integers(1, 3000)),), device=DEVICE
+    )
     prompts = data.draw(st.integers(0, len(cells)))
     adjusted = []
     tables = []

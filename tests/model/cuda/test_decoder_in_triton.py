@@ -35,7 +35,12 @@ GRIDS = [
 def drive(**grid):
     """A prompt of 40 tokens in chunks beside short ones, then decodes; what each request got, and
     the driver."""
-    options = {"dtype": torch.float32, "attention": "sdpa", "pages": 12, "page_tokens": 16}
+    options = {
+        "dtype": torch.float32,
+        "attention": "sdpa",
+        "pages": 12,
+        "page_tokens": 16,
+    }
     driver = Driver(CONFIG, **options, **grid)
     for line in driver.lines.values():
         for stage, _ in line:
@@ -43,7 +48,9 @@ def drive(**grid):
                 stage.decoder.prepare()
     for seed, length in enumerate((40, 9, 1)):
         order = torch.Generator().manual_seed(seed)
-        driver.add(str(length), torch.randint(100, (length,), generator=order).tolist(), GREEDY)
+        driver.add(
+            str(length), torch.randint(100, (length,), generator=order).tolist(), GREEDY
+        )
     driver.generate({"40": 2, "9": 3, "1": 3}, 24)
     found = {}
     for name, request in driver.requests.items():

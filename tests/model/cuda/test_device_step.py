@@ -59,7 +59,13 @@ def test_addresses_depend_on_the_extent_alone_and_are_whole_16_bytes():
     for spans in (SPANS, SPANS[:1]):
         assert buffer.send(arrays(spans, None), extent)
         step = buffer.step(extent)
-        views = (step.positions, step.slots, step.token_ids, step.sequences, step.table_starts)
+        views = (
+            step.positions,
+            step.slots,
+            step.token_ids,
+            step.sequences,
+            step.table_starts,
+        )
         views += (step.work, step.merges, step.tables)
         places.append([view.data_ptr() for view in views])
     assert places[0] == places[1]

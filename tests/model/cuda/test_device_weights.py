@@ -40,19 +40,28 @@ def compare(weights, spec, names, device, dtype):
             for cut in cuts:
                 found = there.tensor(name, dtype, cut)
                 assert found.device.type == device.type
-                assert torch.equal(found.cpu(), weights.tensor(name, dtype, cut)), (name, cut)
+                assert torch.equal(found.cpu(), weights.tensor(name, dtype, cut)), (
+                    name,
+                    cut,
+                )
 
 
 def test_of_a_gguf_file(device):
     """The embedded model: blocks of two kinds, plain norms, reordered queries and keys."""
     config = ModelLoadingConfig()
     spec = load_spec(config)
-    first = [name for name in tensor_shapes(spec) if ".layers." not in name or ".layers.0." in name]
+    first = [
+        name
+        for name in tensor_shapes(spec)
+        if ".layers." not in name or ".layers.0." in name
+    ]
     for dtype in (torch.float32, torch.bfloat16):
         compare(open_weights(spec, config), spec, first[1:], device, dtype)
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "stored", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 def test_of_safetensors(stored, tmp_path, device):
     spec = load_spec(ModelLoadingConfig(model_source="random", random=TINY))
     drawn = Drawn(spec, 3)
@@ -64,7 +73,10 @@ def test_of_safetensors(stored, tmp_path, device):
     weights = SafetensorsWeights(tmp_path, spec)
     compare(weights, spec, names, device, torch.bfloat16)
     weights.files.pop("model.norm.weight")
-    with DeviceWeights(weights, device) as there, pytest.raises(ModelError, match="no tensor"):
+    with (
+        DeviceWeights(weights, device) as there,
+        pytest.raises(ModelError, match="no tensor"),
+    ):
         there.tensor("model.norm.weight", torch.float32)
 
 

@@ -26,11 +26,15 @@ def _seed(device):
 
 def close(found, expected):
     assert found.dtype == expected.dtype
-    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[found.dtype]
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[
+        found.dtype
+    ]
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("width", [96, 128])
 def test_add_and_norm(width, dtype):
     x, delta = torch.randn(2, 5, width, dtype=dtype)
@@ -56,7 +60,9 @@ def test_turns_are_those_of_rope(rope, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 24), (8, 8, 16), (9, 3, 64)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(6, 2, 24), (8, 8, 16), (9, 3, 64)]
+)
 def test_heads_are_turned_and_stored(heads, kv_heads, head_dim, norms, dtype, device):
     rotary = Rotary(Rope(), head_dim, 4096, device)
     positions = torch.tensor([3, 70, 9, 4000, 5], dtype=torch.int32)
@@ -67,7 +73,9 @@ def test_heads_are_turned_and_stored(heads, kv_heads, head_dim, norms, dtype, de
     expected = qkv.float().clone()
     if norms:
         for place, weight in ((slice(heads), 0), (slice(heads, turned), 1)):
-            normed = F.rms_norm(expected[:, place], (head_dim,), weights[weight].float(), 1e-6)
+            normed = F.rms_norm(
+                expected[:, place], (head_dim,), weights[weight].float(), 1e-6
+            )
             expected[:, place] = normed
     cos, sin = rotary(positions, torch.float32)
     expected[:, :turned] = rotate(expected[:, :turned], cos, sin)

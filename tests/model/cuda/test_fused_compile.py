@@ -12,11 +12,18 @@ import pytest
 @pytest.fixture(scope="module")
 def compiled():
     script = Path(__file__).with_name("compile_fused.py")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = {
+        key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"
+    }
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     command = [sys.executable, script, "80", "90"]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, timeout=120
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -47,7 +47,9 @@ def test_what_a_variant_depends_on(launcher):
     for dtype in (torch.float32, torch.bfloat16):
         for constant in (1, 2):
             for options in (None, {"num_stages": 3}):
-                launcher((1, 1, 1), (torch.zeros(8, dtype=dtype),), (), (constant,), options)
+                launcher(
+                    (1, 1, 1), (torch.zeros(8, dtype=dtype),), (), (constant,), options
+                )
     launches = launcher.function.launches
     assert [launch[0] for launch in launches] == ["sought"] * 8
     assert launches[1][3] == {"num_warps": 4, "num_stages": 3}

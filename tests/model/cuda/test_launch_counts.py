@@ -19,7 +19,17 @@ from medha_actors.model.team import ALONE
 from medha_actors.model.weights import open_weights
 from tests.model.cuda.paged_reference import PagedReference
 
-FREE = ("view", "reshape", "empty", "new_empty", "empty_like", "slice", "detach", "alias", "unbind")
+FREE = (
+    "view",
+    "reshape",
+    "empty",
+    "new_empty",
+    "empty_like",
+    "slice",
+    "detach",
+    "alias",
+    "unbind",
+)
 
 
 class SilentAttention(PagedReference):
@@ -54,7 +64,9 @@ def count(layers, rows, monkeypatch):
     )
     config = ModelLoadingConfig(model_source="random", random=weights)
     spec = load_spec(config)
-    loader = Loader(open_weights(spec, config), spec, torch.device("cpu"), torch.float32)
+    loader = Loader(
+        open_weights(spec, config), spec, torch.device("cpu"), torch.float32
+    )
     own = (4, 16, loader.embedding(), SilentAttention())
     decoder = CudaDecoder(loader, (0, layers), False, *own)
     span = Span("a", 0, rows, b"", 0, 0, ())
@@ -75,7 +87,9 @@ def count(layers, rows, monkeypatch):
 def test_a_layer_takes_nine_launches_and_attention(rows, monkeypatch):
     one = count(1, rows, monkeypatch)
     three = count(3, rows, monkeypatch)
-    layer = {name: (three[name] - one[name]) / 2 for name in three if three[name] > one[name]}
+    layer = {
+        name: (three[name] - one[name]) / 2 for name in three if three[name] > one[name]
+    }
     assert layer.pop("triton") == 4
     assert layer.pop("attention") == 1
     assert sum(layer.values()) == 4, layer  # the matrices

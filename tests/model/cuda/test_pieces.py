@@ -7,11 +7,17 @@ from medha_actors.model.cuda.pieces import merge_two
 from medha_actors.model.merge import merge
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("rows", "heads", "head_dim"), [(1, 9, 64), (37, 8, 128), (3, 5, 24)])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize(
+    ("rows", "heads", "head_dim"), [(1, 9, 64), (37, 8, 128), (3, 5, 24)]
+)
 def test_two_pieces_merge(rows, heads, head_dim, dtype, device):
     torch.manual_seed(rows)
-    outs = [torch.randn(rows, heads, head_dim, device=device).to(dtype) for _ in range(2)]
+    outs = [
+        torch.randn(rows, heads, head_dim, device=device).to(dtype) for _ in range(2)
+    ]
     lses = [torch.randn(rows, heads, device=device) * 10 for _ in range(2)]
     lses[0][0, 0] = -torch.inf  # one has seen nothing
     lses[0][-1, 1] = lses[1][-1, 1] = -torch.inf  # neither has
@@ -21,7 +27,9 @@ def test_two_pieces_merge(rows, heads, head_dim, dtype, device):
     merge_two((outs[0], found[1]), (lses[0], lses[1]), found[1])
     assert torch.equal(*found)
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
-    torch.testing.assert_close(found[0].float(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        found[0].float(), expected, atol=tolerance, rtol=tolerance
+    )
     assert not found[0][-1, 1].any()
 
 

@@ -18,10 +18,17 @@ from medha_actors.errors import ModelError
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # said to be so, for it warns otherwise
+os.environ.setdefault(
+    "TRITON_DEFAULT_FP_FUSION", "1"
+)  # said to be so, for it warns otherwise
 pytest.importorskip("triton", reason="needs triton, which is there for Linux on x86_64")
 
-from medha_actors.bench.gpu_attention_cases import Model, Rows, largest_errors, make_case
+from medha_actors.bench.gpu_attention_cases import (
+    Model,
+    Rows,
+    largest_errors,
+    make_case,
+)
 from medha_actors.model.backend import choose_attention
 from medha_actors.model.cuda.attention import TritonAttention, tiles_for
 
@@ -116,14 +123,18 @@ def test_behind_what_the_header_counts_nothing_is_read():
 
 
 RANDOM = ModelLoadingConfig(
-    model_source="random", dtype="float32", random=RandomWeights(layers=2, vocabulary=300)
+    model_source="random",
+    dtype="float32",
+    random=RandomWeights(layers=2, vocabulary=300),
 )
 
 
 def drive(**options):
     driver = Driver(RANDOM, pages=6, page_tokens=64, **options)
     for seed, length in enumerate((150, 20, 1)):
-        tokens = torch.randint(300, (length,), generator=torch.Generator().manual_seed(seed))
+        tokens = torch.randint(
+            300, (length,), generator=torch.Generator().manual_seed(seed)
+        )
         driver.add(str(length), tokens.tolist(), GREEDY)
     driver.generate({"150": 4, "20": 5, "1": 3}, 130)
     return {
@@ -134,7 +145,9 @@ def drive(**options):
 
 def test_a_stage_gives_the_same_tokens_as_with_sdpa(monkeypatch):
     expected = drive(stages=2)
-    monkeypatch.setattr("medha_actors.model.backend.choose_attention", lambda *_: "triton")
+    monkeypatch.setattr(
+        "medha_actors.model.backend.choose_attention", lambda *_: "triton"
+    )
     for name, (tokens, logprobs) in drive(stages=2).items():
         assert tokens == expected[name][0]
         assert logprobs == pytest.approx(expected[name][1], abs=1e-4)
@@ -178,8 +191,14 @@ def compiled(tmp_path_factory):
         "PYTHONPATH": str(root),
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
-    command = [sys.executable, str(Path(__file__).parent / "compiled.py"), json.dumps(WANTED)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "compiled.py"),
+        json.dumps(WANTED),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return dict(zip(WANTED, json.loads(done.stdout), strict=True))
 
