@@ -15,6 +15,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from msgspec import Meta
 
+from deployments.schemas import closed
 from medha_actors.errors import RequestError
 
 Name = Annotated[str, Meta(max_length=256)]
@@ -163,7 +164,7 @@ def json_text(
     between its parts; empty: nothing."""
     if schema is False:
         raise ValueError("nothing fits the schema `false`")
-    whole: dict[str, Any] = {} if schema is True else dict(schema)
+    whole: dict[str, Any] = {} if schema is True else closed(schema)
     options: dict[str, Any] = {"lenient": lenient}
     if whitespace == "":
         options["whitespace_flexible"] = False

@@ -69,6 +69,11 @@ def shape(**fields) -> str:
         (outputs(grammar='root ::= "a" ("b" | "c")* "d"'), "abcd", "ab"),
         (outputs(grammar='start: "a" b+\nb: "x"'), "axx", "a"),
         (outputs(json=PERSON), '{"name": "é", "age": 5}', '{"name": "é"}'),
+        (
+            outputs(json={"type": "object", "properties": {"a": {"type": "integer"}}}),
+            '{"a": 1}',
+            '{"a": 1, "b": 2}',
+        ),
         (outputs(json=json.dumps(PERSON)), '{\n  "name": "x",\n  "age": 5\n}', "{}"),
         (
             outputs(json=PERSON, disable_any_whitespace=True),

@@ -13,7 +13,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 
 chat = ChatOpenAI(model=MODEL, base_url=f"{URL}/v1", api_key="none", max_tokens=100)
-RATE = "The film was great. Rate it as JSON."
+RATE = 'The film was great. Rate it as JSON, like {"stars": 5}.'
 
 
 class Opinion(pydantic.BaseModel):
@@ -47,7 +47,8 @@ with check("asynchronous"):
 for method in ("json_schema", "function_calling", "json_mode"):
     with check(f"with_structured_output, {method}"):
         shape = None if method == "json_mode" else Opinion
-        structured = chat.with_structured_output(shape, method=method)
+        calm = chat.model_copy(update={"temperature": 0.0})
+        structured = calm.with_structured_output(shape, method=method)
         value = structured.invoke(RATE)
         assert isinstance(value, Opinion if shape else dict), value
 
