@@ -27,19 +27,11 @@ def run(kind: str, *more: str) -> None:
         *("profile", "--model", MODEL, "--url", URL, "--endpoint-type", kind),
         *("--input-file", str(data), "--custom-dataset-type", "single_turn"),
         *("--use-server-token-count", "--no-gpu-telemetry", "--tokenizer", TOKENIZER),
-        *(
-            "--request-count",
-            "4",
-            "--concurrency",
-            "2",
-            "--ui",
-            "none",
-            "--workers-max",
-            "1",
-        ),
+        *("--request-count", "4", "--concurrency", "2"),
+        *("--ui", "none", "--workers-max", "1"),
         *("--extra-inputs", "max_tokens:8", "--extra-inputs", "min_tokens:8"),
         *("--output-artifact-dir", str(out), *more),
-        HF_HUB_OFFLINE="0",  # else it takes the folder for a name on the hub
+        HF_HUB_OFFLINE="",  # with any text in it the folder is taken for a name on the hub
     )
     [report] = out.rglob("profile_export_aiperf.json")
     told = json.loads(report.read_text())
