@@ -269,7 +269,7 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     top.set(ylabel="requests per second", title="Load and throughput")
     top.legend(fontsize="small")
     tokens = [record.token_times for record in records if len(record.token_times)]
-    received = np.concatenate(tokens) if tokens else []
+    received: Any = np.concatenate(tokens) if tokens else []
     _draw_rate(middle, received, bins, color=CYCLE[2])
     middle.set(ylabel="token events per second")
     starts = np.sort([record.sent_at for record in records])
