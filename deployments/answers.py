@@ -25,11 +25,7 @@ from deployments.replies import (
     UsageReply,
 )
 from deployments.thoughts import ThoughtReader, Told
-from medha_actors.messages import (
-    Accepted,
-    FinishedEvent,
-    TokenEvent,
-)
+from medha_actors.messages import Accepted, FinishedEvent, TokenEvent
 
 
 class Answer(Protocol):
