@@ -17,7 +17,7 @@ import msgspec
 
 from deployments import protocol
 from deployments.admission import Admission
-from deployments.answers import Answer, ChatAnswer, TextAnswer
+from deployments.answers import Answer, ChatAnswer
 from deployments.control_tokens import Prompt
 from deployments.dialect import Completions
 from deployments.generation import Generation
@@ -25,6 +25,7 @@ from deployments.job import Job
 from deployments.protocol import ChatBody, CompletionBody
 from deployments.responses import send_stream
 from deployments.text import Text
+from deployments.text_answer import TextAnswer
 from deployments.text_sources import load_text
 from medha_actors.actors.engine import RayEngine
 from medha_actors.bench.played import PlayedController

@@ -1,7 +1,7 @@
 """How one API writes answers: whole ones, and the events of streams.
 
-All of them are written from the replies of completions and chats (deployments.answers): an API of
-another kind says the same in other words.
+All of them are written from the replies of completions and chats (deployments.answers and its
+kin): an API of another kind says the same in other words.
 """
 
 from __future__ import annotations

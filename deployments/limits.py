@@ -16,6 +16,22 @@ def check_generation(
 ) -> None:
     """Raises RequestError naming the field."""
     _at_most("n", body.n, limits.max_n)
+    _check_stops(body, limits, vocabulary)
+    _check_bias(body, limits, vocabulary)
+    _check_output(body)
+    if body.truncate_prompt_tokens == 0:
+        raise _invalid("truncate_prompt_tokens", "must be -1 or at least 1")
+    if (
+        None not in (given := [body.repetition_penalty, body.repeat_penalty])
+        and given[0] != given[1]
+    ):
+        raise _invalid(
+            "repeat_penalty", "is repetition_penalty by another name, and differs"
+        )
+    _check_logprobs(body, limits)
+
+
+def _check_stops(body: GenerationBody, limits: LimitsConfig, vocabulary: int) -> None:
     _at_most("stop", len(body.stops), limits.max_stop_strings, "entries")
     for i, stop in enumerate(body.stops):
         name = "stop" if isinstance(body.stop, str) else f"stop[{i}]"
@@ -28,6 +44,9 @@ def check_generation(
         raise _invalid(
             "stop_token_ids", "has every token, so that min_tokens leaves none to draw"
         )
+
+
+def _check_bias(body: GenerationBody, limits: LimitsConfig, vocabulary: int) -> None:
     _at_most("logit_bias", len(body.logit_bias), limits.max_logit_bias, "entries")
     for key in body.logit_bias:
         if not (
@@ -36,24 +55,23 @@ def check_generation(
             raise _invalid(
                 "logit_bias", f"{key[:40]!r} is not a token id of this model"
             )
+
+
+def _check_output(body: GenerationBody) -> None:
+    """That its bounds leave something to generate."""
     limit = output_limit(body)
-    if limit is not None:
-        name, tokens = limit
-        if tokens < 1 and not (isinstance(body, CompletionBody) and body.echo):
-            raise _invalid(name, "must be at least 1")
-        if body.min_tokens > tokens:
-            raise _invalid(
-                "min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}"
-            )
-    if body.truncate_prompt_tokens == 0:
-        raise _invalid("truncate_prompt_tokens", "must be -1 or at least 1")
-    if (
-        None not in (given := [body.repetition_penalty, body.repeat_penalty])
-        and given[0] != given[1]
-    ):
+    if limit is None:
+        return
+    name, tokens = limit
+    if tokens < 1 and not (isinstance(body, CompletionBody) and body.echo):
+        raise _invalid(name, "must be at least 1")
+    if body.min_tokens > tokens:
         raise _invalid(
-            "repeat_penalty", "is repetition_penalty by another name, and differs"
+            "min_tokens", f"is {body.min_tokens}, more than {name}, {tokens}"
         )
+
+
+def _check_logprobs(body: GenerationBody, limits: LimitsConfig) -> None:
     _at_most("prompt_logprobs", body.prompt_logprobs or 0, limits.max_logprobs)
     if body.prompt_logprobs is not None and body.stream:
         raise _invalid(

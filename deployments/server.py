@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments import failures, gate, protocol, tenants
 from deployments.about import About
 from deployments.admission import Admission
-from deployments.answers import Answer, TextAnswer
+from deployments.answers import Answer
 from deployments.bodies import Bodies, Body, until_disconnected
 from deployments.dialect import Completions, Dialect
 from deployments.dialects.routes import Dialects
@@ -34,6 +34,7 @@ from deployments.protocol import ChatBody, CompletionBody
 from deployments.responses import Sent, send_stream, send_whole
 from deployments.resuming import place_of
 from deployments.text import Text
+from deployments.text_answer import TextAnswer
 from deployments.tokenization import Tokenization
 from deployments.tool_answer import chat_answer
 from medha_actors.config import MedhaConfig

@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from loadgen.capacity import SearchOptions
+from loadgen.capacity.search import SearchOptions
 from loadgen.errors import EXIT_CODES
 from loadgen.experiment.cells import KINDS
-from loadgen.experiment.command import ExperimentOptions
+from loadgen.experiment.options import ExperimentOptions
 from loadgen.flags import add_flags, fill
 from loadgen.judge.options import JudgementOptions
 from loadgen.options import RunOptions
@@ -108,50 +108,16 @@ def _add_real_commands(commands: Commands) -> None:
 
 def _add_simulated_commands(commands: Commands) -> None:
     """Those of the twin."""
-    simulate = _command(
-        commands,
-        "simulate",
-        "run a workload against a simulated deployment of this server",
-    )
-    _add_group(simulate, "deployment", DeploymentOptions)
-    _add_group(simulate, "fleet", RoutingOptions)
-    _add_load_flags(simulate)
-    _add_group(simulate, _OUTPUT, ReportOptions)
+    _add_simulate(commands)
     reproduce = _command(
         commands,
         "reproduce",
         "the paper's figures in simulation: theirs, ours, the ratio",
     )
     add_flags(reproduce, ReproduceOptions)
-    prefix = _command(
-        commands,
-        "prefix",
-        "what the prefix cache saves: a workload with it and without, simulated",
-    )
-    add_flags(prefix, PrefixOptions)
-    _add_group(prefix, "deployment", DeploymentOptions)
-    _add_group(prefix, _WORKLOAD, WorkloadOptions)
-    _add_group(prefix, _PACE, PaceOptions)
-    plan = _command(
-        commands, "plan", "find the cheapest deployment that meets objectives"
-    )
-    search = _add_group(plan, "search", GridOptions)
-    search.add_argument(
-        "--trace",
-        dest="dataset_path",
-        metavar="FILE",
-        help="the same as --dataset-path",
-    )
-    _add_load_flags(plan)
-    fidelity = _command(
-        commands, "fidelity", "replay a recorded real run in the twin and compare"
-    )
-    fidelity.add_argument(
-        "directory",
-        metavar="DIR",
-        help="results of a real `medha-loadgen run` against this server",
-    )
-    add_flags(fidelity, FidelityOptions)
+    _add_prefix(commands)
+    _add_plan(commands)
+    _add_fidelity(commands)
     laboratory = _command(
         commands, "laboratory", "compare scheduling policies on traces, in simulation"
     )
@@ -173,6 +139,56 @@ def _add_simulated_commands(commands: Commands) -> None:
     )
     add_flags(fleet, FleetCommand)
     _add_group(fleet, "deployment of one grid", DeploymentOptions)
+
+
+def _add_simulate(commands: Commands) -> None:
+    simulate = _command(
+        commands,
+        "simulate",
+        "run a workload against a simulated deployment of this server",
+    )
+    _add_group(simulate, "deployment", DeploymentOptions)
+    _add_group(simulate, "fleet", RoutingOptions)
+    _add_load_flags(simulate)
+    _add_group(simulate, _OUTPUT, ReportOptions)
+
+
+def _add_prefix(commands: Commands) -> None:
+    prefix = _command(
+        commands,
+        "prefix",
+        "what the prefix cache saves: a workload with it and without, simulated",
+    )
+    add_flags(prefix, PrefixOptions)
+    _add_group(prefix, "deployment", DeploymentOptions)
+    _add_group(prefix, _WORKLOAD, WorkloadOptions)
+    _add_group(prefix, _PACE, PaceOptions)
+
+
+def _add_plan(commands: Commands) -> None:
+    plan = _command(
+        commands, "plan", "find the cheapest deployment that meets objectives"
+    )
+    search = _add_group(plan, "search", GridOptions)
+    search.add_argument(
+        "--trace",
+        dest="dataset_path",
+        metavar="FILE",
+        help="the same as --dataset-path",
+    )
+    _add_load_flags(plan)
+
+
+def _add_fidelity(commands: Commands) -> None:
+    fidelity = _command(
+        commands, "fidelity", "replay a recorded real run in the twin and compare"
+    )
+    fidelity.add_argument(
+        "directory",
+        metavar="DIR",
+        help="results of a real `medha-loadgen run` against this server",
+    )
+    add_flags(fidelity, FidelityOptions)
 
 
 def _command(

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loadgen import capacity as rates
 from loadgen import cli
-from loadgen.capacity import SearchOptions
-from loadgen.experiment.command import ExperimentOptions, run_experiment
+from loadgen.capacity.command import capacity
+from loadgen.capacity.outcome import summary, table_of
+from loadgen.capacity.search import SearchOptions
+from loadgen.experiment.command import run_experiment
+from loadgen.experiment.options import ExperimentOptions
 from loadgen.flags import fill
 from loadgen.judge.health import Health
 from loadgen.options import RunOptions
@@ -48,8 +50,8 @@ def _capacity(arguments: argparse.Namespace) -> int:
     options = cli.run_options(arguments)
     search = fill(arguments, SearchOptions)
     directory = _directory(options, "capacity")
-    outcome, status = asyncio.run(rates.capacity(options, search, directory, say))
-    print(f"{as_text(rates.table_of(outcome))}\n\n{rates.summary(outcome)}")
+    outcome, status = asyncio.run(capacity(options, search, directory, say))
+    print(f"{as_text(table_of(outcome))}\n\n{summary(outcome)}")
     print(f"results: {directory / 'report.html'}")
     return status
 

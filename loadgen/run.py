@@ -30,6 +30,9 @@ from loadgen.show.results import write_results
 from loadgen.workload.mixes import probes
 from loadgen.workload.plan import Plan, build_plan
 
+# Runs beside a load; when it returns, the load is cut short.
+Watch = Callable[[Driver], Awaitable[None]]
+
 
 async def load(
     server: ServerProbe,
@@ -37,21 +40,14 @@ async def load(
     plan: Plan,
     options: RunOptions,
     say: Say,
-    watch: Callable[[Driver], Awaitable[None]] | None = None,
+    watch: Watch | None = None,
 ) -> RunRecord:
     """Send the plan. SIGINT and SIGTERM end it early; the records so far are returned all the same.
 
     `watch` runs beside the load; when it returns, the load is cut short.
     """
     driver = _driver(server, prepared, plan, options)
-    beside = []
-    if not options.watch.quiet:
-        name = options.report.label or options.watch.policy or "load"
-        title = f"{name} -> {server.address.url} ({prepared.model.id})"
-        view = ProgressView(driver, title=title, interval_s=options.watch.live_interval)
-        beside.append(asyncio.create_task(view.show()))
-    if watch is not None:
-        beside.append(asyncio.create_task(_stop_after(watch(driver), driver)))
+    beside = _start_beside(driver, server, prepared, options, watch)
     _allow_many_sockets()
     interrupted = False
 
@@ -118,6 +114,25 @@ def _driver(
         run_id=f"lg-{time.time_ns() // 1_000_000:x}",
         on_record=expect,
     )
+
+
+def _start_beside(
+    driver: Driver,
+    server: ServerProbe,
+    prepared: Prepared,
+    options: RunOptions,
+    watch: Watch | None,
+) -> list[asyncio.Task[None]]:
+    """What runs while the driver does: the panel, unless it is to be quiet, and the watch."""
+    tasks = []
+    if not options.watch.quiet:
+        name = options.report.label or options.watch.policy or "load"
+        title = f"{name} -> {server.address.url} ({prepared.model.id})"
+        view = ProgressView(driver, title=title, interval_s=options.watch.live_interval)
+        tasks.append(asyncio.create_task(view.show()))
+    if watch is not None:
+        tasks.append(asyncio.create_task(_stop_after(watch(driver), driver)))
+    return tasks
 
 
 def configuration(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -48,13 +49,13 @@ class FleetReports:
         found = await asyncio.gather(
             *[grid.find_timelines(name) for grid in self._all()]
         )
-        return [timeline for some in found for timeline in some]
+        return list(chain.from_iterable(found))
 
     async def take_timelines(self, asked: Asked) -> list[Timeline]:
         found = await asyncio.gather(
             *[grid.take_timelines(asked) for grid in self._all()]
         )
-        return [timeline for some in found for timeline in some]
+        return list(chain.from_iterable(found))
 
     async def last_timelines(
         self, count: int

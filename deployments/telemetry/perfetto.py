@@ -65,33 +65,12 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
     )
     end = timeline.finished_at or timeline.last_token_at or now
     first_chunk = timeline.chunks[0].sent_at if timeline.chunks else end
-    facts = {
-        "trace": timeline.traceparent,
-        "ttft_objective_s": timeline.ttft_objective_s,
-        "tpot_objective_s": timeline.tpot_objective_s,
-        "predicted_ttft_s": timeline.predicted_ttft_s,
-        "ttft_s": timeline.ttft_s,
-        "tpot_s": timeline.tpot_s,
-        "preemptions": timeline.preemptions,
-        "recomputed_tokens": timeline.recomputed_tokens,
-        "cached_tokens": timeline.cached_tokens,
-        "missed": list(timeline.missed()),
-        "finish_reason": timeline.reason,
-    }
     events = [
-        _slice("request", track, timeline.arrived_at, end, facts),
+        _slice("request", track, timeline.arrived_at, end, _request_facts(timeline)),
         _slice("ingress", track, timeline.arrived_at, timeline.queued_at, {}),
         _slice("queue", track, timeline.queued_at, first_chunk, {}),
     ]
-    for chunk, following in zip_longest(timeline.chunks, timeline.chunks[1:]):
-        # Chunks overlap (SPP); a track cannot show that, so each reaches to the start
-        # of the next one at most.
-        until = chunk.done_at or chunk.sent_at
-        if following is not None:
-            until = min(until, following.sent_at)
-        events.append(
-            _slice(chunk_name(chunk), track, chunk.sent_at, until, chunk_facts(chunk))
-        )
+    events += _chunks(timeline, track)
     for gap in timeline.gaps:
         events.append(
             _slice(
@@ -115,6 +94,36 @@ def _request(timeline: Timeline, track: int) -> list[Event]:
         _instant("stall", track, stall.at, {"token": stall.index, "gap_s": stall.gap_s})
         for stall in timeline.stalls
     ]
+
+
+def _request_facts(timeline: Timeline) -> dict[str, Any]:
+    return {
+        "trace": timeline.traceparent,
+        "ttft_objective_s": timeline.ttft_objective_s,
+        "tpot_objective_s": timeline.tpot_objective_s,
+        "predicted_ttft_s": timeline.predicted_ttft_s,
+        "ttft_s": timeline.ttft_s,
+        "tpot_s": timeline.tpot_s,
+        "preemptions": timeline.preemptions,
+        "recomputed_tokens": timeline.recomputed_tokens,
+        "cached_tokens": timeline.cached_tokens,
+        "missed": list(timeline.missed()),
+        "finish_reason": timeline.reason,
+    }
+
+
+def _chunks(timeline: Timeline, track: int) -> list[Event]:
+    """Chunks overlap (SPP); a track cannot show that, so each reaches to the start of the next one
+    at most."""
+    events = []
+    for chunk, following in zip_longest(timeline.chunks, timeline.chunks[1:]):
+        until = chunk.done_at or chunk.sent_at
+        if following is not None:
+            until = min(until, following.sent_at)
+        events.append(
+            _slice(chunk_name(chunk), track, chunk.sent_at, until, chunk_facts(chunk))
+        )
+    return events
 
 
 def chunk_name(chunk: Chunk) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import msgspec
 
 from loadgen.options import RunOptions
 from loadgen.preparation import prepare, suited, terms_of
-from loadgen.run import conclude, load
+from loadgen.run import Watch, conclude, load
 from loadgen.send.driver import Driver
 from loadgen.send.probe import ServerProbe
 from loadgen.show.output import Say, claim_directory
@@ -81,9 +80,7 @@ async def side_by_side(modest: RunOptions, greedy: RunOptions, say: Say) -> list
     return list(await asyncio.gather(first(), _run(greedy, say, until_over)))
 
 
-async def _run(
-    options: RunOptions, say: Say, watch: Callable[[Driver], Awaitable[None]] | None
-) -> int:
+async def _run(options: RunOptions, say: Say, watch: Watch | None) -> int:
     directory = Path(options.report.result_dir or ".")
     shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was cut short
     terms = terms_of(options.judgement)

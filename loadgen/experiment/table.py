@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from loadgen.show import figures
+from loadgen.show.canvas import CYCLE
 from loadgen.show.tables import Table, milliseconds, shown
 
 # of each row (a variant under a load), result.json of its repeats
@@ -90,7 +91,7 @@ def draw_frontier(rows: Results, path: Path) -> bool:
             [p[1] for p in points],
             [p[2] for p in points],
             "o-",
-            color=figures.CYCLE[index],
+            color=CYCLE[index],
             label=family,
         )
         for _, x, y, name in points:

@@ -1,5 +1,4 @@
-"""The figures, drawn with matplotlib (the extra `report`). Colours are Okabe and Ito's, told apart
-by everybody."""
+"""The figures of a run, of several, of a capacity, drawn with matplotlib (the extra `report`)."""
 
 from __future__ import annotations
 
@@ -11,38 +10,16 @@ import numpy as np
 
 from loadgen.judge.metrics import RequestMetrics, classes_of, load_of, values_of
 from loadgen.records import LONG
+from loadgen.show.canvas import COLOURS, CYCLE, DASHES, empty_figure, plain_ticks
 from loadgen.show.layout import VEEKSHA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"short": "#0072B2", "long": "#D55E00", "probe": "#009E73"}
-CYCLE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#999999",
-)
-DASHES = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1, 1, 1, 1, 1)),
-    (0, (1, 1)),
-    (0, (8, 2)),
-    (0, (3, 3)),
-)
 # seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis
 # cannot show
 _FLOOR = 1e-4
-_NARROW = 1e4  # the ends of a logarithmic axis that has room for labels at 2 and 5 too
-_TICKS = 15  # decades that all have a tick
 TITLES = {
     "ttft": ("Time to first token", "seconds"),
     "itl": ("Time between tokens", "seconds"),
@@ -100,7 +77,7 @@ def draw_comparison(runs: Mapping[str, list[RequestMetrics]], path: Path) -> Non
         ("itl", None),
         ("e2el", None),
     ]
-    figure = _figure(-(-len(panels) // 2), 2)
+    figure = empty_figure(-(-len(panels) // 2), 2)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
     for axes, (metric, kind) in zip(figure.axes, panels, strict=False):
@@ -121,7 +98,7 @@ def draw_capacity(
     path: Path,
 ) -> None:
     """Share of good requests at every rate that was tried."""
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     order = np.argsort(rates)
     axes.plot(
@@ -154,21 +131,6 @@ def draw_capacity(
     _save(figure, path)
 
 
-def _figure(rows: int, columns: int) -> Figure:
-    """An empty figure; no global state of pyplot, so it works in any thread and leaves nothing
-    behind."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4 * columns, 3.9 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes in np.atleast_1d(figure.subplots(rows, columns)).flat:
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
 def _save(figure: Figure | None, path: Path) -> bool:
     if figure is None:
         return False
@@ -177,7 +139,7 @@ def _save(figure: Figure | None, path: Path) -> bool:
 
 
 def _cdf(metric: str, series: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     _draw_cdf(figure.axes[0], metric, series, colours)
     figure.axes[0].set_title(TITLES[metric][0])
     return figure
@@ -233,21 +195,6 @@ def _draw_cdf(
     )
 
 
-def plain_ticks(axes: Axes, which: str) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5, as plain numbers (0.1, 0.2, 0.5, 1); over many
-    decades those at 2 and 5 have no labels."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    narrow = high / max(low, 1e-12) <= _NARROW
-    labelled = LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=_TICKS)
-    axis.set_major_locator(labelled)
-    axis.set_minor_locator(LogLocator(subs=(1, 2, 5), numticks=_TICKS))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
     """The paper's figure 1b: a point per request; while a long prompt is being read, the background
     is shaded."""
@@ -258,7 +205,7 @@ def _ttft_over_time(requests: list[RequestMetrics]) -> Figure | None:
     ]
     if not seen:
         return None
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     for request in load_of(seen, LONG):
         start = request.record.sent_at or 0.0
@@ -312,40 +259,18 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
     bins = np.linspace(
         0, max(max(ends), 1e-3), int(np.clip(len(records) // 8, 8, 100)) + 1
     )
-    width = bins[1] - bins[0]
-    centres = (bins[1:] + bins[:-1]) / 2
-    figure = _figure(3, 1)
+    figure = empty_figure(3, 1)
     figure.set_size_inches(6.4, 7.5)
-
-    def rate(instants: Any) -> Any:
-        return np.histogram(instants, bins)[0] / width
-
     top, middle, bottom = figure.axes
-    top.step(
-        centres,
-        rate([record.scheduled_at for record in records]),
-        where="mid",
-        color=CYCLE[0],
-        label="offered",
-    )
+    offered = [record.scheduled_at for record in records]
     done = [record.ended_at for record in records if record.completed]
-    top.step(
-        centres,
-        rate(done),
-        where="mid",
-        color=CYCLE[1],
-        linestyle="--",
-        label="completed",
-    )
+    _draw_rate(top, offered, bins, color=CYCLE[0], label="offered")
+    _draw_rate(top, done, bins, color=CYCLE[1], linestyle="--", label="completed")
     top.set(ylabel="requests per second", title="Load and throughput")
     top.legend(fontsize="small")
     tokens = [record.token_times for record in records if len(record.token_times)]
-    middle.step(
-        centres,
-        rate(np.concatenate(tokens) if tokens else []),
-        where="mid",
-        color=CYCLE[2],
-    )
+    received: Any = np.concatenate(tokens) if tokens else []
+    _draw_rate(middle, received, bins, color=CYCLE[2])
     middle.set(ylabel="token events per second")
     starts = np.sort([record.sent_at for record in records])
     flying = np.searchsorted(starts, bins, "right") - np.searchsorted(
@@ -357,3 +282,11 @@ def _throughput(requests: list[RequestMetrics]) -> Figure | None:
         axes.set_xlim(0, bins[-1])
         axes.set_ylim(bottom=0)
     return figure
+
+
+def _draw_rate(axes: Axes, instants: Any, bins: Any, **style: Any) -> None:
+    """How many of the instants fall into each second, a step for each of the bins (seconds)."""
+    width = bins[1] - bins[0]
+    centres = (bins[1:] + bins[:-1]) / 2
+    rates = np.histogram(instants, bins)[0] / width
+    axes.step(centres, rates, where="mid", **style)

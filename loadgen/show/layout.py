@@ -25,6 +25,12 @@ VEEKSHA = {
 def request_row(request: RequestMetrics) -> dict[str, Any]:
     """One line of request_level_metrics.jsonl: veeksha's fields, then ours. Seconds; what is
     undefined is left out."""
+    row = _veeksha_fields(request) | _own_fields(request)
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _veeksha_fields(request: RequestMetrics) -> dict[str, Any]:
+    """With what replays a request of ours (turn, blocks) beside its session."""
     record = request.record
     tokens = record.generated_tokens
     prompt = record.usage_prompt_tokens
@@ -33,7 +39,7 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
     per_token = None
     if request.e2el is not None and tokens:
         per_token = request.e2el / tokens
-    row = {
+    return {
         "request_id": record.index,
         "session_id": record.turn.session if record.turn else record.index,
         "session_total_requests": record.turn.count if record.turn else 1,
@@ -60,6 +66,12 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "output_throughput": tokens / request.e2el if request.e2el else None,
         "tbc": list(request.itl) if request.ttft is not None else None,
         "success": record.completed,
+    }
+
+
+def _own_fields(request: RequestMetrics) -> dict[str, Any]:
+    record = request.record
+    return {
         "class": record.kind,
         "http_request_id": record.id or None,
         "status": record.status,
@@ -78,7 +90,6 @@ def request_row(request: RequestMetrics) -> dict[str, Any]:
         "deadlines": request.deadlines,
         "missed_deadlines": request.missed_deadlines,
     }
-    return {key: value for key, value in row.items() if value is not None}
 
 
 def request_of_row(row: Mapping[str, Any]) -> RequestMetrics:

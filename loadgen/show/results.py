@@ -41,6 +41,21 @@ from loadgen.records import PROBE, RunRecord
 from loadgen.show.layout import VEEKSHA, cdf_csv, chrome_trace, request_row, trace_row
 from loadgen.show.report import write_report
 
+# figures that stand in result.json under the same names
+_COPIED = (
+    "request_throughput",
+    "request_goodput",
+    "output_throughput",
+    "total_token_throughput",
+    "attainment",
+    "completion_rate",
+    "fluidity_index",
+    "deadline_miss_rate",
+    "cached_tokens",
+    "hit_rate",
+    "hit_bound",
+)
+
 
 def write_results(
     run: RunRecord, terms: Terms, health: Health, directory: Path
@@ -88,8 +103,9 @@ def flat_result(
     """vLLM's keys (those that can be known), the label and verdict, and the figures of every
     class."""
     load = load_of(requests)
-    goodput = bool(terms.objectives)
-    figures = summarise(load, run.duration_s, terms.percentiles, goodput=goodput)
+    figures = summarise(
+        load, run.duration_s, terms.percentiles, goodput=bool(terms.objectives)
+    )
     wanted = run.config
     result: dict[str, Any] = {
         "date": datetime.fromtimestamp(run.started_at, UTC).strftime("%Y%m%d-%H%M%S"),
@@ -109,22 +125,36 @@ def flat_result(
         "total_input_tokens": figures["input_tokens"],
         "total_output_tokens": figures["output_tokens"],
     }
-    copied = [
-        "request_throughput",
-        "request_goodput",
-        "output_throughput",
-        "total_token_throughput",
-        "attainment",
-    ]
-    copied += ["completion_rate", "fluidity_index", "deadline_miss_rate"]
-    copied += ["cached_tokens", "hit_rate", "hit_bound"]
-    result |= {key: figures[key] for key in copied if key in figures}
+    result |= {key: figures[key] for key in _COPIED if key in figures}
+    result |= _flat_latencies(figures)
+    result |= {
+        "classes": {"all": figures} | _figures_of_parts(run, requests, terms),
+        "errors": errors_of(load),
+        "health": "PASSED" if health.passed else "FAILED",
+        "interrupted": run.interrupted,
+        "cut_short": run.cut_short,
+        "simulated": run.simulated,
+    }
+    return {key: value for key, value in result.items() if value is not None}
+
+
+def _flat_latencies(figures: Mapping[str, Any]) -> dict[str, float]:
+    """`p99_ttft_ms` and its like."""
+    flat = {}
     for metric in LATENCIES:
         unit = "" if metric == "normalized_ttft" else "_ms"
         for key, value in figures.get(metric, {}).items():
             if key != "count":
-                result[f"{key}_{metric}{unit}"] = value
-    result["classes"] = {"all": figures} | {
+                flat[f"{key}_{metric}{unit}"] = value
+    return flat
+
+
+def _figures_of_parts(
+    run: RunRecord, requests: list[RequestMetrics], terms: Terms
+) -> dict[str, dict[str, Any]]:
+    """The figures of every class, then of cold and of warm prompts."""
+    goodput = bool(terms.objectives)
+    classes = {
         kind: summarise(
             load_of(requests, kind),
             run.duration_s,
@@ -133,20 +163,11 @@ def flat_result(
         )
         for kind in classes_of(requests)
     }
-    result["classes"] |= {
+    warmths = {
         warmth: summarise(part, run.duration_s, terms.percentiles, goodput=goodput)
         for warmth, part in by_warmth(requests).items()
     }
-    result |= {
-        "errors": errors_of(load),
-        "health": "PASSED" if health.passed else "FAILED",
-    }
-    result |= {
-        "interrupted": run.interrupted,
-        "cut_short": run.cut_short,
-        "simulated": run.simulated,
-    }
-    return {key: value for key, value in result.items() if value is not None}
+    return classes | warmths
 
 
 def summary_stats(run: RunRecord, requests: list[RequestMetrics]) -> dict[str, Any]:

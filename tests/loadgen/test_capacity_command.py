@@ -69,7 +69,7 @@ def test_capacity_against_a_server_that_takes_150_per_second(tmp_path, capsys):
 
 
 def test_capacity_cuts_a_hopeless_trial_short(tmp_path, monkeypatch):
-    monkeypatch.setattr("loadgen.capacity.LOOK_S", 0.01)
+    monkeypatch.setattr("loadgen.capacity.doubt.LOOK_S", 0.01)
 
     async def answer(call):
         if call.number > 4:

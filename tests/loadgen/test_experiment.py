@@ -13,7 +13,8 @@ from loadgen.__main__ import main
 from loadgen.errors import LoadgenError
 from loadgen.experiment import command
 from loadgen.experiment.cells import CHUNKS, CONVOY, FAIRNESS, OVERLOAD, rounds
-from loadgen.experiment.command import ExperimentOptions, experiment, with_defaults
+from loadgen.experiment.command import experiment
+from loadgen.experiment.options import ExperimentOptions, with_defaults
 from loadgen.experiment.serving import read_config, serving, url_of, varied
 from loadgen.experiment.table import draw_frontier, table
 from medha_actors.config import load

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadgen.capacity import (
-    Doubt,
+from loadgen.capacity.doubt import Doubt
+from loadgen.capacity.outcome import summary
+from loadgen.capacity.search import (
     SearchOptions,
     StopSearchError,
     Trial,
     find_capacity,
-    summary,
 )
 from loadgen.errors import LoadgenError
 from loadgen.judge.isolated import (

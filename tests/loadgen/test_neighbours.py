@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.experiment.command import Conditions, ExperimentOptions
 from loadgen.experiment.neighbours import (
     GREEDY,
     MODEST,
@@ -15,6 +14,7 @@ from loadgen.experiment.neighbours import (
     side_by_side,
     with_keys,
 )
+from loadgen.experiment.options import Conditions, ExperimentOptions
 from tests.loadgen.commands import result_of
 from tests.loadgen.scripted import ScriptedServer
 

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.experiment.command import ExperimentOptions, run_experiment
+from loadgen.experiment.command import run_experiment
+from loadgen.experiment.options import ExperimentOptions
 from loadgen.twin.admission.neighbours import (
     GREEDY,
     MODEST,

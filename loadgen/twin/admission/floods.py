@@ -7,6 +7,8 @@ the instant at which they asked for the last time.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 
 from loadgen.judge.latencies import percentile
@@ -138,11 +140,9 @@ def _judged(flood: Flood, capacity: float, result: SimulationResult) -> Flooded:
         for log in logs
         if isinstance(log.answer, Accepted)
     ]
-    gaps = [
-        later - sooner
-        for log in taken
-        for sooner, later in zip(log.token_times, log.token_times[1:], strict=False)
-    ]
+    gaps: list[float] = []
+    for log in taken:
+        gaps += [later - sooner for sooner, later in pairwise(log.token_times)]
     low, high = TRUE
     seconds = max(flood.seconds, result.ended_at if flood.returns else 0.0)
     return Flooded(

@@ -14,7 +14,7 @@ from loadgen.flags import flag
 from loadgen.records import RequestRecord
 from loadgen.show.output import Say
 from loadgen.show.tables import as_text
-from loadgen.twin.admission.promises import curve_of, promises_of
+from loadgen.twin.admission.promises import Promises, curve_of, promises_of
 from loadgen.twin.cells import POLICIES
 from loadgen.twin.options import scheduler_of
 from loadgen.twin.replay import play
@@ -58,15 +58,7 @@ class PromisesOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def promises(asked: PromisesOptions, say: Say) -> int:
     """The whole command."""
-    for kind, given, known in (
-        ("policies", asked.policies, POLICIES),
-        ("scenarios", asked.scenarios, SCENARIOS),
-        ("late", (asked.late,), ("accept", "shed", "queue")),
-    ):
-        if unknown := set(given) - set(known):
-            raise LoadgenError(
-                f"--{kind} {', '.join(sorted(unknown))}: known are {known}"
-            )
+    _refuse_unknown(asked)
     header = [
         "",
         "kind",
@@ -91,15 +83,7 @@ def promises(asked: PromisesOptions, say: Say) -> int:
                 records += _played(scenario, rate * load, policy, asked)
             title = f"{name} {load:g} {policy}"
             say(title)
-            for found in promises_of(records):
-                shares = [
-                    f"{100 * share:.1f}%"
-                    for share in (found.true, found.late, found.in_time)
-                ]
-                figures = [
-                    f"{value:.2f}" for value in (found.p10, found.p50, found.p90)
-                ]
-                rows.append([title, found.kind, str(found.count), *shares, *figures])
+            rows += [[title, *_cells(found)] for found in promises_of(records)]
             if asked.curve:
                 print(f"{title}\n{as_text(curve_of(records))}\n")
     print(as_text((header, rows)))
@@ -110,6 +94,30 @@ def promises(asked: PromisesOptions, say: Say) -> int:
         f"that (goal: at most {100 * LATE:g}%); in time: within the deadline it was given"
     )
     return 0
+
+
+def _refuse_unknown(asked: PromisesOptions) -> None:
+    for kind, given, known in (
+        ("policies", asked.policies, POLICIES),
+        ("scenarios", asked.scenarios, SCENARIOS),
+        ("late", (asked.late,), ("accept", "shed", "queue")),
+    ):
+        if unknown := set(given) - set(known):
+            raise LoadgenError(
+                f"--{kind} {', '.join(sorted(unknown))}: known are {known}"
+            )
+
+
+def _cells(found: Promises) -> list[str]:
+    """A row of the table, but for its title."""
+    shares = (found.true, found.late, found.in_time)
+    ratios = (found.p10, found.p50, found.p90)
+    return [
+        found.kind,
+        str(found.count),
+        *(f"{100 * share:.1f}%" for share in shares),
+        *(f"{ratio:.2f}" for ratio in ratios),
+    ]
 
 
 def _played(

@@ -117,9 +117,9 @@ class _Run:
             self._dispatcher.moves.clear()
             if not prefills:
                 return
-            begun = {
-                request.index for prefill in prefills for request in prefill.requests
-            }
+            begun: set[int] = set()
+            for prefill in prefills:
+                begun |= {request.index for request in prefill.requests}
             for _ in begun:
                 assert self._waiting.popleft().index in begun, (
                     "first come, first served"

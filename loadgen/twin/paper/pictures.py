@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.show.figures import CYCLE, DASHES, _figure, plain_ticks
+from loadgen.show.canvas import CYCLE, DASHES, empty_figure, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def draw_all(drawn: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _convoy(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 2)
+    figure = empty_figure(1, 2)
     for axes, column, title in zip(figure.axes, (1, 2), ("P50", "P99"), strict=True):
         for index, (policy, points) in enumerate(data.items()):
             _line(
@@ -61,7 +61,7 @@ def _convoy(data: dict[str, Any], path: Path) -> None:
 
 
 def _policies(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 2)
+    figure = empty_figure(1, 2)
     for axes, kind in zip(figure.axes, ("short", "long"), strict=True):
         for index, (policy, values) in enumerate(data.items()):
             ordered = np.sort(values[kind])
@@ -86,7 +86,7 @@ def _policies(data: dict[str, Any], path: Path) -> None:
 
 
 def _capacity(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     for index, (policy, points) in enumerate(data["lines"].items()):
         _line(
@@ -117,7 +117,7 @@ def _capacity(data: dict[str, Any], path: Path) -> None:
 
 
 def _elastic(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 2)
+    figure = empty_figure(1, 2)
     runs = data["runs"]
     places = np.arange(len(runs))
     names = [NAMES.get(name, name) for name in runs]
@@ -150,7 +150,7 @@ def _elastic(data: dict[str, Any], path: Path) -> None:
 
 
 def _pools(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 2)
+    figure = empty_figure(1, 2)
     for axes, kind in zip(figure.axes, ("short", "long"), strict=True):
         for index, (name, values) in enumerate(data.items()):
             ordered = np.sort(values[kind])
@@ -178,7 +178,7 @@ def _pools(data: dict[str, Any], path: Path) -> None:
 
 
 def _spp(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 2)
+    figure = empty_figure(1, 2)
     left, right = figure.axes
     for index, (name, points) in enumerate(data.items()):
         gpus = [point[0] for point in points]
@@ -198,7 +198,7 @@ def _spp(data: dict[str, Any], path: Path) -> None:
 
 
 def _kvp(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     names = list(data)
     for index, degree in enumerate((1, 2, 4)):
@@ -217,7 +217,7 @@ def _kvp(data: dict[str, Any], path: Path) -> None:
 
 
 def _grids(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     for index, (name, values) in enumerate(data.items()):
         ordered = 1000 * np.sort(values)
@@ -239,7 +239,7 @@ def _grids(data: dict[str, Any], path: Path) -> None:
 
 
 def _attention(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     for index, (name, points) in enumerate(data.items()):
         _line(
@@ -268,7 +268,7 @@ def _attention(data: dict[str, Any], path: Path) -> None:
 
 
 def _frontier(data: dict[str, Any], path: Path) -> None:
-    figure = _figure(1, 1)
+    figure = empty_figure(1, 1)
     axes = figure.axes[0]
     for index, (name, points) in enumerate(data.items()):
         x = [1000 * point[2] for point in points]

@@ -14,8 +14,8 @@ from loadgen.errors import LoadgenError
 from loadgen.judge.health import examine
 from loadgen.judge.objectives import parse_objectives
 from loadgen.judge.options import Terms
+from loadgen.show.canvas import plain_ticks
 from loadgen.show.compare import read_run, read_runs, tables, warnings, write_comparison
-from loadgen.show.figures import plain_ticks
 from loadgen.show.output import claim_directory
 from loadgen.show.results import write_results
 from loadgen.show.tables import all_and_classes, as_text, class_table
