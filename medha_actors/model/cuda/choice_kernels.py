@@ -253,11 +253,13 @@ def _draw_from_some(logits, row, stride, candidates, count, bar, key, whole, tem
 
 
 @triton.jit
-def _draw(logits, row, stride, asks, bars, counters, candidates, sums, key, token, enough, flag,
-          temperature, peak, rows, vocabulary, chunks, CHUNK: tl.constexpr,
-          CHUNKS: tl.constexpr, MANY: tl.constexpr, CUT: tl.constexpr):  # fmt: skip
-    """The token of a row that is drawn, and whether that is settled: int64 and bool, as `token`
-    and `enough` are."""
+def _draw(
+    logits, row, stride, asks, bars, counters, candidates, sums, key, token, enough, flag,
+    temperature, peak, rows, vocabulary, chunks, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, MANY: tl.constexpr, CUT: tl.constexpr,
+):  # fmt: skip
+    """The token of a row that is drawn, and whether that settles it. `token` and `enough`: the
+    largest one, and that it does."""
     floor = (peak.to(tl.float64) + tl.load(asks + rows + row)).to(tl.float32)
     shot = tl.load(asks + 4 * rows + row)
     cut = flag != flag
@@ -276,8 +278,8 @@ def _draw(logits, row, stride, asks, bars, counters, candidates, sums, key, toke
             )  # fmt: skip
     if cut == False:  # noqa: E712  (a tensor)
         token = _draw_from_all(
-            logits, row, stride, sums, temperature, peak, floor, shot, vocabulary, chunks,
-            CHUNK, CHUNKS,
+            logits, row, stride, sums, temperature, peak, floor, shot, vocabulary,
+            chunks, CHUNK, CHUNKS,
         )  # fmt: skip
     return token, enough
 
@@ -306,8 +308,9 @@ def pick(
             peak = tl.div_rn(logit, temperature)
             flag = flag | tl.where(is_finite(peak), 0, _COLD)
             token, enough = _draw(
-                logits, row, stride, asks, bars, counters, candidates, sums, key, token, enough,
-                flag, temperature, peak, rows, vocabulary, chunks, CHUNK, CHUNKS, MANY, CUT,
+                logits, row, stride, asks, bars, counters, candidates, sums, key, token,
+                enough, flag, temperature, peak, rows, vocabulary, chunks, CHUNK, CHUNKS,
+                MANY, CUT,
             )  # fmt: skip
     tl.store(found + row, token.to(tl.int32))
     tl.store(found + rows + row, flag)

@@ -85,9 +85,11 @@ def _normed(
 
 
 @triton.jit
-def _places_in_pool(slot, heads, KV: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr,
-                    TOKEN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-                    PAGE_TOKENS: tl.constexpr):  # fmt: skip
+def _places_in_pool(
+    slot, heads, KV: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr,
+    TOKEN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+):  # fmt: skip
     """Where the keys and values among `heads` lie in the pool, of the token of a slot: int64
     [AT_ONCE]."""
     page = (slot // PAGE_TOKENS).to(tl.int64)
