@@ -106,8 +106,11 @@ class Launched:
         """At least one answer."""
         self._answers = answers
         self._failures = failures
-        self._shapes = [[part.shape for part in answer.numbers] for answer in answers]
-        flat = [part.reshape(-1) for answer in answers for part in answer.numbers]
+        self._shapes: list[list[torch.Size]] = []
+        flat: list[Tensor] = []
+        for answer in answers:
+            self._shapes.append([part.shape for part in answer.numbers])
+            flat += [part.reshape(-1) for part in answer.numbers]
         self._returned = Returned(torch.cat(flat) if len(flat) > 1 else flat[0])
 
     def finish(self) -> Sampled:

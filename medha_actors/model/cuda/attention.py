@@ -136,30 +136,16 @@ def paged_attention(
     """
     kernels = _kernels()
     heads, head_dim = q.shape[1:]
-    kv_heads, page_tokens = pool_layer.shape[2:4]
+    kv_heads = pool_layer.shape[2]
     assert q.stride(2) == pool_layer.stride(4) == out.stride(1) == 1
     limits = _limits(q.device)
-    share = heads // kv_heads
     if shapes is None:
-        shapes = shapes_for(q.dtype, head_dim, share, limits.roomy)
+        shapes = shapes_for(q.dtype, head_dim, heads // kv_heads, limits.roomy)
     tensors = (
         q, pool_layer[0], pool_layer[1], out, out if lse is None else lse, *partials,
         step.work, step.sequences, step.table_starts, step.tables,
     )  # fmt: skip
-    numbers = (
-        head_dim**-0.5 * math.log2(math.e),
-        q.stride(0),
-        q.stride(1),
-        pool_layer.stride(1),
-        pool_layer.stride(2),
-        pool_layer.stride(3),
-        out.stride(0),
-        share,
-        kv_heads,
-        head_dim,
-        _padded(head_dim),
-        page_tokens,
-    )
+    numbers = _numbers(q, pool_layer, out)
     flags = (lse is not None, kernels.INTERPRETED)
     launch = _launchers()
     wide = step.wide * kv_heads
@@ -176,6 +162,27 @@ def paged_attention(
         merged = (out, out if lse is None else lse, *partials, step.work, step.merges)
         sizes = (out.stride(0), heads, head_dim, _padded(head_dim), _MERGED_AT_ONCE)
         launch.merge((programs, rows_at_once, 1), merged, (), (*sizes, lse is not None))
+
+
+def _numbers(q: Tensor, pool_layer: Tensor, out: Tensor) -> tuple[float, ...]:
+    """What the kernel is told of scale, strides and sizes, in the order of its parameters: the same
+    in all steps of a model."""
+    heads, head_dim = q.shape[1:]
+    kv_heads, page_tokens = pool_layer.shape[2:4]
+    return (
+        head_dim**-0.5 * math.log2(math.e),
+        q.stride(0),
+        q.stride(1),
+        pool_layer.stride(1),
+        pool_layer.stride(2),
+        pool_layer.stride(3),
+        out.stride(0),
+        heads // kv_heads,
+        kv_heads,
+        head_dim,
+        _padded(head_dim),
+        page_tokens,
+    )
 
 
 class TritonAttention(Attention["Prepared"]):

@@ -79,37 +79,79 @@ def _weigh(scores, peak, scale):
 
 
 @triton.jit
-def _attend(
-    q,
-    keys,
-    values,
-    out,
-    lse,
-    partial_out,
-    partial_lse,
-    work,
-    sequences,
-    table_starts,
-    tables,
-    item,
-    head,
-    scale,
-    stride_q_row,
-    stride_q_head,
-    stride_page,
-    stride_head,
-    stride_token,
-    stride_out,
-    SHARE: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD: tl.constexpr,
-    PAGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    LSE: tl.constexpr,
-    WIDEN: tl.constexpr,
+def _queries(
+    q, at, dims, real, HEAD_DIM: tl.constexpr, HEAD: tl.constexpr, WIDEN: tl.constexpr
 ):
+    """The tile of queries [ROWS, HEAD] that lie at `at` [ROWS]."""
+    if HEAD == HEAD_DIM:
+        tile = tl.load(q + at[:, None] + dims[None, :])
+    else:
+        tile = tl.load(q + at[:, None] + dims[None, :], mask=real[None, :], other=0.0)
+    if WIDEN:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def _over_keys(
+    tile, keys, values, table, first_key, stop_key, seen, seen_by_all, dims, scale,
+    stride_page, stride_token, HEAD_DIM: tl.constexpr, HEAD: tl.constexpr,
+    PAGE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """What a tile finds in a stretch of keys: the weighted sum of values [ROWS, HEAD], the sum of
+    weights [ROWS], and the largest score [ROWS], which weights are relative to."""
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, HEAD], tl.float32)
+    # page numbers are read a turn before they are needed, so that the loads of keys and
+    # values, which run ahead themselves, need not wait for them
+    pages = _pages(table, first_key, stop_key, KEYS, PAGE)
+    for start in tl.range(first_key, stop_key, KEYS):
+        places = _places(pages, start, stride_page, stride_token, KEYS, PAGE)
+        pages = _pages(table, start + KEYS, stop_key, KEYS, PAGE)
+        k = _read(keys, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
+        scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
+        if start + KEYS > seen_by_all:
+            scores = _hide(scores, start, seen, KEYS)
+        weights, fading, peak = _weigh(scores, peak, scale)
+        total = total * fading + tl.sum(weights, 1)
+        acc = acc * fading[:, None]
+        v = _read(values, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, total, peak
+
+
+@triton.jit
+def _store(
+    acc, row_lse, out, lse, partial_out, partial_lse, slot, tile_first, first_row, row,
+    query_head, mine, dims, real, stride_out, HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, LSE: tl.constexpr,
+):  # fmt: skip
+    """The results of a tile: into `out` and `lse` where they are whole (slot -1), else into their
+    slots."""
+    stored = mine[:, None] & real[None, :]
+    if slot < 0:
+        out_at = (first_row + row).to(tl.int64) * stride_out + query_head * HEAD_DIM
+        into_out = out + out_at[:, None] + dims[None, :]
+        tl.store(into_out, acc.to(out.dtype.element_ty), mask=stored)
+        if LSE:
+            lse_at = (first_row + row) * HEADS + query_head
+            tl.store(lse + lse_at, row_lse * 0.6931471805599453, mask=mine)
+    else:
+        slot_at = (slot + row - tile_first).to(tl.int64) * HEADS + query_head
+        into_slots = partial_out + (slot_at * HEAD_DIM)[:, None] + dims[None, :]
+        tl.store(into_slots, acc, mask=stored)
+        tl.store(partial_lse + slot_at, row_lse, mask=mine)
+
+
+@triton.jit
+def _attend(
+    q, keys, values, out, lse, partial_out, partial_lse, work, sequences, table_starts,
+    tables, item, head, scale, stride_q_row, stride_q_head, stride_page, stride_head,
+    stride_token, stride_out, SHARE: tl.constexpr, KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, LSE: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """One item: a tile of rows over a stretch of keys, for one key head."""
     sequence = tl.load(work + item * 5)
     tile_first = tl.load(work + item * 5 + 1)
@@ -133,98 +175,35 @@ def _attend(
     dims = tl.arange(0, HEAD)
     real = dims < HEAD_DIM
     q_at = (first_row + row).to(tl.int64) * stride_q_row + query_head * stride_q_head
-    if HEAD == HEAD_DIM:
-        tile = tl.load(q + q_at[:, None] + dims[None, :])
-    else:
-        tile = tl.load(q + q_at[:, None] + dims[None, :], mask=real[None, :], other=0.0)
-    if WIDEN:
-        tile = tile.to(tl.float32)
+    tile = _queries(q, q_at, dims, real, HEAD_DIM, HEAD, WIDEN)
 
-    seen = tl.minimum(
-        cached + writes * (row + 1), stop_key
-    )  # of each row, in tokens of the piece
+    # of each row, in tokens of the piece
+    seen = tl.minimum(cached + writes * (row + 1), stop_key)
     seen_by_all = tl.minimum(cached + writes * (tile_first + 1), stop_key)
     head_keys = keys + head * stride_head + dims[None, :]
     head_values = values + head * stride_head + dims[None, :]
-
-    peak = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, HEAD], tl.float32)
-    # page numbers are read a turn before they are needed, so that the loads of keys and
-    # values, which run ahead themselves, need not wait for them
-    pages = _pages(table, first_key, stop_key, KEYS, PAGE)
-    for start in tl.range(first_key, stop_key, KEYS):
-        places = _places(pages, start, stride_page, stride_token, KEYS, PAGE)
-        pages = _pages(table, start + KEYS, stop_key, KEYS, PAGE)
-        k = _read(head_keys, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN)
-        scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
-        if start + KEYS > seen_by_all:
-            scores = _hide(scores, start, seen, KEYS)
-        weights, fading, peak = _weigh(scores, peak, scale)
-        total = total * fading + tl.sum(weights, 1)
-        acc = acc * fading[:, None]
-        v = _read(
-            head_values, places, start, stop_key, dims, HEAD_DIM, HEAD, KEYS, WIDEN
-        )
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+    acc, total, peak = _over_keys(
+        tile, head_keys, head_values, table, first_key, stop_key, seen, seen_by_all,
+        dims, scale, stride_page, stride_token, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, WIDEN,
+    )  # fmt: skip
 
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]
     row_lse = tl.where(some, peak + tl.log2(tl.where(some, total, 1.0)), float("-inf"))
-    stored = mine[:, None] & real[None, :]
-    if slot < 0:
-        out_at = (first_row + row).to(tl.int64) * stride_out + query_head * HEAD_DIM
-        tl.store(
-            out + out_at[:, None] + dims[None, :],
-            acc.to(out.dtype.element_ty),
-            mask=stored,
-        )
-        if LSE:
-            lse_at = (first_row + row) * (KV_HEADS * SHARE) + query_head
-            tl.store(lse + lse_at, row_lse * 0.6931471805599453, mask=mine)
-    else:
-        slot_at = (slot + row - tile_first).to(tl.int64) * (
-            KV_HEADS * SHARE
-        ) + query_head
-        tl.store(
-            partial_out + (slot_at * HEAD_DIM)[:, None] + dims[None, :],
-            acc,
-            mask=stored,
-        )
-        tl.store(partial_lse + slot_at, row_lse, mask=mine)
+    _store(
+        acc, row_lse, out, lse, partial_out, partial_lse, slot, tile_first, first_row,
+        row, query_head, mine, dims, real, stride_out, KV_HEADS * SHARE, HEAD_DIM, LSE,
+    )  # fmt: skip
 
 
 @triton.jit
 def attend(
-    q,
-    keys,
-    values,
-    out,
-    lse,
-    partial_out,
-    partial_lse,
-    work,
-    sequences,
-    table_starts,
-    tables,
-    scale,
-    stride_q_row,
-    stride_q_head,
-    stride_page,
-    stride_head,
-    stride_token,
-    stride_out,
-    SHARE: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD: tl.constexpr,
-    PAGE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    LSE: tl.constexpr,
-    WIDEN: tl.constexpr,
-    KIND: tl.constexpr,
-):
+    q, keys, values, out, lse, partial_out, partial_lse, work, sequences, table_starts,
+    tables, scale, stride_q_row, stride_q_head, stride_page, stride_head, stride_token,
+    stride_out, SHARE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    HEAD: tl.constexpr, PAGE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    LSE: tl.constexpr, WIDEN: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
     """Items of one kind of tiles, as the header of `work` counts them. KIND 0: the wide ones, on a
     grid of at least (items x kv_heads,), the longest of all heads first. 1, 2: the middle ones,
     the narrow ones, on any grid (programs,), each program taking its share: a recorded launch
@@ -237,7 +216,8 @@ def attend(
                 q, keys, values, out, lse, partial_out, partial_lse,
                 work, sequences, table_starts, tables,
                 1 + item, tl.program_id(0) % KV_HEADS, scale,
-                stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
+                stride_q_row, stride_q_head,
+                stride_page, stride_head, stride_token, stride_out,
                 SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
             )  # fmt: skip
     else:
@@ -254,9 +234,39 @@ def attend(
                 q, keys, values, out, lse, partial_out, partial_lse,
                 work, sequences, table_starts, tables,
                 1 + first + number // KV_HEADS, number % KV_HEADS, scale,
-                stride_q_row, stride_q_head, stride_page, stride_head, stride_token, stride_out,
+                stride_q_row, stride_q_head,
+                stride_page, stride_head, stride_token, stride_out,
                 SHARE, KV_HEADS, HEAD_DIM, HEAD, PAGE, ROWS, KEYS, LSE, WIDEN,
             )  # fmt: skip
+
+
+@triton.jit
+def _over_pieces(
+    partial_out, partial_lse, first_slot, pieces, rows, row, head, dims,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """What the pieces of a row come to for one head: the weighted sum of their results [HEAD], the
+    sum of weights, and the largest log-sum-exp, which weights are relative to."""
+    real = dims < HEAD_DIM
+    peak = float("-inf")
+    total = 0.0
+    acc = tl.zeros([HEAD], tl.float32)
+    for start in tl.range(0, pieces, PIECES, num_stages=1):
+        piece = start + tl.arange(0, PIECES)
+        slots = (first_slot + piece * rows + row).to(tl.int64) * HEADS + head
+        lses = tl.load(partial_lse + slots, mask=piece < pieces, other=float("-inf"))
+        there = (piece < pieces)[:, None] & real[None, :]
+        at = (slots * HEAD_DIM)[:, None] + dims[None, :]
+        outs = tl.load(partial_out + at, mask=there, other=0.0)
+        new_peak = tl.maximum(peak, tl.max(lses, 0))
+        finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        weights = tl.exp2(lses - finite)
+        fading = tl.exp2(peak - finite)
+        total = total * fading + tl.sum(weights, 0)
+        acc = acc * fading + tl.sum(outs * weights[:, None], 0)
+        peak = new_peak
+    return acc, total, peak
 
 
 @triton.jit
@@ -287,25 +297,10 @@ def merge(
         first_slot = tl.load(merges + entry * 4 + 2)
         pieces = tl.load(merges + entry * 4 + 3)
         for row in tl.range(tl.program_id(1), rows, tl.num_programs(1), num_stages=1):
-            peak = float("-inf")
-            total = 0.0
-            acc = tl.zeros([HEAD], tl.float32)
-            for start in tl.range(0, pieces, PIECES, num_stages=1):
-                piece = start + tl.arange(0, PIECES)
-                slots = (first_slot + piece * rows + row).to(tl.int64) * HEADS + head
-                lses = tl.load(
-                    partial_lse + slots, mask=piece < pieces, other=float("-inf")
-                )
-                there = (piece < pieces)[:, None] & real[None, :]
-                at = (slots * HEAD_DIM)[:, None] + dims[None, :]
-                outs = tl.load(partial_out + at, mask=there, other=0.0)
-                new_peak = tl.maximum(peak, tl.max(lses, 0))
-                finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-                weights = tl.exp2(lses - finite)
-                fading = tl.exp2(peak - finite)
-                total = total * fading + tl.sum(weights, 0)
-                acc = acc * fading + tl.sum(outs * weights[:, None], 0)
-                peak = new_peak
+            acc, total, peak = _over_pieces(
+                partial_out, partial_lse, first_slot, pieces, rows, row, head, dims,
+                HEADS, HEAD_DIM, HEAD, PIECES,
+            )  # fmt: skip
             some = total > 0
             divisor = tl.where(some, total, 1.0)
             done = (acc / divisor).to(out.dtype.element_ty)

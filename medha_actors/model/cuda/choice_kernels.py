@@ -252,31 +252,48 @@ def _draw_from_some(logits, row, stride, candidates, count, bar, key, whole, tem
     return first, enough
 
 
+@triton.jit
+def _draw(
+    logits, row, stride, asks, bars, counters, candidates, sums, key, token, enough, flag,
+    temperature, peak, rows, vocabulary, chunks, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, MANY: tl.constexpr, CUT: tl.constexpr,
+):  # fmt: skip
+    """The token of a row that is drawn, and whether that settles it. `token` and `enough`: the
+    largest one, and that it does."""
+    floor = (peak.to(tl.float64) + tl.load(asks + rows + row)).to(tl.float32)
+    shot = tl.load(asks + 4 * rows + row)
+    cut = flag != flag
+    if CUT:
+        top_k = tl.load(asks + 2 * rows + row).to(tl.int64)
+        top_p = tl.load(asks + 3 * rows + row)
+        cut = (flag == 0) & ((top_k > 0) | (top_p < 1))
+        if cut:
+            numbers = tl.arange(0, CHUNKS)
+            inside = numbers < chunks
+            parts = tl.load(sums + row * chunks + numbers, mask=inside, other=0)
+            token, enough = _draw_from_some(
+                logits, row, stride, candidates, tl.load(counters + row),
+                tl.load(bars + row), key, tl.sum(parts, 0), temperature, peak, floor,
+                top_k, top_p, shot, vocabulary, MANY,
+            )  # fmt: skip
+    if cut == False:  # noqa: E712  (a tensor)
+        token = _draw_from_all(
+            logits, row, stride, sums, temperature, peak, floor, shot, vocabulary,
+            chunks, CHUNK, CHUNKS,
+        )  # fmt: skip
+    return token, enough
+
+
 @triton.jit(
     do_not_specialize=[
         "asks", "keys", "bars", "counters", "candidates", "sums", "found", "settled", "rows"
     ]
 )  # fmt: skip
 def pick(
-    logits,
-    stride,
-    asks,
-    keys,
-    bars,
-    counters,
-    candidates,
-    sums,
-    found,
-    settled,
-    rows,
-    vocabulary,
-    chunks,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    MANY: tl.constexpr,
-    DRAWN: tl.constexpr,
-    CUT: tl.constexpr,
-):
+    logits, stride, asks, keys, bars, counters, candidates, sums, found, settled, rows,
+    vocabulary, chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, MANY: tl.constexpr,
+    DRAWN: tl.constexpr, CUT: tl.constexpr,
+):  # fmt: skip
     """Grid (rows): token and flag of each row, int32 [2, rows]; if CUT also whether that settles
     it, int32 [rows]."""
     row = tl.program_id(0).to(tl.int64)
@@ -290,27 +307,11 @@ def pick(
         if temperature > 0:
             peak = tl.div_rn(logit, temperature)
             flag = flag | tl.where(is_finite(peak), 0, _COLD)
-            floor = (peak.to(tl.float64) + tl.load(asks + rows + row)).to(tl.float32)
-            shot = tl.load(asks + 4 * rows + row)
-            cut = flag != flag
-            if CUT:
-                top_k = tl.load(asks + 2 * rows + row).to(tl.int64)
-                top_p = tl.load(asks + 3 * rows + row)
-                cut = (flag == 0) & ((top_k > 0) | (top_p < 1))
-                if cut:
-                    numbers = tl.arange(0, CHUNKS)
-                    inside = numbers < chunks
-                    parts = tl.load(sums + row * chunks + numbers, mask=inside, other=0)
-                    token, enough = _draw_from_some(
-                        logits, row, stride, candidates, tl.load(counters + row),
-                        tl.load(bars + row), key, tl.sum(parts, 0), temperature, peak, floor,
-                        top_k, top_p, shot, vocabulary, MANY,
-                    )  # fmt: skip
-            if cut == False:  # noqa: E712  (a tensor)
-                token = _draw_from_all(
-                    logits, row, stride, sums, temperature, peak, floor, shot, vocabulary, chunks,
-                    CHUNK, CHUNKS,
-                )  # fmt: skip
+            token, enough = _draw(
+                logits, row, stride, asks, bars, counters, candidates, sums, key, token,
+                enough, flag, temperature, peak, rows, vocabulary, chunks, CHUNK, CHUNKS,
+                MANY, CUT,
+            )  # fmt: skip
     tl.store(found + row, token.to(tl.int32))
     tl.store(found + rows + row, flag)
     if CUT:

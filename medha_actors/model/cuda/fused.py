@@ -3,7 +3,7 @@
 They compute in float32 whatever they read, and round once, where they store.
 """
 
-# ruff: noqa: ANN001, ANN201  (kernels take pointers, integers and constants)
+# ruff: noqa: ANN001, ANN201, ANN202  (kernels take pointers, integers and constants)
 from __future__ import annotations
 
 from typing import Final
@@ -57,6 +57,48 @@ def turns_kernel(
     tl.store(place + rows.to(tl.int64) * HALF, tl.sin(angles) * scale, mask=inside)
 
 
+@triton.jit
+def _weights(norm, columns, inside):
+    """Weights of an RMSNorm, as a row: float32 [1, BLOCK]."""
+    return tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _normed(
+    left, right, heads, is_value, q_norm, k_norm, eps, columns, HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):  # fmt: skip
+    """Both halves of heads [AT_ONCE, BLOCK], queries and keys normalised, values as they are."""
+    narrow = columns < HALF
+    squares = tl.sum(left * left, 1) + tl.sum(right * right, 1)
+    scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+    q_left = _weights(q_norm, columns, narrow)
+    q_right = _weights(q_norm + HALF, columns, narrow)
+    k_left = _weights(k_norm, columns, narrow)
+    k_right = _weights(k_norm + HALF, columns, narrow)
+    is_query = (heads < HEADS)[:, None]
+    left = tl.where(is_value, left, left * scale * tl.where(is_query, q_left, k_left))
+    right = tl.where(
+        is_value, right, right * scale * tl.where(is_query, q_right, k_right)
+    )
+    return left, right
+
+
+@triton.jit
+def _places_in_pool(
+    slot, heads, KV: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr,
+    TOKEN: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Where the keys and values among `heads` lie in the pool, of the token of a slot: int64
+    [AT_ONCE]."""
+    page = (slot // PAGE_TOKENS).to(tl.int64)
+    token = slot % PAGE_TOKENS
+    is_second = (heads >= HEADS + KV_HEADS).to(tl.int64)
+    kv_head = heads - HEADS - is_second * KV_HEADS
+    return is_second * KV + page * PAGE + kv_head * HEAD + token * TOKEN
+
+
 @triton.jit(do_not_specialize=["eps", "rows"])
 def store_heads_kernel(
     qkv, turns, slots, pool, q_norm, k_norm, rows, eps, KV: tl.constexpr, PAGE: tl.constexpr,
@@ -73,37 +115,18 @@ def store_heads_kernel(
     row = tl.program_id(0)
     heads = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
     columns = tl.arange(0, BLOCK)
-    turned = HEADS + KV_HEADS
     every = HEADS + 2 * KV_HEADS
     inside = (heads < every)[:, None] & (columns < HALF)[None, :]
     first = row.to(tl.int64) * (every * 2 * HALF)
     place = qkv + first + heads[:, None] * (2 * HALF) + columns[None, :]
     left = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
-    is_value = (heads >= turned)[:, None]
-    narrow = columns < HALF
+    is_value = (heads >= HEADS + KV_HEADS)[:, None]
     if NORMS:
-        squares = tl.sum(left * left, 1) + tl.sum(right * right, 1)
-        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        q_left = tl.load(q_norm + columns, mask=narrow, other=0.0).to(tl.float32)[
-            None, :
-        ]
-        q_right = tl.load(q_norm + HALF + columns, mask=narrow, other=0.0).to(
-            tl.float32
-        )[None, :]
-        k_left = tl.load(k_norm + columns, mask=narrow, other=0.0).to(tl.float32)[
-            None, :
-        ]
-        k_right = tl.load(k_norm + HALF + columns, mask=narrow, other=0.0).to(
-            tl.float32
-        )[None, :]
-        is_query = (heads < HEADS)[:, None]
-        left = tl.where(
-            is_value, left, left * scale * tl.where(is_query, q_left, k_left)
+        left, right = _normed(
+            left, right, heads, is_value, q_norm, k_norm, eps, columns, HEADS, HALF
         )
-        right = tl.where(
-            is_value, right, right * scale * tl.where(is_query, q_right, k_right)
-        )
+    narrow = columns < HALF
     angle = turns + row.to(tl.int64) * HALF + columns
     cos = tl.load(angle, mask=narrow, other=1.0)[None, :]
     sin = tl.load(angle + rows.to(tl.int64) * HALF, mask=narrow, other=0.0)[None, :]
@@ -115,11 +138,9 @@ def store_heads_kernel(
     tl.store(place, new_left, mask=queries)
     tl.store(place + HALF, new_right, mask=queries)
     slot = tl.load(slots + row)
-    page = (slot // PAGE_TOKENS).to(tl.int64)
-    token = slot % PAGE_TOKENS
-    is_second = (heads >= turned).to(tl.int64)
-    kv_head = heads - HEADS - is_second * KV_HEADS
-    there = is_second * KV + page * PAGE + kv_head * HEAD + token * TOKEN
+    there = _places_in_pool(
+        slot, heads, KV, PAGE, HEAD, TOKEN, HEADS, KV_HEADS, PAGE_TOKENS
+    )
     stop = tl.where(slot >= 0, every, HEADS)
     kept = inside & ((heads >= HEADS) & (heads < stop))[:, None]
     into = pool + there[:, None] + columns[None, :]

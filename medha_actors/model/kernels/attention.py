@@ -123,24 +123,31 @@ _call_rows = kernel(13, call_address)
 
 
 @compiled
+def _finish(state, rows, share, dims, visible, out, lse):
+    """What the states of rows come to: out and lse, see attend()."""
+    for r in range(rows):
+        total = np.float32(0)
+        for lane in range(16):
+            total += state[r, dims + lane]
+        row = r // share
+        head = r % share
+        if visible == 0:
+            out[row, head] = 0
+            lse[row, head] = -np.inf
+            continue
+        inverse = np.float32(1) / total
+        for d in range(dims):
+            out[row, head, d] = state[r, d] * inverse
+        lse[row, head] = np.float32(
+            (state[r, dims + 16] + math.log2(total)) * 0.6931471805599453
+        )
+
+
+@compiled
 def attend(
-    code,
-    q,
-    tokens,
-    share,
-    dims,
-    bfloat,
-    keys,
-    values,
-    page_bytes,
-    page_tiles,
-    pages,
-    cached,
-    writes,
-    scratch,
-    out,
-    lse,
-):
+    code, q, tokens, share, dims, bfloat, keys, values, page_bytes, page_tiles, pages,
+    cached, writes, scratch, out, lse,
+):  # fmt: skip
     """One key head's `share` query heads of `tokens` (at most BLOCK_TOKENS) consecutive tokens of
     one request.
 
@@ -166,36 +173,11 @@ def attend(
         skip = max(start - cached, 0) * share  # rows that end before this tile
         left = rows - skip
         first = 1 if t == 0 else 0
-        s = address(state) + skip * (dims + STATE_EXTRA) * 4
-        n = address(limits) + skip * 8
+        row_q = q + skip * dims * (2 if bfloat else 4)
+        row_state = address(state) + skip * (dims + STATE_EXTRA) * 4
+        row_limits = address(limits) + skip * 8
         _call_rows(
-            code,
-            left,
-            dims,
-            q + skip * dims * (2 if bfloat else 4),
-            keys + place,
-            values + place,
-            s,
-            n,
-            start,
-            first,
-            address(p),
-            keys + ahead,
-            values + ahead,
-        )
-    for r in range(rows):
-        total = np.float32(0)
-        for lane in range(16):
-            total += state[r, dims + lane]
-        row = r // share
-        head = r % share
-        if visible == 0:
-            out[row, head] = 0
-            lse[row, head] = -np.inf
-            continue
-        inverse = np.float32(1) / total
-        for d in range(dims):
-            out[row, head, d] = state[r, d] * inverse
-        lse[row, head] = np.float32(
-            (state[r, dims + 16] + math.log2(total)) * 0.6931471805599453
-        )
+            code, left, dims, row_q, keys + place, values + place, row_state, row_limits,
+            start, first, address(p), keys + ahead, values + ahead,
+        )  # fmt: skip
+    _finish(state, rows, share, dims, visible, out, lse)

@@ -103,16 +103,13 @@ class CpuLayers:
         )
         self.keys = aligned(layer_bytes * len(self.weights), np.uint8)
         self.values = aligned(layer_bytes * len(self.weights), np.uint8)
-        self.linears = np.array(
-            [[_table(stack) for stack in layer[:4]] for layer in self.weights], np.int64
-        ).reshape(-1, 4, PARTS, 5)
-        self.vectors = np.array(
-            [
-                [0 if vector is None else vector.data_ptr() for vector in layer[4:12]]
-                for layer in self.weights
-            ],
-            np.int64,
-        ).reshape(-1, 8)
+        linears = []
+        vectors = []
+        for layer in self.weights:
+            linears.append([_table(stack) for stack in layer[:4]])
+            vectors.append([_address(vector) for vector in layer[4:12]])
+        self.linears = np.array(linears, np.int64).reshape(-1, 4, PARTS, 5)
+        self.vectors = np.array(vectors, np.int64).reshape(-1, 8)
         self.routing = _Routing(shape, self.weights)
         self._allocate(bfloat, layer_bytes)
 
@@ -255,9 +252,8 @@ class _Routing:
             self.rated = _padded(experts.count + shared)
         self.routers = np.array([_table(layer.router) for layer in layers], np.int64)
         self.routers = self.routers.reshape(-1, PARTS, 5)
-        stacks = [
-            [[_table(stack) for stack in mlp] for mlp in layer.mlps] for layer in layers
-        ]
+        mlps = itertools.chain.from_iterable([layer.mlps for layer in layers])
+        stacks = [_table(stack) for stack in itertools.chain.from_iterable(mlps)]
         count = self.counts[0] + self.counts[3]
         self.table = np.array(stacks, np.int64).reshape(len(layers), count, 2, PARTS, 5)
 
@@ -303,6 +299,11 @@ def _table(stack: Stack) -> NDArray[np.int64]:
     for place, matrix in enumerate(stack):
         rows[place] = matrix.row()
     return rows
+
+
+def _address(vector: Tensor | None) -> int:
+    """Where a vector lies, 0 where the model has none."""
+    return 0 if vector is None else vector.data_ptr()
 
 
 def _together(weights: Sequence[LayerWeights]) -> list[LayerWeights]:
