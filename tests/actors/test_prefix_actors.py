@@ -67,7 +67,9 @@ class Asked:
             arrived_at=time.time(),
             **more,
         )
-        self.drawn, self.scored, self.finished = [], {}, None
+        self.drawn = []
+        self.scored = {}
+        self.finished = None
 
     @property
     def known(self):

@@ -236,7 +236,8 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_wait(shared):
 
 
 def test_waiting_for_a_batch_goes_on_until_there_is_one():
-    (source, far), (mate, other) = pair(), pair()
+    source, far = pair()
+    mate, other = pair()
     other.send(b"not a death")
     far.send(b"a batch")
     wait_for(source, [mate])

@@ -199,7 +199,9 @@ class Held(Waiting):
 def test_what_waits_is_let_go_once_whenever_it_comes():
     link, other = pair()
     lookout = Lookout([link])
-    early, dropped, late = Held(), Held(), Held()
+    early = Held()
+    dropped = Held()
+    late = Held()
     lookout.add(early)
     lookout.add(dropped)
     lookout.drop(dropped)

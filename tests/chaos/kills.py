@@ -180,12 +180,10 @@ class _Watch:
     def __init__(
         self, server: Server, kill: Kill, repeat: int, before: Sequence[census.Process]
     ) -> None:
-        self._server, self._kill, self._repeat, self._before = (
-            server,
-            kill,
-            repeat,
-            before,
-        )
+        self._server = server
+        self._kill = kill
+        self._repeat = repeat
+        self._before = before
         self.load = Load(server.url, server.model)
         self.prober = Prober(server.url, server.model)
         self.killed_at = 0.0

@@ -30,19 +30,24 @@ class World:
     """Drives a scheduler step by step. `clock` moves by each batch's predicted time."""
 
     def __init__(self, config, grid, model=None):
-        self.config, self.grid = config, grid
+        self.config = config
+        self.grid = grid
         self.model = model or model_of(grid.stages)
         self.scheduler = self.make()
         self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
         self.now = 1000.0
         self.flights = deque()
-        self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
+        self.requests = {}
+        self.tokens = {}
+        self.finished = {}
+        self.progress = {}
         self.batches = []
         self.forces = {}  # of each request: tokens that its grammar forces after each draw
         self.landed = set()  # batches whose results have come back
         # Requests whose span at this position kills the groups that compute it, and
         # what is lost.
-        self.poison, self.dies = {}, "its groups"
+        self.poison = {}
+        self.dies = "its groups"
         self.struck = set()  # requests that were in flight in groups that died
         self.condemned = set()
         self.dropped = set()  # requests whose KV was dropped at some time
@@ -234,7 +239,8 @@ class World:
     def check_span(self, name, parts):
         """One request's span as all its groups see it: pieces cover [0, start) exactly, with the
         right tokens."""
-        request, first = self.requests[name], parts[0][1]
+        request = self.requests[name]
+        first = parts[0][1]
         assert len(parts) == max(1, len(first.groups))
         parts = sorted(parts, key=lambda part: part[1].piece_start)
         if first.groups:
@@ -284,7 +290,8 @@ class World:
     def check_budget(self, batch):
         """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps
         prefill going."""
-        config, alone = self.config.scheduler, len(self.scheduler.live.by_id) == 1
+        config = self.config.scheduler
+        alone = len(self.scheduler.live.by_id) == 1
         for message in filter(None, batch.groups):
             load = load_of(message)
             assert load.rows <= config.max_batch_tokens

@@ -11,7 +11,8 @@ from medha_actors.messages import PromptLogprobsEvent, unpack_tokens
 from tests.fakes import finished, saying, token
 
 EOS = 256
-COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETE = "/v1/completions"
+CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 
 

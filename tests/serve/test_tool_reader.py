@@ -66,7 +66,8 @@ CASES: list[tuple[Style, str, str, list[tuple[str, str]]]] = [
 
 def read(style: Style, parts: list[str], most: int | None = None):
     reader = ToolReader(style, frozenset("fg"), "answer", most)
-    content, ids = "", set()
+    content = ""
+    ids = set()
     calls: dict[int, list[str]] = {}
     for said in [*(reader.push(part) for part in parts), reader.finish()]:
         content += said.content
@@ -84,7 +85,8 @@ def read(style: Style, parts: list[str], most: int | None = None):
 @given(st.sampled_from(CASES), st.lists(st.integers(1, 9), max_size=80))
 def test_wherever_it_is_cut(case, sizes: list[int]) -> None:
     style, text, content, calls = case
-    parts, at = [], 0
+    parts = []
+    at = 0
     for size in sizes:
         parts.append(text[at : at + size])
         at += size

@@ -50,7 +50,8 @@ def test_every_volume_is_a_file_here_or_declared():
 
 
 def test_what_is_mounted_is_what_is_configured():
-    compose, scrapes = read("compose.yaml"), read("prometheus.yaml")["scrape_configs"]
+    compose = read("compose.yaml")
+    scrapes = read("prometheus.yaml")["scrape_configs"]
     targets = {
         volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]
     }

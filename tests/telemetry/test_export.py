@@ -259,7 +259,8 @@ class Scripted(SpanExporter):
 
 
 def test_a_backend_that_never_answers_delays_nobody_and_memory_is_bounded(long):
-    stuck, entered = threading.Event(), threading.Event()
+    stuck = threading.Event()
+    entered = threading.Event()
     exporter = Scripted()
 
     def answer():
@@ -297,11 +298,9 @@ class Slow(SpanExporter):
 
 
 def test_a_backend_that_is_too_slow_costs_one_log_line_and_whole_traces(long, caplog):
-    slow, traces, each = (
-        Slow(),
-        300,
-        len(build(edges([long]), [long], Resource.create({}))),
-    )
+    slow = Slow()
+    traces = 300
+    each = len(build(edges([long]), [long], Resource.create({})))
     export = SpanExport(TracingConfig(exporter="otlp_http", queue_spans=2048), slow)
     backend = export.backend
     with caplog.at_level(logging.WARNING):

@@ -98,10 +98,8 @@ async def test_the_figures_are_those_of_the_requests():
     assert value(families, "medha_kv_cache_pages", state="used") == 0
     slack = families["medha_prefill_relative_slack"]
     assert {s.labels["class"] for s in slack.samples} == {"short", "long"}
-    steps, name = (
-        controller.scheduler.stats().batches_total,
-        "medha_batch_budget_used_ratio",
-    )
+    steps = controller.scheduler.stats().batches_total
+    name = "medha_batch_budget_used_ratio"
     assert (
         value(families, name, f"{name}_count")
         == value(families, "medha_steps")

@@ -18,7 +18,8 @@ import itertools
 
 from serve_process import free_port, serving
 
-LONG, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+LONG = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
 ARGS = {
     "model_loading_config": {
         "model_source": "random",
@@ -40,7 +41,8 @@ class Traced:
     """A server with two replicas, and who gets its spans."""
 
     def __init__(self, url: str, receiver: HttpReceiver) -> None:
-        self.url, self.receiver = url, receiver
+        self.url = url
+        self.receiver = receiver
 
     async def complete(
         self,

@@ -47,7 +47,8 @@ def some_records():
         for i in range(3)
     ]
     records += [made(30, sent=1.0, tokens=(0.2,), kind="probe"), failed(31, sent=2.0)]
-    records[0].blocks, records[0].block_tokens = (7, 8), 5
+    records[0].blocks = (7, 8)
+    records[0].block_tokens = 5
     return records
 
 
@@ -128,7 +129,8 @@ def test_rows_are_veekshas_and_leave_out_what_is_undefined(results):
         .splitlines()
     ]
     assert len(rows) == 25
-    first, last = rows[0], rows[-1]
+    first = rows[0]
+    last = rows[-1]
     assert first["ttfc"] == pytest.approx(0.5)
     assert first["tbc"] == pytest.approx([0.1, 0.2])
     assert first["end_to_end_latency"] == pytest.approx(0.8)
