@@ -9,16 +9,13 @@ import pytest
 import torch
 
 from medha_actors.actors.cells import Cell, Shape
-from medha_actors.actors.exchange import (
-    LinkExchange,
-    SharedExchange,
-    open_mailboxes,
-)
+from medha_actors.actors.exchange import LinkExchange, SharedExchange, open_mailboxes
 from medha_actors.actors.greetings import HEADER, hello
 from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.shared_memory import forget
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge_packed, pack
+from tests.actors.link_ends import pair
 
 
 @pytest.fixture
@@ -26,11 +23,6 @@ def listener():
     listener = Listener("node", "127.0.0.1")
     yield listener
     listener.close()
-
-
-def pair() -> tuple[Link, Link]:
-    left, right = socket.socketpair()
-    return Link(left), Link(right)
 
 
 def in_thread(function, *args):

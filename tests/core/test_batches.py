@@ -2,8 +2,9 @@
 
 import msgspec
 import pytest
+from core_batches import spans_of
 from core_inputs import request_of
-from core_world import decoding_world, spans_of, world_of
+from core_world import decoding_world, world_of
 
 from medha_actors.core.live import decode_rows
 from medha_actors.core.predictor import ExecutionModel

@@ -4,8 +4,9 @@ point."""
 import random
 
 import pytest
+from core_batches import spans_of
 from core_inputs import config_of, grid_of, request_of
-from core_world import spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.predictor import ExecutionModel

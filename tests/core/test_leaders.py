@@ -1,8 +1,9 @@
 """Requests with one beginning that arrive together: one leads, the others wait for its pages."""
 
 import pytest
+from core_batches import prefilled
 from core_inputs import request_of
-from core_world import prefilled, world_of
+from core_world import world_of
 
 from medha_actors.core.predictor import ExecutionModel
 

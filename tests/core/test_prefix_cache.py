@@ -2,8 +2,9 @@
 checks after every step that nobody reads other tokens or writes to what others read."""
 
 import pytest
+from core_batches import prefilled, spans_of
 from core_inputs import config_of, grid_of, request_of
-from core_world import prefilled, spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import Simulation

@@ -2,8 +2,9 @@
 loaded, and checks after every step whose tokens are read and that no slot is used twice."""
 
 import pytest
+from core_batches import spans_of
 from core_inputs import config_of, grid_of, model_of, request_of
-from core_world import spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.kv_plan import LOADED
 from medha_actors.core.page_news import News

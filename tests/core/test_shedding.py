@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from core_world import config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, request_of
 from hypothesis import given
 from hypothesis import strategies as st
 
