@@ -23,6 +23,12 @@ def spans_in(batches):
     return list(itertools.chain.from_iterable(map(spans_of, batches)))
 
 
+def opened_in(batches):
+    """The sequences that the messages of batches open."""
+    messages = itertools.chain.from_iterable(map(messages_of, batches))
+    return list(itertools.chain.from_iterable(message.opened for message in messages))
+
+
 def placed_spans(batch):
     """Each span with the group that computes it."""
     found = []

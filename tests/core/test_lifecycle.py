@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from core_batches import spans_of
+from core_batches import opened_in, spans_of
 from core_inputs import request_of
 from core_world import decoding_world, world_of
 
@@ -72,23 +72,16 @@ def test_prompt_log_probabilities_are_reported_once():
 
 def test_a_late_group_learns_the_tokens_only_if_something_looks_back():
     grammar = Grammar("start: /a/", (0,))
-    for looks_back, changes in enumerate(
-        (
-            {},
-            {"repetition_penalty": 1.3},
-            {"presence_penalty": 0.5},
-            {"grammar": grammar},
-        )
+    for looks_back, changes in (
+        (False, {}),
+        (True, {"repetition_penalty": 1.3}),
+        (True, {"presence_penalty": 0.5}),
+        (True, {"grammar": grammar}),
     ):
         world = world_of(groups=2, cutoff=20)
         world.add(request_of("a", 30, 1, world.now, **changes))
         world.drain()
-        told = [
-            m.opened[0].token_ids
-            for batch in world.batches
-            for m in batch.groups
-            if m and m.opened
-        ]
+        told = [sequence.token_ids for sequence in opened_in(world.batches)]
         assert [len(tokens) // 4 for tokens in told] == [0, 20 if looks_back else 0]
 
 

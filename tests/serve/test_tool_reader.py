@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -98,7 +99,8 @@ def test_arguments_come_as_they_grow() -> None:
     said = [
         reader.push(char) for char in '<tool_call>{"name": "f", "arguments": {"a": 12}}'
     ]
-    pieces = [call.arguments for one in said for call in one.calls]
+    calls = chain.from_iterable(one.calls for one in said)
+    pieces = [call.arguments for call in calls]
     assert pieces == ["", "{", '"', "a", '"', ":", " ", "1", "2", "}"]
 
 

@@ -89,7 +89,12 @@ def test_the_tree_of_a_convoy(long):
         "SPP: two chunks at once"
     )
     assert [span.name for span in below(first)] == ["stage[0]", "stage[1]"]
-    shards = [f"stage[{stage}].shard[{group}]" for group in (0, 1) for stage in (0, 1)]
+    shards = [
+        "stage[0].shard[0]",
+        "stage[1].shard[0]",
+        "stage[0].shard[1]",
+        "stage[1].shard[1]",
+    ]
     assert [span.name for span in below(third)] == shards
     assert below(third)[0].attributes["exchange_s"] == 0.002
     wanted = {
