@@ -16,8 +16,10 @@ class CuttingProxy:
     ) -> None:
         """`reset`: the connection ends as when a process or a network dies, not in order."""
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname, parts.port
-        self._cuts, self._reset = list(cuts), reset
+        self._host = parts.hostname
+        self._port = parts.port
+        self._cuts = list(cuts)
+        self._reset = reset
         self._listener: asyncio.Server | None = None
         self._listening_port = 0
         self._serving: set[asyncio.Task[None]] = set()

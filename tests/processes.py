@@ -6,13 +6,12 @@ from pathlib import Path
 def stage_pids(root: int) -> list[int]:
     """Stage actors among the descendants of process `root` (Ray names a process after its
     actor)."""
-    parents, stages = {}, []
+    parents = {}
+    stages = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            stat, command = (
-                (entry / "stat").read_text(),
-                (entry / "cmdline").read_bytes(),
-            )
+            stat = (entry / "stat").read_text()
+            command = (entry / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
         pid = int(entry.name)

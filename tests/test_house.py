@@ -2,13 +2,14 @@
 
 import ast
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("medha_actors", "deployments", "clients", "loadgen")
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FILES = sorted(chain.from_iterable((ROOT / name).rglob("*.py") for name in PACKAGES))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 CORE_STDLIB = {

@@ -34,7 +34,10 @@ class Followed:
             arrived_at=time.time(),
         )
         self.order = [] if order is None else order
-        self.drawn, self.scored, self.prefilled, self.finished = [], {}, 0, None
+        self.drawn = []
+        self.scored = {}
+        self.prefilled = 0
+        self.finished = None
 
     async def follow(self, handle, happened=lambda: None):
         async for event in await events_of(handle, self.request):

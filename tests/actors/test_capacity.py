@@ -85,7 +85,8 @@ def test_more_running_requests_than_a_batch_has_rows_is_refused():
 
 
 def test_the_stage_with_the_most_layers_decides():
-    config, here = config_of(), Place("node", (0,), 2**30, None)
+    config = config_of()
+    here = Place("node", (0,), 2**30, None)
     spec = load_spec(config.model_loading_config)
     token_bytes = kv_bytes_per_token(spec, (0, 3), "float32")
     pages = pages_of(

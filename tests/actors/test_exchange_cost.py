@@ -1,5 +1,7 @@
 """The cost of merging partial attention is measured at start."""
 
+from itertools import chain
+
 import pytest
 
 from medha_actors.actors.calibration import cases, fit, step
@@ -65,13 +67,7 @@ def test_nothing_is_measured_beyond_the_cache(pages):
         measured = cases(context, pages, page)
         assert measured
         for number, case in enumerate(measured):
-            assert (
-                max(
-                    n
-                    for span in step(case, page, 512, number).spans
-                    for n in span.new_pages
-                )
-                < pages
-            )
+            spans = step(case, page, 512, number).spans
+            assert max(chain.from_iterable(span.new_pages for span in spans)) < pages
         # a profile, whatever is missing
         ExecutionModel(Profile((fit(dict.fromkeys(measured, 1e-3), context),)))

@@ -4,6 +4,7 @@ take."""
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -156,7 +157,7 @@ def test_probes_stay_within_the_limits(limits):
         assert rows <= limits.batch_tokens
         assert len(message.spans) <= limits.requests
         assert max(span.stop for span in message.spans) <= limits.positions
-        pages = [page for span in message.spans for page in span.new_pages]
+        pages = list(chain.from_iterable(span.new_pages for span in message.spans))
         assert len(pages) == len(set(pages))
         assert max(pages) < limits.pages
         repeated = again(message)
@@ -178,8 +179,9 @@ def test_probes_stay_within_the_limits(limits):
 def test_probes_reach_as_far_as_batches_and_contexts_do():
     tried = probes(LARGE)
     assert max(probe.load().rows for probe in tried) == 4096
-    assert max(part.cached for probe in tried for part in probe.parts) > 128_000
-    assert {part.requests for probe in tried for part in probe.parts} >= {1, 2, 8, 64}
+    parts = list(chain.from_iterable(probe.parts for probe in tried))
+    assert max(part.cached for part in parts) > 128_000
+    assert {part.requests for part in parts} >= {1, 2, 8, 64}
 
 
 def test_a_sampling_probe_counts_its_tokens():

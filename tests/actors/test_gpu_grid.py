@@ -44,7 +44,8 @@ class ActedCrew:
     made: list[ActedCrew]
 
     def __init__(self, config, device, owner, stage_class, make_room):
-        self.config, self.device = config, device
+        self.config = config
+        self.device = device
         self.plans: dict[Cell, StagePlan] = {}
         self.rehearsed: set[Cell] = set()
         self.living: set[Cell] = set()
@@ -61,7 +62,9 @@ class ActedCrew:
         return self.found
 
     def dismiss(self):
-        self.plans, self.rehearsed, self.living = {}, set(), set()
+        self.plans = {}
+        self.rehearsed = set()
+        self.living = set()
 
     async def hire(self):
         self.living = set(self.shape.cells())

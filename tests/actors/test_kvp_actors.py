@@ -78,7 +78,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
             order = []
             long = Followed(700, 100, order)
             shorts = [Followed(10 + number, 300, order) for number in range(4)]
-            killed_after, spread = [], asyncio.Event()
+            killed_after = []
+            spread = asyncio.Event()
 
             def kill(
                 victim=victim,

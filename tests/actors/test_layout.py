@@ -91,7 +91,8 @@ def test_the_device_is_the_gpu_where_there_is_one(asked, gpus, torch, device):
 
 
 def test_stages_on_one_gpu_take_turns():
-    a, b = ("node", "0"), ("node", "1")
+    a = ("node", "0")
+    b = ("node", "1")
     assert turns([{a}, {a}]) == [[0], [1]]
     assert turns([{a}, {b}]) == [[0, 1]]
     assert turns([{a}, {b}, {a}, {a, b}]) == [[0, 1], [2], [3]]

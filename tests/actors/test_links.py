@@ -9,16 +9,13 @@ import pytest
 import torch
 
 from medha_actors.actors.cells import Cell, Shape
-from medha_actors.actors.exchange import (
-    LinkExchange,
-    SharedExchange,
-    open_mailboxes,
-)
+from medha_actors.actors.exchange import LinkExchange, SharedExchange, open_mailboxes
 from medha_actors.actors.greetings import HEADER, hello
 from medha_actors.actors.links import Endpoint, Link, Listener, dial
 from medha_actors.actors.shared_memory import forget
 from medha_actors.errors import LinkClosedError
 from medha_actors.model.merge import merge_packed, pack
+from tests.actors.link_ends import pair
 
 
 @pytest.fixture
@@ -26,11 +23,6 @@ def listener():
     listener = Listener("node", "127.0.0.1")
     yield listener
     listener.close()
-
-
-def pair() -> tuple[Link, Link]:
-    left, right = socket.socketpair()
-    return Link(left), Link(right)
 
 
 def in_thread(function, *args):
@@ -68,7 +60,8 @@ def test_a_dialled_link_carries_messages_and_tensors(
 
 def test_a_message_larger_than_every_buffer_arrives_whole():
     ours, theirs = pair()
-    message, tensor = bytes(range(256)) * 50_000, torch.randn(4_000, 1_000)
+    message = bytes(range(256)) * 50_000
+    tensor = torch.randn(4_000, 1_000)
     sender, _ = in_thread(ours.send, message, tensor)
     received = theirs.recv()
     sender.join()
@@ -83,7 +76,8 @@ def test_a_descriptor_that_does_not_block_is_waited_for():
     os.set_blocking(theirs.fileno(), False)
     reader, received = in_thread(theirs.recv)
     os.set_blocking(ours.fileno(), False)
-    message, tensor = bytes(range(256)) * 50_000, torch.randn(4_000, 1_000)
+    message = bytes(range(256)) * 50_000
+    tensor = torch.randn(4_000, 1_000)
     ours.send(message, tensor)
     reader.join(timeout=30)
     assert received[0][0] == message
@@ -223,7 +217,8 @@ def test_nobody_dialling_is_an_error(listener: Listener):
 
 
 def test_endpoint_differs_by_actor():
-    first, second = Listener("n", "127.0.0.1"), Listener("n", "127.0.0.1")
+    first = Listener("n", "127.0.0.1")
+    second = Listener("n", "127.0.0.1")
     assert isinstance(first.endpoint, Endpoint)
     assert first.endpoint != second.endpoint
     first.close(), second.close()

@@ -103,7 +103,9 @@ async def test_a_killed_shard_costs_only_those_with_a_piece_there(warm):
                 sampling=greedy(300),
             )
             streams.append(await events_of(handle, request))
-        killed, seen, finished = False, {name: [] for name in ids}, {}
+        killed = False
+        seen = {name: [] for name in ids}
+        finished = {}
 
         async def follow(events):
             nonlocal killed

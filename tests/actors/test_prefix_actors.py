@@ -67,7 +67,9 @@ class Asked:
             arrived_at=time.time(),
             **more,
         )
-        self.drawn, self.scored, self.finished = [], {}, None
+        self.drawn = []
+        self.scored = {}
+        self.finished = None
 
     @property
     def known(self):
@@ -182,7 +184,10 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
         firsts = [Asked(base, 100) for base in bases]
         await everyone(handle, firsts)  # one on each group
         victim = (await warm.pids())[0]
-        turns = [Asked([*base, index], 150) for index in range(2) for base in bases]
+        turns = [
+            Asked([*base, index], 150)
+            for index, base in itertools.product(range(2), bases)
+        ]
         killed = []
 
         def kill():

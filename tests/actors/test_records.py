@@ -198,7 +198,8 @@ class Machine(RuleBasedStateMachine):
         sampling = {"logprobs": 0} if scored else {}
         request = request_of(f"r{self.number}", answer, prompt, **sampling)
         self.records.begin(request, ACCEPTED, self.now)
-        self.said[answer], self.live[answer] = 0, request.id
+        self.said[answer] = 0
+        self.live[answer] = request.id
 
     @rule(data=st.data(), count=st.integers(1, 200))
     def speak(self, data, count: int) -> None:

@@ -65,7 +65,8 @@ class Place:
         self.stage = LaunchingStage(self.device, last=stage == stages - 1)
         wires = Wires()
         self.control, wires.control = pair()
-        self.upstream, self.downstream = None, None
+        self.upstream = None
+        self.downstream = None
         if stage:
             self.upstream, wires.upstream = pair()
         if stage < stages - 1:

@@ -3,7 +3,6 @@ memory that actors have."""
 
 from __future__ import annotations
 
-import socket
 import threading
 
 import msgspec
@@ -22,17 +21,13 @@ from medha_actors.messages import StepResult
 from medha_actors.model.device import HOST, Device
 from medha_actors.model.stage import StageOutput
 from medha_actors.model_shares import specs_of
+from tests.actors.link_ends import pair
 from tests.device_double import RecordingDevice
 from tests.model.stage_driver import GREEDY, Driver
 from tests.tiny_llama import tiny_llama
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(StepResult).decode
-
-
-def pair() -> tuple[Link, Link]:
-    left, right = socket.socketpair()
-    return Link(left), Link(right)
 
 
 class Grid:
@@ -236,7 +231,8 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_wait(shared):
 
 
 def test_waiting_for_a_batch_goes_on_until_there_is_one():
-    (source, far), (mate, other) = pair(), pair()
+    source, far = pair()
+    mate, other = pair()
     other.send(b"not a death")
     far.send(b"a batch")
     wait_for(source, [mate])

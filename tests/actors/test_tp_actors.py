@@ -93,7 +93,8 @@ async def test_the_death_of_a_rank_costs_only_its_group(victim, model, warm):
 async def test_an_idle_rank_that_dies_is_replaced(victim, model, warm):
     """Nobody waits for it: the others notice that its links are closed."""
     async with warm.engine(arguments(model[1], 2, 1, 1)) as handle:
-        before, after = Followed(20, 10), Followed(30, 10)
+        before = Followed(20, 10)
+        after = Followed(30, 10)
         async with asyncio.timeout(60):
             await before.follow(handle)
         cells = await warm.pids()

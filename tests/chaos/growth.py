@@ -98,7 +98,7 @@ def rows(moments: Sequence[Snapshot]) -> list[list[str]]:
     """One row for each role and each other thing held, the moments beside each other."""
     holdings = [moment.roles() for moment in moments]
     lines: list[list[str]] = []
-    for role in sorted({role for holding in holdings for role in holding}):
+    for role in sorted(set().union(*holdings)):
         here = [holding.get(role) for holding in holdings]
         lines.append(
             [

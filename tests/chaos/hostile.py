@@ -82,7 +82,8 @@ class Link:
 
 
 Hostile = Callable[[Link, random.Random], Awaitable[str]]
-COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETE = "/v1/completions"
+CHAT = "/v1/chat/completions"
 
 
 def encoded(value: Any) -> bytes:

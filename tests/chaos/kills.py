@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -97,10 +98,12 @@ def run(names: Sequence[str], repeats: int, results: Path) -> int:
     try:
         for replicas in sorted({kill.replicas for kill in chosen}):
             here = [kill for kill in chosen if kill.replicas == replicas]
-            turns = [(kill, repeat) for repeat in range(repeats) for kill in here]
-            while (
-                turns
-            ):  # a server that does not come to rest is replaced by a fresh one
+            turns = [
+                (kill, repeat)
+                for repeat, kill in itertools.product(range(repeats), here)
+            ]
+            # A server that does not come to rest is replaced by a fresh one.
+            while turns:
                 with running(results / "server", replicas=replicas) as server:
                     references = references or undisturbed(server)
                     turns = _deaths(server, turns, references, outcomes)
@@ -180,12 +183,10 @@ class _Watch:
     def __init__(
         self, server: Server, kill: Kill, repeat: int, before: Sequence[census.Process]
     ) -> None:
-        self._server, self._kill, self._repeat, self._before = (
-            server,
-            kill,
-            repeat,
-            before,
-        )
+        self._server = server
+        self._kill = kill
+        self._repeat = repeat
+        self._before = before
         self.load = Load(server.url, server.model)
         self.prober = Prober(server.url, server.model)
         self.killed_at = 0.0
@@ -281,7 +282,8 @@ def _row(kill: Kill, turns: Sequence[Outcome]) -> list[str]:
     seen = [turn.seen for turn in turns]
     typical = _present([each.pause_median_s for each in seen])
     worst = _present([each.pause_max_s for each in seen])
-    roles = sorted({role for turn in turns for role in turn.replaced})
+    roles = sorted(set().union(*[turn.replaced for turn in turns]))
+    misses = sorted(set().union(*[turn.missed for turn in turns]))
     counts = [
         f"{role} {_each([turn.replaced.get(role, 0) for turn in turns])}"
         for role in roles
@@ -295,8 +297,7 @@ def _row(kill: Kill, turns: Sequence[Outcome]) -> list[str]:
         ", ".join([tables.seconds(each.back_s) for each in seen]),
         "; ".join(counts) or "nothing",
         f"{tables.megabytes(turns[0].bytes_before)}, {tables.megabytes(turns[-1].bytes_after)}",
-        "; ".join(sorted({miss for turn in turns for miss in turn.missed}))
-        or "nothing",
+        "; ".join(misses) or "nothing",
     ]
 
 

@@ -32,7 +32,8 @@ class Server:
     configuration."""
 
     def __init__(self, url: str, session: int, args: dict[str, Any]) -> None:
-        self.url, self.session = url, session
+        self.url = url
+        self.session = session
         config = load(args)
         self.model = config.model_loading_config.model_id
         grid = config.parallel.spp * config.parallel.kvp * config.parallel.tp

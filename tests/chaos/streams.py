@@ -44,7 +44,8 @@ class Load:
     """
 
     def __init__(self, url: str, model: str) -> None:
-        self._url, self._model = url, model
+        self._url = url
+        self._model = model
         self.streams = [Stream(f"stream-{number}") for number in range(STREAMS)]
         self.long = Stream("long")
         self.ready = asyncio.Event()

@@ -88,11 +88,9 @@ def test_faults_of_a_stream(stream, fault):
 
 
 def test_memory_that_did_not_come_back_is_named():
-    before, peak, settled = (
-        {"haproxy": 12, "stage": 1000},
-        {"stage": 3000},
-        {"stage": 1148},
-    )
+    before = {"haproxy": 12, "stage": 1000}
+    peak = {"stage": 3000}
+    settled = {"stage": 1148}
     assert campaigns.kept(before, settled) == ["stage: memory 1000 -> 1148 MB"]
     assert campaigns.kept(before, {"stage": 1147, "haproxy": 12}) == []
     rows = campaigns.memory_table(before, peak, settled).splitlines()[2:]

@@ -49,7 +49,8 @@ class Traffic:
     """Requests of all kinds from `WORKERS` clients, until it is told to stop."""
 
     def __init__(self, url: str, model: str, seed: int) -> None:
-        self._url, self._model = url, model
+        self._url = url
+        self._model = model
         self._random = random.Random(seed)
         self.sent: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()  # by kind and what was wrong

@@ -17,7 +17,8 @@ class RawServer:
     connection."""
 
     def __init__(self, pieces: Sequence[bytes], hang: bool = False) -> None:
-        self._pieces, self._hang = pieces, hang
+        self._pieces = pieces
+        self._hang = hang
         self.requests: list[bytes] = []
         self.asked = asyncio.Event()
         self.gone = asyncio.Event()

@@ -121,7 +121,8 @@ class Terminal(io.StringIO):
 
 
 def test_progress_bar_on_a_terminal() -> None:
-    out, err = io.StringIO(), Terminal()
+    out = io.StringIO()
+    err = Terminal()
     view = TextView(out, err)
     view.show(Accepted())
     view.show(Progress(2000, 4000, 2.5))
@@ -141,7 +142,8 @@ def test_progress_bar_on_a_terminal() -> None:
 
 
 def test_a_resumed_answer_does_not_look_broken_on_a_terminal() -> None:
-    out, err = io.StringIO(), Terminal()
+    out = io.StringIO()
+    err = Terminal()
     view = TextView(out, err)
     for event in (
         Accepted(),
@@ -160,7 +162,8 @@ def test_a_resumed_answer_does_not_look_broken_on_a_terminal() -> None:
 
 def test_an_answer_is_a_line_and_tells_the_id_that_trace_takes() -> None:
     for text, shown in (("hi", "hi\n"), ("hi\n", "hi\n"), ("", "\n")):
-        out, err = io.StringIO(), io.StringIO()
+        out = io.StringIO()
+        err = io.StringIO()
         view = TextView(out, err)
         view.show(Accepted("request", trace_id="0af7651916cd43dd8448eb211c80319c"))
         view.show(Token(text, 1.0))
@@ -171,7 +174,8 @@ def test_an_answer_is_a_line_and_tells_the_id_that_trace_takes() -> None:
 
 
 def test_no_answer_is_no_line() -> None:
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     view = TextView(out, err)
     view.show(Accepted(trace_id="7"))
     view.close()

@@ -1,5 +1,6 @@
 """The parser of server-sent events, however the bytes are cut."""
 
+import itertools
 from itertools import pairwise
 
 import pytest
@@ -29,7 +30,7 @@ FRAMES = [
 
 def parse(*pieces: bytes) -> list[Frame]:
     parser = SseParser()
-    return [frame for piece in pieces for frame in parser.feed(piece)]
+    return list(itertools.chain.from_iterable(map(parser.feed, pieces)))
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

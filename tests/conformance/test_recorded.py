@@ -3,6 +3,7 @@ and is what /openapi.json says of it. `python -m tests.conformance --scripted --
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -42,12 +43,8 @@ def check_events(path: str, text: str) -> None:
     events = [json.loads(event) for event in data]
     assert events
     if path in CHATS_AND_COMPLETIONS:
-        reasons = [
-            choice.get("finish_reason")
-            for event in events
-            for choice in event["choices"]
-        ]
-        assert any(reasons)
+        choices = itertools.chain.from_iterable(event["choices"] for event in events)
+        assert any(choice.get("finish_reason") for choice in choices)
     else:
         ends = ("response.completed", "response.incomplete", "message_stop")
         assert events[-1]["type"] in ends

@@ -79,9 +79,9 @@ class Replica:
             if span.start <= self.seen[span.request_id]:
                 self.seen[span.request_id] = span.stop
             assert len(pages) == len(set(pages))
-        self.readers = Counter(
-            page for _, pages in self.tables.values() for page in pages
-        )
+        self.readers = Counter()
+        for _, pages in self.tables.values():
+            self.readers.update(pages)
         assert set(opened) <= set(self.tables)
 
     def write(self, span, batch):

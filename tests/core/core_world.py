@@ -1,15 +1,23 @@
 """A scheduler with a tiny model of the stages beside it: every message is replayed, every count
 checked."""
 
+import itertools
 from collections import deque
 
 import msgspec
+from core_batches import (
+    check_alone,
+    check_budget,
+    check_rows,
+    check_span,
+    placed_spans,
+    spans_in,
+)
 from core_inputs import config_of, grid_of, model_of, request_of
 from core_invariants import check_counts, check_slots
 from core_replica import Replica
 
 from medha_actors.core.chunking import LONE_BUDGETS
-from medha_actors.core.predictor import load_of
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import results_of, token_of
 from medha_actors.messages import (
@@ -30,19 +38,24 @@ class World:
     """Drives a scheduler step by step. `clock` moves by each batch's predicted time."""
 
     def __init__(self, config, grid, model=None):
-        self.config, self.grid = config, grid
+        self.config = config
+        self.grid = grid
         self.model = model or model_of(grid.stages)
         self.scheduler = self.make()
         self.replicas = [Replica(grid.page_tokens) for _ in range(grid.groups)]
         self.now = 1000.0
         self.flights = deque()
-        self.requests, self.tokens, self.finished, self.progress = {}, {}, {}, {}
+        self.requests = {}
+        self.tokens = {}
+        self.finished = {}
+        self.progress = {}
         self.batches = []
         self.forces = {}  # of each request: tokens that its grammar forces after each draw
         self.landed = set()  # batches whose results have come back
         # Requests whose span at this position kills the groups that compute it, and
         # what is lost.
-        self.poison, self.dies = {}, "its groups"
+        self.poison = {}
+        self.dies = "its groups"
         self.struck = set()  # requests that were in flight in groups that died
         self.condemned = set()
         self.dropped = set()  # requests whose KV was dropped at some time
@@ -81,15 +94,11 @@ class World:
         """All groups (or those in `lost`) lose their caches, and their second tiers but for those
         in `found`; every stage forgets its page tables."""
         lost_batches = {batch.id for batch in self.flights}
-        in_flight = {
-            span.request_id for batch in self.flights for span in spans_of(batch)
-        }
+        in_flight = {span.request_id for span in spans_in(self.flights)}
         aboard = {
             span.request_id
-            for batch in self.flights
-            for group, message in enumerate(batch.groups)
-            if message is not None and (not lost or group in lost)
-            for span in message.spans
+            for group, span in itertools.chain(*map(placed_spans, self.flights))
+            if not lost or group in lost
         }
         for name, state in self.scheduler.live.by_id.items():
             if any(lost is None or piece.group in lost for piece in state.pieces):
@@ -116,9 +125,7 @@ class World:
         """The groups that a batch kills."""
         return {
             group
-            for group, message in enumerate(batch.groups)
-            if message is not None
-            for span in message.spans
+            for group, span in placed_spans(batch)
             if span.start <= self.poison.get(span.request_id, -1) < span.stop
         }
 
@@ -157,8 +164,8 @@ class World:
         self.check()
         if batch is None:
             return False
-        self.check_budget(batch)
-        self.check_alone(batch)
+        check_budget(self, batch)
+        check_alone(self, batch)
         self.replay(batch)
         self.flights.append(batch)
         self.batches.append(batch)
@@ -207,21 +214,11 @@ class World:
             if message is not None:
                 replica.step(message)
         spans = {}
-        for group, message in enumerate(batch.groups):
-            for span in message.spans if message else ():
-                spans.setdefault(span.request_id, []).append((group, span))
+        for group, span in placed_spans(batch):
+            spans.setdefault(span.request_id, []).append((group, span))
         for name, parts in spans.items():
-            self.check_span(name, parts)
-        for shared in {
-            span.groups for parts in spans.values() for _, span in parts if span.groups
-        }:
-            orders = [
-                [s.request_id for s in batch.groups[group].spans if s.groups == shared]
-                for group in shared
-            ]
-            assert orders.count(orders[0]) == len(orders), (
-                "groups that merge partials agree on whose rows are where"
-            )
+            check_span(self, name, parts)
+        check_rows(batch)
         for parts in spans.values():
             for group, span in parts:
                 if span.writes:
@@ -230,78 +227,6 @@ class World:
     def known(self, name):
         """Prompt and generated tokens."""
         return unpack_tokens(self.requests[name].prompt_token_ids) + self.tokens[name]
-
-    def check_span(self, name, parts):
-        """One request's span as all its groups see it: pieces cover [0, start) exactly, with the
-        right tokens."""
-        request, first = self.requests[name], parts[0][1]
-        assert len(parts) == max(1, len(first.groups))
-        parts = sorted(parts, key=lambda part: part[1].piece_start)
-        if first.groups:
-            assert tuple(group for group, _ in parts) == first.groups
-        known = self.known(name)
-
-        def readable(slot):
-            """Of others: what has come back, under the same salt, if both take part at all."""
-            writer = self.requests[slot.owner]
-            same = writer.cache_salt == request.cache_salt
-            return same and writer.cache and request.cache and slot.batch in self.landed
-
-        cached = []
-        for group, span in parts:
-            assert (span.start, span.stop, span.groups) == (
-                first.start,
-                first.stop,
-                first.groups,
-            )
-            assert unpack_tokens(span.token_ids) == known[span.start : span.stop]
-            replica = self.replicas[group]
-            if request.sampling.repetition_penalty != 1:
-                assert replica.seen[name] == span.stop, "penalties need all tokens"
-            cached += replica.read(name, span.piece_start, span.piece_tokens, readable)
-        assert cached == list(enumerate(known[: first.start])), (
-            "every token's KV in exactly one piece"
-        )
-        assert [span.writes for _, span in parts] == [False] * (len(parts) - 1) + [True]
-        last = parts[-1][1]
-        assert last.sample == (last.stop == len(known))
-        assert not last.sample or last.index == len(self.tokens[name])
-
-    def check_alone(self, batch):
-        """What was in flight when the pipeline died is a span of its own, and alone in flight."""
-        for flown in [*self.flights, batch]:
-            for span in spans_of(flown):
-                state = self.scheduler.live.by_id.get(span.request_id)
-                if state is None or max(span.start, state.danger.start) >= min(
-                    span.stop, state.danger.stop
-                ):
-                    continue
-                assert span.start >= state.danger.start
-                assert span.stop <= state.danger.stop
-                assert not self.flights, "a suspect is not alone"
-                assert {other.request_id for other in spans_of(batch)} == {state.id}
-
-    def check_budget(self, batch):
-        """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps
-        prefill going."""
-        config, alone = self.config.scheduler, len(self.scheduler.live.by_id) == 1
-        for message in filter(None, batch.groups):
-            load = load_of(message)
-            assert load.rows <= config.max_batch_tokens
-            if any(self.is_forced(span) for span in message.spans):
-                continue  # one request with forced tokens never waits for room
-            if (
-                load.prefill_rows > config.min_chunk_tokens
-                and config.fixed_chunk_tokens is None
-            ):
-                assert self.model.predict(load) <= batch.budget_s * (
-                    LONE_BUDGETS if alone else 1
-                ) * (1 + 1e-9)
-
-    def is_forced(self, span):
-        """A decode of several tokens."""
-        state = self.scheduler.live.by_id[span.request_id]
-        return span.start >= state.goal and span.stop - span.start > 1
 
     def note(self, events):
         for event in events:
@@ -321,10 +246,6 @@ class World:
 
     def check(self):
         check_counts(self)
-
-
-def spans_of(batch):
-    return [span for message in batch.groups if message for span in message.spans]
 
 
 def world_of(
@@ -354,16 +275,3 @@ def decoding_world(count, stages=1, **more):
     while world.land():
         pass
     return world
-
-
-def prefilled(world, name):
-    """Positions that were computed for a request before its first token, as ranges."""
-    spans = [
-        span
-        for b in world.batches
-        for span in spans_of(b)
-        if span.request_id == name and span.writes
-    ]
-    return [
-        (span.start, span.stop) for span in spans if not span.sample or span.index == 0
-    ]

@@ -2,8 +2,9 @@
 
 import msgspec
 import pytest
+from core_batches import spans_in, spans_of
 from core_inputs import request_of
-from core_world import decoding_world, spans_of, world_of
+from core_world import decoding_world, world_of
 
 from medha_actors.core.live import decode_rows
 from medha_actors.core.predictor import ExecutionModel
@@ -59,16 +60,7 @@ def test_decodes_are_split_so_that_all_stages_have_work():
     assert world.launch()
     assert world.launch()
     assert [batch.decode_tokens for batch in world.batches[-2:]] == [3, 3]
-    assert (
-        len(
-            {
-                span.request_id
-                for batch in world.batches[-2:]
-                for span in spans_of(batch)
-            }
-        )
-        == 6
-    )
+    assert len({span.request_id for span in spans_in(world.batches[-2:])}) == 6
 
 
 def test_a_decode_waits_for_its_own_token():

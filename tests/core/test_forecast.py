@@ -3,7 +3,8 @@
 import itertools
 
 import pytest
-from core_world import World, config_of, grid_of, request_of
+from core_inputs import config_of, grid_of, request_of
+from core_world import World
 from hypothesis import example, given
 from hypothesis import strategies as st
 

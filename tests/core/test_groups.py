@@ -1,11 +1,13 @@
 """Groups beside each other: whom they wait for, how the load spreads, and disturbances at every
 point."""
 
+import itertools
 import random
 
 import pytest
+from core_batches import messages_of, spans_in
 from core_inputs import config_of, grid_of, request_of
-from core_world import spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.predictor import ExecutionModel
@@ -30,9 +32,7 @@ def test_groups_that_merge_agree_on_the_rows_of_every_run():
     world.drain()  # World.replay compares the groups' messages
     runs = [
         [span.groups for span in message.spans if span.groups]
-        for b in world.batches
-        for message in b.groups
-        if message
+        for message in itertools.chain.from_iterable(map(messages_of, world.batches))
     ]
     assert any(len(set(found)) > 1 and len(set(found)) < len(found) for found in runs)
 
@@ -151,9 +151,7 @@ def test_cancelling_and_losing_a_group_at_every_point_while_groups_are_onboarded
                 act()
         assert len(world.tokens["stays"]) == 24
         assert all(world.scheduler.live.kv.available(group) == 40 for group in range(3))
-        return step, {
-            span.groups for batch in world.batches for span in spans_of(batch)
-        }
+        return step, {span.groups for span in spans_in(world.batches)}
 
     steps, seen = run(10**6)
     assert {len(groups) for groups in seen} == {0, 2, 3}

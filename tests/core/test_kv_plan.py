@@ -1,6 +1,7 @@
 """Pages and pieces: progressive onboarding, reservation, and cutoffs wherever they fall."""
 
 import pytest
+from core_batches import placed_spans
 from core_inputs import config_of, grid_of, request_of
 from core_world import World
 from hypothesis import given, settings
@@ -107,12 +108,7 @@ def test_a_short_request_does_not_wait_for_a_long_one_on_another_group():
     world.launch()
     world.add(request_of("short", 30, 1, world.now))
     world.launch()
-    owners = {
-        span.request_id: group
-        for group, message in enumerate(world.batches[-1].groups)
-        if message
-        for span in message.spans
-    }
+    owners = {span.request_id: group for group, span in placed_spans(world.batches[-1])}
     assert owners == {"long": 0, "short": 1}
     world.drain()
 

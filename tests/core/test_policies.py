@@ -63,10 +63,8 @@ def test_by_relative_slack_the_short_ones_overtake_as_soon_as_theirs_is_smaller(
 
 
 def test_relative_slack_of_the_worked_example():
-    config, grid = (
-        config_of(tpot_s=0.05),
-        grid_of(pages=10_000, page=16, length=200_000),
-    )
+    config = config_of(tpot_s=0.05)
+    grid = grid_of(pages=10_000, page=16, length=200_000)
     scheduler = Simulation(
         config, grid, ExecutionModel.analytic(token_s=1e-3)
     ).scheduler

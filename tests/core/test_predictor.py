@@ -96,10 +96,8 @@ def test_rows_are_interpolated_and_continued():
 
 
 def test_a_batch_takes_as_long_as_its_slowest_stage():
-    quick, slow = (
-        StageProfile(rows=((1, 0.001),)),
-        StageProfile(rows=((1, 0.001),), head_s=0.005),
-    )
+    quick = StageProfile(rows=((1, 0.001),))
+    slow = StageProfile(rows=((1, 0.001),), head_s=0.005)
     model = ExecutionModel(Profile((quick, quick, slow)))
     load = GroupLoad().with_decode(0)
     assert model.stage_seconds(load) == pytest.approx((0.001, 0.001, 0.006))

@@ -2,8 +2,9 @@
 checks after every step that nobody reads other tokens or writes to what others read."""
 
 import pytest
+from core_batches import opened_in, prefilled, spans_in, spans_of
 from core_inputs import config_of, grid_of, request_of
-from core_world import prefilled, spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import Simulation
@@ -192,12 +193,7 @@ def test_a_hit_lies_on_several_groups_where_pieces_begin_with_pages(cutoff, foun
     serve(world, "a", 100, 1)
     warm = serve(world, "b", 120, 9, begins=world.known("a")[:100])
     assert warm.cached_tokens == found
-    spans = [
-        span
-        for batch in world.batches
-        for span in spans_of(batch)
-        if span.request_id == "b"
-    ]
+    spans = [span for span in spans_in(world.batches) if span.request_id == "b"]
     assert len({span.groups for span in spans if len(span.groups) == 3}) == 1
 
 
@@ -227,11 +223,7 @@ def test_penalties_are_told_the_tokens_of_a_hit():
     serve(world, "a", 60, 1)
     serve(world, "b", 60, begins=world.known("a")[:60], repetition_penalty=1.3)
     opened = [
-        sequence
-        for batch in world.batches
-        for message in batch.groups
-        for sequence in message.opened
-        if sequence.request_id == "b"
+        sequence for sequence in opened_in(world.batches) if sequence.request_id == "b"
     ]
     assert [len(sequence.token_ids) // 4 for sequence in opened] == [56]
 

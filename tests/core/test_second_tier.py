@@ -2,8 +2,9 @@
 loaded, and checks after every step whose tokens are read and that no slot is used twice."""
 
 import pytest
+from core_batches import spans_in
 from core_inputs import config_of, grid_of, model_of, request_of
-from core_world import spans_of, world_of
+from core_world import world_of
 
 from medha_actors.core.kv_plan import LOADED
 from medha_actors.core.page_news import News
@@ -22,9 +23,11 @@ def serve(world, name, prompt, output=1, **more):
 
 def computed(world, name):
     """Positions that were computed for a request."""
-    spans = [span for batch in world.batches for span in spans_of(batch)]
-    mine = [span for span in spans if span.request_id == name and span.writes]
-    return sum(span.stop - span.start for span in mine)
+    return sum(
+        span.stop - span.start
+        for span in spans_in(world.batches)
+        if span.request_id == name and span.writes
+    )
 
 
 def crowded(stages=1, groups=1, page_s=FAST_S, pages=50, slots=200, **more):

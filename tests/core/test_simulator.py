@@ -75,7 +75,9 @@ def test_groups_halve_the_decode_over_a_long_context():
 def test_a_queue_with_constant_service_times():
     """M/D/1 at load 0.6: mean wait = rho / (2 (1 - rho)) services (Pollaczek-Khinchine); one prompt
     at a time."""
-    rng, at, requests = random.Random(1), 0.0, []
+    rng = random.Random(1)
+    at = 0.0
+    requests = []
     for index in range(20_000):
         at += rng.expovariate(6.0)
         requests.append(request_of(f"r{index}", 100, 1, at=at))

@@ -3,8 +3,9 @@
 from typing import get_args
 
 import pytest
+from core_batches import spans_of
 from core_inputs import config_of, grid_of, request_of
-from core_world import DEATHS, World, decoding_world, spans_of, world_of
+from core_world import DEATHS, World, decoding_world, world_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

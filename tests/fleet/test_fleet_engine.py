@@ -60,7 +60,8 @@ async def test_several_engines_keep_the_contract_of_one(check: Any) -> None:
 
 
 async def test_requests_go_where_they_are_sent() -> None:
-    one, two = FakeEngine(slowly, accept), FakeEngine(slowly, accept)
+    one = FakeEngine(slowly, accept)
+    two = FakeEngine(slowly, accept)
     fleet = fleet_of(a=one, b=two)
     for number in range(6):
         await (await ask(fleet, asking(f"r{number}", 3))).end()

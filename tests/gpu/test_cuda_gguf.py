@@ -20,7 +20,10 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
 )
 
-HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 256, 512, 512, 2
+HIDDEN = 256
+INTERMEDIATE = 512
+VOCABULARY = 512
+LAYERS = 2
 PROMPT = list(range(3, 203))
 GENERATED = 12
 

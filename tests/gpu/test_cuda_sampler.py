@@ -48,7 +48,9 @@ def test_a_launch_waits_for_nothing(case):
 def test_rows_are_the_same_bits_in_any_company():
     with torch.inference_mode():
         logits = logits_like_a_model(60, 128_256, DEVICE)
-        params = [one for one in CASES.values() for _ in range(10)]
+        params = []
+        for one in CASES.values():
+            params += [one] * 10
         together = Trial(CudaSampler(128_256, None, DEVICE), params).tokens(logits)
         for number, one in enumerate(params):
             alone = Trial(CudaSampler(128_256, None, DEVICE), [one])

@@ -32,7 +32,9 @@ class Call:
     """One request to the server, as the answering function sees it."""
 
     def __init__(self, request, body, number):
-        self.request, self.body, self.number = request, body, number
+        self.request = request
+        self.body = body
+        self.number = number
         self.response = web.Response()
 
     @property
@@ -94,7 +96,9 @@ class ScriptedServer:
         tokenize=False,
         max_model_len=None,
     ):
-        self.answer, self.models, self.tokenize = answer, models, tokenize
+        self.answer = answer
+        self.models = models
+        self.tokenize = tokenize
         self.max_model_len = max_model_len
         self.calls = []
 
@@ -111,7 +115,8 @@ class ScriptedServer:
 
     def _main(self, started):
         async def serve():
-            self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
+            self.loop = asyncio.get_running_loop()
+            self.stop = asyncio.Event()
             app = web.Application(client_max_size=2**30)
             app.router.add_get("/v1/models", self._models)
             app.router.add_post("/v1/completions", self._complete)

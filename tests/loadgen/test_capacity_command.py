@@ -14,12 +14,14 @@ pytestmark = pytest.mark.usefixtures("plain")
 
 
 def test_capacity_against_a_server_that_takes_150_per_second(tmp_path, capsys):
-    tokens, last = 10.0, time.monotonic()
+    tokens = 10.0
+    last = time.monotonic()
 
     async def limited(call):
         nonlocal tokens, last
         now = time.monotonic()
-        tokens, last = min(10.0, tokens + 150 * (now - last)), now
+        tokens = min(10.0, tokens + 150 * (now - last))
+        last = now
         if call.number and tokens < 1:
             await call.error(429, "slow down")
             return

@@ -1,6 +1,7 @@
 """The experiments: which cells in which order, what is left to do, the table, and one with a real
 server."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_variant_gets_every_cell_and_repeats_begin_elsewhere():
     order = list(rounds(["a", "b", "c"], [0.0, 0.05], [0.5, 0.9], 2))
     assert [variant for variant, _ in order] == ["a", "b", "c", "b", "c", "a"]
-    cells = [cell for _, group in order for cell in group]
+    cells = list(itertools.chain.from_iterable(group for _, group in order))
     assert len({cell.name for cell in cells}) == len(cells) == 3 * 2 * 2 * 2
     assert cells[0].name == "a-long0-load50-r0"
 

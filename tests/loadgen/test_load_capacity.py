@@ -90,7 +90,8 @@ async def test_the_least_of_three_counts_for_short_prompts_and_one_for_long_ones
 async def test_a_token_without_text_came_when_the_answer_ended():
     async def ask(request):
         record = made(sent=1.0, tokens=())
-        record.usage_completion_tokens, record.ended_at = 1, 1.25
+        record.usage_completion_tokens = 1
+        record.ended_at = 1.25
         return record
 
     assert await measure_isolated([10], ask) == [(10, pytest.approx(0.25))]
@@ -140,7 +141,8 @@ def test_a_hopeless_trial_is_seen_before_it_ends():
         made(6, sent=10.0, tokens=(9.0,), kind="probe"),
         made(7, sent=10.0, tokens=(9.0,), cancelled=True),
     ]
-    doubt, driver = Doubt(objectives, allowed=2), SimpleNamespace(records=records[:6])
+    doubt = Doubt(objectives, allowed=2)
+    driver = SimpleNamespace(records=records[:6])
     doubt.look(driver, now=10.9)
     assert doubt.bad == 3
     driver.records = records

@@ -114,7 +114,8 @@ def check():
 
     @torch.inference_mode()
     def compare(request, model, tolerance=1e-3):
-        tokens, new = request.tokens, len(request.tokens) - request.prompt
+        tokens = request.tokens
+        new = len(request.tokens) - request.prompt
         keep = len(tokens) if request.prompt_logprobs else new + 1
         logits = model(torch.tensor([tokens]), logits_to_keep=keep).logits[0].float()
         expected = logits.log_softmax(-1)

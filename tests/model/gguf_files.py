@@ -43,7 +43,8 @@ def convert(
     stored blocks.
     """
     config = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer = gguf.GGUFWriter(path, name, split_max_tensors=part_tensors)
     given = {

@@ -46,7 +46,8 @@ class Rendezvous:
 
 class ThreadExchange(merge.Exchange):
     def __init__(self, meeting: Rendezvous, group: int) -> None:
-        self.meeting, self.group = meeting, group
+        self.meeting = meeting
+        self.group = group
 
     def merge(self, groups, out, lse):
         partials = self.gather(groups, merge.pack(out, lse))
@@ -95,8 +96,11 @@ class Tracked:
     """One request: its tokens, how many are computed, and its pages and piece in each group."""
 
     def __init__(self, request_id, prompt, sampling):
-        self.id, self.prompt, self.sampling = request_id, len(prompt), sampling
-        self.tokens, self.computed = list(prompt), 0
+        self.id = request_id
+        self.prompt = len(prompt)
+        self.sampling = sampling
+        self.tokens = list(prompt)
+        self.computed = 0
         self.pages: dict[int, list[int]] = {}
         self.pieces: dict[int, list[int]] = {}  # group -> [first position, tokens]
         self.sampled: list[SampledToken] = []
@@ -124,7 +128,8 @@ class Driver:
         self.config = config or ModelLoadingConfig()
         self.spec = load_spec(self.config)
         page_tokens = page_tokens or PAGE_TOKENS[attention]
-        self.page_tokens, self.cutoffs = page_tokens, cutoffs
+        self.page_tokens = page_tokens
+        self.cutoffs = cutoffs
         own = (pages, page_tokens, device, dtype, 1, attention)
         layers = split_layers(self.spec, stages)
         # (group, rank) -> its stages, and its side of each stage's team
@@ -138,7 +143,8 @@ class Driver:
                     self.lines.setdefault((group, rank), []).append(
                         (stage, teams[rank])
                     )
-        self.groups, self.ranks = groups, ranks
+        self.groups = groups
+        self.ranks = ranks
         self.free = [list(reversed(range(pages))) for _ in range(groups)]
         self.requests: dict[str, Tracked] = {}
         self.failed: dict[
@@ -161,7 +167,9 @@ class Driver:
         request = self.requests[request_id]
         for group, pages in request.pages.items():
             self.free[group].extend(pages)
-        request.pages, request.pieces, request.computed = {}, {}, 0
+        request.pages = {}
+        request.pieces = {}
+        request.computed = 0
         self.closed.append(request_id)
 
     def remove(self, request_id):
@@ -222,13 +230,15 @@ class Driver:
         )
 
     def _span(self, request, count, spans, opened):
-        start, stop = request.computed, request.computed + count
+        start = request.computed
+        stop = request.computed + count
         groups = tuple(self._groups(request.id, count))
         known = len(request.tokens)
         for group in groups:
             writes = group == groups[-1]
             if group not in request.pieces:
-                request.pieces[group], request.pages[group] = [start, 0], []
+                request.pieces[group] = [start, 0]
+                request.pages[group] = []
                 before = pack_tokens(request.tokens[:start])
                 opened[group].append(Introduction(request.id, request.sampling, before))
             first, held = request.pieces[group]

@@ -36,10 +36,8 @@ def flash_attn_with_kvcache(
     float32 LSE."""
     assert k_cache.shape[1] % 256 == 0
     assert block_table.dtype == cache_seqlens.dtype == torch.int32
-    outs, lses = (
-        torch.zeros(q.shape, dtype=q.dtype),
-        torch.zeros(q.shape[0], q.shape[2], q.shape[1]),
-    )
+    outs = torch.zeros(q.shape, dtype=q.dtype)
+    lses = torch.zeros(q.shape[0], q.shape[2], q.shape[1])
     for row, length in enumerate(cache_seqlens.tolist()):
         assert length > 0
         share = q.shape[2] // k_cache.shape[2]

@@ -70,9 +70,13 @@ class Row:
 
     def __init__(self, sampling, start=10, look_ahead=False, boost=()):
         self.sampler = Sampler(VOCABULARY, Grammars(matchers()))
-        self.sampling, self.start, self.look_ahead = sampling, start, look_ahead
+        self.sampling = sampling
+        self.start = start
+        self.look_ahead = look_ahead
         self.boost = list(boost)
-        self.tokens, self.sampled, self.failed = [], [], None
+        self.tokens = []
+        self.sampled = []
+        self.failed = None
         self.sampler.open(Introduction("a", sampling, pack_tokens([1] * start)))
 
     def logits(self, index):

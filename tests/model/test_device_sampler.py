@@ -109,7 +109,9 @@ PARAMS = st.builds(
 
 class Request:
     def __init__(self, name, params, prompt):
-        self.name, self.params, self.prompt = name, params, prompt
+        self.name = name
+        self.params = params
+        self.prompt = prompt
         self.tokens = list(prompt)
         self.over = False
 
@@ -159,7 +161,8 @@ def test_the_same_as_on_the_cpu_over_whole_answers(data):
         logits = torch.randn(rows, VOCABULARY, generator=generator) * draw(
             st.sampled_from([0.5, 2.0, 6.0])
         )
-        expected, found = run(reference, logits, spans), run(sampler, logits, spans)
+        expected = run(reference, logits, spans)
+        found = run(sampler, logits, spans)
         same(expected, found)
         failed = {failure.request_id for failure in expected.failures}
         drawn = {token.request_id: token.token_id for token in expected.tokens}
@@ -239,7 +242,8 @@ def test_counts_grow_and_slots_are_cleared():
     params = SamplingParams(max_tokens=9, temperature=0.0, presence_penalty=50.0)
     sampler = CudaSampler(VOCABULARY, None, CPU)
     logits = torch.zeros(1, VOCABULARY)
-    logits[0, 4], logits[0, 5] = 3.0, 2.0
+    logits[0, 4] = 3.0
+    logits[0, 5] = 2.0
     for number in range(40):
         name = f"r{number}"
         sampler.open(Introduction(name, params))
@@ -300,7 +304,8 @@ def test_rows_that_are_no_numbers_fail_alone(likeliest):
     for name in "abcd":
         sampler.open(Introduction(name, SamplingParams(max_tokens=9, temperature=0.0)))
     logits = torch.randn(4, VOCABULARY)
-    logits[1, 5], logits[2, 9] = math.nan, math.inf
+    logits[1, 5] = math.nan
+    logits[2, 9] = math.inf
     spans = [Span(n, 0, 1, pack_tokens([1]), 0, 0, (), True, True, 0) for n in "abcd"]
     best = logits.argmax(-1)
     peaks = logits.gather(1, best[:, None])[:, 0]

@@ -60,7 +60,9 @@ def answer(sampling, takes, look_ahead=True):
     and again."""
     sampler = Sampler(VOCABULARY, Grammars(matchers()))
     sampler.open(Introduction("a", sampling, pack_tokens([1] * START)))
-    tokens, fresh, drawn = [], [1], 0
+    tokens = []
+    fresh = [1]
+    drawn = 0
     while len(tokens) < 60 and END not in tokens:
         stop = START + len(tokens)
         packed = pack_tokens(fresh)
@@ -177,7 +179,8 @@ class Engine:
             id="a", prompt_token_ids=pack_tokens([1] * START), sampling=sampling
         )
         assert isinstance(self.scheduler.add(request, 0.0), Accepted)
-        tokens, last = [], None
+        tokens = []
+        last = None
         while last is None:
             batch = self.scheduler.next_batch(0.0)
             [message] = batch.groups
@@ -199,7 +202,8 @@ class Engine:
 @pytest.mark.parametrize("most", [60, 7])
 def test_scheduler_and_stage(most):
     """One by one, since there are log-probabilities, and in chunks: the same tokens and counts."""
-    stepwise, quick = Engine(), Engine()
+    stepwise = Engine()
+    quick = Engine()
     sampling = constrained(FORM, DRAWN, max_tokens=most)
     expected, ended = stepwise.run(sampling)
     tokens, last = quick.run(msgspec.structs.replace(sampling, logprobs=None))

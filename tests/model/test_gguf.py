@@ -75,7 +75,8 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
 
 
 def test_metadata_is_the_gguf_packages():
-    mine, theirs = GgufFile(embedded_gguf()), gguf.GGUFReader(embedded_gguf())
+    mine = GgufFile(embedded_gguf())
+    theirs = gguf.GGUFReader(embedded_gguf())
     for key, field in theirs.fields.items():
         if key.startswith("GGUF."):
             continue

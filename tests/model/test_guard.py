@@ -172,7 +172,9 @@ def test_any_logits_and_parameters_give_a_token_or_a_failure(data):
     sampler = Sampler(vocabulary)
     if data.draw(st.booleans()):
         sampler = CudaSampler(vocabulary, None, torch.device("cpu"))
-    rows, spans, normal = [], [], {}
+    rows = []
+    spans = []
+    normal = {}
     for number in range(data.draw(st.integers(1, 5))):
         name = f"r{number}"
         logits = torch.randn(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from stage_driver import Driver
@@ -97,7 +99,8 @@ def test_a_request_goes_on_with_pages_that_were_away(stages, attention, ranks):
         driver.generate({"r": 3}, 100)
         pages = driver.requests["r"].pages[0]
         if away:
-            held = [stage for line in driver.lines.values() for stage, _ in line]
+            lines = chain.from_iterable(driver.lines.values())
+            held = [stage for stage, _ in lines]
             for stage in held:
                 stage.tier = tier_of(stage)
             moves = [Move(page, slot, load=False) for slot, page in enumerate(pages)]

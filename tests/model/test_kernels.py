@@ -104,10 +104,8 @@ def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, write
     states = aligned(rows * (dims + STATE_EXTRA), np.float32).reshape(rows, -1)
     states.fill(np.nan)  # whatever the step before left there
     scratch = (states, np.zeros(rows, np.int64), aligned(6 * TILE, np.float32))
-    out, lse = (
-        np.zeros((tokens, share, dims), np.float32),
-        np.zeros((tokens, share), np.float32),
-    )
+    out = np.zeros((tokens, share, dims), np.float32)
+    lse = np.zeros((tokens, share), np.float32)
     bfloat = kind == torch.bfloat16
     _attend(
         tile_address(bfloat),
@@ -171,10 +169,12 @@ def test_portable_bfloat16_rounds_and_multiplies_like_torch():
             sums,
         )
 
-    x, y = torch.randn(32) * 1e3, torch.randn(32).bfloat16()
+    x = torch.randn(32) * 1e3
+    y = torch.randn(32).bfloat16()
     # two ties, of which one goes up
     x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -0.0, 1e8])
-    rounded, sums = torch.zeros(32, dtype=torch.bfloat16), torch.zeros(16)
+    rounded = torch.zeros(32, dtype=torch.bfloat16)
+    sums = torch.zeros(16)
     _compiled(emit, 4)(x.data_ptr(), y.data_ptr(), rounded.data_ptr(), sums.data_ptr())
     assert torch.equal(rounded, x.bfloat16())
     expected = (x.bfloat16().double() * y.double()).view(16, 2).sum(1) + 3

@@ -15,7 +15,9 @@ from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.linear import Machine, linear_address
 from medha_actors.model.kernels.pack import pack_blocks, pack_dense
 
-WIDTH, OUTPUTS, ROWS = 512, 48, 67
+WIDTH = 512
+OUTPUTS = 48
+ROWS = 67
 TOLERANCES = {"float32": 1e-6, "int16": 4e-5, "int8": 1e-2}
 NAMES = {number: KINDS[number].name for number in UNPACK}
 

@@ -32,7 +32,8 @@ def schema(value):
 
 def walk(matcher, steps, seed=0):
     """Random tokens that are allowed; the slowest step."""
-    draw, slowest = random.Random(seed), 0.0
+    draw = random.Random(seed)
+    slowest = 0.0
     for _ in range(steps):
         started = time.perf_counter()
         packed = np.frombuffer(matcher.compute_bitmask(), np.uint8)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from medha_actors.model.merge import merge, merge_packed, pack
 
-HEADS, DIM = 2, 8
+HEADS = 2
+DIM = 8
 
 
 def attend(q, k, v):

@@ -263,7 +263,8 @@ def test_penalties_count_by_position(dropped):
 def test_a_group_that_joins_late_is_told_the_earlier_tokens():
     one = params(temperature=0.0, repetition_penalty=4.0)
     logits = torch.zeros(1, VOCABULARY)
-    logits[0, 8], logits[0, 9] = 2.0, 1.0
+    logits[0, 8] = 2.0
+    logits[0, 9] = 1.0
     sampler = Sampler(VOCABULARY)
     sampler.open(Introduction("a", one, pack_tokens([8, 2])))
     assert (

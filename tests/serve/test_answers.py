@@ -1,7 +1,7 @@
 """What an answer says of its tokens, over real HTTP: where they start, what stopped them, and which
 were the likeliest."""
 
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import pytest
@@ -34,7 +34,8 @@ async def choice_of(
     if whole["logprobs"] is not None:
         names = whole["logprobs"]
         whole["logprobs"] = {
-            name: [v for p in parts for v in p["logprobs"][name]] for name in names
+            name: list(chain.from_iterable(part["logprobs"][name] for part in parts))
+            for name in names
         }
     return whole
 

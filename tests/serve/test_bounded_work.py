@@ -28,7 +28,8 @@ def smollm() -> Text:
 
 async def test_pieces_of_two_owners_alternate() -> None:
     turns = Turns("test")
-    first, second = Owner(), Owner()
+    first = Owner()
+    second = Owner()
     order: list[str] = []
     gate = threading.Event()
     held = asyncio.ensure_future(turns.run(Owner(), 1, gate.wait))
@@ -222,7 +223,8 @@ async def test_large_bodies_share_their_room(start) -> None:
     """While one body of 1.5 MB is being sent, a second one has no room; afterwards it has."""
     service = await start(limits=LimitsConfig(max_large_bodies_bytes=2 * LARGE_BYTES))
     body = b'{"prompt": "' + b"x" * (3 * LARGE_BYTES // 2) + b'"}'
-    sent, go_on = asyncio.Event(), asyncio.Event()
+    sent = asyncio.Event()
+    go_on = asyncio.Event()
 
     async def slowly():
         yield body[:-1]

@@ -54,7 +54,8 @@ async def client():
     driver = Driver(config)
 
     async def computed(request):
-        prompt, sampling = unpack_tokens(request.prompt_token_ids), request.sampling
+        prompt = unpack_tokens(request.prompt_token_ids)
+        sampling = request.sampling
         driver.add(request.id, prompt, sampling)
         mine = driver.requests[request.id]
         for index in range(sampling.max_tokens):

@@ -1,6 +1,7 @@
 """Fields that tools outside send: each has the effect it has elsewhere, or none, or a refusal."""
 
 import json
+from itertools import chain
 
 import pytest
 
@@ -11,7 +12,8 @@ from medha_actors.messages import PromptLogprobsEvent, unpack_tokens
 from tests.fakes import finished, saying, token
 
 EOS = 256
-COMPLETE, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETE = "/v1/completions"
+CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -131,26 +133,30 @@ async def test_special_tokens_have_text_if_asked_for(start) -> None:
             ) == text
 
 
+def answers_in(text: str) -> list[dict]:
+    """What comes as one body, or in pieces as a stream."""
+    pieces = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
+    return [json.loads(piece) for piece in pieces or [text]]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_token_ids_are_returned(start, stream: bool) -> None:
     service = await start(saying("é!".encode(), EOS))
     body = sent(COMPLETE, return_token_ids=True, stream=stream, n=2)
     text = (await service.post(COMPLETE, body)).text
-    answers = [
-        json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")
-    ]
-    choices = [
-        choice
-        for answer in answers or [json.loads(text)]
-        for choice in answer["choices"]
-    ]
+    choices = list(
+        chain.from_iterable(answer["choices"] for answer in answers_in(text))
+    )
     for index in (0, 1):
         mine = [choice for choice in choices if choice["index"] == index]
-        ids = [token_id for choice in mine for token_id in choice["token_ids"]]
-        assert ids == [*"é!".encode(), EOS]
-        assert [c["prompt_token_ids"] for c in mine if "prompt_token_ids" in c] == [
-            [104, 105]
+        ids = chain.from_iterable(choice["token_ids"] for choice in mine)
+        assert list(ids) == [*"é!".encode(), EOS]
+        prompts = [
+            choice["prompt_token_ids"]
+            for choice in mine
+            if "prompt_token_ids" in choice
         ]
+        assert prompts == [[104, 105]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,14 +165,9 @@ async def test_token_ids_of_a_chat(start, stream: bool) -> None:
     text = (
         await service.post(CHAT, sent(CHAT, return_token_ids=True, stream=stream))
     ).text
-    answers = [
-        json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")
-    ]
-    answers = answers or [json.loads(text)]
-    ids = [
-        token_id for answer in answers for token_id in answer["choices"][0]["token_ids"]
-    ]
-    assert ids == [*b"ok", EOS]
+    answers = answers_in(text)
+    ids = chain.from_iterable(answer["choices"][0]["token_ids"] for answer in answers)
+    assert list(ids) == [*b"ok", EOS]
     prompts = [
         answer["prompt_token_ids"] for answer in answers if "prompt_token_ids" in answer
     ]

@@ -17,7 +17,8 @@ from medha_actors.errors import ConfigError
 from tests.serve.test_about import observed
 from tests.serve.test_launcher import config_of
 
-ANN, BOB = "sk-ann-0123456789", "sk-bob-0123456789"
+ANN = "sk-ann-0123456789"
+BOB = "sk-bob-0123456789"
 TEXT = f"""
 # who may ask
 ann {ANN}

@@ -265,7 +265,8 @@ def test_a_directory_with_byte_fallback_is_spelled_alike(tmp_path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")
     config = ModelLoadingConfig(model_source=str(tmp_path))
-    vocabulary, text = load_vocabulary(config), load_text(config)
+    vocabulary = load_vocabulary(config)
+    text = load_text(config)
     assert vocabulary.tokens == [text.table.bytes_of(i) for i in range(text.vocabulary)]
     assert vocabulary.tokens[-3:] == [b" a", b"b ", b"<tool_call>"]
     assert vocabulary.control == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -158,7 +159,7 @@ async def test_calls_come_after_thoughts(thinker) -> None:
     chunks = data_of(await http.post("/v1/chat/completions", json=streamed))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     thoughts = "".join(delta.get("reasoning_content", "") for delta in deltas)
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    calls = chain.from_iterable(delta.get("tool_calls", []) for delta in deltas)
     assert thoughts == f"a {CALL}?"
     assert "".join(call["function"]["arguments"] for call in calls) == '{"zone": 1}'
 

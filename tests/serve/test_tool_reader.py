@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,8 @@ CASES: list[tuple[Style, str, str, list[tuple[str, str]]]] = [
 
 def read(style: Style, parts: list[str], most: int | None = None):
     reader = ToolReader(style, frozenset("fg"), "answer", most)
-    content, ids = "", set()
+    content = ""
+    ids = set()
     calls: dict[int, list[str]] = {}
     for said in [*(reader.push(part) for part in parts), reader.finish()]:
         content += said.content
@@ -84,7 +86,8 @@ def read(style: Style, parts: list[str], most: int | None = None):
 @given(st.sampled_from(CASES), st.lists(st.integers(1, 9), max_size=80))
 def test_wherever_it_is_cut(case, sizes: list[int]) -> None:
     style, text, content, calls = case
-    parts, at = [], 0
+    parts = []
+    at = 0
     for size in sizes:
         parts.append(text[at : at + size])
         at += size
@@ -96,7 +99,8 @@ def test_arguments_come_as_they_grow() -> None:
     said = [
         reader.push(char) for char in '<tool_call>{"name": "f", "arguments": {"a": 12}}'
     ]
-    pieces = [call.arguments for one in said for call in one.calls]
+    calls = chain.from_iterable(one.calls for one in said)
+    pieces = [call.arguments for call in calls]
     assert pieces == ["", "{", '"', "a", '"', ":", " ", "1", "2", "}"]
 
 

@@ -54,7 +54,8 @@ class Convoy(msgspec.Struct):
 
     def _waited(self, short: dict[str, Any]) -> int:
         chunks = self.long.timeline["chunks"]
-        began, ended = short["queued_at"], short["first_token_at"]
+        began = short["queued_at"]
+        ended = short["first_token_at"]
         return sum(
             [chunk["tokens"] for chunk in chunks if began < chunk["done_at"] <= ended]
         )
@@ -71,7 +72,8 @@ async def ask(
     progressed: Callable[[int], None] = lambda tokens: None,
 ) -> Answer:
     """One request to its end; `progressed` hears how many tokens of the prompt are computed."""
-    answer, request_id = Answer(), ""
+    answer = Answer()
+    request_id = ""
     async for event in client.complete(prompt, max_tokens=4, temperature=0):
         if isinstance(event, Accepted):
             request_id = event.request_id or ""

@@ -35,7 +35,8 @@ LARGE = {"model_id": "large", "model_source": "random", "max_model_len_tokens": 
 
 def told(what: str, load: Load, began: float, ended: float) -> None:
     """What a change cost those who came meanwhile."""
-    before, during = load.ttft_s(0.99, stop=began), load.ttft_s(0.99, began, ended)
+    before = load.ttft_s(0.99, stop=began)
+    during = load.ttft_s(0.99, began, ended)
     print(
         f"\n{what}: {ended - began:.1f} s; {load.finished} of {len(load.asked)} whole; TTFT P99 "
         f"{1000 * before:.0f} ms before, {1000 * during:.0f} ms meanwhile"

@@ -41,7 +41,8 @@ class Page:
     """One tab. `errors`: uncaught exceptions and console errors so far."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._socket, self._last = socket, 0
+        self._socket = socket
+        self._last = 0
         self.errors: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:

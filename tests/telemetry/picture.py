@@ -23,7 +23,8 @@ sys.path.append(str(Path(__file__).parent.parent / "system"))
 from serve_process import free_port, serving
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-PROMPT, SHORT = 2400, 300
+PROMPT = 2400
+SHORT = 300
 SHORTS_AT = (0.2, 0.6)  # shares of the long prompt at which short ones arrive
 COLOURS = {
     "stage[0]": "#3f76c9",
@@ -33,7 +34,9 @@ COLOURS = {
     "decode": "#57a05a",
     "POST": "#475467",
 }
-SOFT, TEXT, OTHERS = "#8a94a3", "#1c2430", "#98a2b3"
+SOFT = "#8a94a3"
+TEXT = "#1c2430"
+OTHERS = "#98a2b3"
 
 
 async def convoy(url: str) -> None:
@@ -42,7 +45,8 @@ async def convoy(url: str) -> None:
         await _complete(session, url, SHORT, 4)  # warms up
         body = _body(PROMPT, 24) | {"stream": True}
         headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-        behind, shorts = list(SHORTS_AT), []
+        behind = list(SHORTS_AT)
+        shorts = []
         async with session.post(
             f"{url}/v1/completions", json=body, headers=headers
         ) as answer:
@@ -160,7 +164,8 @@ def _row(
     colour = next(
         (value for name, value in COLOURS.items() if span.name.startswith(name)), OTHERS
     )
-    stage, beside = span.name.startswith("stage"), axes.get_yaxis_transform()
+    stage = span.name.startswith("stage")
+    beside = axes.get_yaxis_transform()
     if not stage and depth < 3:
         axes.axhline(
             line - 0.5,

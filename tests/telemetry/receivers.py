@@ -56,7 +56,8 @@ class HttpReceiver(Received):
         super().__init__()
         self.endpoint = f"http://127.0.0.1:{port}"
         self._loop = asyncio.new_event_loop()
-        self._up, self._stop = threading.Event(), asyncio.Event()
+        self._up = threading.Event()
+        self._stop = asyncio.Event()
         self._thread = threading.Thread(
             target=self._loop.run_until_complete, args=(self._serve(port),), daemon=True
         )

@@ -51,7 +51,8 @@ class Story:
 
     def __init__(self, last: int = 10, max_chunks: int = 16) -> None:
         self.recorder = Recorder(last, max_chunks)
-        self.now, self._batch = START, 0
+        self.now = START
+        self._batch = 0
         self._places: dict[str, int] = {}
 
     def arrives(self, name: str, prompt: int = 100, **objectives) -> None:
@@ -88,7 +89,8 @@ class Story:
 
     def back(self, batch_id: int, groups=(0,)) -> None:
         """Its results, after 20 ms."""
-        starts, self.now = (self.now, self.now + 0.01), self.now + 0.02
+        starts = (self.now, self.now + 0.01)
+        self.now += 0.02
         self.recorder.done(
             [
                 StepResult(batch_id, k, (), (0.01, 0.008), (), starts, (0.002, 0.001))
@@ -107,7 +109,8 @@ class Story:
 
     def ends(self, name: str, reason: str = "length") -> None:
         timeline = self.recorder.live[name]
-        first, last = timeline.chunks[0].sent_at, timeline.first_token_at
+        first = timeline.chunks[0].sent_at
+        last = timeline.first_token_at
         self.recorder.happened(
             finished(name, self.now, reason, scheduled_at=first, prefilled_at=last)
         )

@@ -1,6 +1,7 @@
 """deploy/observability, as far as it can be checked without Docker: files, ports, and that every
 metric exists."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -50,7 +51,8 @@ def test_every_volume_is_a_file_here_or_declared():
 
 
 def test_what_is_mounted_is_what_is_configured():
-    compose, scrapes = read("compose.yaml"), read("prometheus.yaml")["scrape_configs"]
+    compose = read("compose.yaml")
+    scrapes = read("prometheus.yaml")["scrape_configs"]
     targets = {
         volume.split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]
     }
@@ -122,11 +124,12 @@ def test_panels_do_not_overlap_and_their_numbers_differ():
     cells: set[tuple[int, int]] = set()
     for panel in every:
         place = panel["gridPos"]
-        mine = {
-            (place["x"] + i, place["y"] + j)
-            for i in range(place["w"])
-            for j in range(place["h"])
-        }
+        mine = set(
+            itertools.product(
+                range(place["x"], place["x"] + place["w"]),
+                range(place["y"], place["y"] + place["h"]),
+            )
+        )
         assert place["x"] + place["w"] <= 24
         assert not mine & cells, panel["title"]
         cells |= mine
@@ -181,7 +184,8 @@ def expect_known(expression: str, samples: dict[str, set[str]]) -> None:
 
 async def test_every_metric_and_label_of_the_dashboard_exists(samples):
     assert TelemetryConfig().enabled
-    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
+    targets = itertools.chain.from_iterable(panel["targets"] for panel in panels())
+    expressions = [target["expr"] for target in targets]
     assert len(expressions) > 30
     for expression in expressions:
         expect_known(expression, samples)

@@ -89,7 +89,12 @@ def test_the_tree_of_a_convoy(long):
         "SPP: two chunks at once"
     )
     assert [span.name for span in below(first)] == ["stage[0]", "stage[1]"]
-    shards = [f"stage[{stage}].shard[{group}]" for group in (0, 1) for stage in (0, 1)]
+    shards = [
+        "stage[0].shard[0]",
+        "stage[1].shard[0]",
+        "stage[0].shard[1]",
+        "stage[1].shard[1]",
+    ]
     assert [span.name for span in below(third)] == shards
     assert below(third)[0].attributes["exchange_s"] == 0.002
     wanted = {
@@ -259,7 +264,8 @@ class Scripted(SpanExporter):
 
 
 def test_a_backend_that_never_answers_delays_nobody_and_memory_is_bounded(long):
-    stuck, entered = threading.Event(), threading.Event()
+    stuck = threading.Event()
+    entered = threading.Event()
     exporter = Scripted()
 
     def answer():
@@ -297,11 +303,9 @@ class Slow(SpanExporter):
 
 
 def test_a_backend_that_is_too_slow_costs_one_log_line_and_whole_traces(long, caplog):
-    slow, traces, each = (
-        Slow(),
-        300,
-        len(build(edges([long]), [long], Resource.create({}))),
-    )
+    slow = Slow()
+    traces = 300
+    each = len(build(edges([long]), [long], Resource.create({})))
     export = SpanExport(TracingConfig(exporter="otlp_http", queue_spans=2048), slow)
     backend = export.backend
     with caplog.at_level(logging.WARNING):

@@ -160,7 +160,8 @@ async def test_what_is_left_is_sent_at_the_end(make, monkeypatch):
 
 
 async def test_a_backend_that_does_not_answer_delays_the_end_little(make, monkeypatch):
-    world, stuck = make(tracing=exporting(monkeypatch)), threading.Event()
+    world = make(tracing=exporting(monkeypatch))
+    stuck = threading.Event()
     monkeypatch.setattr("deployments.tracing.CLOSE_S", 0.1)
     world.export.close = lambda: stuck.wait(30)
     began = time.perf_counter()

@@ -93,7 +93,8 @@ def test_a_caller_who_does_not_sample_gets_none_of_serves_spans(moving, sent):
 async def test_our_span_is_below_serves_which_is_below_the_callers(
     moving, monkeypatch, sampled
 ):
-    world, caller = World(), parse(CALLER)._replace(sampled=sampled)
+    world = World()
+    caller = parse(CALLER)._replace(sampled=sampled)
     monkeypatch.setattr(
         world.observatory.tracing, "serve_span", lambda: TraceParent(7, 1, True)
     )

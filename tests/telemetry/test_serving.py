@@ -18,7 +18,8 @@ import itertools
 
 from serve_process import free_port, serving
 
-LONG, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+LONG = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
 ARGS = {
     "model_loading_config": {
         "model_source": "random",
@@ -40,7 +41,8 @@ class Traced:
     """A server with two replicas, and who gets its spans."""
 
     def __init__(self, url: str, receiver: HttpReceiver) -> None:
-        self.url, self.receiver = url, receiver
+        self.url = url
+        self.receiver = receiver
 
     async def complete(
         self,
@@ -161,7 +163,10 @@ def test_a_long_request_shows_its_chunks_stages_and_shards(convoy):
     names = [{span.name for span in children(spans, chunk)} for chunk in chunks]
     assert names[0] == {"stage[0]", "stage[1]"}
     assert names[-1] == {
-        f"stage[{stage}].shard[{group}]" for stage in (0, 1) for group in (0, 1)
+        "stage[0].shard[0]",
+        "stage[1].shard[0]",
+        "stage[0].shard[1]",
+        "stage[1].shard[1]",
     }
     (shard,) = [
         span for span in children(spans, chunks[-1]) if span.name == "stage[1].shard[0]"
@@ -173,10 +178,9 @@ def test_a_preempted_gap_is_linked_to_who_took_the_turn(convoy):
     gaps = [span for span in convoy[LONG] if span.name == "preempted"]
     assert gaps
     roots = {
-        (s.trace_id, s.span_id)
-        for spans in convoy.values()
-        for s in spans
-        if s.name.startswith("POST")
+        (span.trace_id, span.span_id)
+        for span in itertools.chain.from_iterable(convoy.values())
+        if span.name.startswith("POST")
     }
     for gap in gaps:
         (link,) = gap.links

@@ -88,7 +88,8 @@ def test_whatever_happens_a_timeline_is_bounded_and_loses_no_token(story_line):
         if part == "gap":
             story.step(("other", 1), preempted=[("long", "other")])
         elif part == "two":
-            first, second = story.send(("long", 7)), story.send(("long", 9))
+            first = story.send(("long", 7))
+            second = story.send(("long", 9))
             story.back(first)
             story.back(second)
         else:

@@ -4,7 +4,8 @@ import pytest
 
 from medha_actors.telemetry.traceparent import begin, parse
 
-TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
 
 
 @pytest.mark.parametrize("flags", ["00", "01", "03", "02"])

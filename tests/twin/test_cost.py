@@ -47,7 +47,8 @@ def test_a_large_chunk_computes_at_the_speed_of_the_units():
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_costs_rise_with_every_span(name, model):
     execution = ExecutionModel(profile_of(model_of(model), hardware_of(name), stages=2))
-    load, before = GroupLoad(), 0.0
+    load = GroupLoad()
+    before = 0.0
     for rows in (1, 16, 100, 700, 3000):
         load = load.with_prefill(rows, 5000, groups=2).with_decode(1000)
         assert execution.base(load) > before

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 
 import msgspec
 import pytest
@@ -117,8 +118,7 @@ def test_differences_are_paired_by_seed():
 def test_tables_for_docs_and_for_spreadsheets():
     findings = [
         finding_of(policy, seed, good=0.5 + 0.1 * seed, short_p50=1.5)
-        for policy in ("lars", "spf")
-        for seed in (0, 1)
+        for policy, seed in itertools.product(("lars", "spf"), (0, 1))
     ]
     text = page(findings, "lars")
     assert "### convoy, load 0.75, objectives default, noise 3%" in text

@@ -80,7 +80,9 @@ def test_one_request():
 def test_a_queue_with_constant_service_times():
     """M/D/1 at load 0.7: the mean wait is rho / (2 (1 - rho)) services (Pollaczek and
     Khinchine)."""
-    rng, at, requests = random.Random(3), 0.0, []
+    rng = random.Random(3)
+    at = 0.0
+    requests = []
     for index in range(6000):
         at += rng.expovariate(7.0)
         requests.append(request(100, 1, at, index))
@@ -92,7 +94,9 @@ def test_a_queue_with_constant_service_times():
 
 def test_two_classes_under_first_come_first_served():
     """M/G/1: both classes wait lambda E[S^2] / (2 (1 - rho)), whatever their own length."""
-    rng, at, requests = random.Random(5), 0.0, []
+    rng = random.Random(5)
+    at = 0.0
+    requests = []
     for index in range(8000):
         at += rng.expovariate(2.0)
         long = rng.random() < 0.1
@@ -100,7 +104,8 @@ def test_two_classes_under_first_come_first_served():
             request(1000 if long else 100, 1, at, index, "long" if long else "short")
         )
     played = play(by_hand(scheduler=ONE_AT_A_TIME), requests)
-    rho, second_moment = 2.0 * (0.9 * 0.1 + 0.1 * 1.0), 0.9 * 0.1**2 + 0.1 * 1.0**2
+    rho = 2.0 * (0.9 * 0.1 + 0.1 * 1.0)
+    second_moment = 0.9 * 0.1**2 + 0.1 * 1.0**2
     expected = 2.0 * second_moment / (2 * (1 - rho))
     long = [record for record in played.records if record.kind == "long"]
     found = waits(long, 1.0)
@@ -149,7 +154,8 @@ def test_a_closed_loop_keeps_its_concurrency():
         [(r.sent_at, 1) for r in records] + [(r.ended_at, -1) for r in records],
         key=lambda c: (c[0], c[1]),
     )
-    level, highest = 0, 0
+    level = 0
+    highest = 0
     for _, change in changes:
         level += change
         highest = max(highest, level)

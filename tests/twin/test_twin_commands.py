@@ -125,10 +125,10 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
     """However long batches took, the seconds that the stages worked say how fast the server was."""
     assert simulate(tmp_path / "record") == 0
     record = read_run(tmp_path / "record")
-    deployment, requests = (
-        fidelity.deployment_of(FidelityOptions(directory="", profile=profile), record),
-        requests_of(record),
+    deployment = fidelity.deployment_of(
+        FidelityOptions(directory="", profile=profile), record
     )
+    requests = requests_of(record)
     played = replay(deployment, requests, Correction())
     worked_s = sum(played.busy) * (played.duration_s - requests[0].at)
     page = 'medha_batch_work_seconds_total{{kind="prefill"}} {2}\n'
@@ -146,7 +146,8 @@ def test_fidelity_takes_the_servers_own_figures(tmp_path, capsys, profile):
         "medha_predictor_error_ratio_count {0}\nmedha_predictor_error_ratio_sum {4}\n"
     )
     command = ["fidelity", str(tmp_path / "record"), "--profile", profile, "--metrics"]
-    before, after = tmp_path / "before", tmp_path / "after"
+    before = tmp_path / "before"
+    after = tmp_path / "after"
     for scale in (1.0, 1.25):
         before.write_text(page.format(10, 100, 0.0, 5.0, 0.0, 0.0))
         after.write_text(page.format(110, 1100, scale, 5.0 + worked_s / 2, 0.1, 1.0))

@@ -112,7 +112,8 @@ def test_failed_requests_count_against_goodput_and_cancelled_ones_do_not():
 
 def test_objectives_relative_to_the_idle_server():
     objectives = parse_objectives(["ttft:1.5x,500"], ["ttft:2x"])
-    short, long = made(isolated_ttft_s=0.1), made(kind="long", isolated_ttft_s=10.0)
+    short = made(isolated_ttft_s=0.1)
+    long = made(kind="long", isolated_ttft_s=10.0)
     assert objectives.limits(short) == {"ttft": 0.5}
     assert objectives.limits(made(isolated_ttft_s=2.0)) == {"ttft": 3.0}
     assert objectives.limits(long) == {"ttft": 20.0}

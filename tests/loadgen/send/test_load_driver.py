@@ -12,7 +12,8 @@ class SlowTarget:
     token half-way."""
 
     def __init__(self, seconds=None, prepare_hook=None):
-        self.seconds, self.active = seconds, {}
+        self.seconds = seconds
+        self.active = {}
         self.prepare_hook = prepare_hook
 
     def prepare(self, request, record):

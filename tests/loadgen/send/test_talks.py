@@ -214,7 +214,8 @@ def test_a_run_of_sessions(tmp_path, capsys):
     arguments = ["run", *CHATS, *QUICK, "--result-dir", str(tmp_path / "r"), "--quiet"]
     with CachingServer() as server:
         assert main([*arguments, "--base-url", server.url]) == 0
-    result, rows = result_of(tmp_path / "r"), rows_of(tmp_path / "r")
+    result = result_of(tmp_path / "r")
+    rows = rows_of(tmp_path / "r")
     assert (result["completed"], result["health"]) == (12, "PASSED")
     assert set(result["classes"]) == {"all", "short", "cold", "warm"}
     assert result["classes"]["warm"]["requests"] >= 8  # all but first turns

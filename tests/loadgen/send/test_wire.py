@@ -37,7 +37,8 @@ class Pipe:
 
 
 def connected():
-    ended, released = [], []
+    ended = []
+    released = []
     connection = Connection(released.append, lambda exchange: False)
     connection.connection_made(Pipe())
     record = RequestRecord(

@@ -14,7 +14,8 @@ from loadgen.workload.lengths import parse_lengths
 
 
 def draws(text, count=20_000):
-    draw, rng = parse_lengths(text), random.Random(1)
+    draw = parse_lengths(text)
+    rng = random.Random(1)
     return [draw(rng, index / count) for index in range(count)]
 
 
@@ -107,7 +108,8 @@ def test_fixed_arrivals_and_all_at_once():
 
 
 def test_same_seed_same_pattern_at_every_rate():
-    slow, fast = first(100, 1.0, 7), first(100, 10.0, 7)
+    slow = first(100, 1.0, 7)
+    fast = first(100, 10.0, 7)
     assert slow == pytest.approx([10 * instant for instant in fast])
     assert slow != first(100, 1.0, 8)
 

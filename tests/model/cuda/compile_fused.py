@@ -17,7 +17,11 @@ from triton.compiler import ASTSource
 
 from medha_actors.model.cuda import fused
 
-WIDTH, HEADS, KV_HEADS, HALF, INTERMEDIATE = 4096, 32, 8, 64, 14336
+WIDTH = 4096
+HEADS = 32
+KV_HEADS = 8
+HALF = 64
+INTERMEDIATE = 14336
 STORE = {
     "KV": 1 << 28,
     "PAGE": 1 << 16,

@@ -175,7 +175,9 @@ def test_penalties(data):
 @pytest.mark.parametrize("cut", [{}, {"top_k": 50, "top_p": 0.9}, {"top_p": 0.9}])
 def test_rows_that_are_no_numbers_break_nothing(choice, cut):
     logits = logits_of(6, 5000, 1)
-    logits[0, 5], logits[1, 5], logits[2] = torch.nan, torch.inf, -torch.inf
+    logits[0, 5] = torch.nan
+    logits[1, 5] = torch.inf
+    logits[2] = -torch.inf
     logits[4, 5] = -torch.tensor(torch.nan)
     logits[5, 9] = 1e38
     many = [SamplingParams(max_tokens=1, **cut)] * 5

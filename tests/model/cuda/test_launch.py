@@ -22,7 +22,8 @@ class Function:
 
 class Compiled:
     def __init__(self, launches, number):
-        self.launches, self.number = launches, number
+        self.launches = launches
+        self.number = number
 
     def __getitem__(self, grid):
         return lambda *given: self.launches.append((self.number, grid, given))
