@@ -19,9 +19,9 @@ from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, batch_of
 from medha_actors.core.batch import Batch
-from medha_actors.core.chunking import LONE_BUDGETS, PrefillTable, batch_budget
+from medha_actors.core.chunking import LONE_BUDGETS, batch_budget, table_of
 from medha_actors.core.completion import Completion
-from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.packer import Packer
 from medha_actors.core.placement import Placement
@@ -66,7 +66,7 @@ class Scheduler:
         self.budget_s = settings.batch_budget_s or batch_budget(
             objectives.tpot_s, grid.stages
         )
-        self.table = _table(settings, grid, model, self.budget_s)
+        self.table = table_of(settings, grid, model, self.budget_s)
         self.live = LiveRequests(settings, grid, self.table, self.budget_s)
         self._admission = Admission(
             settings,
@@ -329,18 +329,3 @@ class Scheduler:
         self._totals.batches += 1
         self.record = BatchRecord(batch.id, tuple(slacks), tuple(taken), evicted)
         return batch
-
-
-def _table(
-    settings: SchedulerConfig, grid: Grid, model: ExecutionModel, budget_s: float
-) -> PrefillTable:
-    """What whole prefills cost on this grid."""
-    return PrefillTable(
-        model,
-        stages=grid.stages,
-        budget_s=budget_s,
-        max_chunk=settings.max_chunk_tokens,
-        cutoff=KvPlan(grid).cutoff,
-        groups=grid.groups,
-        page_tokens=grid.page_tokens,
-    )
