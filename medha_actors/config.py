@@ -16,6 +16,7 @@ from msgspec import Meta
 from medha_actors.bounds import Bounds, check, explained, numbers
 from medha_actors.errors import ConfigError
 from medha_actors.fleet_config import FleetConfig
+from medha_actors.grid_config import ActorConfig, ParallelConfig
 from medha_actors.quantities import (
     LOOPBACK,
     Bytes,
@@ -74,41 +75,6 @@ class ModelLoadingConfig(Section, frozen=True):
     max_model_len_tokens: Tokens | None = None
     rope_scaling: RopeScaling | None = None
     random: RandomWeights = RandomWeights()
-
-
-class ParallelConfig(Section, frozen=True):
-    """The grid of stage actors: `spp` pipeline stages by `kvp` KV groups by `tp` tensor ranks
-    (paper, 3.3)."""
-
-    # actors that share the layers of a stage in a group, on one node
-    tp: Annotated[int, Meta(ge=1, le=64)] = 1
-    spp: Annotated[int, Meta(ge=1, le=1024)] = 2
-    kvp: Annotated[int, Meta(ge=1, le=256)] = 1
-    # A request's piece in one group; the next group is taken when it is full, and the
-    # last one takes the rest. None: the longest sequence / kvp, so that its pieces are
-    # equal, but at least 8192, below which a second group costs a decode more than it
-    # saves (docs/benchmarks.md); in whole pages, and at most all pages of a group.
-    max_tokens_per_kvp_group: Annotated[int, Meta(ge=1, le=2**50)] | None = None
-
-
-class ActorConfig(Section, frozen=True):
-    """What each stage actor gets."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # on CUDA; a fraction lets several actors share a GPU. None: one, or with fewer GPUs
-    # than actors an equal share of one (and with `device: auto` fewer stages first)
-    num_gpus: Annotated[float, Meta(ge=0.01, le=64.0)] | None = None
-    num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
-    pin: bool = True  # bind each CPU actor to cores of its own
-    attention: Literal["auto", "triton", "flash_attn", "sdpa"] = "auto"
-    # warm processes per node that take the place of a dead stage (CPU only)
-    spares: Annotated[int, Meta(ge=0, le=16)] = 1
-    start_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 300.0
-    # a step that takes longer counts as a dead stage
-    step_timeout_s: Annotated[float, Meta(ge=1.0, le=86_400.0)] = 600.0
-    # stage actors wait so long for a new controller, then end
-    orphan_timeout_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 30.0
 
 
 class SchedulerConfig(Section, frozen=True):
@@ -182,9 +148,8 @@ class LimitsConfig(Section, frozen=True):
     max_large_bodies_bytes: Annotated[int, Meta(ge=1024, le=2**36)] = 256 * 1024 * 1024
     # /tokenize and /detokenize do more than the context, if this is more
     max_tokenize_tokens: Annotated[int, Meta(ge=1, le=2**24)] = 131_072
-    max_prompts: Count = (
-        4096  # of one request, times n; the engine gets a few at a time
-    )
+    # of one request, times n; the engine gets a few at a time
+    max_prompts: Count = 4096
     # all prompts of a request together; the context, if that is more
     max_prompts_tokens: Tokens = 2**20
     max_n: Count = 16
@@ -244,9 +209,8 @@ class TracingConfig(Section, frozen=True):
         default_factory=dict
     )
     service_name: Name = "medha"
-    sample_ratio: Share = (
-        1.0  # of new traces; a client's traceparent decides for its own
-    )
+    # of new traces; a client's traceparent decides for its own
+    sample_ratio: Share = 1.0
     # requests that missed an objective are sent whatever the ratio says
     always_missed: bool = True
     # spans that wait for the backend; more are dropped

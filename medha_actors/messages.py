@@ -40,9 +40,8 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an answer must look like."""
 
     text: str  # in llguidance's variant of Lark
-    end_ids: tuple[
-        int, ...
-    ]  # tokens that come where the grammar may end, and only there
+    # tokens that come where the grammar may end, and only there
+    end_ids: tuple[int, ...]
 
 
 class SamplingParams(
@@ -94,18 +93,16 @@ class Objectives(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ttft_s: float | None = None
     tpot_s: float | None = None
     timeout_s: float | None = None
-    late: Late | None = (
-        None  # what is wanted if it cannot be in time; None: the server's default
-    )
+    # what is wanted if it cannot be in time; None: the server's default
+    late: Late | None = None
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What an ingress replica must know of the engine that serves."""
 
     max_model_len_tokens: int
-    model: (
-        str  # a digest: requests go on in another engine only if it has the same model
-    )
+    # a digest: requests go on in another engine only if it has the same model
+    model: str
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,20 +126,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     objectives: Objectives = Objectives()
     # smaller is served earlier, before any policy, of those of the same tenant
     priority: int = 0
-    tenant: str = (
-        ""  # whose share of the machine it has; "": all who are not told apart
-    )
+    # whose share of the machine it has; "": all who are not told apart
+    tenant: str = ""
     arrived_at: float = 0.0
-    way_s: float = (
-        0.0  # what a first token takes to the client, as its replica has learned
-    )
+    # what a first token takes to the client, as its replica has learned
+    way_s: float = 0.0
     traceparent: str | None = None
     # of the answer that is this sequence alone; None: of several
     answer_id: str | None = None
     resumed: Resumed | None = None
-    cache_salt: str = (
-        ""  # the KV of requests with another salt is never used for this one
-    )
+    # the KV of requests with another salt is never used for this one
+    cache_salt: str = ""
     cache: bool = True  # False: uses nobody's KV, and leaves nothing for others to use
 
     @property
@@ -197,17 +191,15 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     token_ids: bytes  # int32, one for each position of the span
     piece_start: int  # first position of this group's piece
     piece_tokens: int  # tokens cached in this group's piece before this span
-    new_pages: tuple[
-        int, ...
-    ]  # pages appended to the request's page table in this group
+    # pages appended to the request's page table in this group
+    new_pages: tuple[int, ...]
     writes: bool = True
     sample: bool = False  # draw a token from the last row (only where `writes`)
     index: int = 0  # which output token that is, 0 for the first
     # all groups that hold a piece, in sequence order; empty: this one alone
     groups: tuple[int, ...] = ()
-    next_token_id: int = (
-        -1
-    )  # the known token after `stop`, for prompt log-probabilities
+    # the known token after `stop`, for prompt log-probabilities
+    next_token_id: int = -1
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -284,19 +276,6 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     stage_starts: tuple[float, ...] = ()  # as in StepMessage
     exchange_seconds: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """What the scheduler hands out: one StepMessage per KV group (None: the group has nothing to
-    do)."""
-
-    id: int
-    groups: tuple[StepMessage | None, ...]
-    budget_s: float
-    predicted_s: float
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    loaded_tokens: int = 0  # from the second tier
 
 
 class TokenEvent(msgspec.Struct, frozen=True, tag="token", array_like=True):

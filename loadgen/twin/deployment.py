@@ -15,12 +15,12 @@ from medha_actors.config import (
     KvCacheConfig,
     MedhaConfig,
     ObjectivesConfig,
-    ParallelConfig,
     SchedulerConfig,
 )
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
 from medha_actors.core.simulator import Simulation
+from medha_actors.grid_config import ParallelConfig
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):

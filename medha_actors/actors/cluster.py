@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -17,17 +16,21 @@ from typing import Any, NamedTuple
 import msgspec
 import ray
 
-from medha_actors.actors.capacity import measured_pages, pages_of, slots_of, trial_pages
+from medha_actors.actors.building import build, describe
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
-from medha_actors.actors.layout import chosen_device, described, fitted, turns
+from medha_actors.actors.layout import (
+    assign_cores,
+    chosen_device,
+    described,
+    fitted,
+    turns,
+)
 from medha_actors.actors.links import Endpoint, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import ConfigError
-from medha_actors.model_shares import shares_of
-from medha_actors.model_spec import ModelSpec, split_layers
+from medha_actors.model_spec import ModelSpec
 
 _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
@@ -82,9 +85,9 @@ class Cluster:
             crew.config = fitted(config, gpus)
             if change := described(config, crew.config, gpus):
                 _log.warning("%s", change)
-        spec, dtype = await asyncio.to_thread(_describe, config, device)
+        spec, dtype = await asyncio.to_thread(describe, config, device)
         try:
-            blueprint = await _build(crew, config, spec, dtype)
+            blueprint = await build(crew, config, spec, dtype)
         except BaseException:
             crew.dismiss()
             raise
@@ -241,92 +244,6 @@ class Cluster:
         )
 
 
-def _describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
-    """The model, and the type of its activations. Torch is imported here: a controller that finds
-    its grid at work does without, and is back two seconds sooner."""
-    import torch
-
-    from medha_actors.model.spec import load_spec, resolve_dtype
-
-    dtype = resolve_dtype(config.model_loading_config, torch.device(device))
-    return load_spec(config.model_loading_config), str(dtype).removeprefix("torch.")
-
-
-async def _build(
-    crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str
-) -> Blueprint:
-    """A new grid, loaded."""
-    began = time.monotonic()
-    config = crew.config
-    shares_of(spec, crew.shape.ranks)  # refuses what cannot be shared
-    await crew.hire()
-    await crew.everybody(
-        "locate"
-    )  # all are there, and have what they take of their GPU
-    places: dict[Cell, Place] = await crew.everybody("locate")
-    for place in places.values():
-        if place.obstacle:
-            raise ConfigError(f"actors.device is {crew.device}, but {place.obstacle}")
-    layers = split_layers(spec, crew.shape.stages)
-    blueprint = Blueprint(
-        asked=asked,
-        config=config,
-        spec=spec,
-        device=crew.device,
-        dtype=dtype,
-        layers=layers,
-        pages=pages_of(config, spec, layers, dtype, places),
-        nodes={cell: place.node_id for cell, place in places.items()},
-        cores=assign_cores(places, config),
-        slots=slots_of(config, spec, layers, dtype),
-        run=secrets.token_hex(8),
-        gpus=tuple(sorted({place.gpu for place in places.values() if place.gpu})),
-    )
-    if crew.device == "cuda" and config.kv_cache.budget_bytes is None:
-        blueprint, resident = await _load_measured(crew, blueprint)
-    else:
-        resident = await crew.call("load", _plans(blueprint))
-    _log.info(
-        "%d x %d x %d actors on %s, %d pages of %d tokens per group, %.0f MiB resident, "
-        "loaded in %.1f s",
-        *crew.shape,
-        blueprint.gpus or "cpu",
-        blueprint.pages,
-        config.kv_cache.page_tokens,
-        sum(resident.values()) / 2**20,
-        time.monotonic() - began,
-    )
-    return blueprint
-
-
-async def _load_measured(
-    crew: Crew, blueprint: Blueprint
-) -> tuple[Blueprint, dict[Cell, int]]:
-    """With as many pages as there is room for once everything else is there. They stay as many
-    whoever is replaced: the scheduler knows them."""
-    pages = min(trial_pages(blueprint.config), blueprint.pages)
-    trial = msgspec.structs.replace(blueprint, pages=pages, slots=0)
-    resident = await crew.call("load", _plans(trial))
-    await crew.everybody("rehearse")
-    places: dict[Cell, Place] = await crew.everybody("locate")
-    measured = measured_pages(
-        blueprint.config,
-        blueprint.spec,
-        blueprint.layers,
-        blueprint.dtype,
-        places,
-        pages,
-    )
-    blueprint = msgspec.structs.replace(blueprint, pages=measured)
-    await crew.call("resize", _plans(blueprint))
-    return blueprint, resident
-
-
-def _plans(blueprint: Blueprint) -> dict[Cell, tuple[bytes]]:
-    """What each actor of the grid is to be, packed."""
-    return {cell: (_encode(blueprint.plan(cell)),) for cell in blueprint.nodes}
-
-
 def _kept_by(found: dict[Cell, Identity], config: MedhaConfig) -> Kept | None:
     """What the actors found at work were made from; None if it was not this configuration."""
     for identity in found.values():
@@ -334,25 +251,3 @@ def _kept_by(found: dict[Cell, Identity], config: MedhaConfig) -> Kept | None:
             kept = _decode_kept(identity.kept)
             return kept if kept.blueprint.asked == config else None
     return None
-
-
-def assign_cores(
-    places: dict[Cell, Place], config: MedhaConfig
-) -> dict[Cell, tuple[int, ...]]:
-    """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
-    threads."""
-    threads = config.actors.threads
-    wanted: dict[str, int] = {}
-    for place in places.values():
-        wanted[place.node_id] = wanted.get(place.node_id, 0) + threads
-    taken: dict[str, int] = {}
-    cores: dict[Cell, tuple[int, ...]] = {}
-    for cell, place in places.items():
-        pinned = config.actors.pin and place.gpu is None
-        if not pinned or wanted[place.node_id] > len(place.cores):
-            cores[cell] = ()
-            continue
-        start = taken.get(place.node_id, 0)
-        taken[place.node_id] = start + threads
-        cores[cell] = place.cores[start : start + threads]
-    return cores

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 
 from medha_actors.actors.reports import RayReports
 from medha_actors.actors.sessions import Session, attach, attach_again
-from medha_actors.actors.submissions import Submission
+from medha_actors.actors.submissions import Submission, Submissions
 from medha_actors.errors import EngineError, UnavailableError
 from medha_actors.fleet.notices import Notice
 from medha_actors.messages import Accepted, DrainingEvent, Event, Rejected, Request
@@ -58,11 +57,10 @@ class RayEngine:
         self._find = find
         self._hear = hear
         self._patience_s = patience_s
-        self._submissions: dict[str, Submission] = {}
+        self._live = Submissions(self._stop_there)
         self._session: Session | None = None
         self._attached = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
-        self._on_trial: Submission | None = None
         self._model = ""
         self.max_model_len_tokens = 0
         self.reports = RayReports(self._call)
@@ -88,10 +86,7 @@ class RayEngine:
         if not reader.cancelled() and (error := reader.exception()) is not None:
             _log.critical("the reader of the engine's events has ended", exc_info=error)
         self._leave()
-        for submission in list(self._submissions.values()):
-            submission.lose()
-            if submission.accepted:  # the others learn it from `submit`
-                self._end(submission, _DROPPED, _RETRY_AFTER_S)
+        self._live.drop(_DROPPED, _RETRY_AFTER_S)
 
     def ready(self) -> bool:
         """Whether an engine is there now that takes requests."""
@@ -105,7 +100,7 @@ class RayEngine:
     @property
     def live(self) -> int:
         """Requests that have not ended."""
-        return len(self._submissions)
+        return len(self._live)
 
     def check_health(self) -> None:
         """Raises EngineError when this object cannot serve any more: make it anew."""
@@ -119,18 +114,19 @@ class RayEngine:
     ) -> Accepted | Rejected:
         """Hand a request to the engine of now, or of soon; raises UnavailableError, EngineError.
         `receive`: see deployments.handle."""
-        submission = self._submissions[request.id] = Submission(request, receive)
+        submission = Submission(request, receive)
+        self._live.add(submission)
         try:
             answer = await self._submit_first(submission)
         except BaseException:
-            self._submissions.pop(request.id, None)
+            self._live.pop(request.id)
             if submission.delivered:  # whoever waited for the answer has gone
                 self._stop_there(submission)
             raise
         if isinstance(answer, Rejected):
-            self._submissions.pop(request.id, None)
+            self._live.pop(request.id)
         else:
-            asyncio.get_running_loop().call_soon(self._begin, submission)
+            asyncio.get_running_loop().call_soon(self._live.begin, submission)
         return answer
 
     async def _submit_first(self, submission: Submission) -> Accepted | Rejected:
@@ -148,7 +144,7 @@ class RayEngine:
     async def cancel(self, request_id: str) -> None:
         """Stop the request, which hears nothing more; harmless for unknown ids and finished
         requests."""
-        submission = self._submissions.pop(request_id, None)
+        submission = self._live.pop(request_id)
         if submission is not None:
             submission.ended = True
             self._stop_there(submission)
@@ -167,20 +163,12 @@ class RayEngine:
             self._reader.remove_done_callback(self._reader_ended)
             self._reader.cancel()
         self._leave()
-        live = [
-            submission
-            for submission in self._submissions.values()
-            if submission.accepted
-        ]
-        self._submissions.clear()
-        for submission in live:
-            submission.lose()
-        return live
+        return self._live.release()
 
     async def adopt(self, submission: Submission) -> None:
         """Go on here with a request of an engine that is gone, from its known tokens."""
         session = await self._somebody()
-        self._submissions[submission.request.id] = submission
+        self._live.add(submission)
         await self._submit_one_again(session, submission)
 
     async def record(self, answer_id: str) -> Record | None:
@@ -255,7 +243,7 @@ class RayEngine:
             finally:
                 again.cancel()
             self._leave()
-            self._lose()
+            self._live.lose(_DEADLY)
             # A controller that lives after all ends what it has of this replica.
             with contextlib.suppress(RayError):
                 await session.controller.leave.remote(session.replica)
@@ -285,57 +273,15 @@ class RayEngine:
                 if self._hear is not None:
                     self._hear(event)
                 continue
-            submission = self._submissions.get(event.request_id)
-            if submission is not None:
-                self._tell(submission, event)
-
-    def _tell(self, submission: Submission, event: Event) -> None:
-        submission.put(event)
-        if submission.ended:
-            self._let_go(submission)
-
-    def _begin(self, submission: Submission) -> None:
-        """Whoever submitted it has its answer by now."""
-        submission.begin()
-        if submission.ended:
-            self._let_go(submission)
-
-    def _let_go(self, submission: Submission) -> None:
-        """It has heard its last event, or its receiver failed."""
-        self._submissions.pop(submission.request.id, None)
-        if submission.broken:
-            self._stop_there(submission)
-
-    def _lose(self) -> None:
-        """Count who was in the engine that is gone; one that was there alone as a suspect ends."""
-        suspect = self._on_trial
-        self._on_trial = None
-        for submission in self._submissions.values():
-            submission.lose()
-        if (
-            suspect is not None
-            and suspect.request.id in self._submissions
-            and suspect.losses
-        ):
-            self._end(suspect, _DEADLY)
-
-    def _end(
-        self, submission: Submission, message: str, retry_after_s: float | None = None
-    ) -> None:
-        last = submission.failed(message, time.time(), retry_after_s)
-        self._tell(submission, last)
+            self._live.tell(event)
 
     async def _submit_again(self, session: Session) -> None:
         """Give the live requests of before to the engine of now: the suspects at last, each when
         the one before it has shown to be harmless."""
-        waiting = [
-            submission
-            for submission in self._submissions.values()
-            if submission.accepted and not submission.delivered
-        ]
+        waiting = self._live.waiting()
         if session.facts.model != self._model:
             for submission in waiting:
-                self._end(
+                self._live.end(
                     submission,
                     "the model was replaced while this request was in the engine",
                 )
@@ -351,21 +297,21 @@ class RayEngine:
             *[self._submit_one_again(session, submission) for submission in others]
         )
         for suspect in suspects:
-            self._on_trial = suspect
+            self._live.on_trial = suspect
             await self._submit_one_again(session, suspect)
             try:
                 async with asyncio.timeout(_TRIAL_S):
                     await suspect.heard.wait()
             except TimeoutError:
                 suspect.losses = 0
-            self._on_trial = None
+            self._live.on_trial = None
 
     async def _submit_one_again(self, session: Session, submission: Submission) -> None:
-        if submission.request.id not in self._submissions:
+        if submission.request.id not in self._live:
             return
         answer = await self._hand_over(session, submission)
         if isinstance(answer, Rejected):
-            self._end(
+            self._live.end(
                 submission,
                 f"the engine was lost, and the next one refused: {answer.message}",
             )

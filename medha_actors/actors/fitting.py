@@ -9,7 +9,7 @@ far, then these are fitted anew. All coefficients are at least zero, and the tab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import msgspec
@@ -57,10 +57,8 @@ def fit(loads: Sequence[GroupLoad], seconds: Sequence[float]) -> StageProfile:
     design = _design(loads, knots)
     measured = np.array(seconds)
     best: _Found | None = None
-    for form in [
-        _Form(chunk, near) for near in (0.0, *_NEAR) for chunk in (*_CHUNKS, 0.0)
-    ]:
-        profile = _fitted(form, loads, knots, design, measured)
+    for near, chunk in product((0.0, *_NEAR), (*_CHUNKS, 0.0)):
+        profile = _fitted(_Form(chunk, near), loads, knots, design, measured)
         error = float(np.sqrt(np.mean(np.square(errors(profile, loads, seconds)))))
         if best is None or error < _WORTH * best.error:
             best = _Found(error, profile)

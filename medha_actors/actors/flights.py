@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from medha_actors.messages import Batch, StepResult
+from medha_actors.core.batch import Batch
+from medha_actors.messages import StepResult
 
 
 class _Flight:

@@ -1,4 +1,4 @@
-"""Layout: a grid fitted to the GPUs that are there."""
+"""Layout: a grid fitted to the GPUs and the cores that are there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from medha_actors.actors.plans import shape_of
+from medha_actors.actors.cells import Cell
+from medha_actors.actors.plans import Place, shape_of
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError
 
@@ -86,3 +87,25 @@ def turns(holds: Sequence[set[tuple[str, str]]]) -> list[list[int]]:
         else:
             made.append([stage])
     return made
+
+
+def assign_cores(
+    places: dict[Cell, Place], config: MedhaConfig
+) -> dict[Cell, tuple[int, ...]]:
+    """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
+    threads."""
+    threads = config.actors.threads
+    wanted: dict[str, int] = {}
+    for place in places.values():
+        wanted[place.node_id] = wanted.get(place.node_id, 0) + threads
+    taken: dict[str, int] = {}
+    cores: dict[Cell, tuple[int, ...]] = {}
+    for cell, place in places.items():
+        pinned = config.actors.pin and place.gpu is None
+        if not pinned or wanted[place.node_id] > len(place.cores):
+            cores[cell] = ()
+            continue
+        start = taken.get(place.node_id, 0)
+        taken[place.node_id] = start + threads
+        cores[cell] = place.cores[start : start + threads]
+    return cores

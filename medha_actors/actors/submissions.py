@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -102,3 +103,92 @@ class Submission:
             retry_after_s=retry_after_s,
             finished_at=now,
         )
+
+
+class Submissions:
+    """The requests of a replica that have not ended. `on_trial`: a suspect that is alone in the
+    engine of now, until it has shown to be harmless."""
+
+    def __init__(self, stop_there: Callable[[Submission], None]) -> None:
+        """`stop_there`: called for those whose receiver failed: the engine need not go on."""
+        self._stop_there = stop_there
+        self._by_id: dict[str, Submission] = {}
+        self.on_trial: Submission | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._by_id
+
+    def add(self, submission: Submission) -> None:
+        """One more."""
+        self._by_id[submission.request.id] = submission
+
+    def pop(self, request_id: str) -> Submission | None:
+        """Take one out; None: it is not here."""
+        return self._by_id.pop(request_id, None)
+
+    def waiting(self) -> list[Submission]:
+        """Those of before that the engine of now does not have yet."""
+        return [
+            submission
+            for submission in self._by_id.values()
+            if submission.accepted and not submission.delivered
+        ]
+
+    def begin(self, submission: Submission) -> None:
+        """Whoever submitted it has its answer by now."""
+        submission.begin()
+        if submission.ended:
+            self._let_go(submission)
+
+    def tell(self, event: Event) -> None:
+        """Something happened to one of them, or to one that is here no more."""
+        submission = self._by_id.get(event.request_id)
+        if submission is not None:
+            self._put(submission, event)
+
+    def end(
+        self, submission: Submission, message: str, retry_after_s: float | None = None
+    ) -> None:
+        """No engine can go on with it."""
+        self._put(submission, submission.failed(message, time.time(), retry_after_s))
+
+    def drop(self, message: str, retry_after_s: float) -> None:
+        """Nobody will ever hear of an engine again: end those whose answer is known."""
+        for submission in list(self._by_id.values()):
+            submission.lose()
+            if submission.accepted:  # the others learn it from `submit`
+                self.end(submission, message, retry_after_s)
+
+    def release(self) -> list[Submission]:
+        """Give up those whose answer is known, for another engine; forget the others."""
+        live = [
+            submission for submission in self._by_id.values() if submission.accepted
+        ]
+        self._by_id.clear()
+        for submission in live:
+            submission.lose()
+        return live
+
+    def lose(self, message: str) -> None:
+        """Count who was in the engine that is gone; one that was there alone as a suspect ends,
+        with this message."""
+        suspect = self.on_trial
+        self.on_trial = None
+        for submission in self._by_id.values():
+            submission.lose()
+        if suspect is not None and suspect.request.id in self and suspect.losses:
+            self.end(suspect, message)
+
+    def _put(self, submission: Submission, event: Event) -> None:
+        submission.put(event)
+        if submission.ended:
+            self._let_go(submission)
+
+    def _let_go(self, submission: Submission) -> None:
+        """It has heard its last event, or its receiver failed."""
+        self._by_id.pop(submission.request.id, None)
+        if submission.broken:
+            self._stop_there(submission)

@@ -10,12 +10,12 @@ from statistics import median
 from typing import Any
 
 from medha_actors.config import MedhaConfig, SchedulerConfig
+from medha_actors.core.batch import Batch
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.orders import ORDERS
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.messages import (
-    Batch,
     Event,
     FinishedEvent,
     Request,

@@ -117,16 +117,11 @@ class Admission:
         Whoever found a queue would be put behind those who come later, would be announced later
         for that, and would be in time whenever the first token came.
         """
-        ours = self._objectives
-        asked = request.objectives
-        tpot_s = ours.tpot_s
-        if asked.tpot_s is not None:
-            tpot_s = max(asked.tpot_s, ours.min_tpot_s)
         state = RequestState(
             request=request,
             serial=serial,
             milestones=Milestones(request.arrived_at, request.arrived_at),
-            tpot_s=tpot_s,
+            tpot_s=self._tpot_s(request),
             timeout_at=math.inf,
             prompt=request.prompt_tokens,
             goal=request.prompt_tokens,
@@ -143,21 +138,35 @@ class Admission:
         state.total_work_s = self._table.seconds(*state.work)
         state.remaining_s = state.total_work_s
         state.load_s = self._table.load_s(*state.work)
-        work_s = self._table.seconds(
-            state.hit, state.prompt, min(state.stored, state.prompt)
-        )
+        self._limit(state, now)
+        return state
+
+    def _tpot_s(self, request: Request) -> float:
+        """The client's within the server's bound, or ours."""
+        asked_s = request.objectives.tpot_s
+        if asked_s is None:
+            return self._objectives.tpot_s
+        return max(asked_s, self._objectives.min_tpot_s)
+
+    def _limit(self, state: RequestState, now: float) -> None:
+        """Set when a request is to have its first token, and when it has to end."""
+        ours = self._objectives
+        asked = state.request.objectives
+        arrived_at = state.request.arrived_at
         if asked.ttft_s is not None:
             ttft_s = min(max(asked.ttft_s, ours.min_ttft_s), ours.max_timeout_s)
         else:
-            idle_s = drag * work_s + self._path_s(request, work_s, now)
+            work_s = self._table.seconds(
+                state.hit, state.prompt, min(state.stored, state.prompt)
+            )
+            idle_s = state.drag * work_s + self._path_s(state.request, work_s, now)
             ttft_s = self._ttft_s(idle_s)
+        state.milestones.deadline_at = arrived_at + ttft_s
         timeout_s = ours.default_timeout_s
         if asked.timeout_s is not None:
             timeout_s = min(asked.timeout_s, ours.max_timeout_s)
-        state.milestones.deadline_at = request.arrived_at + ttft_s
         if timeout_s is not None:
-            state.timeout_at = request.arrived_at + timeout_s
-        return state
+            state.timeout_at = arrived_at + timeout_s
 
     def imagined(
         self, prompt: int, tenant: str, drag: float, now: float

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Sequence
 
 from medha_actors.core.assembly import Flight
 from medha_actors.core.chunking import PrefillTable, batch_budget
+from medha_actors.core.decoding import decode_rows
 from medha_actors.core.forecast import Forecast, pipeline_of
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.live import LiveRequests, decode_rows
+from medha_actors.core.live import LiveRequests
 from medha_actors.core.pace import FREE, LONG, PAID, WAITING, Pace
-from medha_actors.core.packer import LONG_BUDGETS, Packer
+from medha_actors.core.picks import Picks
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import RequestState
+from medha_actors.core.sharing import LONG_BUDGETS
 from medha_actors.core.tenants import KEPT_FREE
 
 LEAST_ROOM_S = 0.1  # nobody is told to come back sooner for want of room
@@ -91,7 +93,7 @@ class Announcing:
             rows=rows, spans=rows, decode_kv=cached * rows // count, sampled=rows
         )
         batch_s = self._model.base(load) * self._model.decode.scale / self._groups
-        tpot_s = min(self._live.tightest_tpot(), state.tpot_s)
+        tpot_s = min(self._live.decoding.tightest_tpot(), state.tpot_s)
         if not others or batch_s <= min(
             self._budget_s, batch_budget(tpot_s, self._stages)
         ):
@@ -102,7 +104,7 @@ class Announcing:
         """A request is about to become live."""
         self.pace.arrived(state, now)
 
-    def dispatching(self, packer: Packer, now: float) -> float:
+    def dispatching(self, picks: Picks, now: float) -> float:
         """A batch goes: those who were waiting when the last one went have waited until now.
         Returns the load of its prefills before it."""
         if self._last is not None:
@@ -111,12 +113,12 @@ class Announcing:
         queue = self._live.queue
         self._hurried = (
             len(queue.shares) > 1
-            and bool(packer.prefills)
-            and queue.pays(packer.prefills[0].state)
+            and bool(picks.prefills)
+            and queue.pays(picks.prefills[0].state)
         )
-        if packer.decodes and not self._hurried:
-            self._decodes_s = packer.loads.decodes_s()
-        return sum([state.load_s for state, _, _ in packer.prefills])
+        if picks.decodes and not self._hurried:
+            self._decodes_s = picks.loads.decodes_s()
+        return sum([state.load_s for state, _, _ in picks.prefills])
 
     def dispatched(
         self, prefills: Iterable[RequestState], before_s: float, now: float

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from medha_actors.core.batch import Batch
 from medha_actors.core.kv_plan import holders
-from medha_actors.core.packer import Packer, Pick
 from medha_actors.core.page_store import PageStore
+from medha_actors.core.picks import Pick, Picks
 from medha_actors.core.request import Piece, RequestState
-from medha_actors.messages import Batch, Introduction, Span, StepMessage
+from medha_actors.messages import Introduction, Span, StepMessage
 
 
 class Flown(NamedTuple):
@@ -79,27 +80,32 @@ def introduce(state: RequestState, start: int) -> Introduction:
 
 
 def batch_of(
-    batch_id: int, packer: Packer, closing: list[list[str]], store: PageStore
+    batch_id: int,
+    picks: Picks,
+    budget_s: float,
+    closing: list[list[str]],
+    store: PageStore,
 ) -> tuple[Batch, list[Flown]]:
-    """What has been packed, for the stages and for its return. `closing`, `store`: see assemble."""
-    picks = packer.decodes + packer.prefills
-    messages = assemble(batch_id, picks, closing, store)
+    """What has been packed, for the stages and for its return. `budget_s`: of it; `closing`,
+    `store`: see assemble."""
+    picked = picks.decodes + picks.prefills
+    messages = assemble(batch_id, picked, closing, store)
     for group, message in enumerate(messages):
         if message is not None and store.tiered:
             loaded = sum([move.load for move in message.moves])
-            packer.loads.moved(group, len(message.moves) - loaded, loaded)
+            picks.loads.moved(group, len(message.moves) - loaded, loaded)
     flown = []
-    for state, stop, of_tier in picks:
+    for state, stop, of_tier in picked:
         tokens = stop - state.dispatched if of_tier else 0
         flown.append(Flown(state, state.epoch, stop, stop == state.known, tokens))
     loaded_tokens = sum([one.loaded for one in flown])
     batch = Batch(
         id=batch_id,
         groups=messages,
-        budget_s=packer.budget_s,
-        predicted_s=packer.loads.predicted_s(),
-        prefill_tokens=packer.chunk_tokens - loaded_tokens,
-        decode_tokens=packer.decode_tokens,
+        budget_s=budget_s,
+        predicted_s=picks.loads.predicted_s(),
+        prefill_tokens=picks.chunk_tokens - loaded_tokens,
+        decode_tokens=picks.decode_tokens,
         loaded_tokens=loaded_tokens,
     )
     return batch, flown

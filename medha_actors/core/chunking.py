@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, interpolate
+from medha_actors.config import SchedulerConfig
+from medha_actors.core.kv_plan import Grid, KvPlan
+from medha_actors.core.predictor import ExecutionModel, GroupLoad
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
 # below two units, a batch's first chunk is one of this: late in a long context few
@@ -251,3 +253,28 @@ class PrefillTable:
         piece = max(min(start, self._cutoff), start - before_last)
         touched = min(self._groups, start // self._cutoff + 1)
         return self._model.base(GroupLoad().with_prefill(rows, piece, groups=touched))
+
+
+def table_of(
+    settings: SchedulerConfig, grid: Grid, model: ExecutionModel, budget_s: float
+) -> PrefillTable:
+    """For this grid; `budget_s`: of a batch."""
+    return PrefillTable(
+        model,
+        stages=grid.stages,
+        budget_s=budget_s,
+        max_chunk=settings.max_chunk_tokens,
+        cutoff=KvPlan(grid).cutoff,
+        groups=grid.groups,
+        page_tokens=grid.page_tokens,
+    )
+
+
+def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """Piecewise linear through the points (xs increasing), constant slope outside the last two."""
+    index = min(max(1, bisect_right(xs, x)), len(xs) - 1)
+    x0 = xs[index - 1]
+    x1 = xs[index]
+    y0 = ys[index - 1]
+    y1 = ys[index]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -16,6 +16,58 @@ from medha_actors.messages import Request, SamplingParams, pack_tokens
 from medha_actors.quantities import Policy
 
 
+class _Crowd:
+    """A scheduler with requests in it, in simulated time; `clock` tells what its decisions take."""
+
+    def __init__(
+        self, clock: Callable[[], float], policy: Policy, stages: int, groups: int
+    ) -> None:
+        config = MedhaConfig(
+            scheduler=SchedulerConfig(
+                policy=policy, max_waiting_requests=10**6, max_running_requests=256
+            )
+        )
+        grid = Grid(
+            stages=stages,
+            groups=groups,
+            pages_per_group=10_000,
+            page_tokens=64,
+            max_tokens_per_kvp_group=4096,
+            max_model_len_tokens=8192,
+        )
+        model = ExecutionModel.analytic(
+            stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6
+        )
+        self.scheduler = Scheduler(
+            config.scheduler, config.objectives, config.cache_name, grid, model
+        )
+        self._clock = clock
+        self._now = 0.0
+        self._numbers = itertools.count()
+
+    def add(self, name: str, prompt: int, output: int) -> None:
+        """A request with so many tokens."""
+        first = pack_tokens((next(self._numbers),))  # nobody begins like another
+        request = Request(
+            id=name,
+            prompt_token_ids=first + bytes(len(first) * (prompt - 1)),
+            sampling=SamplingParams(max_tokens=output),
+            arrived_at=self._now,
+        )
+        self.scheduler.add(request, self._now)
+
+    def step(self) -> float:
+        """One batch comes and goes; seconds that the clock counts for the decision."""
+        before = self._clock()
+        batch = self.scheduler.next_batch(self._now)
+        seconds = self._clock() - before
+        if batch is not None:
+            self._now += batch.predicted_s
+            results = results_of(batch, (batch.predicted_s,))
+            self.scheduler.complete(results, self._now)
+        return seconds
+
+
 def decision_seconds(
     clock: Callable[[], float],
     waiting: int = 1000,
@@ -33,59 +85,14 @@ def decision_seconds(
     beside them.
     """
     rng = random.Random(0)
-    config = MedhaConfig(
-        scheduler=SchedulerConfig(
-            policy=policy, max_waiting_requests=10**6, max_running_requests=256
-        )
-    )
-    grid = Grid(
-        stages=stages,
-        groups=groups,
-        pages_per_group=10_000,
-        page_tokens=64,
-        max_tokens_per_kvp_group=4096,
-        max_model_len_tokens=8192,
-    )
-    model = ExecutionModel.analytic(
-        stages, token_s=8e-4, step_s=1e-2, pair_s=5e-7, kv_s=7e-6
-    )
-    scheduler = Scheduler(
-        config.scheduler, config.objectives, config.cache_name, grid, model
-    )
-    now = 0.0
-    numbers = itertools.count()
-
-    def add(name: str, prompt: int, output: int) -> None:
-        sampling = SamplingParams(max_tokens=output)
-        first = pack_tokens((next(numbers),))  # nobody begins like another
-        prompt_token_ids = first + bytes(len(first) * (prompt - 1))
-        scheduler.add(
-            Request(
-                id=name,
-                prompt_token_ids=prompt_token_ids,
-                sampling=sampling,
-                arrived_at=now,
-            ),
-            now,
-        )
-
-    def step() -> float:
-        nonlocal now
-        before = clock()
-        batch = scheduler.next_batch(now)
-        seconds = clock() - before
-        if batch is not None:
-            now += batch.predicted_s
-            scheduler.complete(results_of(batch, (batch.predicted_s,)), now)
-        return seconds
-
+    crowd = _Crowd(clock, policy, stages, groups)
     for index in range(decoding):
-        add(f"decoding-{index}", 64, 4096)
-    while scheduler.live.queue:
-        step()
+        crowd.add(f"decoding-{index}", 64, 4096)
+    while crowd.scheduler.live.queue:
+        crowd.step()
     for index in range(waiting):
         prompt = 6000
         if index % 20:
             prompt = min(512, max(1, int(rng.lognormvariate(4.6, 0.6))))
-        add(f"waiting-{index}", prompt, 4)
-    return [step() for _ in range(decisions)]
+        crowd.add(f"waiting-{index}", prompt, 4)
+    return [crowd.step() for _ in range(decisions)]

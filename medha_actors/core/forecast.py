@@ -21,9 +21,9 @@ from typing import NamedTuple
 from medha_actors.core.assembly import Flight
 from medha_actors.core.chunking import CHUNKS_PER_STAGE, SMALLEST_SHARE
 from medha_actors.core.pace import Newcomer, Pace
-from medha_actors.core.packer import COURTESY, LONG_BUDGETS
 from medha_actors.core.request import RequestState
 from medha_actors.core.rivals import Rivals, expected_count
+from medha_actors.core.sharing import COURTESY, LONG_BUDGETS
 from medha_actors.core.standing import Finish, Standing
 from medha_actors.core.tenants import TenantQueues
 

@@ -7,26 +7,18 @@ import heapq
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.decoding import Decoding, decode_rows
 from medha_actors.core.hits import Hits
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.request import RequestState
 from medha_actors.core.tenants import TenantQueues
 
-REFRESHED = (
-    32  # waiting requests whose hits are looked up again before one batch, at most
-)
-# running decodes per stage from which on they are split into micro-batches
-DECODE_SPLIT = 2
-
-
-def decode_rows(running: int, stages: int) -> int:
-    """Decodes one batch may carry: with enough of them, a share that leaves work for the other
-    stages."""
-    return -(-running // stages) if running >= DECODE_SPLIT * stages else running
+# waiting requests whose hits are looked up again before one batch, at most
+REFRESHED = 32
 
 
 class LiveRequests:
@@ -55,13 +47,9 @@ class LiveRequests:
         )
         self.by_id: dict[str, RequestState] = {}
         self.holding: dict[str, RequestState] = {}
-        self.decoding: dict[str, RequestState] = {}
+        self.decoding = Decoding(grid)
         self.ready: dict[str, RequestState] = {}
         self.closing: list[list[str]] = [[] for _ in range(grid.groups)]
-        self._running = [
-            0
-        ] * grid.groups  # decoding requests with a piece in each group
-        self._tpots: dict[float, int] = {}  # how many of them have this objective
         self.evictions = 0
         # prompt tokens looked for and found at starts
         self.prefix_queries = self.prefix_hits = 0
@@ -106,7 +94,7 @@ class LiveRequests:
             self.queue.put(state)
         else:
             self.queue.remove(state)
-            self._start_decoding(state)
+            self.decoding.start(state)
 
     def charge(self, decodes: Sequence[RequestState], seconds: float) -> None:
         """What a batch gives those that decode is their tenants', as long as anybody waits."""
@@ -158,7 +146,7 @@ class LiveRequests:
         self.ready.clear()
         dropped = list[RequestState]()
         for state in list(self.holding.values()):
-            was_decoding = self._stop_decoding(state)
+            was_decoding = self.decoding.stop(state)
             if any(piece.group in lost for piece in state.pieces):
                 self.hits.cease(state)
                 self.kv.release(state)
@@ -171,7 +159,7 @@ class LiveRequests:
                 self._requeue(state)
                 continue
             if was_decoding:
-                self._start_decoding(state)
+                self.decoding.start(state)
             self.ready[state.id] = state
         self.kv.store.restart(lost, found)
         for state in dropped:
@@ -184,12 +172,7 @@ class LiveRequests:
 
     def running(self) -> list[int]:
         """Decoding requests that hold a piece in each group."""
-        return list(self._running)
-
-    def tightest_tpot(self) -> float:
-        """The smallest time between tokens that a decoding request wants; infinite if there is
-        none."""
-        return min(self._tpots, default=math.inf)
+        return list(self.decoding.by_group)
 
     def choose_decodes(
         self,
@@ -204,7 +187,9 @@ class LiveRequests:
 
         When a group is full, the request with the most slack yields; those in `spared` never do.
         """
-        left = [decode_rows(count, self._grid.stages) for count in self.running()]
+        left = [
+            decode_rows(count, self._grid.stages) for count in self.decoding.by_group
+        ]
         chosen = []
         first = self.queue.hurried(now) if self.ready else None
         if first is not None and not self._may_begin(first):
@@ -269,7 +254,7 @@ class LiveRequests:
             if victim is state:
                 return False
         if len(state.pieces) > pieces:
-            self._running[state.pieces[-1].group] += 1
+            self.decoding.grown(state)
         return True
 
     def _most_patient(
@@ -286,23 +271,6 @@ class LiveRequests:
 
         return max(rivals, key=patience, default=None)
 
-    def _start_decoding(self, state: RequestState) -> None:
-        self.decoding[state.id] = state
-        self._tpots[state.tpot_s] = self._tpots.get(state.tpot_s, 0) + 1
-        for piece in state.pieces:
-            self._running[piece.group] += 1
-
-    def _stop_decoding(self, state: RequestState) -> bool:
-        """While it still holds its pieces; False: it was not decoding."""
-        if self.decoding.pop(state.id, None) is None:
-            return False
-        self._tpots[state.tpot_s] -= 1
-        if not self._tpots[state.tpot_s]:
-            del self._tpots[state.tpot_s]
-        for piece in state.pieces:
-            self._running[piece.group] -= 1
-        return True
-
     def _slack_after(self, state: RequestState, now: float) -> float:
         """Slack of a request if its KV were dropped now: the recomputation counts."""
         stored = state.published * self._grid.page_tokens if self.kv.store.tiered else 0
@@ -311,7 +279,7 @@ class LiveRequests:
         return state.due_at - state.grace_s - now - again_s
 
     def _let_go(self, state: RequestState) -> None:
-        self._stop_decoding(state)
+        self.decoding.stop(state)
         self.hits.leave(state)
         self.hits.cease(state)
         for piece in state.pieces:
@@ -346,25 +314,3 @@ class LiveRequests:
         state.remaining_s = self._table.seconds(*state.work)
         state.load_s = self._table.load_s(*state.work)
         self.queue.put(state)
-
-
-def preempted(
-    turn: Iterable[RequestState], picked: Collection[RequestState]
-) -> list[tuple[str, str]]:
-    """Note on each unfinished prefill of the last `turn` that another took its place in a group:
-    (who, by whom)."""
-    takers: dict[int, RequestState] = {}
-    for state in picked:
-        for piece in state.pieces:
-            takers.setdefault(piece.group, state)
-    pairs = []
-    for state in turn:
-        if state in picked or not state.prefilling:
-            continue
-        others = [
-            takers[piece.group] for piece in state.pieces if piece.group in takers
-        ]
-        if others:
-            state.milestones.preemptions += 1
-            pairs.append((state.id, others[0].id))
-    return pairs

@@ -10,35 +10,23 @@ ones behind it; what they do not use it takes back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.kv_plan import Grid, holders
-from medha_actors.core.loads import BatchLoads
+from medha_actors.core.picks import Pick, Picks
 from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
 from medha_actors.core.room import Room
+from medha_actors.core.sharing import LONG_BUDGETS, long_limit_s, share_of
 from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 
-LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-# a batch that brings somebody's first token gets at most so much longer for a long
-# prefill's sake
-COURTESY = 1.25
 # the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its
 # time
 PATIENCE = 64
 MISFIT = 8  # of it, for one that does not fit
 FOLLOWERS = 256  # and after so many that wait for the pages of others
-
-
-class Pick(NamedTuple):
-    """A span of the next batch: from what the request has dispatched so far up to `stop`."""
-
-    state: RequestState
-    stop: int
-    loaded: bool = False  # it comes from the second tier: nothing is computed
 
 
 class Packer:
@@ -60,36 +48,20 @@ class Packer:
         self._placement = placement
         self._kv = placement.kv
         self.budget_s = budget_s
-        self.loads = BatchLoads(model, placement.kv, config.max_batch_tokens)
-        self._room = Room(config, self.loads, placement.table)
-        self.decodes: list[Pick] = []
-        self.prefills: list[Pick] = []
+        self.picks = Picks(model, placement.kv, config.max_batch_tokens)
+        self._room = Room(config, self.picks.loads, placement.table)
         # what is left of the prefills begun in each group
         self._begun_s = [0.0] * grid.groups
-        self._shut: set[int] = (
-            set()
-        )  # groups that take no further prefill in this batch
+        # groups that take no further prefill in this batch
+        self._shut: set[int] = set()
         self._long_groups: set[int] = set()
         self._slots = 0  # requests that may start
         self._headroom = [0] * grid.groups  # pages to leave in each group
         self._alone = False
         self._full = False  # no request can be started: KV or slots have run out
-        self._sparing: list[
-            RequestState
-        ] = []  # not started for the sake of others' hits
+        # not started for the sake of others' hits
+        self._sparing: list[RequestState] = []
         self._yielding: list[int] = []  # indices of the prefills that left room
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Of prefills, and of decodes with forced tokens."""
-        picks = (*self.prefills, *self.decodes)
-        sizes = [pick.stop - pick.state.dispatched for pick in picks]
-        return sum(sizes) - self.decode_tokens
-
-    @property
-    def decode_tokens(self) -> int:
-        """Of decodes of one token."""
-        return sum([pick.stop - pick.state.dispatched == 1 for pick in self.decodes])
 
     def add_decodes(self, states: Iterable[RequestState]) -> None:
         """What these ready requests have to compute before their next draw: one token, or with
@@ -104,23 +76,22 @@ class Packer:
             if tokens > 1:
                 forced.append(state)
                 continue
-            self.loads.add_decode(holders(state, state.dispatched))
-            self.decodes.append(Pick(state, state.known))
-        self.loads.value_decodes()
+            self.picks.add_decode(state)
+        self.picks.loads.value_decodes()
         for state in forced:
             self._add_forced(state, needed=state is forced[0])
 
     def _add_forced(self, state: RequestState, needed: bool) -> None:
         start = state.dispatched
-        loads = self.loads.with_chunk(
+        loads = self.picks.loads.with_chunk(
             holders(state, start), state.known, start, state.known - start
         )
         if (
             needed
-            or self.loads.corrected_s(loads) <= self.budget_s / self._model.margin
+            or self.picks.loads.corrected_s(loads) <= self.budget_s / self._model.margin
         ):
-            self.loads.take(loads)
-            self.decodes.append(Pick(state, state.known))
+            self.picks.loads.take(loads)
+            self.picks.decodes.append(Pick(state, state.known))
 
     def add_prefills(
         self,
@@ -164,7 +135,7 @@ class Packer:
             if taker.prefilling and not taker.at_danger and taker.serial not in offered:
                 offered.add(taker.serial)
                 patience -= self._offer(taker, queue, limit_s)
-        if self._sparing and not self.prefills and not self.decodes:
+        if self._sparing and not self.picks.prefills and not self.picks.decodes:
             self._offer(self._sparing[0], queue, limit_s, sparing=False)
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
@@ -185,9 +156,8 @@ class Packer:
         if not state.pieces:
             self._place(state)
             self._kv.reserve(state, state.pieces)
-        self._add(
-            state, self._chunk(state, self.budget_s / self._model.margin, only=False)
-        )
+        limit_s = self.budget_s / self._model.margin
+        self.picks.add_chunk(state, self._chunk(state, limit_s, only=False))
 
     def _allow(self, slots: int, headroom: list[int]) -> None:
         self._slots = slots
@@ -199,7 +169,7 @@ class Packer:
 
     def _in_order(self, queue: TenantQueues) -> Iterator[RequestState]:
         seen = set()
-        for state in queue.ordered(self._now, more=lambda: not self.prefills):
+        for state in queue.ordered(self._now, more=lambda: not self.picks.prefills):
             if self._full and not state.pieces:
                 rest = []
                 for serial, other in queue.started.items():
@@ -224,34 +194,22 @@ class Packer:
         fresh = not state.pieces
         long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
         closed = self._shut | self._long_groups if long else self._shut
-        if fresh and self._slots > 0 and len(closed) == self._grid.groups:
-            return (
-                1  # wherever its hits are: looking for them is most of an offer's cost
-            )
-        kept = (
-            self._config.max_running_requests // KEPT_FREE if queue.yields(state) else 0
-        )
-        if fresh and (self._slots <= kept or not self._place(state)):
-            self._full = True
-            return 0
-        if fresh and sparing and self._placement.spoils(state, self._now):
-            self._unplace(state)
-            self._sparing.append(state)
-            return 1
+        if fresh:
+            cost = self._try_place(state, queue, closed, sparing)
+            if cost is not None:
+                return cost
         touched = [piece.group for piece, _ in holders(state, state.dispatched)]
         stored = self._placement.stored(state)
         loading = stored > state.dispatched
         groups = {touched[-1]} if loading else set(touched)
-        share = self._share(state) if long and len(queue) > 1 else 1.0
         barred = bool(groups & closed)
-        room_s = self._limit(limit_s) if long else limit_s
+        share = self._share(state, queue) if long else 1.0
+        room_s = (self._limit(limit_s) if long else limit_s) * share
         tokens = 0
         if not barred and loading:
-            tokens = self._loadable(
-                touched[-1], stored - state.dispatched, room_s * share
-            )
+            tokens = self._loadable(touched[-1], stored - state.dispatched, room_s)
         elif not barred:
-            tokens = self._chunk(state, room_s * share, only=len(queue) == 1)
+            tokens = self._chunk(state, room_s, only=len(queue) == 1)
         if not tokens:
             if fresh:
                 self._unplace(state)
@@ -262,35 +220,45 @@ class Packer:
             self._kv.reserve(state, state.pieces)
             self._slots -= 1
         if loading:
-            self._load(state, stored, tokens)
+            self.picks.add_pages(state, stored, tokens)
         else:
             if share < 1:
-                self._yielding.append(len(self.prefills))
-            self._add(state, tokens)
+                self._yielding.append(len(self.picks.prefills))
+            self.picks.add_chunk(state, tokens)
         if long:
             self._long_groups |= groups
-        if not queue.order.preemptive and self.prefills[-1].stop < state.goal:
+        if not queue.order.preemptive and self.picks.prefills[-1].stop < state.goal:
             self._shut |= groups
         return 0
 
-    def _limit(self, limit_s: float) -> float:
-        """What a long prefill may fill a batch up to.
+    def _try_place(
+        self, state: RequestState, queue: TenantQueues, closed: set[int], sparing: bool
+    ) -> int | None:
+        """Pieces for a request that has none; the patience it has cost if it gets none now."""
+        if self._slots > 0 and len(closed) == self._grid.groups:
+            # wherever its hits are: looking for them is most of an offer's cost
+            return 1
+        kept = 0
+        if queue.yields(state):
+            kept = self._config.max_running_requests // KEPT_FREE
+        if self._slots <= kept or not self._place(state):
+            self._full = True
+            return 0
+        if sparing and self._placement.spoils(state, self._now):
+            self._unplace(state)
+            self._sparing.append(state)
+            return 1
+        return None
 
-        Whoever comes meanwhile waits for the batch's end, in every stage; and whoever's prefill
-        ends in it, for their first token. Beside those it rides along where that is nearly free
-        (paper, 4.2), and no further.
-        """
+    def _share(self, state: RequestState, queue: TenantQueues) -> float:
+        """Of the budget, that a long prefill keeps."""
+        return share_of(self._config, state, self._now) if len(queue) > 1 else 1.0
+
+    def _limit(self, limit_s: float) -> float:
+        """What a long prefill may fill the batch up to."""
         if self._alone:
             return limit_s
-        limit_s *= self._config.long_share
-        if any(
-            pick.stop == pick.state.goal and not pick.state.output
-            for pick in self.prefills
-        ):
-            limit_s = min(
-                limit_s, COURTESY * self._model.prefill.scale * self.loads.base_s()
-            )
-        return limit_s
+        return long_limit_s(self._config, self._model, self.picks, limit_s)
 
     def _place(self, state: RequestState) -> bool:
         """Give a request pieces to try: otherwise equal, on the groups with the least to do in this
@@ -299,12 +267,13 @@ class Packer:
             return False
         groups = list(range(self._grid.groups))
         if len(groups) > 1:
-            seconds = self.loads.seconds
+            seconds = self.picks.loads.seconds
             groups.sort(
                 key=lambda g: (g in self._shut, seconds[g], -self._kv.available(g))
             )
         ahead_s = [
-            sum(both) for both in zip(self._begun_s, self.loads.seconds, strict=True)
+            sum(both)
+            for both in zip(self._begun_s, self.picks.loads.seconds, strict=True)
         ]
         start = self._placement.choose(state, groups, self._headroom, ahead_s)
         if start is None:
@@ -317,51 +286,23 @@ class Packer:
         state.pieces = []
         state.dispatched = state.computed = 0
 
-    def _share(self, state: RequestState) -> float:
-        """The share of the budget a long prefill keeps (paper, 4.2)."""
-        if (
-            not self._config.space_sharing
-            or self._config.fixed_chunk_tokens is not None
-        ):
-            return 1.0
-        slack = max(state.relative_slack(self._now), 0.0)
-        return 1.0 - min(slack, self._config.max_yield)
-
     def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
         """Tokens of the next chunk within `limit_s`; 0: none fit."""
-        return self._room.chunk(state, limit_s, only=only, first=not self.prefills)
+        return self._room.chunk(
+            state, limit_s, only=only, first=not self.picks.prefills
+        )
 
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""
-        state, stop, _ = self.prefills[index]
+        state, stop, _ = self.picks.prefills[index]
         more = self._room.more(state, stop, limit_s)
         if more:
-            touched = holders(state, state.dispatched)
-            self.loads.take(
-                self.loads.with_chunk(touched, state.goal, stop, more, extend=True)
-            )
-            self.prefills[index] = Pick(state, stop + more)
-
-    def _add(self, state: RequestState, tokens: int) -> None:
-        touched = holders(state, state.dispatched)
-        self.loads.take(
-            self.loads.with_chunk(touched, state.goal, state.dispatched, tokens)
-        )
-        state.stored = 0
-        self.prefills.append(Pick(state, state.dispatched + tokens))
+            self.picks.extend(index, more)
 
     def _loadable(self, group: int, tokens: int, limit_s: float) -> int:
         """As many of the next tokens, all of which a group has in its second tier, as can be loaded
         within `limit_s`: whole pages. At least one page if the batch has no prefill yet."""
         page = self._kv.page_tokens
         return page * self._room.pages(
-            group, tokens // page, limit_s, first=not self.prefills
+            group, tokens // page, limit_s, first=not self.picks.prefills
         )
-
-    def _load(self, state: RequestState, stored: int, tokens: int) -> None:
-        state.stored = max(state.stored, stored)
-        group = holders(state, state.dispatched)[-1][0].group
-        stop = self._kv.load(state, state.dispatched + tokens)
-        pages = (stop - state.dispatched) // self._kv.page_tokens
-        self.loads.take(self.loads.with_pages(group, pages))
-        self.prefills.append(Pick(state, stop, loaded=True))

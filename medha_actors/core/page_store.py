@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 
+from medha_actors.core.batch import Batch
 from medha_actors.core.page_keys import PageKey
 from medha_actors.core.page_news import News
 from medha_actors.core.page_slots import GroupSlots
-from medha_actors.messages import Batch
 
 _NONE = -1  # instead of a page's number
 

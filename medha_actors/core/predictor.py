@@ -16,21 +16,17 @@ is sound.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
 from typing import Self
 
 import msgspec
 
+from medha_actors.core.regime import Regime
 from medha_actors.messages import StepMessage
 
-WINDOW = 31  # batches in the moving ratio of actual to predicted time
 ERRORS = 512  # batches in the error statistics
-LARGEST_MARGIN = 1.5
 
 
 class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,21 +208,6 @@ class _Stage:
         return self.profile.save_s * load.saved + self.profile.load_s * load.loaded
 
 
-@dataclass(slots=True)
-class Regime:
-    """What the batches of one kind have taught so far."""
-
-    scale: float = 1.0  # what the profile's seconds are corrected by
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    calibrated_s: float = 0.0  # what all stages were to work on them, uncorrected
-    worked_s: float = 0.0  # and did
-
-    def learn(self, ratio: float) -> None:
-        """A batch took so many times what the profile says."""
-        self.ratios.append(min(100.0, max(0.01, ratio)))
-        self.scale = median(self.ratios)
-
-
 class ExecutionModel:
     """Seconds of a batch. Two regimes are corrected apart: batches with prefill, and decodes
     alone."""
@@ -335,9 +316,7 @@ class ExecutionModel:
         regime = self.prefill if prefill else self.decode
         regime.learn((actual_s - moved_s) / base_s)
         if prefill:
-            ratios = regime.ratios
-            slow = sorted(ratios)[len(ratios) * 9 // 10]
-            self.margin = min(LARGEST_MARGIN, max(1.0, slow / regime.scale))
+            self.margin = regime.margin()
 
     def account(self, calibrated_s: float, worked_s: float, prefill: bool) -> None:
         """All stages together worked so long on a batch."""
@@ -352,13 +331,3 @@ class ExecutionModel:
         ranked: Sequence[float] = sorted(self._errors)
         count = len(ranked)
         return ranked[count // 2], ranked[min(count - 1, count * 9 // 10)]
-
-
-def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """Piecewise linear through the points (xs increasing), constant slope outside the last two."""
-    index = min(max(1, bisect_right(xs, x)), len(xs) - 1)
-    x0 = xs[index - 1]
-    x1 = xs[index]
-    y0 = ys[index - 1]
-    y1 = ys[index]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)

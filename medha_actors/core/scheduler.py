@@ -18,10 +18,11 @@ from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
 from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, batch_of
-from medha_actors.core.chunking import LONE_BUDGETS, PrefillTable, batch_budget
+from medha_actors.core.batch import Batch
+from medha_actors.core.chunking import LONE_BUDGETS, batch_budget, table_of
 from medha_actors.core.completion import Completion
-from medha_actors.core.kv_plan import Grid, KvPlan
-from medha_actors.core.live import LiveRequests, preempted
+from medha_actors.core.kv_plan import Grid
+from medha_actors.core.live import LiveRequests
 from medha_actors.core.packer import Packer
 from medha_actors.core.placement import Placement
 from medha_actors.core.predictor import ExecutionModel
@@ -30,10 +31,10 @@ from medha_actors.core.request import RequestState
 from medha_actors.core.shedding import Shedding
 from medha_actors.core.stats import Stats, Totals, stats_of
 from medha_actors.core.suspects import Suspects
+from medha_actors.core.turns import Turn
 from medha_actors.errors import LateError, MedhaError, RequestError
 from medha_actors.messages import (
     Accepted,
-    Batch,
     Event,
     FinishReason,
     Rejected,
@@ -65,15 +66,7 @@ class Scheduler:
         self.budget_s = settings.batch_budget_s or batch_budget(
             objectives.tpot_s, grid.stages
         )
-        self.table = PrefillTable(
-            model,
-            stages=grid.stages,
-            budget_s=self.budget_s,
-            max_chunk=settings.max_chunk_tokens,
-            cutoff=KvPlan(grid).cutoff,
-            groups=grid.groups,
-            page_tokens=grid.page_tokens,
-        )
+        self.table = table_of(settings, grid, model, self.budget_s)
         self.live = LiveRequests(settings, grid, self.table, self.budget_s)
         self._admission = Admission(
             settings,
@@ -102,8 +95,7 @@ class Scheduler:
             self.table,
             grid.max_model_len_tokens,
         )
-        # unfinished prefills of the last batch that had any
-        self._turn: list[RequestState] = []
+        self._turn = Turn()
         self._serials = itertools.count()
         self._batch_ids = itertools.count()
         self.record = BatchRecord(-1, (), (), ())  # why the last batch is as it is
@@ -193,7 +185,7 @@ class Scheduler:
         if self._flights and self._flights[-1].alone:
             return None
         live = self.live
-        tightest_s = batch_budget(live.tightest_tpot(), self.grid.stages)
+        tightest_s = batch_budget(live.decoding.tightest_tpot(), self.grid.stages)
         budget_s = min(self.budget_s, tightest_s)
         live.refresh()
         packer = Packer(
@@ -220,7 +212,7 @@ class Scheduler:
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
-        if packer.decodes or packer.prefills:
+        if packer.picks.decodes or packer.picks.prefills:
             return self._dispatch(packer, now)
         self._announcing.nothing_to_do()
         return None
@@ -253,7 +245,7 @@ class Scheduler:
         convicted = self._suspects.accuse(self._flights, lost or every)
         self._flights.clear()
         self._announcing.nothing_to_do()
-        self._turn = []
+        self._turn.clear()
         events = [
             self._completion.finish(state, "error", DEADLY, now) for state in convicted
         ]
@@ -293,55 +285,47 @@ class Scheduler:
     def _add_decodes(self, packer: Packer, now: float) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
         preemptive = self.live.queue.order.preemptive
-        loads = packer.loads.by_group
+        loads = packer.picks.loads.by_group
         groups = [
             group for group, load in enumerate(loads) if preemptive or not load.rows
         ]
-        spared = {pick.state.id for pick in packer.prefills}
+        spared = {pick.state.id for pick in packer.picks.prefills}
         most_s = DECODES_BESIDE * packer.budget_s
         packer.add_decodes(self.live.choose_decodes(groups, spared, now, most_s))
 
     def _dispatch(self, packer: Packer, now: float, alone: bool = False) -> Batch:
         live = self.live
-        picks = packer.decodes + packer.prefills
-        for state, stop, _ in packer.prefills:
+        picks = packer.picks
+        for state, stop, _ in picks.prefills:
             live.kv.take(state, stop)
         batch, flown = batch_of(
-            next(self._batch_ids), packer, live.closing, live.kv.store
+            next(self._batch_ids), picks, packer.budget_s, live.closing, live.kv.store
         )
-        base_s = packer.loads.base_s()
-        moving_s = packer.loads.moving_s()
-        calibrated_s = packer.loads.calibrated_s()
+        base_s = picks.loads.base_s()
+        moving_s = picks.loads.moving_s()
+        calibrated_s = picks.loads.calibrated_s()
         self._flights.append(
             Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now)
         )
-        prefilling = [pick.state for pick in packer.prefills]
-        load_s = self._announcing.dispatching(packer, now)
+        prefilling = [pick.state for pick in picks.prefills]
+        load_s = self._announcing.dispatching(picks, now)
         self.live.charge(
-            [pick.state for pick in packer.decodes], packer.loads.decodes_s()
+            [pick.state for pick in picks.decodes], picks.loads.decodes_s()
         )
-        computed = [pick.state for pick in packer.prefills if not pick.loaded]
+        computed = [pick.state for pick in picks.prefills if not pick.loaded]
         slacks = [
             Slack(one.id, one.slack(now), one.drag * one.total_work_s)
             for one in computed
         ]
-        for state, stop, _ in picks:
+        for state, stop, _ in picks.decodes + picks.prefills:
             if state.milestones.scheduled_at is None:
                 state.milestones.scheduled_at = now
             live.dispatched(state, stop)
         self._announcing.dispatched(prefilling, load_s, now)
-        taken = self._next_turn(prefilling)
+        taken = self._turn.next(prefilling)
+        self._totals.preemptions += len(taken)
         evicted = tuple(live.evicted)
         live.evicted.clear()
         self._totals.batches += 1
         self.record = BatchRecord(batch.id, tuple(slacks), tuple(taken), evicted)
         return batch
-
-    def _next_turn(self, picked: list[RequestState]) -> list[tuple[str, str]]:
-        """Prefills have been picked for a batch: who of the last turn had to wait, for whom."""
-        if not picked:
-            return []
-        taken = preempted(self._turn, picked)
-        self._totals.preemptions += len(taken)
-        self._turn = [state for state in picked if state.prefilling]
-        return taken

@@ -72,14 +72,10 @@ class Standing:
 
     def short_before_s(self, at: float, most_s: float) -> float:
         """The same of those alone who have no more than `most_s` left."""
-        return self._always_s + sum(
-            [
-                load_s
-                for lane, count in self._counts(at)
-                for load_s in lane.loads_s[:count]
-                if load_s <= most_s
-            ]
-        )
+        loads_s = list[float]()
+        for lane, count in self._counts(at):
+            loads_s += [load_s for load_s in lane.loads_s[:count] if load_s <= most_s]
+        return self._always_s + sum(loads_s)
 
     def count_before(self, at: float) -> int:
         """How many they are."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from medha_actors.core.assembly import Flight
+from medha_actors.core.batch import Batch
 from medha_actors.core.request import NO_DANGER, RequestState
-from medha_actors.messages import Batch
 
 
 class Suspects:

@@ -6,11 +6,11 @@ from medha_actors.config import (
     KvCacheConfig,
     MedhaConfig,
     ObjectivesConfig,
-    ParallelConfig,
     SchedulerConfig,
 )
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.predictor import ExecutionModel
+from medha_actors.grid_config import ParallelConfig
 from medha_actors.messages import (
     Objectives,
     Request,

@@ -6,7 +6,7 @@ from core_batches import spans_in, spans_of
 from core_inputs import request_of
 from core_world import decoding_world, world_of
 
-from medha_actors.core.live import decode_rows
+from medha_actors.core.decoding import decode_rows
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import token_of
 from medha_actors.messages import Grammar, Objectives

@@ -11,8 +11,9 @@ import pytest
 import torch
 from stage_driver import GREEDY, Driver
 
-from medha_actors.config import ActorConfig, ModelLoadingConfig, RandomWeights
+from medha_actors.config import ModelLoadingConfig, RandomWeights
 from medha_actors.errors import ModelError
+from medha_actors.grid_config import ActorConfig
 from medha_actors.model import attention_sdpa
 from medha_actors.model.backend import ATTENTIONS, choose_attention
 

@@ -3,10 +3,10 @@
 from zlib import crc32
 
 from medha_actors.actors.telemetry.recorder import Recorder
+from medha_actors.core.batch import Batch
 from medha_actors.core.record import BatchRecord, Slack
 from medha_actors.messages import (
     Accepted,
-    Batch,
     FinishedEvent,
     Request,
     SamplingParams,

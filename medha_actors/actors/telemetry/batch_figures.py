@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medha_actors.actors.telemetry.series import Histograms, counter, length_class
+from medha_actors.core.batch import Batch
 from medha_actors.core.record import BatchRecord
-from medha_actors.messages import Batch, StepResult
+from medha_actors.messages import StepResult
 from medha_actors.telemetry.histogram import (
     ERROR,
     SHARE,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from medha_actors.actors.telemetry.figures import Figures
 from medha_actors.actors.telemetry.recorder import Recorder
 from medha_actors.config import TelemetryConfig
+from medha_actors.core.batch import Batch
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.record import BatchRecord
 from medha_actors.messages import (
     Accepted,
-    Batch,
     Event,
     FinishedEvent,
     Rejected,

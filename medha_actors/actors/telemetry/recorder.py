@@ -11,11 +11,11 @@ import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
+from medha_actors.core.batch import Batch
 from medha_actors.core.record import BatchRecord
 from medha_actors.messages import (
     TOKEN_BYTES,
     Accepted,
-    Batch,
     Event,
     FinishedEvent,
     Request,
