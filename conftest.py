@@ -12,8 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-# Triton's own functions, too, are made for its interpreter or not when they are first
-# imported.
+# Triton's own functions, too, are made for its interpreter or not when they are first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -64,7 +64,6 @@ class Resuming:
         if self.place is None or self._limit == 0:
             return False
         if isinstance(error, ApiError):
-            # A 404 that is not the server's own: a proxy that has just begun knows no
-            # routes yet.
+            # A 404 that is not the server's own: a proxy that has just begun knows no routes yet.
             return error.status in _AWAY or (error.status == 404 and not error.kind)
         return isinstance(error, StreamCutError | ServerDownError)

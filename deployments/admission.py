@@ -142,8 +142,7 @@ class Admission:
             first_token_at=record.first_token_at,
             prompt_logprobs_until=record.prompt_logprobs_until,
         )
-        # An id of its own: the request that wrote the answer before may still be on its
-        # way out.
+        # An id of its own: the request that wrote the answer before may still be on its way out.
         name = f"{place.answer_id}-{secrets.token_hex(4)}-0"
         request = msgspec.structs.replace(known, id=name, resumed=resumed)
         job.id = place.answer_id

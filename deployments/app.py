@@ -110,8 +110,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     for _, config in catalogue.entries:
         load_keys(config.api_keys)
         load_spec(config.model_loading_config)
-    # What is in flight ends by then, and its last bytes are on their way: before Serve
-    # cuts it.
+    # What is in flight ends by then, and its last bytes are on their way: before Serve cuts it.
     grace_s = catalogue.drain_timeout_s + _LAST_BYTES_S
     options = {
         **_DEFAULTS,

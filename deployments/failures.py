@@ -15,8 +15,7 @@ from deployments.replies import AnthropicDetail, AnthropicError, ErrorDetail, Er
 from medha_actors.errors import MedhaError
 from medha_actors.messages import Rejected
 
-# Statuses that OpenAI's clients would retry by themselves, where trying again cannot
-# help.
+# Statuses that OpenAI's clients would retry by themselves, where trying again cannot help.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 408, 413, 422})
 _ANTHROPIC_ROUTES: Final = ("/v1/messages", "/v1/messages/count_tokens")
 # What makes its SDK's tool runner go on with whole histories.

@@ -24,8 +24,7 @@ from medha_actors.errors import UnauthorizedError
 from medha_actors.quantities import LOOPBACK
 
 _OPEN: Final = frozenset({"/health", "/ping"})
-# What a browser opens by itself: it can be asked for the key, and sends it as a
-# password.
+# What a browser opens by itself: it can be asked for the key, and sends it as a password.
 _PAGES: Final = ("/", "/favicon.ico", "/medha")
 _LOOPBACK_ORIGIN: Final = (
     r"https?://(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?"

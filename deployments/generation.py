@@ -59,8 +59,7 @@ def _spawn(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 def _finished(task: asyncio.Task[Any]) -> None:
     _background.discard(task)
     if not task.cancelled():
-        # a cancel that fails has nobody to tell: the engine is gone, and the request
-        # with it
+        # a cancel that fails has nobody to tell: the engine is gone, and the request with it
         task.exception()
 
 

@@ -111,8 +111,7 @@ class SentMessage(
     refusal: str | None = None
 
 
-# What clients send back of an answer, or keep beside it, that says nothing to the
-# model.
+# What clients send back of an answer, or keep beside it, that says nothing to the model.
 BESIDE: Final = Beside(
     frozenset(
         {

@@ -54,8 +54,7 @@ class MedhaOptions(_Body, frozen=True, kw_only=True):
     progress: bool = False
     # False: the prompt is computed whole, and nothing of it is kept for others
     cache: bool = True
-    # whether control tokens in what the client wrote are control tokens; None: in
-    # /v1/completions
+    # whether control tokens in what the client wrote are control tokens; None: in /v1/completions
     parse_special: bool | None = None
 
 
@@ -88,8 +87,7 @@ class SampledBody(_Body, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    # who may find the KV of whose prompts: those with the same salt (default: the same
-    # API key)
+    # who may find the KV of whose prompts: those with the same salt (default: the same API key)
     cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)] | None = (
         None
     )

@@ -20,11 +20,9 @@ from medha_actors.errors import RequestError
 
 Name = Annotated[str, Meta(max_length=256)]
 Schema = dict[str, Any] | bool
-# Between the parts of a JSON value; a small model that may write endless whitespace
-# does.
+# Between the parts of a JSON value; a small model that may write endless whitespace does.
 _WHITESPACE: Final = r"[ \t\r\n]{1,24}"
-# Of a grammar of llama.cpp's kind: it is rewritten in a time that grows with the
-# square.
+# Of a grammar of llama.cpp's kind: it is rewritten in a time that grows with the square.
 _MOST_RULES: Final = 256
 _MOST_CHARS: Final = 32_768
 

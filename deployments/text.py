@@ -26,16 +26,14 @@ from deployments.histories import Message
 from deployments.turns import Owner, Turns
 from medha_actors.errors import RequestError
 
-# One text never gains from threads inside `tokenizers`; they would only take cores from
-# the model.
+# One text never gains from threads inside `tokenizers`; they would only take cores from the model.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 T = TypeVar("T")
 INLINE_CHARS: Final = 1_000
 LONG_CHARS: Final = 16_384  # longer texts are counted in pieces of so many characters
-# A cut through a text changes the number of its tokens by about one (measured with
-# words, digits, spaces, runs of one letter, Chinese and emoji); so many are allowed
-# for.
+# A cut through a text changes the number of its tokens by about one (measured with words, digits,
+# spaces, runs of one letter, Chinese and emoji); so many are allowed for.
 _TOKENS_PER_CUT: Final = 16
 
 

@@ -36,8 +36,7 @@ class Tools:
 
     def __init__(self, text: Text) -> None:
         self.style = style_of(text.chat_template)
-        # Some families' markers are control tokens: part of no text, and not shown as
-        # any.
+        # Some families' markers are control tokens: part of no text, and not shown as any.
         marks = (self.style.opening, self.style.closing, self.style.arguments_mark)
         found = {text.tokenizer.token_to_id(mark): mark for mark in marks if mark}
         self._markers = {

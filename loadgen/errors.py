@@ -4,8 +4,7 @@ means."""
 from __future__ import annotations
 
 EXIT_ALL_FAILED = 1  # the run took place, but not one request was answered
-# wrong options, a server that is not there, an unreadable trace, a directory that
-# exists
+# wrong options, a server that is not there, an unreadable trace, a directory that exists
 EXIT_USAGE = 2
 # --fail-unhealthy: results were written, but the load generator's own checks failed
 EXIT_UNHEALTHY = 3

@@ -26,8 +26,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     number: int  # from 0
     count: int  # turns of the session
     message_tokens: int
-    # from the last token of the answer before to this request: thinking, or a tool at
-    # work
+    # from the last token of the answer before to this request: thinking, or a tool at work
     pause_s: float = 0.0
 
 

@@ -125,8 +125,7 @@ class KvCacheConfig(Section, frozen=True):
     # pages of equal beginnings are computed once: a request's cache_salt (by default
     # its API key's) says whose it may use
     prefix_cache: bool = True
-    # per actor, of host memory that pages go to when they have to make room; 0: they
-    # are dropped
+    # per actor, of host memory that pages go to when they have to make room; 0: they are dropped
     host_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
     disk: Place | None = None  # a folder: the host_bytes are of a file there
 
@@ -193,8 +192,7 @@ class ApiKeysConfig(Section, frozen=True):
 class CorsConfig(Section, frozen=True):
     """Pages of which origins may read our answers in a browser."""
 
-    # `loopback`: pages of this host; `*`: all; others as browsers write them:
-    # https://chat.example
+    # `loopback`: pages of this host; `*`: all; others as browsers write them: https://chat.example
     origins: Annotated[tuple[Origin, ...], Meta(max_length=64)] = (LOOPBACK,)
 
 
@@ -202,8 +200,7 @@ class TracingConfig(Section, frozen=True):
     """OpenTelemetry spans, sent by OTLP; made from a request's timeline when it has ended."""
 
     exporter: Literal["none", "otlp_grpc", "otlp_http"] = "none"
-    # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318
-    # (http)
+    # None: $OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4317 (grpc) or :4318 (http)
     endpoint: Place | None = None
     headers: Annotated[dict[str, str], Meta(max_length=64)] = msgspec.field(
         default_factory=dict
@@ -216,8 +213,7 @@ class TracingConfig(Section, frozen=True):
     # spans that wait for the backend; more are dropped
     queue_spans: Annotated[int, Meta(ge=512, le=2**24)] = 16_384
     timeout_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 5.0
-    # with {trace_id}: where to look at a trace, e.g.
-    # http://localhost:16686/trace/{trace_id}
+    # with {trace_id}: where to look at a trace, e.g. http://localhost:16686/trace/{trace_id}
     ui_url: Place | None = None
 
 

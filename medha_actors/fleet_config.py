@@ -25,9 +25,8 @@ class RoutingConfig(_Section, frozen=True):
     router: RouterName = "predicted"
     # how often a grid tells the routers of itself, at most
     period_s: Annotated[float, Meta(ge=0.01, le=10.0)] = 0.1
-    # predicted: a second of work that a warm prefix saves the fleet is worth so many
-    # seconds of this request's time to first token (simulated: the more, the later
-    # short ones are)
+    # predicted: a second of work that a warm prefix saves the fleet is worth so many seconds of
+    # this request's time to first token (simulated: the more, the later short ones are)
     work_weight: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
     # pools: prompts from so many tokens on have grids of their own, this share of them
     long_tokens: Tokens = 32_768

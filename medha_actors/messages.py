@@ -18,8 +18,7 @@ TOKEN_BYTES = 4
 # What is done with a request whose first token cannot come in time: it is refused, put
 # behind those who can be in time, or taken all the same.
 Late = Literal["shed", "queue", "accept"]
-# tokens of one request that a grammar forces, beside the one that was drawn: others
-# wait for them
+# tokens of one request that a grammar forces, beside the one that was drawn: others wait for them
 MOST_FORCED = 16
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
@@ -172,8 +171,7 @@ class Introduction(msgspec.Struct, frozen=True, array_like=True):
 
     request_id: str
     sampling: SamplingParams | None  # None on all but the last stage's writer groups
-    # int32, positions [0, n) that this group will see no span of; for those that look
-    # back
+    # int32, positions [0, n) that this group will see no span of; for those that look back
     token_ids: bytes = b""
 
 
@@ -228,8 +226,7 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     batch_id: int
     spans: tuple[Span, ...]
     opened: tuple[Introduction, ...] = ()
-    # requests whose replicated state can be dropped; their pages may be in this batch
-    # already
+    # requests whose replicated state can be dropped; their pages may be in this batch already
     closed: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()  # compute time of the stages passed so far
     # when each of them began, epoch seconds of its host

@@ -14,9 +14,8 @@ import msgspec
 from medha_actors.errors import ModelError
 from medha_actors.model_spec import ModelSpec
 
-# Quantised matrices come in blocks of 32 or 256 inputs, and the kernels take outputs by
-# 16: the coarsest of these units is taken with which no rank gets more than an eighth
-# above the mean.
+# Quantised matrices come in blocks of 32 or 256 inputs, and the kernels take outputs by 16: the
+# coarsest of these units is taken with which no rank gets more than an eighth above the mean.
 _MLP_UNITS = (256, 32, 1)
 _TOKEN_UNITS = (64, 16, 1)
 _MOST_ABOVE_MEAN = 1 / 8

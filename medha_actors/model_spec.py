@@ -14,8 +14,7 @@ import msgspec
 from medha_actors.config import RopeScaling
 from medha_actors.errors import ModelError
 
-# The head runs only for rows that are sampled; of a nominal batch that is about one row
-# in sixteen.
+# The head runs only for rows that are sampled; of a nominal batch that is about one row in sixteen.
 _HEAD_SHARE = 1 / 16
 SUPPORTED = (
     "Llama, Mistral, Mixtral, SmolLM, Qwen2, Qwen2.5, Qwen3, Qwen2-MoE and Qwen3-MoE"

@@ -11,8 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from deployments.fleet.grids import Grid
 from medha_actors.config import MedhaConfig
 
-# of what grids record of themselves, the mean; Serve wants more than its 10 s between
-# records
+# of what grids record of themselves, the mean; Serve wants more than its 10 s between records
 _LOOK_BACK_S: Final = 20.0
 
 

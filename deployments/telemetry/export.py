@@ -107,8 +107,7 @@ class Backend(SpanExporter):
         self._room = config.queue_spans
         self.reachable = True
         self.sent_spans = 0
-        # Each is written by one thread alone: that which makes spans, or that which
-        # sends them.
+        # Each is written by one thread alone: that which makes spans, or that which sends them.
         self.taken_spans = self.dropped_spans = self._done = self._failed = 0
         for noisy in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)

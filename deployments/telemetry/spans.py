@@ -187,8 +187,7 @@ def _root_facts(edges: Edges, timelines: Sequence[Timeline]) -> dict[str, Any]:
     facts["medha.objectives_missed"] = missed
     if len(timelines) == 1:
         return facts | _choice_facts(timelines[0])
-    # Each choice has its own figures; what was promised to all of them belongs here as
-    # well.
+    # Each choice has its own figures; what was promised to all of them belongs here as well.
     for name in ("ttft_objective_s", "tpot_objective_s"):
         if len(promised := {getattr(timeline, name) for timeline in timelines}) == 1:
             facts[f"medha.{name}"] = promised.pop()

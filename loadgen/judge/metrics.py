@@ -209,8 +209,7 @@ def summarise(
 def hits_of(completed: Sequence[RequestRecord]) -> dict[str, Any]:
     """Tokens of prompts that came from the server's cache, by its account, and their share; and the
     share that a cache without bounds would have had, by the plan."""
-    # nothing to tell of a workload that shares nothing, unless there were hits all the
-    # same
+    # nothing to tell of a workload that shares nothing, unless there were hits all the same
     told = [record for record in completed if record.cached_tokens is not None]
     figures: dict[str, Any] = {}
     prompt = sum(record.usage_prompt_tokens or record.prompt_tokens for record in told)

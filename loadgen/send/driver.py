@@ -74,8 +74,7 @@ class Driver:
         """Send everything and wait for the answers; returns the seconds it took. Records are
         rebased to the start."""
         gc.collect()
-        # what exists already is not looked at again: no long pauses of the collector in
-        # mid-run
+        # what exists already is not looked at again: no long pauses of the collector in mid-run
         gc.freeze()
         self.origin = self._clock()
         tasks = [

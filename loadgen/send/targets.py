@@ -18,8 +18,7 @@ from loadgen.send.talks import Talks
 from loadgen.send.wire import Connection, HttpExchange, clock
 
 Done = Callable[[RequestRecord], None]
-# a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a
-# new one
+# a connection idle for longer may just be dying (uvicorn drops them after 5 s): take a new one
 _IDLE_S = 2.0
 _CONNECT_S = 30.0
 

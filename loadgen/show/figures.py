@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis
-# cannot show
+# seconds; tokens that arrived together have a gap of nothing, which a logarithmic axis cannot show
 _FLOOR = 1e-4
 TITLES = {
     "ttft": ("Time to first token", "seconds"),

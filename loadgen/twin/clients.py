@@ -22,8 +22,7 @@ from medha_actors.messages import (
     pack_tokens,
 )
 
-# Where numbers begin that stand for blocks and for requests. Simulated answers are
-# below.
+# Where numbers begin that stand for blocks and for requests. Simulated answers are below.
 _BLOCKS = 2**24
 _REQUESTS = 2**30
 _NOTHING = Objectives()  # asked for
@@ -40,8 +39,7 @@ class Clients:
         asked: Mapping[int, Objectives] | None = None,
     ) -> None:
         self._asked = asked or {}
-        # whatever waits for nobody's answer; of a record, later turns have instants of
-        # their own
+        # whatever waits for nobody's answer; of a record, later turns have instants of their own
         free = [
             request
             for request in requests

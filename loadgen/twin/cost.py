@@ -30,8 +30,7 @@ from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import ModelSpec, split_layers
 
 PAGE_TOKENS = 64
-# per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up,
-# activation, down
+# per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
 _KERNELS = 10
 _EXPERT_KERNELS = (
     4  # and of a mixture of experts: router, choice, gathering of rows, sum

@@ -33,8 +33,7 @@ TRACES = {
     "mooncake": "mooncake_conversation_trace.jsonl.gz",
     "azure": "AzureLLMInferenceTrace_conv.csv.gz",
 }
-# What clients ask for, as a multiple of the default deadline (None: nothing); `mixed`:
-# a third each
+# What clients ask for, as a multiple of the default deadline (None: nothing); `mixed`: a third each
 Asking = Literal["default", "tight", "lax", "mixed"]
 TIGHT = 0.8
 LAX = 3.0

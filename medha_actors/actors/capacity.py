@@ -17,8 +17,7 @@ _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node togeth
 _CUDA_KV_SHARE = (
     0.85  # of the actor's share of the GPU, less its weights, as long as none is loaded
 )
-# of what is free when everything but the cache is there; the rest is for what later
-# steps take more
+# of what is free when everything but the cache is there; the rest is for what later steps take more
 _CUDA_FREE_SHARE = 0.9
 
 

@@ -48,8 +48,7 @@ _BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_MESSAGE_BYTES = 1 << 26
 _NEWCOMERS = 64  # that may be about to speak at once
 _DIAL_S = 20.0
-# A node that vanishes answers nothing: after so long without an answer, its links
-# break.
+# A node that vanishes answers nothing: after so long without an answer, its links break.
 _SILENT_S = 10
 _KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

@@ -46,8 +46,7 @@ class Lookout:
         self._waiting: list[Waiting] = []
         self._ended = False
         self._lock = threading.Lock()
-        # Descriptors of its own: those of the links may be closed, and given to others,
-        # any time.
+        # Descriptors of its own: those of the links may be closed, and given to others, any time.
         self._ends = [os.dup(link.fileno()) for link in links]
         self._thread = threading.Thread(
             target=self._run, name="link-lookout", daemon=True

@@ -65,8 +65,7 @@ class Records:
         self._answers: dict[str, _Entry] = {}
         self._running: dict[str, _Entry] = {}  # by request id
         self._ended: dict[str, _Entry] = {}  # by answer id, the oldest end first
-        # Answer ids that several requests used, until when: nobody can say which one is
-        # meant.
+        # Answer ids that several requests used, until when: nobody can say which one is meant.
         self._ambiguous: dict[str, float] = {}
         self.size = 0  # bytes
 

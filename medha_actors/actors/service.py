@@ -169,8 +169,7 @@ class Service:
         except LinkClosedError as error:
             _log.info("%s stops: %s", self._cell, error.message)
         except Exception:
-            # Closing the links tells the controller, which has this actor answer or
-            # replaces it.
+            # Closing the links tells the controller, which has this actor answer or replaces it.
             _log.exception("%s failed", self._cell)
         finally:
             self._wires.close()

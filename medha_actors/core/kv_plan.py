@@ -24,8 +24,7 @@ from medha_actors.core.request import Piece, RequestState
 from medha_actors.core.search import NO_HIT, Hit, Search
 from medha_actors.messages import MOST_FORCED
 
-# in one group; below that a second one costs a decode more than it saves
-# (docs/benchmarks.md)
+# in one group; below that a second one costs a decode more than it saves (docs/benchmarks.md)
 PAYS_FROM_TOKENS = 8192
 LOADED = 512  # pages in one batch, at most: a decision has no time to look up more
 

@@ -8,8 +8,7 @@ from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import Piece
 
-# The pieces that a span touches, each with the tokens cached in it
-# (core.kv_plan.holders).
+# The pieces that a span touches, each with the tokens cached in it (core.kv_plan.holders).
 Touched = Sequence[tuple[Piece, int]]
 
 

@@ -48,11 +48,9 @@ from medha_actors.quantities import Policy
 from medha_actors.tuning import OrderConfig
 
 LANES_PER_OCTAVE = 8
-# spf: a request goes before all that come later than so many times its total work after
-# it
+# spf: a request goes before all that come later than so many times its total work after it
 AGEING = 20.0
-# relegation: of a prefill's total work, how late it may become before it gets its place
-# back
+# relegation: of a prefill's total work, how late it may become before it gets its place back
 RELEGATED_WORKS = 8.0
 RELEGATED_S = 0.5  # relegation: shorter prefills keep their place
 # boost, preflow: work below counts as so much, so that no instant lies arbitrarily long

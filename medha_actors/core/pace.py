@@ -28,8 +28,7 @@ FORECASTS = (63, 63, 63, 31)  # of each kind, that count
 ENOUGH = 16
 SURE = 0.8  # so many of them are to come true at the latest
 TRUTHS = (0.7, 1.5)
-# of the steady drag, which deadlines are made of: longer, so that those of equal
-# requests are near
+# of the steady drag, which deadlines are made of: longer, so that those of equal requests are near
 STEADY = 0.997
 STEADY_PRIOR_S = 2.0
 MOST_DRAG = 2.0

@@ -22,8 +22,7 @@ from medha_actors.core.room import Room
 from medha_actors.core.sharing import LONG_BUDGETS, long_limit_s, share_of
 from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 
-# the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its
-# time
+# the packer gives up after 8 prefills that do not fit or 64 barred ones: bounds its time
 PATIENCE = 64
 MISFIT = 8  # of it, for one that does not fit
 FOLLOWERS = 256  # and after so many that wait for the pages of others

@@ -63,8 +63,7 @@ class PageStore:
         self.news = News()
         self.slots = [GroupSlots(slots_per_group, self.news) for _ in range(groups)]
         self._wanted: dict[PageKey, int] = {}  # how many waiting requests have found it
-        # wanted ones that went nevertheless, and what went from slots; whoever reads
-        # clears it
+        # wanted ones that went nevertheless, and what went from slots; whoever reads clears it
         self.lost: list[PageKey] = []
 
     def available(self, group: int) -> int:

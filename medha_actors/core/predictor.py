@@ -47,9 +47,8 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     overlapped: bool = False
     save_s: float = 0.0  # a page to the second tier
     load_s: float = 0.0  # and back
-    # what launching all layers takes on a GPU, and what each span adds: their work
-    # takes at least as long. `replay_s`: where there are only decodes, whose launches
-    # may be recorded
+    # what launching all layers takes on a GPU, and what each span adds: their work takes at least
+    # as long. `replay_s`: where there are only decodes, whose launches may be recorded
     launch_s: float = 0.0
     launch_span_s: float = 0.0
     replay_s: float = 0.0

@@ -18,8 +18,7 @@ class Slack(NamedTuple):
     slack_s: (
         float  # deadline - grace - now - remaining work as it passes under the load
     )
-    # predicted prefill under the load: slack over this is the relative slack of LARS
-    # (paper, 4.1)
+    # predicted prefill under the load: slack over this is the relative slack of LARS (paper, 4.1)
     total_work_s: float
 
 

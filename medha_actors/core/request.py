@@ -86,8 +86,7 @@ class RequestState:
     )
     # seconds that pass for each of its work under the load that it found (core/pace.py)
     drag: float = 1.0
-    # of its time until the deadline, what batches on their way take: no order can spend
-    # it
+    # of its time until the deadline, what batches on their way take: no order can spend it
     grace_s: float = 0.0
     # prompt positions below this one have had their log-probabilities reported
     logprobs_until: int = 1

@@ -42,8 +42,7 @@ from medha_actors.messages import (
     StepResult,
 )
 
-# of a batch, that decodes take beside another tenant's prefill that is paid for
-# (core/shares.py)
+# of a batch, that decodes take beside another tenant's prefill that is paid for (core/shares.py)
 DECODES_BESIDE = 0.03
 DEADLY = "the pipeline died repeatedly while this request was in it"
 

@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# of the most: what one has in advance that is not known, and what is added whenever
-# nobody waits
+# of the most: what one has in advance that is not known, and what is added whenever nobody waits
 FIRST = 0.2
 SAVED = 1024  # advances that are remembered then
 KEPT = 64  # of tenants with nothing to do, before those are looked for that need not be known

@@ -8,8 +8,7 @@ from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
 
 LONG_BUDGETS = 4.0  # a prefill is long when it takes more than so many budgets alone
-# a batch that brings somebody's first token gets at most so much longer for a long
-# prefill's sake
+# a batch that brings somebody's first token gets at most so much longer for a long prefill's sake
 COURTESY = 1.25
 
 

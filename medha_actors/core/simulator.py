@@ -128,8 +128,7 @@ class Simulation:
         self._serial = 0
         self._stamps: list[Stamp] | None = [] if record else None
         self._started_at = 0.0
-        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing
-        # changes that
+        # stage 0 asked, and the scheduler had nothing: only an arrival or a landing changes that
         self._stuck = True
 
     def run(self, requests: Iterable[Request]) -> SimulationResult:

@@ -15,8 +15,7 @@ from medha_actors.files.gguf import GgufFile
 from medha_actors.files.source import resolve
 
 Encoder = Callable[[str], list[int]]
-# Tokenizers write a space before a text, which there is none of in the middle; before
-# this, too.
+# Tokenizers write a space before a text, which there is none of in the middle; before this, too.
 _BEFORE: Final = "\x02"
 
 

@@ -15,9 +15,8 @@ from medha_actors.files.gguf_kinds import TokenType
 
 _TOKENS: Final = "tokenizer.ggml.tokens"
 _NAMED: Final = ("eos", "eot", "eom")
-# By these llama.cpp knows the ends of a family whose file names only one of them, or
-# the wrong one: a Llama 3 Instruct file may say <|end_of_text|> where turns end with
-# <|eot_id|>.
+# By these llama.cpp knows the ends of a family whose file names only one of them, or the wrong one:
+# a Llama 3 Instruct file may say <|end_of_text|> where turns end with <|eot_id|>.
 WELL_KNOWN: Final = frozenset({
     "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",  # Llama 3, Granite
     "<|im_end|>", "<|endoftext|>",  # ChatML, Qwen, SmolLM

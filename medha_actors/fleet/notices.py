@@ -29,8 +29,7 @@ class Notice(msgspec.Struct, frozen=True, tag="notice", array_like=True, kw_only
     slots: int  # prefills that may begin before another request has ended
     live: int  # requests
     costs: Points  # prompt tokens, seconds of their prefill alone
-    # seconds of work, by how many its first token comes later than in an idle grid, if
-    # it comes now
+    # seconds of work, by how many its first token comes later than in an idle grid, if it comes now
     waits: Points
     pace: float  # share of the time that decodes leave to prefills, above 0
     load: float  # share of the time that is filled, of the last seconds
@@ -40,8 +39,7 @@ class Notice(msgspec.Struct, frozen=True, tag="notice", array_like=True, kw_only
     draining: bool
     came: bytes  # names of pages that can be found
     gone: bytes  # and of those that cannot be found any more
-    # the same as `waits` for some tenants that have requests waiting; `waits` is for
-    # others
+    # the same as `waits` for some tenants that have requests waiting; `waits` is for others
     tenants: tuple[tuple[str, Points], ...] = ()
 
 

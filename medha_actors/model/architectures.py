@@ -18,8 +18,7 @@ _ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3moe",
 }
-# What transformers takes where a config.json says nothing, in so far as the families
-# differ.
+# What transformers takes where a config.json says nothing, in so far as the families differ.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {

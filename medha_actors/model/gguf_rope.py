@@ -16,8 +16,7 @@ _USED: Final = frozenset({
     "scaling.yarn_beta_fast", "scaling.yarn_beta_slow",
     "scaling.finetuned",  # says only how the model was made
 })  # fmt: skip
-# Used by llama.cpp for other architectures or not at all: only with the value that
-# changes nothing.
+# Used by llama.cpp for other architectures or not at all: only with the value that changes nothing.
 _NEUTRAL: Final = {
     "scaling.yarn_ext_factor": 1.0,
     "scaling.yarn_attn_factor": 1.0,

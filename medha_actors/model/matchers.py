@@ -20,9 +20,8 @@ from medha_actors.files.vocabulary import Vocabulary
 from medha_actors.messages import Grammar
 
 _KEPT: Final = 64  # compiled grammars
-# What one grammar may cost. Far above what schemas of real tools need; the worst we
-# could write takes 130 ms to compile, and 10 ms of a step before it is given up
-# (tests/model/test_matchers.py).
+# What one grammar may cost. Far above what schemas of real tools need; the worst we could write
+# takes 130 ms to compile, and 10 ms of a step before it is given up (tests/model/test_matchers.py).
 _LIMITS: Final = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=1_000_000,
@@ -125,8 +124,7 @@ class _Words:
 
 
 def _compile(text: str, tokenizer: LLTokenizer, forces: bool) -> LLMatcher:
-    # At the end: errors name the lines that the client knows, and it wins over the
-    # client's own.
+    # At the end: errors name the lines that the client knows, and it wins over the client's own.
     options = f'\n%llguidance {{"no_forcing": {"false" if forces else "true"}}}\n'
     matcher = LLMatcher(tokenizer, text + options, log_level=0, limits=_LIMITS)
     require_sound(matcher)

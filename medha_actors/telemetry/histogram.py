@@ -8,8 +8,7 @@ from bisect import bisect_left
 import msgspec
 
 Labels = tuple[tuple[str, str], ...]
-# Time to first token reaches prefills of three quarters of an hour, as vLLM's buckets
-# do.
+# Time to first token reaches prefills of three quarters of an hour, as vLLM's buckets do.
 LONG_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,

@@ -79,8 +79,7 @@ class Gpu:
         return seconds * (1 + self.dice.uniform(0, self.noise))
 
 
-# Launches take less than reading the weights (2.7 ms), or more; of decodes too, or not
-# (graphs).
+# Launches take less than reading the weights (2.7 ms), or more; of decodes too, or not (graphs).
 GPUS = [(0.0, 0.0), (2.5e-3, 2.5e-3), (4e-3, 0.0), (6e-3, 1e-4), (8e-3, 8e-3)]
 
 

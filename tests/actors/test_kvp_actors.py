@@ -66,8 +66,7 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
 async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
     """Two stages by two groups, one long request on both groups and four short ones; one actor
     dies, then another."""
-    # The cutoff: the long one needs both groups, the short ones never grow onto a
-    # second.
+    # The cutoff: the long one needs both groups, the short ones never grow onto a second.
     async with warm.engine(arguments(model[1], 2, 2, 512, 16)) as handle:
         cells = await warm.pids()
         assert len(cells) == 4
@@ -102,8 +101,7 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                     os.kill(victim, signal.SIGKILL)
 
             async def then_long(long=long, kill=kill, spread=spread, handle=handle):
-                # before it fills one group's cache, or the short ones would all go to
-                # the other
+                # before it fills one group's cache, or the short ones would all go to the other
                 await spread.wait()
                 await long.follow(handle, kill)
 
@@ -118,9 +116,8 @@ async def test_a_death_costs_only_those_with_a_piece_there(model, warm):
                 False,
                 True,
             }
-            # Who lost nothing goes on at once: at least 11 chunks of the long one are
-            # still to be computed, and no token waits for them. While both decode, they
-            # take turns.
+            # Who lost nothing goes on at once: at least 11 chunks of the long one are still to be
+            # computed, and no token waits for them. While both decode, they take turns.
             spared = [short for short in shorts if not short.finished.recomputed_tokens]
             since = order[killed_after[0] :]
             assert min(most_between(since, short, long) for short in spared) >= 5

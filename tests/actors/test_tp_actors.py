@@ -58,8 +58,7 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
         request.check(model[0])
 
 
-# In the order of cells, stage by stage and group by group: one that reports, and one
-# that does not.
+# In the order of cells, stage by stage and group by group: one that reports, and one that does not.
 @pytest.mark.parametrize("victim", [1, 4, 7])
 async def test_the_death_of_a_rank_costs_only_its_group(victim, model, warm):
     """Two stages by two groups by two ranks, four short requests; one actor dies while all

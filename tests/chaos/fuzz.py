@@ -17,8 +17,7 @@ import aiohttp
 
 from tests.chaos.calls import Bodies, Call
 
-# A model of random weights, so small that many requests can be sent; all else is the
-# real thing.
+# A model of random weights, so small that many requests can be sent; all else is the real thing.
 MODEL: Final[dict[str, Any]] = {
     "model_loading_config": {
         "model_id": "random",

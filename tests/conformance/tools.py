@@ -17,16 +17,14 @@ class Tool:
     script: str  # in scripts/: run in the tool's environment, with the server's URL and its model
     does: str
     kind: Literal["python", "node"] = "python"
-    # Sees the packages of this environment too: torch and transformers need not come
-    # twice.
+    # Sees the packages of this environment too: torch and transformers need not come twice.
     borrows: bool = False
     dependencies: bool = True  # False: these packages alone, over what it borrows
     limit_s: float = 600.0
 
 
-# What `vllm bench serve` imports of vLLM's dependencies, beside what this environment
-# has: all of them are a gigabyte, and its torchvision does not load beside torch's CPU
-# wheel.
+# What `vllm bench serve` imports of vLLM's dependencies, beside what this environment has: all of
+# them are a gigabyte, and its torchvision does not load beside torch's CPU wheel.
 _BENCH: Final = (
     "apache-tvm-ffi",
     "blake3",

@@ -52,8 +52,7 @@ class World:
         self.batches = []
         self.forces = {}  # of each request: tokens that its grammar forces after each draw
         self.landed = set()  # batches whose results have come back
-        # Requests whose span at this position kills the groups that compute it, and
-        # what is lost.
+        # Requests whose span at this position kills the groups that compute it, and what is lost.
         self.poison = {}
         self.dies = "its groups"
         self.struck = set()  # requests that were in flight in groups that died

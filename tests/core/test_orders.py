@@ -51,8 +51,7 @@ def first_of(policy, *states, now=0.0, **given):
 
 
 def test_dspf_with_default_deadlines_is_spf():
-    # 10 s of work at 0: due at 15, instant 15 + 185 = 200; 1 s of work: arrival + 1.5 +
-    # 18.5.
+    # 10 s of work at 0: due at 15, instant 15 + 185 = 200; 1 s of work: arrival + 1.5 + 18.5.
     long = state_of(0, 0.0, 10.0)
     for policy in ("spf", "dspf"):
         assert first_of(policy, long, state_of(1, 179.0, 1.0)) == 1
@@ -70,9 +69,8 @@ def test_under_dspf_an_objective_moves_its_request_and_under_spf_it_does_not():
 
 
 def test_aspf_is_dspf_until_much_is_waiting():
-    # prefills of 2 s: the sixth finds 10 s of work, A would be 4 * 10 / 2 = 20, within
-    # a quarter of 18.5; the ninth finds 16 s: 32; the tenth 18 s: 36, within a quarter
-    # of 32
+    # prefills of 2 s: the sixth finds 10 s of work, A would be 4 * 10 / 2 = 20, within a quarter of
+    # 18.5; the ninth finds 16 s: 32; the tenth 18 s: 36, within a quarter of 32
     queue = PrefillQueue("aspf")
     states = [state_of(serial, 0.0, 2.0) for serial in range(10)]
     for state in states[:6]:
@@ -97,9 +95,8 @@ def test_aspf_ages_by_no_more_than_a_bound():
 
 
 def test_boost_brings_short_work_forward_by_what_the_decay_says():
-    # decay 0.1/s: boost(10) = -ln(1 - e^-1) / 0.1 = 4.587 s, boost(1) = -ln(1 - e^-0.1)
-    # / 0.1 = 23.522 s: the short one goes first up to 18.935 s after the long one's
-    # arrival.
+    # decay 0.1/s: boost(10) = -ln(1 - e^-1) / 0.1 = 4.587 s, boost(1) = -ln(1 - e^-0.1) / 0.1 =
+    # 23.522 s: the short one goes first up to 18.935 s after the long one's arrival.
     long = state_of(0, 0.0, 10.0)
     assert first_of("boost", long, state_of(1, 18.9, 1.0), boost_decay_per_s=0.1) == 1
     assert first_of("boost", long, state_of(1, 19.0, 1.0), boost_decay_per_s=0.1) == 0
@@ -123,8 +120,7 @@ def test_preflow_doubles_the_urgency_each_ten_seconds():
 
 
 def test_guardc_runs_the_shortest_that_makes_nobody_late():
-    # At 0 the long one has 12 - 10 = 2 s to spare: one second of work goes before it, 3
-    # s do not.
+    # At 0 the long one has 12 - 10 = 2 s to spare: one second of work goes before it, 3 s do not.
     long = state_of(0, 0.0, 10.0, deadline=12.0)
     assert first_of("guardc", long, state_of(1, 0.0, 1.0)) == 1
     assert first_of("guardc", long, state_of(1, 0.0, 3.0, deadline=30.0)) == 0
@@ -134,8 +130,7 @@ def test_guardc_runs_the_shortest_that_makes_nobody_late():
 
 
 def test_guardc_leaves_out_the_largest_of_those_who_cannot_all_be_in_time():
-    # 10 s until 12 and 4 s until 13: together 14. The largest is lost, so the other is
-    # let through.
+    # 10 s until 12 and 4 s until 13: together 14. The largest is lost, so the other is let through.
     long = state_of(0, 0.0, 10.0, deadline=12.0)
     middle = state_of(1, 0.0, 4.0, deadline=13.0)
     assert first_of("guardc", long, middle) == 1
@@ -149,8 +144,7 @@ def test_guardc_rescues_what_is_late_by_8_times_its_work():
     assert first_of("guardc", lost, fresh, now=16.5) == 1
     assert first_of("guardc", lost, fresh, now=17.1) == 0
     assert first_of("guardc", lost, fresh, now=16.5, guard_works=7.0) == 0
-    # what came before by spf and is small beside it still goes first, what came after
-    # does not
+    # what came before by spf and is small beside it still goes first, what came after does not
     small = state_of(2, 17.0, 0.1, deadline=1.0)
     assert first_of("guardc", lost, small, now=17.1) == 2
     assert first_of("guardc", lost, state_of(2, 41.0, 0.1, deadline=1.0), now=41.0) == 0

@@ -258,8 +258,7 @@ async def _survive(
         len(found.tokens) == len(expected) and found.tokens[:kept] == expected[:kept],
         f"{kept} before",
     )
-    # A prefill of known tokens rounds unlike the decodes that made them; drawn weights
-    # have ties.
+    # A prefill of known tokens rounds unlike the decodes that made them; drawn weights have ties.
     same = sum([a == b for a, b in zip(found.tokens, expected, strict=False)])
     out.add(f"{what}: tokens that are the same", same, f"of {len(expected)}")
 

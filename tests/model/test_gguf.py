@@ -58,8 +58,7 @@ def test_dequantisation_is_the_gguf_packages(tmp_path, name):
     try:
         stored = quantize(values, kind)
     except NotImplementedError:
-        # the package can only read K-quants: any bytes will do, with scales that are
-        # finite
+        # the package can only read K-quants: any bytes will do, with scales that are finite
         _, size = gguf.GGML_QUANT_SIZES[kind]
         stored = np.random.default_rng(0).integers(
             0, 60, (6, 512 // 256 * size), np.uint8

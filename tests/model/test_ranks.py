@@ -24,8 +24,7 @@ SIZES = {
     "initializer_range": 0.2,
     "head_dim": 32,
 }
-# by the ranks they are shared by: whole KV heads, uneven ones, and one that two ranks
-# hold
+# by the ranks they are shared by: whole KV heads, uneven ones, and one that two ranks hold
 MODELS = {
     "even": LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=6),
     "uneven": LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=3),

@@ -7,8 +7,7 @@ from medha_actors.core.admission import rejected
 from medha_actors.errors import NeverFitsError
 
 CONTEXT = 4096
-# What litellm, inspect (as vLLM) and langchain look for; the numbers are read by Claude
-# Code.
+# What litellm, inspect (as vLLM) and langchain look for; the numbers are read by Claude Code.
 WORDS = ("this model's maximum context length is", "prompt is too long: ")
 
 

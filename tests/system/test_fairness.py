@@ -68,8 +68,7 @@ async def test_a_greedy_tenant_waits_for_itself(tmp_path: Path) -> None:
         async with httpx.AsyncClient() as http:
             metrics = (await http.get(f"{url}/metrics", headers=headers)).text
     print(f"modest {sorted(modest)}, greedy {sorted(greedy)}")
-    # the flood is there before the first of the modest one's, and its last waits for
-    # all of it
+    # the flood is there before the first of the modest one's, and its last waits for all of it
     assert max(modest) < max(greedy) / 2
     for tenant in KEYS:
         [line] = [

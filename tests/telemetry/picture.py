@@ -230,8 +230,7 @@ def traced() -> list[Span]:
             serving(Path(folder), **args) as (url, _),
         ):
             asyncio.run(convoy(url))
-            # They come one by one, in the order in which they were made; this is the
-            # last.
+            # They come one by one, in the order in which they were made; this is the last.
             return receiver.wait(
                 TRACE, lambda spans: any(span.name == "decode" for span in spans)
             )

@@ -23,8 +23,7 @@ from medha_actors.core.predictor import ExecutionModel, GroupLoad
 
 MODEL = msgspec.structs.replace(model_of("smollm2-135m"), vocabulary=1)
 TOKEN_S = 1e-3
-# a row takes a millisecond and nothing else takes any time: cases that can be solved by
-# hand
+# a row takes a millisecond and nothing else takes any time: cases that can be solved by hand
 PLAIN = Hardware(
     name="plain",
     flops=2 * (MODEL.layer_parameters * MODEL.layers) / TOKEN_S,

@@ -30,8 +30,7 @@ def together(outcomes: dict[str, Outcome]) -> float:
 
 
 def test_ten_times_its_share_is_the_greedy_ones_own_wait(capacity):
-    # three quarters of a minute: in its first seconds the greedy one has an advance,
-    # too
+    # three quarters of a minute: in its first seconds the greedy one has an advance, too
     plain = msgspec.structs.replace(PLAIN, count=240)
     greedy = msgspec.structs.replace(plain, times=10.0)
     alike = play_neighbours(plain, capacity)

@@ -35,8 +35,7 @@ from medha_actors.fleet_config import RouterName, RoutingConfig, ScalingConfig
 from medha_actors.quantities import Policy
 
 _OURS: Policy = SchedulerConfig().policy
-# router, scheduling policy; the last is how vLLM schedules, behind a balancer that
-# knows nothing
+# router, scheduling policy; the last is how vLLM schedules, behind a balancer that knows nothing
 CONTENDERS: dict[str, tuple[RouterName, Policy]] = {
     "predicted": ("predicted", _OURS),
     "pools": ("pools", _OURS),

@@ -18,8 +18,7 @@ class Part(NamedTuple):
 def divide(requests: int, instances: int, cost: Callable[[Part], float]) -> list[Part]:
     """Neighbours in the order of the requests on neighbours in the order of the instances, so that
     the sum of the costs is least; instances may be left over. Empty: no division is finite."""
-    # of the first requests, on the first instances: the least cost, and the part that
-    # comes last
+    # of the first requests, on the first instances: the least cost, and the part that comes last
     empty = Part(0, 0, 0, 0)
     best = {(0, end): (0.0, empty) for end in range(instances + 1)}
     for stop in range(1, requests + 1):

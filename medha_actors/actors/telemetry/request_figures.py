@@ -18,8 +18,7 @@ from medha_actors.telemetry.histogram import (
 from medha_actors.telemetry.timelines import Timeline
 
 _RECENT = 1024
-# OpenTelemetry's names, in Prometheus' spelling and in its own, and our series that
-# tell the same
+# OpenTelemetry's names, in Prometheus' spelling and in its own, and our series that tell the same
 _GEN_AI = (
     ("request_duration", "request.duration", "medha_e2e_request_latency_seconds"),
     ("time_to_first_token", "time_to_first_token", "medha_time_to_first_token_seconds"),

@@ -166,8 +166,7 @@ def _attend(
 
     packed = tl.arange(0, ROWS)
     row = tile_first + packed // SHARE
-    # a tile is of whole rows; what is left over computes its last row again and is not
-    # stored
+    # a tile is of whole rows; what is left over computes its last row again and is not stored
     tile_rows: tl.constexpr = ROWS // SHARE
     mine = (packed < tile_rows * SHARE) & (row < rows)
     row = tl.minimum(row, rows - 1)

@@ -117,9 +117,8 @@ class DeviceStep:
     positions: Tensor  # [rows]
     slots: Tensor  # [rows]: page * page_tokens + place; -1: not stored here
     token_ids: Tensor  # [rows]
-    # [n, 4]: first row, rows, cached, writes. The rows see `cached` tokens of the
-    # sequence's piece, and if it writes their own keys causally, which lie behind the
-    # cached ones.
+    # [n, 4]: first row, rows, cached, writes. The rows see `cached` tokens of the sequence's piece,
+    # and if it writes their own keys causally, which lie behind the cached ones.
     sequences: Tensor
     table_starts: Tensor  # [n]: of each sequence in `tables`
     tables: Tensor  # page numbers

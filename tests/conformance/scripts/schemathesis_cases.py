@@ -25,8 +25,7 @@ with check(f"{CASES} cases at random for each route, beside those of every schem
         ),
         *("--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all"),
         *("--continue-on-failure", "--no-shrink"),
-        # What fits the schema may be refused (a long prompt), what does not may do
-        # (null, 1.0).
+        # What fits the schema may be refused (a long prompt), what does not may do (null, 1.0).
         *("--exclude-checks", "positive_data_acceptance,negative_data_rejection"),
         *("--exclude-path-regex", LEFT_OUT),
         PYTHONPATH=str(Path(__file__).parent),

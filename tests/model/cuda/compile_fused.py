@@ -30,8 +30,7 @@ STORE = {
     "HEADS": HEADS, "KV_HEADS": KV_HEADS, "HALF": HALF, "BLOCK": HALF, "AT_ONCE": 8,
     "PAGE_TOKENS": 64,
 }  # fmt: skip
-# kernel, types of its arguments in order ("T": what the model computes in), constants,
-# warps
+# kernel, types of its arguments in order ("T": what the model computes in), constants, warps
 VARIANTS = [
     (fused.add_norm_kernel, "*T *T *T *T *T fp32",
      {"WIDTH": WIDTH, "BLOCK": WIDTH, "ADDS": True}, 8),
