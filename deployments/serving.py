@@ -1,5 +1,7 @@
 """The server process of medha-serve: Serve's own `serve run`, the wait for SIGTERM, the end.
 
+A server whose applications all fail to start ends by itself (deployments.starting).
+
 The end: every controller drains while all routes still answer; then the applications are deleted,
 so that the replicas have sent everything before the proxies go; then Serve and Ray stop.
 """
@@ -20,6 +22,7 @@ from ray.serve import scripts
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
+from deployments import starting
 from medha_actors.errors import MedhaError
 
 _LOOK_S = 0.5
@@ -33,7 +36,7 @@ _RETURN_S = (
 
 def main(path: str, timeout_s: float) -> int:
     """Serve a configuration until SIGTERM, or until the process that started this one is gone; then
-    what is in flight has `timeout_s` to finish."""
+    what is in flight has `timeout_s` to finish. Returns the exit status: 1 if nothing came up."""
     parent = os.getppid()
     try:
         scripts.run.main([path, "--non-blocking"], standalone_mode=False)
@@ -42,8 +45,12 @@ def main(path: str, timeout_s: float) -> int:
     stopped = threading.Event()
     # Ray has set its own
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
-    while not stopped.wait(_LOOK_S) and os.getppid() == parent:
-        pass
+    failures = _wait(stopped, parent)
+    if failures:
+        for failure in failures:
+            _say(failure)
+        _stop()
+        return 1
     _say(
         f"stopping; requests in flight have {timeout_s:g} s to finish (Ctrl-C: end at once)"
     )
@@ -55,6 +62,28 @@ def main(path: str, timeout_s: float) -> int:
     )
     _stop()
     return 0
+
+
+def _wait(stopped: threading.Event, parent: int) -> list[str]:
+    """Until it is to stop, or nothing has come up: then the reasons."""
+    serves = False
+    while not stopped.wait(_LOOK_S) and os.getppid() == parent:
+        if serves:
+            continue
+        applications = _applications()
+        serves = starting.serves(applications)
+        failures = starting.failures(applications)
+        if failures:
+            return failures
+    return []
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    """What Serve says of them; empty while it says nothing."""
+    try:
+        return serve.status().applications
+    except (RayError, TimeoutError):
+        return {}
 
 
 def drain(timeout_s: float) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from deployments.fleet.grids import Grid
+from deployments.fleet.versions import keep_version, version_of
 from medha_actors.config import MedhaConfig
 
 # of what grids record of themselves, the mean; Serve wants more than its 10 s between records
@@ -50,5 +52,12 @@ def grids_of(
                 policy_kwargs=msgspec.to_builtins(fleet.scaling),
             ),
         )
-    grids: serve.Application = serve.deployment(name=name, **options)(Grid).bind(args)
+    deployment = serve.deployment(name=name, **options)(Grid)
+    keep_version(deployment, version_of(args, _runtime_env()))
+    grids: serve.Application = deployment.bind(args)
     return grids
+
+
+def _runtime_env() -> dict[str, Any]:
+    """Of the application, in the task in which Serve builds it."""
+    return dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}

@@ -130,8 +130,10 @@ class Cluster:
             dead = cells
         else:
             dead = await self.crew.dead()
-            for cell in dead:
-                self.crew.replace(cell, self.blueprint.nodes[cell])
+            nodes = self.blueprint.nodes
+            places = await self.crew.refill(dead, nodes)
+            if any(place.node_id != nodes[cell] for cell, place in places.items()):
+                self._move(await self.crew.everybody("locate"))
         plans = {cell: (_encode(self.blueprint.plan(cell)),) for cell in dead}
         await self.crew.call("load", plans)
         if self.profile and dead:

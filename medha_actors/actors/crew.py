@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import (
 
 from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.orphans import Owner
-from medha_actors.actors.plans import Identity, shape_of
+from medha_actors.actors.plans import Identity, Place, shape_of
 from medha_actors.config import MedhaConfig
 from medha_actors.errors import ConfigError, EngineError
 
@@ -35,6 +35,7 @@ _log = logging.getLogger("medha.cluster")
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
 _ROOM_S = 2  # where there is room, Ray has reserved it by then
 _ANSWER_S = 10.0  # a living actor answers in this time
+_TRIES = 3  # to put somebody at a cell: a node may die while another is mended
 _NAMESPACE = "medha"
 T = TypeVar("T")
 
@@ -119,8 +120,26 @@ class Crew:
                 )
         return [*missing, *useless]
 
-    def replace(self, cell: Cell, node_id: str) -> None:
-        """Put a spare of that node at the cell, or else a new actor."""
+    async def refill(
+        self, dead: Iterable[Cell], nodes: Mapping[Cell, str]
+    ) -> dict[Cell, Place]:
+        """Put a spare of its node at each of these cells, or else a new actor; returns where they
+        run. Ray takes some seconds to know that a node has died. An actor that it puts there
+        meanwhile never runs; the one after it is where the cell's bundle has been moved to."""
+        self.spares = await self._living_spares()
+        places: dict[Cell, Place] = {}
+        missing = list(dead)
+        for _ in range(_TRIES):
+            for cell in missing:
+                self._put_at(cell, nodes[cell])
+            found = await self._locate(missing)
+            places |= found
+            missing = [cell for cell in missing if cell not in found]
+            if not missing:
+                return places
+        raise EngineError(f"whoever is put at {missing} dies")
+
+    def _put_at(self, cell: Cell, node_id: str) -> None:
         if cell in self.actors:
             ray.kill(self.actors[cell])
         for number, (spare, node) in enumerate(self.spares):
@@ -130,23 +149,40 @@ class Crew:
                 return
         self.actors[cell] = self._spawn_at(cell)
 
+    async def _locate(self, cells: list[Cell]) -> dict[Cell, Place]:
+        """Where those of these cells run that have not died; waits until they have started."""
+        calls = [self.actors[cell].locate.remote() for cell in cells]
+        async with asyncio.timeout(self.config.actors.start_timeout_s):
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        places: dict[Cell, Place] = {}
+        for cell, place in zip(cells, found, strict=True):
+            if isinstance(place, RayActorError):
+                _log.warning("%s died before it began: %s", cell, place)
+            elif isinstance(place, BaseException):
+                raise place
+            else:
+                places[cell] = place
+        return places
+
     async def hire_spares(self, nodes: Iterable[str]) -> None:
         """Have `actors.spares` warm processes on each of these nodes. A spare knows no GPU, so
         there are none for CUDA."""
         if self.device != "cpu":
             return
-        living = await asyncio.gather(
-            *[_answer(one.locate.remote()) for one, _ in self.spares]
-        )
-        self.spares = [
-            spare
-            for spare, place in zip(self.spares, living, strict=True)
-            if place is not None
-        ]
+        self.spares = await self._living_spares()
         for node_id in sorted(set(nodes)):
             present = [spare for spare, node in self.spares if node == node_id]
             for _ in range(self.config.actors.spares - len(present)):
                 self.spares.append((self._spawn_spare(node_id), node_id))
+
+    async def _living_spares(self) -> list[tuple[Any, str]]:
+        calls = [_answer(spare.locate.remote()) for spare, _ in self.spares]
+        places = await asyncio.gather(*calls)
+        return [
+            spare
+            for spare, place in zip(self.spares, places, strict=True)
+            if place is not None
+        ]
 
     async def call(
         self, method: str, arguments: dict[Cell, tuple[Any, ...]]

@@ -72,9 +72,10 @@ class ActedCrew:
     async def dead(self):
         return [cell for cell in self.shape.cells() if cell not in self.living]
 
-    def replace(self, cell, node_id):
-        self.replaced.append(cell)
-        self.living.add(cell)
+    async def refill(self, dead, nodes):
+        self.replaced += dead
+        self.living |= set(dead)
+        return {cell: self.locate(cell) for cell in dead}
 
     async def everybody(self, method, *arguments):
         return await self.call(method, dict.fromkeys(self.shape.cells(), arguments))

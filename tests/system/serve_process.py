@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -45,7 +46,20 @@ def serving(
     path = folder / "serve_config.yaml"
     url = write_config(path, free_port(), tracing_config, **args)
     log = (folder / "serve.log").open("w+")
-    server = subprocess.Popen(
+    server = launch(path, log, environment)
+    try:
+        wait_until_ready(url, server, log)
+        yield url, server.pid
+    finally:
+        end(server)
+        log.close()
+
+
+def launch(
+    path: Path, log: TextIO, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """`medha-serve` with this configuration, which writes there."""
+    return subprocess.Popen(
         [sys.executable, "-m", "deployments.launcher", path],
         cwd=ROOT,
         stdout=log,
@@ -58,12 +72,6 @@ def serving(
         },
         start_new_session=True,
     )
-    try:
-        wait_until_ready(url, server, log)
-        yield url, server.pid
-    finally:
-        end(server)
-        log.close()
 
 
 def end(server: subprocess.Popen) -> None:

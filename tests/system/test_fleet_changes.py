@@ -103,7 +103,7 @@ async def test_a_change_of_the_model_mixes_no_two_models(tmp_path):
         "heads": 2,
         "kv_heads": 1,
         "hidden": 32,
-        "ffn": 64,
+        "intermediate": 64,
     }
     model = {
         **ONE_STAGE["model_loading_config"],
