@@ -143,7 +143,10 @@ class Forecast:
                 CHUNKS_PER_STAGE * pipeline.stages,
                 (state.goal - state.hit) // SMALLEST_SHARE,
             )
-            return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
+            chunks = max(1, chunks)
+            # its last chunk passes the last stage behind what is on its way
+            last_s = pipeline.done_at - now + state.load_s / chunks + beside_s
+            return max(idle_s + beside_s * (chunks + pipeline.stages - 1), last_s)
         idle_s *= pipeline.limit_s / max(
             pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s
         )

@@ -6,8 +6,9 @@ who goes.
 - `steady_drag`: the same, learned more slowly and bounded, for deadlines.
 - `newcomers`: which work arrives how often, and where the order puts it behind its arrival. A
   request is overtaken by those of them whose place is before its own.
-- `truth`: what came of the last forecasts: of short prefills that found no other, of those that
-  did, of long ones, and of those that go before other tenants' (core/shares.py).
+- `truth`: what came of the last forecasts (core/truth.py): of those that found nobody at all; of
+  prefills of a batch that found no other that waits, of those that did; of prefills of several
+  batches; of long ones; and of those that go before other tenants' (core/shares.py).
 - `departures`: how often a running request ends, and makes room where room is short.
 """
 
@@ -19,15 +20,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from medha_actors.core.request import Milestones, RequestState
+from medha_actors.core.truth import ALONE, BESIDE, Truth
 
 MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
-PRIOR_DRAG = 1.0
-PRIOR_S = 0.2  # of work that the prior is worth
+PRIOR_DRAG = 1.5
+PRIOR_S = 1.0  # of work that the prior is worth
 DRAGS = (0.5, 20.0)  # beyond these it is a fault of the clock
-FORECASTS = (63, 63, 63, 31)  # of each kind, that count
-ENOUGH = 16
-SURE = 0.8  # so many of them are to come true at the latest
-TRUTHS = (0.7, 1.5)
 # of the steady drag, which deadlines are made of: longer, so that those of equal
 # requests are near
 STEADY = 0.997
@@ -35,7 +33,10 @@ STEADY_PRIOR_S = 2.0
 MOST_DRAG = 2.0
 WINDOW = 128  # arrivals and departures that count
 KINDS_PER_OCTAVE = 1  # arrivals are counted by their work
-FREE, WAITING, LONG, PAID = range(4)  # kinds of forecasts
+# kinds of forecasts, and how many of each count
+IDLE, FREE, WAITING, SEVERAL, LONG, PAID = range(6)
+FORECASTS = (127, 127, 127, 127, 127, 31)
+BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, ALONE, ALONE)
 FEWEST = 8  # arrivals that are no rate yet
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
 
@@ -82,8 +83,10 @@ class Pace:
         self._arrivals = deque[_Arrival]()
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
-        self._ratios = [deque[float](maxlen=count) for count in FORECASTS]
-        self._truths = [1.0] * 4
+        self._truths = [
+            Truth(before, count)
+            for before, count in zip(BEFORE, FORECASTS, strict=True)
+        ]
 
     def drag(self, hurried: bool = False) -> float:
         """Seconds that pass for a second of predicted work, while there is more than one batch
@@ -146,17 +149,11 @@ class Pace:
 
     def truth(self, kind: int) -> float:
         """What to multiply a forecast by."""
-        return self._truths[kind]
+        return self._truths[kind].factor
 
     def came_true(self, kind: int, expected_s: float, actual_s: float) -> None:
         """A first token is there that was expected after so many seconds."""
-        low, high = TRUTHS
-        ratios = self._ratios[kind]
-        ratios.append(actual_s / max(expected_s, 1e-6))
-        ranked = sorted(ratios)
-        weight = min(1.0, len(ratios) / ENOUGH)  # few say little
-        learned = ranked[int(SURE * len(ranked))]
-        self._truths[kind] = min(high, max(low, 1 + weight * (learned - 1)))
+        self._truths[kind].came_true(actual_s / max(expected_s, 1e-6))
 
     def departed(self, now: float) -> None:
         """A request has ended that held a place among those that run."""
