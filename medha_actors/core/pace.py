@@ -39,6 +39,7 @@ FORECASTS = (127, 127, 127, 127, 127, 31)
 BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, ALONE, ALONE)
 FEWEST = 8  # arrivals that are no rate yet
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
+Place = Callable[[RequestState], tuple[float, float]]
 
 
 class Newcomer(NamedTuple):
@@ -54,15 +55,28 @@ class Newcomer(NamedTuple):
 
 
 class _Kind:
-    """Sums over the arrivals of one kind in the window, and the last of them as it came: what is
-    learned of an order moves the places of all."""
+    """Sums over the arrivals of one kind in the window, and the last of them as it came, with its
+    place: what is learned of an order moves the places of all."""
 
-    __slots__ = ("count", "load_s", "sample")
+    __slots__ = ("_moves", "_place", "_sample", "count", "load_s")
 
-    def __init__(self, sample: RequestState) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self.load_s = 0.0
-        self.sample = sample
+
+    def came(self, state: RequestState) -> None:
+        """One more."""
+        self.count += 1
+        self.load_s += state.load_s
+        self._sample = as_it_came(state)
+        self._moves: int | None = None
+
+    def place(self, place: Place, moves: int) -> tuple[float, float]:
+        """Where the order puts it, as long as nothing that is learned has moved."""
+        if self._moves != moves:
+            self._place = place(self._sample)
+            self._moves = moves
+        return self._place
 
 
 class _Arrival(NamedTuple):
@@ -114,10 +128,10 @@ class Pace:
         """Somebody was admitted."""
         load_s = state.load_s
         name = state.tenant, round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
-        kind = self._kinds.setdefault(name, _Kind(state))
-        kind.sample = as_it_came(state)
-        kind.count += 1
-        kind.load_s += load_s
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = self._kinds[name] = _Kind()
+        kind.came(state)
         self._arrivals.append(_Arrival(name, at, load_s))
         if len(self._arrivals) > WINDOW:
             self._forget(self._arrivals.popleft())
@@ -129,11 +143,9 @@ class Pace:
         if not kind.count:
             del self._kinds[gone.kind]
 
-    def newcomers(
-        self, now: float, place: Callable[[RequestState], tuple[float, float]]
-    ) -> list[Newcomer]:
+    def newcomers(self, now: float, place: Place, moves: int = 0) -> list[Newcomer]:
         """Who is expected, by kind. `place`: how far the place of a request lies behind its
-        arrival, and the width of its lane."""
+        arrival, and the width of its lane; `moves`: how often what it is made of has changed."""
         if len(self._arrivals) < FEWEST:
             return []
         span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
@@ -141,7 +153,7 @@ class Pace:
             Newcomer(
                 kind.count / span_s,
                 kind.load_s / kind.count,
-                *place(kind.sample),
+                *kind.place(place, moves),
                 tenant,
             )
             for (tenant, _), kind in self._kinds.items()

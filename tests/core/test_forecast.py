@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from medha_actors.core.forecast import FOLLOWERS, solve
-from medha_actors.core.pace import FEWEST, FORECASTS, WAITING, Pace
+from medha_actors.core.pace import FEWEST, FORECASTS, FREE, WAITING, Pace
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.scheduler import Scheduler
@@ -142,13 +142,25 @@ def test_old_arrivals_are_forgotten():
 
 def test_forecasts_are_corrected_by_what_came_of_the_last_ones():
     pace = Pace()
-    assert pace.truth(WAITING) == 1.0
     for _ in range(FORECASTS[WAITING]):
-        pace.came_true(WAITING, 1.0, 1.2)
-    assert pace.truth(WAITING) == pytest.approx(1.2)
+        pace.came_true(WAITING, 1.0, 1.5)
+    assert pace.truth(WAITING) >= 1.5 / 1.25
+    assert pace.truth(FREE) < 1.1  # another kind
     for _ in range(FORECASTS[WAITING]):
         pace.came_true(WAITING, 1.0, 50.0)
-    assert pace.truth(WAITING) == 1.5  # an outlier of the machine is not believed
+    assert pace.truth(WAITING) < 1.5  # an outlier of the machine is not believed
+
+
+@pytest.mark.parametrize("at", [0.01, 0.03, 0.05, 0.07, 0.09])
+@pytest.mark.parametrize("own", [5, 20, 60])
+def test_what_is_on_its_way_is_before_a_prefill_that_finds_nobody_waiting(at, own):
+    """It passes the last stage behind the chunks of a longer prompt, which are all on their way:
+    that took up to seven times as long as was announced."""
+    grid = grid_of(stages=2, pages=4096, length=16_000)
+    model = ExecutionModel.analytic(2, **MODEL)
+    requests = [request_of("before", 95, 1, 0.0), request_of("own", own, 1, at)]
+    log = Simulation(config_of("dboost"), grid, model).run(requests).requests["own"]
+    assert log.ttft_s == pytest.approx(log.answer.predicted_ttft_s, rel=0.1)
 
 
 def test_room_comes_as_often_as_requests_have_ended():
