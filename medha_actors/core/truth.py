@@ -3,13 +3,14 @@ the last ones.
 
 An announcement is true if the first token comes within BAND of it, early or late; that it is late
 costs a client more, LATE_COSTS times as much. Of a few factors, each a STEP above the one before,
-the best is that under which the last forecasts would have cost least. The factor moves towards it
-by one step a forecast, so no single one counts for much, and stays where others are as good.
+the best is that under which the last forecasts would have cost least, and of several such the one
+that is nearest to their median. The factor moves towards it by one step a forecast, so no single
+one counts for much.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
 
@@ -31,12 +32,11 @@ class Truth:
         count."""
         self._window = window
         self._ratios = deque[float]()
+        self._ranked = list[float]()
         self._costs = [0] * len(FACTORS)
-        self._place = bisect_left(FACTORS, 1.0)
         for ratio in before:
-            self._count(ratio, 1)
-            self._ratios.append(ratio)
-        self._place = self._best()
+            self._enter(ratio)
+        self._place = self._best() if self._ratios else bisect_left(FACTORS, 1.0)
 
     @property
     def factor(self) -> float:
@@ -45,12 +45,18 @@ class Truth:
 
     def came_true(self, ratio: float) -> None:
         """A first token is there."""
-        self._ratios.append(ratio)
-        self._count(ratio, 1)
+        self._enter(ratio)
         if len(self._ratios) > self._window:
-            self._count(self._ratios.popleft(), -1)
+            gone = self._ratios.popleft()
+            del self._ranked[bisect_left(self._ranked, gone)]
+            self._count(gone, -1)
         best = self._best()
         self._place += (best > self._place) - (best < self._place)
+
+    def _enter(self, ratio: float) -> None:
+        self._ratios.append(ratio)
+        insort(self._ranked, ratio)
+        self._count(ratio, 1)
 
     def _count(self, ratio: float, sign: int) -> None:
         """Add what it costs under each factor, or take it away."""
@@ -61,8 +67,8 @@ class Truth:
             costs[place] += sign
 
     def _best(self) -> int:
-        """The place of the cheapest factor, of several the nearest."""
+        """The place of the cheapest factor."""
         least = min(self._costs)
-        here = self._place
+        middle = bisect_left(FACTORS, self._ranked[len(self._ranked) // 2])
         places = [place for place, cost in enumerate(self._costs) if cost == least]
-        return min(places, key=lambda place: abs(place - here))
+        return min(places, key=lambda place: abs(place - middle))

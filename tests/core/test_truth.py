@@ -54,9 +54,11 @@ def test_no_single_forecast_counts_for_more_than_a_step(came):
         assert FACTORS[0] <= truth.factor <= FACTORS[-1]
 
 
-@given(came=st.lists(st.floats(1 / BAND + 0.01, BAND - 0.01), max_size=200))
-def test_what_comes_true_is_left_as_it_is(came):
-    assert learned(came).factor == 1.0
+@given(came=st.lists(st.floats(0.9, 1.1), min_size=60, max_size=200))
+def test_where_all_comes_true_about_the_median_is_announced(came):
+    factor = learned(came, 60, ()).factor
+    assert factor == pytest.approx(sorted(came[-60:])[30], rel=0.15)
+    assert all(1 / BAND <= ratio / factor <= BAND for ratio in came[-60:])
 
 
 @pytest.mark.parametrize("tail", [0.02, 0.05, 0.1])
