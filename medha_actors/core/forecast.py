@@ -273,8 +273,8 @@ class _Overtaking:
 
 
 def solve(due: Callable[[float], float], low: float) -> float:
-    """The smallest wait that is not shorter than what is due by then, about. What is due must not
-    fall as the wait grows: then what is due at an end of an interval is an end, too."""
+    """The smallest wait that is not shorter than what is due by then, about. Where nothing jumps
+    between them, it is near the line through both ends of an interval."""
     low_due = due(low)
     if low_due <= low + LEAST_S:
         return max(low, low_due)
@@ -283,20 +283,22 @@ def solve(due: Callable[[float], float], low: float) -> float:
     while (high_due := due(high)) > high:
         slope = (high_due - low_due) / (high - low)
         low, low_due = high, high_due
-        # a little beyond where a line through both would meet it
         beyond_s = (low_due - low) / (1 - slope) * (1 + CLOSE) if slope < 1 else low
         high = max(low_due, low + min(low, max(beyond_s, least * low)))
         least *= 2
         if high >= FARTHEST_S:
             return FARTHEST_S
-    low, high = low_due, max(low_due, high_due)
+    over_s = low_due - low
+    crossing = low + (high - low) * over_s / (over_s + high - high_due)
+    guesses = [crossing * (1 - CLOSE / 3), crossing * (1 + CLOSE / 3)]
     for _ in range(HALVINGS):
         if high - low <= CLOSE * high:
             break
-        middle = math.sqrt(max(low, LEAST_S) * high)  # they may be far apart
-        middle_due = due(middle)
-        if middle_due <= middle:
-            high = max(low, middle_due)
+        middle = guesses.pop() if guesses else 0.0
+        if not low < middle < high:
+            middle = math.sqrt(max(low, LEAST_S) * high)  # they may be far apart
+        if due(middle) <= middle:
+            high = middle
         else:
-            low = min(high, middle_due)
+            low = middle
     return high
