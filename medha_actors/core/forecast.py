@@ -29,7 +29,7 @@ from medha_actors.core.tenants import TenantQueues
 
 FOLLOWERS = 16  # of those behind a request that share its last batch
 CLOSE = 0.02  # relative: then it is good enough
-HALVINGS = 8  # of the interval, at most
+HALVINGS = 12  # of the interval, at most
 LEAST_S = 1e-3
 FARTHEST_S = 86_400.0
 
