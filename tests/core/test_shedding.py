@@ -89,6 +89,7 @@ def test_a_document_is_queued_not_refused():
 def test_what_was_queued_behind_goes_after_those_who_can_be_in_time():
     scheduler = scheduler_of(policy="dspf")
     fill(scheduler, 60, ttft_s=0.3)
+    scheduler.add(asking("last", "accept", ttft_s=0.3), 0.0)
     scheduler.add(asking("late", "queue", ttft_s=0.3), 0.0)
     scheduler.add(asking("own", "accept", ttft_s=0.3), 0.0)
     order = [state.id for state in scheduler.live.queue.ordered(0.0)]
