@@ -23,8 +23,11 @@ from medha_actors.core.request import Milestones, RequestState
 from medha_actors.core.truth import ALONE, BESIDE, Truth
 
 MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
-PRIOR_DRAG = 1.5
-PRIOR_S = 1.0  # of work that the prior is worth
+PRIOR_DRAG = 1.0
+PRIOR_S = 0.2  # of work that the prior is worth
+# the same for admission, which must not give away in its first second what it cannot keep
+CAREFUL_DRAG = 1.5
+CAREFUL_S = 1.0
 DRAGS = (0.5, 20.0)  # beyond these it is a fault of the clock
 # of the steady drag, which deadlines are made of: longer, so that those of equal
 # requests are near
@@ -92,6 +95,8 @@ class Pace:
         # beside others, and of prefills that others make way for
         self._passed_s = [PRIOR_S * PRIOR_DRAG, PRIOR_S * PRIOR_DRAG]
         self._worked_s = [PRIOR_S, PRIOR_S]
+        self._carefully_passed_s = CAREFUL_S * CAREFUL_DRAG
+        self._carefully_worked_s = CAREFUL_S
         self._steadily_passed_s = STEADY_PRIOR_S
         self._steadily_worked_s = STEADY_PRIOR_S
         self._arrivals = deque[_Arrival]()
@@ -112,8 +117,17 @@ class Pace:
         """A batch with so much prefill kept those who wait waiting for so long."""
         self._passed_s[hurried] = MEMORY * self._passed_s[hurried] + passed_s
         self._worked_s[hurried] = MEMORY * self._worked_s[hurried] + load_s
+        if not hurried:
+            self._carefully_passed_s = MEMORY * self._carefully_passed_s + passed_s
+            self._carefully_worked_s = MEMORY * self._carefully_worked_s + load_s
         self._steadily_passed_s = STEADY * self._steadily_passed_s + passed_s
         self._steadily_worked_s = STEADY * self._steadily_worked_s + load_s
+
+    @property
+    def care(self) -> float:
+        """What admission multiplies a forecast by until the drag is known, at least 1."""
+        careful = self._carefully_passed_s / self._carefully_worked_s
+        return max(1.0, careful / self.drag())
 
     @property
     def steady_drag(self) -> float:
