@@ -39,7 +39,7 @@ KINDS_PER_OCTAVE = 1  # arrivals are counted by their work
 # kinds of forecasts, and how many of each count
 IDLE, FREE, WAITING, SEVERAL, LONG, PAID = range(6)
 FORECASTS = (127, 127, 127, 127, 127, 31)
-BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, ALONE, ALONE)
+BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, BESIDE, ALONE)
 FEWEST = 8  # arrivals that are no rate yet
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
 Place = Callable[[RequestState], tuple[float, float]]
