@@ -31,14 +31,16 @@ _STAGE_S = 0.05
 _PAGE_TOKENS = 64
 _HISTORIES = 200
 _HISTORY_TOKENS = 6000
+_ASKED_TOKENS = 200  # of a prompt whose first token is foretold
 _AT_ONCE = 10  # requests of one beginning that nobody has computed yet
 # four in five are the histories': whatever is computed evicts something
 _ROOM_PAGES = 25_000
 
 
 def run(waiting: int = 1000, batches: int = 300) -> list[dict[str, Any]]:
-    """Milliseconds per `next_batch`, `complete` and `add`, for every policy, with `waiting` mixed
-    requests queued: first of which nobody begins like another, then turns of sessions."""
+    """Milliseconds per `next_batch`, `complete`, `add` and forecast, for every policy, with
+    `waiting` mixed requests queued: first of which nobody begins like another, then turns of
+    sessions."""
     rows = []
     for prompts, one in (("unlike", _unlike), ("shared", _shared)):
         for policy in _POLICIES:
@@ -140,6 +142,7 @@ class _Watch:
             "decision": [],
             "complete": [],
             "add": [],
+            "forecast": [],
         }
         stats = self._scheduler.stats()
         self._hits = stats.prefix_cache_hits_total
@@ -162,6 +165,9 @@ class _Watch:
             "decision", lambda: self._scheduler.next_batch(self._now)
         )
         assert batch is not None
+        self._timed(
+            "forecast", lambda: self._scheduler.waits((_ASKED_TOKENS,), "", self._now)
+        )
         self._now += _STAGE_S
         message = batch.groups[0]
         assert message is not None
@@ -189,6 +195,7 @@ class _Watch:
             "decision_ms_p99": 1e3 * decisions[len(decisions) * 99 // 100],
             "complete_ms_p50": 1e3 * median(self._seconds["complete"]),
             "add_ms_p50": 1e3 * median(self._seconds["add"] or [0.0]),
+            "forecast_ms_p50": 1e3 * median(self._seconds["forecast"]),
             "hit_rate": hits / max(1, queries),
         }
 

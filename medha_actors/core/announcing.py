@@ -13,13 +13,15 @@ from medha_actors.core.decoding import decode_rows
 from medha_actors.core.forecast import Forecast, pipeline_of
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests
-from medha_actors.core.pace import FREE, LONG, PAID, WAITING, Pace
+from medha_actors.core.pace import FREE, IDLE, LONG, PAID, SEVERAL, WAITING, Pace
 from medha_actors.core.picks import Picks
 from medha_actors.core.predictor import ExecutionModel, GroupLoad
 from medha_actors.core.request import RequestState
-from medha_actors.core.sharing import LONG_BUDGETS
 from medha_actors.core.tenants import KEPT_FREE
 
+# prefills of more budgets are forecast as such of several batches, as long ones
+FEW_BUDGETS = 2.0
+VAST_BUDGETS = 32.0
 LEAST_ROOM_S = 0.1  # nobody is told to come back sooner for want of room
 
 
@@ -70,15 +72,20 @@ class Announcing:
             expected_s = self._forecast.of(state, pipeline, free, now)
         else:
             expected_s = self._forecast.of_lone(state, pipeline, batch_s, now)
-        if not self._live.by_id:
-            return expected_s
-        kind = WAITING if waiting else FREE
-        if state.total_work_s > LONG_BUDGETS * self._budget_s:
-            kind = LONG
-        if hurried:
-            kind = PAID
+        kind = PAID if hurried else self._kind(state, waiting)
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)
+
+    def _kind(self, state: RequestState, waiting: bool) -> int:
+        """Of a forecast: who is overtaken how often is a matter of the length."""
+        budgets = state.total_work_s / self._budget_s
+        if budgets > VAST_BUDGETS:
+            return LONG
+        if not self._live.by_id:
+            return IDLE
+        if budgets > FEW_BUDGETS:
+            return SEVERAL
+        return WAITING if waiting else FREE
 
     def tokens_in_time_s(self, state: RequestState, now: float) -> float:
         """In how many seconds one more may decode without the tokens of those who run coming late:

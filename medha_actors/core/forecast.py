@@ -9,7 +9,7 @@ Before its last chunk go its other chunks, those who are here and stand before i
 that instant, and those who will have come by then and stand before it: their rate is learned, and
 the order bounds how long they can overtake (`overtaken_until`). Other tenants get their share of
 what all these are (core/rivals.py). All of it depends on the instant itself, so it is the solution
-of an equation, found by bisection from both sides.
+of an equation, closed in on from both sides.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from medha_actors.core.assembly import Flight
 from medha_actors.core.chunking import CHUNKS_PER_STAGE, SMALLEST_SHARE
 from medha_actors.core.pace import Newcomer, Pace
 from medha_actors.core.request import RequestState
-from medha_actors.core.rivals import Rivals, expected_count
+from medha_actors.core.rivals import RARE, Rivals
 from medha_actors.core.sharing import COURTESY, LONG_BUDGETS
 from medha_actors.core.standing import Finish, Standing
 from medha_actors.core.tenants import TenantQueues
 
 FOLLOWERS = 16  # of those behind a request that share its last batch
 CLOSE = 0.02  # relative: then it is good enough
-HALVINGS = 8  # of the interval, at most
+HALVINGS = 12  # of the interval, at most
 LEAST_S = 1e-3
 FARTHEST_S = 86_400.0
 
@@ -95,7 +95,9 @@ class Forecast:
             last_s = room_s
         standing = self._queue.standing(state, last_s, long_s)
         newcomers, rivals = self._coming(state, now)
-        yields = self._queue.order.yields
+        overtaking = _Overtaking(
+            newcomers, standing.finish, now, self._queue.order.yields
+        )
         hurried = self._queue.hurries(state)
         drag = self._pace.drag(hurried) / self._groups
         first_s = pipeline.takes_at - now
@@ -103,7 +105,7 @@ class Forecast:
 
         def tenants_s(wait_s: float) -> float:
             work_s = own_s + standing.before_s(now + wait_s)
-            return work_s + _overtaking(newcomers, standing.finish, now, wait_s, yields)
+            return work_s + overtaking.by(wait_s)
 
         def ahead(wait_s: float) -> float:
             work_s = tenants_s(wait_s)
@@ -143,17 +145,20 @@ class Forecast:
                 CHUNKS_PER_STAGE * pipeline.stages,
                 (state.goal - state.hit) // SMALLEST_SHARE,
             )
-            return idle_s + beside_s * (max(1, chunks) + pipeline.stages - 1)
+            chunks = max(1, chunks)
+            # its last chunk passes the last stage behind what is on its way
+            last_s = pipeline.done_at - now + state.load_s / chunks + beside_s
+            return max(idle_s + beside_s * (chunks + pipeline.stages - 1), last_s)
         idle_s *= pipeline.limit_s / max(
             pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s
         )
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
         newcomers, rivals = self._coming(state, now)
-        yields = self._queue.order.yields
+        overtaking = _Overtaking(newcomers, finish, now, self._queue.order.yields)
         drag = self._pace.drag() / self._groups
 
         def due(wait_s: float) -> float:
-            others_s = _overtaking(newcomers, finish, now, wait_s, yields)
+            others_s = overtaking.by(wait_s)
             others_s += rivals.given_s(state.load_s + others_s, wait_s)
             return idle_s + drag * others_s
 
@@ -161,7 +166,7 @@ class Forecast:
 
     def _coming(self, state: RequestState, now: float) -> tuple[list[Newcomer], Rivals]:
         """Who of the same tenant is expected, and the other tenants."""
-        newcomers = self._pace.newcomers(now, self._queue.offset)
+        newcomers = self._pace.newcomers(now, self._queue.offset, self._queue.moves)
         rivals = self._queue.rivals(state, newcomers)
         return [one for one in newcomers if one.tenant == state.tenant], rivals
 
@@ -219,49 +224,79 @@ class Forecast:
         return min(batch_s, max(limit_s, pipeline.fixed_s + last_s))
 
 
-def _overtaking(
-    newcomers: Sequence[Newcomer],
-    finish: Finish,
-    now: float,
-    wait_s: float,
-    yields: bool,
-) -> float:
-    """Seconds of work that come within `wait_s` and go before a request with this place."""
-    rank = (finish.instant - now - wait_s) / finish.width
-    worked_s = 0.0
-    for newcomer in newcomers:
+class _Overtaking:
+    """Work that comes within a wait and goes before a request with a place. `yields`: wider lanes
+    go first only until they are no more urgent."""
+
+    def __init__(
+        self, newcomers: Sequence[Newcomer], finish: Finish, now: float, yields: bool
+    ) -> None:
+        self._finish = finish
+        self._left_s = finish.instant - now
+        self._yielding = [
+            one for one in newcomers if yields and one.width > finish.width
+        ]
+        self._others = [
+            (one.per_s, one.load_s, one.behind_s, one.width / finish.width)
+            for one in newcomers
+            if not (yields and one.width > finish.width)
+        ]
+
+    def by(self, wait_s: float) -> float:
+        """Seconds of it."""
+        slack_s = self._left_s - wait_s
+        worked_s = 0.0
+        for per_s, load_s, behind_s, widths in self._others:
+            # whoever comes y seconds before the end goes before it if y + lead_s > 0
+            lead_s = slack_s * widths - behind_s
+            span_s = wait_s + lead_s if lead_s < 0.0 else wait_s
+            count = per_s * span_s
+            if load_s > RARE * wait_s:
+                count -= 0.5
+            if count > 0.0:
+                worked_s += count * load_s
+        for newcomer in self._yielding:
+            worked_s += self._yielded_s(newcomer, wait_s)
+        return worked_s
+
+    def _yielded_s(self, newcomer: Newcomer, wait_s: float) -> float:
         per_s, load_s, behind_s, width, _ = newcomer
-        # whoever comes y seconds before the end goes before it if y + lead_s > 0
-        lead_s = rank * width - behind_s
+        slack_s = self._left_s - wait_s
+        lead_s = slack_s / self._finish.width * width - behind_s
         if wait_s + lead_s <= 0:
-            continue
-        if yields and width > finish.width:  # and only until it is no more urgent
-            start_s = max(0.0, -lead_s)
-            whole_s = max(start_s, load_s - lead_s)
-            rising_s = min(wait_s, whole_s)
-            risen_s = (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2
-            worked_s += per_s * (risen_s / 2 + load_s * max(0.0, wait_s - whole_s))
-            continue
-        span_s = min(wait_s, wait_s + lead_s)
-        worked_s += expected_count(newcomer, span_s, wait_s) * load_s
-    return worked_s
+            return 0.0
+        start_s = max(0.0, -lead_s)
+        whole_s = max(start_s, load_s - lead_s)
+        rising_s = min(wait_s, whole_s)
+        risen_s = (rising_s + lead_s) ** 2 - (start_s + lead_s) ** 2
+        return per_s * (risen_s / 2 + load_s * max(0.0, wait_s - whole_s))
 
 
 def solve(due: Callable[[float], float], low: float) -> float:
-    """The smallest wait that is not shorter than what is due by then, about."""
-    value = due(low)
-    if value <= low + LEAST_S:
-        return max(low, value)
-    high = value
-    while due(high) > high:
-        low = high
-        high *= 2
+    """The smallest wait that is not shorter than what is due by then, about. Where nothing jumps
+    between them, it is near the line through both ends of an interval."""
+    low_due = due(low)
+    if low_due <= low + LEAST_S:
+        return max(low, low_due)
+    high = low_due
+    least = CLOSE
+    while (high_due := due(high)) > high:
+        slope = (high_due - low_due) / (high - low)
+        low, low_due = high, high_due
+        beyond_s = (low_due - low) / (1 - slope) * (1 + CLOSE) if slope < 1 else low
+        high = max(low_due, low + min(low, max(beyond_s, least * low)))
+        least *= 2
         if high >= FARTHEST_S:
             return FARTHEST_S
+    over_s = low_due - low
+    crossing = low + (high - low) * over_s / (over_s + high - high_due)
+    guesses = [crossing * (1 - CLOSE / 3), crossing * (1 + CLOSE / 3)]
     for _ in range(HALVINGS):
         if high - low <= CLOSE * high:
             break
-        middle = math.sqrt(max(low, LEAST_S) * high)  # they may be far apart
+        middle = guesses.pop() if guesses else 0.0
+        if not low < middle < high:
+            middle = math.sqrt(max(low, LEAST_S) * high)  # they may be far apart
         if due(middle) <= middle:
             high = middle
         else:

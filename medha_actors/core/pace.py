@@ -6,8 +6,9 @@ who goes.
 - `steady_drag`: the same, learned more slowly and bounded, for deadlines.
 - `newcomers`: which work arrives how often, and where the order puts it behind its arrival. A
   request is overtaken by those of them whose place is before its own.
-- `truth`: what came of the last forecasts: of short prefills that found no other, of those that
-  did, of long ones, and of those that go before other tenants' (core/shares.py).
+- `truth`: what came of the last forecasts (core/truth.py): of those that found nobody at all; of
+  prefills of a batch that found no other that waits, of those that did; of prefills of several
+  batches; of long ones; and of those that go before other tenants' (core/shares.py).
 - `departures`: how often a running request ends, and makes room where room is short.
 """
 
@@ -19,24 +20,28 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from medha_actors.core.request import Milestones, RequestState
+from medha_actors.core.truth import ALONE, BESIDE, Truth
 
 MEMORY = 0.985  # of what is learned of the drag, from one batch to the next
 PRIOR_DRAG = 1.0
 PRIOR_S = 0.2  # of work that the prior is worth
+# the same for admission, which must not give away in its first second what it cannot keep
+CAREFUL_DRAG = 1.5
+CAREFUL_S = 1.0
 DRAGS = (0.5, 20.0)  # beyond these it is a fault of the clock
-FORECASTS = (63, 63, 63, 31)  # of each kind, that count
-ENOUGH = 16
-SURE = 0.8  # so many of them are to come true at the latest
-TRUTHS = (0.7, 1.5)
 # of the steady drag, which deadlines are made of: longer, so that those of equal requests are near
 STEADY = 0.997
 STEADY_PRIOR_S = 2.0
 MOST_DRAG = 2.0
 WINDOW = 128  # arrivals and departures that count
 KINDS_PER_OCTAVE = 1  # arrivals are counted by their work
-FREE, WAITING, LONG, PAID = range(4)  # kinds of forecasts
+# kinds of forecasts, and how many of each count
+IDLE, FREE, WAITING, SEVERAL, LONG, PAID = range(6)
+FORECASTS = (127, 127, 127, 127, 127, 31)
+BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, BESIDE, ALONE)
 FEWEST = 8  # arrivals that are no rate yet
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
+Place = Callable[[RequestState], tuple[float, float]]
 
 
 class Newcomer(NamedTuple):
@@ -52,15 +57,28 @@ class Newcomer(NamedTuple):
 
 
 class _Kind:
-    """Sums over the arrivals of one kind in the window, and the last of them as it came: what is
-    learned of an order moves the places of all."""
+    """Sums over the arrivals of one kind in the window, and the last of them as it came, with its
+    place: what is learned of an order moves the places of all."""
 
-    __slots__ = ("count", "load_s", "sample")
+    __slots__ = ("_moves", "_place", "_sample", "count", "load_s")
 
-    def __init__(self, sample: RequestState) -> None:
+    def __init__(self) -> None:
         self.count = 0
         self.load_s = 0.0
-        self.sample = sample
+
+    def came(self, state: RequestState) -> None:
+        """One more."""
+        self.count += 1
+        self.load_s += state.load_s
+        self._sample = as_it_came(state)
+        self._moves: int | None = None
+
+    def place(self, place: Place, moves: int) -> tuple[float, float]:
+        """Where the order puts it, as long as nothing that is learned has moved."""
+        if self._moves != moves:
+            self._place = place(self._sample)
+            self._moves = moves
+        return self._place
 
 
 class _Arrival(NamedTuple):
@@ -76,13 +94,17 @@ class Pace:
         # beside others, and of prefills that others make way for
         self._passed_s = [PRIOR_S * PRIOR_DRAG, PRIOR_S * PRIOR_DRAG]
         self._worked_s = [PRIOR_S, PRIOR_S]
+        self._carefully_passed_s = CAREFUL_S * CAREFUL_DRAG
+        self._carefully_worked_s = CAREFUL_S
         self._steadily_passed_s = STEADY_PRIOR_S
         self._steadily_worked_s = STEADY_PRIOR_S
         self._arrivals = deque[_Arrival]()
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._departures = deque[float](maxlen=WINDOW)
-        self._ratios = [deque[float](maxlen=count) for count in FORECASTS]
-        self._truths = [1.0] * 4
+        self._truths = [
+            Truth(before, count)
+            for before, count in zip(BEFORE, FORECASTS, strict=True)
+        ]
 
     def drag(self, hurried: bool = False) -> float:
         """Seconds that pass for a second of predicted work, while there is more than one batch
@@ -94,8 +116,17 @@ class Pace:
         """A batch with so much prefill kept those who wait waiting for so long."""
         self._passed_s[hurried] = MEMORY * self._passed_s[hurried] + passed_s
         self._worked_s[hurried] = MEMORY * self._worked_s[hurried] + load_s
+        if not hurried:
+            self._carefully_passed_s = MEMORY * self._carefully_passed_s + passed_s
+            self._carefully_worked_s = MEMORY * self._carefully_worked_s + load_s
         self._steadily_passed_s = STEADY * self._steadily_passed_s + passed_s
         self._steadily_worked_s = STEADY * self._steadily_worked_s + load_s
+
+    @property
+    def care(self) -> float:
+        """What admission multiplies a forecast by until the drag is known, at least 1."""
+        careful = self._carefully_passed_s / self._carefully_worked_s
+        return max(1.0, careful / self.drag())
 
     @property
     def steady_drag(self) -> float:
@@ -110,10 +141,10 @@ class Pace:
         """Somebody was admitted."""
         load_s = state.load_s
         name = state.tenant, round(math.log2(max(load_s, 1e-6)) * KINDS_PER_OCTAVE)
-        kind = self._kinds.setdefault(name, _Kind(state))
-        kind.sample = as_it_came(state)
-        kind.count += 1
-        kind.load_s += load_s
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = self._kinds[name] = _Kind()
+        kind.came(state)
         self._arrivals.append(_Arrival(name, at, load_s))
         if len(self._arrivals) > WINDOW:
             self._forget(self._arrivals.popleft())
@@ -125,11 +156,9 @@ class Pace:
         if not kind.count:
             del self._kinds[gone.kind]
 
-    def newcomers(
-        self, now: float, place: Callable[[RequestState], tuple[float, float]]
-    ) -> list[Newcomer]:
+    def newcomers(self, now: float, place: Place, moves: int = 0) -> list[Newcomer]:
         """Who is expected, by kind. `place`: how far the place of a request lies behind its
-        arrival, and the width of its lane."""
+        arrival, and the width of its lane; `moves`: how often what it is made of has changed."""
         if len(self._arrivals) < FEWEST:
             return []
         span_s = FIRST_S + max(0.0, now - self._arrivals[0].at)
@@ -137,7 +166,7 @@ class Pace:
             Newcomer(
                 kind.count / span_s,
                 kind.load_s / kind.count,
-                *place(kind.sample),
+                *kind.place(place, moves),
                 tenant,
             )
             for (tenant, _), kind in self._kinds.items()
@@ -145,17 +174,11 @@ class Pace:
 
     def truth(self, kind: int) -> float:
         """What to multiply a forecast by."""
-        return self._truths[kind]
+        return self._truths[kind].factor
 
     def came_true(self, kind: int, expected_s: float, actual_s: float) -> None:
         """A first token is there that was expected after so many seconds."""
-        low, high = TRUTHS
-        ratios = self._ratios[kind]
-        ratios.append(actual_s / max(expected_s, 1e-6))
-        ranked = sorted(ratios)
-        weight = min(1.0, len(ratios) / ENOUGH)  # few say little
-        learned = ranked[int(SURE * len(ranked))]
-        self._truths[kind] = min(high, max(low, 1 + weight * (learned - 1)))
+        self._truths[kind].came_true(actual_s / max(expected_s, 1e-6))
 
     def departed(self, now: float) -> None:
         """A request has ended that held a place among those that run."""

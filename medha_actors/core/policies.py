@@ -11,6 +11,7 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
 from medha_actors.core.guard import Guard
 from medha_actors.core.orders import ORDERS, RELEGATED_S, RELEGATED_WORKS, Tuning
@@ -25,15 +26,23 @@ Entry = tuple[float, int, RequestState]  # instant, serial, request
 
 class _Lane:
     """Requests of equal priority and width, sorted by instant. `instants` and `loads_s`: of each of
-    them, and how long it keeps others waiting; `work_s`: the sum of their remaining work."""
+    them, and how long it keeps others waiting; `sums_s`: of the loads up to each, once somebody has
+    asked; `work_s`: the sum of their remaining work."""
 
-    __slots__ = ("entries", "instants", "loads_s", "work_s")
+    __slots__ = ("entries", "instants", "loads_s", "sums_s", "work_s")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.instants: list[float] = []
         self.loads_s: list[float] = []
+        self.sums_s: list[float] | None = None
         self.work_s = 0.0
+
+    def summed_s(self) -> list[float]:
+        """The sums, from 0.0 on."""
+        if self.sums_s is None:
+            self.sums_s = list(accumulate(self.loads_s, initial=0.0))
+        return self.sums_s
 
 
 class PrefillQueue:
@@ -77,6 +86,7 @@ class PrefillQueue:
         lane.entries.insert(index, (instant, state.serial, state))
         lane.instants.insert(index, instant)
         lane.loads_s.insert(index, state.load_s)
+        lane.sums_s = None
         lane.work_s += state.remaining_s
         self._tuning.backlog_s += state.remaining_s
         self._places[state.serial] = key, instant, state.remaining_s
@@ -96,6 +106,7 @@ class PrefillQueue:
         del lane.entries[index]
         del lane.instants[index]
         del lane.loads_s[index]
+        lane.sums_s = None
         lane.work_s -= work_s
         self._tuning.backlog_s -= work_s
         if not lane.entries:
@@ -170,7 +181,7 @@ class PrefillQueue:
         state.remaining_s = remaining_s
         self._follow()
         lanes = [
-            LaneView(*key, lane.instants, lane.loads_s)
+            LaneView(*key, lane.instants, lane.loads_s, lane.summed_s())
             for key, lane in self._lanes.items()
         ]
         yields_s = yields_s if self.order.yields else math.inf
@@ -215,6 +226,7 @@ class PrefillQueue:
             lane.entries = moved
             lane.instants = [instant for instant, _, _ in moved]
             lane.loads_s = [state.load_s for _, _, state in moved]
+            lane.sums_s = None
             for instant, serial, _ in moved:
                 self._places[serial] = key, instant, self._places[serial][2]
 

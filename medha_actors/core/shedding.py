@@ -53,7 +53,8 @@ class Shedding:
                     "with one more request the tokens of those that run would come late",
                     retry_after_s=min(room_s, self._config.longest_retry_s),
                 )
-            self._check(state, first_s, announcing.pace.drag(), now)
+            pace = announcing.pace
+            self._check(state, first_s * pace.care, pace.drag() * pace.care, now)
         elif mode == "queue" and self._put_behind(state, first_s, now):
             return expected(state)
         return first_s

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 TIE_S = 1e-5  # who is equal was there before
@@ -24,13 +23,14 @@ class Finish(NamedTuple):
 
 
 class LaneView(NamedTuple):
-    """Requests of equal priority and width, sorted by instant, and what the first stage has to do
-    for each."""
+    """Requests of equal priority and width, sorted by instant, what the first stage has to do for
+    each, and the sums of that from 0.0 on."""
 
     priority: float
     width: float
     instants: Sequence[float]
     loads_s: Sequence[float]
+    sums_s: Sequence[float]
 
 
 class Standing:
@@ -42,32 +42,33 @@ class Standing:
         self.finish = finish
         self._always_s = 0.0  # of those with a better priority
         self._always = 0
-        self._lanes: list[tuple[float, LaneView, list[float]]] = []
+        self._lanes: list[LaneView] = []
         self._yielding: list[LaneView] = []
+        self._longest_s: list[float] = []  # the longest load of each of these
         for lane in lanes:
             if lane.priority < finish.priority:
-                self._always_s += sum(lane.loads_s)
+                self._always_s += lane.sums_s[-1]
                 self._always += len(lane.instants)
             elif lane.priority == finish.priority:
                 if lane.width >= yields_s and lane.width > finish.width:
                     self._yielding.append(lane)
+                    self._longest_s.append(max(lane.loads_s))
                 else:
-                    sums = list(accumulate(lane.loads_s, initial=0.0))
-                    self._lanes.append((lane.width, lane, sums))
+                    self._lanes.append(lane)
 
     def before_s(self, at: float) -> float:
         """Seconds of the first stage that those before it get by then."""
         rank = (self.finish.instant - at) / self.finish.width
         before_s = self._always_s
-        for width, lane, sums in self._lanes:
-            before_s += sums[bisect_left(lane.instants, at + rank * width + TIE_S)]
-        for lane in self._yielding:
+        for lane in self._lanes:
             limit = at + rank * lane.width + TIE_S
-            count = bisect_left(lane.instants, limit)
-            for instant, load_s in zip(
-                lane.instants[:count], lane.loads_s, strict=False
-            ):
-                before_s += min(load_s, limit - instant)
+            before_s += lane.sums_s[bisect_left(lane.instants, limit)]
+        for lane, longest_s in zip(self._yielding, self._longest_s, strict=True):
+            limit = at + rank * lane.width + TIE_S
+            whole = bisect_left(lane.instants, limit - longest_s)
+            before_s += lane.sums_s[whole]
+            for place in range(whole, bisect_left(lane.instants, limit)):
+                before_s += min(lane.loads_s[place], limit - lane.instants[place])
         return before_s
 
     def short_before_s(self, at: float, most_s: float) -> float:
@@ -90,8 +91,7 @@ class Standing:
 
     def _counts(self, at: float) -> list[tuple[LaneView, int]]:
         rank = (self.finish.instant - at) / self.finish.width
-        lanes = [lane for _, lane, _ in self._lanes] + self._yielding
         return [
             (lane, bisect_left(lane.instants, at + rank * lane.width + TIE_S))
-            for lane in lanes
+            for lane in self._lanes + self._yielding
         ]

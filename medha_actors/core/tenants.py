@@ -250,6 +250,11 @@ class TenantQueues:
         kind = self._kind(state, account.advance_s)
         return kind, state.load_s if kind == PAID else account.virtual_s, *inner
 
+    @property
+    def moves(self) -> int:
+        """How often what is learned has moved the places of all."""
+        return self._tuning.moves
+
     def offset(self, state: RequestState) -> tuple[float, float]:
         """How far a request's place among its tenant's lies behind its arrival, and the width of
         its lane."""

@@ -105,7 +105,7 @@ def test_acceptance_tells_deadline_and_prediction():
     asked = world.add(request_of("c", 10, 1, world.now, ttft_s=0.001))
     assert asked.ttft_objective_s == pytest.approx(0.05)  # the server's bound
     second = world.add(request_of("d", 2000, 1, world.now))
-    assert second.predicted_ttft_s == pytest.approx(4.0, rel=0.05)
+    assert second.predicted_ttft_s == pytest.approx(4.0, rel=0.1)
 
 
 def test_what_cannot_run_is_refused_with_its_numbers():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medha_actors.core.appointments import Appointments
+from medha_actors.core.pace import CAREFUL_DRAG, Pace
 from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.core.simulator import Simulation
@@ -52,6 +53,19 @@ def test_who_cannot_be_in_time_is_refused_with_the_time_until_such_a_request_wou
     assert 0.1 < retries[0] < 0.6
 
 
+def test_until_the_drag_is_known_less_is_taken_than_is_announced_in_time():
+    """The others are told when to come back: what a new server took too much of in its first second
+    made those late who did."""
+    pace = Pace()
+    assert pace.drag() == 1.0
+    assert pace.care == CAREFUL_DRAG
+    for _ in range(300):
+        pace.dispatched(0.1, 0.12)
+    assert pace.care == pytest.approx(1.0, abs=0.01)
+    taken = [a for a in fill(scheduler_of(), 60, ttft_s=1.0) if isinstance(a, Accepted)]
+    assert max(answer.predicted_ttft_s for answer in taken) < 1.0 / CAREFUL_DRAG
+
+
 def test_without_an_objective_the_class_of_a_request_stands_for_it():
     scheduler = scheduler_of(patience_s=0.2, patience_works=5.0)
     answers = fill(scheduler, 60)
@@ -89,6 +103,8 @@ def test_a_document_is_queued_not_refused():
 def test_what_was_queued_behind_goes_after_those_who_can_be_in_time():
     scheduler = scheduler_of(policy="dspf")
     fill(scheduler, 60, ttft_s=0.3)
+    for index in range(4):
+        scheduler.add(asking(f"more{index}", "accept", ttft_s=0.3), 0.0)
     scheduler.add(asking("late", "queue", ttft_s=0.3), 0.0)
     scheduler.add(asking("own", "accept", ttft_s=0.3), 0.0)
     order = [state.id for state in scheduler.live.queue.ordered(0.0)]
