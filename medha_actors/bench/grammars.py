@@ -34,6 +34,7 @@ from medha_actors.model.stage import Stage
 _PAGE_TOKENS: Final = 64
 _PROMPT: Final = 32  # tokens of each request
 _FIRST_STEPS: Final = 4  # not counted
+_ANY_END: Final = 256  # of a model that has none: no answer comes to its end here
 # An answer that goes on for as long as it is measured.
 _SCHEMA: Final = {
     "type": "array",
@@ -62,7 +63,8 @@ def run(
     kind = torch.float32 if dtype == "float32" else torch.bfloat16
     stage = Stage(spec, config, *place, 2 * requests * pages, _PAGE_TOKENS, "cpu", kind)
     stage.warm_up()
-    grammar = Grammar(f"start: %json {json.dumps(_SCHEMA)}", spec.eos_ids)
+    ends = spec.eos_ids or (_ANY_END,)
+    grammar = Grammar(f"start: %json {json.dumps(_SCHEMA)}", ends)
     forever = greedy(1_000_000)
     free = _Crowd(stage, "free", forever, requests, 0)
     bound = _Crowd(
