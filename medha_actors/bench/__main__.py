@@ -8,6 +8,7 @@ tp         time to first token and decode speed of two tensor ranks, two stages 
 kvp        time between tokens at long contexts with the KV cache on one core and on two
 prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
 decision   the scheduler's time per decision with many requests waiting
+grammars   a decode step of 16 requests that follow a schema, and of 16 that are free
 gpu        what only a GPU can show, with targets; its own options: `gpu --help` (docs/gpu.md)
 
 What telemetry costs is measured by `python -m deployments.bench`.
@@ -23,7 +24,7 @@ from typing import Any
 
 from medha_actors.bench.table import write_table
 
-_NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision")
+_NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision", "grammars")
 
 
 def main() -> None:
@@ -58,6 +59,10 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         from medha_actors.bench import decision
 
         return decision.run()
+    if name == "grammars":  # needs no Ray
+        from medha_actors.bench import grammars
+
+        return grammars.run(**options)
     from medha_actors.bench import kvp, prefix, speed, spp, steps, tp
 
     if name == "steps":

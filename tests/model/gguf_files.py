@@ -35,12 +35,13 @@ def convert(
     tensors=None,
     part_tensors=0,
     kinds=None,
+    words=(),
 ):
     """A model of transformers as a file of architecture `name`.
 
     `keys` are added (without the architecture's name), `tensors` replaced (None: left out);
     `part_tensors`: the file is split into parts of so many; `kinds`: of tensors that are given as
-    stored blocks.
+    stored blocks; `words`: the texts of its tokens, which llama.cpp insists on.
     """
     config = model.config
     heads = config.num_attention_heads
@@ -55,6 +56,7 @@ def convert(
         "attention.head_count": heads,
         "attention.head_count_kv": kv_heads,
         "attention.key_length": dim,
+        "attention.value_length": dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_parameters["rope_theta"],
         **(keys or {}),
@@ -63,6 +65,11 @@ def convert(
         add(writer, f"{name}.{key}", value)
     writer.add_eos_token_id(3)
     writer.add_eot_token_id(5)
+    if words:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(list(words))
+        writer.add_token_scores([0.0] * len(words))
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
     stored = {}
     for key, values in _each(model.state_dict()):
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
