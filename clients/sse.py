@@ -32,9 +32,8 @@ class SseParser:
         self._limit = max_event_bytes
         self._buffer = bytearray()
         self.last_event_id = ""  # of the frames so far, and of events that only set it
-        self._after_cr = (
-            False  # the last byte was a CR: a LF that follows belongs to it
-        )
+        # the last byte was a CR: a LF that follows belongs to it
+        self._after_cr = False
         self._fresh = True
 
     def feed(self, chunk: bytes) -> list[Frame]:

@@ -26,9 +26,8 @@ from medha_actors.errors import (
 )
 
 LARGE_BYTES: Final = 2**20
-_SILENCE_S: Final = (
-    30.0  # a sender that stops in the middle of a body is not waited for
-)
+# a sender that stops in the middle of a body is not waited for
+_SILENCE_S: Final = 30.0
 
 
 class Body:

@@ -17,9 +17,8 @@ from typing import Any, Final, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, models
 
-_OPEN: Final = (
-    "\ue000"  # of Unicode's private use: no vocabulary merges them with anything
-)
+# of Unicode's private use: no vocabulary merges them with anything
+_OPEN: Final = "\ue000"
 _CLOSE: Final = "\ue001"
 
 

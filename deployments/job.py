@@ -40,9 +40,8 @@ class Job:
     thinking: Thinking | None = None  # how thoughts are told from answers
     grammar: Grammar | None = None  # of each choice
     way: Way | None = None  # learns what this answer's first token takes to its client
-    less: bool = (
-        False  # the answer may be shorter than asked where the context has no room
-    )
+    # the answer may be shorter than asked where the context has no room
+    less: bool = False
 
     @property
     def created(self) -> int:

@@ -141,9 +141,8 @@ class ChatBody(GenerationBody, frozen=True, kw_only=True):
     messages: list[Message]
     logprobs: bool = False
     top_logprobs: Count = 0
-    add_generation_prompt: bool | None = (
-        None  # None: unless the final message is continued
-    )
+    # None: unless the final message is continued
+    add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, bool | int | float | ShortText] = {}
     reasoning_effort: ShortText | None = None

@@ -33,9 +33,8 @@ class Tally:
         # tokens of each choice's prompt, where it has ended
         self._cached: dict[int, int] = {}
         self._first_tokens_at: list[float] = []
-        self._unsent_at: float | None = (
-            None  # of a first token that is not on the wire yet
-        )
+        # of a first token that is not on the wire yet
+        self._unsent_at: float | None = None
         self._endings: list[FinishedEvent] = []
 
     @property

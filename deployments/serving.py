@@ -26,12 +26,10 @@ from deployments import starting
 from medha_actors.errors import MedhaError
 
 _LOOK_S = 0.5
-_ANSWER_S = (
-    10.0  # a living controller answers so long after its time limit at the latest
-)
-_RETURN_S = (
-    2.0  # before another try: replicas hand their live requests to a new controller
-)
+# a living controller answers so long after its time limit at the latest
+_ANSWER_S = 10.0
+# before another try: replicas hand their live requests to a new controller
+_RETURN_S = 2.0
 
 
 def main(path: str, timeout_s: float) -> int:

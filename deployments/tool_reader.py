@@ -56,9 +56,8 @@ class ToolReader:
         self._held = ""  # may be a call, or text
         self._space = ""  # nothing, until content follows
         self._call: CallReader | None = None
-        self._told: bool | None = (
-            None  # the call being read is known; None: it is left out
-        )
+        # the call being read is known; None: it is left out
+        self._told: bool | None = None
         self._content = False  # there was some
         self._read = Read()
         self.calls = 0

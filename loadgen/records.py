@@ -76,18 +76,16 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cached_tokens: int | None = None  # of the prompt, by the server's account
     error: str | None = None  # None: all is well
     cancelled: bool = False  # given up by us (Ctrl-C); neither completed nor failed
-    isolated_ttft_s: float | None = (
-        None  # predicted time to first token on the idle server
-    )
+    # predicted time to first token on the idle server
+    isolated_ttft_s: float | None = None
     announced_ttft_s: float | None = None  # what the server told the client on arrival
     deadline_s: float | None = None  # within which the server wanted to answer, it said
     blocks: tuple[int, ...] = ()
     block_tokens: int = 0
     turn: Turn | None = None
     known_tokens: int | None = None
-    answer: list[str] | None = (
-        None  # pieces of its text, kept where a next turn repeats it
-    )
+    # pieces of its text, kept where a next turn repeats it
+    answer: list[str] | None = None
 
     @property
     def warm(self) -> bool | None:
@@ -154,15 +152,13 @@ class RunRecord(msgspec.Struct, kw_only=True):
     started_at: float = 0.0  # seconds since the epoch
     simulated: bool = False
     interrupted: bool = False  # by the user
-    cut_short: bool = (
-        False  # by capacity's search: the objectives could no longer be met
-    )
+    # by capacity's search: the objectives could no longer be met
+    cut_short: bool = False
     open_loop: bool = True
     # how late the program's own timers fired
     loop_lags_s: list[float] = msgspec.field(default_factory=list)
     cpu_share: float | None = None  # of one core, used by the load generator
     # (prompt tokens, idle TTFT in seconds)
     isolated: list[tuple[int, float]] = msgspec.field(default_factory=list)
-    exact_prompts: bool = (
-        True  # False: prompt lengths are a guess (no tokenizer to be had)
-    )
+    # False: prompt lengths are a guess (no tokenizer to be had)
+    exact_prompts: bool = True

@@ -49,9 +49,8 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     used: int
     normalised: bool  # the weights of those that a row takes sum to 1
-    shared: int = (
-        0  # intermediate size of one more that every row takes (Qwen2-MoE); 0: none
-    )
+    # intermediate size of one more that every row takes (Qwen2-MoE); 0: none
+    shared: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.used <= self.count:

@@ -30,9 +30,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     # Where log-probabilities were asked for, all token and prompt events in their
     # order, each packed by itself: the controller has no time to decode them.
     scored: tuple[msgspec.Raw, ...] = ()
-    finished: FinishedEvent | None = (
-        None  # None: it is running, or its client went away
-    )
+    # None: it is running, or its client went away
+    finished: FinishedEvent | None = None
 
     @property
     def tokens(self) -> int:

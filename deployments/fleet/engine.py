@@ -24,9 +24,8 @@ _log = logging.getLogger("medha.fleet")
 _RETRY_AFTER_S: Final = 5.0
 _FULL: Final = 429
 _ELSEWHERE: Final = (_FULL, 503)  # refusals that another grid may not repeat
-_MOST_FULL: Final = (
-    3  # grids that are asked in an overload: where it would be first is first
-)
+# grids that are asked in an overload: where it would be first is first
+_MOST_FULL: Final = 3
 _RECORDS: Final = 1024  # answers whose grid is remembered
 
 # The grid for a request, not one of those; None: there is none.

@@ -32,9 +32,8 @@ from medha_actors.model_spec import ModelSpec, split_layers
 PAGE_TOKENS = 64
 # per layer and step: 2 norms, qkv, rope, cache write, attention, output, gate+up, activation, down
 _KERNELS = 10
-_EXPERT_KERNELS = (
-    4  # and of a mixture of experts: router, choice, gathering of rows, sum
-)
+# and of a mixture of experts: router, choice, gathering of rows, sum
+_EXPERT_KERNELS = 4
 _ROWS = (
     *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 160, 192, 224, 256),
     *(320, 384, 448, 512, 768, 1024, 2048, 4096, 8192),

@@ -33,17 +33,15 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     kvp: int = 1
     replicas: int = 1
     max_model_len: int = 1_048_576 + 8192
-    max_tokens_per_kvp_group: int | None = (
-        None  # None: a kvp-th of the longest sequence
-    )
+    # None: a kvp-th of the longest sequence
+    max_tokens_per_kvp_group: int | None = None
     tpot_s: float = 0.05
     scheduler: SchedulerConfig = SchedulerConfig()
     objectives: dict[str, float] = {}
     prefix_cache: bool = True
     host_bytes: int = 0  # of host memory for each device, for the second tier
-    measured: Profile | None = (
-        None  # a server's own calibration instead of the cost model
-    )
+    # a server's own calibration instead of the cost model
+    measured: Profile | None = None
     noise: float = 0.0  # relative standard deviation of the time of a batch in a stage
     seed: int = 0
 

@@ -14,9 +14,8 @@ from medha_actors.model_shares import specs_of
 from medha_actors.model_spec import DTYPE_BYTES, ModelSpec, kv_bytes_per_token
 
 _CPU_KV_SHARE = 0.25  # of the free host memory, for all actors of a node together
-_CUDA_KV_SHARE = (
-    0.85  # of the actor's share of the GPU, less its weights, as long as none is loaded
-)
+# of the actor's share of the GPU, less its weights, as long as none is loaded
+_CUDA_KV_SHARE = 0.85
 # of what is free when everything but the cache is there; the rest is for what later steps take more
 _CUDA_FREE_SHARE = 0.9
 

@@ -206,9 +206,8 @@ class StageActor:
                 cell, self._wires.neighbours(cell), loaded.stage.device
             )
             if self._wires.control is not None:
-                self._wires.control.lookout = (
-                    lookout  # nothing computed of a dead cell's is told
-                )
+                # nothing computed of a dead cell's is told
+                self._wires.control.lookout = lookout
         for name in (_mailbox_name(secret, cell), _board_name(secret, cell)):
             forget(name)  # everybody has opened them by now
 

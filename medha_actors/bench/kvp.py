@@ -36,9 +36,8 @@ LAYOUTS = {
     "K=2, 1 core each": (2, 1, "auto"),
     "K=1, 2 threads (torch)": (1, 2, "sdpa"),
 }
-_TORCH_MOST = (
-    32_768  # tokens of context: beyond, torch alone would take most of an hour
-)
+# tokens of context: beyond, torch alone would take most of an hour
+_TORCH_MOST = 32_768
 _PAGE_TOKENS = 64
 _STEPS = 24
 _CHUNK = 64

@@ -28,9 +28,8 @@ SHARES = 10_000  # remembered, at most
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 ONE_ROW = GroupLoad(rows=1, spans=1)
-LEAST_LOAD = (
-    0.1  # of a prefill, that is its own even if nearly all of it is the cost of a batch
-)
+# of a prefill, that is its own even if nearly all of it is the cost of a batch
+LEAST_LOAD = 0.1
 DRIFT = 1.25  # rebuild when the model's correction has moved this far
 
 

@@ -81,9 +81,8 @@ class RequestState:
     epoch: int = 0
     total_work_s: float = 0.0  # predicted isolated prefill of [hit, goal)
     remaining_s: float = 0.0  # the part of it that is not dispatched
-    load_s: float = (
-        0.0  # of that, what the first stage has to do: how long others wait for it
-    )
+    # of that, what the first stage has to do: how long others wait for it
+    load_s: float = 0.0
     # seconds that pass for each of its work under the load that it found (core/pace.py)
     drag: float = 1.0
     # of its time until the deadline, what batches on their way take: no order can spend it
@@ -97,9 +96,8 @@ class RequestState:
     hit: int = 0  # tokens it started behind; while it waits, those it would find now
     stored: int = 0  # what lies before this is loaded from the second tier, as far as one can tell
     published: int = 0  # pages that others can find, as far as they can be found at all
-    dropped: int = (
-        0  # tokens that were computed when its KV cache was dropped last; 0: never
-    )
+    # tokens that were computed when its KV cache was dropped last; 0: never
+    dropped: int = 0
     # positions that were in flight when the pipeline died (core.suspects)
     danger: range = NO_DANGER
 

@@ -17,9 +17,8 @@ from medha_actors.errors import LateError
 from medha_actors.messages import Late
 from medha_actors.tuning import AdmissionConfig
 
-FRESH = (
-    0.9  # of its objective, that may be announced to who comes without an appointment
-)
+# of its objective, that may be announced to who comes without an appointment
+FRESH = 0.9
 AIM = 0.75  # that an appointment aims at
 AMPLE = 0.4  # announced so early, capacity is ample whatever was promised of it
 BOOKS = 256  # of tenants, before those are dropped in which nothing stands

@@ -10,9 +10,8 @@ import msgspec
 
 from medha_actors.core.page_keys import PageKey
 
-NAME_BYTES = (
-    8  # of a page's key; of a million pages, two are confused once in 10^7 fleets
-)
+# of a page's key; of a million pages, two are confused once in 10^7 fleets
+NAME_BYTES = 8
 
 Points = tuple[tuple[float, float], ...]  # increasing in the first number
 

@@ -13,9 +13,8 @@ from medha_actors.core.page_keys import PageKeys, root_key
 from medha_actors.fleet.notices import Notice, between, pack_names, unpack_names
 from medha_actors.messages import TOKEN_BYTES, Request
 
-_WAY_S = (
-    0.05  # what was sent earlier than so long before a notice came is told of in it
-)
+# what was sent earlier than so long before a notice came is told of in it
+_WAY_S = 0.05
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

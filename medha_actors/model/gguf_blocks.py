@@ -37,9 +37,8 @@ class Blocks(NamedTuple):
     d: Tensor  # float16 [blocks, 1]
     zero: int = 0
     m: Tensor | None = None  # float16 [blocks, 1]
-    scale: Tensor | None = (
-        None  # int8 [blocks, parts]: each for values of a part, in order
-    )
+    # int8 [blocks, parts]: each for values of a part, in order
+    scale: Tensor | None = None
     minimum: Tensor | None = None  # the same
 
     def values(self) -> Tensor:

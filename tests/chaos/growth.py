@@ -13,9 +13,8 @@ from tests.chaos.tables import megabytes
 MEMORY_SHARE: Final = 0.10
 MEMORY_BYTES: Final = 50_000_000
 DESCRIPTORS: Final = 5
-LOGS: Final = (
-    200  # Ray's log monitor keeps so many logs open, those of dead workers too
-)
+# Ray's log monitor keeps so many logs open, those of dead workers too
+LOGS: Final = 200
 THREADS: Final = 5
 TASKS: Final = 5
 _POOL: Final = ("idle worker", "other worker")  # Ray keeps as many as it likes

@@ -8,18 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conformance.environments import SCRIPTS
 from tests.conformance.scripted import scripted_server, serving
 
 CASES = 1_000  # at least
-EACH = (
-    "5"  # made at random for each route, beside those that every schema gives rise to
-)
+# made at random for each route, beside those that every schema gives rise to
+EACH = "5"
 
 
-@pytest.mark.slow
 def test_a_thousand_cases(tmp_path: Path) -> None:
     with serving(scripted_server(most=4).asgi()) as url:
         done = subprocess.run(

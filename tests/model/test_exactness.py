@@ -55,7 +55,7 @@ def test_a_long_prompt(reference, prompt_of, check):
     driver = Driver(stages=2, pages=80, page_tokens=64)
     driver.add("short", prompt_of(20, 7), PLAIN)
     driver.generate({"short": 1}, 64)
-    driver.add("long", prompt_of(4000), PLAIN)
+    driver.add("long", prompt_of(2600), PLAIN)
     for chunk in (700, 64, 16, 1024, 100):
         driver.step([("short", 1), ("long", chunk)])
     driver.generate({"long": 8, "short": 20}, 512)

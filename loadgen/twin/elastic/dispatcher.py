@@ -47,9 +47,8 @@ class Dispatcher:
         self._patient = patient
         # KV that was moved: from an instance, to another, from an instant, to another
         self.moves: list[tuple[int, int, float, float]] = []
-        self._answers = (
-            0  # that ended, and what they took from the first token to the last
-        )
+        # that ended, and what they took from the first token to the last
+        self._answers = 0
         self._answers_s = 0.0
 
     def learn(self, decoded_s: float) -> None:

@@ -25,9 +25,8 @@ from medha_actors.fleet.views import ask_of
 from medha_actors.fleet_config import RoutingConfig, ScalingConfig
 from medha_actors.messages import Rejected, Request
 
-_LOOK_S = (
-    5.0  # between two decisions on the number of grids, as Serve's autoscaler has it
-)
+# between two decisions on the number of grids, as Serve's autoscaler has it
+_LOOK_S = 5.0
 _TOO_LONG = Rejected(
     status=400,
     kind="invalid_request_error",

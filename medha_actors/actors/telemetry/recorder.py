@@ -35,9 +35,8 @@ from medha_actors.telemetry.timelines import (
     coalesce,
 )
 
-STALL_OBJECTIVES = (
-    2.0  # a token that takes longer than so many TPOT objectives is a stall
-)
+# a token that takes longer than so many TPOT objectives is a stall
+STALL_OBJECTIVES = 2.0
 RECENT_BATCHES = 1024
 _KIND = re.compile(r"^((chat)?cmpl-|resp_|msg_)")
 

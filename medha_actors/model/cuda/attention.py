@@ -24,9 +24,8 @@ from medha_actors.model.step_plan import SpanRows, StepPlan
 
 LARGEST_HEAD = 256
 LARGEST_SHARE = 64  # query heads of a key head
-_ALIGNED = (
-    4  # int32: where arrays begin; Triton compiles another variant for each other place
-)
+# int32: where arrays begin; Triton compiles another variant for each other place
+_ALIGNED = 4
 _MERGED_AT_ONCE = 8  # pieces
 _MERGED_ROWS = 8  # of a tile, side by side
 _PROGRAMS = 8  # of each processor, where each takes its share

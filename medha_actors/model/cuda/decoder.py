@@ -62,9 +62,8 @@ class CudaDecoder:
         self.device = loader.device
         self.dtype = loader.dtype
         self.attention = attention
-        self.name = (
-            f"cuda {attention.name}"  # for logs, and the key of what is measured
-        )
+        # for logs, and the key of what is measured
+        self.name = f"cuda {attention.name}"
         self.table = None  # of the first stage: [tokens, hidden], from token `first` on
         if embedding is not None:
             assert embedding.kind is None, "tables are dequantised when they are loaded"
@@ -95,9 +94,8 @@ class CudaDecoder:
         `prepare`."""
         if self.graphs is not None:
             self.graphs.drop()
-        self._pool: KvPool | None = (
-            None  # its memory is free before the new one's is taken
-        )
+        # its memory is free before the new one's is taken
+        self._pool: KvPool | None = None
         self.pools: list[Tensor] = []
         pool = KvPool(
             len(self.layers), pages, *self.page_shape, self.device, self.dtype

@@ -28,9 +28,8 @@ from medha_actors.model.kernels.ir import (
 
 TILE = 64  # tokens
 VECTORS = TILE // 16
-STATE_EXTRA = (
-    32  # floats of a row's state behind the output: 16 partial sums, m, padding
-)
+# floats of a row's state behind the output: 16 partial sums, m, padding
+STATE_EXTRA = 32
 # vectors of a row that are summed at a time: what the registers hold
 TOGETHER = VECTORS if WIDE else 1
 _HEADROOM = 8.0
