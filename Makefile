@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_worker_niceness ?= 0
 
-.PHONY: serve test chaos conformance gpu-check lint install install-test model clean
+.PHONY: serve test pytest chaos conformance gpu-check lint install install-test model clean
 
 serve: install model
 	$(BIN)/medha-serve serve_config.yaml
 
 test: install-test model
-	$(MAKE) lint
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 # Everything that docs/reliability.md promises, measured: about two hours. One part: python -m tests.chaos kills

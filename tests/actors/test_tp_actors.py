@@ -40,7 +40,7 @@ def arguments(folder, tp, spp, kvp, cutoff=None, chunk=2048):
         (2, 1, 1, None, 24),
         (2, 2, 1, None, 2048),
         (2, 1, 2, 64, 32),
-        (2, 2, 2, 37, 2048),
+        pytest.param(2, 2, 2, 37, 2048, marks=pytest.mark.slow),
         (4, 1, 1, None, 50),
     ],
 )
@@ -59,7 +59,7 @@ async def test_every_grid_gives_the_log_probabilities_of_transformers(
 
 
 # In the order of cells, stage by stage and group by group: one that reports, and one that does not.
-@pytest.mark.parametrize("victim", [1, 4, 7])
+@pytest.mark.parametrize("victim", [1, 4, pytest.param(7, marks=pytest.mark.slow)])
 async def test_the_death_of_a_rank_costs_only_its_group(victim, model, warm):
     """Two stages by two groups by two ranks, four short requests; one actor dies while all
     decode."""

@@ -105,6 +105,7 @@ async def test_our_span_is_below_serves_which_is_below_the_callers(
     await world.http.aclose()
 
 
+@pytest.mark.slow  # a server of its own
 def test_with_tracing_config_there_is_one_tree(tmp_path, monkeypatch):
     receiver = HttpReceiver(free_port())
     # both Serve's and ours go there
