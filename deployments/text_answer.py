@@ -42,13 +42,8 @@ class TextAnswer:
         return None if choice is None else self._reply([choice])
 
     def whole(self, additions: Iterable[Addition], usage: UsageReply) -> Reply:
-        reply = self._reply(
-            [
-                choice
-                for addition in additions
-                if (choice := self._choice(addition)) is not None
-            ]
-        )
+        choices = [self._choice(addition) for addition in additions]
+        reply = self._reply([choice for choice in choices if choice is not None])
         reply.usage = usage
         return reply
 
