@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from medha_actors.messages import Rejected, Resumed, unpack_tokens
 from medha_actors.telemetry.histogram import Family
 from tests.engine_contract import CHECKS, Heard, ask, asking, submitted
 from tests.fakes import FakeEngine, accept, finished, token
+from tests.played import played
 from tests.serve.test_fake_engine import bounded, slowly
 
 FULL = Rejected(status=429, kind="rate_limit_error", message="full", retry_after_s=3.0)
@@ -138,17 +138,6 @@ async def settled() -> None:
     """Whatever can happen by itself has."""
     for _ in range(100):
         await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def played() -> AsyncIterator[tuple[RayEngine, PlayedController]]:
-    controller = PlayedController(4096, accepting)
-    engine = RayEngine(lambda: controller, patience_s=0.01)
-    await engine.start()
-    try:
-        yield engine, controller
-    finally:
-        await engine.stop()
 
 
 async def test_the_requests_of_a_lost_grid_go_on_in_another() -> None:

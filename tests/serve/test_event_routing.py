@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from medha_actors.actors.engine import RayEngine
-from medha_actors.bench.played import Answering, PlayedController, accepting
+from medha_actors.bench.played import accepting
 from medha_actors.errors import EngineError
 from medha_actors.messages import Accepted, Event, FinishedEvent, Rejected, Request
 from tests.engine_contract import Heard, ask, asking, submitted
 from tests.fakes import finished, token
-
-
-@asynccontextmanager
-async def played(
-    answering: Answering = accepting,
-) -> AsyncIterator[tuple[RayEngine, PlayedController]]:
-    controller = PlayedController(4096, answering)
-    engine = RayEngine(lambda: controller, patience_s=0.01)
-    await engine.start()
-    try:
-        yield engine, controller
-    finally:
-        await engine.stop()
+from tests.played import played
 
 
 def said(request: Request) -> list[Event]:
