@@ -83,7 +83,7 @@ def test_running_requests_stay_spread_while_they_come_and_go(stages):
     rng = random.Random(3)
     world = world_of(stages, 4, pages=4000)
     spreads = []
-    for index in range(300):
+    for index in range(120):
         world.add(
             request_of(f"r{index}", rng.randint(5, 60), rng.randint(5, 60), world.now)
         )

@@ -218,7 +218,7 @@ def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(
                     assert place[state.serial] < place[other.serial]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 300), st.integers(10, 400)), min_size=1, max_size=120

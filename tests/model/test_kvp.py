@@ -39,8 +39,10 @@ def tokens(count, seed=0):
         (2, (65,)),
     ],
 )
-@pytest.mark.parametrize(("stages", "chunk"), [(1, 100), (2, 13), (1, 1)])
-@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+@pytest.mark.parametrize(
+    ("stages", "chunk", "attention"),
+    [(1, 100, "auto"), (2, 13, "auto"), (1, 1, "auto"), (2, 13, "sdpa")],
+)
 def test_pieces_of_any_size(tiny, check, groups, cutoffs, stages, chunk, attention):
     model, config = tiny
     driver = Driver(

@@ -57,12 +57,12 @@ def tokens(count, seed=0):
     return torch.randint(VOCABULARY, (count,), generator=generator).tolist()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize(
     ("stages", "groups", "cutoffs"), [(1, 1, ()), (2, 2, (37,)), (2, 1, ())]
 )
 @pytest.mark.parametrize(
-    ("attention", "team"), [("auto", "board"), ("auto", "threads"), ("sdpa", "board")]
+    ("ranks", "attention", "team"),
+    [(2, "auto", "board"), (3, "auto", "threads"), (3, "sdpa", "board")],
 )
 def test_every_grid_gives_the_log_probabilities_of_transformers(
     model, check, ranks, stages, groups, cutoffs, attention, team
