@@ -28,6 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "goodput": ("ttft:1000",),
     },
     "fairness": {"loads": (0.75, 10.0)},
+    "convoy": {"goodput": ("ttft:1.5x",)},
 }
 
 

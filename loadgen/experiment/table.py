@@ -14,6 +14,12 @@ from loadgen.show.tables import Table, milliseconds, shown
 
 # of each row (a variant under a load), result.json of its repeats
 Results = Mapping[str, Sequence[dict[str, Any]]]
+
+
+def _percent(value: float) -> str:
+    return shown(value, "%")
+
+
 _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("short TTFT P50", "short", "ttft", "median", milliseconds),
     ("P99", "short", "ttft", "p99", milliseconds),
@@ -28,6 +34,10 @@ _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("TBT P99", "all", "itl", "p99", milliseconds),
     ("long TTFT P50", "long", "ttft", "median", milliseconds),
     ("P99", "long", "ttft", "p99", milliseconds),
+    ("long within 1.5 idle", "long", "attainment", "", _percent),
+    ("short deadlines met", "short", "deadlines_met", "", _percent),
+    ("true", "all", "announced_true", "", _percent),
+    ("late", "all", "announced_late", "", _percent),
     ("tokens/s", "all", "total_token_throughput", "", lambda value: f"{value:,.0f}"),
     ("good/s", "all", "request_goodput", "", lambda value: f"{value:.2f}"),
     ("completed", "all", "completion_rate", "", lambda value: shown(value, "%")),

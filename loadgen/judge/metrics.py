@@ -25,6 +25,7 @@ import numpy as np
 
 from loadgen.judge.latencies import Values, percentile
 from loadgen.judge.objectives import Objectives, deadlines
+from loadgen.judge.promises import kept_of
 from loadgen.records import LONG, PROBE, SHORT, RequestRecord, RunRecord
 
 LATENCIES = ("ttft", "itl", "tpot", "e2el", "normalized_ttft")
@@ -198,7 +199,7 @@ def summarise(
         figures["attainment"] = good / settled
         if duration_s > 0:
             figures["request_goodput"] = good / duration_s
-    figures |= _fluidity(requests) | hits_of(completed)
+    figures |= _fluidity(requests) | hits_of(completed) | kept_of(completed)
     for metric in LATENCIES:
         spread = distribution(requests, metric, percentiles)
         if spread:

@@ -21,6 +21,11 @@ from loadgen.send.events import TokenStream, body_error
 clock = time.monotonic
 Done = Callable[[RequestRecord], None]
 _LARGEST_ERROR_BODY = 65_536
+# What the server tells on arrival, in milliseconds, and where a record keeps it.
+_TOLD = {
+    b"x-medha-predicted-ttft-ms": "announced_ttft_s",
+    b"x-medha-ttft-deadline-ms": "deadline_s",
+}
 
 
 class HttpExchange:
@@ -119,6 +124,9 @@ class Connection(asyncio.Protocol):
             self._streams = value.lower().startswith(b"text/event-stream")
         elif name in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif name in _TOLD:
+            assert self.exchange is not None
+            setattr(self.exchange.record, _TOLD[name], _seconds(value))
 
     def on_headers_complete(self) -> None:
         assert self.exchange is not None
@@ -192,3 +200,11 @@ class Connection(asyncio.Protocol):
             exchange.end("the answer is not an event stream")
         else:
             exchange.end(body_error(record.status or 0, bytes(self._body)))
+
+
+def _seconds(milliseconds: bytes) -> float | None:
+    """None for what is no number: another server's header of that name."""
+    try:
+        return float(milliseconds) / 1000
+    except ValueError:
+        return None

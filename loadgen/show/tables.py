@@ -25,6 +25,9 @@ _COUNTS = (
     ("attainment", "Met all objectives", "%"),
     ("fluidity_index", "Fluidity index", ""),
     ("deadline_miss_rate", "Token deadlines missed", "%"),
+    ("announced_true", "TTFT as announced (0.8 to 1.25 times)", "%"),
+    ("announced_late", "TTFT later than 1.25 times as announced", "%"),
+    ("deadlines_met", "Server's own deadlines met", "%"),
 )
 _LATENCIES = (
     ("ttft", "TTFT", "ms"),

@@ -55,7 +55,9 @@ def test_a_flood_is_short_prompts_at_multiples_of_the_capacity_unless_asked_othe
         (0.0,),
         ("ttft:1000",),
     )
-    assert with_defaults(ExperimentOptions()) == ExperimentOptions()
+    convoy = ExperimentOptions(goodput=("ttft:1.5x",))
+    assert with_defaults(ExperimentOptions()) == convoy
+    assert with_defaults(ExperimentOptions(loads=(0.9,))).loads == (0.9,)
 
 
 def canned(ttft: float, tbt: float) -> dict:
@@ -67,6 +69,7 @@ def canned(ttft: float, tbt: float) -> dict:
         "itl": {"p99": tbt},
         "total_token_throughput": 1234.5,
         "completion_rate": 1.0,
+        "announced_true": 0.9,
     }
     return {
         "request_throughput": 2.0,
@@ -90,6 +93,10 @@ def test_the_table_has_medians_of_the_repeats_and_says_what_is_missing():
         "60 ms",
         "110 ms",
         "220 ms",
+        "-",
+        "-",
+        "90%",
+        "-",
         "1,234",
         "-",
         "100%",

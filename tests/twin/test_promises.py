@@ -6,9 +6,10 @@ import msgspec
 import pytest
 
 from loadgen.__main__ import main
+from loadgen.judge.promises import promises_of
 from loadgen.records import LONG, RequestRecord
+from loadgen.twin.admission.calibration import curve_of
 from loadgen.twin.admission.floods import Flood, capacity_of, play_flood
-from loadgen.twin.admission.promises import curve_of, promises_of
 from loadgen.twin.options import scheduler_of
 from loadgen.twin.replay import play
 from loadgen.twin.scenarios import scenario_of

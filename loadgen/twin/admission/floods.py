@@ -12,6 +12,7 @@ from itertools import pairwise
 import msgspec
 
 from loadgen.judge.latencies import percentile
+from loadgen.judge.promises import TRUE
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.hardware import hardware_of
 from loadgen.twin.models import model_of
@@ -27,11 +28,6 @@ from medha_actors.messages import (
     SamplingParams,
     pack_tokens,
 )
-
-TRUE = (
-    0.8,
-    1.25,
-)  # an announcement is true if the first token comes within these multiples
 
 
 class Flood(msgspec.Struct, frozen=True, kw_only=True):

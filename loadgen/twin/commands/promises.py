@@ -11,10 +11,11 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.flags import flag
+from loadgen.judge.promises import Promises, promises_of
 from loadgen.records import RequestRecord
 from loadgen.show.output import Say
 from loadgen.show.tables import as_text
-from loadgen.twin.admission.promises import Promises, curve_of, promises_of
+from loadgen.twin.admission.calibration import curve_of
 from loadgen.twin.cells import POLICIES
 from loadgen.twin.options import scheduler_of
 from loadgen.twin.replay import play

@@ -174,6 +174,18 @@ def test_fluidity_of_requests_and_of_the_class():
     assert figures["deadline_miss_rate"] == pytest.approx(6 / 9)
 
 
+def test_announcements_that_come_true_and_deadlines_that_are_met():
+    """First tokens after a second, announced for 1.3, 1.0 and 0.7 s and wanted within a second."""
+    told = [
+        measure(made(announced_ttft_s=announced_s, deadline_s=deadline_s), NONE)
+        for announced_s, deadline_s in ((1.3, 1.1), (1.0, 0.9), (0.7, 2.0), (None, 2.0))
+    ]
+    figures = summarise(told, 2.0, [50], goodput=False)
+    assert figures["announced_true"] == pytest.approx(1 / 3)
+    assert figures["announced_late"] == pytest.approx(1 / 3)
+    assert figures["deadlines_met"] == pytest.approx(3 / 4)
+
+
 def test_classes_and_errors():
     requests = [
         measure(r, NONE)

@@ -82,6 +82,22 @@ def test_byte_by_byte():
     assert ended == [record]
 
 
+@pytest.mark.parametrize(
+    ("told", "announced_s", "deadline_s"),
+    [
+        (b"x-medha-predicted-ttft-ms: 110.5\r\n", 0.1105, None),
+        (b"X-Medha-TTFT-Deadline-Ms: 250\r\n", None, 0.25),
+        (b"x-medha-predicted-ttft-ms: soon\r\n", None, None),
+    ],
+)
+def test_what_the_server_announces_is_kept(told, announced_s, deadline_s):
+    connection, record, _, _ = connected()
+    connection.data_received(ANSWER.replace(b"OK\r\n", b"OK\r\n" + told))
+    assert record.completed
+    assert record.announced_ttft_s == announced_s
+    assert record.deadline_s == deadline_s
+
+
 def test_one_connection_answers_again():
     connection, first, _, _ = connected()
     connection.data_received(ANSWER)
