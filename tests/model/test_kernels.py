@@ -15,8 +15,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
 from medha_actors.model.kernels import cpu
-from medha_actors.model.kernels.attention import attend, tile_address
-from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE
+from medha_actors.model.kernels.attention import (
+    SPARE_ROWS,
+    attend,
+    scratch_of,
+    tile_address,
+)
+from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.kernels.dot import FORM, ByteDot
 from medha_actors.model.kernels.ir import V16I, address, compiled, kernel
@@ -101,15 +106,16 @@ def test_attention_over_scattered_pages(kind, dims, share, cached, tokens, write
     q, k, v = (torch.from_numpy(part).to(kind) for part in (q * scale, k, v))
     pages = generator.permutation(-(-length // TILE)).astype(np.int32)
     rows = tokens * share
-    states = aligned(rows * (dims + STATE_EXTRA), np.float32).reshape(rows, -1)
-    states.fill(np.nan)  # whatever the step before left there
-    scratch = (states, np.zeros(rows, np.int64), aligned(6 * TILE, np.float32))
+    scratch = scratch_of(rows, dims)
+    scratch[0].fill(np.nan)  # whatever the step before left there
+    padded = torch.cat((q.view(rows, dims), torch.full((SPARE_ROWS, dims), math.nan)))
+    padded = padded.to(kind)
     out = np.zeros((tokens, share, dims), np.float32)
     lse = np.zeros((tokens, share), np.float32)
     bfloat = kind == torch.bfloat16
     _attend(
-        tile_address(bfloat),
-        q.view(torch.uint8).numpy(),
+        tile_address(bfloat, dims),
+        padded.view(torch.uint8).numpy(),
         tokens,
         share,
         dims,

@@ -12,7 +12,8 @@ from medha_actors.model.gguf_blocks import IQ4_NL, IQ4_XS, Q4_K, Q6_K, UNPACK
 from medha_actors.model.gguf_weights import dequantise
 from medha_actors.model.kernels import cpu, pack
 from medha_actors.model.kernels.dot import FORM
-from medha_actors.model.kernels.linear import Machine, linear_address
+from medha_actors.model.kernels.linear import HERE, Machine, linear_address
+from medha_actors.model.kernels.matrix_tiles import PERMITTED
 from medha_actors.model.kernels.pack import pack_blocks, pack_dense
 
 WIDTH = 512
@@ -22,20 +23,20 @@ TOLERANCES = {"float32": 1e-6, "int16": 4e-5, "int8": 1e-2}
 NAMES = {number: KINDS[number].name for number in UNPACK}
 
 
-def layers():
+def layers(width=WIDTH):
     return cpu.CpuLayers(
-        cpu.Dimensions(WIDTH, WIDTH, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True
+        cpu.Dimensions(width, width, 1, 1, 32, 1e-5), [], 1, 64, bfloat=True
     )
 
 
-def activations(rows=ROWS):
+def activations(rows=ROWS, width=WIDTH):
     generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, WIDTH, generator=generator)
-    gain = torch.rand(WIDTH, generator=generator) + 0.5
+    x = torch.randn(rows, width, generator=generator)
+    gain = torch.rand(width, generator=generator) + 0.5
     return (
         x,
         gain,
-        torch.nn.functional.rms_norm(x.double(), (WIDTH,), gain.double(), 1e-5),
+        torch.nn.functional.rms_norm(x.double(), (width,), gain.double(), 1e-5),
     )
 
 
@@ -144,15 +145,26 @@ def test_memory_of_a_weight(kind):
 )
 def test_narrow_machines_find_the_same(kind, form, monkeypatch):
     """AVX2's instructions and none at all, in tiles as narrow as there."""
-    raw = torch.from_numpy(random_blocks(kind, OUTPUTS, WIDTH))
-    x, gain, _ = activations(7)
-    machine = Machine(form, wide=False)
+    check_machine(Machine(form, wide=False), kind, monkeypatch, rows=7)
+
+
+@pytest.mark.skipif(not PERMITTED, reason="no tile registers here")
+@pytest.mark.parametrize("kind", UNPACK, ids=NAMES.get)
+def test_tile_registers_change_no_bit(kind, monkeypatch):
+    """The width is that of two segments of weights that are unpacked together."""
+    machine = HERE._replace(tiles=False)
+    check_machine(machine, kind, monkeypatch, rows=100, width=1792)
+
+
+def check_machine(machine, kind, monkeypatch, rows, width=WIDTH):
+    raw = torch.from_numpy(random_blocks(kind, OUTPUTS, width))
+    x, gain, _ = activations(rows, width)
     for activation_form in ("int8", "int16", "float32"):
         stack = (pack_blocks(raw, kind, activation_form),)
-        expected = layers().logits(x, gain, stack)
+        expected = layers(width).logits(x, gain, stack)
         with monkeypatch.context() as patch:
             patch.setattr(
                 pack, "linear_address", lambda *of: linear_address(*of, machine)
             )
-            found = layers().logits(x, gain, stack)
+            found = layers(width).logits(x, gain, stack)
         assert torch.equal(found, expected)

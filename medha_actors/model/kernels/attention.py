@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from medha_actors.model.kernels.attention_matrix import (
+    DIMS,
+    SCRATCH_BYTES,
+    rows_in_tiles,
+)
 from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE, tile
 from medha_actors.model.kernels.ir import (
     I64,
@@ -27,8 +32,11 @@ from medha_actors.model.kernels.ir import (
     kernel,
     machine_code,
 )
+from medha_actors.model.kernels.matrix_tiles import PERMITTED, ROWS
+from medha_actors.model.kernels.pack import aligned
 
 BLOCK_TOKENS = 256  # query tokens whose states are kept at once
+SPARE_ROWS = ROWS  # behind queries and states: tile registers reach so far
 TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
 
 
@@ -72,6 +80,7 @@ def _rows(bfloat: bool) -> Any:
 
 _kernel_bfloat = _rows(True)
 _kernel_float = _rows(False)
+_kernel_matrix = kernel(12, rows_in_tiles)
 
 
 # numba's cache wants a function in a file for each
@@ -113,10 +122,41 @@ def _rows_float(
     )
 
 
+def _rows_matrix(
+    rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
+):
+    _kernel_matrix(
+        rows,
+        dims,
+        q,
+        keys,
+        values,
+        state,
+        limits,
+        start,
+        first,
+        p,
+        next_keys,
+        next_values,
+    )
+
+
 @cache
-def tile_address(bfloat: bool) -> int:
+def tile_address(bfloat: bool, head_dim: int) -> int:
     """Machine code that lets rows attend to one tile: (rows, then the arguments of `tile`)."""
+    if bfloat and PERMITTED and head_dim % DIMS == 0:
+        return machine_code(_rows_matrix, 12)
     return machine_code(_rows_bfloat if bfloat else _rows_float, 12)
+
+
+def scratch_of(rows: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What attend() needs for so many rows: states, limits, and room for scores and weights."""
+    states = aligned((rows + SPARE_ROWS) * (dims + STATE_EXTRA), np.float32)
+    return (
+        states.reshape(-1, dims + STATE_EXTRA),
+        np.zeros(rows, np.int64),
+        aligned(max(6 * TILE, SCRATCH_BYTES // 4), np.float32),
+    )
 
 
 _call_rows = kernel(13, call_address)
@@ -151,7 +191,8 @@ def attend(
     """One key head's `share` query heads of `tokens` (at most BLOCK_TOKENS) consecutive tokens of
     one request.
 
-    code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims);
+    code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims), with
+    SPARE_ROWS more behind; scratch: see scratch_of;
     keys, values: addresses of this head in page 0;
     pages: int32 numbers of the piece's pages; cached: keys all tokens see; writes: token i also
     sees i + 1 more. out float32 [tokens, share, dims] and lse float32 [tokens, share] (natural

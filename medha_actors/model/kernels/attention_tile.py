@@ -32,8 +32,8 @@ VECTORS = TILE // 16
 STATE_EXTRA = 32
 # vectors of a row that are summed at a time: what the registers hold
 TOGETHER = VECTORS if WIDE else 1
-_HEADROOM = 8.0
-_HIDDEN = -1e30
+HEADROOM = 8.0
+HIDDEN = -1e30
 
 
 def tile(
@@ -123,7 +123,7 @@ def _hide(
             for c, score in enumerate(row):
                 numbers = ir.Constant(V16I, list(range(16 * c, 16 * c + 16)))
                 seen = b.icmp_signed("<", numbers, limit)
-                b.store(b.select(seen, b.load(score), e.constant(_HIDDEN)), score)
+                b.store(b.select(seen, b.load(score), e.constant(HIDDEN)), score)
 
 
 def _keep_in_range(
@@ -145,14 +145,14 @@ def _keep_in_range(
     highest = tops[0]
     for top in tops[1:]:
         highest = e.maximum(highest, top)
-    grown = b.bitcast(b.fcmp_ordered(">", highest, e.constant(_HEADROOM)), I16)
+    grown = b.bitcast(b.fcmp_ordered(">", highest, e.constant(HEADROOM)), I16)
     is_first = b.icmp_signed("!=", first, I64(0))
     exponent = e.times(e.at(dims, 16), 4)
     with b.if_then(b.or_(b.icmp_unsigned("!=", grown, I16(0)), is_first), likely=False):
         for r, row in enumerate(scores):
             top = e.largest(tops[r])
             rise = b.select(
-                b.or_(is_first, b.fcmp_ordered(">", top, F32(_HEADROOM))), top, F32(0)
+                b.or_(is_first, b.fcmp_ordered(">", top, F32(HEADROOM))), top, F32(0)
             )
             place = e.at(states[r], exponent)
             e.store(b.fadd(e.load(place, F32), rise), place)

@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medha_actors.model.kernels import layers as code
-from medha_actors.model.kernels.attention import BLOCK_TOKENS, tile_address
-from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE
+from medha_actors.model.kernels.attention import (
+    BLOCK_TOKENS,
+    SPARE_ROWS,
+    scratch_of,
+    tile_address,
+)
+from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.layouts import LANES
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
@@ -123,12 +128,7 @@ class CpuLayers:
             aligned(ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)
         ]
         share = s.heads // s.kv_heads
-        states = aligned(BLOCK_TOKENS * share * (s.head_dim + STATE_EXTRA), np.float32)
-        self.scratch = (
-            states.reshape(-1, s.head_dim + STATE_EXTRA),
-            np.zeros(BLOCK_TOKENS * share, np.int64),
-            aligned(6 * TILE, np.float32),
-        )
+        self.scratch = scratch_of(BLOCK_TOKENS * share, s.head_dim)
         self.model = np.zeros(1, code.MODEL)
         numbers = (
             s.hidden,
@@ -138,7 +138,7 @@ class CpuLayers:
             s.head_dim,
             self.page_tokens,
             *self.routing.counts,
-            tile_address(bfloat),
+            tile_address(bfloat, s.head_dim),
             int(bfloat),
         )
         addresses = (self.keys.ctypes.data, self.values.ctypes.data, layer_bytes)
@@ -168,7 +168,7 @@ class CpuLayers:
         assert len(x) == plan.rows, "rows are read by their addresses"
         s = self.shape
         rows = plan.rows
-        q = aligned(rows * s.heads * s.head_dim, np.float32)
+        q = aligned((rows * s.heads + SPARE_ROWS) * s.head_dim, np.float32)
         out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(
             rows, s.heads, s.head_dim
         )

@@ -1,0 +1,185 @@
+"""Some rows by one column of a linear layer: what linear.py's kernels are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+from medha_actors.model.kernels.blocks import BlockReader, Place
+from medha_actors.model.kernels.dot import ByteDot, Form
+from medha_actors.model.kernels.ir import I32, I64, V16F, V16I, Emit
+from medha_actors.model.kernels.layouts import BLOCK, Activations, Layout
+
+PARTS = {"int8": 1, "int16": 2}  # bytes of an activation
+_WORDS = BLOCK // 4  # of the four inputs that an instruction multiplies
+_AHEAD = 4096  # bytes
+
+
+class Tile:
+    """`rows` rows by one column; addresses and row lengths in bytes as in linear_address()."""
+
+    def __init__(
+        self,
+        e: Emit,
+        layout: Layout,
+        form: Form,
+        rows: int,
+        blocks: ir.Value,
+        w: ir.Value,
+        x: ir.Value,
+        x_row: ir.Value,
+        s: ir.Value,
+        s_row: ir.Value,
+        out: ir.Value,
+        out_row: ir.Value,
+        add: ir.Value,
+    ) -> None:
+        self.e = e
+        self.layout = layout
+        self.weights = BlockReader(e, layout)
+        self.form = form
+        self.rows = range(rows)
+        self.blocks = blocks
+        self.w = w
+        self.add = add
+        self.x_row = x_row
+        self.x, self.s, self.out = (
+            [e.at(start, e.times(step, r)) for r in self.rows]
+            for start, step in ((x, x_row), (s, s_row), (out, out_row))
+        )
+
+    def emit(self, activations: Activations) -> None:
+        """out = x w, added to what stands in `out` (a residual) when `add` is not 0."""
+        with self.totals():
+            if self.layout.plain:
+                self.plain(activations == "bfloat16")
+            elif activations == "float32":
+                self.with_float()
+            else:
+                self.with_integers(PARTS[activations])
+
+    @contextmanager
+    def totals(self) -> Iterator[None]:
+        """What is added up meanwhile, from `out` on and to there."""
+        e = self.e
+        self.total = [e.variable(e.constant(0.0)) for _ in self.rows]
+        with e.b.if_then(e.b.icmp_signed("!=", self.add, I64(0))):
+            for total, place in zip(self.total, self.out, strict=True):
+                e.b.store(e.load(place), total)
+        yield
+        for total, place in zip(self.total, self.out, strict=True):
+            e.store(e.b.load(total), place)
+
+    def add_up(
+        self,
+        r: int,
+        factors: tuple[ir.Value, ir.Value],
+        scale: ir.Value,
+        of_rounded: ir.Value,
+        sums: list[ir.Value],
+    ) -> None:
+        """Add the sums of a block's (or half a block's) products to row r's total; addresses of
+        the activations' scale and of the sum of their rounded values."""
+        e = self.e
+        b = self.e.b
+        d, m = factors
+        value = e.fma(m, e.broadcast(of_rounded), b.load(self.total[r]))
+        factor = b.fmul(d, e.broadcast(scale))
+        whole = sums[0]
+        if len(sums) == 2:
+            whole = b.add(b.shl(whole, e.constant(8, V16I)), sums[1])
+        b.store(e.fma(b.sitofp(whole, V16F), factor, value), self.total[r])
+
+    def with_integers(self, parts: int) -> None:
+        """s: [rows][4][blocks], the scale of each block and the sums of its rounded values, of
+        their first half and of their second half.
+
+        A row of x is int8 [inputs]; with two parts the high bytes [inputs] and the low ones
+        [inputs], signed both.
+        """
+        e = self.e
+        dot = ByteDot(e, 4 if self.layout.bits == 4 else 8, self.form)
+        with e.loop(self.blocks) as loop:
+            block = self.block(loop.index)
+            scales = self.weights.scales(block)
+            words = _WORDS // len(scales)
+            for half, factors in enumerate(scales):
+                acc = [[dot.zero() for _ in range(parts)] for _ in self.rows]
+                for j in range(words * half, words * half + words):
+                    weight = dot.prepare(self.weights.word(block, j))
+                    for r in self.rows:
+                        place = e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j)
+                        for part in range(parts):
+                            acc[r][part] = dot.add(
+                                acc[r][part], weight, e.broadcast(place, I32)
+                            )
+                            place = e.at(place, e.times(self.blocks, BLOCK))
+                for r in self.rows:
+                    sums = [dot.total(part) for part in acc[r]]
+                    scale = e.at(self.s[r], e.times(loop.index, 4))
+                    which = 1 if len(scales) == 1 else 2 + half
+                    rounded = e.at(scale, e.times(self.blocks, 4 * which))
+                    self.add_up(r, factors, scale, rounded, sums)
+
+    def with_float(self) -> None:
+        """s: [rows][4][blocks], the sum of each block (not used where there is a zero)."""
+        e = self.e
+        b = self.e.b
+        unit = e.constant(2.0**-24)  # see BlockReader.number
+        with e.loop(self.blocks) as loop:
+            block = self.block(loop.index)
+            scales = self.weights.scales(block)
+            inputs = BLOCK // len(scales)
+            for half, (d, m) in enumerate(scales):
+                acc = [e.constant(0.0) for _ in self.rows]
+                for i in range(inputs * half, inputs * half + inputs):
+                    weight = self.weights.number(block, i)
+                    for r in self.rows:
+                        value = e.broadcast(
+                            e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i)
+                        )
+                        acc[r] = e.fma(weight, value, acc[r])
+                if self.layout.bits == 8:
+                    d = b.fmul(d, unit)
+                for r in self.rows:
+                    value = b.load(self.total[r])
+                    if self.layout.zero is None:
+                        place = e.at(self.s[r], e.times(loop.index, 4))
+                        value = e.fma(m, e.broadcast(place), value)
+                    b.store(e.fma(acc[r], d, value), self.total[r])
+
+    def block(self, number: ir.Value) -> Place:
+        """Where a block is. The same block of the next column is prefetched; for one row, which
+        is done with a column before that came, what lies _AHEAD."""
+        place = self.weights.place(self.w, number)
+        size = self.weights.layout.group_bytes
+        ahead = I64(-(-_AHEAD // size) * size)
+        if len(self.rows) > 1:
+            ahead = self.weights.column_bytes(self.blocks)
+        self.weights.prefetch(place, ahead)
+        return place
+
+    def plain(self, bfloat: bool) -> None:
+        """bfloat16 (pairs of inputs in a lane) or float32 weights and activations."""
+        e = self.e
+        b = self.e.b
+        with e.loop(e.times(self.blocks, BLOCK // (2 if bfloat else 1) // 8)) as loop:
+            words = e.at(self.w, e.times(loop.index, 512))
+            if len(self.rows) > 1:
+                e.prefetch(
+                    e.at(words, e.times(self.blocks, self.layout.group_bytes)), 512
+                )
+            for i in range(8):
+                weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
+                for r in self.rows:
+                    place = e.at(self.x[r], e.times(loop.index, 32), 4 * i)
+                    value = b.load(self.total[r])
+                    if bfloat:
+                        b.store(
+                            e.dot_bf16(value, weight, e.broadcast(place, I32)),
+                            self.total[r],
+                        )
+                    else:
+                        b.store(e.fma(weight, e.broadcast(place), value), self.total[r])
