@@ -255,6 +255,7 @@ def _cache_path(cluster: Cluster, computes: list[str]) -> Path:
         platform.node(),
         platform.processor() or platform.machine(),
         os.cpu_count(),
+        torch.backends.cpu.get_cpu_capability(),
         str(torch.__version__),
     )
     parts = (

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
-from medha_actors.model.kernels import cpu
+from medha_actors.model.kernels import KernelDecoder, cpu, ir
 from medha_actors.model.kernels.attention import (
     SPARE_ROWS,
     attend,
@@ -24,7 +24,7 @@ from medha_actors.model.kernels.attention import (
 from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.kernels.dot import FORM, ByteDot
-from medha_actors.model.kernels.ir import V16I, address, compiled, kernel
+from medha_actors.model.kernels.ir import V16I, address, compiled, fingerprint, kernel
 from medha_actors.model.kernels.pack import aligned
 
 
@@ -283,3 +283,11 @@ def test_bfloat16_of_the_embedded_model_is_close(reference, prompt_of):
     ]
     assert abs(np.mean(differences)) < 0.02  # no bias
     assert np.std(differences) < 0.2
+
+
+def test_what_was_measured_elsewhere_is_not_taken_for_this_processors(monkeypatch):
+    """Calibrations are kept by the decoder's name: other instructions are another name."""
+    here = fingerprint()
+    assert here in KernelDecoder.name
+    monkeypatch.setattr(ir, "FEATURES", ir.FEATURES - {"avx2"})
+    assert fingerprint.__wrapped__() != here

@@ -27,7 +27,9 @@ from medha_actors.model.kernels.cpu import (
     ExpertWeights,
     LayerWeights,
 )
+from medha_actors.model.kernels.ir import fingerprint
 from medha_actors.model.kernels.layouts import LANES, Activations
+from medha_actors.model.kernels.matrix_tiles import PERMITTED
 from medha_actors.model.kernels.pack import Packed, Stack, pack_blocks, pack_dense
 from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
@@ -56,7 +58,7 @@ class KernelDecoder:
     """See decoder.Decoder."""
 
     dtype = torch.float32
-    name = "CPU kernels"
+    name = f"CPU kernels {fingerprint()}{' with tile registers' if PERMITTED else ''}"
     embeds = False
 
     def __init__(

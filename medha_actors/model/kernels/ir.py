@@ -254,7 +254,14 @@ def _cached() -> Iterator[None]:
 
 
 @cache
-def _cache_folder() -> Path:
+def fingerprint() -> str:
+    """Of these files and of this processor: where it is another, the same layers are other code and
+    take other times."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return cache_folder() / f"kernels-{state[:16]}"
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
+    state.update(" ".join([binding.get_host_cpu_name(), *sorted(FEATURES)]).encode())
+    return state.hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    return cache_folder() / f"kernels-{fingerprint()}"
