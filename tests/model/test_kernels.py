@@ -22,7 +22,6 @@ from medha_actors.model.kernels.attention import (
     tile_address,
 )
 from medha_actors.model.kernels.attention_tile import TILE
-from medha_actors.model.kernels.decoder import KernelDecoder
 from medha_actors.model.kernels.dot import FORM, ByteDot
 from medha_actors.model.kernels.ir import V16I, address, compiled, fingerprint, kernel
 from medha_actors.model.kernels.pack import aligned
