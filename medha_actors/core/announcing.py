@@ -71,7 +71,8 @@ class Announcing:
         if waiting:
             expected_s = self._forecast.of(state, pipeline, free, now)
         else:
-            expected_s = self._forecast.of_lone(state, pipeline, batch_s, now)
+            chunk = self._table.lone_chunk(state.goal)
+            expected_s = self._forecast.of_lone(state, pipeline, batch_s, chunk, now)
         kind = PAID if hurried else self._kind(state, waiting)
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)

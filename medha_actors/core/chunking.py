@@ -22,8 +22,7 @@ UNIT = 16  # chunks are multiples of this, unless they end a prefill
 FINE = 4
 # the only live request may use so many: there is nobody whose tokens it delays
 LONE_BUDGETS = 1.5
-SMALLEST_SHARE = 64  # a prompt is not cut below this many tokens to fill the pipeline
-CHUNKS_PER_STAGE = 4  # or more
+SMALLEST_SHARE = 32  # a prompt is not cut below this many tokens to fill the pipeline
 SHARES = 10_000  # remembered, at most
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
@@ -83,14 +82,13 @@ def pipeline_share(
     many rows behind so many.
 
     The prompt is through when one stage has done all chunks and the others the last one: large
-    chunks leave stages idle, small ones cost more a token. So it is cut in equal chunks, four for
-    each stage, or 8, 16 .., with whichever it is through first, while they are large enough.
+    chunks leave stages idle, small ones cost more a token. So it is cut in equal chunks, as few as
+    there may be, or a third more, and so on, with whichever it is through first, while they
+    are large enough.
     """
     if stages == 1:
         return cap
-    count = max(
-        -(-tokens // cap), min(CHUNKS_PER_STAGE * stages, tokens // SMALLEST_SHARE), 1
-    )
+    count = max(-(-tokens // cap), 1)
     best = cap
     least_s = math.inf
     while least_s == math.inf or tokens >= count * SMALLEST_SHARE:
@@ -101,7 +99,7 @@ def pipeline_share(
         if through_s < least_s:
             best = share
             least_s = through_s
-        count *= 2
+        count += max(1, count // 3)
     return best
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from medha_actors.core.assembly import Flight
-from medha_actors.core.chunking import CHUNKS_PER_STAGE, SMALLEST_SHARE
 from medha_actors.core.pace import Newcomer, Pace
 from medha_actors.core.request import RequestState
 from medha_actors.core.rivals import RARE, Rivals
@@ -134,18 +133,20 @@ class Forecast:
         return max(through_s, pipeline.done_at - now + batch_s)
 
     def of_lone(
-        self, state: RequestState, pipeline: Pipeline, batch_s: float, now: float
+        self,
+        state: RequestState,
+        pipeline: Pipeline,
+        batch_s: float,
+        chunk_tokens: int,
+        now: float,
     ) -> float:
         """The same where no other prefill is there: as alone, beside those that decode, until
-        newcomers come. `batch_s`: what a batch costs that has nothing in it."""
+        newcomers come. `batch_s`: what a batch costs that has nothing in it; `chunk_tokens`: how
+        it would be cut alone."""
         idle_s = pipeline.takes_at - now + state.total_work_s
         beside_s = max(0.0, pipeline.fixed_s - batch_s)
         if state.load_s < pipeline.limit_s:  # it is through before they are
-            chunks = min(
-                CHUNKS_PER_STAGE * pipeline.stages,
-                (state.goal - state.hit) // SMALLEST_SHARE,
-            )
-            chunks = max(1, chunks)
+            chunks = max(1, -(-(state.goal - state.hit) // chunk_tokens))
             # its last chunk passes the last stage behind what is on its way
             last_s = pipeline.done_at - now + state.load_s / chunks + beside_s
             return max(idle_s + beside_s * (chunks + pipeline.stages - 1), last_s)

@@ -41,8 +41,8 @@ def test_one_request_on_one_stage():
 
 
 def test_stages_work_on_one_prompt_at_once():
-    """Equal chunks, the smallest there are, since none costs more a token: makespan = (chunks +
-    stages - 1) * chunk time."""
+    """Equal chunks, nearly the smallest there are, since none costs more a token: makespan =
+    (chunks + stages - 1) * chunk time."""
     whole = simulate([request_of("a", 6400, 1)], stages=1).requests["a"].ttft_s
     for stages in (2, 4, 8):
         result = simulate(
@@ -51,9 +51,8 @@ def test_stages_work_on_one_prompt_at_once():
             scheduler={"max_chunk_tokens": 128},
             tpot_s=10.0,
         )
-        assert result.requests["a"].ttft_s == pytest.approx(
-            (100 + stages - 1) * 0.064 / stages
-        )
+        best_s = (200 + stages - 1) * 0.032 / stages
+        assert best_s <= result.requests["a"].ttft_s + 1e-9 <= 1.02 * best_s
         assert result.requests["a"].ttft_s < whole / stages / 0.8
         assert min(result.busy) > 0.85
 

@@ -4,9 +4,10 @@ user's.
 The one door: a decoder whose layers they compute, whether they suit a model on this machine, and
 what lies in shared memory: mailboxes for KV groups, a board for tensor ranks and the team that uses
 it. Inside, from the bottom: `ir` (vector operations), `layouts` (how weights lie), `dot`, `blocks`,
-`linear`, `attention`, `glue` (kernels), `products` (rows times stacked matrices), `experts` (of a
-mixture), `layers` (a layer of all these), `shared_layers` (a layer of several ranks), `pack`
-(weights in their order), `cpu` (buffers and calls), `decoder` (the door's side of a model).
+`linear`, `attention`, `glue` (kernels; `_tile`: a few rows of one, `_matrix`: 16 in AMX's tile
+registers), `products` (rows times stacked matrices), `experts` (of a mixture), `layers` (a layer of
+all these), `shared_layers` (a layer of several ranks), `pack` (weights in their order), `cpu`
+(buffers and calls), `decoder` (the door's side of a model).
 """
 
 from medha_actors.model.kernels.board import Board

@@ -107,7 +107,8 @@ class Emit:
         return self.call(f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
 
     def maximum(self, x: ir.Value, y: ir.Value) -> ir.Value:
-        return self.call("llvm.maxnum.v16f32", V16F, x, y)
+        """Lane by lane, in one instruction; y where either is no number."""
+        return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
 
     def largest(self, x: ir.Value) -> ir.Value:
         return self.call("llvm.vector.reduce.fmax.v16f32", F32, x)

@@ -12,7 +12,8 @@ int8 activations are what llama.cpp uses for such weights (Q8_1): each block of 
 1/127 of its largest magnitude (noise of 0.5% in a product, where bfloat16 has 0.25%), and
 everything after that is exact to float32. The sum for one row and column is formed in the same
 order whatever rows are computed beside it, so a result does not depend on the batch or on how a
-prompt is cut into chunks.
+prompt is cut into chunks. Where a processor has tile registers, 16 rows at a time pass them
+(linear_matrix.py), with the same result.
 """
 
 # ruff: noqa: ANN001, ANN202  (compiled functions take integers, records and arrays)
