@@ -23,20 +23,7 @@ _log = logging.getLogger("medha.cluster")
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def describe(config: MedhaConfig, device: str) -> tuple[ModelSpec, str]:
-    """The model, and the type of its activations. Torch is imported here: a controller that finds
-    its grid at work does without, and is back two seconds sooner."""
-    import torch
-
-    from medha_actors.model.spec import load_spec, resolve_dtype
-
-    dtype = resolve_dtype(config.model_loading_config, torch.device(device))
-    return load_spec(config.model_loading_config), str(dtype).removeprefix("torch.")
-
-
-async def build(
-    crew: Crew, asked: MedhaConfig, spec: ModelSpec, dtype: str
-) -> Blueprint:
+async def build(crew: Crew, asked: MedhaConfig, spec: ModelSpec) -> Blueprint:
     """A new grid, loaded."""
     began = time.monotonic()
     config = crew.config
@@ -49,6 +36,9 @@ async def build(
     for place in places.values():
         if place.obstacle:
             raise ConfigError(f"actors.device is {crew.device}, but {place.obstacle}")
+    dtype: str = config.model_loading_config.dtype
+    if dtype == "auto":
+        dtype = places[Cell(0, 0)].dtype
     layers = split_layers(spec, crew.shape.stages)
     blueprint = Blueprint(
         asked=asked,

@@ -248,15 +248,11 @@ def _rising(table: dict[int, float]) -> tuple[tuple[int, float], ...]:
 
 def _cache_path(cluster: Cluster, computes: list[str]) -> Path:
     """One file per everything that the profile depends on; `computes`: what does."""
-    import torch
-
     config = cluster.config
     machine = (
         platform.node(),
         platform.processor() or platform.machine(),
         os.cpu_count(),
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch.__version__),
     )
     parts = (
         _FORMAT,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import ray
 
-from medha_actors.actors.building import build, describe
+from medha_actors.actors.building import build
 from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.layout import (
@@ -30,6 +30,7 @@ from medha_actors.actors.links import Endpoint, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
 from medha_actors.config import MedhaConfig
+from medha_actors.model.spec import load_spec
 from medha_actors.model_spec import ModelSpec
 
 _log = logging.getLogger("medha.cluster")
@@ -85,9 +86,9 @@ class Cluster:
             crew.config = fitted(config, gpus)
             if change := described(config, crew.config, gpus):
                 _log.warning("%s", change)
-        spec, dtype = await asyncio.to_thread(describe, config, device)
+        spec = await asyncio.to_thread(load_spec, config.model_loading_config)
         try:
-            blueprint = await build(crew, config, spec, dtype)
+            blueprint = await build(crew, config, spec)
         except BaseException:
             crew.dismiss()
             raise

@@ -19,6 +19,7 @@ class Place(msgspec.Struct, frozen=True):
     gpu: str | None  # its name
     gpu_id: str = ""  # which one of its node
     obstacle: str = ""  # why this actor cannot compute; empty: it can
+    dtype: str = "float32"  # what "auto" is here
 
     @property
     def on(self) -> tuple[str, str]:

@@ -129,8 +129,10 @@ class StageActor:
         self._device.release()
 
     def computes(self) -> str:
-        """What computes here, and how it attends."""
-        return self._ready().stage.decoder.name
+        """What computes here, how it attends, and what else its seconds depend on."""
+        name = self._ready().stage.decoder.name
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"{name}, torch {torch.__version__}, {capability}"
 
     def tier_mark(self) -> str:
         """The secret of the links with which the second tier's file was last at work."""
@@ -236,7 +238,9 @@ def _locate(device: Device) -> Place:
     if obstacle:
         return Place(node_id, cores, 0, None, obstacle=obstacle)
     gpu_id = ",".join(context.get_accelerator_ids().get("GPU", ()))
-    return Place(node_id, cores, device.free_bytes(), device.name(), gpu_id)
+    free = device.free_bytes()
+    dtype = device.usual_dtype()
+    return Place(node_id, cores, free, device.name(), gpu_id, dtype=dtype)
 
 
 def _tier_of(plan: StagePlan, stage: Stage) -> HostTier:

@@ -124,7 +124,17 @@ class Shedding:
                 cost_s = KEPT * drag * state.load_s
                 left_s = book.book(key, state.load_s, cost_s, in_s, now)
         raise LateError(
-            f"the first token would come in {told_s:.3g} s, later than the {objective_s:.3g} s "
-            "within which it is wanted",
+            _why(told_s, ahead_s, objective_s),
             retry_after_s=min(left_s, self._config.longest_retry_s),
         )
+
+
+def _why(told_s: float, ahead_s: float, objective_s: float) -> str:
+    """What a client that is refused is told. `ahead_s`: of those who were asked to come back."""
+    expected_s = told_s + ahead_s
+    those = ", behind those who were asked to come back" if ahead_s > 0.0 else ""
+    how = "later than" if expected_s > objective_s else "too close to"
+    return (
+        f"the first token would come in {expected_s:.3g} s{those}, {how} the "
+        f"{objective_s:.3g} s within which it is wanted"
+    )

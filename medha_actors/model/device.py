@@ -63,6 +63,10 @@ class Device(ABC):
     def name(self) -> str | None:
         """Of the GPU; None: a CPU."""
 
+    def usual_dtype(self) -> str:
+        """What activations are computed in where the configuration leaves it open."""
+        return "bfloat16"
+
     @abstractmethod
     def obstacle(self) -> str:
         """Why it cannot compute, in one line; empty: it can. Never raises."""
@@ -104,6 +108,11 @@ class Host(Device):
 
     def name(self) -> str | None:
         return None
+
+    def usual_dtype(self) -> str:
+        """bfloat16 where it is multiplied fast: on AVX2 by our kernels."""
+        fast = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        return "bfloat16" if fast else "float32"
 
     def obstacle(self) -> str:
         return ""

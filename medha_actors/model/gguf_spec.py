@@ -6,14 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+import numpy as np
 
 from medha_actors.errors import ModelError
 from medha_actors.files.ends import gguf_ends
 from medha_actors.files.gguf import GgufFile
 from medha_actors.model.gguf_experts import gguf_experts
+from medha_actors.model.gguf_names import expert_of, gguf_name
 from medha_actors.model.gguf_rope import gguf_rope
-from medha_actors.model.gguf_weights import expert_of, gguf_name, read_tensor
 from medha_actors.model.shapes import tensor_shapes
 from medha_actors.model_spec import SUPPORTED, Experts, ModelSpec
 
@@ -35,6 +35,7 @@ _NEUTRAL: Final = {
     "attention.causal": (True,),
 }
 _FREQUENCIES: Final = "rope_freqs.weight"
+_PLAIN: Final = {0: np.float32, 1: np.float16}  # by the number of the kind
 # in old files, and by llama.cpp not read either
 _UNUSED: Final = ("attn_rot_embd", "rope_freqs")
 
@@ -82,7 +83,7 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
             raise ValueError(
                 f"tensor {_FREQUENCIES} has not one value for each of RoPE's pairs"
             )
-        divisors = tuple(read_tensor(file, _FREQUENCIES, torch.float32).tolist())
+        divisors = _plain_values(file, _FREQUENCIES)
     return ModelSpec(
         architecture=name,
         layers=_count(own, "block_count"),
@@ -104,6 +105,13 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
         eos_ids=gguf_ends(file),
         experts=experts,
     )
+
+
+def _plain_values(file: GgufFile, name: str) -> tuple[float, ...]:
+    kind = _PLAIN.get(file.tensors[name].kind)
+    if kind is None:
+        raise ValueError(f"tensor {name} is not in float32 or float16")
+    return tuple(np.array(file.stored(name)).view(kind).astype(np.float32).tolist())
 
 
 def _width(name: str, own: dict[str, Any], experts: Experts | None) -> int:

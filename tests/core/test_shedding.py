@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 from core_inputs import config_of, grid_of, request_of
@@ -51,6 +52,11 @@ def test_who_cannot_be_in_time_is_refused_with_the_time_until_such_a_request_wou
     retries = [answer.retry_after_s for answer in refused]
     assert retries == sorted(retries)  # each its own appointment, one behind the other
     assert 0.1 < retries[0] < 0.6
+    for answer in refused:
+        told = re.search(r"would come in ([\d.]+) s", answer.message)
+        assert told is not None
+        assert (float(told[1]) > 1.0) == ("later than the 1 s" in answer.message)
+        assert (float(told[1]) <= 1.0) == ("too close to the 1 s" in answer.message)
 
 
 def test_until_the_drag_is_known_less_is_taken_than_is_announced_in_time():
