@@ -8,7 +8,15 @@ import torch
 from quantised import random_blocks, values_of
 
 from medha_actors.files.gguf_kinds import KINDS
-from medha_actors.model.gguf_blocks import IQ4_NL, IQ4_XS, Q4_K, Q6_K, UNPACK
+from medha_actors.model.gguf_blocks import (
+    IQ4_NL,
+    IQ4_XS,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+    Q8_0,
+    UNPACK,
+)
 from medha_actors.model.gguf_weights import dequantise
 from medha_actors.model.kernels import cpu, pack
 from medha_actors.model.kernels.dot import FORM
@@ -21,6 +29,13 @@ OUTPUTS = 48
 ROWS = 67
 TOLERANCES = {"float32": 1e-6, "int16": 4e-5, "int8": 1e-2}
 NAMES = {number: KINDS[number].name for number in UNPACK}
+# One without and one with a zero, alone and in groups; the others with `-m slow`.
+TYPICAL = [
+    kind
+    if kind in (Q4_0, Q4_K, Q6_K, Q8_0)
+    else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in UNPACK
+]
 
 
 def layers(width=WIDTH):
@@ -139,7 +154,7 @@ def test_memory_of_a_weight(kind):
     assert packed.layout.weight_bytes <= size / values + table + 0.05
 
 
-@pytest.mark.parametrize("kind", UNPACK, ids=NAMES.get)
+@pytest.mark.parametrize("kind", TYPICAL, ids=NAMES.get)
 @pytest.mark.parametrize(
     "form", sorted({"pairs", "plain"} - {FORM}) if FORM != "plain" else []
 )
@@ -149,7 +164,7 @@ def test_narrow_machines_find_the_same(kind, form, monkeypatch):
 
 
 @pytest.mark.skipif(not PERMITTED, reason="no tile registers here")
-@pytest.mark.parametrize("kind", UNPACK, ids=NAMES.get)
+@pytest.mark.parametrize("kind", TYPICAL, ids=NAMES.get)
 def test_tile_registers_change_no_bit(kind, monkeypatch):
     """The width is that of two segments of weights that are unpacked together."""
     machine = HERE._replace(tiles=False)

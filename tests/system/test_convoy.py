@@ -1,4 +1,4 @@
-"""The convoy effect, and its end: short requests behind a 3,000-token prompt, under fcfs and under
+"""The convoy effect, and its end: short requests behind a 2,400-token prompt, under fcfs and under
 lars.
 
 Judged by what the scheduler did, not by seconds: who got a first token before whom, and how many
@@ -21,7 +21,7 @@ from clients.client import Client
 from clients.events import Accepted, Progress, Token
 from tests.system.conftest import WATCHED
 
-LONG_TOKENS = 3000
+LONG_TOKENS = 2400
 SHORTS = 6
 
 
