@@ -38,6 +38,7 @@ class Environment:
         if anew:
             shutil.rmtree(self._root, ignore_errors=True)
         if self._stamp.is_file() and self._stamp.read_text() == wanted:
+            self._borrow()
             return
         self._root.mkdir(parents=True, exist_ok=True)
         if self._tool.kind == "node":
@@ -65,9 +66,7 @@ class Environment:
 
     def _install_python(self) -> None:
         _run([sys.executable, "-m", "venv", str(self._root)])
-        if self._tool.borrows:
-            [place] = self._root.glob("lib/python*/site-packages")
-            (place / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+        self._borrow()
         alone = () if self._tool.dependencies else ("--no-deps",)
         _run(
             [
@@ -80,6 +79,12 @@ class Environment:
                 *self._tool.packages,
             ]
         )
+
+    def _borrow(self) -> None:
+        """From the environment that runs this, which may be another one each time."""
+        if self._tool.borrows:
+            [place] = self._root.glob("lib/python*/site-packages")
+            (place / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
 
     @property
     def _python(self) -> Path:

@@ -35,7 +35,9 @@ def agent(model: agents.Model) -> Agent:
         instructions="Use the tool.",
         tools=[get_weather],
         model=model,
-        model_settings=ModelSettings(tool_choice="required", max_tokens=60),
+        model_settings=ModelSettings(
+            tool_choice="required", max_tokens=400, temperature=0.0
+        ),
     )
 
 

@@ -9,11 +9,12 @@ import schemathesis
 
 MOST = 4
 TIMEOUT_S = 60.0
+# The first one is set where there is none.
 FIELDS = {
-    "/v1/completions": "max_tokens",
-    "/v1/chat/completions": "max_tokens",
-    "/v1/messages": "max_tokens",
-    "/v1/responses": "max_output_tokens",
+    "/v1/completions": ("max_tokens", "max_completion_tokens"),
+    "/v1/chat/completions": ("max_tokens", "max_completion_tokens"),
+    "/v1/messages": ("max_tokens",),
+    "/v1/responses": ("max_output_tokens",),
 }
 
 
@@ -25,11 +26,14 @@ def is_over(value: Any, most: float) -> bool:
 def before_call(
     context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict
 ) -> None:
-    field = FIELDS.get(case.operation.path)
-    if field is None or not isinstance(case.body, dict):
+    fields = FIELDS.get(case.operation.path)
+    if fields is None or not isinstance(case.body, dict):
         return
-    if case.body.get(field) is None or is_over(case.body[field], MOST):
-        case.body[field] = MOST
+    if all(case.body.get(field) is None for field in fields):
+        case.body[fields[0]] = MOST
+    for field in fields:
+        if is_over(case.body.get(field), MOST):
+            case.body[field] = MOST
     if is_over(case.body.get("min_tokens"), MOST):
         case.body["min_tokens"] = MOST
     medha = case.body.get("medha")
