@@ -40,7 +40,7 @@ _COLUMNS: tuple[tuple[str, str, str, str, Callable[[float], str]], ...] = (
     ("late", "all", "announced_late", "", _percent),
     ("tokens/s", "all", "total_token_throughput", "", lambda value: f"{value:,.0f}"),
     ("good/s", "all", "request_goodput", "", lambda value: f"{value:.2f}"),
-    ("completed", "all", "completion_rate", "", lambda value: shown(value, "%")),
+    ("completed", "all", "completion_rate", "", _percent),
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from medha_actors.errors import ModelError
 from medha_actors.files.ends import gguf_ends
 from medha_actors.files.gguf import GgufFile
+from medha_actors.files.gguf_kinds import KINDS
 from medha_actors.model.gguf_experts import gguf_experts
 from medha_actors.model.gguf_names import expert_of, gguf_name
 from medha_actors.model.gguf_rope import gguf_rope
@@ -35,7 +36,7 @@ _NEUTRAL: Final = {
     "attention.causal": (True,),
 }
 _FREQUENCIES: Final = "rope_freqs.weight"
-_PLAIN: Final = {0: np.float32, 1: np.float16}  # by the number of the kind
+_PLAIN: Final = {"F32": np.float32, "F16": np.float16}
 # in old files, and by llama.cpp not read either
 _UNUSED: Final = ("attn_rot_embd", "rope_freqs")
 
@@ -108,7 +109,7 @@ def _spec(name: str, own: dict[str, Any], file: GgufFile) -> ModelSpec:
 
 
 def _plain_values(file: GgufFile, name: str) -> tuple[float, ...]:
-    kind = _PLAIN.get(file.tensors[name].kind)
+    kind = _PLAIN.get(KINDS[file.tensors[name].kind].name)
     if kind is None:
         raise ValueError(f"tensor {name} is not in float32 or float16")
     return tuple(np.array(file.stored(name)).view(kind).astype(np.float32).tolist())

@@ -31,6 +31,7 @@ from medha_actors.model.kernels.ir import (
     compiled,
     kernel,
     machine_code,
+    with_kernel,
 )
 from medha_actors.model.kernels.matrix_tiles import PERMITTED, ROWS
 from medha_actors.model.kernels.pack import aligned
@@ -83,49 +84,10 @@ _kernel_float = _rows(False)
 _kernel_matrix = kernel(12, rows_in_tiles)
 
 
-# numba's cache wants a function in a file for each
-def _rows_bfloat(
+def _code(
     rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
 ):
-    _kernel_bfloat(
-        rows,
-        dims,
-        q,
-        keys,
-        values,
-        state,
-        limits,
-        start,
-        first,
-        p,
-        next_keys,
-        next_values,
-    )
-
-
-def _rows_float(
-    rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
-):
-    _kernel_float(
-        rows,
-        dims,
-        q,
-        keys,
-        values,
-        state,
-        limits,
-        start,
-        first,
-        p,
-        next_keys,
-        next_values,
-    )
-
-
-def _rows_matrix(
-    rows, dims, q, keys, values, state, limits, start, first, p, next_keys, next_values
-):
-    _kernel_matrix(
+    _kernel(  # noqa: F821
         rows,
         dims,
         q,
@@ -145,8 +107,10 @@ def _rows_matrix(
 def tile_address(bfloat: bool, head_dim: int) -> int:
     """Machine code that lets rows attend to one tile: (rows, then the arguments of `tile`)."""
     if bfloat and PERMITTED and head_dim % DIMS == 0:
-        return machine_code(_rows_matrix, 12)
-    return machine_code(_rows_bfloat if bfloat else _rows_float, 12)
+        return machine_code(with_kernel(_code, _kernel_matrix, "rows_matrix"), 12)
+    if bfloat:
+        return machine_code(with_kernel(_code, _kernel_bfloat, "rows_bfloat"), 12)
+    return machine_code(with_kernel(_code, _kernel_float, "rows_float"), 12)
 
 
 def scratch_of(rows: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from llvmlite import ir
 
 from medha_actors.model.kernels.attention_tile import (
-    HEADROOM,
-    HIDDEN,
     STATE_EXTRA,
     TILE,
     VECTORS,
+    hide,
+    keep_in_range,
+    weigh,
 )
-from medha_actors.model.kernels.ir import F32, I16, I32, I64, V16I, Emit
+from medha_actors.model.kernels.ir import F32, I64, Emit
 from medha_actors.model.kernels.matrix_tiles import ROWS, Shapes, TileRegisters
 
 DIMS = 32  # a register's, of a query: head_dim is a multiple
@@ -59,10 +60,9 @@ def rows_in_tiles(
                 e.at(scores, e.times(one.index, TILE * 4)),
                 e.at(weights, e.times(one.index, TILE * 2)),
                 e.at(states, e.times(one.index, state_row)),
-                b.sub(
-                    e.load(e.at(limits, e.times(e.at(row, one.index), 8)), I64), start
-                ),
-                b.icmp_signed("!=", first, I64(0)),
+                e.at(limits, e.times(e.at(row, one.index), 8)),
+                start,
+                first,
             )
         _add_values(registers, dims, weights, values, states, state_row)
     registers.release()
@@ -97,44 +97,20 @@ def _weigh(
     scores: ir.Value,
     weights: ir.Value,
     state: ir.Value,
-    limit: ir.Value,
-    is_first: ir.Value,
+    limits: ir.Value,
+    start: ir.Value,
+    first: ir.Value,
 ) -> None:
-    """One row: weights = exp2(score - m) of the first `limit` keys, bfloat16, and their sums; m is
-    moved where it has to be."""
-    b = e.b
+    """One row: weights = exp2(score - m) of the keys that it may see, bfloat16, and their sums."""
     sums = e.at(state, e.times(dims, 4))
-    exponent = e.at(sums, 64)
-    start = e.splat(b.fneg(e.load(exponent, F32)))
-    found = [b.fadd(e.load(e.at(scores, 64 * c)), start) for c in range(VECTORS)]
-    held = [e.variable(score) for score in found]
-    with b.if_then(b.icmp_signed("<", limit, I64(TILE)), likely=False):
-        last = e.splat(b.trunc(limit, I32))
-        for c, score in enumerate(held):
-            numbers = ir.Constant(V16I, list(range(16 * c, 16 * c + 16)))
-            seen = b.icmp_signed("<", numbers, last)
-            b.store(b.select(seen, b.load(score), e.constant(HIDDEN)), score)
-    top = b.load(held[0])
-    for score in held[1:]:
-        top = e.maximum(top, b.load(score))
-    grown = b.bitcast(b.fcmp_ordered(">", top, e.constant(HEADROOM)), I16)
-    with b.if_then(b.or_(b.icmp_unsigned("!=", grown, I16(0)), is_first), likely=False):
-        rise = e.largest(top)
-        e.store(b.fadd(e.load(exponent, F32), rise), exponent)
-        rises = e.splat(rise)
-        for score in held:
-            b.store(b.fsub(b.load(score), rises), score)
-        factor = e.exp2(b.fneg(rises), 6)
-        with e.loop(e.at(b.udiv(dims, I64(16)), 1)) as loop:
-            old = e.at(state, e.times(loop.index, 64))
-            scaled = b.fmul(e.load(old), factor)
-            e.store(b.select(is_first, e.constant(0.0), scaled), old)
-    total = e.load(sums)
-    for c, score in enumerate(held):
-        weight = e.exp2(b.load(score), 4)
-        total = b.fadd(total, weight)
-        e.store(e.bfloat(weight), e.at(weights, 32 * c), 32)
-    e.store(total, sums)
+    start_at = e.splat(e.b.fneg(e.load(e.at(sums, 64), F32)))
+    found = [
+        e.variable(e.b.fadd(e.load(e.at(scores, 64 * c)), start_at))
+        for c in range(VECTORS)
+    ]
+    hide(e, [found], limits, start)
+    keep_in_range(e, [found], [state], dims, first)
+    weigh(e, found, True, sums, weights)
 
 
 def _add_values(

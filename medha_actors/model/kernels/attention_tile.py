@@ -32,8 +32,8 @@ VECTORS = TILE // 16
 STATE_EXTRA = 32
 # vectors of a row that are summed at a time: what the registers hold
 TOGETHER = VECTORS if WIDE else 1
-HEADROOM = 8.0
-HIDDEN = -1e30
+_HEADROOM = 8.0
+_HIDDEN = -1e30
 
 
 def tile(
@@ -52,20 +52,24 @@ def tile(
     sums = e.times(dims, 4)
     states = [e.at(state, e.times(state_row, r)) for r in range(rows)]
     scores = _scores(e, rows, bfloat, dims, q, keys, states, next_keys)
-    _hide(e, scores, limits, start)
-    _keep_in_range(e, scores, states, dims, first)
+    hide(e, scores, limits, start)
+    keep_in_range(e, scores, states, dims, first)
     for r in range(rows):
-        total = e.load(e.at(states[r], sums), align=64)
-        for c in range(VECTORS):
-            weight = e.exp2(e.b.load(scores[r][c]), 4 if bfloat else 6)
-            total = e.b.fadd(total, weight)
-            e.store(
-                e.bfloat(weight) if bfloat else weight,
-                e.at(p, (r * TILE + 16 * c) * size),
-                align=32,
-            )
-        e.store(total, e.at(states[r], sums), align=64)
+        weigh(e, scores[r], bfloat, e.at(states[r], sums), e.at(p, r * TILE * size))
     _add_values(e, bfloat, dims, p, values, states, next_values)
+
+
+def weigh(
+    e: Emit, scores: list[ir.Value], bfloat: bool, sums: ir.Value, out: ir.Value
+) -> None:
+    """One row's weights, exp2 of its scores, to `out` and to their partial sums."""
+    total = e.load(sums, align=64)
+    for c, score in enumerate(scores):
+        weight = e.exp2(e.b.load(score), 4 if bfloat else 6)
+        total = e.b.fadd(total, weight)
+        rounded = e.bfloat(weight) if bfloat else weight
+        e.store(rounded, e.at(out, 16 * c * (2 if bfloat else 4)), align=32)
+    e.store(total, sums, align=64)
 
 
 def _dot(e: Emit, bfloat: bool, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -107,7 +111,7 @@ def _scores(
     return scores
 
 
-def _hide(
+def hide(
     e: Emit, scores: list[list[ir.Value]], limits: ir.Value, start: ir.Value
 ) -> None:
     """Take out the keys a row may not see. Limits do not fall from row to row, so the first one
@@ -123,10 +127,10 @@ def _hide(
             for c, score in enumerate(row):
                 numbers = ir.Constant(V16I, list(range(16 * c, 16 * c + 16)))
                 seen = b.icmp_signed("<", numbers, limit)
-                b.store(b.select(seen, b.load(score), e.constant(HIDDEN)), score)
+                b.store(b.select(seen, b.load(score), e.constant(_HIDDEN)), score)
 
 
-def _keep_in_range(
+def keep_in_range(
     e: Emit,
     scores: list[list[ir.Value]],
     states: list[ir.Value],
@@ -145,14 +149,14 @@ def _keep_in_range(
     highest = tops[0]
     for top in tops[1:]:
         highest = e.maximum(highest, top)
-    grown = b.bitcast(b.fcmp_ordered(">", highest, e.constant(HEADROOM)), I16)
+    grown = b.bitcast(b.fcmp_ordered(">", highest, e.constant(_HEADROOM)), I16)
     is_first = b.icmp_signed("!=", first, I64(0))
     exponent = e.times(e.at(dims, 16), 4)
     with b.if_then(b.or_(b.icmp_unsigned("!=", grown, I16(0)), is_first), likely=False):
         for r, row in enumerate(scores):
             top = e.largest(tops[r])
             rise = b.select(
-                b.or_(is_first, b.fcmp_ordered(">", top, F32(HEADROOM))), top, F32(0)
+                b.or_(is_first, b.fcmp_ordered(">", top, F32(_HEADROOM))), top, F32(0)
             )
             place = e.at(states[r], exponent)
             e.store(b.fadd(e.load(place, F32), rise), place)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,16 @@ def compiled(function: Callable[..., None]) -> Any:
     process."""
     with _cached():
         return njit(nogil=True, cache=True, error_model="numpy")(function)
+
+
+def with_kernel(
+    code: Callable[..., None], kernel: Any, name: str
+) -> Callable[..., None]:
+    """The same function around a `_kernel` of its own. numba's cache on disk tells functions apart
+    by their names."""
+    made = FunctionType(code.__code__, {**code.__globals__, "_kernel": kernel})
+    made.__qualname__ = name
+    return made
 
 
 def machine_code(function: Callable[..., None], arity: int) -> int:

@@ -20,14 +20,20 @@ prompt is cut into chunks. Where a processor has tile registers, 16 rows at a ti
 from __future__ import annotations
 
 from functools import cache
-from types import FunctionType
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from medha_actors.model.kernels.blocks import BlockReader
 from medha_actors.model.kernels.dot import FORM, Form
-from medha_actors.model.kernels.ir import I64, WIDE, Emit, kernel, machine_code
+from medha_actors.model.kernels.ir import (
+    I64,
+    WIDE,
+    Emit,
+    kernel,
+    machine_code,
+    with_kernel,
+)
 from medha_actors.model.kernels.layouts import Activations, Layout
 from medha_actors.model.kernels.linear_matrix import linear_in_tiles
 from medha_actors.model.kernels.linear_tile import PARTS, Tile
@@ -135,10 +141,6 @@ def linear_address(
     goes with the activations (see Tile), address and row bytes of the float32 output, and whether
     to add to what stands there.
     """
-    scope = {**globals(), "_kernel": _linear(layout, activations, machine)}
-    function = FunctionType(_code.__code__, scope)
-    # numba's cache on disk tells functions apart by their names
-    function.__qualname__ = "_".join(
-        map(str, ("linear", layout.name, activations, *machine))
-    )
-    return machine_code(function, 11)
+    name = "_".join(map(str, ("linear", layout.name, activations, *machine)))
+    made = with_kernel(_code, _linear(layout, activations, machine), name)
+    return machine_code(made, 11)
