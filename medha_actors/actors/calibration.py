@@ -164,8 +164,8 @@ def with_moves(stage: StageProfile, seconds: list[float], count: int) -> StagePr
 
 
 def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
-    """One stage's coefficients from its measured cases; every one is at least zero, the tables
-    never fall."""
+    """One stage's coefficients from its measured cases; every one is at least zero, the table
+    starts above zero and never falls."""
     far = {
         c: s for c, s in seconds.items() if c.cached == context_tokens > _SHORT_TOKENS
     }
@@ -180,12 +180,14 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
         for c, s in far.items()
         if c.tokens == 1
     )
-    pair_s, prefill_kv_s = _line(slopes, decode_kv_s)
-    decodes = {
-        c.rows: s - c.rows * _SHORT_TOKENS * decode_kv_s
+    near = {
+        c.rows: s
         for c, s in seconds.items()
         if c.tokens == 1 and c.cached == _SHORT_TOKENS and not c.sample
     }
+    decode_kv_s = min(decode_kv_s, _most(near) / _SHORT_TOKENS)
+    pair_s, prefill_kv_s = _line(slopes, decode_kv_s)
+    decodes = {rows: s - rows * _SHORT_TOKENS * decode_kv_s for rows, s in near.items()}
     chunks = {
         c.tokens: s - pair_s * c.tokens**2 / 2
         for c, s in seconds.items()
@@ -195,6 +197,7 @@ def fit(seconds: dict[Case, float], context_tokens: int) -> StageProfile:
         (decodes[rows] - chunks[rows]) / (rows - 1)
         for rows in decodes.keys() & chunks.keys()
     )
+    span_s = min(span_s, _most(decodes))
     rows = {
         rows: s - rows * span_s for rows, s in decodes.items() if rows < min(chunks)
     }
@@ -236,6 +239,12 @@ def _line(slopes: dict[int, float], most: float) -> tuple[float, float]:
 def _middle(values: Iterable[float]) -> float:
     found = list(values)
     return max(0.0, statistics.median(found)) if found else 0.0
+
+
+def _most(steps: dict[int, float]) -> float:
+    """What each row of steps with so many rows can cost: at most half of each. More is a
+    disturbance, and would leave nothing, or less, for the step itself."""
+    return min([s / rows for rows, s in steps.items()], default=0.0) / 2
 
 
 def _rising(table: dict[int, float]) -> tuple[tuple[int, float], ...]:

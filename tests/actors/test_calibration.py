@@ -2,6 +2,8 @@
 measurements."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medha_actors.actors.calibration import Case, cases, fit, moves, with_moves
 
@@ -46,6 +48,22 @@ def test_a_disturbed_chunk_does_not_make_reading_the_cache_dearer_than_a_decode_
     profile = fit(found, CONTEXT)
     assert profile.prefill_kv_s == profile.decode_kv_s == pytest.approx(1e-6)
     assert profile.pair_s == pytest.approx(5e-7, rel=0.01)
+
+
+TRIED = cases(CONTEXT, 10**4, 128)
+
+
+@given(
+    st.lists(st.floats(1e-6, 10.0), min_size=len(TRIED), max_size=len(TRIED)).map(
+        lambda seconds: dict(zip(TRIED, seconds, strict=True))
+    )
+)
+def test_no_disturbance_makes_a_step_cost_nothing(seconds):
+    profile = fit(seconds, CONTEXT)
+    costs = [cost for _, cost in profile.rows]
+    assert costs[0] > 0
+    assert costs == sorted(costs)
+    assert min(profile.span_s, profile.pair_s, profile.decode_kv_s, profile.head_s) >= 0
 
 
 def test_pages_to_the_second_tier_and_back_are_measured_apart():
