@@ -35,6 +35,9 @@ class ActorConfig(Section, frozen=True):
     num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
     pin: bool = True  # bind each CPU actor to cores of its own
+    # a batch that has the grid to itself is computed in each stage by the cores of all
+    # stages on its node (CPU, pinned, `kvp` and `tp` of 1)
+    borrow: bool = True
     attention: Literal["auto", "triton", "flash_attn", "sdpa"] = "auto"
     # warm processes per node that take the place of a dead stage (CPU only)
     spares: Annotated[int, Meta(ge=0, le=16)] = 1

@@ -235,6 +235,8 @@ class StepMessage(msgspec.Struct, frozen=True, array_like=True):
     exchange_seconds: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()  # of the stages passed so far
     moves: tuple[Move, ...] = ()  # carried out in this order, before everything else
+    # no other batch is in the grid while this one is: it may have all processors
+    alone: bool = False
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,8 @@ from loadgen.judge.isolated import Points
 from loadgen.records import PlannedRequest
 from loadgen.twin.deployment import Deployment
 from loadgen.twin.replay import Played, play
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.predictor import ExecutionModel, Profile
 
 
 class SlowedModel(ExecutionModel):

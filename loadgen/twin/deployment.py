@@ -17,8 +17,9 @@ from medha_actors.config import (
     ObjectivesConfig,
     SchedulerConfig,
 )
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile
+from medha_actors.core.predictor import ExecutionModel, Profile
 from medha_actors.core.simulator import Simulation
 from medha_actors.grid_config import ParallelConfig
 

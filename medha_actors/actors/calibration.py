@@ -32,7 +32,7 @@ from medha_actors.model_spec import kv_bytes_per_token
 
 _log = logging.getLogger("medha.calibration")
 _encode = msgspec.msgpack.Encoder().encode
-_FORMAT = 4
+_FORMAT = 5
 # without calibration, corrected online: operations a second, seconds of a step, bytes a
 # second to the second tier
 _GUESSED = {"cpu": (1e11, 1e-3, 2e9), "cuda": (2e14, 4e-3, 2e10)}
@@ -120,7 +120,50 @@ async def _measured(cluster: Cluster, moved: int) -> list[StageProfile]:
     for row in await cluster.measure(packed, repeats=3):
         stage = fit(dict(zip(measured, row[: len(steps) : 2], strict=True)), context)
         stages.append(with_moves(stage, row[len(steps) :], moved))
+    if any(cluster.blueprint.plan(cell).borrowed for cell in cluster.blueprint.nodes):
+        return await _measured_alone(cluster, stages)
     return stages
+
+
+async def _measured_alone(
+    cluster: Cluster, stages: list[StageProfile]
+) -> list[StageProfile]:
+    """The stages with the part of their time that batches take when nobody else computes."""
+    page_tokens = cluster.config.kv_cache.page_tokens
+    measured = [
+        case
+        for case in cases(0, cluster.pages, page_tokens)
+        if case.sample or case.tokens > 1
+    ]
+    steps = []
+    for number, case in enumerate(measured):
+        message = step(case, page_tokens, cluster.spec.vocabulary, number)
+        alone = msgspec.structs.replace(message, alone=True)
+        steps += [message, closing(message), alone, closing(message)]
+    packed = [_encode(steps)] * len(stages)
+    found = []
+    rows = await cluster.measure(packed, repeats=3, apart=True)
+    for stage, row in zip(stages, rows, strict=True):
+        both = zip(row[::4], row[2::4], strict=True)
+        found.append(with_parts(stage, dict(zip(measured, both, strict=True))))
+    return found
+
+
+def with_parts(
+    stage: StageProfile, seconds: dict[Case, tuple[float, float]]
+) -> StageProfile:
+    """The stage with what its cases take alone, from their seconds with its own cores and with
+    all."""
+    decode: dict[int, float] = {}
+    prefill: dict[int, float] = {}
+    for case, (own_s, all_s) in seconds.items():
+        parts = decode if case.tokens == 1 else prefill
+        parts[case.rows * case.tokens] = min(1.0, all_s / own_s)
+    return msgspec.structs.replace(
+        stage,
+        alone_decode=tuple(sorted(decode.items())),
+        alone_prefill=tuple(sorted(prefill.items())),
+    )
 
 
 def _guess(cluster: Cluster) -> Profile:

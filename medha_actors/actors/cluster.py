@@ -197,15 +197,18 @@ class Cluster:
         """Write noise into the first pages of every KV pool."""
         await self.crew.everybody("fill", pages)
 
-    async def measure(self, steps: list[bytes], repeats: int) -> list[list[float]]:
+    async def measure(
+        self, steps: list[bytes], repeats: int, apart: bool = False
+    ) -> list[list[float]]:
         """Seconds of synthetic steps, per stage, measured on group 0 with all stages at work
-        together (those that share a GPU in turns); `steps`: what each stage computes, packed.
-        Leaves the grid unlinked."""
+        together (`apart`: one after the other; those that share a GPU in turns); `steps`: what each
+        stage computes, packed. Leaves the grid unlinked."""
         shape = self.crew.shape
         if shape.ranks > 1:
             await self._connect()
         measured: dict[Cell, list[float]] = {}
-        for stages in await self._turns():
+        every = range(shape.stages)
+        for stages in [[stage] for stage in every] if apart else await self._turns():
             calls: dict[Cell, tuple[bytes, int]] = {}
             for stage in stages:
                 calls |= dict.fromkeys(shape.team(stage, 0), (steps[stage], repeats))

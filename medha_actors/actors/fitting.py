@@ -15,7 +15,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 
 _ROUNDS = 8
 _NEAR = (1.03, 1.1, 1.3)  # times the quickest step, and launching may be what counted

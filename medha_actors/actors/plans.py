@@ -45,6 +45,7 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     slots: int = 0
     run: str = ""
+    borrowed: tuple[int, ...] = ()  # cores of other stages, when these do not compute
 
     @property
     def shape(self) -> Shape:
@@ -90,7 +91,19 @@ class Blueprint(msgspec.Struct, frozen=True, kw_only=True):
             dtype=self.dtype,
             slots=self.slots,
             run=self.run,
+            borrowed=self._borrowed(cell),
         )
+
+    def _borrowed(self, cell: Cell) -> tuple[int, ...]:
+        """The cores of the other stages on the cell's node."""
+        parallel = self.config.parallel
+        if not self.config.actors.borrow or parallel.kvp * parallel.tp > 1:
+            return ()
+        found: list[int] = []
+        for other, cores in self.cores.items():
+            if other != cell and self.nodes[other] == self.nodes[cell]:
+                found += cores
+        return tuple(found) if self.cores[cell] else ()
 
 
 class Kept(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from medha_actors.core.predictor import GroupLoad
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.messages import (
     Introduction,
     SamplingParams,

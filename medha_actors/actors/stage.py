@@ -52,6 +52,7 @@ class _Loaded:
             device=plan.device,
             dtype=getattr(torch, plan.dtype),
             threads=plan.config.actors.threads,
+            borrowed=plan.borrowed,
             attention=plan.config.actors.attention,
             ranks=(plan.cell.rank, plan.shape.ranks),
         )

@@ -11,11 +11,12 @@ from medha_actors.core.assembly import Flight
 from medha_actors.core.chunking import PrefillTable, batch_budget
 from medha_actors.core.decoding import decode_rows
 from medha_actors.core.forecast import Forecast, pipeline_of
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.pace import FREE, IDLE, LONG, PAID, SEVERAL, WAITING, Pace
 from medha_actors.core.picks import Picks
-from medha_actors.core.predictor import ExecutionModel, GroupLoad
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
 from medha_actors.core.tenants import KEPT_FREE
 
@@ -71,8 +72,12 @@ class Announcing:
         if waiting:
             expected_s = self._forecast.of(state, pipeline, free, now)
         else:
-            chunk = self._table.lone_chunk(state.goal)
-            expected_s = self._forecast.of_lone(state, pipeline, batch_s, chunk, now)
+            cut = self._table.lone_cut(state.goal)
+            expected_s = self._forecast.of_lone(
+                state, pipeline, batch_s, cut.chunk, now
+            )
+            if not self._flights:
+                expected_s *= cut.part
         kind = PAID if hurried else self._kind(state, waiting)
         state.expected = kind, now, expected_s
         return expected_s * self.pace.truth(kind)

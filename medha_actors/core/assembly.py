@@ -35,7 +35,9 @@ class Flight:
     base_s: float  # predicted without the online correction, for computing
     moving_s: float  # and for pages to and from the second tier
     calibrated_s: float  # both, of all stages together
-    alone: bool  # a suspect's: nothing else is in flight (core.suspects)
+    # nothing else is in flight, or will be before it is back: every stage may have all processors
+    alone: bool
+    suspect: bool  # it is a suspect's (core.suspects)
     launched_at: float
 
 
@@ -85,11 +87,12 @@ def batch_of(
     budget_s: float,
     closing: list[list[str]],
     store: PageStore,
+    alone: bool = False,
 ) -> tuple[Batch, list[Flown]]:
     """What has been packed, for the stages and for its return. `budget_s`: of it; `closing`,
-    `store`: see assemble."""
+    `store`, `alone`: see assemble."""
     picked = picks.decodes + picks.prefills
-    messages = assemble(batch_id, picked, closing, store)
+    messages = assemble(batch_id, picked, closing, store, alone)
     for group, message in enumerate(messages):
         if message is not None and store.tiered:
             loaded = sum([move.load for move in message.moves])
@@ -112,10 +115,15 @@ def batch_of(
 
 
 def assemble(
-    batch_id: int, picks: Sequence[Pick], closing: list[list[str]], store: PageStore
+    batch_id: int,
+    picks: Sequence[Pick],
+    closing: list[list[str]],
+    store: PageStore,
+    alone: bool = False,
 ) -> tuple[StepMessage | None, ...]:
     """The messages of a batch. `closing`: ids each group has still to be told to forget; `store`:
-    what each has still to save and to load. What is sent is removed."""
+    what each has still to save and to load; `alone`: no other batch is in the grid meanwhile. What
+    is sent is removed."""
     spans: list[list[Span]] = [[] for _ in closing]
     opened: list[list[Introduction]] = [[] for _ in closing]
     for pick in picks:
@@ -143,6 +151,7 @@ def assemble(
             opened=tuple(opened[group]),
             closed=tuple(closing[group]),
             moves=store.slots[group].send(),
+            alone=alone,
         )
         messages.append(message)
         closing[group] = []

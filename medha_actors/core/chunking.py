@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from medha_actors.config import SchedulerConfig
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.kv_plan import Grid, KvPlan
-from medha_actors.core.predictor import ExecutionModel, GroupLoad
+from medha_actors.core.predictor import ExecutionModel
 
 UNIT = 16  # chunks are multiples of this, unless they end a prefill
 # below two units, a batch's first chunk is one of this: late in a long context few
@@ -24,6 +26,10 @@ FINE = 4
 LONE_BUDGETS = 1.5
 SMALLEST_SHARE = 32  # a prompt is not cut below this many tokens to fill the pipeline
 SHARES = 10_000  # remembered, at most
+MOST_ALONE = 16  # chunks of a lone prompt that each have all processors
+# of the predicted time in the pipeline, what such a prompt may take at most: between its stages the
+# pipeline loses some 10% that no profile of a stage shows
+WORTH = 1.05
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 ONE_ROW = GroupLoad(rows=1, spans=1)
@@ -93,14 +99,31 @@ def pipeline_share(
     least_s = math.inf
     while least_s == math.inf or tokens >= count * SMALLEST_SHARE:
         share = min(cap, whole_units(-(-tokens // count)))
-        last = max(0, tokens - share)
-        all_s = -(-tokens // share) * chunk_s(share, last // 2)
-        through_s = all_s + (stages - 1) * chunk_s(share, last)
+        through_s = pipelined_s(tokens, share, stages, chunk_s)
         if through_s < least_s:
             best = share
             least_s = through_s
         count += max(1, count // 3)
     return best
+
+
+def pipelined_s(
+    tokens: int, share: int, stages: int, chunk_s: Callable[[int, int], float]
+) -> float:
+    """Until such a prompt is through, in chunks of `share`."""
+    last = max(0, tokens - share)
+    all_s = -(-tokens // share) * chunk_s(share, last // 2)
+    return all_s + (stages - 1) * chunk_s(share, last)
+
+
+class LoneCut(NamedTuple):
+    """How a prompt is cut that has the grid to itself. `alone`: each chunk is computed by all
+    processors in every stage, and the next one follows when it is back; `part`: of the time that
+    it would take otherwise."""
+
+    chunk: int
+    alone: bool = False
+    part: float = 1.0
 
 
 class PrefillTable:
@@ -130,6 +153,11 @@ class PrefillTable:
         self._groups = groups
         self._page_tokens = page_tokens
         self._clear()
+
+    @property
+    def lends(self) -> bool:
+        """Whether a batch that has the grid to itself is any quicker."""
+        return self._model.lends
 
     def worth(self, done: int, stored: int, total: int) -> int:
         """Up to where a prefill had better load from the second tier, which has [done, stored):
@@ -172,9 +200,37 @@ class PrefillTable:
             0.0, self._model.decode.scale * self._model.base(load) - self.batch_s()
         )
 
+    def lone_cut(self, total: int) -> LoneCut:
+        """Of a prefill of so many that has the grid to itself, if a batch may take that long:
+        whichever way it is through first."""
+        cut = self._cuts.get(total)
+        if cut is None:
+            if len(self._cuts) >= SHARES:
+                self._cuts.clear()
+            cut = self._cuts[total] = self._best_cut(total)
+        return cut
+
+    def _best_cut(self, total: int) -> LoneCut:
+        share = self.lone_chunk(total)
+        if not self.lends:
+            return LoneCut(share)
+        budget_s = self._budget_s * LONE_BUDGETS / self._scale
+        through_s = pipelined_s(total, min(share, total), self._stages, self._chunk_s)
+        for count in range(1, MOST_ALONE + 1):
+            chunk = min(self._max_chunk, whole_units(-(-total // count)))
+            last = max(0, total - chunk)
+            if self._chunk_s(chunk, last, alone=True) > budget_s:
+                continue
+            batches = self._stages * -(-total // chunk)
+            alone_s = batches * self._chunk_s(chunk, last // 2, alone=True)
+            if alone_s < WORTH * through_s:
+                return LoneCut(chunk, True, alone_s / through_s)
+            break
+        return LoneCut(share)
+
     def lone_chunk(self, total: int) -> int:
         """Tokens of a chunk of a prefill of so many that has the pipeline to itself, if a batch may
-        take that long."""
+        take that long and none has all processors."""
         share = self._shares.get(total)
         if share is None:
             if len(self._shares) >= SHARES:
@@ -202,6 +258,7 @@ class PrefillTable:
     def _clear(self) -> None:
         self._scale = self._model.prefill.scale
         self._shares: dict[int, int] = {}  # by total
+        self._cuts: dict[int, LoneCut] = {}
         # positions, cumulative seconds, chunk sizes
         self._ends = [0]
         self._costs = [0.0]
@@ -243,13 +300,14 @@ class PrefillTable:
         index = bisect_right(self._ends, total - 1)
         return self._chunks[min(index, len(self._chunks) - 1)]
 
-    def _chunk_s(self, rows: int, start: int) -> float:
+    def _chunk_s(self, rows: int, start: int, alone: bool = False) -> float:
         if rows <= 0:
             return 0.0
         before_last = (self._groups - 1) * self._cutoff
         piece = max(min(start, self._cutoff), start - before_last)
         touched = min(self._groups, start // self._cutoff + 1)
-        return self._model.base(GroupLoad().with_prefill(rows, piece, groups=touched))
+        load = GroupLoad(alone=alone).with_prefill(rows, piece, groups=touched)
+        return self._model.base(load)
 
 
 def table_of(

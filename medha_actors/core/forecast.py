@@ -62,6 +62,8 @@ def pipeline_of(
             flight.launched_at + stages * batch_s, done_at + batch_s if index else now
         )
         takes_at = max(now, flight.launched_at + batch_s)
+        if flight.alone:
+            takes_at = max(now, done_at)
         if index == len(flights) - limit:
             first_done_at = done_at
     if len(flights) >= limit:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.kv_plan import KvPlan
-from medha_actors.core.predictor import ExecutionModel, GroupLoad
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import Piece
 
 # The pieces that a span touches, each with the tokens cached in it (core.kv_plan.holders).
@@ -44,6 +47,14 @@ class BatchLoads:
                     pending = len(self._kv.store.slots[group].pending)
                     self.by_group[group] = load.with_moves(pending, 0)
 
+    def value_alone(self) -> None:
+        """No other batch will be in the grid meanwhile."""
+        for group, load in enumerate(self.by_group):
+            load = msgspec.structs.replace(load, alone=True)
+            self.by_group[group] = load
+            self.seconds[group] = self._model.base(load)
+            self._decode_s[group] = self._model.base(load.decodes())
+
     def with_chunk(
         self, touched: Touched, goal: int, start: int, tokens: int, extend: bool = False
     ) -> list[tuple[int, GroupLoad]]:
@@ -69,9 +80,16 @@ class BatchLoads:
         pushed = pages if self._pushing[group] else 0
         return [(group, load.with_moves(load.saved + pushed, load.loaded + pages))]
 
-    def corrected_s(self, loads: list[tuple[int, GroupLoad]]) -> float:
-        """Seconds that the slowest of these loads with prefill would take."""
-        return max([self._model.mixed(load) for _, load in loads])
+    def corrected_s(
+        self, loads: list[tuple[int, GroupLoad]], alone: bool = False
+    ) -> float:
+        """Seconds that the slowest of these loads with prefill would take; `alone`: with no other
+        batch in the grid."""
+        seconds = []
+        for _, load in loads:
+            whole = msgspec.structs.replace(load, alone=True) if alone else load
+            seconds.append(self._model.mixed(whole))
+        return max(seconds)
 
     def take(self, loads: list[tuple[int, GroupLoad]]) -> None:
         """These are the loads of their groups from now on."""

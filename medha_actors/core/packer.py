@@ -57,6 +57,7 @@ class Packer:
         self._slots = 0  # requests that may start
         self._headroom = [0] * grid.groups  # pages to leave in each group
         self._alone = False
+        self._idle = False
         self._full = False  # no request can be started: KV or slots have run out
         # not started for the sake of others' hits
         self._sparing: list[RequestState] = []
@@ -99,14 +100,15 @@ class Packer:
         slots: int,
         headroom: list[int],
         alone: bool,
+        idle: bool,
         returned_s: float = 0.0,
     ) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
 
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only; `returned_s`: predicted seconds until what is on its way is back. The first
-        prefill gets `min_chunk_tokens` even if they do not fit, so that
-        prefill always moves on. Half of the batches take longer than predicted; where others wait
+        request only; `idle`: nothing is on its way; `returned_s`: predicted seconds until what is on
+        its way is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so that prefill
+        always moves on. Half of the batches take longer than predicted; where others wait
         for their tokens, nine in ten are to keep to the budget.
         """
         self._allow(slots, headroom)
@@ -114,6 +116,7 @@ class Packer:
         if alone:
             limit_s = self.budget_s * LONE_BUDGETS
         self._alone = alone
+        self._idle = idle
         self._begun_s = self._placement.begun_s(queue)
         patience = PATIENCE
         offered = set[int]()
@@ -287,8 +290,9 @@ class Packer:
 
     def _chunk(self, state: RequestState, limit_s: float, only: bool) -> int:
         """Tokens of the next chunk within `limit_s`; 0: none fit."""
+        first = not self.picks.prefills
         return self._room.chunk(
-            state, limit_s, only=only, first=not self.picks.prefills
+            state, limit_s, only=only, first=first, alone=self._alone and self._idle
         )
 
     def _top_up(self, index: int, limit_s: float) -> None:

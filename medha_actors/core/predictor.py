@@ -23,8 +23,8 @@ from typing import Self
 
 import msgspec
 
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.regime import Regime
-from medha_actors.messages import StepMessage
 
 ERRORS = 512  # batches in the error statistics
 
@@ -53,100 +53,16 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     launch_span_s: float = 0.0
     replay_s: float = 0.0
     head_step_s: float = 0.0  # fixed, in steps that sample
+    # (rows, part of its time that a batch takes in which the stage has the cores of all stages), of
+    # decodes and of prefills, increasing; empty: it never has
+    alone_decode: tuple[tuple[int, float], ...] = ()
+    alone_prefill: tuple[tuple[int, float], ...] = ()
 
 
 class Profile(msgspec.Struct, frozen=True):
     """All stages, first to last. JSON-able."""
 
     stages: tuple[StageProfile, ...]
-
-
-class GroupLoad(msgspec.Struct, frozen=True):
-    """What one KV group has to do in one batch."""
-
-    rows: int = 0
-    prefill_rows: int = 0
-    spans: int = 0
-    pairs: float = 0.0
-    prefill_kv: int = 0
-    decode_kv: int = 0
-    exchanged: int = 0
-    sampled: int = 0
-    saved: int = 0  # pages
-    loaded: int = 0
-
-    def with_moves(self, saved: int, loaded: int) -> GroupLoad:
-        """The same with so many pages to and from the second tier."""
-        return msgspec.structs.replace(self, saved=saved, loaded=loaded)
-
-    def with_decode(
-        self, cached: int, writes: bool = True, groups: int = 1
-    ) -> GroupLoad:
-        """One more decode, over `cached` tokens of this group."""
-        return GroupLoad(
-            self.rows + 1,
-            self.prefill_rows,
-            self.spans + 1,
-            self.pairs,
-            self.prefill_kv,
-            self.decode_kv + cached,
-            self.exchanged + groups - 1,
-            self.sampled + writes,
-            self.saved,
-            self.loaded,
-        )
-
-    def with_prefill(
-        self,
-        rows: int,
-        cached: int,
-        writes: bool = True,
-        groups: int = 1,
-        sample: bool = False,
-        extend: bool = False,
-    ) -> GroupLoad:
-        """One more prefill span of `rows` over `cached` tokens of this group; `extend`: a longer
-        last span."""
-        return GroupLoad(
-            self.rows + rows,
-            self.prefill_rows + rows,
-            self.spans + (not extend),
-            self.pairs + rows * cached + (rows * rows / 2 if writes else 0),
-            self.prefill_kv + (0 if extend else cached),
-            self.decode_kv,
-            self.exchanged + rows * (groups - 1),
-            self.sampled + (sample and writes),
-            self.saved,
-            self.loaded,
-        )
-
-    def decodes(self) -> GroupLoad:
-        """The decodes alone."""
-        rows = self.rows - self.prefill_rows
-        return GroupLoad(
-            rows=rows,
-            spans=rows,
-            decode_kv=self.decode_kv,
-            sampled=min(rows, self.sampled),
-        )
-
-
-def load_of(message: StepMessage | None) -> GroupLoad:
-    """The load of a step message, as a profiler or a simulator sees it."""
-    load = GroupLoad()
-    for span in () if message is None else message.spans:
-        rows = span.stop - span.start
-        groups = max(1, len(span.groups))
-        if rows == 1 and (span.sample or not span.writes):
-            load = load.with_decode(span.piece_tokens, span.sample, groups)
-        else:
-            load = load.with_prefill(
-                rows, span.piece_tokens, span.writes, groups, span.sample
-            )
-    if message is not None and message.moves:
-        loaded = sum([move.load for move in message.moves])
-        load = load.with_moves(len(message.moves) - loaded, loaded)
-    return load
 
 
 class _Stage:
@@ -156,7 +72,7 @@ class _Stage:
         costs = [
             getattr(profile, name)
             for name in profile.__struct_fields__
-            if name != "rows"
+            if name not in ("rows", "alone_decode", "alone_prefill")
         ]
         if not profile.rows or min(costs) < 0:
             raise ValueError(
@@ -201,7 +117,18 @@ class _Stage:
             seconds += profile.head_step_s
         if load.exchanged:
             seconds += profile.exchange_step_s + profile.exchange_s * load.exchanged
-        return seconds
+        return seconds * self._alone_part(load) if load.alone else seconds
+
+    def _alone_part(self, load: GroupLoad) -> float:
+        """As of the most rows that were measured of those that are no more."""
+        profile = self.profile
+        parts = profile.alone_prefill if load.prefill_rows else profile.alone_decode
+        part = 1.0
+        for rows, measured in parts:
+            if rows > load.rows:
+                break
+            part = measured
+        return part
 
     def moving_s(self, load: GroupLoad) -> float:
         return self.profile.save_s * load.saved + self.profile.load_s * load.loaded
@@ -221,6 +148,10 @@ class ExecutionModel:
         self._counted = [
             (profile.stages.count(stage), by_profile[stage]) for stage in kinds
         ]
+        # whether a batch that has the grid to itself is any quicker
+        self.lends = any(
+            stage.alone_decode or stage.alone_prefill for stage in profile.stages
+        )
         self.prefill = Regime()
         self.decode = Regime()
         self.moves = Regime()

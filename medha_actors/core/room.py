@@ -21,12 +21,19 @@ class Room:
         self._table = table
 
     def chunk(
-        self, state: RequestState, limit_s: float, *, only: bool, first: bool
+        self,
+        state: RequestState,
+        limit_s: float,
+        *,
+        only: bool,
+        first: bool,
+        alone: bool = False,
     ) -> int:
         """Tokens of the next chunk; 0: none fit.
 
-        `only`: nobody else waits; `first`: the batch has no prefill yet, so this one gets
-        `min_chunk_tokens` even if they do not fit.
+        `only`: nobody else waits; `alone`: there is nobody else, and nothing is on its way;
+        `first`: the batch has no prefill yet, so this one gets `min_chunk_tokens` even if they do
+        not fit.
         """
         config = self._config
         start = state.dispatched
@@ -39,11 +46,13 @@ class Room:
             used = self._loads.prefill_rows(touched)
             return max(0, min(cap, config.fixed_chunk_tokens - used))
         if only:
-            cap = min(cap, self._table.lone_chunk(state.goal))
+            cut = self._table.lone_cut(state.goal)
+            cap = min(cap, cut.chunk)
+            alone = alone and cut.alone
 
         def fits(tokens: int) -> bool:
             loads = self._loads.with_chunk(touched, state.goal, start, tokens)
-            return self._loads.corrected_s(loads) <= limit_s
+            return self._loads.corrected_s(loads, alone) <= limit_s
 
         tokens = largest_chunk(cap, fits, fine=first)  # no crumbs beside others
         if first and not tokens:

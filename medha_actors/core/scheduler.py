@@ -16,6 +16,7 @@ from functools import partial
 
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
+from medha_actors.core.alone import goes_alone
 from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, batch_of
 from medha_actors.core.batch import Batch
@@ -198,7 +199,7 @@ class Scheduler:
             if self._flights:
                 return None  # it runs alone, as soon as these are back
             if self._add_suspect(packer, suspect, now):
-                return self._dispatch(packer, now, alone=True)
+                return self._dispatch(packer, now, alone=True, suspect=True)
         if live.queue.order.preemptive:
             self._add_decodes(packer, now)
         if len(live.queue):
@@ -207,12 +208,16 @@ class Scheduler:
                 slots=self._slots(),
                 headroom=live.running(),
                 alone=len(live.by_id) == 1,
+                idle=not self._flights,
                 returned_s=self._returned_s(),
             )
         if not live.queue.order.preemptive:
             self._add_decodes(packer, now)
         if packer.picks.decodes or packer.picks.prefills:
-            return self._dispatch(packer, now)
+            alone = not self._flights and goes_alone(
+                packer.picks, len(live.by_id), self.table
+            )
+            return self._dispatch(packer, now, alone)
         self._announcing.nothing_to_do()
         return None
 
@@ -292,19 +297,28 @@ class Scheduler:
         most_s = DECODES_BESIDE * packer.budget_s
         packer.add_decodes(self.live.choose_decodes(groups, spared, now, most_s))
 
-    def _dispatch(self, packer: Packer, now: float, alone: bool = False) -> Batch:
+    def _dispatch(
+        self, packer: Packer, now: float, alone: bool, suspect: bool = False
+    ) -> Batch:
         live = self.live
         picks = packer.picks
         for state, stop, _ in picks.prefills:
             live.kv.take(state, stop)
+        if alone:
+            picks.loads.value_alone()
         batch, flown = batch_of(
-            next(self._batch_ids), picks, packer.budget_s, live.closing, live.kv.store
+            next(self._batch_ids),
+            picks,
+            packer.budget_s,
+            live.closing,
+            live.kv.store,
+            alone,
         )
         base_s = picks.loads.base_s()
         moving_s = picks.loads.moving_s()
         calibrated_s = picks.loads.calibrated_s()
         self._flights.append(
-            Flight(batch, flown, base_s, moving_s, calibrated_s, alone, now)
+            Flight(batch, flown, base_s, moving_s, calibrated_s, alone, suspect, now)
         )
         prefilling = [pick.state for pick in picks.prefills]
         load_s = self._announcing.dispatching(picks, now)

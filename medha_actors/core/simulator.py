@@ -17,8 +17,9 @@ from operator import mul
 
 from medha_actors.config import MedhaConfig
 from medha_actors.core.batch import Batch
+from medha_actors.core.group_load import GroupLoad, load_of
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, load_of
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.messages import (
     Accepted,

@@ -37,7 +37,7 @@ class Suspects:
                 state = flown.state
                 if state.id not in aboard or flown.epoch != state.epoch:
                     continue
-                if flight.alone:
+                if flight.suspect:
                     convicted.append(state)
                 else:
                     state.endanger(state.computed, state.dispatched)

@@ -15,8 +15,8 @@ from itertools import islice
 
 import msgspec
 
+from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.page_keys import PageKey
-from medha_actors.core.predictor import GroupLoad
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.fleet.notices import Notice, Points, pack_names
 

@@ -36,15 +36,19 @@ def build_decoder(
     attention: str,
     ranks: Sequence[ModelSpec],
     embedding: Embedding | None = None,
+    threads: tuple[int, Sequence[int]] = (1, ()),
 ) -> Decoder:
     """The decoder for layers [i, j); the choice is logged. `ranks`: the model as each rank sees it,
-    for all must choose the same; `embedding`: the first stage's, for a decoder that embeds."""
+    for all must choose the same; `embedding`: the first stage's, for a decoder that embeds;
+    `threads`: see kernels.Threads."""
     if attention == "auto" and loader.device.type == "cpu":
-        from medha_actors.model.kernels import KernelDecoder, suits
+        from medha_actors.model.kernels import KernelDecoder, Threads, suits
 
         if all(suits(spec, loader.dtype, page_tokens) for spec in ranks):
             _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)
-            return KernelDecoder(loader, layers, head, pages, page_tokens)
+            return KernelDecoder(
+                loader, layers, head, pages, page_tokens, Threads(*threads)
+            )
     chosen = choose_attention(attention, loader.device, loader.dtype, page_tokens)
     _log.info(
         "layers %d to %d on %s in %s, attention: %s",

@@ -88,7 +88,9 @@ class Stage:
         threads: int = 1,
         attention: str = "auto",
         ranks: tuple[int, int] = (0, 1),
+        borrowed: Sequence[int] = (),
     ) -> None:
+        """`borrowed`: cores of others, for steps that have the pipeline to themselves (CPU)."""
         self.spec = spec
         self.shares = shares_of(spec, ranks[1])
         self.rank = ranks[0]
@@ -96,6 +98,7 @@ class Stage:
         self.pages = pages
         self.page_tokens = page_tokens
         self.device = torch.device(device)
+        self.borrows = len(borrowed) > 0
         self.is_first = stages[0] == 0
         self.is_last = stages[0] == stages[1] - 1
         if self.device.type == "cpu":
@@ -112,6 +115,7 @@ class Stage:
                 attention,
                 [share.spec(spec) for share in self.shares],
                 embedding,
+                (threads, borrowed),
             )
         self.embedding = None if self.decoder.embeds else embedding
         matchers = Matchers(
@@ -163,7 +167,7 @@ class Stage:
             if hidden is None
             else self._whole(hidden, team)
         )
-        plan = plan_step(spans, self.tables, self.page_tokens)
+        plan = plan_step(spans, self.tables, self.page_tokens, message.alone)
         x = self.decoder(x, plan, exchange, team)
         if not self.is_last:
             handed = x[rows_of(len(x), self.rank, team.ranks)]
@@ -272,6 +276,8 @@ class Stage:
         self.decoder.prepare()
         for rows in (64, 16, 1):
             self._try(1, rows, None, team)
+            if self.borrows:
+                self._try(1, rows, None, team, alone=True)
 
     @torch.inference_mode()
     def rehearse(self, rows: int, requests: int, team: Team = ALONE) -> None:
@@ -283,7 +289,12 @@ class Stage:
         )
 
     def _try(
-        self, requests: int, rows: int, sampling: SamplingParams | None, team: Team
+        self,
+        requests: int,
+        rows: int,
+        sampling: SamplingParams | None,
+        team: Team,
+        alone: bool = False,
     ) -> None:
         """A step of so many requests with so many rows each, or as many as there are pages for."""
         pages = -(-rows // self.page_tokens)
@@ -303,7 +314,7 @@ class Stage:
         )
         count = requests * rows
         hidden = torch.zeros(count, self.spec.hidden, dtype=self.decoder.dtype)
-        message = StepMessage(0, tuple(spans), opened)
+        message = StepMessage(0, tuple(spans), opened, alone=alone)
         self.step(message, None if self.is_first else hidden, None, team)
         if self.is_last and not sample:
             self.decoder.logits(hidden[-_LOGITS_TRIED:].to(self.device))

@@ -62,10 +62,14 @@ class StepPlan:
     spans: tuple[SpanRows, ...]
     runs: tuple[GroupRows, ...]  # all rows
     shared: tuple[GroupRows, ...]  # the runs of several groups, merged in every layer
+    alone: bool = False  # nothing else computes meanwhile
 
 
 def plan_step(
-    spans: Sequence[Span], tables: Mapping[str, array[int]], page_tokens: int
+    spans: Sequence[Span],
+    tables: Mapping[str, array[int]],
+    page_tokens: int,
+    alone: bool = False,
 ) -> StepPlan:
     """The plan for a message's spans; `tables`: the page numbers of each request, those for the
     spans' own keys included."""
@@ -98,7 +102,7 @@ def plan_step(
         first = stop
     runs = _runs(planned)
     shared = tuple([run for run in runs if run.groups])
-    return StepPlan(count, positions, slots, tuple(planned), runs, shared)
+    return StepPlan(count, positions, slots, tuple(planned), runs, shared, alone)
 
 
 def _slots(

@@ -7,7 +7,8 @@ import pytest
 from medha_actors.actors.calibration import cases, fit, step
 from medha_actors.actors.exchange_cost import fit_exchange
 from medha_actors.actors.local import generate, greedy, prompt_of
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, Profile, StageProfile
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 
 
 def arguments(spp, kvp, cutoff=None, longest=None, page=64):

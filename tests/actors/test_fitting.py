@@ -27,13 +27,8 @@ from medha_actors.actors.probes import (
     probes,
 )
 from medha_actors.actors.probing import fitted
-from medha_actors.core.predictor import (
-    ExecutionModel,
-    GroupLoad,
-    Profile,
-    StageProfile,
-    load_of,
-)
+from medha_actors.core.group_load import GroupLoad, load_of
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 
 LARGE = Limits(
     batch_tokens=4096, requests=64, positions=131_072, pages=6000, page_tokens=64

@@ -16,7 +16,8 @@ from medha_actors.actors.cluster import Cluster
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.plans import Identity, Kept, Place, StagePlan, shape_of
 from medha_actors.config import load
-from medha_actors.core.predictor import ExecutionModel, GroupLoad, load_of
+from medha_actors.core.group_load import GroupLoad, load_of
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.errors import ConfigError
 from medha_actors.messages import StepMessage
 from medha_actors.model.spec import load_spec

@@ -3,7 +3,7 @@
 import itertools
 
 from medha_actors.core.chunking import LONE_BUDGETS
-from medha_actors.core.predictor import load_of
+from medha_actors.core.group_load import load_of
 from medha_actors.messages import unpack_tokens
 
 
@@ -101,7 +101,12 @@ def check_rows(batch):
 
 
 def check_alone(world, batch):
-    """What was in flight when the pipeline died is a span of its own, and alone in flight."""
+    """A batch that has the grid to itself is alone in flight. What was in flight when the pipeline
+    died is a span of its own, and alone too."""
+    flying = [*world.flights, batch]
+    if any(message.alone for one in flying for message in messages_of(one)):
+        assert len(flying) == 1
+        assert all(message.alone for message in messages_of(batch))
     for span in spans_in([*world.flights, batch]):
         state = world.scheduler.live.by_id.get(span.request_id)
         if state is None or max(span.start, state.danger.start) >= min(

@@ -2,6 +2,8 @@
 
 from zlib import crc32
 
+import msgspec
+
 from medha_actors.config import (
     KvCacheConfig,
     MedhaConfig,
@@ -9,7 +11,7 @@ from medha_actors.config import (
     SchedulerConfig,
 )
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel
+from medha_actors.core.predictor import ExecutionModel, Profile
 from medha_actors.grid_config import ParallelConfig
 from medha_actors.messages import (
     Objectives,
@@ -33,9 +35,23 @@ def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096, s
     )
 
 
-def model_of(stages=1, page_s=0.0):
-    return ExecutionModel.analytic(
+def model_of(stages=1, page_s=0.0, lends=False):
+    """`lends`: batches that have the grid to themselves are quicker."""
+    model = ExecutionModel.analytic(
         stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6, page_s=page_s
+    )
+    if not lends:
+        return model
+    parts = {"alone_decode": ((1, 0.5), (4, 0.7)), "alone_prefill": ((8, 0.6),)}
+    return ExecutionModel(
+        Profile(
+            tuple(
+                [
+                    msgspec.structs.replace(stage, **parts)
+                    for stage in model.profile.stages
+                ]
+            )
+        )
     )
 
 

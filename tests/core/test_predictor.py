@@ -5,13 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.predictor import (
-    ExecutionModel,
-    GroupLoad,
-    Profile,
-    StageProfile,
-    load_of,
-)
+from medha_actors.core.group_load import GroupLoad, load_of
+from medha_actors.core.predictor import ExecutionModel, Profile, StageProfile
 from medha_actors.messages import Span, StepMessage
 
 costs = st.floats(0, 1e-3)

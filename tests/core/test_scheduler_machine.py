@@ -36,6 +36,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         dies=st.sampled_from(DEATHS),
         slots=st.sampled_from([0, 0, 1, 2, 5, 60]),
         page_s=st.sampled_from([0.0, 1e-3, 3e-3, 1.0]),
+        lends=st.booleans(),
     )
     def start(
         self,
@@ -52,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         dies,
         slots,
         page_s,
+        lends,
     ):
         config = config_of(
             policy,
@@ -64,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_cache=prefix_cache,
         )
         grid = grid_of(stages, groups, pages, cutoff, length=120, slots=slots)
-        self.world = World(config, grid, model_of(stages, page_s))
+        self.world = World(config, grid, model_of(stages, page_s, lends))
         self.world.dies = dies
         self.count = 0
         self.killed = False  # by something else than a poisonous request

@@ -6,10 +6,11 @@ from core_batches import spans_in
 from core_inputs import config_of, grid_of, model_of, request_of
 from core_world import world_of
 
+from medha_actors.core.group_load import load_of
 from medha_actors.core.kv_plan import LOADED
 from medha_actors.core.page_news import News
 from medha_actors.core.page_slots import GroupSlots
-from medha_actors.core.predictor import ExecutionModel, load_of
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.simulator import Simulation
 
 FAST_S = 1e-4  # a page of 4 tokens, which take 4e-3 s to compute

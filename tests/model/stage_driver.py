@@ -3,6 +3,7 @@ ranks in lock-step."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from operator import itemgetter
@@ -124,7 +125,10 @@ class Driver:
         device="cpu",
         ranks=1,
         team="board",
+        helpers=0,
     ):
+        """`helpers`: threads that share each step with the caller's; all steps have the grid to
+        themselves."""
         self.config = config or ModelLoadingConfig()
         self.spec = load_spec(self.config)
         page_tokens = page_tokens or PAGE_TOKENS[attention]
@@ -132,6 +136,9 @@ class Driver:
         self.cutoffs = cutoffs
         own = (pages, page_tokens, device, dtype, 1, attention)
         layers = split_layers(self.spec, stages)
+        cores = sorted(os.sched_getaffinity(0))
+        borrowed = [cores[-1 - number % len(cores)] for number in range(helpers)]
+        self.alone = helpers > 0
         # (group, rank) -> its stages, and its side of each stage's team
         self.lines: dict[tuple[int, int], list[tuple[Stage, Team]]] = {}
         for group in range(groups):
@@ -139,7 +146,9 @@ class Driver:
                 teams = teams_of(ranks, self.spec.hidden, team)
                 for rank in range(ranks):
                     place = (layers[index], (index, stages), group)
-                    stage = Stage(self.spec, self.config, *place, *own, (rank, ranks))
+                    stage = Stage(
+                        self.spec, self.config, *place, *own, (rank, ranks), borrowed
+                    )
                     self.lines.setdefault((group, rank), []).append(
                         (stage, teams[rank])
                     )
@@ -184,7 +193,13 @@ class Driver:
         for request_id, count in work:
             self._span(self.requests[request_id], count, spans, opened)
         messages = [
-            StepMessage(self.batches, tuple(mine), tuple(new), tuple(self.closed))
+            StepMessage(
+                self.batches,
+                tuple(mine),
+                tuple(new),
+                tuple(self.closed),
+                alone=self.alone,
+            )
             for mine, new in zip(spans, opened, strict=True)
         ]
         self.batches += 1

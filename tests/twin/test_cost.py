@@ -14,7 +14,8 @@ from loadgen.twin.cost import (
 )
 from loadgen.twin.hardware import HARDWARE, hardware_of
 from loadgen.twin.models import MODELS, model_of
-from medha_actors.core.predictor import ExecutionModel, GroupLoad
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.predictor import ExecutionModel
 from medha_actors.model_spec import split_layers
 
 LLAMA = model_of("llama-3-8b")

@@ -19,7 +19,8 @@ from loadgen.twin.elastic.engine import play_elastic
 from loadgen.twin.elastic.fleet import place
 from loadgen.twin.hardware import Hardware, hardware_of
 from loadgen.twin.models import model_of
-from medha_actors.core.predictor import ExecutionModel, GroupLoad
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.predictor import ExecutionModel
 
 MODEL = msgspec.structs.replace(model_of("smollm2-135m"), vocabulary=1)
 TOKEN_S = 1e-3

@@ -10,7 +10,7 @@ from loadgen.errors import LoadgenError
 from loadgen.twin.options import DeploymentOptions, read_profile
 from loadgen.twin.options import deployment_of as chosen
 from loadgen.twin.replay import idle_points, play
-from medha_actors.core.predictor import load_of
+from medha_actors.core.group_load import load_of
 
 ONE_AT_A_TIME = {"max_chunk_tokens": 100, "max_batch_tokens": 100}
 

@@ -1,5 +1,5 @@
-"""Counters in shared memory: a writer raises one after it has filled a buffer, a reader waits for
-it."""
+"""Counters in memory that processes or threads share: a writer raises one after it has filled a
+buffer, a reader waits for it."""
 
 # ruff: noqa: ANN001, ANN201, ANN202  (compiled functions take integers and arrays)
 from __future__ import annotations
@@ -37,6 +37,18 @@ def store(typing, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def add(typing, address, value):
+    """Add to the counter at an address, between what is before and what is after; returns what it
+    was."""
+
+    def emit(context, builder, signature, args):
+        place = builder.inttoptr(args[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", place, args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), emit
 
 
 @compiled

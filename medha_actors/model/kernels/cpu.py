@@ -23,9 +23,11 @@ from medha_actors.model.kernels.attention_tile import TILE
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.layouts import LANES
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
-from medha_actors.model.kernels.products import PARTS, ROWS
+from medha_actors.model.kernels.products import FIELDS, PARTS, ROWS
 from medha_actors.model.kernels.shared_layers import after_shared, layers_shared
 from medha_actors.model.kernels.shared_team import SPINS, SharedTeam
+from medha_actors.model.kernels.threads import ALONE, Threads
+from medha_actors.model.kernels.together import Together
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.step_plan import StepPlan
 from medha_actors.model.team import Team
@@ -99,6 +101,7 @@ class CpuLayers:
         pages: int,
         page_tokens: int,
         bfloat: bool,
+        threads: Threads = ALONE,
     ) -> None:
         self.shape = shape
         self.weights = _together(weights)
@@ -113,23 +116,29 @@ class CpuLayers:
         for layer in self.weights:
             linears.append([_table(stack) for stack in layer[:4]])
             vectors.append([_address(vector) for vector in layer[4:12]])
-        self.linears = np.array(linears, np.int64).reshape(-1, 4, PARTS, 5)
+        self.linears = np.array(linears, np.int64).reshape(-1, 4, PARTS, FIELDS)
         self.vectors = np.array(vectors, np.int64).reshape(-1, 8)
         self.routing = _Routing(shape, self.weights)
-        self._allocate(bfloat, layer_bytes)
+        self._allocate(bfloat, layer_bytes, threads)
 
-    def _allocate(self, bfloat: bool, layer_bytes: int) -> None:
+    def _allocate(self, bfloat: bool, layer_bytes: int, threads: Threads) -> None:
         s = self.shape
         shared = s.experts.shared if s.experts else 0
         widest = max(s.hidden, s.intermediate, shared, s.heads * s.head_dim)
         qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
         out = max(2 * s.intermediate, 2 * shared, qkv, s.hidden)
+        count = threads.count
+        widths = (widest, widest, widest // 8, out)
         self.buffers = [
-            aligned(ROWS * n, np.float32) for n in (widest, widest, widest // 8, out)
+            [aligned(ROWS * floats, np.float32) for floats in widths]
+            for _ in range(count)
         ]
         share = s.heads // s.kv_heads
-        self.scratch = scratch_of(BLOCK_TOKENS * share, s.head_dim)
-        self.model = np.zeros(1, code.MODEL)
+        self.scratch = [
+            scratch_of(BLOCK_TOKENS * share, s.head_dim) for _ in range(count)
+        ]
+        self.models = np.zeros(count, code.MODEL)
+        self.model = self.models[:1]
         numbers = (
             s.hidden,
             s.intermediate,
@@ -142,15 +151,11 @@ class CpuLayers:
             int(bfloat),
         )
         addresses = (self.keys.ctypes.data, self.values.ctypes.data, layer_bytes)
-        scratch = tuple(buffer.ctypes.data for buffer in self.buffers)
-        self.model[0] = (
-            *numbers,
-            *addresses,
-            *scratch,
-            s.eps,
-            math.log2(math.e) / math.sqrt(s.head_dim),
-            1.0,
-        )
+        constants = (s.eps, math.log2(math.e) / math.sqrt(s.head_dim), 1.0)
+        for number, buffers in enumerate(self.buffers):
+            scratch = tuple([buffer.ctypes.data for buffer in buffers])
+            self.models[number] = (*numbers, *addresses, *scratch, *constants)
+        self.together = Together(threads, self.models, self.scratch, out)
 
     def step(
         self,
@@ -159,8 +164,9 @@ class CpuLayers:
         plan: StepPlan,
         exchange: Exchange | None,
         team: Team,
+        threads: int = 1,
     ) -> None:
-        """Run all layers on x, float32 [rows, hidden], in place.
+        """Run all layers on x, float32 [rows, hidden], in place, by so many threads.
 
         turns: cos and sin, each float32 [rows, head_dim / 2]. The exchange is used in every layer
         of a step with rows that several groups share, and in no other.
@@ -184,9 +190,12 @@ class CpuLayers:
             turns[1].data_ptr(),
         )
         made = (self.model, self.linears, self.vectors, self.routing.of_step(rows))
-        attention = (table, pages, self.scratch, out, lse)
+        attention = (table, pages, self.scratch[0], out, lse)
         if not plan.shared and team.ranks == 1:
-            code.layers(*made, step, plan.slots, *attention)
+            if threads == 1:
+                code.layers(*made, step, plan.slots, *attention)
+            else:
+                self.together.layers(made, step, plan.slots, attention, threads)
             return
         if not plan.shared and isinstance(team, SharedTeam):
             rest = (x.numpy(), *_meetings(team), SPINS)
@@ -220,17 +229,14 @@ class CpuLayers:
                 summand(*made, layer, step, 0, len(x), part.data_ptr(), 0)
                 x += team.total(part)
 
-    def logits(self, x: Tensor, norm: Tensor, head: Stack) -> Tensor:
+    def logits(self, x: Tensor, norm: Tensor, head: Stack, threads: int = 1) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
         out = torch.empty(len(x), sum(matrix.outputs for matrix in head))
-        code.head(
-            self.model,
-            _table(head),
-            norm.data_ptr(),
-            len(x),
-            x.data_ptr(),
-            out.data_ptr(),
-        )
+        made = (_table(head), norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
+        if threads == 1:
+            code.head(self.model, *made)
+        else:
+            self.together.head(made, threads)
         return out
 
 
@@ -251,11 +257,13 @@ class _Routing:
             self.taken = experts.used + shared
             self.rated = _padded(experts.count + shared)
         self.routers = np.array([_table(layer.router) for layer in layers], np.int64)
-        self.routers = self.routers.reshape(-1, PARTS, 5)
+        self.routers = self.routers.reshape(-1, PARTS, FIELDS)
         mlps = itertools.chain.from_iterable([layer.mlps for layer in layers])
         stacks = [_table(stack) for stack in itertools.chain.from_iterable(mlps)]
         count = self.counts[0] + self.counts[3]
-        self.table = np.array(stacks, np.int64).reshape(len(layers), count, 2, PARTS, 5)
+        self.table = np.array(stacks, np.int64).reshape(
+            len(layers), count, 2, PARTS, FIELDS
+        )
 
     def of_step(self, rows: int) -> tuple[np.ndarray, ...]:
         """See layers.feed()."""
@@ -295,7 +303,7 @@ def _tables(plan: StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
 
 def _table(stack: Stack) -> NDArray[np.int64]:
     """A stack's rows for the table that the kernels read."""
-    rows = np.zeros((PARTS, 5), np.int64)
+    rows = np.zeros((PARTS, FIELDS), np.int64)
     for place, matrix in enumerate(stack):
         rows[place] = matrix.row()
     return rows

@@ -31,6 +31,7 @@ from medha_actors.model.kernels.ir import fingerprint
 from medha_actors.model.kernels.layouts import LANES, Activations
 from medha_actors.model.kernels.matrix_tiles import PERMITTED
 from medha_actors.model.kernels.pack import Packed, Stack, pack_blocks, pack_dense
+from medha_actors.model.kernels.threads import ALONE, Threads
 from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
@@ -68,8 +69,11 @@ class KernelDecoder:
         head: bool,
         pages: int,
         page_tokens: int,
+        threads: Threads = ALONE,
     ) -> None:
         spec = loader.spec
+        self.threads = threads
+        self._at_work = threads.own  # in the step under way
         self.loader = loader
         self.pages = pages
         self.exact = loader.dtype == torch.float32
@@ -83,7 +87,9 @@ class KernelDecoder:
             spec.experts,
         )
         weights = [self._layer(number) for number in range(*layers)]
-        self.layers = CpuLayers(shape, weights, pages, page_tokens, not self.exact)
+        self.layers = CpuLayers(
+            shape, weights, pages, page_tokens, not self.exact, threads
+        )
         self.rotary = Rotary(
             spec.rope, spec.head_dim, spec.max_positions, loader.device
         )
@@ -111,7 +117,8 @@ class KernelDecoder:
         cos, sin = self.rotary(torch.from_numpy(plan.positions), torch.float32)
         shape = (plan.rows, -1)
         turns = (cos.view(shape).contiguous(), sin.view(shape).contiguous())
-        self.layers.step(x, turns, plan, exchange, team)
+        self._at_work = self.threads.count if plan.alone else self.threads.own
+        self.layers.step(x, turns, plan, exchange, team, self._at_work)
         return x
 
     def prepare(self) -> None:
@@ -120,7 +127,7 @@ class KernelDecoder:
     def logits(self, x: Tensor) -> Tensor:
         assert self.norm is not None, "only the last stage has a head"
         assert self.head is not None
-        return self.layers.logits(x.contiguous(), self.norm, self.head)
+        return self.layers.logits(x.contiguous(), self.norm, self.head, self._at_work)
 
     def clear(self, pages: Sequence[int]) -> None:
         for cells in self.cells():

@@ -78,19 +78,27 @@ STEP = np.dtype([(name, np.int64) for name in ("rows", "x", "q", "out", "cos", "
 
 
 @compiled
-def _add_bias(bias, rows, count, x):
+def add_bias(bias, rows, count, x):
     if bias:
         for r in range(rows):
             plus(x + r * count * 4, bias, count)
 
 
 @compiled
-def _turn(model, vectors, step, row, first, heads, constants):
-    """Normalise (if the model does) and rotate the `heads` of one row of queries and keys."""
+def norm_rows(rows, x, gain, count, constants, out):
+    """The norm of contiguous rows of `count` values each; x and out are addresses."""
+    for r in range(rows):
+        norm(x + r * count * 4, gain, count, constants, out + r * count * 4)
+
+
+@compiled
+def _turn(model, vectors, step, row, first, start, stop, constants):
+    """Normalise (if the model does) and rotate the heads [start, stop) of one row of queries and
+    keys."""
     half = model.head_dim // 2
     cos = step.cos + row * half * 4
     sin = step.sin + row * half * 4
-    for head in range(heads):
+    for head in range(start, stop):
         place = first + head * model.head_dim * 4
         gain = vectors[Q_NORM] if head < model.heads else vectors[K_NORM]
         if gain:
@@ -99,107 +107,135 @@ def _turn(model, vectors, step, row, first, heads, constants):
 
 
 @compiled
-def _store(model, layer, step, row, first, slot, constants):
-    """Put one row's queries where attention reads them, and its keys and values into `slot` (-1:
-    nowhere)."""
+def _store(model, layer, step, row, first, head, slot, constants):
+    """Put the queries of one row that share a key head where attention reads them, and its keys and
+    values of that head into `slot` (-1: nowhere)."""
     dims = model.head_dim
     share = model.heads // model.kv_heads
     size = 2 if model.bfloat else 4
-    for head in range(model.kv_heads):
-        place = step.q + ((head * step.rows + row) * share) * dims * size
-        source = first + head * share * dims * 4
-        if model.bfloat:
-            to_bfloat(source, share * dims, constants + 4, place)
-        else:
-            scaled(source, share * dims, constants + 4, place)
-        if slot < 0:
-            continue
-        page = slot // model.page_tokens
-        offset = slot % model.page_tokens
-        tile = layer * model.layer_bytes
-        tile += (
-            ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE)
-            * dims
-            * size
+    place = step.q + ((head * step.rows + row) * share) * dims * size
+    source = first + head * share * dims * 4
+    if model.bfloat:
+        to_bfloat(source, share * dims, constants + 4, place)
+    else:
+        scaled(source, share * dims, constants + 4, place)
+    if slot < 0:
+        return
+    page = slot // model.page_tokens
+    offset = slot % model.page_tokens
+    tile = layer * model.layer_bytes
+    tile += (
+        ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE)
+        * dims
+        * size
+    )
+    token = offset % TILE
+    key = first + (model.heads + head) * dims * 4
+    value = key + model.kv_heads * dims * 4
+    put_key(key, dims, TILE * 4, model.bfloat, model.keys + tile + token * 4)
+    if model.bfloat:
+        put_value(
+            value,
+            dims,
+            1,
+            model.values + tile + (token // 2 * dims * 2 + token % 2) * 2,
         )
-        token = offset % TILE
-        key = first + (model.heads + head) * dims * 4
-        value = key + model.kv_heads * dims * 4
-        put_key(key, dims, TILE * 4, model.bfloat, model.keys + tile + token * 4)
-        if model.bfloat:
-            put_value(
-                value,
-                dims,
-                1,
-                model.values + tile + (token // 2 * dims * 2 + token % 2) * 2,
-            )
-        else:
-            put_value(value, dims, 0, model.values + tile + token * dims * 4)
+    else:
+        put_value(value, dims, 0, model.values + tile + token * dims * 4)
+
+
+@compiled
+def turn_head(model, vectors, layer, step, row, first, head, slot, constants):
+    """What lies between the projections and the attention of one key head of a row, whose queries,
+    keys and values lie at `first`: norms, RoPE, and where they are read."""
+    share = model.heads // model.kv_heads
+    key = model.heads + head
+    v = vectors[layer]
+    _turn(model, v, step, row, first, head * share, (head + 1) * share, constants)
+    _turn(model, v, step, row, first, key, key + 1, constants)
+    _store(model, layer, step, row, first, head, slot, constants)
+
+
+@compiled
+def before_rows(model, linears, vectors, layer, step, slots, first, last):
+    """See before(); of the rows [first, last)."""
+    constants = address(model) + MODEL_EPS
+    m = model[0]
+    s = step[0]
+    v = vectors[layer]
+    outputs = (m.heads + 2 * m.kv_heads) * m.head_dim
+    for start in range(first, last, ROWS):
+        count = min(ROWS, last - start)
+        source = s.x + start * m.hidden * 4
+        norm_rows(count, source, v[ATTENTION_NORM], m.hidden, constants, m.plain)
+        apply(m, linears[layer, QKV], count, m.plain, m.wide, 0, constants)
+        add_bias(v[QKV_BIAS], count, outputs, m.wide)
+        for r in range(count):
+            place = m.wide + r * outputs * 4
+            row = start + r
+            for head in range(m.kv_heads):
+                turn_head(m, vectors, layer, s, row, place, head, slots[row], constants)
 
 
 @compiled
 def before(model, linears, vectors, layer, step, slots):
     """Norm, query, key and value projections, RoPE, and the writing of keys and values; slots int64
     [rows]."""
-    constants = address(model) + MODEL_EPS
-    m = model[0]
-    s = step[0]
-    v = vectors[layer]
-    outputs = (m.heads + 2 * m.kv_heads) * m.head_dim
-    for start in range(0, s.rows, ROWS):
-        count = min(ROWS, s.rows - start)
-        for r in range(count):
-            source = s.x + (start + r) * m.hidden * 4
-            norm(
-                source,
-                v[ATTENTION_NORM],
-                m.hidden,
-                constants,
-                m.plain + r * m.hidden * 4,
-            )
-        apply(m, linears[layer, QKV], count, m.plain, m.wide, 0, constants)
-        _add_bias(v[QKV_BIAS], count, outputs, m.wide)
-        for r in range(count):
-            first = m.wide + r * outputs * 4
-            _turn(m, v, s, start + r, first, m.heads + m.kv_heads, constants)
-            _store(m, layer, s, start + r, first, slots[start + r], constants)
+    before_rows(model, linears, vectors, layer, step, slots, 0, step[0].rows)
 
 
 @compiled
-def between(model, layer, step, spans, pages, scratch, out, lse):
-    """Attention of all spans: out float32 [rows, heads, head_dim], lse float32 [rows, heads]."""
+def attend_part(model, layer, step, span, part, head, most, pages, scratch, out, lse):
+    """Attention of at most `most` rows of a span, from its row `part` on, for one key head; out and
+    lse as in between()."""
     m = model[0]
     s = step[0]
     share = m.heads // m.kv_heads
     dims = m.head_dim
     size = 2 if m.bfloat else 4
-    page_bytes = m.kv_heads * m.page_tokens * dims * size
+    count = min(most, span[COUNT] - part)
+    row = span[FIRST] + part
+    skip = layer * m.layer_bytes + head * m.page_tokens * dims * size
+    rows = slice(row, row + count)
+    heads = slice(head * share, head * share + share)
+    attend(
+        m.tile_code,
+        s.q + (head * s.rows + row) * share * dims * size,
+        count,
+        share,
+        dims,
+        m.bfloat,
+        m.keys + skip,
+        m.values + skip,
+        m.kv_heads * m.page_tokens * dims * size,
+        m.page_tokens // TILE,
+        pages[span[TABLE] :],
+        span[CACHED] + part * span[WRITES],
+        span[WRITES],
+        scratch,
+        out[rows, heads],
+        lse[rows, heads],
+    )
+
+
+@compiled
+def between(model, layer, step, spans, pages, scratch, out, lse):
+    """Attention of all spans: out float32 [rows, heads, head_dim], lse float32 [rows, heads]."""
     for span in spans:
         for part in range(0, span[COUNT], BLOCK_TOKENS):
-            count = min(BLOCK_TOKENS, span[COUNT] - part)
-            row = span[FIRST] + part
-            cached = span[CACHED] + part * span[WRITES]
-            for head in range(m.kv_heads):
-                skip = layer * m.layer_bytes + head * m.page_tokens * dims * size
-                rows = slice(row, row + count)
-                heads = slice(head * share, head * share + share)
-                attend(
-                    m.tile_code,
-                    s.q + (head * s.rows + row) * share * dims * size,
-                    count,
-                    share,
-                    dims,
-                    m.bfloat,
-                    m.keys + skip,
-                    m.values + skip,
-                    page_bytes,
-                    m.page_tokens // TILE,
-                    pages[span[TABLE] :],
-                    cached,
-                    span[WRITES],
+            for head in range(model[0].kv_heads):
+                attend_part(
+                    model,
+                    layer,
+                    step,
+                    span,
+                    part,
+                    head,
+                    BLOCK_TOKENS,
+                    pages,
                     scratch,
-                    out[rows, heads],
-                    lse[rows, heads],
+                    out,
+                    lse,
                 )
 
 
@@ -215,14 +251,14 @@ def project(model, linears, vectors, experts, layer, step, start, count, out, ad
         source = step[0].out + (start + first) * wide * 4
         place = out + first * m.hidden * 4
         apply(m, linears[layer, OUT], rows, source, place, add, constants)
-        _add_bias(bias, rows, m.hidden, place)
+        add_bias(bias, rows, m.hidden, place)
 
 
 @compiled
 def _mlp(m, linears, v, count, out, add, constants):
     """out = (out +) the gated MLP of the normed rows in `plain`."""
     apply(m, linears[GATE_UP], count, m.plain, m.wide, 0, constants)
-    _add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
+    add_bias(v[GATE_UP_BIAS], count, 2 * m.intermediate, m.wide)
     for r in range(count):
         gate = m.wide + r * 2 * m.intermediate * 4
         silu_mul(
@@ -232,7 +268,7 @@ def _mlp(m, linears, v, count, out, add, constants):
             m.plain + r * m.intermediate * 4,
         )
     apply(m, linears[DOWN], count, m.plain, out, add, constants)
-    _add_bias(v[DOWN_BIAS], count, m.hidden, out)
+    add_bias(v[DOWN_BIAS], count, m.hidden, out)
 
 
 @compiled
@@ -253,9 +289,7 @@ def feed(model, linears, vectors, experts, layer, step, start, count, out, add):
         place = (
             address(normed) + (start + first) * m.hidden * 4 if m.experts else m.plain
         )
-        for r in range(rows):
-            row = source + r * m.hidden * 4
-            norm(row, v[MLP_NORM], m.hidden, constants, place + r * m.hidden * 4)
+        norm_rows(rows, source, v[MLP_NORM], m.hidden, constants, place)
         if m.experts:
             rated = address(ratings) + (start + first) * ratings.shape[1] * 4
             apply(m, routers[layer], rows, place, rated, 0, constants)
@@ -270,18 +304,22 @@ def feed(model, linears, vectors, experts, layer, step, start, count, out, add):
 
 
 @compiled
+def after_rows(model, linears, vectors, experts, layer, step, start, count):
+    """See after(); of `count` rows from `start` on."""
+    x = step[0].x + start * model[0].hidden * 4
+    project(model, linears, vectors, experts, layer, step, start, count, x, 1)
+    feed(model, linears, vectors, experts, layer, step, start, count, x, 1)
+
+
+@compiled
 def after(model, linears, vectors, experts, layer, step):
     """Output projection and gated MLP or experts, both added to the residual stream."""
-    m = model[0]
-    s = step[0]
-    block = (
-        max(ROWS, s.rows) if m.experts else ROWS
-    )  # an expert is read once for all its rows
-    for start in range(0, s.rows, block):
-        count = min(block, s.rows - start)
-        x = s.x + start * m.hidden * 4
-        project(model, linears, vectors, experts, layer, step, start, count, x, 1)
-        feed(model, linears, vectors, experts, layer, step, start, count, x, 1)
+    rows = step[0].rows
+    # an expert is read once for all its rows
+    block = max(ROWS, rows) if model[0].experts else ROWS
+    for start in range(0, rows, block):
+        count = min(block, rows - start)
+        after_rows(model, linears, vectors, experts, layer, step, start, count)
 
 
 @compiled
@@ -303,12 +341,5 @@ def head(model, parts, gain, rows, x, out):
     m = model[0]
     for start in range(0, rows, ROWS):
         count = min(ROWS, rows - start)
-        for r in range(count):
-            norm(
-                x + (start + r) * m.hidden * 4,
-                gain,
-                m.hidden,
-                constants,
-                m.plain + r * m.hidden * 4,
-            )
+        norm_rows(count, x + start * m.hidden * 4, gain, m.hidden, constants, m.plain)
         apply(m, parts, count, m.plain, out + start * width(parts) * 4, 0, constants)

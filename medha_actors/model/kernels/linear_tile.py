@@ -14,7 +14,7 @@ from medha_actors.model.kernels.layouts import BLOCK, Activations, Layout
 
 PARTS = {"int8": 1, "int16": 2}  # bytes of an activation
 _WORDS = BLOCK // 4  # of the four inputs that an instruction multiplies
-_AHEAD = 4096  # bytes
+_AHEAD = 8192  # bytes
 
 
 class Tile:

@@ -42,13 +42,16 @@ class Packed(NamedTuple):
         data = self.data[first // LANES : last // LANES]
         return self._replace(outputs=last - first, data=data)
 
-    def row(self) -> tuple[int, int, int, int, int]:
-        """(form of activations, code address, data address, columns, blocks) for the table that
-        the kernels read."""
-        code = linear_address(self.layout, self.activations)
-        columns = self.outputs // LANES
-        form = FORMS.index(self.activations)
-        return form, code, self.data.ctypes.data, columns, self.inputs // BLOCK
+    def row(self) -> tuple[int, ...]:
+        """For the table that the kernels read: its fields are those of products.py."""
+        return (
+            FORMS.index(self.activations),
+            linear_address(self.layout, self.activations),
+            self.data.ctypes.data,
+            self.outputs // LANES,
+            self.inputs // BLOCK,
+            self.data.strides[0],
+        )
 
 
 Stack = tuple[Packed, ...]

@@ -10,17 +10,16 @@ from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16
 
 ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 PARTS = 3  # matrices of several kinds side by side, in one row of a table
-FORM, CODE, DATA, COLUMNS, BLOCKS = range(
-    5
-)  # of a part; one without columns is not there
+# of a part; one without columns is not there
+FORM, CODE, DATA, COLUMNS, BLOCKS, COLUMN_BYTES = range(6)
+FIELDS = 6
 
 call = kernel(12, call_address)
 
 
 @compiled
 def _form(model, form, rows, blocks, x, constants):
-    """Bring float32 rows into a form of activations, in `packed` and `scales`; returns the address
-    and the bytes of the first row."""
+    """Bring float32 rows into a form of activations, in `packed` and `scales`."""
     inputs = blocks * 32
     if form == INT8:
         for r in range(rows):
@@ -31,8 +30,7 @@ def _form(model, form, rows, blocks, x, constants):
                 model.packed + r * inputs,
                 model.scales + r * blocks * 16,
             )
-        return model.packed, inputs
-    if form == INT16:
+    elif form == INT16:
         for r in range(rows):
             source = x + r * inputs * 4
             to_int16(
@@ -41,16 +39,24 @@ def _form(model, form, rows, blocks, x, constants):
                 model.packed + r * inputs * 2,
                 model.scales + r * blocks * 16,
             )
-        return model.packed, inputs * 2
-    if form == BFLOAT:
+    elif form == BFLOAT:
         for r in range(rows):
             to_bfloat(
                 x + r * inputs * 4, inputs, constants + 8, model.packed + r * inputs * 2
             )
-        return model.packed, inputs * 2
-    for r in range(rows):
-        block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)
-    return x, inputs * 4
+    else:
+        for r in range(rows):
+            block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)
+
+
+@compiled
+def _formed(model, form, blocks, x):
+    """Where the first of such rows lies, and its bytes."""
+    if form == INT8:
+        return model.packed, blocks * 32
+    if form in (INT16, BFLOAT):
+        return model.packed, blocks * 64
+    return x, blocks * 128
 
 
 @compiled
@@ -63,38 +69,50 @@ def width(parts):
 
 
 @compiled
-def apply(model, parts, rows, x, out, add, constants):
-    """out = (out +) x W^T for float32 rows, where the outputs of the parts of W lie side by side.
+def apply_columns(
+    model, parts, rows, x, out, out_row, first, last, add, ready, constants
+):
+    """out = (out +) x W^T for float32 rows, of the columns [first, last) of W's outputs alone, 16
+    outputs each; the outputs of the parts of W lie side by side.
 
-    Each part takes the activations in a form of its own. constants: address of (eps, scale, one);
-    x and out are addresses of contiguous rows.
+    Each part takes the activations in a form of its own; `ready`: in which one x lies in `packed`
+    already (-1: in none); returns in which one it does now. constants: address of (eps, scale,
+    one); x is the address of contiguous rows, out that of rows `out_row` bytes apart.
     """
-    out_row = width(parts) * 4
-    ready = -1
-    start = x
-    row = 0
     for part in parts:
         columns = part[COLUMNS]
-        blocks = part[BLOCKS]
-        if columns == 0:
-            continue
-        if part[FORM] != ready:
-            ready = part[FORM]
-            start, row = _form(model, ready, rows, blocks, x, constants)
-        scales = model.scales
-        step = blocks * 16
-        call(
-            part[CODE],
-            rows,
-            columns,
-            blocks,
-            part[DATA],
-            start,
-            row,
-            scales,
-            step,
-            out,
-            out_row,
-            add,
-        )
+        start = max(first, 0)
+        count = min(last, columns) - start
+        if count > 0:
+            blocks = part[BLOCKS]
+            if part[FORM] != ready:
+                ready = part[FORM]
+                _form(model, ready, rows, blocks, x, constants)
+            source, row = _formed(model, ready, blocks, x)
+            call(
+                part[CODE],
+                rows,
+                count,
+                blocks,
+                part[DATA] + start * part[COLUMN_BYTES],
+                source,
+                row,
+                model.scales,
+                blocks * 16,
+                out + start * 64,
+                out_row,
+                add,
+            )
+        first -= columns
+        last -= columns
         out += columns * 64
+    return ready
+
+
+@compiled
+def apply(model, parts, rows, x, out, add, constants):
+    """The same for all columns, and with contiguous rows of outputs."""
+    columns = width(parts) // 16
+    apply_columns(
+        model, parts, rows, x, out, columns * 64, 0, columns, add, -1, constants
+    )

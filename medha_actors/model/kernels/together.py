@@ -1,0 +1,125 @@
+"""Calls of the kernels that several threads share (threaded_layers.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medha_actors.model.kernels.pack import aligned
+from medha_actors.model.kernels.products import ROWS
+from medha_actors.model.kernels.threaded_layers import (
+    FEW_PHASES,
+    MANY_PHASES,
+    few_rows,
+    head_by_columns,
+    many_rows,
+)
+from medha_actors.model.kernels.threads import SPINS, Threads, phases_of
+
+FEW_ROWS = 8  # for each thread: up to so many, threads share columns, not rows
+TILE_ROWS = 16
+PIECES = 2  # of a matrix, for each thread
+HEAD_PIECES = 8  # of the head
+
+
+class Together:
+    """The layers and the head of a stage, by several threads."""
+
+    def __init__(
+        self,
+        threads: Threads,
+        models: NDArray[np.void],
+        scratch: Sequence[tuple[np.ndarray, ...]],
+        widest: int,
+    ) -> None:
+        """`models`, `scratch`: one for each thread; `widest`: outputs of a row."""
+        self._threads = threads
+        self._models = models
+        self._scratch = scratch
+        model = models[0]
+        rows = ROWS if threads.count > 1 else 0
+        self._wide = aligned(rows * widest, np.float32)
+        self._gated = aligned(rows * int(model["intermediate"]), np.float32)
+        self._dense = not model["experts"]
+
+    def layers(
+        self,
+        made: tuple[Any, ...],
+        step: NDArray[np.void],
+        slots: NDArray[np.int64],
+        attention: tuple[Any, ...],
+        threads: int,
+    ) -> None:
+        """All layers; the arguments of layers.layers(), of which each thread has its own model and
+        scratch."""
+        _, *tables, experts = made
+        spans, pages, _, *results = attention
+        rows = int(step[0]["rows"])
+        count = len(tables[0])
+        few = FEW_PHASES * count
+        many = MANY_PHASES * (count + 1)
+
+        def by_columns(number: int) -> bool:
+            return bool(
+                few_rows(
+                    self._models[number : number + 1],
+                    *tables,
+                    step,
+                    slots,
+                    spans,
+                    pages,
+                    self._scratch[number],
+                    *results,
+                    self._wide.ctypes.data,
+                    self._gated.ctypes.data,
+                    phases,
+                    PIECES * threads,
+                    SPINS,
+                )
+            )
+
+        def by_rows(number: int) -> bool:
+            return bool(
+                many_rows(
+                    self._models[number : number + 1],
+                    *tables,
+                    experts,
+                    step,
+                    slots,
+                    spans,
+                    pages,
+                    self._scratch[number],
+                    *results,
+                    _block(rows, threads),
+                    phases,
+                    SPINS,
+                )
+            )
+
+        if self._dense and rows <= min(ROWS, FEW_ROWS * threads):
+            phases = phases_of(few)
+            self._threads.run(by_columns, threads)
+        else:
+            phases = phases_of(many)
+            self._threads.run(by_rows, threads)
+
+    def head(self, made: tuple[Any, ...], threads: int) -> None:
+        """The arguments of layers.head(), but for the model."""
+        rows = made[2]
+        phases = phases_of(-(-rows // ROWS))
+
+        def by_columns(number: int) -> bool:
+            model = self._models[number : number + 1]
+            pieces = HEAD_PIECES * threads
+            return bool(head_by_columns(model, *made, phases, pieces, SPINS))
+
+        self._threads.run(by_columns, threads)
+
+
+def _block(rows: int, threads: int) -> int:
+    """Rows that a thread takes at a time: two blocks for each, in whole tiles."""
+    share = -(-rows // (2 * threads)) // TILE_ROWS * TILE_ROWS
+    return min(ROWS, max(TILE_ROWS, share))
