@@ -106,10 +106,10 @@ class Packer:
         """Fill the budget, and reserve the KV of the requests that start.
 
         `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only; `idle`: nothing is on its way; `returned_s`: predicted seconds until what is on
-        its way is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so that prefill
-        always moves on. Half of the batches take longer than predicted; where others wait
-        for their tokens, nine in ten are to keep to the budget.
+        request only; `idle`: nothing is on its way; `returned_s`: predicted seconds until what is
+        on its way is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so
+        that prefill always moves on. Half of the batches take longer than predicted; where others
+        wait for their tokens, nine in ten are to keep to the budget.
         """
         self._allow(slots, headroom)
         limit_s = self.budget_s / self._model.margin
