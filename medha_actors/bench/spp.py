@@ -1,4 +1,4 @@
-"""Does stream pipeline parallelism pay? One 4,096-token prompt on three layouts, alternated (paper,
+"""Does stream pipeline parallelism pay? One 4,096-token prompt on four layouts, alternated (paper,
 3.3)."""
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from typing import Any
 
 from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
-# stages, threads, attention: our CPU kernels use one thread per actor, so two threads
-# means torch's operators
+# stages, threads, attention
 LAYOUTS = {
     "2 stages x 1 thread": (2, 1, "auto"),
     "1 stage x 1 thread": (1, 1, "auto"),
+    "1 stage x 2 threads": (1, 2, "auto"),
     "1 stage x 2 threads, torch": (1, 2, "sdpa"),
 }
 

@@ -96,7 +96,7 @@ def test_held_out_mixed_batches_are_predicted_within_a_twentieth(
     assert measured.worst(held_out=True) < allowed
     assert measured.worst(held_out=False) < allowed
     costs = msgspec.structs.asdict(measured.profile)
-    assert min(value for name, value in costs.items() if name != "rows") >= 0
+    assert min(value for value in costs.values() if isinstance(value, float)) >= 0
     assert measured.profile.replay_s <= 1.02 * max(replay_s, gpu.cost.linear_s(1))
 
 

@@ -202,7 +202,10 @@ async def test_hits_outlive_the_death_of_another_group(model, warm):
         await everyone(handle, again)
     for request in (*firsts, *turns, *again):
         request.check(model[0])
-    assert [turn.cached for turn in turns] == [192] * 4
+    found = [turn.cached for turn in turns]
+    # who would have to wait in the group with its hit may be sooner through in the other one
+    assert set(found) <= {0, 192}
+    assert found.count(192) >= 2
     assert [request.cached for request in again] == [192, 192]
     assert {turn.finished.recomputed_tokens > 0 for turn in turns} == {False, True}
 

@@ -29,7 +29,17 @@ class ReplayingCapture:
         self.dropped = len(self.recorded)
 
 
-def build(loader, layers, head, pages, page_tokens, attention, ranks, embedding=None):
+def build(
+    loader,
+    layers,
+    head,
+    pages,
+    page_tokens,
+    attention,
+    ranks,
+    embedding=None,
+    threads=(1, ()),
+):
     """In the place of medha_actors.model.backend.build_decoder."""
     capture = ReplayingCapture() if len(ranks) == 1 else None
     own = (embedding, PagedReference(), capture, (1, 2, 4))
