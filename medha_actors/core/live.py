@@ -180,16 +180,16 @@ class LiveRequests:
         spared: Collection[str],
         now: float,
         most_s: float,
+        together: bool,
     ) -> list[RequestState]:
-        """Ready requests for one batch, with room for their next token, all of whose pieces are in
-        `groups`. Beside a prefill that an advance pays for, decodes of those who have more
-        than their share, or ask for it, take at most `most_s` of it.
+        """Ready requests for one batch (`together`: for the only one), with room for their next
+        token, all of whose pieces are in `groups`. Beside a prefill that an advance pays for,
+        decodes of those who have more than their share, or ask for it, take at most `most_s` of it.
 
         When a group is full, the request with the most slack yields; those in `spared` never do.
         """
-        left = [
-            decode_rows(count, self._grid.stages) for count in self.decoding.by_group
-        ]
+        stages = 1 if together else self._grid.stages
+        left = [decode_rows(count, stages) for count in self.decoding.by_group]
         chosen = []
         first = self.queue.hurried(now) if self.ready else None
         if first is not None and not self._may_begin(first):

@@ -22,6 +22,7 @@ from medha_actors.core.assembly import Flight, batch_of
 from medha_actors.core.batch import Batch
 from medha_actors.core.chunking import LONE_BUDGETS, batch_budget, table_of
 from medha_actors.core.completion import Completion
+from medha_actors.core.decoding import quicker_alone
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.packer import Packer
@@ -200,8 +201,11 @@ class Scheduler:
                 return None  # it runs alone, as soon as these are back
             if self._add_suspect(packer, suspect, now):
                 return self._dispatch(packer, now, alone=True, suspect=True)
+        together = self._together()
+        if together and self._flights:
+            return None  # all decodes, as soon as these are back
         if live.queue.order.preemptive:
-            self._add_decodes(packer, now)
+            self._add_decodes(packer, now, together)
         if len(live.queue):
             packer.add_prefills(
                 live.queue,
@@ -212,7 +216,7 @@ class Scheduler:
                 returned_s=self._returned_s(),
             )
         if not live.queue.order.preemptive:
-            self._add_decodes(packer, now)
+            self._add_decodes(packer, now, together)
         if packer.picks.decodes or packer.picks.prefills:
             alone = not self._flights and goes_alone(
                 packer.picks, len(live.by_id), self.table
@@ -286,7 +290,15 @@ class Scheduler:
             return False
         return True
 
-    def _add_decodes(self, packer: Packer, now: float) -> None:
+    def _together(self) -> bool:
+        """Whether decodes are all there is to do, and are quicker in one batch than in one for each
+        stage."""
+        decodes = len(self.live.decoding)
+        return decodes == len(self.live.by_id) and quicker_alone(
+            decodes, self.grid.stages, self.model
+        )
+
+    def _add_decodes(self, packer: Packer, now: float, together: bool) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""
         preemptive = self.live.queue.order.preemptive
         loads = packer.picks.loads.by_group
@@ -295,7 +307,9 @@ class Scheduler:
         ]
         spared = {pick.state.id for pick in packer.picks.prefills}
         most_s = DECODES_BESIDE * packer.budget_s
-        packer.add_decodes(self.live.choose_decodes(groups, spared, now, most_s))
+        packer.add_decodes(
+            self.live.choose_decodes(groups, spared, now, most_s, together)
+        )
 
     def _dispatch(
         self, packer: Packer, now: float, alone: bool, suspect: bool = False
