@@ -33,7 +33,9 @@ class ActorConfig(Section, frozen=True):
     # than actors an equal share of one (and with `device: auto` fewer stages first)
     num_gpus: Annotated[float, Meta(ge=0.01, le=64.0)] | None = None
     num_cpus: Annotated[float, Meta(ge=0.01, le=1024.0)] = 1.0
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 1  # compute threads of a CPU actor
+    # compute threads of a CPU actor; None: as many as it gets cores, which the actors of a node
+    # share equally, at most 16 each
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     pin: bool = True  # bind each CPU actor to cores of its own
     # a batch that has the grid to itself is computed in each stage by the cores of all
     # stages on its node (CPU, pinned, `kvp` and `tp` of 1)

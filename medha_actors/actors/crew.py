@@ -282,7 +282,7 @@ class Crew:
             from medha_actors.actors.stage import StageActor
 
             self._stage_class = StageActor
-        threads = str(self.config.actors.threads)
+        threads = str(self.config.actors.threads or 1)
         options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": threads}}
         remote = ray.remote(self._stage_class).options(max_restarts=0, **options)
         return remote.remote(self.device, self._owner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ from medha_actors.errors import ConfigError
 
 _log = logging.getLogger("medha.cluster")
 _PARTS = 10_000  # of a GPU, as Ray counts them
+MOST_THREADS = 16  # of an actor, if no number is asked for
 
 
 def chosen_device(asked: str, gpus: int, torch_version: str) -> str:
@@ -93,16 +95,15 @@ def assign_cores(
     places: dict[Cell, Place], config: MedhaConfig
 ) -> dict[Cell, tuple[int, ...]]:
     """Distinct cores for the CPU actors of each node, or none where there are fewer cores than
-    threads."""
-    threads = config.actors.threads
-    wanted: dict[str, int] = {}
-    for place in places.values():
-        wanted[place.node_id] = wanted.get(place.node_id, 0) + threads
+    threads. Where no number of threads is asked for, a node's actors share its cores."""
+    actors = Counter([place.node_id for place in places.values()])
     taken: dict[str, int] = {}
     cores: dict[Cell, tuple[int, ...]] = {}
     for cell, place in places.items():
         pinned = config.actors.pin and place.gpu is None
-        if not pinned or wanted[place.node_id] > len(place.cores):
+        each = len(place.cores) // actors[place.node_id]
+        threads = config.actors.threads or min(MOST_THREADS, each)
+        if not pinned or not 0 < threads <= each:
             cores[cell] = ()
             continue
         start = taken.get(place.node_id, 0)

@@ -16,6 +16,7 @@ import ray
 import torch
 
 from medha_actors.actors.cells import Cell
+from medha_actors.actors.cores import Cores
 from medha_actors.actors.exchange import open_mailboxes
 from medha_actors.actors.links import Endpoint, Listener, dial
 from medha_actors.actors.measuring import fastest_of
@@ -39,8 +40,10 @@ _ACCEPT_S = 60.0
 class _Loaded:
     """A stage that can compute."""
 
-    def __init__(self, plan: StagePlan) -> None:
+    def __init__(self, plan: StagePlan, bound: bool) -> None:
+        """`bound`: to the cores of the plan, which are nobody else's."""
         self.plan = plan
+        asked = plan.config.actors.threads or 1
         self.stage = Stage(
             plan.spec,
             plan.config.model_loading_config,
@@ -51,10 +54,10 @@ class _Loaded:
             page_tokens=plan.config.kv_cache.page_tokens,
             device=plan.device,
             dtype=getattr(torch, plan.dtype),
-            threads=plan.config.actors.threads,
-            borrowed=plan.borrowed,
+            threads=plan.threads if bound else asked,
             attention=plan.config.actors.attention,
             ranks=(plan.cell.rank, plan.shape.ranks),
+            borrowed=plan.borrowed if bound else (),
         )
         self._prepare()
 
@@ -83,6 +86,7 @@ class StageActor:
         self._wires = Wires()
         self._service: Service | None = None
         self._kept = b""
+        self._cores = Cores()
         if owner is not None:
             follow(owner)
 
@@ -106,11 +110,11 @@ class StageActor:
         """Pin this process, read the weights, reserve the KV pool, warm up; returns the resident
         bytes."""
         plan = msgspec.msgpack.decode(packed_plan, type=StagePlan)
-        if plan.cores:
+        bound = bool(plan.cores) and self._cores.take(plan.cores)
+        if bound:
             # This thread's cores, and so those of every thread it starts.
             os.sched_setaffinity(0, plan.cores)
-        torch.set_num_threads(plan.config.actors.threads)
-        self._loaded = _Loaded(plan)
+        self._loaded = _Loaded(plan, bound)
         return resident_bytes()
 
     def rehearse(self) -> None:

@@ -44,10 +44,15 @@ def main() -> None:
     parser.add_argument("name", choices=(*_NAMES, "gpu"))
     parser.add_argument("--repeats", type=int, help="rounds of the alternation")
     parser.add_argument("--dtype", default=None, help="float32 | bfloat16")
+    parser.add_argument(
+        "--peer",
+        metavar="URL",
+        help="speed: another server, asked for the same in turn",
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     given = parser.parse_args()
     options = {}
-    for name in ("repeats", "dtype"):
+    for name in ("repeats", "dtype", "peer"):
         value = getattr(given, name)
         if value is not None:
             options[name] = value

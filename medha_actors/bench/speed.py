@@ -1,18 +1,21 @@
 """Raw speed of the embedded model on this machine, through the whole engine, in several layouts,
-alternated."""
+alternated; and of another server's, if there is one, over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
-from medha_actors.actors.engine import RayEngine
-from medha_actors.actors.local import engine, generate, greedy, prompt_of
+from medha_actors.actors.local import Generation, engine, generate, greedy, prompt_of
 from medha_actors.bench.limits import measure
+from medha_actors.bench.peer import open_peer
 from medha_actors.config import ModelLoadingConfig
+from medha_actors.messages import SamplingParams
 from medha_actors.model.spec import load_spec
 from medha_actors.model_spec import ModelSpec
 
@@ -20,34 +23,44 @@ PROMPTS = (128, 512, 2048, 7500)
 BATCHES = (1, 4, 16)
 _CONTEXT = 128
 _OUTPUT = 65
-LAYOUTS = {"2 stages": 2, "1 stage": 1}  # one thread each
+# stages, threads of each
+LAYOUTS = {"1 stage, 2 threads": (1, 2), "2 stages": (2, 1), "1 stage": (1, 1)}
+
+Ask = Callable[[Sequence[int], SamplingParams], Awaitable[Generation]]
 
 
 async def run(
-    repeats: int = 3, dtype: str = "auto", layouts: tuple[str, ...] = tuple(LAYOUTS)
+    repeats: int = 3,
+    dtype: str = "auto",
+    layouts: tuple[str, ...] = tuple(LAYOUTS),
+    peer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per layout and column: median tokens/s and the share of the machine's limit."""
+    """One row per layout and column: median tokens/s and the share of the machine's limit. `peer`:
+    the address of a server that is asked for the same in its turn."""
     spec = load_spec(ModelLoadingConfig())
     flops, read = measure(2)
     async with AsyncExitStack() as stack:
-        engines = {
-            name: await stack.enter_async_context(
-                engine(_arguments(LAYOUTS[name], dtype))
-            )
-            for name in layouts
-        }
-        for handle in engines.values():
-            await generate(handle, prompt_of(300), greedy(8))
+        asked: dict[str, Ask] = {}
+        for name in layouts:
+            arguments = _arguments(*LAYOUTS[name], dtype)
+            handle = await stack.enter_async_context(engine(arguments))
+            asked[name] = partial(generate, handle)
+        if peer is not None:
+            other = await stack.enter_async_context(open_peer(peer))
+            asked[peer] = other.generate
+        for ask in asked.values():
+            await ask(prompt_of(300), greedy(8))
         speeds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
         for repeat in range(repeats):
-            for name, handle in engines.items():
+            for name, ask in asked.items():
                 for tokens in PROMPTS:
-                    answer = await generate(
-                        handle, prompt_of(tokens, salt=repeat), greedy(1)
-                    )
+                    answer = await ask(prompt_of(tokens, salt=repeat), greedy(1))
                     speeds[name, "prefill", tokens].append(tokens / answer.ttft_s)
                 for batch in BATCHES:
-                    speeds[name, "decode", batch].append(await _decode(handle, batch))
+                    salt = repeat * BATCHES[-1]
+                    speeds[name, "decode", batch].append(
+                        await _decode(ask, batch, salt)
+                    )
     return [
         {
             "layout": name,
@@ -60,21 +73,22 @@ async def run(
     ]
 
 
-def _arguments(spp: int, dtype: str) -> dict[str, Any]:
+def _arguments(spp: int, threads: int, dtype: str) -> dict[str, Any]:
     return {
         "model_loading_config": {"model_source": "embedded", "dtype": dtype},
         "parallel": {"spp": spp},
+        "actors": {"threads": threads, "spares": 0},
         "kv_cache": {"budget_bytes": 2**30},
     }
 
 
-async def _decode(handle: RayEngine, batch: int) -> float:
+async def _decode(ask: Ask, batch: int, salt: int) -> float:
     """Output tokens/s of `batch` requests while all of them decode."""
     jobs = [
-        generate(handle, prompt_of(_CONTEXT, salt=i), greedy(_OUTPUT))
-        for i in range(batch)
+        ask(prompt_of(_CONTEXT, salt=salt + number), greedy(_OUTPUT))
+        for number in range(batch)
     ]
-    return sum(result.tokens_per_s for result in await asyncio.gather(*jobs))
+    return sum([result.tokens_per_s for result in await asyncio.gather(*jobs)])
 
 
 def _share(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from medha_actors.model_spec import ModelSpec
 
 _TABLE = "model.embed_tokens.weight"
 _BATCH_HINT = 64  # rows that oneDNN lays the weight out for
+_FEW = 16  # rows of the embedding that are looked up one by one
+_KEPT_BYTES = 16 * 2**20  # of such rows, in float32
 
 
 class Linear:
@@ -85,6 +89,8 @@ class Embedding:
         self.kind = kind  # GGUF kind of a quantised table
         self.dtype = dtype
         self.first = first
+        kept = max(1, _KEPT_BYTES // (4 * table.shape[1]))
+        self._row = lru_cache(kept)(self._dequantised)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int32 [rows] -> [rows, hidden], zeros for tokens that others hold."""
@@ -97,8 +103,17 @@ class Embedding:
         )
 
     def _rows(self, places: Tensor) -> Tensor:
-        rows = self.table.index_select(0, places)
-        return rows if self.kind is None else dequantise(rows, self.kind, self.dtype)
+        if self.kind is None:
+            return self.table.index_select(0, places)
+        if len(places) > _FEW or self.table.device.type != "cpu":
+            return dequantise(self.table.index_select(0, places), self.kind, self.dtype)
+        return torch.cat([self._row(place) for place in places.tolist()])
+
+    def _dequantised(self, place: int) -> Tensor:
+        """One row: texts are made of the same tokens again and again, and the dozen small
+        operations take a decode longer than a layer does."""
+        assert self.kind is not None
+        return dequantise(self.table[place : place + 1], self.kind, self.dtype)
 
 
 class Loader:
