@@ -7,7 +7,23 @@ is on its way waits until it is back.
 from __future__ import annotations
 
 from medha_actors.core.chunking import PrefillTable
+from medha_actors.core.decoding import decode_rows
+from medha_actors.core.group_load import GroupLoad
+from medha_actors.core.live import LiveRequests
 from medha_actors.core.picks import Picks
+from medha_actors.core.predictor import ExecutionModel
+
+
+def decodes_alone(live: LiveRequests, stages: int, model: ExecutionModel) -> bool:
+    """Whether decodes are all there is to do, and had better go in one batch than in one for each
+    stage."""
+    decodes = len(live.decoding)
+    if not model.lends or decodes < len(live.by_id):
+        return False
+    rows = decode_rows(decodes, stages)
+    together = GroupLoad(rows=decodes, spans=decodes, sampled=decodes, alone=True)
+    part = GroupLoad(rows=rows, spans=rows, sampled=rows)
+    return model.base(together) < model.base(part)
 
 
 def goes_alone(picks: Picks, live: int, table: PrefillTable) -> bool:

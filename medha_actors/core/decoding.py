@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 
-from medha_actors.core.group_load import GroupLoad
 from medha_actors.core.kv_plan import Grid
-from medha_actors.core.predictor import ExecutionModel
 from medha_actors.core.request import RequestState
 
 # running decodes per stage from which on they are split into micro-batches
@@ -18,17 +16,6 @@ def decode_rows(running: int, stages: int) -> int:
     """Decodes one batch may carry: with enough of them, a share that leaves work for the other
     stages."""
     return -(-running // stages) if running >= DECODE_SPLIT * stages else running
-
-
-def quicker_alone(decodes: int, stages: int, model: ExecutionModel) -> bool:
-    """Whether so many decodes had better go in one batch that has the grid, and so all processors,
-    to itself, than in one batch for each stage."""
-    if not model.lends:
-        return False
-    rows = decode_rows(decodes, stages)
-    together = GroupLoad(rows=decodes, spans=decodes, sampled=decodes, alone=True)
-    part = GroupLoad(rows=rows, spans=rows, sampled=rows)
-    return model.base(together) < model.base(part)
 
 
 class Decoding:

@@ -16,13 +16,12 @@ from functools import partial
 
 from medha_actors.config import ObjectivesConfig, SchedulerConfig
 from medha_actors.core.admission import Admission, rejected
-from medha_actors.core.alone import goes_alone
+from medha_actors.core.alone import decodes_alone, goes_alone
 from medha_actors.core.announcing import Announcing
 from medha_actors.core.assembly import Flight, batch_of
 from medha_actors.core.batch import Batch
 from medha_actors.core.chunking import LONE_BUDGETS, batch_budget, table_of
 from medha_actors.core.completion import Completion
-from medha_actors.core.decoding import quicker_alone
 from medha_actors.core.kv_plan import Grid
 from medha_actors.core.live import LiveRequests
 from medha_actors.core.packer import Packer
@@ -201,7 +200,7 @@ class Scheduler:
                 return None  # it runs alone, as soon as these are back
             if self._add_suspect(packer, suspect, now):
                 return self._dispatch(packer, now, alone=True, suspect=True)
-        together = self._together()
+        together = decodes_alone(live, self.grid.stages, self.model)
         if together and self._flights:
             return None  # all decodes, as soon as these are back
         if live.queue.order.preemptive:
@@ -289,14 +288,6 @@ class Scheduler:
         else:
             return False
         return True
-
-    def _together(self) -> bool:
-        """Whether decodes are all there is to do, and are quicker in one batch than in one for each
-        stage."""
-        decodes = len(self.live.decoding)
-        return decodes == len(self.live.by_id) and quicker_alone(
-            decodes, self.grid.stages, self.model
-        )
 
     def _add_decodes(self, packer: Packer, now: float, together: bool) -> None:
         """Under a policy without preemption, decodes stay out of groups in which a prefill runs."""

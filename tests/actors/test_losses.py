@@ -82,7 +82,7 @@ def streams(salt=""):
         max_tokens=20, temperature=0.0, logprobs=1, prompt_logprobs=1
     )
     return [
-        Stream(f"greedy{salt}", prompt_of(50), greedy(200)),
+        Stream(f"greedy{salt}", prompt_of(50), greedy(500)),
         Stream(f"sampled{salt}", prompt_of(30, 1), sampled),
         Stream(f"scored{salt}", prompt_of(1500, 2), scored),
     ]
