@@ -97,7 +97,7 @@ async def undisturbed(handle):
 def check(live, expected):
     assert [stream.finished.reason for stream in live] == ["length"] * 3
     assert [stream.tokens for stream in live] == expected
-    assert [stream.finished.generated_tokens for stream in live] == [200, 150, 20]
+    assert [stream.finished.generated_tokens for stream in live] == [500, 150, 20]
     assert live[2].scored == list(range(1, 1500)), "each position once, in order"
 
 
