@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -55,21 +56,18 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
     start_ray()
     found: dict[tuple[int, str, str], list[float]] = {}
     swaps: dict[tuple[int, str], list[float]] = {}
-    async with AsyncExitStack() as stack:
-        grids = {
-            name: await stack.enter_async_context(_grid(*layout, dtype))
-            for name, layout in LAYOUTS.items()
-        }
-        for context in CONTEXTS:
-            for repeat in range(repeats):
-                for name, grid in grids.items():
-                    if context > _TORCH_MOST and LAYOUTS[name][1] > 1:
+    for repeat in range(repeats):
+        # one after the other: each is to have all cores
+        for name, layout in LAYOUTS.items():
+            async with _grid(*layout, dtype) as grid:
+                for context in CONTEXTS:
+                    if context > _TORCH_MOST and layout[1] > 1:
                         continue
                     for what, rows, steps in (
                         ("decode", 1, _STEPS),
                         ("chunk", _CHUNK, 2),
                     ):
-                        step = f"{what}-{repeat}"
+                        step = f"{what}-{repeat}-{context}"
                         seconds, swap = await asyncio.to_thread(
                             _steps, grid, step, context, rows, steps
                         )
@@ -92,7 +90,7 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
             },
             "exchange_us_per_layer": median(swaps[context, name]),
         }
-        for context, name in swaps
+        for context, name in sorted(swaps, key=itemgetter(0))
     ]
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from functools import partial
 from statistics import median
 from typing import Any
@@ -39,28 +38,15 @@ async def run(
     the address of a server that is asked for the same in its turn."""
     spec = load_spec(ModelLoadingConfig())
     flops, read = measure(2)
-    async with AsyncExitStack() as stack:
-        asked: dict[str, Ask] = {}
+    speeds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for repeat in range(repeats):
+        # one after the other: each is to have all cores
         for name in layouts:
-            arguments = _arguments(*LAYOUTS[name], dtype)
-            handle = await stack.enter_async_context(engine(arguments))
-            asked[name] = partial(generate, handle)
+            async with engine(_arguments(*LAYOUTS[name], dtype)) as handle:
+                await _measure(partial(generate, handle), name, repeat, speeds)
         if peer is not None:
-            other = await stack.enter_async_context(open_peer(peer))
-            asked[peer] = other.generate
-        for ask in asked.values():
-            await ask(prompt_of(300), greedy(8))
-        speeds: dict[tuple[str, str, int], list[float]] = defaultdict(list)
-        for repeat in range(repeats):
-            for name, ask in asked.items():
-                for tokens in PROMPTS:
-                    answer = await ask(prompt_of(tokens, salt=repeat), greedy(1))
-                    speeds[name, "prefill", tokens].append(tokens / answer.ttft_s)
-                for batch in BATCHES:
-                    salt = repeat * BATCHES[-1]
-                    speeds[name, "decode", batch].append(
-                        await _decode(ask, batch, salt)
-                    )
+            async with open_peer(peer) as other:
+                await _measure(other.generate, peer, repeat, speeds)
     return [
         {
             "layout": name,
@@ -80,6 +66,19 @@ def _arguments(spp: int, threads: int, dtype: str) -> dict[str, Any]:
         "actors": {"threads": threads, "spares": 0},
         "kv_cache": {"budget_bytes": 2**30},
     }
+
+
+async def _measure(
+    ask: Ask, name: str, repeat: int, speeds: dict[tuple[str, str, int], list[float]]
+) -> None:
+    """All columns once."""
+    await ask(prompt_of(300), greedy(8))
+    for tokens in PROMPTS:
+        answer = await ask(prompt_of(tokens, salt=repeat), greedy(1))
+        speeds[name, "prefill", tokens].append(tokens / answer.ttft_s)
+    for batch in BATCHES:
+        salt = repeat * BATCHES[-1]
+        speeds[name, "decode", batch].append(await _decode(ask, batch, salt))
 
 
 async def _decode(ask: Ask, batch: int, salt: int) -> float:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any
 
@@ -23,30 +22,28 @@ async def run(
 ) -> list[dict[str, Any]]:
     """Median TTFT per layout, the ratio to two stages (median of the rounds' ratios), and how busy
     the stages were."""
-    async with AsyncExitStack() as stack:
-        engines = {}
+    times: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    busy: dict[str, list[float]] = {name: [] for name in LAYOUTS}
+    for repeat in range(repeats):
+        # one after the other: each is to have all cores
         for name, (spp, threads, attention) in LAYOUTS.items():
             args = {
                 "model_loading_config": {"model_source": "embedded", "dtype": dtype},
                 "parallel": {"spp": spp},
-                "actors": {"threads": threads, "attention": attention},
+                "actors": {"threads": threads, "attention": attention, "spares": 0},
                 "kv_cache": {"budget_bytes": 2**29},
             }
-            engines[name] = await stack.enter_async_context(engine(args))
-            await generate(engines[name], prompt_of(500), greedy(2))
-        times: dict[str, list[float]] = {name: [] for name in engines}
-        busy: dict[str, list[float]] = {name: [] for name in engines}
-        for repeat in range(repeats):
-            for name, handle in engines.items():
+            async with engine(args) as handle:
+                await generate(handle, prompt_of(500), greedy(2))
                 before = (await handle.stats())["stage_busy_s"]
                 answer = await generate(
                     handle, prompt_of(tokens, salt=repeat), greedy(1)
                 )
                 ttft_s = answer.ttft_s
                 after = (await handle.stats())["stage_busy_s"]
-                times[name].append(ttft_s)
-                busy_s = (sum(after) - sum(before)) / len(after)
-                busy[name].append(busy_s / ttft_s)
+            times[name].append(ttft_s)
+            busy_s = (sum(after) - sum(before)) / len(after)
+            busy[name].append(busy_s / ttft_s)
     two_stages = times[next(iter(LAYOUTS))]
     rows = []
     for name, seconds in times.items():
