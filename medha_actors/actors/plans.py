@@ -51,11 +51,6 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     def shape(self) -> Shape:
         return shape_of(self.config)
 
-    @property
-    def threads(self) -> int:
-        """With which this actor computes on a CPU."""
-        return self.config.actors.threads or max(1, len(self.cores))
-
 
 class Identity(msgspec.Struct, frozen=True):
     """What an actor is, for a controller that finds it at work."""

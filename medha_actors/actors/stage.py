@@ -43,7 +43,7 @@ class _Loaded:
     def __init__(self, plan: StagePlan, bound: bool) -> None:
         """`bound`: to the cores of the plan, which are nobody else's."""
         self.plan = plan
-        asked = plan.config.actors.threads or 1
+        unbound = plan.config.actors.threads or 1
         self.stage = Stage(
             plan.spec,
             plan.config.model_loading_config,
@@ -54,7 +54,7 @@ class _Loaded:
             page_tokens=plan.config.kv_cache.page_tokens,
             device=plan.device,
             dtype=getattr(torch, plan.dtype),
-            threads=plan.threads if bound else asked,
+            threads=len(plan.cores) if bound else unbound,
             attention=plan.config.actors.attention,
             ranks=(plan.cell.rank, plan.shape.ranks),
             borrowed=plan.borrowed if bound else (),

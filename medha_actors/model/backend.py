@@ -46,9 +46,8 @@ def build_decoder(
 
         if all(suits(spec, loader.dtype, page_tokens) for spec in ranks):
             _log.info("layers %d to %d on the CPU kernels in %s", *layers, loader.dtype)
-            torch.set_num_threads(
-                1
-            )  # its threads would spin beside those of the kernels
+            # its threads would spin beside those of the kernels
+            torch.set_num_threads(1)
             return KernelDecoder(
                 loader, layers, head, pages, page_tokens, Threads(*threads)
             )

@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 from medha_actors.model.kernels.ir import compiled
 
 COUNTER_BYTES = 64  # so that no two share a cache line
+# looks at a counter before a thread offers its core to others, some 50 us
+SPINS = 20_000
 _I64 = ir.IntType(64)
 
 
@@ -52,13 +54,19 @@ def add(typing, address, value):
 
 
 @compiled
+def reached(counter, number, spins):
+    """Wait until a counter (an address) has reached a number; False: not within that many looks."""
+    while load(counter) < number:
+        spins -= 1
+        if spins == 0:
+            return False
+    return True
+
+
+@compiled
 def wait(counters, numbers, spins):
-    """Wait until every counter (an address) has reached its number; False: not within that many
-    looks."""
-    for which in range(counters.size):
-        left = spins
-        while load(counters[which]) < numbers[which]:
-            left -= 1
-            if left == 0:
-                return False
+    """The same for every counter and its number."""
+    for which in range(counters.size):  # noqa: SIM110  (compiled: no generators)
+        if not reached(counters[which], numbers[which], spins):
+            return False
     return True

@@ -20,13 +20,14 @@ from medha_actors.model.kernels.attention import (
     tile_address,
 )
 from medha_actors.model.kernels.attention_tile import TILE
+from medha_actors.model.kernels.counters import SPINS
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.layouts import LANES
 from medha_actors.model.kernels.pack import Packed, Stack, aligned
 from medha_actors.model.kernels.products import FIELDS, PARTS, ROWS
 from medha_actors.model.kernels.shared_layers import after_shared, layers_shared
-from medha_actors.model.kernels.shared_team import SPINS, SharedTeam
-from medha_actors.model.kernels.threads import ALONE, Threads
+from medha_actors.model.kernels.shared_team import SharedTeam
+from medha_actors.model.kernels.threads import ONE_THREAD, Threads
 from medha_actors.model.kernels.together import Together
 from medha_actors.model.merge import Exchange, merge_shared
 from medha_actors.model.step_plan import StepPlan
@@ -101,7 +102,7 @@ class CpuLayers:
         pages: int,
         page_tokens: int,
         bfloat: bool,
-        threads: Threads = ALONE,
+        threads: Threads = ONE_THREAD,
     ) -> None:
         self.shape = shape
         self.weights = _together(weights)

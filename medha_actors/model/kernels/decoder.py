@@ -31,7 +31,7 @@ from medha_actors.model.kernels.ir import fingerprint
 from medha_actors.model.kernels.layouts import LANES, Activations
 from medha_actors.model.kernels.matrix_tiles import PERMITTED
 from medha_actors.model.kernels.pack import Packed, Stack, pack_blocks, pack_dense
-from medha_actors.model.kernels.threads import ALONE, Threads
+from medha_actors.model.kernels.threads import ONE_THREAD, Threads
 from medha_actors.model.layers import Loader
 from medha_actors.model.merge import Exchange
 from medha_actors.model.rope import Rotary
@@ -69,7 +69,7 @@ class KernelDecoder:
         head: bool,
         pages: int,
         page_tokens: int,
-        threads: Threads = ALONE,
+        threads: Threads = ONE_THREAD,
     ) -> None:
         spec = loader.spec
         self.threads = threads

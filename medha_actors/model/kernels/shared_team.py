@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from medha_actors.model.kernels.board import Board
+from medha_actors.model.kernels.counters import SPINS
 from medha_actors.model.kernels.pack import aligned
 from medha_actors.model.team import Team
-
-# looks at a counter before the thread offers its core to others, some 50 us
-SPINS = 20_000
 
 
 class SharedTeam(Team):

@@ -49,8 +49,11 @@ def _plus_columns(bias, rows, first, last, out, out_row):
 
 
 @compiled
-def _product(m, parts, rows, x, gain, bias, out, add, phases, phase, pieces, constants):
-    """Pieces of out = (out +) norm(x) W^T + bias for a few rows; gain 0: of x as it is."""
+def _product(
+    m, parts, rows, x, gain, bias, out, add, pieces, phases, phase, spins, constants
+):
+    """Pieces of out = (out +) norm(x) W^T + bias for a few rows (gain 0: of x as it is), then the
+    wait for all; False: it takes long."""
     columns = width(parts) // 16
     source = m.plain if gain else x
     begun = False
@@ -58,7 +61,7 @@ def _product(m, parts, rows, x, gain, bias, out, add, phases, phase, pieces, con
     while True:
         piece = take(phases, phase, pieces)
         if piece < 0:
-            return
+            return all_done(phases, phase, pieces, spins)
         if gain and not begun:
             norm_rows(rows, x, gain, m.hidden, constants, source)
             begun = True
@@ -74,16 +77,16 @@ def _product(m, parts, rows, x, gain, bias, out, add, phases, phase, pieces, con
 
 @compiled
 def _gate_up(
-    m, parts, rows, x, gain, bias, wide, out, phases, phase, pieces, constants
+    m, parts, rows, x, gain, bias, wide, out, pieces, phases, phase, spins, constants
 ):
-    """Pieces of the gated product that down takes: a gate's columns go with those of its up."""
+    """The same of the gated product that down takes: a gate's columns go with those of its up."""
     half = m.intermediate // 16
     wide_row = half * 128
     ready = -1
     while True:
         piece = take(phases, phase, pieces)
         if piece < 0:
-            return
+            return all_done(phases, phase, pieces, spins)
         if ready < 0:
             norm_rows(rows, x, gain, m.hidden, constants, m.plain)
         first = half * piece // pieces
@@ -147,15 +150,15 @@ def _turn_span(model, vectors, layer, step, slots, span, head, projected):
 @compiled
 def _attend(
     model, vectors, layer, step, slots, spans, pages, scratch, out, lse, projected,
-    phases, phase, pieces,
+    pieces, phases, phase, spins,
 ):  # fmt: skip
-    """Pieces of the attention: a part of a span by a key head. `projected`: see _turn_span; 0: that
-    has been done."""
+    """The same of the attention: a part of a span by a key head. `projected`: see _turn_span; 0:
+    that has been done."""
     heads = model[0].kv_heads
     while True:
         piece = take(phases, phase, pieces)
         if piece < 0:
-            return
+            return all_done(phases, phase, pieces, spins)
         which, part = _part(spans, piece // heads)
         head = piece % heads
         span = spans[which]
@@ -170,7 +173,7 @@ def _attend(
 @compiled
 def few_rows(
     model, linears, vectors, step, slots, spans, pages, scratch, out, lse, wide, gated,
-    phases, pieces, spins,
+    pieces, phases, spins,
 ):  # fmt: skip
     """All layers of a dense model for at most ROWS rows, no span of more than PART_ROWS. `wide`,
     `gated`: addresses of room for these rows' widest outputs and for what down takes; pieces: of a
@@ -185,35 +188,30 @@ def few_rows(
         v = vectors[layer]
         w = linears[layer]
         phase = layer * FEW_PHASES
-        _product(
+        if not _product(
             m, w[QKV], rows, x, v[ATTENTION_NORM], v[QKV_BIAS], wide, 0,
-            phases, phase, pieces, constants,
-        )  # fmt: skip
-        if not all_done(phases, phase, pieces, spins):
+            pieces, phases, phase, spins, constants,
+        ):  # fmt: skip
             return False
-        _attend(
+        if not _attend(
             model, vectors, layer, step, slots, spans, pages, scratch, out, lse, wide,
-            phases, phase + 1, heads,
-        )  # fmt: skip
-        if not all_done(phases, phase + 1, heads, spins):
+            heads, phases, phase + 1, spins,
+        ):  # fmt: skip
             return False
-        _product(
+        if not _product(
             m, w[OUT], rows, attended, 0, v[OUT_BIAS], x, 1,
-            phases, phase + 2, pieces, constants,
-        )  # fmt: skip
-        if not all_done(phases, phase + 2, pieces, spins):
+            pieces, phases, phase + 2, spins, constants,
+        ):  # fmt: skip
             return False
-        _gate_up(
+        if not _gate_up(
             m, w[GATE_UP], rows, x, v[MLP_NORM], v[GATE_UP_BIAS], wide, gated,
-            phases, phase + 3, pieces, constants,
-        )  # fmt: skip
-        if not all_done(phases, phase + 3, pieces, spins):
+            pieces, phases, phase + 3, spins, constants,
+        ):  # fmt: skip
             return False
-        _product(
+        if not _product(
             m, w[DOWN], rows, gated, 0, v[DOWN_BIAS], x, 1,
-            phases, phase + 4, pieces, constants,
-        )  # fmt: skip
-        if not all_done(phases, phase + 4, pieces, spins):
+            pieces, phases, phase + 4, spins, constants,
+        ):  # fmt: skip
             return False
     return True
 
@@ -245,18 +243,16 @@ def many_rows(
             done(phases, phase)
         if not all_done(phases, phase, blocks, spins):
             return False
-        if layer < len(linears):
-            _attend(
-                model, vectors, layer, step, slots, spans, pages, scratch, out, lse, 0,
-                phases, phase + 1, heads,
-            )  # fmt: skip
-            if not all_done(phases, phase + 1, heads, spins):
-                return False
+        if layer < len(linears) and not _attend(
+            model, vectors, layer, step, slots, spans, pages, scratch, out, lse, 0,
+            heads, phases, phase + 1, spins,
+        ):  # fmt: skip
+            return False
     return True
 
 
 @compiled
-def head_by_columns(model, parts, gain, rows, x, out, phases, pieces, spins):
+def head_by_columns(model, parts, gain, rows, x, out, pieces, phases, spins):
     """See layers.head(); a phase for each ROWS rows."""
     m = model[0]
     constants = address(model) + MODEL_EPS
@@ -266,9 +262,9 @@ def head_by_columns(model, parts, gain, rows, x, out, phases, pieces, spins):
         phase = start // ROWS
         source = x + start * m.hidden * 4
         place = out + start * out_row
-        _product(
-            m, parts, count, source, gain, 0, place, 0, phases, phase, pieces, constants
-        )
-        if not all_done(phases, phase, pieces, spins):
+        if not _product(
+            m, parts, count, source, gain, 0, place, 0,
+            pieces, phases, phase, spins, constants,
+        ):  # fmt: skip
             return False
     return True

@@ -15,12 +15,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medha_actors.model.kernels.counters import add, load
+from medha_actors.model.kernels.counters import add, load, reached
 from medha_actors.model.kernels.ir import address, compiled
 
-SPINS = (
-    20_000  # looks at a counter before a thread offers its core to others, some 50 us
-)
 _TAKEN, _DONE = 0, 8  # columns of a phase's row, in cache lines of their own
 _WIDTH = 16
 
@@ -49,12 +46,7 @@ def done(phases, phase):
 @compiled
 def all_done(phases, phase, pieces, spins):
     """Wait until all pieces of a phase are computed; False: not within so many looks."""
-    counter = address(phases) + (phase * _WIDTH + _DONE) * 8
-    while load(counter) < pieces:
-        spins -= 1
-        if spins == 0:
-            return False
-    return True
+    return reached(address(phases) + (phase * _WIDTH + _DONE) * 8, pieces, spins)
 
 
 def _nothing(number: int) -> bool:
@@ -111,4 +103,4 @@ class Threads:
                 return
 
 
-ALONE = Threads(1)
+ONE_THREAD = Threads(1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medha_actors.model.kernels.counters import SPINS
 from medha_actors.model.kernels.pack import aligned
 from medha_actors.model.kernels.products import ROWS
 from medha_actors.model.kernels.threaded_layers import (
@@ -17,7 +18,7 @@ from medha_actors.model.kernels.threaded_layers import (
     head_by_columns,
     many_rows,
 )
-from medha_actors.model.kernels.threads import SPINS, Threads, phases_of
+from medha_actors.model.kernels.threads import Threads, phases_of
 
 FEW_ROWS = 8  # for each thread: up to so many, threads share columns, not rows
 TILE_ROWS = 16
@@ -59,64 +60,43 @@ class Together:
         spans, pages, _, *results = attention
         rows = int(step[0]["rows"])
         count = len(tables[0])
-        few = FEW_PHASES * count
-        many = MANY_PHASES * (count + 1)
 
-        def by_columns(number: int) -> bool:
-            return bool(
-                few_rows(
-                    self._models[number : number + 1],
-                    *tables,
-                    step,
-                    slots,
-                    spans,
-                    pages,
-                    self._scratch[number],
-                    *results,
-                    self._wide.ctypes.data,
-                    self._gated.ctypes.data,
-                    phases,
-                    PIECES * threads,
-                    SPINS,
-                )
-            )
+        def attended(number: int) -> tuple[Any, ...]:
+            return step, slots, spans, pages, self._scratch[number], *results
 
-        def by_rows(number: int) -> bool:
-            return bool(
-                many_rows(
-                    self._models[number : number + 1],
-                    *tables,
-                    experts,
-                    step,
-                    slots,
-                    spans,
-                    pages,
-                    self._scratch[number],
-                    *results,
-                    _block(rows, threads),
-                    phases,
-                    SPINS,
-                )
-            )
+        def by_columns(number: int) -> tuple[Any, ...]:
+            shared = (self._wide.ctypes.data, self._gated.ctypes.data)
+            return *tables, *attended(number), *shared, PIECES * threads
+
+        def by_rows(number: int) -> tuple[Any, ...]:
+            return *tables, experts, *attended(number), _block(rows, threads)
 
         if self._dense and rows <= min(ROWS, FEW_ROWS * threads):
-            phases = phases_of(few)
-            self._threads.run(by_columns, threads)
+            self._run(few_rows, by_columns, FEW_PHASES * count, threads)
         else:
-            phases = phases_of(many)
-            self._threads.run(by_rows, threads)
+            self._run(many_rows, by_rows, MANY_PHASES * (count + 1), threads)
 
     def head(self, made: tuple[Any, ...], threads: int) -> None:
         """The arguments of layers.head(), but for the model."""
-        rows = made[2]
-        phases = phases_of(-(-rows // ROWS))
+        arguments = (*made, HEAD_PIECES * threads)
+        phases = -(-made[2] // ROWS)
+        self._run(head_by_columns, lambda number: arguments, phases, threads)
 
-        def by_columns(number: int) -> bool:
+    def _run(
+        self,
+        kernel: Callable[..., bool],
+        arguments: Callable[[int], tuple[Any, ...]],
+        phases: int,
+        threads: int,
+    ) -> None:
+        """Let each thread call the kernel with its model, its arguments, and what they share."""
+        counters = phases_of(phases)
+
+        def job(number: int) -> bool:
             model = self._models[number : number + 1]
-            pieces = HEAD_PIECES * threads
-            return bool(head_by_columns(model, *made, phases, pieces, SPINS))
+            return kernel(model, *arguments(number), counters, SPINS)
 
-        self._threads.run(by_columns, threads)
+        self._threads.run(job, threads)
 
 
 def _block(rows: int, threads: int) -> int:
