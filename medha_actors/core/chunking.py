@@ -29,7 +29,7 @@ SHARES = 10_000  # remembered, at most
 MOST_ALONE = 16  # chunks of a lone prompt that each have all processors
 # of the predicted time in the pipeline, what such a prompt may take at most: between its stages the
 # pipeline loses some 10% that no profile of a stage shows
-WORTH = 1.05
+STREAMING_LOSS = 1.05
 EXACT_CHUNKS = 64  # simulated one by one; beyond, the table goes in strides
 STRIDE = 1.03  # context growth per stride
 ONE_ROW = GroupLoad(rows=1, spans=1)
@@ -223,7 +223,7 @@ class PrefillTable:
                 continue
             batches = self._stages * -(-total // chunk)
             alone_s = batches * self._chunk_s(chunk, last // 2, alone=True)
-            if alone_s < WORTH * through_s:
+            if alone_s < STREAMING_LOSS * through_s:
                 return LoneCut(chunk, True, alone_s / through_s)
             break
         return LoneCut(share)

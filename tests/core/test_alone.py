@@ -9,7 +9,7 @@ from core_world import world_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medha_actors.core.chunking import WORTH
+from medha_actors.core.chunking import STREAMING_LOSS
 from medha_actors.core.simulator import Simulation
 
 
@@ -94,4 +94,4 @@ def test_a_lone_prompt_is_through_no_later_than_in_the_pipeline(tokens, stages):
         simulation = Simulation(config_of(), grid, model)
         result = simulation.run([request_of("a", tokens, 1)])
         seconds.append(result.requests["a"].ttft_s)
-    assert seconds[1] <= 1.1 * WORTH * seconds[0]
+    assert seconds[1] <= 1.1 * STREAMING_LOSS * seconds[0]
