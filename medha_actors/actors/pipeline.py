@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ from medha_actors.actors.links import Link
 from medha_actors.actors.records import Records
 from medha_actors.actors.sinks import Sinks
 from medha_actors.actors.telemetry.observer import Silence
+from medha_actors.core.batch import Batch
+from medha_actors.core.record import BatchRecord
 from medha_actors.core.scheduler import Scheduler
 from medha_actors.errors import LinkClosedError, MedhaError
 from medha_actors.messages import Accepted, Event, Rejected, Request, StepResult
@@ -71,6 +74,7 @@ class Pipeline:
         # set when nobody is left; None: not draining
         self._drained: asyncio.Event | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf  # when it does
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---------------------------------------------------------------- life
@@ -216,39 +220,56 @@ class Pipeline:
             self._fail(error.message)
             return
         began = time.perf_counter()
-        if packed:
-            self._take(_decode_result(packed))
+        landed = list(self.flights.take(_decode_result(packed))) if packed else []
         if not packed or not self._cluster.credits_apart:
             self._computing.discard(group)
-        self._pump()
+        self._pump(landed)
         self._observer.worked(time.perf_counter() - began)
 
-    def _take(self, result: StepResult) -> None:
-        for results in self.flights.take(result):
-            now = self._now()
-            self._observer.done(results, now)
-            self._publish(self.scheduler.complete(results, now))
+    def _pump(self, landed: Sequence[list[StepResult]] = ()) -> None:
+        """Hand out batches while stage 0 is free, after the results of those that have `landed`.
 
-    def _pump(self) -> None:
-        """Hand out batches while stage 0 is free."""
+        The stages have their next work before anybody is told of this: they do not wait for
+        telemetry, nor for the streams.
+        """
+        events: list[Event] = []
+        now = self._now()
+        for results in landed:
+            events += self.scheduler.complete(results, now)
+        landed_at = now
+        sent: list[tuple[Batch, BatchRecord, float]] = []
+        failure = None
         while (
-            self._linked
+            failure is None
+            and self._linked
             and not self._computing
             and len(self.flights) < self.scheduler.in_flight_limit
         ):
             now = self._now()
-            self._publish(self.scheduler.expire(now))
+            events += self.scheduler.expire(now)
             batch = self.scheduler.next_batch(now)
             if batch is None:
                 break
             self._computing = self.flights.add(batch, now)
-            self._observer.sent(batch, self.scheduler.record, now)
-            try:
-                for group in sorted(self._computing):
-                    self._cluster.first[group].send(_encode(batch.groups[group]))
-            except LinkClosedError as error:
-                self._fail(error.message)
+            sent.append((batch, self.scheduler.record, now))
+            failure = self._send(batch)
+        for results in landed:
+            self._observer.done(results, landed_at)
+        self._publish(events)
+        for one in sent:
+            self._observer.sent(*one)
+        if failure is not None:
+            self._fail(failure)
         self._arm()
+
+    def _send(self, batch: Batch) -> str | None:
+        """To stage 0 of each group that has a part in it; why that failed, if it did."""
+        try:
+            for group in sorted(self._computing):
+                self._cluster.first[group].send(_encode(batch.groups[group]))
+        except LinkClosedError as error:
+            return error.message
+        return None
 
     def _publish(self, events: list[Event]) -> None:
         if events:
@@ -259,21 +280,26 @@ class Pipeline:
             self._drained.set()
 
     def _arm(self) -> None:
-        """Wake up for the next time limit of a request, or for a step that hangs."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Wake up for the next time limit of a request, or for a step that hangs; a timer that is
+        sooner than that is left to look again."""
         moments = []
         timeout_at = self.scheduler.next_wake(self._now())
         if timeout_at is not None:
             moments.append(timeout_at)
         if self.flights.oldest_at is not None:
             moments.append(self.flights.oldest_at + self._step_timeout_s)
-        if moments:
-            delay_s = max(0.001, min(moments) - self._now())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+        wake_at = min(moments, default=math.inf)
+        if wake_at >= self._wakes_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = wake_at
+        delay_s = max(0.001, wake_at - self._now())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
     @crash_only
     def _wake(self) -> None:
+        self._wakes_at = math.inf
         now = self._now()
         oldest_at = self.flights.oldest_at
         if oldest_at is not None and now >= oldest_at + self._step_timeout_s:

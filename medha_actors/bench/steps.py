@@ -10,11 +10,11 @@ from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
 _TINY = {
     "layers": 2,
-    "hidden": 16,
-    "heads": 1,
+    "hidden": 32,
+    "heads": 2,
     "kv_heads": 1,
     "head_dim": 16,
-    "intermediate": 16,
+    "intermediate": 32,
     "vocabulary": 256,
 }
 
@@ -31,7 +31,8 @@ async def run(tokens: int = 2000) -> list[dict[str, Any]]:
                 "dtype": "float32",
             },
             "parallel": {"spp": stages},
-            "actors": {"num_cpus": 0.5},
+            # several threads would wait for each other longer than they compute
+            "actors": {"num_cpus": 0.5, "threads": 1, "spares": 0},
             "predictor": {"cache": False},
             "kv_cache": {"budget_bytes": 2**24},
         }

@@ -36,4 +36,5 @@ def goes_alone(picks: Picks, live: int, table: PrefillTable) -> bool:
     state, stop, _ = picked[0]
     if len(picked) == 1 and stop < state.known:
         return table.lone_cut(state.goal).alone
-    return all(stop == state.known for state, stop, _ in picked)
+    whole = all(stop == state.known for state, stop, _ in picked)
+    return whole and picks.loads.quicker_alone()

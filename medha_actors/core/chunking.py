@@ -152,6 +152,7 @@ class PrefillTable:
         self._cutoff = cutoff
         self._groups = groups
         self._page_tokens = page_tokens
+        self._one_row_s = model.base(ONE_ROW)
         self._clear()
 
     @property
@@ -191,7 +192,7 @@ class PrefillTable:
 
     def batch_s(self) -> float:
         """What every batch costs, whatever is in it."""
-        return self._model.prefill.scale * self._model.base(ONE_ROW)
+        return self._model.prefill.scale * self._one_row_s
 
     def decodes_s(self, rows: int, cached: int) -> float:
         """What so many decodes, with so many tokens cached in all, add to a batch."""

@@ -121,7 +121,10 @@ class Completion:
             TokenEvent(state.id, drawn.index, drawn.token_id, now, *scores)
         ]
         reason = self._appended(state, drawn.token_id)
-        for token_id in drawn.forced[: self._live.kv.room_beside(state)]:
+        forced = drawn.forced
+        if forced:
+            forced = forced[: self._live.kv.room_beside(state)]
+        for token_id in forced:
             if reason is not None:
                 break
             events.append(TokenEvent(state.id, state.output, token_id, now))

@@ -240,7 +240,7 @@ class KvPlan:
         keys = state.keys
         full = state.computed // self.page_tokens
         new = list[PageKey]()
-        if keys is None:
+        if keys is None or full == state.published:
             return new
         for index in range(state.published, full):
             place = self._place_of(state, index)

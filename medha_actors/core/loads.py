@@ -55,6 +55,14 @@ class BatchLoads:
             self.seconds[group] = self._model.base(load)
             self._decode_s[group] = self._model.base(load.decodes())
 
+    def quicker_alone(self) -> bool:
+        """Whether the batch takes less time with no other one in the grid."""
+        alone_s = 0.0
+        for load in self.by_group:
+            whole = msgspec.structs.replace(load, alone=True)
+            alone_s = max(alone_s, self._model.base(whole))
+        return alone_s < max(self.seconds)
+
     def with_chunk(
         self, touched: Touched, goal: int, start: int, tokens: int, extend: bool = False
     ) -> list[tuple[int, GroupLoad]]:
@@ -85,11 +93,12 @@ class BatchLoads:
     ) -> float:
         """Seconds that the slowest of these loads with prefill would take; `alone`: with no other
         batch in the grid."""
-        seconds = []
+        slowest_s = 0.0
         for _, load in loads:
-            whole = msgspec.structs.replace(load, alone=True) if alone else load
-            seconds.append(self._model.mixed(whole))
-        return max(seconds)
+            if alone:
+                load = msgspec.structs.replace(load, alone=True)
+            slowest_s = max(slowest_s, self._model.mixed(load))
+        return slowest_s
 
     def take(self, loads: list[tuple[int, GroupLoad]]) -> None:
         """These are the loads of their groups from now on."""

@@ -185,6 +185,8 @@ class ExecutionModel:
 
     def base(self, load: GroupLoad) -> float:
         """Uncorrected seconds of the slowest stage, computing."""
+        if len(self._unique) == 1:
+            return self._unique[0].seconds(load)
         return max([stage.seconds(load) for stage in self._unique])
 
     def moving(self, load: GroupLoad) -> float:
@@ -199,9 +201,10 @@ class ExecutionModel:
 
     def mixed(self, load: GroupLoad) -> float:
         """Corrected seconds of a batch with prefill (what the packer bisects)."""
-        return (
-            self.base(load) * self.prefill.scale + self.moving(load) * self.moves.scale
-        )
+        seconds = self.base(load) * self.prefill.scale
+        if load.saved or load.loaded:
+            seconds += self.moving(load) * self.moves.scale
+        return seconds
 
     def predict(self, load: GroupLoad) -> float:
         """Corrected seconds of one group's part of a batch; never less than its decodes alone would

@@ -198,9 +198,10 @@ class RequestState:
         """Why generation ends with the token just appended, if it does; `max_tokens`: the model's
         length."""
         sampling = self.request.sampling
-        # With a grammar an early stop token comes only where nothing else may.
-        may_stop = self.output >= sampling.min_tokens or sampling.grammar is not None
-        if may_stop and token_id in sampling.stop_token_ids:
+        if token_id in sampling.stop_token_ids and (
+            # With a grammar an early stop token comes only where nothing else may.
+            self.output >= sampling.min_tokens or sampling.grammar is not None
+        ):
             return "stop"
         if self.output >= sampling.max_tokens or self.known >= max_tokens:
             return "length"

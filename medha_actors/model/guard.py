@@ -6,6 +6,7 @@ The work of a whole step is tried at once, and request by request only where tha
 from __future__ import annotations
 
 import logging
+import math
 from types import TracebackType
 from typing import Final
 
@@ -86,7 +87,7 @@ class Failures:
 def require_numbers(values: Tensor) -> None:
     """Raise RowError unless all are finite. `values`: the largest logit of each row, or what is NaN
     where a logit is."""
-    if not values.isfinite().all():
+    if not all(map(math.isfinite, values.flatten().tolist())):
         raise RowError(NOT_NUMBERS)
 
 

@@ -236,7 +236,7 @@ class Stage:
         assert self.is_first, "only the first stage may be given no hidden states"
         packed = bytearray(b"".join([span.token_ids for span in spans]))
         token_ids = np.frombuffer(packed, np.int32)
-        if token_ids.min() < 0 or token_ids.max() >= self.spec.vocabulary:
+        if token_ids.view(np.uint32).max() >= self.spec.vocabulary:  # or negative
             _find_strangers(spans, token_ids, self.spec.vocabulary, failures)
         if self.embedding is None:
             return token_ids

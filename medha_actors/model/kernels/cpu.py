@@ -120,6 +120,7 @@ class CpuLayers:
         self.linears = np.array(linears, np.int64).reshape(-1, 4, PARTS, FIELDS)
         self.vectors = np.array(vectors, np.int64).reshape(-1, 8)
         self.routing = _Routing(shape, self.weights)
+        self._head: tuple[Stack, NDArray[np.int64]] = ((), _table(()))  # the last one
         self._allocate(bfloat, layer_bytes, threads)
 
     def _allocate(self, bfloat: bool, layer_bytes: int, threads: Threads) -> None:
@@ -157,6 +158,15 @@ class CpuLayers:
             scratch = tuple([buffer.ctypes.data for buffer in buffers])
             self.models[number] = (*numbers, *addresses, *scratch, *constants)
         self.together = Together(threads, self.models, self.scratch, out)
+        self._kept = self._room(ROWS)
+
+    def _room(self, rows: int) -> tuple[NDArray[np.float32], ...]:
+        """For the queries of so many rows, and what their attention comes to."""
+        s = self.shape
+        q = aligned((rows * s.heads + SPARE_ROWS) * s.head_dim, np.float32)
+        out = aligned(rows * s.heads * s.head_dim, np.float32)
+        lse = np.empty((rows, s.heads), np.float32)
+        return q, out.reshape(rows, s.heads, s.head_dim), lse
 
     def step(
         self,
@@ -173,13 +183,10 @@ class CpuLayers:
         of a step with rows that several groups share, and in no other.
         """
         assert len(x) == plan.rows, "rows are read by their addresses"
-        s = self.shape
         rows = plan.rows
-        q = aligned((rows * s.heads + SPARE_ROWS) * s.head_dim, np.float32)
-        out = aligned(rows * s.heads * s.head_dim, np.float32).reshape(
-            rows, s.heads, s.head_dim
-        )
-        lse = np.empty((rows, s.heads), np.float32)
+        q, out, lse = self._kept if rows <= ROWS else self._room(rows)
+        out = out[:rows]
+        lse = lse[:rows]
         table, pages = _tables(plan)
         step = np.zeros(1, code.STEP)
         step[0] = (
@@ -232,8 +239,11 @@ class CpuLayers:
 
     def logits(self, x: Tensor, norm: Tensor, head: Stack, threads: int = 1) -> Tensor:
         """Final norm and LM head: x float32 [rows, hidden] -> float32 [rows, vocabulary]."""
-        out = torch.empty(len(x), sum(matrix.outputs for matrix in head))
-        made = (_table(head), norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
+        if self._head[0] is not head:
+            self._head = head, _table(head)
+        out = torch.empty(len(x), sum([matrix.outputs for matrix in head]))
+        addresses = (norm.data_ptr(), len(x), x.data_ptr(), out.data_ptr())
+        made = (self._head[1], *addresses)
         if threads == 1:
             code.head(self.model, *made)
         else:

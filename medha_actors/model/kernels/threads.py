@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +50,6 @@ def all_done(phases, phase, pieces, spins):
     return reached(address(phases) + (phase * _WIDTH + _DONE) * 8, pieces, spins)
 
 
-def _nothing(number: int) -> bool:
-    """The job of a thread that comes when all is done."""
-    return True
-
-
 class Threads:
     """The caller's thread, number 0, and others, which end with the process."""
 
@@ -64,9 +60,8 @@ class Threads:
         self.own = own
         self.count = count
         self._cores = dict(enumerate(borrowed, own))
-        self._job: Callable[[int], bool] = _nothing
         self._failure: BaseException | None = None
-        self._posts = [threading.Semaphore(0) for _ in range(1, count)]
+        self._posts = [SimpleQueue[Callable[[int], bool]]() for _ in range(1, count)]
         for number in range(1, count):
             name = f"medha-compute-{number}"
             threading.Thread(
@@ -79,22 +74,19 @@ class Threads:
 
         Raises what the job raises, in whichever thread.
         """
-        self._job = job
         for post in self._posts[: count - 1]:
-            post.release()
+            post.put(job)
         while not job(0):
             if self._failure is not None:
                 raise self._failure
             os.sched_yield()
-        self._job = _nothing
 
     def _serve(self, number: int) -> None:
         if number in self._cores:
             os.sched_setaffinity(0, {self._cores[number]})
         post = self._posts[number - 1]
         while True:
-            post.acquire()
-            job = self._job
+            job = post.get()
             try:
                 while not job(number):
                     os.sched_yield()

@@ -91,12 +91,11 @@ class Together:
     ) -> None:
         """Let each thread call the kernel with its model, its arguments, and what they share."""
         counters = phases_of(phases)
-
-        def job(number: int) -> bool:
-            model = self._models[number : number + 1]
-            return kernel(model, *arguments(number), counters, SPINS)
-
-        self._threads.run(job, threads)
+        calls = [
+            (self._models[number : number + 1], *arguments(number), counters, SPINS)
+            for number in range(threads)
+        ]
+        self._threads.run(lambda number: kernel(*calls[number]), threads)
 
 
 def _block(rows: int, threads: int) -> int:
