@@ -26,6 +26,7 @@ from medha_actors.core.sharing import COURTESY, LONG_BUDGETS
 from medha_actors.core.standing import Finish, Standing
 from medha_actors.core.tenants import TenantQueues
 
+SETTLED_S = 1.0  # of a prefill's work: then those who decode now are others
 FOLLOWERS = 16  # of those behind a request that share its last batch
 CLOSE = 0.02  # relative: then it is good enough
 HALVINGS = 12  # of the interval, at most
@@ -100,7 +101,8 @@ class Forecast:
             newcomers, standing.finish, now, self._queue.order.yields
         )
         hurried = self._queue.hurries(state)
-        drag = self._pace.drag(hurried) / self._groups
+        # what rides along now is known; later it is as it usually is
+        drag = max(self._pace.drag(hurried), limit_s / room_s) / self._groups
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
 
@@ -152,9 +154,11 @@ class Forecast:
             # its last chunk passes the last stage behind what is on its way
             last_s = pipeline.done_at - now + state.load_s / chunks + beside_s
             return max(idle_s + beside_s * (chunks + pipeline.stages - 1), last_s)
-        idle_s *= pipeline.limit_s / max(
+        at_first = pipeline.limit_s / max(
             pipeline.limit_s - beside_s, 0.1 * pipeline.limit_s
         )
+        lasting = max(0.0, state.load_s - SETTLED_S) / state.load_s
+        idle_s *= at_first + lasting * (self._pace.lasting_drag(now) - at_first)
         finish = self._queue.standing(state, pipeline.limit_s, math.inf).finish
         newcomers, rivals = self._coming(state, now)
         overtaking = _Overtaking(newcomers, finish, now, self._queue.order.yields)

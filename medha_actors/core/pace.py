@@ -14,6 +14,7 @@ who goes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +41,7 @@ IDLE, FREE, WAITING, SEVERAL, LONG, PAID = range(6)
 FORECASTS = (127, 127, 127, 127, 127, 31)
 BEFORE = (ALONE, BESIDE, BESIDE, BESIDE, BESIDE, ALONE)
 FEWEST = 8  # arrivals that are no rate yet
+RECENT = 16  # of the arrivals: whether anybody still comes
 FIRST_S = 1.0  # so long nobody may have come before the first of the window
 Place = Callable[[RequestState], tuple[float, float]]
 
@@ -111,6 +113,19 @@ class Pace:
         holds. `hurried`: of prefills that other tenants make way for."""
         low, high = DRAGS
         return min(high, max(low, self._passed_s[hurried] / self._worked_s[hurried]))
+
+    def lasting_drag(self, now: float) -> float:
+        """The drag of a prefill that takes many batches: as far as those still come whose decodes
+        will ride along with it. At least 1."""
+        recent = [
+            arrival.at for arrival in itertools.islice(reversed(self._arrivals), RECENT)
+        ]
+        if len(recent) < FEWEST:
+            return 1.0
+        span_s = recent[0] - recent[-1]
+        idle_s = max(0.0, now - recent[0])
+        presence = span_s / max(span_s + idle_s, 1e-6)
+        return 1.0 + presence * max(0.0, self.drag() - 1.0)
 
     def dispatched(self, load_s: float, passed_s: float, hurried: bool = False) -> None:
         """A batch with so much prefill kept those who wait waiting for so long."""

@@ -35,14 +35,15 @@ def grid_of(stages=1, groups=1, pages=64, cutoff=None, page=PAGE, length=4096, s
     )
 
 
-def model_of(stages=1, page_s=0.0, lends=False):
-    """`lends`: batches that have the grid to themselves are quicker."""
+def model_of(stages=1, page_s=0.0, lends=False, of_decodes=0.5):
+    """`lends`: batches that have the grid to themselves are quicker, or take `of_decodes` of their
+    time where they decode for a few."""
     model = ExecutionModel.analytic(
         stages, token_s=1e-3, step_s=2e-3, pair_s=1e-6, kv_s=1e-6, page_s=page_s
     )
     if not lends:
         return model
-    parts = {"alone_decode": ((1, 0.5), (4, 0.7)), "alone_prefill": ((8, 0.6),)}
+    parts = {"alone_decode": ((1, of_decodes), (4, 0.7)), "alone_prefill": ((8, 0.6),)}
     return ExecutionModel(
         Profile(
             tuple(

@@ -68,6 +68,13 @@ def test_decodes_are_predicted_to_take_their_part_of_the_time(rows):
     assert seconds[1] == pytest.approx(0.5 * seconds[0])
 
 
+def test_a_decode_that_several_processors_would_not_speed_up_goes_with_one_a_stage():
+    world = world_of(2, model=model_of(2, lends=True, of_decodes=1.1))
+    world.add(request_of("d", 4, output=9))
+    world.drain()
+    assert not any(are_alone(world)[1:])
+
+
 def test_a_long_prompt_streams_through_the_pipeline():
     world = lending()
     world.add(request_of("long", 3000))
