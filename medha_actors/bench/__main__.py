@@ -7,6 +7,7 @@ spp        one long prompt on two stages, one stage, one stage with two threads
 tp         time to first token and decode speed of two tensor ranks, two stages and one actor
 kvp        time between tokens at long contexts with the KV cache on one core and on two
 prefix     time to first token of a warm turn and a cold one, and what keys and lookups cost
+warm       warm turns beside a cold prefill of 7,500 tokens, and of 32,000
 decision   the scheduler's time per decision with many requests waiting
 grammars   a decode step of 16 requests that follow a schema, and of 16 that are free
 gpu        what only a GPU can show, with targets; its own options: `gpu --help` (docs/gpu.md)
@@ -24,7 +25,10 @@ from typing import Any
 
 from medha_actors.bench.table import write_table
 
-_NAMES = ("steps", "speed", "spp", "tp", "kvp", "prefix", "decision", "grammars")
+_NAMES = (
+    *("steps", "speed", "spp", "tp", "kvp"),
+    *("prefix", "warm", "decision", "grammars"),
+)
 
 
 def main() -> None:
@@ -68,7 +72,7 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         from medha_actors.bench import grammars
 
         return grammars.run(**options)
-    from medha_actors.bench import kvp, prefix, speed, spp, steps, tp
+    from medha_actors.bench import kvp, prefix, speed, spp, steps, tp, warm
 
     if name == "steps":
         return await steps.run()
@@ -80,6 +84,8 @@ async def _benchmark(name: str, options: dict[str, Any]) -> list[dict[str, Any]]
         return await tp.run(**options)
     if name == "prefix":
         return await prefix.run(**options)
+    if name == "warm":
+        return await warm.run(**options)
     return await kvp.run(**options)
 
 

@@ -28,9 +28,9 @@ async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]
 async def _turns(repeats: int, dtype: str) -> list[dict[str, Any]]:
     args = {
         "model_loading_config": {"model_source": "embedded", "dtype": dtype},
-        "parallel": {"spp": 2},
-        "actors": {"num_cpus": 0.5},
-        "kv_cache": {"page_tokens": _PAGE_TOKENS},
+        "parallel": {"spp": 1},
+        "actors": {"spares": 0},
+        "kv_cache": {"page_tokens": _PAGE_TOKENS, "budget_bytes": 2**31},
     }
     found: dict[str, list[float]] = {"cold": [], "warm": [], "uncached alone": []}
     shares: dict[str, list[float]] = {name: [] for name in found}
