@@ -82,9 +82,14 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
         column_bytes = BlockReader(e, layout).column_bytes(blocks)
 
         def tile_of(
-            size: int, panel: ir.Value, column: ir.Value, row: ir.Value, add: ir.Value
+            size: int,
+            panel: ir.Value,
+            column: ir.Value,
+            row: ir.Value,
+            add: ir.Value,
+            held: ir.Value | None = None,
         ) -> Tile:
-            """`size` rows of a column from `row` on."""
+            """`size` rows of a column from `row` on, of which `held` are there."""
             place = e.at(out, e.times(out_row, row), e.times(column, 64))
             xr = e.at(x, e.times(x_row, row))
             sr = e.at(s, e.times(s_row, row))
@@ -102,6 +107,7 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
                 place,
                 out_row,
                 add,
+                held,
             )
 
         first = I64(0)

@@ -24,8 +24,12 @@ _SUMS_BYTES = ROWS * 64  # of one product: int32 [16 rows][16 outputs]
 _SEGMENT = 48  # blocks unpacked at once: 24 KiB stay in the first-level cache
 _MOST_TILES = BLOCK_ROWS // ROWS
 _TOGETHER = 2  # blocks whose products are under way at once
+# rows that are worth registers of their own, and beside others for which the weights
+# are unpacked anyway
+_WORTH = 12
+_WORTH_BESIDE = 5
 
-TileOf = Callable[[int, ir.Value, ir.Value, ir.Value, ir.Value], Tile]
+TileOf = Callable[[int, ir.Value, ir.Value, ir.Value, ir.Value, ir.Value | None], Tile]
 
 
 class Segment(NamedTuple):
@@ -50,16 +54,25 @@ def linear_in_tiles(
     add: ir.Value,
     tile_of: TileOf,
 ) -> ir.Value:
-    """As many of the rows as fill registers; returns their number. A column's weights are unpacked
+    """As many of the rows as are worth it; returns their number. A column's weights are unpacked
     once for all of them, a segment at a time; between segments the totals stand in the output.
 
-    parts: bytes of an activation; tile_of(size, panel, column, row, add): a tile from `row` on.
+    The registers hold ROWS rows each time: behind the last one they compute what nobody reads, so
+    activations need room for them.
+
+    parts: bytes of an activation; tile_of(size, panel, column, row, add, held): a tile from `row`
+    on, of which `held` rows are there.
     """
     b = e.b
-    tiles = b.udiv(rows, I64(ROWS))
+    beside = b.icmp_unsigned(">=", rows, I64(ROWS))
+    worth = b.select(beside, I64(ROWS - _WORTH_BESIDE), I64(ROWS - _WORTH))
+    tiles = b.udiv(b.add(rows, worth), I64(ROWS))
+    done = e.times(tiles, ROWS)
+    done = b.select(b.icmp_unsigned("<", rows, done), rows, done)
     with b.if_then(b.icmp_unsigned(">", tiles, I64(0))):
-        _Products(e, layout, parts, tile_of).of_columns(tiles, columns, blocks, w, add)
-    return e.times(tiles, ROWS)
+        products = _Products(e, layout, parts, tile_of)
+        products.of_columns(tiles, done, columns, blocks, w, add)
+    return done
 
 
 class _Products:
@@ -77,12 +90,13 @@ class _Products:
     def of_columns(
         self,
         tiles: ir.Value,
+        rows: ir.Value,
         columns: ir.Value,
         blocks: ir.Value,
         w: ir.Value,
         add: ir.Value,
     ) -> None:
-        """All columns of so many tiles of rows."""
+        """All columns of so many tiles with so many rows."""
         e = self.e
         b = self.e.b
         weights = self._room(_SEGMENT * 512)
@@ -104,7 +118,8 @@ class _Products:
                 self._unpack(panel, segment, column_bytes)
                 with e.loop(tiles) as loop:
                     row = e.times(loop.index, ROWS)
-                    tile = self.tile_of(ROWS, panel, column.index, row, begun)
+                    held = b.sub(rows, row)
+                    tile = self.tile_of(ROWS, panel, column.index, row, begun, held)
                     part = e.times(loop.index, _SEGMENT * self.scales_bytes)
                     self._multiply(tile, segment._replace(scales=e.at(scales, part)))
         self.registers.release()
@@ -116,7 +131,7 @@ class _Products:
         nothing = I64(0)
         with e.loop(tiles) as number, e.loop(segment.count) as loop:
             row = e.times(number.index, ROWS)
-            tile = self.tile_of(ROWS, nothing, nothing, row, nothing)
+            tile = self.tile_of(ROWS, nothing, nothing, row, nothing, None)
             place = e.at(e.times(number.index, _SEGMENT), loop.index)
             into = e.at(segment.scales, e.times(place, self.scales_bytes))
             index = e.times(e.at(segment.first, loop.index), 4)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from llvmlite import ir
 
@@ -35,8 +36,11 @@ class Tile:
         out: ir.Value,
         out_row: ir.Value,
         add: ir.Value,
+        held: ir.Value | None = None,
     ) -> None:
+        """`held`: rows that are there, the others are computed for nobody; None: all are."""
         self.e = e
+        self.held = held
         self.layout = layout
         self.weights = BlockReader(e, layout)
         self.form = form
@@ -66,11 +70,23 @@ class Tile:
         e = self.e
         self.total = [e.variable(e.constant(0.0)) for _ in self.rows]
         with e.b.if_then(e.b.icmp_signed("!=", self.add, I64(0))):
-            for total, place in zip(self.total, self.out, strict=True):
-                e.b.store(e.load(place), total)
+            for r in self.rows:
+                with self._if_held(r):
+                    e.b.store(e.load(self.out[r]), self.total[r])
         yield
-        for total, place in zip(self.total, self.out, strict=True):
-            e.store(e.b.load(total), place)
+        for r in self.rows:
+            with self._if_held(r):
+                e.store(e.b.load(self.total[r]), self.out[r])
+
+    def _if_held(self, r: int) -> AbstractContextManager[Any]:
+        """What is done only if row r is there."""
+        if self.held is None:
+            return nullcontext()
+        b = self.e.b
+        there: AbstractContextManager[Any] = b.if_then(
+            b.icmp_unsigned(">", self.held, I64(r)), likely=True
+        )
+        return there
 
     def add_up(
         self,

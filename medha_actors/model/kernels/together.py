@@ -21,7 +21,6 @@ from medha_actors.model.kernels.threaded_layers import (
 from medha_actors.model.kernels.threads import Threads, phases_of
 
 FEW_ROWS = 8  # for each thread: up to so many, threads share columns, not rows
-TILE_ROWS = 16
 PIECES = 2  # of a matrix, for each thread
 HEAD_PIECES = 8  # of the head
 
@@ -99,6 +98,6 @@ class Together:
 
 
 def _block(rows: int, threads: int) -> int:
-    """Rows that a thread takes at a time: two blocks for each, in whole tiles."""
-    share = -(-rows // (2 * threads)) // TILE_ROWS * TILE_ROWS
-    return min(ROWS, max(TILE_ROWS, share))
+    """Rows that a thread takes at a time: equal pieces, as many for each."""
+    rounds = -(-rows // (ROWS * threads))
+    return -(-rows // (rounds * threads))
