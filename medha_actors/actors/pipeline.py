@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from ray.exceptions import RayError
@@ -46,6 +46,14 @@ _STOPPING = Rejected(
 _MAX_REBUILDS = 3  # in a row; then the process exits and Serve makes a new one
 # new spares are not to compete with those who compute again what was lost
 _SPARES_DELAY_S = 10.0
+
+
+class _Sent(NamedTuple):
+    """A batch on its way, and what is known of it."""
+
+    batch: Batch
+    record: BatchRecord
+    at: float
 
 
 class Pipeline:
@@ -232,16 +240,26 @@ class Pipeline:
         The stages have their next work before anybody is told of this: they do not wait for
         telemetry, nor for the streams.
         """
-        events: list[Event] = []
         now = self._now()
+        events: list[Event] = []
         for results in landed:
             events += self.scheduler.complete(results, now)
-        landed_at = now
-        sent: list[tuple[Batch, BatchRecord, float]] = []
-        failure = None
+        sent: list[_Sent] = []
+        failure = self._hand_out(sent, events)
+        for results in landed:
+            self._observer.done(results, now)
+        self._publish(events)
+        for one in sent:
+            self._observer.sent(*one)
+        if failure is not None:
+            self._fail(failure)
+        self._arm()
+
+    def _hand_out(self, sent: list[_Sent], events: list[Event]) -> str | None:
+        """Send batches while stage 0 is free, and add them to `sent`; to `events`, which requests
+        their time limits end. Returns why a link failed, if one did."""
         while (
-            failure is None
-            and self._linked
+            self._linked
             and not self._computing
             and len(self.flights) < self.scheduler.in_flight_limit
         ):
@@ -251,24 +269,12 @@ class Pipeline:
             if batch is None:
                 break
             self._computing = self.flights.add(batch, now)
-            sent.append((batch, self.scheduler.record, now))
-            failure = self._send(batch)
-        for results in landed:
-            self._observer.done(results, landed_at)
-        self._publish(events)
-        for one in sent:
-            self._observer.sent(*one)
-        if failure is not None:
-            self._fail(failure)
-        self._arm()
-
-    def _send(self, batch: Batch) -> str | None:
-        """To stage 0 of each group that has a part in it; why that failed, if it did."""
-        try:
-            for group in sorted(self._computing):
-                self._cluster.first[group].send(_encode(batch.groups[group]))
-        except LinkClosedError as error:
-            return error.message
+            sent.append(_Sent(batch, self.scheduler.record, now))
+            try:
+                for group in sorted(self._computing):
+                    self._cluster.first[group].send(_encode(batch.groups[group]))
+            except LinkClosedError as error:
+                return error.message
         return None
 
     def _publish(self, events: list[Event]) -> None:
