@@ -166,7 +166,7 @@ async def test_no_loss_of_the_controller_costs_a_token(two_stages):
     grid = two_stages
     stages = grid.stages()
     await grid.survives(grid.kill_controller, "-killed")
-    for part in ("_take", "next_batch", "complete", "expire", "next_wake"):
+    for part in ("_publish", "next_batch", "complete", "expire", "next_wake"):
         await grid.survives(partial(grid.break_part, part), part)
     assert grid.stages() == stages, "the stages are those of before"
     await grid.survives(grid.break_mending, "-mending")

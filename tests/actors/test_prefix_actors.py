@@ -131,7 +131,8 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
         everybody = [*turns, *whole, history, scored, other, private]
         await everyone(handle, everybody)
         later = await Asked(history.known, 20).ask(handle)
-        together = [Asked([*prompt_of(300, salt=77), index], 10) for index in range(4)]
+        # long enough that waiting for one of them is sooner done than computing all
+        together = [Asked([*prompt_of(700, salt=77), index], 10) for index in range(4)]
         await everyone(handle, together)
         stats = await handle.stats()
         assert stats["kv_usage"] == 0
@@ -149,7 +150,7 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
         assert later.cached == (len(history.known) - 1) // _PAGE * _PAGE
         shares = sorted(request.cached for request in together)
         assert shares[0] == 0
-        assert 0 < shares[-1] <= 256, "some computed themselves what was sooner done so"
+        assert 0 < shares[-1] <= 640, "some computed themselves what was sooner done so"
 
 
 async def test_hits_change_no_token_under_pressure(model, warm):
