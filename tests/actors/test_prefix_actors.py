@@ -131,13 +131,13 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
         everybody = [*turns, *whole, history, scored, other, private]
         await everyone(handle, everybody)
         later = await Asked(history.known, 20).ask(handle)
-        # long enough that waiting for one of them is sooner done than computing all
-        together = [Asked([*prompt_of(700, salt=77), index], 10) for index in range(4)]
+        together = [Asked([*prompt_of(300, salt=77), index], 10) for index in range(4)]
         await everyone(handle, together)
+        after = await Asked([*prompt_of(300, salt=77), 9], 10).ask(handle)
         stats = await handle.stats()
         assert stats["kv_usage"] == 0
         assert stats["prefix_cache_hits_total"] > 0
-    for request in (first, *everybody, later, *together):
+    for request in (first, *everybody, later, *together, after):
         request.check(model[0])
     assert (scored.cached, other.cached, private.cached) == (0, 0, 0)
     assert len(scored.scored) == len(base) - 1
@@ -150,7 +150,9 @@ async def test_hits_change_no_token(spp, kvp, cutoff, model, warm):
         assert later.cached == (len(history.known) - 1) // _PAGE * _PAGE
         shares = sorted(request.cached for request in together)
         assert shares[0] == 0
-        assert 0 < shares[-1] <= 640, "some computed themselves what was sooner done so"
+        # in one batch all compute (tests/core/test_leaders.py: who waits for whom)
+        assert shares[-1] <= 256
+        assert after.cached == 256
 
 
 async def test_hits_change_no_token_under_pressure(model, warm):
