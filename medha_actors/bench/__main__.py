@@ -26,8 +26,15 @@ from typing import Any
 from medha_actors.bench.table import write_table
 
 _NAMES = (
-    *("steps", "speed", "spp", "tp", "kvp"),
-    *("prefix", "warm", "decision", "grammars"),
+    "steps",
+    "speed",
+    "spp",
+    "tp",
+    "kvp",
+    "prefix",
+    "warm",
+    "decision",
+    "grammars",
 )
 
 
