@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from quantised import random_blocks, values_of
+from soft_registers import SoftRegisters
 
 from medha_actors.files.gguf_kinds import KINDS
 from medha_actors.model.gguf_blocks import (
@@ -167,11 +168,19 @@ def test_narrow_machines_find_the_same(kind, form, monkeypatch):
 @pytest.mark.parametrize("kind", TYPICAL, ids=NAMES.get)
 def test_tile_registers_change_no_bit(kind, monkeypatch):
     """The width is that of two segments of weights that are unpacked together."""
-    machine = HERE._replace(tiles=False)
+    machine = HERE._replace(tiles=None)
     check_machine(machine, kind, monkeypatch, rows=100, width=1792)
 
 
+@pytest.mark.parametrize("kind", TYPICAL, ids=NAMES.get)
+def test_their_products_are_right_where_there_are_none(kind, monkeypatch):
+    """With registers in memory: what is loaded from where is the same."""
+    machine = HERE._replace(tiles=SoftRegisters)
+    check_machine(machine, kind, monkeypatch, rows=45, width=1792)
+
+
 def check_machine(machine, kind, monkeypatch, rows, width=WIDTH):
+    """Its kernels give the bits that this machine's give."""
     raw = torch.from_numpy(random_blocks(kind, OUTPUTS, width))
     x, gain, _ = activations(rows, width)
     for activation_form in ("int8", "int16", "float32"):

@@ -10,8 +10,8 @@ once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -21,9 +21,16 @@ from medha_actors.model.kernels.attention_matrix import (
     SCRATCH_BYTES,
     rows_in_tiles,
 )
-from medha_actors.model.kernels.attention_tile import STATE_EXTRA, TILE, tile
+from medha_actors.model.kernels.attention_tile import (
+    STATE_EXTRA,
+    TILE,
+    Form,
+    tile,
+    weight_bytes,
+)
 from medha_actors.model.kernels.ir import (
     I64,
+    QUICK_BF16,
     WIDE,
     Emit,
     address,
@@ -33,7 +40,7 @@ from medha_actors.model.kernels.ir import (
     machine_code,
     with_kernel,
 )
-from medha_actors.model.kernels.matrix_tiles import PERMITTED, ROWS
+from medha_actors.model.kernels.matrix_tiles import PERMITTED, ROWS, TileRegisters
 from medha_actors.model.kernels.pack import aligned
 
 BLOCK_TOKENS = 256  # query tokens whose states are kept at once
@@ -41,14 +48,14 @@ SPARE_ROWS = ROWS  # behind queries and states: tile registers reach so far
 TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
 
 
-def _rows(bfloat: bool) -> Any:
+def _rows(form: Form) -> Callable[..., None]:
     def emit(
         e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
         state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
         next_keys: ir.Value, next_values: ir.Value,
     ) -> None:  # fmt: skip
         done = I64(0)
-        q_row = e.times(dims, 2 if bfloat else 4)
+        q_row = e.times(dims, weight_bytes(form))
         state_row = e.times(e.at(dims, STATE_EXTRA), 4)
         for size in TILE_ROWS:
             tiles = e.b.udiv(e.b.sub(rows, done), I64(size))
@@ -61,7 +68,7 @@ def _rows(bfloat: bool) -> Any:
                 tile(
                     e,
                     size,
-                    bfloat,
+                    form,
                     dims,
                     q_at,
                     keys,
@@ -76,12 +83,7 @@ def _rows(bfloat: bool) -> Any:
                 )
             done = e.at(done, e.times(tiles, size))
 
-    return kernel(12, emit)
-
-
-_kernel_bfloat = _rows(True)
-_kernel_float = _rows(False)
-_kernel_matrix = kernel(12, rows_in_tiles)
+    return emit
 
 
 def _code(
@@ -103,14 +105,21 @@ def _code(
     )
 
 
+def form_of(bfloat: bool, head_dim: int) -> Form:
+    """How rows attend to a bfloat16 or float32 pool on this machine."""
+    if not bfloat:
+        return "float"
+    if PERMITTED and head_dim % DIMS == 0:
+        return "registers"
+    return "pairs" if QUICK_BF16 else "widened"
+
+
 @cache
-def tile_address(bfloat: bool, head_dim: int) -> int:
+def tile_address(form: Form, registers: type[TileRegisters] = TileRegisters) -> int:
     """Machine code that lets rows attend to one tile: (rows, then the arguments of `tile`)."""
-    if bfloat and PERMITTED and head_dim % DIMS == 0:
-        return machine_code(with_kernel(_code, _kernel_matrix, "rows_matrix"), 12)
-    if bfloat:
-        return machine_code(with_kernel(_code, _kernel_bfloat, "rows_bfloat"), 12)
-    return machine_code(with_kernel(_code, _kernel_float, "rows_float"), 12)
+    emit = rows_in_tiles(registers) if form == "registers" else _rows(form)
+    name = f"rows_{form}_{registers.__name__}"
+    return machine_code(with_kernel(_code, kernel(12, emit), name), 12)
 
 
 def scratch_of(rows: int, dims: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,14 +158,14 @@ def _finish(state, rows, share, dims, visible, out, lse):
 
 @compiled
 def attend(
-    code, q, tokens, share, dims, bfloat, keys, values, page_bytes, page_tiles, pages,
-    cached, writes, scratch, out, lse,
+    code, q, query_bytes, tokens, share, dims, bfloat, keys, values, page_bytes, page_tiles,
+    pages, cached, writes, scratch, out, lse,
 ):  # fmt: skip
     """One key head's `share` query heads of `tokens` (at most BLOCK_TOKENS) consecutive tokens of
     one request.
 
-    code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims), with
-    SPARE_ROWS more behind; scratch: see scratch_of;
+    code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims), of
+    query_bytes each (see weight_bytes), with SPARE_ROWS more behind; scratch: see scratch_of;
     keys, values: addresses of this head in page 0;
     pages: int32 numbers of the piece's pages; cached: keys all tokens see; writes: token i also
     sees i + 1 more. out float32 [tokens, share, dims] and lse float32 [tokens, share] (natural
@@ -178,7 +187,7 @@ def attend(
         skip = max(start - cached, 0) * share  # rows that end before this tile
         left = rows - skip
         first = 1 if t == 0 else 0
-        row_q = q + skip * dims * (2 if bfloat else 4)
+        row_q = q + skip * dims * query_bytes
         row_state = address(state) + skip * (dims + STATE_EXTRA) * 4
         row_limits = address(limits) + skip * 8
         _call_rows(

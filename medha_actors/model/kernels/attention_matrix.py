@@ -9,6 +9,8 @@ behind the last one compute what nobody reads, so queries and states need room f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from medha_actors.model.kernels.attention_tile import (
@@ -27,45 +29,49 @@ SCRATCH_BYTES = ROWS * TILE * (4 + 2)  # scores and weights
 _SHAPES = Shapes(sums=range(4), rows=(4, 5), others=(6, 7), row_bytes=64)
 
 
-def rows_in_tiles(
-    e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
-    state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
-    next_keys: ir.Value, next_values: ir.Value,
-) -> None:  # fmt: skip
+def rows_in_tiles(registers: type[TileRegisters]) -> Callable[..., None]:
     """Any number of rows, bfloat16; the arguments are attention_tile.tile's, but for p:
     SCRATCH_BYTES of it."""
-    b = e.b
-    registers = TileRegisters(e, _SHAPES)
-    few = b.icmp_unsigned("<", rows, I64(ROWS))
-    registers.configure(b.select(few, rows, I64(ROWS)))
-    # many rows are busy with a tile for longer than the next one takes to come
-    parts = b.select(few, b.udiv(dims, I64(16)), I64(0))
-    with e.loop(parts) as loop:
-        skip = e.times(loop.index, TILE * 32)
-        e.prefetch(e.at(next_keys, skip), TILE * 32)
-        e.prefetch(e.at(next_values, skip), TILE * 32)
-    state_row = e.times(e.at(dims, STATE_EXTRA), 4)
-    scores = p
-    weights = e.at(p, ROWS * TILE * 4)
-    with e.loop(b.udiv(e.at(rows, ROWS - 1), I64(ROWS))) as loop:
-        row = e.times(loop.index, ROWS)
-        left = b.sub(rows, row)
-        count = b.select(b.icmp_signed("<", left, I64(ROWS)), left, I64(ROWS))
-        states = e.at(state, e.times(row, state_row))
-        _scores(registers, e.at(q, e.times(e.times(row, dims), 2)), dims, keys, scores)
-        with e.loop(count) as one:
-            _weigh(
-                e,
-                dims,
-                e.at(scores, e.times(one.index, TILE * 4)),
-                e.at(weights, e.times(one.index, TILE * 2)),
-                e.at(states, e.times(one.index, state_row)),
-                e.at(limits, e.times(e.at(row, one.index), 8)),
-                start,
-                first,
-            )
-        _add_values(registers, dims, weights, values, states, state_row)
-    registers.release()
+
+    def emit(
+        e: Emit, rows: ir.Value, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
+        state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
+        next_keys: ir.Value, next_values: ir.Value,
+    ) -> None:  # fmt: skip
+        b = e.b
+        held = registers(e, _SHAPES)
+        few = b.icmp_unsigned("<", rows, I64(ROWS))
+        held.configure(b.select(few, rows, I64(ROWS)))
+        # many rows are busy with a tile for longer than the next one takes to come
+        parts = b.select(few, b.udiv(dims, I64(16)), I64(0))
+        with e.loop(parts) as loop:
+            skip = e.times(loop.index, TILE * 32)
+            e.prefetch(e.at(next_keys, skip), TILE * 32)
+            e.prefetch(e.at(next_values, skip), TILE * 32)
+        state_row = e.times(e.at(dims, STATE_EXTRA), 4)
+        scores = p
+        weights = e.at(p, ROWS * TILE * 4)
+        with e.loop(b.udiv(e.at(rows, ROWS - 1), I64(ROWS))) as loop:
+            row = e.times(loop.index, ROWS)
+            left = b.sub(rows, row)
+            count = b.select(b.icmp_signed("<", left, I64(ROWS)), left, I64(ROWS))
+            states = e.at(state, e.times(row, state_row))
+            _scores(held, e.at(q, e.times(e.times(row, dims), 2)), dims, keys, scores)
+            with e.loop(count) as one:
+                _weigh(
+                    e,
+                    dims,
+                    e.at(scores, e.times(one.index, TILE * 4)),
+                    e.at(weights, e.times(one.index, TILE * 2)),
+                    e.at(states, e.times(one.index, state_row)),
+                    e.at(limits, e.times(e.at(row, one.index), 8)),
+                    start,
+                    first,
+                )
+            _add_values(held, dims, weights, values, states, state_row)
+        held.release()
+
+    return emit
 
 
 def _scores(
@@ -110,7 +116,7 @@ def _weigh(
     ]
     hide(e, [found], limits, start)
     keep_in_range(e, [found], [state], dims, first)
-    weigh(e, found, True, sums, weights)
+    weigh(e, found, "pairs", sums, weights)
 
 
 def _add_values(

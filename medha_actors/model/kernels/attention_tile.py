@@ -7,11 +7,21 @@ A tile is 64 tokens of one head in the order in which the dot products read them
           or [64][head_dim] float32
 For each row there is a state: the unnormalised output [head_dim], 16 partial sums of the weights
 and the reference exponent m. A tile adds exp2(score - m); m moves only when a score exceeds it by
-2**8, which float32 sums and bfloat16 weights have room for. Accumulation is float32 throughout;
-bfloat16 are q, k, v and the weights.
+2**8, which float32 sums and bfloat16 weights have room for. Accumulation is float32 throughout.
+
+form       keys and values   q and the weights   a product
+float      float32           float32             fma
+pairs      bfloat16          bfloat16            vdpbf16ps
+widened    bfloat16          float32             fma of each half of a word, which a shift or a mask
+                                                 makes float32; rounds nothing but keys and values
+registers  bfloat16          bfloat16            of tile registers: attention_matrix.py
+Intel's processors do half as many products a second with vdpbf16ps as with fma, and older ones have
+only fma: they widen.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from llvmlite import ir
 
@@ -26,6 +36,8 @@ from medha_actors.model.kernels.ir import (
     Emit,
 )
 
+Form = Literal["float", "pairs", "widened", "registers"]
+
 TILE = 64  # tokens
 VECTORS = TILE // 16
 # floats of a row's state behind the output: 16 partial sums, m, padding
@@ -37,7 +49,7 @@ _HIDDEN = -1e30
 
 
 def tile(
-    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
+    e: Emit, rows: int, form: Form, dims: ir.Value, q: ir.Value, keys: ir.Value, values: ir.Value,
     state: ir.Value, limits: ir.Value, start: ir.Value, first: ir.Value, p: ir.Value,
     next_keys: ir.Value, next_values: ir.Value,
 ) -> None:  # fmt: skip
@@ -47,47 +59,73 @@ def tile(
     tile; `first` is 1 for the first tile of a row; p is scratch for the weights; the next tile's
     addresses are prefetched.
     """
-    size = 2 if bfloat else 4
+    size = weight_bytes(form)
     state_row = e.times(e.at(dims, STATE_EXTRA), 4)
     sums = e.times(dims, 4)
     states = [e.at(state, e.times(state_row, r)) for r in range(rows)]
-    scores = _scores(e, rows, bfloat, dims, q, keys, states, next_keys)
+    scores = _scores(e, rows, form, dims, q, keys, states, next_keys)
     hide(e, scores, limits, start)
     keep_in_range(e, scores, states, dims, first)
     for r in range(rows):
-        weigh(e, scores[r], bfloat, e.at(states[r], sums), e.at(p, r * TILE * size))
-    _add_values(e, bfloat, dims, p, values, states, next_values)
+        weigh(e, scores[r], form, e.at(states[r], sums), e.at(p, r * TILE * size))
+    _add_values(e, form, dims, p, values, states, next_values)
+
+
+def weight_bytes(form: Form) -> int:
+    """Of a weight, and of a value of a query."""
+    return 2 if form in ("pairs", "registers") else 4
 
 
 def weigh(
-    e: Emit, scores: list[ir.Value], bfloat: bool, sums: ir.Value, out: ir.Value
+    e: Emit, scores: list[ir.Value], form: Form, sums: ir.Value, out: ir.Value
 ) -> None:
     """One row's weights, exp2 of its scores, to `out` and to their partial sums."""
     total = e.load(sums, align=64)
     for c, score in enumerate(scores):
-        weight = e.exp2(e.b.load(score), 4 if bfloat else 6)
+        weight = e.exp2(e.b.load(score), 6 if form == "float" else 4)
         total = e.b.fadd(total, weight)
-        rounded = e.bfloat(weight) if bfloat else weight
-        e.store(rounded, e.at(out, 16 * c * (2 if bfloat else 4)), align=32)
+        rounded = e.bfloat(weight) if weight_bytes(form) == 2 else weight
+        e.store(rounded, e.at(out, 16 * c * weight_bytes(form)), align=32)
     e.store(total, sums, align=64)
 
 
-def _dot(e: Emit, bfloat: bool, acc: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    return (
-        e.dot_bf16(acc, x, y)
-        if bfloat
-        else e.fma(e.b.bitcast(x, V16F), e.b.bitcast(y, V16F), acc)
-    )
+def _parts(e: Emit, form: Form, word: ir.Value) -> list[ir.Value]:
+    """What a vector of the pool's words holds, in the order in which it is added up."""
+    if form == "float":
+        return [e.b.bitcast(word, V16F)]
+    if form == "pairs":
+        return [word]
+    low = e.b.shl(word, e.constant(16, V16I))
+    high = e.b.and_(word, e.constant(0xFFFF0000, V16I))
+    return [e.b.bitcast(half, V16F) for half in (low, high)]
+
+
+def _factors(e: Emit, form: Form, place: ir.Value) -> list[ir.Value]:
+    """What each of them is multiplied with, the same for all 16 lanes, from `place` on."""
+    if form == "pairs":
+        return [e.broadcast(place, I32)]
+    count = 2 if form == "widened" else 1
+    return [e.broadcast(e.at(place, 4 * number)) for number in range(count)]
+
+
+def _add_products(
+    e: Emit, form: Form, total: ir.Value, parts: list[ir.Value], factors: list[ir.Value]
+) -> None:
+    """total += parts * factors."""
+    value = e.b.load(total)
+    for x, y in zip(parts, factors, strict=True):
+        value = e.dot_bf16(value, x, y) if form == "pairs" else e.fma(x, y, value)
+    e.b.store(value, total)
 
 
 def _scores(
-    e: Emit, rows: int, bfloat: bool, dims: ir.Value, q: ir.Value, keys: ir.Value,
+    e: Emit, rows: int, form: Form, dims: ir.Value, q: ir.Value, keys: ir.Value,
     states: list[ir.Value], next_keys: ir.Value,
 ) -> list[list[ir.Value]]:  # fmt: skip
     """q k - m for each row, in VECTORS registers."""
     b = e.b
-    pair = 2 if bfloat else 1
-    q_row = e.times(dims, 4 // pair)
+    pair = 1 if form == "float" else 2
+    q_row = e.times(dims, weight_bytes(form))
     exponent = e.times(e.at(dims, 16), 4)
     scores = []
     for r in range(rows):
@@ -96,18 +134,19 @@ def _scores(
     for group in range(0, VECTORS, TOGETHER):
         with e.loop(b.udiv(dims, I64(pair))) as loop:
             offset = e.at(e.times(loop.index, 4 * TILE), 64 * group)
-            key = [
+            words = [
                 e.load(e.at(keys, offset, 64 * c), V16I, 64) for c in range(TOGETHER)
             ]
+            key = [_parts(e, form, word) for word in words]
             if rows <= 3:
                 e.prefetch(e.at(next_keys, offset), 64 * TOGETHER)
             for r in range(rows):
-                query = e.broadcast(
-                    e.at(q, e.times(q_row, r), e.times(loop.index, 4)), I32
+                place = e.at(
+                    q, e.times(q_row, r), e.times(loop.index, pair * weight_bytes(form))
                 )
+                query = _factors(e, form, place)
                 for c in range(TOGETHER):
-                    score = scores[r][group + c]
-                    b.store(_dot(e, bfloat, b.load(score), key[c], query), score)
+                    _add_products(e, form, scores[r][group + c], key[c], query)
     return scores
 
 
@@ -172,7 +211,7 @@ def keep_in_range(
 
 def _add_values(
     e: Emit,
-    bfloat: bool,
+    form: Form,
     dims: ir.Value,
     p: ir.Value,
     values: ir.Value,
@@ -181,27 +220,30 @@ def _add_values(
 ) -> None:
     """output += p v, for as many dimensions at a time as the registers hold, then 16 at a time."""
     b = e.b
-    pair = 2 if bfloat else 1
+    pair = 1 if form == "float" else 2
+    step = pair * weight_bytes(form)
 
     def columns(start: ir.Value, vectors: int) -> None:
         places = [[e.at(s, start, 64 * c) for c in range(vectors)] for s in states]
         out = [[e.variable(e.load(place, align=64)) for place in row] for row in places]
         with e.loop(TILE // pair) as loop:
             offset = e.at(e.times(e.times(loop.index, 4), dims), start)
-            value = [
+            words = [
                 e.load(e.at(values, offset, 64 * c), V16I, 64) for c in range(vectors)
             ]
+            value = [_parts(e, form, word) for word in words]
             if len(states) <= 3:
                 e.prefetch(e.at(next_values, offset), 64 * vectors)
             for r, row in enumerate(out):
-                weight = e.broadcast(
-                    e.at(p, e.times(loop.index, 4), r * TILE * 4 // pair), I32
+                place = e.at(
+                    p, e.times(loop.index, step), r * TILE * weight_bytes(form)
                 )
+                weight = _factors(e, form, place)
                 for c in range(vectors):
-                    b.store(_dot(e, bfloat, b.load(row[c]), value[c], weight), row[c])
+                    _add_products(e, form, row[c], value[c], weight)
         for row, row_places in zip(out, places, strict=True):
-            for value, place in zip(row, row_places, strict=True):
-                e.store(b.load(value), place, align=64)
+            for total, place in zip(row, row_places, strict=True):
+                e.store(b.load(total), place, align=64)
 
     size = 64 * TOGETHER
     wide = b.udiv(e.times(dims, 4), I64(size))

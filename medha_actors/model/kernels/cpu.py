@@ -16,10 +16,11 @@ from medha_actors.model.kernels import layers as code
 from medha_actors.model.kernels.attention import (
     BLOCK_TOKENS,
     SPARE_ROWS,
+    form_of,
     scratch_of,
     tile_address,
 )
-from medha_actors.model.kernels.attention_tile import TILE
+from medha_actors.model.kernels.attention_tile import TILE, weight_bytes
 from medha_actors.model.kernels.counters import SPINS
 from medha_actors.model.kernels.dot import FORM
 from medha_actors.model.kernels.layouts import LANES
@@ -141,6 +142,7 @@ class CpuLayers:
         ]
         self.models = np.zeros(count, code.MODEL)
         self.model = self.models[:1]
+        form = form_of(bfloat, s.head_dim)
         numbers = (
             s.hidden,
             s.intermediate,
@@ -149,8 +151,9 @@ class CpuLayers:
             s.head_dim,
             self.page_tokens,
             *self.routing.counts,
-            tile_address(bfloat, s.head_dim),
+            tile_address(form),
             int(bfloat),
+            weight_bytes(form),
         )
         addresses = (self.keys.ctypes.data, self.values.ctypes.data, layer_bytes)
         constants = (s.eps, math.log2(math.e) / math.sqrt(s.head_dim), 1.0)

@@ -65,40 +65,51 @@ def _silu_mul(
 
 
 def _to_int8(
-    e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value
+    e: Emit,
+    x: ir.Value,
+    blocks: ir.Value,
+    rows: ir.Value,
+    out: ir.Value,
+    scales: ir.Value,
 ) -> None:
-    """Round blocks of 32 to int8; scales [4, blocks] gets each block's step and the sums of its
-    rounded values, of their first half and of their second half."""
+    """Round blocks of 32 to int8, of one of so many rows: out [blocks, rows, 32]; scales
+    [blocks, rows, 4] gets each block's step and the sums of its rounded values, of their first half
+    and of their second half."""
     with e.loop(blocks) as loop:
+        number = e.times(loop.index, rows)
         for half, whole in enumerate(
-            _round_block(e, x, loop.index, blocks, scales, 127)
+            _round_block(e, x, loop.index, e.at(scales, e.times(number, 16)), 127)
         ):
-            e.store(
-                e.b.trunc(whole, V16C), e.at(out, e.times(loop.index, 32), 16 * half)
-            )
+            e.store(e.b.trunc(whole, V16C), e.at(out, e.times(number, 32), 16 * half))
 
 
 def _to_int16(
-    e: Emit, x: ir.Value, blocks: ir.Value, out: ir.Value, scales: ir.Value
+    e: Emit,
+    x: ir.Value,
+    blocks: ir.Value,
+    rows: ir.Value,
+    out: ir.Value,
+    scales: ir.Value,
 ) -> None:
-    """The same with 256 times as many steps: all high bytes, then all low bytes, both signed."""
+    """The same with 256 times as many steps: out [blocks, rows, 2, 32], a block's high bytes and
+    then its low bytes, both signed."""
     b = e.b
     with e.loop(blocks) as loop:
+        number = e.times(loop.index, rows)
         for half, whole in enumerate(
-            _round_block(e, x, loop.index, blocks, scales, 127 * 256)
+            _round_block(e, x, loop.index, e.at(scales, e.times(number, 16)), 127 * 256)
         ):
-            place = e.at(out, e.times(loop.index, 32), 16 * half)
+            place = e.at(out, e.times(number, 64), 16 * half)
             high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
             e.store(b.trunc(high, V16C), place)
             # whole - 256 high is its low byte
-            e.store(b.trunc(whole, V16C), e.at(place, e.times(blocks, 32)))
+            e.store(b.trunc(whole, V16C), e.at(place, 32))
 
 
 def _round_block(
     e: Emit,
     x: ir.Value,
     number: ir.Value,
-    blocks: ir.Value,
     scales: ir.Value,
     steps: int,
 ) -> list[ir.Value]:
@@ -106,7 +117,6 @@ def _round_block(
     sums."""
     b = e.b
     place = e.at(x, e.times(number, 128))
-    four_i = e.times(number, 4)
     values = [e.load(place), e.load(e.at(place, 64))]
     top = _largest_magnitude(e, values)
     step = b.fmul(top, F32(1 / steps))
@@ -118,10 +128,9 @@ def _round_block(
         for value in values
     ]
     halves = _two_sums(e, *whole)
-    e.store(step, e.at(scales, four_i))
-    for row, total in enumerate((b.add(*halves), *halves), 1):
-        place = e.at(scales, e.times(blocks, 4 * row), four_i)
-        e.store(b.fmul(b.sitofp(total, F32), step), place)
+    e.store(step, scales)
+    for which, total in enumerate((b.add(*halves), *halves), 1):
+        e.store(b.fmul(b.sitofp(total, F32), step), e.at(scales, 4 * which))
     return whole
 
 
@@ -152,8 +161,10 @@ def _two_sums(e: Emit, x: ir.Value, y: ir.Value) -> list[ir.Value]:
     return [b.extract_element(both, I32(lane)) for lane in (0, 8)]
 
 
-def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
-    """The sums of blocks of 32 values."""
+def _block_sums(
+    e: Emit, x: ir.Value, blocks: ir.Value, rows: ir.Value, sums: ir.Value
+) -> None:
+    """The sums of blocks of 32 values of one of so many rows: sums [blocks, rows, 4], the first."""
     with e.loop(blocks) as loop:
         place = e.at(x, e.times(loop.index, 128))
         both = e.b.fadd(e.load(place), e.load(e.at(place, 64)))
@@ -162,7 +173,7 @@ def _block_sums(e: Emit, x: ir.Value, blocks: ir.Value, sums: ir.Value) -> None:
         for lane in range(8):
             pair = [e.b.extract_element(both, I32(2 * lane + i)) for i in range(2)]
             total = e.b.fadd(total, e.b.fadd(*pair))
-        e.store(total, e.at(sums, e.times(loop.index, 4)))
+        e.store(total, e.at(sums, e.times(e.times(loop.index, rows), 16)))
 
 
 def _to_bfloat(
@@ -274,9 +285,9 @@ def _put_value(
 
 norm = kernel(5, _norm)
 silu_mul = kernel(4, _silu_mul)
-to_int8 = kernel(4, _to_int8)
-to_int16 = kernel(4, _to_int16)
-block_sums = kernel(3, _block_sums)
+to_int8 = kernel(5, _to_int8)
+to_int16 = kernel(5, _to_int16)
+block_sums = kernel(4, _block_sums)
 to_bfloat = kernel(4, _to_bfloat)
 scaled = kernel(4, _scaled)
 clear = kernel(2, _clear)

@@ -60,6 +60,7 @@ MODEL = np.dtype(
         *((name, np.int64) for name in ("experts", "used", "normalised", "shared")),
         ("tile_code", np.int64),  # attention.tile_address
         ("bfloat", np.int64),  # keys and values are bfloat16, else float32
+        ("query_bytes", np.int64),  # of a value of a query: 2, bfloat16, or 4
         ("keys", np.int64),  # addresses of layer 0's pools
         ("values", np.int64),
         ("layer_bytes", np.int64),
@@ -113,9 +114,9 @@ def _store(model, layer, step, row, first, head, slot, constants):
     dims = model.head_dim
     share = model.heads // model.kv_heads
     size = 2 if model.bfloat else 4
-    place = step.q + ((head * step.rows + row) * share) * dims * size
+    place = step.q + ((head * step.rows + row) * share) * dims * model.query_bytes
     source = first + head * share * dims * 4
-    if model.bfloat:
+    if model.query_bytes == 2:
         to_bfloat(source, share * dims, constants + 4, place)
     else:
         scaled(source, share * dims, constants + 4, place)
@@ -200,7 +201,8 @@ def attend_part(model, layer, step, span, part, head, most, pages, scratch, out,
     heads = slice(head * share, head * share + share)
     attend(
         m.tile_code,
-        s.q + (head * s.rows + row) * share * dims * size,
+        s.q + (head * s.rows + row) * share * dims * m.query_bytes,
+        m.query_bytes,
         count,
         share,
         dims,

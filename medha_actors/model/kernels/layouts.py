@@ -23,6 +23,7 @@ from typing import Final, Literal, NamedTuple
 
 LANES: Final = 16
 BLOCK: Final = 32  # inputs
+SCALES_BYTES: Final = 16  # what goes with a row's block: its scale and three sums
 
 Activations = Literal["int8", "int16", "float32", "bfloat16"]
 FORMS: Final[tuple[Activations, ...]] = ("int8", "int16", "float32", "bfloat16")

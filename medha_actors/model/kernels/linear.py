@@ -34,10 +34,10 @@ from medha_actors.model.kernels.ir import (
     machine_code,
     with_kernel,
 )
-from medha_actors.model.kernels.layouts import Activations, Layout
+from medha_actors.model.kernels.layouts import SCALES_BYTES, Activations, Layout
 from medha_actors.model.kernels.linear_matrix import linear_in_tiles
 from medha_actors.model.kernels.linear_tile import PARTS, Tile
-from medha_actors.model.kernels.matrix_tiles import PERMITTED
+from medha_actors.model.kernels.matrix_tiles import PERMITTED, TileRegisters
 
 
 class Machine(NamedTuple):
@@ -45,10 +45,10 @@ class Machine(NamedTuple):
 
     form: Form
     wide: bool
-    tiles: bool = False  # see matrix_tiles.py
+    tiles: type[TileRegisters] | None = None
 
 
-HERE = Machine(FORM, WIDE, PERMITTED)
+HERE = Machine(FORM, WIDE, TileRegisters if PERMITTED else None)
 
 
 def tile_rows(layout: Layout, activations: Activations, wide: bool) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ def tile_rows(layout: Layout, activations: Activations, wide: bool) -> tuple[int
 
 
 def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
-    in_tiles = machine.tiles and activations in PARTS and not layout.plain
+    tiles = machine.tiles if activations in PARTS and not layout.plain else None
 
     def emit(
         e: Emit,
@@ -73,7 +73,6 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
         x: ir.Value,
         x_row: ir.Value,
         s: ir.Value,
-        s_row: ir.Value,
         out: ir.Value,
         out_row: ir.Value,
         add: ir.Value,
@@ -92,18 +91,18 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
             """`size` rows of a column from `row` on, of which `held` are there."""
             place = e.at(out, e.times(out_row, row), e.times(column, 64))
             xr = e.at(x, e.times(x_row, row))
-            sr = e.at(s, e.times(s_row, row))
+            sr = e.at(s, e.times(row, SCALES_BYTES))
             return Tile(
                 e,
                 layout,
                 machine.form,
                 size,
+                rows,
                 blocks,
                 panel,
                 xr,
                 x_row,
                 sr,
-                s_row,
                 place,
                 out_row,
                 add,
@@ -111,10 +110,10 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
             )
 
         first = I64(0)
-        if in_tiles:
+        if tiles is not None:
             parts = PARTS[activations]
             first = linear_in_tiles(
-                e, layout, parts, rows, columns, blocks, w, add, tile_of
+                e, tiles, layout, parts, rows, columns, blocks, w, add, tile_of
             )
         with e.loop(columns) as column:
             panel = e.at(w, e.times(column.index, column_bytes))
@@ -126,11 +125,11 @@ def _linear(layout: Layout, activations: Activations, machine: Machine) -> Any:
                     tile_of(size, panel, column.index, here, add).emit(activations)
                 row = e.at(row, e.times(count, size))
 
-    return kernel(11, emit)
+    return kernel(10, emit)
 
 
-def _code(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add):
-    _kernel(rows, columns, blocks, w, x, x_row, s, s_row, out, out_row, add)  # noqa: F821
+def _code(rows, columns, blocks, w, x, x_row, s, out, out_row, add):
+    _kernel(rows, columns, blocks, w, x, x_row, s, out, out_row, add)  # noqa: F821
 
 
 @cache
@@ -143,10 +142,11 @@ def linear_address(
     use.
 
     Its arguments: rows (at most products.ROWS), columns (outputs / 16), blocks (inputs / 32),
-    addresses of weights and activations, bytes of an activation row, address and row bytes of what
-    goes with the activations (see Tile), address and row bytes of the float32 output, and whether
-    to add to what stands there.
+    addresses of weights and activations, bytes from one activation row (of a block) to the next,
+    address of what goes with the activations (see Tile), address and row bytes of the float32
+    output, and whether to add to what stands there.
     """
-    name = "_".join(map(str, ("linear", layout.name, activations, *machine)))
+    of_machine = (machine.form, machine.wide, getattr(machine.tiles, "__name__", ""))
+    name = "_".join(map(str, ("linear", layout.name, activations, *of_machine)))
     made = with_kernel(_code, _linear(layout, activations, machine), name)
-    return machine_code(made, 11)
+    return machine_code(made, 10)

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from medha_actors.model.kernels.blocks import BlockReader
 from medha_actors.model.kernels.ir import F32, I8, I64, V16I, Emit
-from medha_actors.model.kernels.layouts import BLOCK, Layout
+from medha_actors.model.kernels.layouts import BLOCK, SCALES_BYTES, Layout
 from medha_actors.model.kernels.linear_tile import Tile
 from medha_actors.model.kernels.matrix_tiles import ROWS, Shapes, TileRegisters
 from medha_actors.model.kernels.products import ROWS as BLOCK_ROWS
@@ -45,6 +45,7 @@ class Segment(NamedTuple):
 
 def linear_in_tiles(
     e: Emit,
+    registers: type[TileRegisters],
     layout: Layout,
     parts: int,
     rows: ir.Value,
@@ -70,13 +71,20 @@ def linear_in_tiles(
     done = e.times(tiles, ROWS)
     done = b.select(b.icmp_unsigned("<", rows, done), rows, done)
     with b.if_then(b.icmp_unsigned(">", tiles, I64(0))):
-        products = _Products(e, layout, parts, tile_of)
+        products = _Products(e, registers, layout, parts, tile_of)
         products.of_columns(tiles, done, columns, blocks, w, add)
     return done
 
 
 class _Products:
-    def __init__(self, e: Emit, layout: Layout, parts: int, tile_of: TileOf) -> None:
+    def __init__(
+        self,
+        e: Emit,
+        registers: type[TileRegisters],
+        layout: Layout,
+        parts: int,
+        tile_of: TileOf,
+    ) -> None:
         self.e = e
         self.tile_of = tile_of
         self.weights = BlockReader(e, layout)
@@ -85,7 +93,7 @@ class _Products:
         self.inputs = BLOCK // self.halves  # of one product
         self.scales_bytes = 64 * (1 + self.halves)  # of a block and 16 rows
         shapes = Shapes(range(4), (4, 5), (6, 7), self.inputs)
-        self.registers = TileRegisters(e, shapes)
+        self.registers = registers(e, shapes)
 
     def of_columns(
         self,
@@ -112,7 +120,7 @@ class _Products:
             count = b.select(fits, left, I64(_SEGMENT))
             segment = Segment(first, count, weights, scales, sums)
             begun = b.select(b.icmp_unsigned("==", first, I64(0)), add, I64(1))
-            self._gather(tiles, blocks, segment)
+            self._gather(tiles, segment)
             with e.loop(columns) as column:
                 panel = e.at(w, e.times(column.index, column_bytes))
                 self._unpack(panel, segment, column_bytes)
@@ -124,7 +132,7 @@ class _Products:
                     self._multiply(tile, segment._replace(scales=e.at(scales, part)))
         self.registers.release()
 
-    def _gather(self, tiles: ir.Value, blocks: ir.Value, segment: Segment) -> None:
+    def _gather(self, tiles: ir.Value, segment: Segment) -> None:
         """Bring what goes with the activations into the order in which it is read: for each tile
         and block 16 scales, then the 16 sums of rounded values for each half."""
         e = self.e
@@ -134,13 +142,13 @@ class _Products:
             tile = self.tile_of(ROWS, nothing, nothing, row, nothing, None)
             place = e.at(e.times(number.index, _SEGMENT), loop.index)
             into = e.at(segment.scales, e.times(place, self.scales_bytes))
-            index = e.times(e.at(segment.first, loop.index), 4)
+            start = tile.scales_of(e.at(segment.first, loop.index))
             for r in tile.rows:
-                source = e.at(tile.s[r], index)
+                source = e.at(start, r * SCALES_BYTES)
                 e.store(e.load(source, F32), e.at(into, 4 * r), 4)
                 for half in range(self.halves):
                     which = 2 + half if self.halves == 2 else 1
-                    total = e.load(e.at(source, e.times(blocks, 4 * which)), F32)
+                    total = e.load(e.at(source, 4 * which), F32)
                     e.store(total, e.at(into, 64 * (1 + half), 4 * r), 4)
 
     def _room(self, count: int) -> ir.Value:
@@ -213,8 +221,8 @@ class _Products:
         e = self.e
         registers = self.registers
         sums, rows, others = (some[number % len(some)] for some in registers.shapes[:3])
-        x = e.at(tile.x[0], e.times(e.at(segment.first, block), BLOCK))
-        x = e.at(x, self.inputs * half, e.times(tile.blocks, BLOCK * part))
+        x = tile.values_of(e.at(segment.first, block), self.parts)
+        x = e.at(x, self.inputs * half + BLOCK * part)
         weights = e.at(segment.weights, e.times(block, 512), 256 * half)
         out = e.at(segment.sums, _SUMS_BYTES * number)
         registers.zero(sums)

@@ -11,7 +11,12 @@ from llvmlite import ir
 from medha_actors.model.kernels.blocks import BlockReader, Place
 from medha_actors.model.kernels.dot import ByteDot, Form
 from medha_actors.model.kernels.ir import I32, I64, V16F, V16I, Emit
-from medha_actors.model.kernels.layouts import BLOCK, Activations, Layout
+from medha_actors.model.kernels.layouts import (
+    BLOCK,
+    SCALES_BYTES,
+    Activations,
+    Layout,
+)
 
 PARTS = {"int8": 1, "int16": 2}  # bytes of an activation
 _WORDS = BLOCK // 4  # of the four inputs that an instruction multiplies
@@ -19,7 +24,8 @@ _AHEAD = 8192  # bytes
 
 
 class Tile:
-    """`rows` rows by one column; addresses and row lengths in bytes as in linear_address()."""
+    """`rows` of the `step_rows` rows by one column; addresses and row lengths in bytes as in
+    linear_address()."""
 
     def __init__(
         self,
@@ -27,12 +33,12 @@ class Tile:
         layout: Layout,
         form: Form,
         rows: int,
+        step_rows: ir.Value,
         blocks: ir.Value,
         w: ir.Value,
         x: ir.Value,
         x_row: ir.Value,
         s: ir.Value,
-        s_row: ir.Value,
         out: ir.Value,
         out_row: ir.Value,
         add: ir.Value,
@@ -45,14 +51,14 @@ class Tile:
         self.weights = BlockReader(e, layout)
         self.form = form
         self.rows = range(rows)
+        self.step_rows = step_rows
         self.blocks = blocks
         self.w = w
         self.add = add
+        self.x = x
         self.x_row = x_row
-        self.x, self.s, self.out = (
-            [e.at(start, e.times(step, r)) for r in self.rows]
-            for start, step in ((x, x_row), (s, s_row), (out, out_row))
-        )
+        self.s = s
+        self.out = [e.at(out, e.times(out_row, r)) for r in self.rows]
 
     def emit(self, activations: Activations) -> None:
         """out = x w, added to what stands in `out` (a residual) when `add` is not 0."""
@@ -109,11 +115,12 @@ class Tile:
         b.store(e.fma(b.sitofp(whole, V16F), factor, value), self.total[r])
 
     def with_integers(self, parts: int) -> None:
-        """s: [rows][4][blocks], the scale of each block and the sums of its rounded values, of
-        their first half and of their second half.
+        """s: [blocks][step's rows][4], the scale of a row's block and the sums of its rounded
+        values, of their first half and of their second half.
 
-        A row of x is int8 [inputs]; with two parts the high bytes [inputs] and the low ones
-        [inputs], signed both.
+        x: [blocks][step's rows][parts][32], signed bytes: a row's block; with two parts its high
+        bytes and its low ones. So what a block of these rows needs is found at constant distances
+        from one address: the processor has not enough registers for one of each row.
         """
         e = self.e
         dot = ByteDot(e, 4 if self.layout.bits == 4 else 8, self.form)
@@ -121,26 +128,27 @@ class Tile:
             block = self.block(loop.index)
             scales = self.weights.scales(block)
             words = _WORDS // len(scales)
+            x = self.values_of(loop.index, parts)
+            s = self.scales_of(loop.index)
             for half, factors in enumerate(scales):
                 acc = [[dot.zero() for _ in range(parts)] for _ in self.rows]
                 for j in range(words * half, words * half + words):
                     weight = dot.prepare(self.weights.word(block, j))
                     for r in self.rows:
-                        place = e.at(self.x[r], e.times(loop.index, BLOCK), 4 * j)
                         for part in range(parts):
+                            place = e.at(x, (r * parts + part) * BLOCK + 4 * j)
                             acc[r][part] = dot.add(
                                 acc[r][part], weight, e.broadcast(place, I32)
                             )
-                            place = e.at(place, e.times(self.blocks, BLOCK))
                 for r in self.rows:
                     sums = [dot.total(part) for part in acc[r]]
-                    scale = e.at(self.s[r], e.times(loop.index, 4))
+                    scale = e.at(s, r * SCALES_BYTES)
                     which = 1 if len(scales) == 1 else 2 + half
-                    rounded = e.at(scale, e.times(self.blocks, 4 * which))
-                    self.add_up(r, factors, scale, rounded, sums)
+                    self.add_up(r, factors, scale, e.at(scale, 4 * which), sums)
 
     def with_float(self) -> None:
-        """s: [rows][4][blocks], the sum of each block (not used where there is a zero)."""
+        """s: [blocks][step's rows][4], first the sum of a row's block (not used where there is a
+        zero)."""
         e = self.e
         b = self.e.b
         unit = e.constant(2.0**-24)  # see BlockReader.number
@@ -148,13 +156,14 @@ class Tile:
             block = self.block(loop.index)
             scales = self.weights.scales(block)
             inputs = BLOCK // len(scales)
+            s = self.scales_of(loop.index)
             for half, (d, m) in enumerate(scales):
                 acc = [e.constant(0.0) for _ in self.rows]
                 for i in range(inputs * half, inputs * half + inputs):
                     weight = self.weights.number(block, i)
                     for r in self.rows:
                         value = e.broadcast(
-                            e.at(self.x[r], e.times(loop.index, 4 * BLOCK), 4 * i)
+                            e.at(self.row(r), e.times(loop.index, 4 * BLOCK), 4 * i)
                         )
                         acc[r] = e.fma(weight, value, acc[r])
                 if self.layout.bits == 8:
@@ -162,9 +171,25 @@ class Tile:
                 for r in self.rows:
                     value = b.load(self.total[r])
                     if self.layout.zero is None:
-                        place = e.at(self.s[r], e.times(loop.index, 4))
+                        place = e.at(s, r * SCALES_BYTES)
                         value = e.fma(m, e.broadcast(place), value)
                     b.store(e.fma(acc[r], d, value), self.total[r])
+
+    def values_of(self, block: ir.Value, parts: int) -> ir.Value:
+        """Where a block of the first row lies, as with_integers() reads it."""
+        return self._of_block(self.x, block, parts * BLOCK)
+
+    def scales_of(self, block: ir.Value) -> ir.Value:
+        """Where what goes with it lies."""
+        return self._of_block(self.s, block, SCALES_BYTES)
+
+    def _of_block(self, start: ir.Value, block: ir.Value, size: int) -> ir.Value:
+        e = self.e
+        return e.at(start, e.times(e.times(block, self.step_rows), size))
+
+    def row(self, r: int) -> ir.Value:
+        """Where row r lies, whose values lie one behind the other."""
+        return self.e.at(self.x, self.e.times(self.x_row, r))
 
     def block(self, number: ir.Value) -> Place:
         """Where a block is. The same block of the next column is prefetched; for one row, which
@@ -190,7 +215,7 @@ class Tile:
             for i in range(8):
                 weight = e.load(e.at(words, 64 * i), V16I if bfloat else V16F, 64)
                 for r in self.rows:
-                    place = e.at(self.x[r], e.times(loop.index, 32), 4 * i)
+                    place = e.at(self.row(r), e.times(loop.index, 32), 4 * i)
                     value = b.load(self.total[r])
                     if bfloat:
                         b.store(

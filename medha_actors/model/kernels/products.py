@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from medha_actors.model.kernels.glue import block_sums, to_bfloat, to_int8, to_int16
 from medha_actors.model.kernels.ir import call_address, compiled, kernel
-from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16
+from medha_actors.model.kernels.layouts import BFLOAT, INT8, INT16, SCALES_BYTES
 
 ROWS = 48  # rows of a block: 4 of linear.py's large tiles
 PARTS = 3  # matrices of several kinds side by side, in one row of a table
@@ -14,31 +14,24 @@ PARTS = 3  # matrices of several kinds side by side, in one row of a table
 FORM, CODE, DATA, COLUMNS, BLOCKS, COLUMN_BYTES = range(6)
 FIELDS = 6
 
-call = kernel(12, call_address)
+call = kernel(11, call_address)
 
 
 @compiled
 def _form(model, form, rows, blocks, x, constants):
-    """Bring float32 rows into a form of activations, in `packed` and `scales`."""
+    """Bring float32 rows into a form of activations, in `packed` and `scales`, as Tile reads
+    them."""
     inputs = blocks * 32
     if form == INT8:
         for r in range(rows):
             source = x + r * inputs * 4
-            to_int8(
-                source,
-                blocks,
-                model.packed + r * inputs,
-                model.scales + r * blocks * 16,
-            )
+            scales = model.scales + r * SCALES_BYTES
+            to_int8(source, blocks, rows, model.packed + r * 32, scales)
     elif form == INT16:
         for r in range(rows):
             source = x + r * inputs * 4
-            to_int16(
-                source,
-                blocks,
-                model.packed + r * inputs * 2,
-                model.scales + r * blocks * 16,
-            )
+            scales = model.scales + r * SCALES_BYTES
+            to_int16(source, blocks, rows, model.packed + r * 64, scales)
     elif form == BFLOAT:
         for r in range(rows):
             to_bfloat(
@@ -46,15 +39,18 @@ def _form(model, form, rows, blocks, x, constants):
             )
     else:
         for r in range(rows):
-            block_sums(x + r * inputs * 4, blocks, model.scales + r * blocks * 16)
+            scales = model.scales + r * SCALES_BYTES
+            block_sums(x + r * inputs * 4, blocks, rows, scales)
 
 
 @compiled
 def _formed(model, form, blocks, x):
-    """Where the first of such rows lies, and its bytes."""
+    """Where the first of such rows lies, and the bytes from it to the next."""
     if form == INT8:
-        return model.packed, blocks * 32
-    if form in (INT16, BFLOAT):
+        return model.packed, 32
+    if form == INT16:
+        return model.packed, 64
+    if form == BFLOAT:
         return model.packed, blocks * 64
     return x, blocks * 128
 
@@ -98,7 +94,6 @@ def apply_columns(
                 source,
                 row,
                 model.scales,
-                blocks * 16,
                 out + start * 64,
                 out_row,
                 add,

@@ -38,7 +38,6 @@ from medha_actors.model.kernels.threads import all_done, done, take
 
 FEW_PHASES = 5  # of a layer
 MANY_PHASES = 2  # of a layer; and one before the first
-PART_ROWS = 64  # of a span's attention, taken together
 
 
 @compiled
@@ -115,22 +114,22 @@ def _gate_up(
 
 
 @compiled
-def _parts_of(spans):
+def _parts_of(spans, part_rows):
     """In how many parts the spans' rows attend."""
     parts = 0
     for span in spans:
-        parts += -(-span[COUNT] // PART_ROWS)
+        parts += -(-span[COUNT] // part_rows)
     return parts
 
 
 @compiled
-def _part(spans, number):
+def _part(spans, number, part_rows):
     """A part's span, and its first row there; the last parts come first, which see most."""
     left = number
     for which in range(len(spans) - 1, -1, -1):
-        parts = -(-spans[which, COUNT] // PART_ROWS)
+        parts = -(-spans[which, COUNT] // part_rows)
         if left < parts:
-            return which, (parts - 1 - left) * PART_ROWS
+            return which, (parts - 1 - left) * part_rows
         left -= parts
     return -1, 0
 
@@ -150,40 +149,40 @@ def _turn_span(model, vectors, layer, step, slots, span, head, projected):
 @compiled
 def _attend(
     model, vectors, layer, step, slots, spans, pages, scratch, out, lse, projected,
-    pieces, phases, phase, spins,
+    part_rows, pieces, phases, phase, spins,
 ):  # fmt: skip
-    """The same of the attention: a part of a span by a key head. `projected`: see _turn_span; 0:
-    that has been done."""
+    """The same of the attention: a part of a span, at most `part_rows` of it, by a key head.
+    `projected`: see _turn_span; 0: that has been done."""
     heads = model[0].kv_heads
     while True:
         piece = take(phases, phase, pieces)
         if piece < 0:
             return all_done(phases, phase, pieces, spins)
-        which, part = _part(spans, piece // heads)
+        which, part = _part(spans, piece // heads, part_rows)
         head = piece % heads
         span = spans[which]
         if projected:
             _turn_span(model, vectors, layer, step, slots, span, head, projected)
         attend_part(
-            model, layer, step, span, part, head, PART_ROWS, pages, scratch, out, lse
+            model, layer, step, span, part, head, part_rows, pages, scratch, out, lse
         )
         done(phases, phase)
 
 
 @compiled
 def few_rows(
-    model, linears, vectors, step, slots, spans, pages, scratch, out, lse, wide, gated,
-    pieces, phases, spins,
+    model, linears, vectors, step, slots, spans, pages, scratch, out, lse, part_rows, wide,
+    gated, pieces, phases, spins,
 ):  # fmt: skip
-    """All layers of a dense model for at most ROWS rows, no span of more than PART_ROWS. `wide`,
-    `gated`: addresses of room for these rows' widest outputs and for what down takes; pieces: of a
-    matrix."""
+    """All layers of a dense model for at most ROWS rows, no span of more than `part_rows`, which
+    attend together. `wide`, `gated`: addresses of room for these rows' widest outputs and
+    for what down takes; pieces: of a matrix."""
     m = model[0]
     constants = address(model) + MODEL_EPS
     rows = step[0].rows
     x = step[0].x
     attended = step[0].out
-    heads = _parts_of(spans) * m.kv_heads
+    heads = _parts_of(spans, part_rows) * m.kv_heads
     for layer in range(len(linears)):
         v = vectors[layer]
         w = linears[layer]
@@ -195,7 +194,7 @@ def few_rows(
             return False
         if not _attend(
             model, vectors, layer, step, slots, spans, pages, scratch, out, lse, wide,
-            heads, phases, phase + 1, spins,
+            part_rows, heads, phases, phase + 1, spins,
         ):  # fmt: skip
             return False
         if not _product(
@@ -218,13 +217,13 @@ def few_rows(
 
 @compiled
 def many_rows(
-    model, linears, vectors, experts, step, slots, spans, pages, scratch, out, lse, block,
-    phases, spins,
+    model, linears, vectors, experts, step, slots, spans, pages, scratch, out, lse,
+    part_rows, block, phases, spins,
 ):  # fmt: skip
-    """All layers, `block` rows at a time."""
+    """All layers, `block` rows at a time, and `part_rows` of a span in the attention."""
     rows = step[0].rows
     blocks = -(-rows // block)
-    heads = _parts_of(spans) * model[0].kv_heads
+    heads = _parts_of(spans, part_rows) * model[0].kv_heads
     for layer in range(len(linears) + 1):
         phase = layer * MANY_PHASES
         while True:
@@ -245,7 +244,7 @@ def many_rows(
             return False
         if layer < len(linears) and not _attend(
             model, vectors, layer, step, slots, spans, pages, scratch, out, lse, 0,
-            heads, phases, phase + 1, spins,
+            part_rows, heads, phases, phase + 1, spins,
         ):  # fmt: skip
             return False
     return True

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medha_actors.model.kernels.counters import SPINS
+from medha_actors.model.kernels.layers import COUNT
 from medha_actors.model.kernels.pack import aligned
 from medha_actors.model.kernels.products import ROWS
 from medha_actors.model.kernels.threaded_layers import (
@@ -22,7 +23,15 @@ from medha_actors.model.kernels.threads import Threads, phases_of
 
 FEW_ROWS = 8  # for each thread: up to so many, threads share columns, not rows
 PIECES = 2  # of a matrix, for each thread
+ENOUGH_PIECES = (
+    4  # of attention, for each thread: that one has one more does not matter
+)
 HEAD_PIECES = 8  # of the head
+PART_ROWS = (
+    64,
+    32,
+    16,
+)  # of a span, that attend together: the fewer, the more often keys are read
 
 
 class Together:
@@ -59,9 +68,11 @@ class Together:
         spans, pages, _, *results = attention
         rows = int(step[0]["rows"])
         count = len(tables[0])
+        part_rows = self._part_rows(spans, threads)
 
         def attended(number: int) -> tuple[Any, ...]:
-            return step, slots, spans, pages, self._scratch[number], *results
+            scratch = self._scratch[number]
+            return step, slots, spans, pages, scratch, *results, part_rows
 
         def by_columns(number: int) -> tuple[Any, ...]:
             shared = (self._wide.ctypes.data, self._gated.ctypes.data)
@@ -74,6 +85,16 @@ class Together:
             self._run(few_rows, by_columns, FEW_PHASES * count, threads)
         else:
             self._run(many_rows, by_rows, MANY_PHASES * (count + 1), threads)
+
+    def _part_rows(self, spans: NDArray[np.int64], threads: int) -> int:
+        """How many rows attend together, so that no thread has much more to do than another."""
+        heads = int(self._models[0]["kv_heads"])
+        rows = spans[:, COUNT]
+        for most in PART_ROWS:
+            pieces = heads * int((-(-rows // most)).sum())
+            if pieces % threads == 0 or pieces >= ENOUGH_PIECES * threads:
+                return most
+        return PART_ROWS[-1]
 
     def head(self, made: tuple[Any, ...], threads: int) -> None:
         """The arguments of layers.head(), but for the model."""
