@@ -1,8 +1,10 @@
 """What the prefix cache saves, and what it costs: warm turns against cold ones on the real engine,
-and the price of keys and lookups."""
+prompts that share nothing with it and without it, and the price of keys and lookups."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from statistics import median
 from typing import Any
@@ -17,24 +19,35 @@ _TURN = 7500  # tokens of a turn's prompt
 _CACHED = 7400  # those that are the history of the turns before
 _PAGE_TOKENS = 64
 _LONG = 1_000_000
+# prompts that share nothing, at once and in a round; tokens of each
+_UNSHARED = 8
+_UNSHARED_TOKENS = 512
+_UNSHARED_ROUNDS = 4  # for each repeat
+_UNSHARED_BYTES = 2**28  # some 11,000 tokens
+_UNSHARED_FILL = 24  # prompts before that
 
 
 async def run(repeats: int = 3, dtype: str = "bfloat16") -> list[dict[str, Any]]:
     """Rows: time to first token of a cold turn, of a warm one, and of the warm one's uncached
-    tokens alone; then microseconds for each page of making keys, looking up and sharing."""
-    return [*await _turns(repeats, dtype), *_costs(_LONG)]
+    tokens alone; throughput of prompts that share nothing, without the cache and with it; then
+    microseconds for each page of making keys, looking up and sharing."""
+    turns = await _turns(repeats, dtype)
+    return [*turns, *await _unshared(repeats, dtype), *_costs(_LONG)]
 
 
-async def _turns(repeats: int, dtype: str) -> list[dict[str, Any]]:
-    args = {
+def _arguments(dtype: str, budget_bytes: int = 2**31) -> dict[str, Any]:
+    return {
         "model_loading_config": {"model_source": "embedded", "dtype": dtype},
         "parallel": {"spp": 1},
         "actors": {"spares": 0},
-        "kv_cache": {"page_tokens": _PAGE_TOKENS, "budget_bytes": 2**31},
+        "kv_cache": {"page_tokens": _PAGE_TOKENS, "budget_bytes": budget_bytes},
     }
+
+
+async def _turns(repeats: int, dtype: str) -> list[dict[str, Any]]:
     found: dict[str, list[float]] = {"cold": [], "warm": [], "uncached alone": []}
     shares: dict[str, list[float]] = {name: [] for name in found}
-    async with engine(args) as handle:
+    async with engine(_arguments(dtype)) as handle:
         await generate(handle, prompt_of(64), greedy(4))
         for repeat in range(repeats):
             history = prompt_of(_CACHED, salt=repeat)
@@ -61,6 +74,39 @@ async def _turns(repeats: int, dtype: str) -> list[dict[str, Any]]:
         )
         for name, seconds in found.items()
     ]
+
+
+async def _unshared(repeats: int, dtype: str) -> list[dict[str, Any]]:
+    """Rounds of prompts that begin with unlike tokens, alternated, in a cache that is full, so that
+    something is evicted for each; the ratio is the median of the rounds' own."""
+    speeds: dict[bool, list[float]] = {False: [], True: []}
+    salts = itertools.count()
+    async with engine(_arguments(dtype, _UNSHARED_BYTES)) as handle:
+        for _ in range(_UNSHARED_FILL):
+            await generate(handle, _own_prompt(next(salts)), greedy(4), cache=True)
+        for number in range(repeats * _UNSHARED_ROUNDS):
+            for cache in (False, True) if number % 2 else (True, False):
+                prompts = [_own_prompt(next(salts)) for _ in range(_UNSHARED)]
+                began = time.perf_counter()
+                jobs = [
+                    generate(handle, prompt, greedy(8), cache) for prompt in prompts
+                ]
+                await asyncio.gather(*jobs)
+                seconds = time.perf_counter() - began
+                speeds[cache].append(_UNSHARED * _UNSHARED_TOKENS / seconds)
+    pairs = zip(speeds[True], speeds[False], strict=True)
+    ratio = median([with_it / without for with_it, without in pairs])
+    unit = "tokens/s"
+    return [
+        _row("nothing shared, no cache", unit, median(speeds[False]), None, None),
+        _row("nothing shared, cached", unit, median(speeds[True]), ratio, None),
+    ]
+
+
+def _own_prompt(number: int) -> list[int]:
+    """Of which no other's first page has the tokens."""
+    start = [3 + number % 200, 3 + number // 200]
+    return [*start, *prompt_of(_UNSHARED_TOKENS - len(start))]
 
 
 def _costs(tokens: int) -> list[dict[str, Any]]:
@@ -129,6 +175,6 @@ def _row(
         "what": name,
         "unit": unit,
         "value": value,
-        "to_cold": "" if ratio is None else ratio,
+        "ratio": "" if ratio is None else ratio,
         "cached": "" if share is None else share,
     }
