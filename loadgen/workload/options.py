@@ -51,7 +51,9 @@ class WorkloadOptions(msgspec.Struct, kw_only=True, frozen=True):
     ] = None
     pause_ms: Annotated[
         str | None,
-        flag("from an answer to the next turn", shown="by kind", metavar="LENGTHS"),
+        flag(
+            "from an answer to the next turn, or 0", shown="by kind", metavar="LENGTHS"
+        ),
     ] = None
     num_prompts: Annotated[
         int | None,

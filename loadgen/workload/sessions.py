@@ -92,7 +92,7 @@ class _Drawn:
         self._message = parse_lengths(mix.message_len)
         self._output = parse_lengths(mix.output_len)
         self._turns = parse_lengths(mix.turns)
-        self._pause_ms = parse_lengths(mix.pause_ms)
+        self._pause_ms = _pauses(mix.pause_ms)
         self._scale = scale
         self._scale_time = scale_time
 
@@ -138,6 +138,11 @@ class _Drawn:
             )
             history = prompt + answer
         return turns
+
+
+def _pauses(text: str) -> Draw:
+    """Lengths, or 0: the next turn comes at once."""
+    return (lambda rng, position: 0) if text == "0" else parse_lengths(text)
 
 
 def whole(requests: Sequence[PlannedRequest]) -> list[PlannedRequest]:

@@ -121,6 +121,11 @@ def test_scales_and_lengths_of_ones_own():
     assert [request.known_tokens for request in plan.requests] == [0, 69] * 2
 
 
+def test_turns_may_follow_at_once():
+    plan = plan_of(sessions=("agent",), num_sessions=3, turns="4", pause_ms="0")
+    assert {request.turn.pause_s for request in plan.requests} == {0.0}
+
+
 def test_what_a_turn_knows_is_what_its_history_came_to():
     first, second = by_session(chats())[0][:2]
     before = made(
