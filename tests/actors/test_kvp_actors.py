@@ -135,7 +135,10 @@ def most_between(order, one, other):
     return most
 
 
-@pytest.mark.parametrize(("spp", "kvp"), [(1, 2), (2, 1)])
+# of one group: test_losses.py
+@pytest.mark.parametrize(
+    ("spp", "kvp"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
 async def test_a_request_that_kills_the_pipeline_is_ended_and_its_neighbours_go_on(
     spp, kvp, model, warm
 ):

@@ -116,7 +116,7 @@ def _weigh(
     ]
     hide(e, [found], limits, start)
     keep_in_range(e, [found], [state], dims, first)
-    weigh(e, found, "pairs", sums, weights)
+    weigh(e, found, "registers", sums, weights)
 
 
 def _add_values(
