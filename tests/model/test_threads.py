@@ -39,7 +39,12 @@ BIASED = LlamaConfig(
 LENGTHS = {"long": 200, "short": 37, "one": 1}
 
 
-def answers(config: ModelLoadingConfig, dtype: torch.dtype, helpers: int) -> list:
+def answers(
+    config: ModelLoadingConfig,
+    dtype: torch.dtype,
+    helpers: int,
+    chunks: tuple[int, ...] = (8, 130, 50),
+) -> list:
     """Tokens and log-probabilities of requests in steps of one row to some hundred: prefills
     together, decodes together, and both."""
     driver = Driver(config, stages=2, dtype=dtype, helpers=helpers)
@@ -48,9 +53,9 @@ def answers(config: ModelLoadingConfig, dtype: torch.dtype, helpers: int) -> lis
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.randint(vocabulary, (length,), generator=generator).tolist()
         driver.add(name, prompt, GREEDY)
-    driver.generate({"one": 3}, 8)
-    driver.generate({"long": 4, "one": 6}, 130)
-    driver.generate(dict.fromkeys(LENGTHS, 8), 50)
+    driver.generate({"one": 3}, chunks[0])
+    driver.generate({"long": 4, "one": 6}, chunks[1])
+    driver.generate(dict.fromkeys(LENGTHS, 8), chunks[2])
     found = []
     for name in LENGTHS:
         request = driver.remove(name)
@@ -63,6 +68,15 @@ def test_the_same_bits_by_however_many_threads():
     expected = answers(config, torch.bfloat16, 0)
     for helpers in (1, 2):
         assert answers(config, torch.bfloat16, helpers) == expected
+
+
+@pytest.mark.parametrize("helpers", [3, 5])
+def test_many_threads_share_columns_of_chunks_too(helpers):
+    """A chunk of 30 rows is few for them, and is not to be rotated by two of them."""
+    config = ModelLoadingConfig(model_source="embedded")
+    chunks = (8, 30, 20)
+    expected = answers(config, torch.bfloat16, 0, chunks)
+    assert answers(config, torch.bfloat16, helpers, chunks) == expected
 
 
 @pytest.mark.parametrize("model", ["with experts", "with biases"])

@@ -174,9 +174,9 @@ def few_rows(
     model, linears, vectors, step, slots, spans, pages, scratch, out, lse, part_rows, wide,
     gated, pieces, phases, spins,
 ):  # fmt: skip
-    """All layers of a dense model for at most ROWS rows, no span of more than `part_rows`, which
-    attend together. `wide`, `gated`: addresses of room for these rows' widest outputs and
-    for what down takes; pieces: of a matrix."""
+    """All layers of a dense model for at most ROWS rows, no span of more than `part_rows`: who
+    attends for a span turns its queries and keys before, once. `wide`, `gated`: addresses of room
+    for these rows' widest outputs and for what down takes; pieces: of a matrix."""
     m = model[0]
     constants = address(model) + MODEL_EPS
     rows = step[0].rows

@@ -23,15 +23,11 @@ from medha_actors.model.kernels.threads import Threads, phases_of
 
 FEW_ROWS = 8  # for each thread: up to so many, threads share columns, not rows
 PIECES = 2  # of a matrix, for each thread
-ENOUGH_PIECES = (
-    4  # of attention, for each thread: that one has one more does not matter
-)
+# of attention, for each thread: that one has one more does not matter
+ENOUGH_PIECES = 4
 HEAD_PIECES = 8  # of the head
-PART_ROWS = (
-    64,
-    32,
-    16,
-)  # of a span, that attend together: the fewer, the more often keys are read
+# of a span, that attend together: the fewer, the more often keys are read
+PART_ROWS = (64, 32, 16)
 
 
 class Together:
@@ -68,7 +64,8 @@ class Together:
         spans, pages, _, *results = attention
         rows = int(step[0]["rows"])
         count = len(tables[0])
-        part_rows = self._part_rows(spans, threads)
+        few = self._dense and rows <= min(ROWS, FEW_ROWS * threads)
+        part_rows = ROWS if few else self._part_rows(spans, threads)
 
         def attended(number: int) -> tuple[Any, ...]:
             scratch = self._scratch[number]
@@ -81,7 +78,7 @@ class Together:
         def by_rows(number: int) -> tuple[Any, ...]:
             return *tables, experts, *attended(number), _block(rows, threads)
 
-        if self._dense and rows <= min(ROWS, FEW_ROWS * threads):
+        if few:
             self._run(few_rows, by_columns, FEW_PHASES * count, threads)
         else:
             self._run(many_rows, by_rows, MANY_PHASES * (count + 1), threads)
