@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from medha_actors.actors.engine import RayEngine
 from medha_actors.actors.local import engine, generate, greedy, prompt_of
 from medha_actors.core.kv_plan import Grid, KvPlan
 from medha_actors.core.page_keys import PageKeys, root_key
@@ -85,15 +87,10 @@ async def _unshared(repeats: int, dtype: str) -> list[dict[str, Any]]:
         for _ in range(_UNSHARED_FILL):
             await generate(handle, _own_prompt(next(salts)), greedy(4), cache=True)
         for number in range(repeats * _UNSHARED_ROUNDS):
-            for cache in (False, True) if number % 2 else (True, False):
+            first = number % 2 == 0  # who goes first takes turns
+            for cache in (first, not first):
                 prompts = [_own_prompt(next(salts)) for _ in range(_UNSHARED)]
-                began = time.perf_counter()
-                jobs = [
-                    generate(handle, prompt, greedy(8), cache) for prompt in prompts
-                ]
-                await asyncio.gather(*jobs)
-                seconds = time.perf_counter() - began
-                speeds[cache].append(_UNSHARED * _UNSHARED_TOKENS / seconds)
+                speeds[cache].append(await _speed(handle, prompts, cache))
     pairs = zip(speeds[True], speeds[False], strict=True)
     ratio = median([with_it / without for with_it, without in pairs])
     unit = "tokens/s"
@@ -101,6 +98,14 @@ async def _unshared(repeats: int, dtype: str) -> list[dict[str, Any]]:
         _row("nothing shared, no cache", unit, median(speeds[False]), None, None),
         _row("nothing shared, cached", unit, median(speeds[True]), ratio, None),
     ]
+
+
+async def _speed(handle: RayEngine, prompts: Sequence[list[int]], cache: bool) -> float:
+    """Prompt tokens/s of these prompts at once."""
+    began = time.perf_counter()
+    jobs = [generate(handle, prompt, greedy(8), cache) for prompt in prompts]
+    await asyncio.gather(*jobs)
+    return sum(map(len, prompts)) / (time.perf_counter() - began)
 
 
 def _own_prompt(number: int) -> list[int]:

@@ -15,11 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medha_actors.config import ModelLoadingConfig
 from medha_actors.messages import SamplingParams
-from medha_actors.model.kernels import (
-    KernelDecoder,
-    cpu,
-    ir,
-)
+from medha_actors.model.kernels import KernelDecoder, cpu, ir
 from medha_actors.model.kernels.attention import (
     SPARE_ROWS,
     attend,
@@ -29,13 +25,8 @@ from medha_actors.model.kernels.attention import (
 from medha_actors.model.kernels.attention_matrix import DIMS
 from medha_actors.model.kernels.attention_tile import TILE, weight_bytes
 from medha_actors.model.kernels.dot import FORM, ByteDot
-from medha_actors.model.kernels.ir import (
-    V16I,
-    address,
-    compiled,
-    fingerprint,
-    kernel,
-)
+from medha_actors.model.kernels.ir import V16I, address, compiled, fingerprint, kernel
+from medha_actors.model.kernels.matrix_tiles import PERMITTED, TileRegisters
 from medha_actors.model.kernels.pack import aligned
 
 
@@ -101,21 +92,25 @@ def _attend(
     )
 
 
-@pytest.mark.parametrize(
-    ("form", "dims", "share"),
-    [
-        (form, dims, share)
-        for form in ("float", "pairs", "widened", "registers")
-        for dims, share in ((16, 1), (48, 4), (64, 3), (128, 8))
-        if form != "registers" or dims % DIMS == 0
-    ],
-)
+ATTENTION = [
+    (form, dims, share, SoftRegisters)
+    for form in ("float", "pairs", "widened", "registers")
+    for dims, share in ((16, 1), (48, 4), (64, 3), (128, 8))
+    if form != "registers" or dims % DIMS == 0
+]
+if PERMITTED:
+    ATTENTION += [("registers", *size, TileRegisters) for size in ((64, 3), (128, 8))]
+
+
+@pytest.mark.parametrize(("form", "dims", "share", "registers"), ATTENTION)
 @pytest.mark.parametrize(
     ("cached", "tokens", "writes"),
     [(0, 1, 1), (0, 200, 1), (63, 70, 1), (130, 1, 1), (77, 9, 0)],
 )
-def test_attention_over_scattered_pages(form, dims, share, cached, tokens, writes):
-    """Whatever form this machine would choose; tile registers lie in memory."""
+def test_attention_over_scattered_pages(
+    form, dims, share, registers, cached, tokens, writes
+):
+    """Whatever form this machine would choose; tile registers in memory, and where there are."""
     kind = torch.float32 if form == "float" else torch.bfloat16
     generator = np.random.default_rng(dims + tokens)
     length = cached + tokens * writes
@@ -137,7 +132,7 @@ def test_attention_over_scattered_pages(form, dims, share, cached, tokens, write
     lse = np.zeros((tokens, share), np.float32)
     bfloat = kind == torch.bfloat16
     _attend(
-        tile_address(form, SoftRegisters),
+        tile_address(form, registers),
         padded.view(torch.uint8).numpy(),
         size,
         tokens,

@@ -7,6 +7,8 @@ become int8).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from medha_actors.model.kernels.ir import (
@@ -20,6 +22,7 @@ from medha_actors.model.kernels.ir import (
     Emit,
     kernel,
 )
+from medha_actors.model.kernels.layouts import BLOCK, SCALES_BYTES
 
 _V8F = ir.VectorType(F32, 8)
 _V8S = ir.VectorType(I16, 8)
@@ -64,46 +67,36 @@ def _silu_mul(
         )
 
 
-def _to_int8(
-    e: Emit,
-    x: ir.Value,
-    blocks: ir.Value,
-    rows: ir.Value,
-    out: ir.Value,
-    scales: ir.Value,
-) -> None:
-    """Round blocks of 32 to int8, of one of so many rows: out [blocks, rows, 32]; scales
-    [blocks, rows, 4] gets each block's step and the sums of its rounded values, of their first half
-    and of their second half."""
-    with e.loop(blocks) as loop:
-        number = e.times(loop.index, rows)
-        for half, whole in enumerate(
-            _round_block(e, x, loop.index, e.at(scales, e.times(number, 16)), 127)
-        ):
-            e.store(e.b.trunc(whole, V16C), e.at(out, e.times(number, 32), 16 * half))
+def _to_bytes(parts: int) -> Callable[..., None]:
+    def emit(
+        e: Emit,
+        x: ir.Value,
+        blocks: ir.Value,
+        rows: ir.Value,
+        out: ir.Value,
+        scales: ir.Value,
+    ) -> None:
+        """Round blocks of 32 to signed integers of one byte or two, of one of so many rows: out
+        [blocks, rows, parts, 32], a block's high bytes and then its low ones, both signed; scales
+        [blocks, rows, 4] gets each block's step and the sums of its rounded values, of their first
+        half and of their second half."""
+        b = e.b
+        steps = 127 * 256 ** (parts - 1)
+        with e.loop(blocks) as loop:
+            number = e.times(loop.index, rows)
+            scale = e.at(scales, e.times(number, SCALES_BYTES))
+            halves = _round_block(e, x, loop.index, scale, steps)
+            for half, whole in enumerate(halves):
+                place = e.at(out, e.times(number, parts * BLOCK), 16 * half)
+                if parts == 2:
+                    rounded = b.add(whole, e.constant(128, V16I))
+                    high = b.ashr(rounded, e.constant(8, V16I))
+                    e.store(b.trunc(high, V16C), place)
+                    place = e.at(place, BLOCK)
+                # of two bytes, whole - 256 high is the low one
+                e.store(b.trunc(whole, V16C), place)
 
-
-def _to_int16(
-    e: Emit,
-    x: ir.Value,
-    blocks: ir.Value,
-    rows: ir.Value,
-    out: ir.Value,
-    scales: ir.Value,
-) -> None:
-    """The same with 256 times as many steps: out [blocks, rows, 2, 32], a block's high bytes and
-    then its low bytes, both signed."""
-    b = e.b
-    with e.loop(blocks) as loop:
-        number = e.times(loop.index, rows)
-        for half, whole in enumerate(
-            _round_block(e, x, loop.index, e.at(scales, e.times(number, 16)), 127 * 256)
-        ):
-            place = e.at(out, e.times(number, 64), 16 * half)
-            high = b.ashr(b.add(whole, e.constant(128, V16I)), e.constant(8, V16I))
-            e.store(b.trunc(high, V16C), place)
-            # whole - 256 high is its low byte
-            e.store(b.trunc(whole, V16C), e.at(place, 32))
+    return emit
 
 
 def _round_block(
@@ -173,7 +166,7 @@ def _block_sums(
         for lane in range(8):
             pair = [e.b.extract_element(both, I32(2 * lane + i)) for i in range(2)]
             total = e.b.fadd(total, e.b.fadd(*pair))
-        e.store(total, e.at(sums, e.times(e.times(loop.index, rows), 16)))
+        e.store(total, e.at(sums, e.times(e.times(loop.index, rows), SCALES_BYTES)))
 
 
 def _to_bfloat(
@@ -285,8 +278,8 @@ def _put_value(
 
 norm = kernel(5, _norm)
 silu_mul = kernel(4, _silu_mul)
-to_int8 = kernel(5, _to_int8)
-to_int16 = kernel(5, _to_int16)
+to_int8 = kernel(5, _to_bytes(1))
+to_int16 = kernel(5, _to_bytes(2))
 block_sums = kernel(4, _block_sums)
 to_bfloat = kernel(4, _to_bfloat)
 scaled = kernel(4, _scaled)
