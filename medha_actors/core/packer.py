@@ -49,8 +49,8 @@ class Packer:
         self.budget_s = budget_s
         self.picks = Picks(model, placement.kv, config.max_batch_tokens)
         self._room = Room(config, self.picks.loads, placement.table)
-        # what is left of the prefills begun in each group
-        self._begun_s = [0.0] * grid.groups
+        # what is left in each group of begun prefills that go first
+        self._ahead_s = [0.0] * grid.groups
         # groups that take no further prefill in this batch
         self._shut: set[int] = set()
         self._long_groups: set[int] = set()
@@ -117,7 +117,6 @@ class Packer:
             limit_s = self.budget_s * LONE_BUDGETS
         self._alone = alone
         self._idle = idle
-        self._begun_s = self._placement.begun_s(queue)
         patience = PATIENCE
         offered = set[int]()
         followers = 0
@@ -136,11 +135,19 @@ class Packer:
                     taker = leader
             if taker.prefilling and not taker.at_danger and taker.serial not in offered:
                 offered.add(taker.serial)
+                self._goes_ahead(taker)
                 patience -= self._offer(taker, queue, limit_s)
         if self._sparing and not self.picks.prefills and not self.picks.decodes:
             self._offer(self._sparing[0], queue, limit_s, sparing=False)
         for index in self._yielding:
             self._top_up(index, self._limit(limit_s))
+
+    def _goes_ahead(self, state: RequestState) -> None:
+        """A prefill gets its turn: if it has begun, those behind it wait for what is left of it in
+        the groups that it touches next."""
+        if self._grid.groups > 1 and state.pieces:
+            for piece, _ in holders(state, state.dispatched):
+                self._ahead_s[piece.group] += state.remaining_s
 
     def can_start(
         self, state: RequestState, *, slots: int, headroom: list[int]
@@ -275,7 +282,7 @@ class Packer:
             )
         ahead_s = [
             sum(both)
-            for both in zip(self._begun_s, self.picks.loads.seconds, strict=True)
+            for both in zip(self._ahead_s, self.picks.loads.seconds, strict=True)
         ]
         start = self._placement.choose(state, groups, self._headroom, ahead_s)
         if start is None:
@@ -298,7 +305,7 @@ class Packer:
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""
         state, stop, _ = self.picks.prefills[index]
-        more = self._room.more(state, stop, limit_s)
+        more = self._room.more(state, stop, limit_s, first=index == 0)
         if more:
             self.picks.extend(index, more)
 

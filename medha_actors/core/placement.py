@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from medha_actors.core.chunking import PrefillTable
 from medha_actors.core.hits import Hits
-from medha_actors.core.kv_plan import KvPlan, holders
+from medha_actors.core.kv_plan import KvPlan
 from medha_actors.core.request import Piece, RequestState
 from medha_actors.core.search import NO_HIT, Hit
-from medha_actors.core.tenants import TenantQueues
 
 
 class Start(NamedTuple):
@@ -29,15 +28,6 @@ class Placement:
         self.hits = hits
         self.table = table
         self._groups = kv.grid.groups
-
-    def begun_s(self, queue: TenantQueues) -> list[float]:
-        """Seconds that are left of the prefills that have begun, in each group they touch next."""
-        seconds = [0.0] * self._groups
-        if self._groups > 1:
-            for state in queue.started.values():
-                for piece, _ in holders(state, state.dispatched):
-                    seconds[piece.group] += state.remaining_s
-        return seconds
 
     def choose(
         self,

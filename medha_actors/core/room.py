@@ -59,21 +59,27 @@ class Room:
             return max(0, min(cap, config.min_chunk_tokens))
         return tokens
 
-    def more(self, state: RequestState, stop: int, limit_s: float) -> int:
-        """Tokens from `stop` on that a chunk in the batch, which ends there, can grow by."""
+    def more(
+        self, state: RequestState, stop: int, limit_s: float, *, first: bool
+    ) -> int:
+        """Tokens from `stop` on that a chunk in the batch, which ends there, can grow by: what it
+        is then is of the sizes of `chunk`."""
         config = self._config
         touched = holders(state, state.dispatched)
-        chunk_left = config.max_chunk_tokens - (stop - state.dispatched)
+        size = stop - state.dispatched
+        chunk_left = config.max_chunk_tokens - size
         rows_left = config.max_batch_tokens - self._loads.rows(touched)
         cap = min(self._end(state) - stop, chunk_left, rows_left)
 
         def fits(tokens: int) -> bool:
+            if tokens <= size:
+                return True
             loads = self._loads.with_chunk(
-                touched, state.goal, stop, tokens, extend=True
+                touched, state.goal, stop, tokens - size, extend=True
             )
             return self._loads.corrected_s(loads) <= limit_s
 
-        return largest_chunk(cap, fits)
+        return max(0, largest_chunk(size + cap, fits, fine=first) - size)
 
     def pages(self, group: int, most: int, limit_s: float, *, first: bool) -> int:
         """Pages up to `most` that the group can load from its second tier; one at least if the

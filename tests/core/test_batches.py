@@ -113,6 +113,15 @@ def test_two_long_prefills_do_not_share_a_batch():
         assert len(spans_of(world.batches[-1])) == 1
 
 
+def test_what_a_long_prefill_has_left_in_vain_it_takes_back_to_the_last_tokens():
+    """Where a budget is filled by two dozen of them, too: 60% of it are 12, all of it 24."""
+    world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=4e-3))
+    for name in ("a", "b"):
+        world.add(request_of(name, 300, 1, world.now, ttft_s=20.0))
+    world.launch()
+    assert world.batches[-1].prefill_tokens == 24
+
+
 def test_a_batch_has_a_most_of_tokens():
     world = world_of(
         tpot_s=10.0,

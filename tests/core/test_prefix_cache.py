@@ -197,25 +197,25 @@ def test_a_hit_lies_on_several_groups_where_pieces_begin_with_pages(cutoff, foun
     assert len({span.groups for span in spans if len(span.groups) == 3}) == 1
 
 
-def test_a_hit_is_left_for_a_group_that_is_sooner_done():
-    """Group 0 has 40 tokens of the prompt, and a long prefill to do; group 1 has nothing to do."""
-    for shared, hit in ((40, 0), (2000, 2000)):
-        world = world_of(1, 2, pages=4000, cutoff=8000)
-        begins = list(range(shared))
-        serve(world, "a", shared, 1, begins=begins)
-        world.add(
-            request_of("long", 1500, 1, world.now, begins=[*begins, 0], ttft_s=60.0)
-        )
-        world.launch()
-        group = world.scheduler.live.by_id["long"].pieces[0].group
-        world.add(
-            request_of("warm", shared + 20, 1, world.now, begins=begins, ttft_s=0.1)
-        )
-        world.launch()
-        state = world.scheduler.live.by_id["warm"]
-        assert (state.pieces[0].group == group) == bool(hit)
-        world.drain()
-        assert world.finished["warm"].cached_tokens == hit
+@pytest.mark.parametrize(
+    ("priority", "shared", "hit"),
+    # 1,500 tokens go first: 40 are sooner computed elsewhere, 2,000 are not
+    [(-1, 40, 0), (-1, 2000, 2000), (0, 40, 40)],
+)
+def test_a_hit_is_left_for_a_group_that_is_sooner_done(priority, shared, hit):
+    """One group has the beginning of the prompt, and a long prefill to do, which may be one that
+    the prompt overtakes; the other one has nothing to do."""
+    world = world_of(1, 2, pages=4000, cutoff=8000)
+    begins = list(range(shared))
+    serve(world, "a", shared, 1, begins=begins)
+    behind = [*begins, 0]
+    world.add(
+        request_of("long", 1500, 1, world.now, 60.0, priority=priority, begins=behind)
+    )
+    world.launch()
+    world.add(request_of("warm", shared + 20, 1, world.now, begins=begins, ttft_s=0.1))
+    world.drain()
+    assert world.finished["warm"].cached_tokens == hit
 
 
 def test_penalties_are_told_the_tokens_of_a_hit():
