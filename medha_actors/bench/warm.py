@@ -14,7 +14,6 @@ from medha_actors.actors.local import engine, generate, greedy, prompt_of
 
 _HISTORY = 5700  # tokens of a turn that are cached
 _NEW = 300  # and those that are not
-_PAUSE_S = 0.2  # between a turn's first token and the next turn
 _IDLE = 12  # turns that are measured in the idle engine
 _MODEL = {"model_id": "smollm2-135m-instruct", "model_source": "embedded"}
 # as in docs/configs/long_context.yaml
@@ -60,7 +59,7 @@ async def _measured(
         for _ in range(repeats):
             cold_alone.append(await _ttft(handle, prompt_of(cold_tokens, next(salts))))
             seconds, turns = await _beside(
-                handle, prompt_of(cold_tokens, next(salts)), turn
+                handle, prompt_of(cold_tokens, next(salts)), turn, median(idle)
             )
             cold_beside.append(seconds)
             beside.append(turns)
@@ -78,15 +77,15 @@ async def _measured(
 
 
 async def _beside(
-    handle: RayEngine, cold: list[int], turn: Callable[[], list[int]]
+    handle: RayEngine, cold: list[int], turn: Callable[[], list[int]], pause_s: float
 ) -> tuple[float, list[float]]:
     """Seconds of a cold prefill during which one turn comes after the other, and theirs."""
     prefill = asyncio.create_task(_ttft(handle, cold))
     turns = []
-    await asyncio.sleep(_PAUSE_S)
+    await asyncio.sleep(pause_s)
     while not prefill.done():
         turns.append(await _ttft(handle, turn(), cache=True))
-        await asyncio.sleep(_PAUSE_S)
+        await asyncio.sleep(pause_s)
     return await prefill, turns
 
 

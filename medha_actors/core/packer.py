@@ -9,7 +9,7 @@ ones behind it; what they do not use it takes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from medha_actors.config import SchedulerConfig
 from medha_actors.core.chunking import LONE_BUDGETS
@@ -26,6 +26,7 @@ from medha_actors.core.tenants import KEPT_FREE, TenantQueues
 PATIENCE = 64
 MISFIT = 8  # of it, for one that does not fit
 FOLLOWERS = 256  # and after so many that wait for the pages of others
+FEW = 4  # requests that are looked at one by one
 
 
 class Packer:
@@ -57,6 +58,8 @@ class Packer:
         self._slots = 0  # requests that may start
         self._headroom = [0] * grid.groups  # pages to leave in each group
         self._alone = False
+        self._patient: Sequence[RequestState] = ()
+        self._first_s = budget_s  # the limit of the batch's first prefill
         self._idle = False
         self._full = False  # no request can be started: KV or slots have run out
         # not started for the sake of others' hits
@@ -99,23 +102,25 @@ class Packer:
         *,
         slots: int,
         headroom: list[int],
-        alone: bool,
+        live: Collection[RequestState],
+        decoding: bool,
         idle: bool,
         returned_s: float = 0.0,
     ) -> None:
         """Fill the budget, and reserve the KV of the requests that start.
 
-        `slots`: how many may start; `headroom`: pages to leave in each group; `alone`: one live
-        request only; `idle`: nothing is on its way; `returned_s`: predicted seconds until what is
-        on its way is back. The first prefill gets `min_chunk_tokens` even if they do not fit, so
-        that prefill always moves on. Half of the batches take longer than predicted; where others
-        wait for their tokens, nine in ten are to keep to the budget.
+        `slots`: how many may start; `headroom`: pages to leave in each group; `live`: all requests;
+        `decoding`: some of them wait for their next tokens; `idle`: nothing is on its way;
+        `returned_s`: predicted seconds until what is on its way is back. The first prefill gets
+        `min_chunk_tokens` even if they do not fit, so that prefill always moves on. Half of the
+        batches take longer than predicted; where others wait for their tokens, nine in ten are to
+        keep to the budget.
         """
         self._allow(slots, headroom)
         limit_s = self.budget_s / self._model.margin
-        if alone:
-            limit_s = self.budget_s * LONE_BUDGETS
-        self._alone = alone
+        self._alone = len(live) == 1
+        if not decoding and len(live) <= FEW:
+            self._patient = tuple(live)
         self._idle = idle
         patience = PATIENCE
         offered = set[int]()
@@ -140,7 +145,7 @@ class Packer:
         if self._sparing and not self.picks.prefills and not self.picks.decodes:
             self._offer(self._sparing[0], queue, limit_s, sparing=False)
         for index in self._yielding:
-            self._top_up(index, self._limit(limit_s))
+            self._top_up(index, limit_s)
 
     def _goes_ahead(self, state: RequestState) -> None:
         """A prefill gets its turn: if it has begun, those behind it wait for what is left of it in
@@ -201,7 +206,7 @@ class Packer:
         `sparing`: not if it would spoil the hits of others.
         """
         fresh = not state.pieces
-        long = queue.order.shares and state.total_work_s > LONG_BUDGETS * self.budget_s
+        long = queue.order.shares and self._is_long(state)
         closed = self._shut | self._long_groups if long else self._shut
         if fresh:
             cost = self._try_place(state, queue, closed, sparing)
@@ -213,6 +218,8 @@ class Packer:
         groups = {touched[-1]} if loading else set(touched)
         barred = bool(groups & closed)
         share = self._share(state, queue) if long else 1.0
+        if not self.picks.prefills and self._hurts_nobody(state):
+            limit_s = self.budget_s * LONE_BUDGETS
         room_s = (self._limit(limit_s) if long else limit_s) * share
         tokens = 0
         if not barred and loading:
@@ -228,6 +235,8 @@ class Packer:
         if fresh:
             self._kv.reserve(state, state.pieces)
             self._slots -= 1
+        if not self.picks.prefills:
+            self._first_s = limit_s
         if loading:
             self.picks.add_pages(state, stored, tokens)
         else:
@@ -258,6 +267,17 @@ class Packer:
             self._sparing.append(state)
             return 1
         return None
+
+    def _is_long(self, state: RequestState) -> bool:
+        return state.total_work_s > LONG_BUDGETS * self.budget_s
+
+    def _hurts_nobody(self, state: RequestState) -> bool:
+        """Whether a longer batch for this prefill delays nobody's tokens, no short prefill, and no
+        other tenant's turn."""
+        return bool(self._patient) and all(
+            other is state or (self._is_long(other) and other.tenant == state.tenant)
+            for other in self._patient
+        )
 
     def _share(self, state: RequestState, queue: TenantQueues) -> float:
         """Of the budget, that a long prefill keeps."""
@@ -305,6 +325,7 @@ class Packer:
     def _top_up(self, index: int, limit_s: float) -> None:
         """What the short prefills left of the budget goes back to a long one that yielded."""
         state, stop, _ = self.picks.prefills[index]
+        limit_s = self._limit(self._first_s if index == 0 else limit_s)
         more = self._room.more(state, stop, limit_s, first=index == 0)
         if more:
             self.picks.extend(index, more)

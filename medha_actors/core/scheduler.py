@@ -210,7 +210,8 @@ class Scheduler:
                 live.queue,
                 slots=self._slots(),
                 headroom=live.running(),
-                alone=len(live.by_id) == 1,
+                live=live.by_id.values(),
+                decoding=len(live.decoding) > 0,
                 idle=not self._flights,
                 returned_s=self._returned_s(),
             )

@@ -4,6 +4,7 @@ import itertools
 
 from medha_actors.core.chunking import LONE_BUDGETS
 from medha_actors.core.group_load import load_of
+from medha_actors.core.packer import FEW
 from medha_actors.messages import unpack_tokens
 
 
@@ -123,7 +124,9 @@ def check_budget(world, batch):
     """Groups keep to the budget, but for decodes alone and for the smallest chunk, which keeps
     prefill going."""
     config = world.config.scheduler
-    alone = len(world.scheduler.live.by_id) == 1
+    live = world.scheduler.live
+    decoding = set(live.decoding) - {span.request_id for span in spans_of(batch)}
+    patient = not decoding and len(live.by_id) <= FEW
     for message in messages_of(batch):
         load = load_of(message)
         assert load.rows <= config.max_batch_tokens
@@ -134,7 +137,7 @@ def check_budget(world, batch):
             and config.fixed_chunk_tokens is None
         ):
             assert world.model.predict(load) <= batch.budget_s * (
-                LONE_BUDGETS if alone else 1
+                LONE_BUDGETS if patient else 1
             ) * (1 + 1e-9)
 
 

@@ -42,8 +42,13 @@ def test_a_lone_request_may_use_larger_chunks_than_beside_others():
     world.add(request_of("long", 4000, 1, world.now))
     world.launch()
     assert world.batches[-1].prefill_tokens == 144
-    world.add(request_of("other", 500, 1, world.now))
-    world.launch()
+    world.add(request_of("as-long", 5000, 1, world.now))
+    world.land()
+    assert world.launch()
+    assert world.batches[-1].prefill_tokens == 144  # half a budget is nothing to it
+    world.add(request_of("short", 300, 1, world.now))
+    world.land()
+    assert world.launch()
     assert world.batches[-1].prefill_tokens <= 100
 
 
@@ -116,7 +121,7 @@ def test_two_long_prefills_do_not_share_a_batch():
 def test_what_a_long_prefill_has_left_in_vain_it_takes_back_to_the_last_tokens():
     """Where a budget is filled by two dozen of them, too: 60% of it are 12, all of it 24."""
     world = world_of(tpot_s=0.2, model=ExecutionModel.analytic(token_s=4e-3))
-    for name in ("a", "b"):
+    for name in "abcde":
         world.add(request_of(name, 300, 1, world.now, ttft_s=20.0))
     world.launch()
     assert world.batches[-1].prefill_tokens == 24
