@@ -102,7 +102,8 @@ class Forecast:
         )
         hurried = self._queue.hurries(state)
         # what rides along now is known; later it is as it usually is
-        drag = max(self._pace.drag(hurried), limit_s / room_s) / self._groups
+        least = limit_s / room_s
+        drag = max(self._pace.drag(hurried), least / self._groups)
         first_s = pipeline.takes_at - now
         own_s = state.load_s - last_s
 
@@ -118,7 +119,10 @@ class Forecast:
             work_s = ahead(wait_s)
             if work_s + last_s <= room_s:
                 return first_s
-            return first_s + drag * max(0.0, work_s - (room_s - last_s) / 2)
+            beside_s = (room_s - last_s) / 2
+            # groups work side by side, one prefill does not
+            own_least_s = least * max(0.0, own_s - beside_s)
+            return first_s + max(drag * max(0.0, work_s - beside_s), own_least_s)
 
         wait_s = solve(due, first_s)
         wait_s = min(

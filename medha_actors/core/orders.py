@@ -16,11 +16,18 @@ first.
     aspf                instant = deadline + A work     width = 1     dspf whose ageing A grows with
                                                                       the backlog (core/congestion)
     boost               instant = arrival - boost(work) width = 1     gamma-Boost (arXiv 2404.08826)
-    dboost              instant = deadline - boost(work)              the same from the deadline on
+    dboost              instant = deadline - boost(lane)              the same from the deadline on,
+                                                        width = 1     in lanes (below)
     preflow             instant = arrival + T log2(work x remaining)  PREFLOW (vllm-ascend): urgency
                                                         width = 1     doubles each T seconds
     dpreflow            instant = deadline + T log2(work x remaining)
     guardc              spf, but whoever can be in time is let through first (core/guard.py)
+
+`lane` is the work to an octave (core/lanes.py); of a prefill of a few batches, a quarter of it once
+it has begun. Boosts of works that differ by a tenth may differ by half a minute where much waits: so
+without lanes every second newcomer of a kind would overtake those who came before it, and what was
+announced to them would not come true. In lanes equals go in the order of their deadlines, and what
+is through in a few batches is interrupted only by what is much shorter.
 
 `work` is the total work of a request that the cache does not save, `remaining` what of it is not
 dispatched. boost(work) = -ln(1 - exp(-decay work)) / decay, core/decay.py says what the decay is.
@@ -29,7 +36,7 @@ Starvation: where an order's width is 1, no newcomer goes before a request after
 instant less the least that any instant can lie behind its arrival. What is learned moves it, within
 bounds: under dboost it is never later than
 
-    deadline + boost_longest_s * ln(work / LEAST_WORK_S)
+    deadline + boost_longest_s * ln(1.42 work / LEAST_WORK_S)
 
 To keep the widths few, lars rounds the total work to an eighth of an octave (at most 4.5%, as good
 as the predictor is).
@@ -43,11 +50,16 @@ from typing import NamedTuple
 
 from medha_actors.core.congestion import Congestion
 from medha_actors.core.decay import Decay
+from medha_actors.core.lanes import Lanes
 from medha_actors.core.request import RequestState
 from medha_actors.quantities import Policy
 from medha_actors.tuning import OrderConfig
 
 LANES_PER_OCTAVE = 8
+# dboost: what a prefill counts as of its work once it has begun, if it has no more than so many
+# graces, which are a batch and a half in every stage
+BEGUN = 0.25
+FEW_GRACES = 4.0
 # spf: a request goes before all that come later than so many times its total work after it
 AGEING = 20.0
 # relegation: of a prefill's total work, how late it may become before it gets its place back
@@ -59,11 +71,19 @@ LEAST_WORK_S = 0.01
 
 
 class Tuning:
-    """What the rules of a queue are set to; decay and congestion may change while it runs: then all
-    instants have moved, and `moves` counts it. `backlog_s`: the work that waits. Queues of several
-    tenants have one in common."""
+    """What the rules of a queue are set to; decay, lanes and congestion may change while it runs:
+    then all instants have moved, and `moves` counts it. `backlog_s`: the work that waits. Queues of
+    several tenants have one in common."""
 
-    __slots__ = ("_newest", "backlog_s", "congestion", "decay", "given", "moves")
+    __slots__ = (
+        "_newest",
+        "backlog_s",
+        "congestion",
+        "decay",
+        "given",
+        "lanes",
+        "moves",
+    )
 
     def __init__(self, given: OrderConfig) -> None:
         self.given = given
@@ -71,6 +91,7 @@ class Tuning:
         self.moves = 0
         self._newest = -1  # serial of the last arrival that was learned from
         self.decay = Decay(given.boost_decay_per_s, given.boost_longest_s)
+        self.lanes = Lanes()
         self.congestion = Congestion(
             given.ageing_works, given.ageing_per_backlog, given.most_ageing_works
         )
@@ -82,7 +103,9 @@ class Tuning:
         self._newest = state.serial
         work_s = state.total_work_s
         decayed = self.decay.arrived(work_s, self.backlog_s)
-        if self.congestion.arrived(work_s, self.backlog_s) or decayed:
+        learns = self.given.boost_decay_per_s is None
+        shifted = learns and self.lanes.arrived(work_s)
+        if self.congestion.arrived(work_s, self.backlog_s) or decayed or shifted:
             self.moves += 1
 
 
@@ -91,7 +114,8 @@ class Order(NamedTuple):
     space sharing; `relegates`: the hopeless go last; `guards`: who can be in time goes first;
     `learns`: instants follow what arrives; `yields`: an instant moves with the work that is done,
     so that a prefill is served until others are as urgent; `least`: what an instant lies behind
-    its arrival at least (before it, if negative), where that bounds who can overtake."""
+    its arrival at least (before it, if negative), where that bounds who can overtake; `begun`: the
+    instant of what has begun, where that is another."""
 
     instant: Callable[[RequestState, Tuning], float]
     width: Callable[[RequestState], float]
@@ -102,6 +126,7 @@ class Order(NamedTuple):
     learns: bool = False
     yields: bool = False
     least: Callable[[Tuning], float] | None = None
+    begun: Callable[[RequestState, Tuning], float] | None = None
 
 
 def _arrival(state: RequestState, tuning: Tuning) -> float:
@@ -140,7 +165,14 @@ def _boosted(state: RequestState, tuning: Tuning) -> float:
 
 
 def _due_boosted(state: RequestState, tuning: Tuning) -> float:
-    return state.due_at - _boost_s(state.total_work_s, tuning)
+    return state.due_at - _boost_s(tuning.lanes.of(state.total_work_s), tuning)
+
+
+def _due_boosted_begun(state: RequestState, tuning: Tuning) -> float:
+    lane_s = tuning.lanes.of(state.total_work_s)
+    if state.total_work_s <= FEW_GRACES * state.grace_s:
+        lane_s *= BEGUN
+    return state.due_at - _boost_s(lane_s, tuning)
 
 
 def _held_s(work_s: float, remaining_s: float, tuning: Tuning) -> float:
@@ -196,7 +228,14 @@ ORDERS: dict[Policy, Order] = {
     "dspf": Order(_due_aged, _one, shares=True, least=_none),
     "aspf": Order(_due_aged_by_backlog, _one, shares=True, learns=True, least=_none),
     "boost": Order(_boosted, _one, shares=True, learns=True, least=_most_boosted),
-    "dboost": Order(_due_boosted, _one, shares=True, learns=True, least=_most_boosted),
+    "dboost": Order(
+        _due_boosted,
+        _one,
+        shares=True,
+        learns=True,
+        least=_most_boosted,
+        begun=_due_boosted_begun,
+    ),
     "preflow": Order(_flowing, _one, shares=True, least=_least_held),
     "dpreflow": Order(_due_flowing, _one, shares=True, least=_least_held),
     "guardc": Order(_aged, _one, shares=True, guards=True, least=_none),

@@ -199,7 +199,7 @@ class PrefillQueue:
         states no such bound. Among equal priorities, and as what is learned is now."""
         if self.order.least is None:
             return math.inf
-        until = self.order.instant(state, self._tuning) - self.order.least(self._tuning)
+        until = self._instant(state) - self.order.least(self._tuning)
         if self.order.guards:
             guard = self._guard(float(state.request.priority))
             until = max(until, guard.rescue_at(state))
@@ -219,7 +219,7 @@ class PrefillQueue:
         self._sorted = self._tuning.moves
         for key, lane in self._lanes.items():
             moved = [
-                (self.order.instant(state, self._tuning), serial, state)
+                (self._instant(state), serial, state)
                 for _, serial, state in lane.entries
             ]
             moved.sort(key=lambda entry: entry[:2])
@@ -253,8 +253,13 @@ class PrefillQueue:
         ]
         return [part for part in parts if part[1] < part[2]]
 
+    def _instant(self, state: RequestState) -> float:
+        if state.pieces and self.order.begun is not None:
+            return self.order.begun(state, self._tuning)
+        return self.order.instant(state, self._tuning)
+
     def _place(self, state: RequestState) -> tuple[LaneKey, float]:
-        instant = self.order.instant(state, self._tuning)
+        instant = self._instant(state)
         if not self.order.preemptive and state.pieces:  # what has begun runs to its end
             return (-math.inf, 1.0), instant
         return (float(state.request.priority), self.order.width(state)), instant

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 
 BAND = 1.25
-LATE_COSTS = 3
+LATE_COSTS = 5
 STEP = 1.02
 FACTORS = tuple(STEP**place for place in range(-18, 21))  # 0.7 to 1.49
 # what is taken to have come of forecasts beside others before any: the order of arrivals

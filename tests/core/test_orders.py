@@ -11,7 +11,7 @@ from medha_actors.core.congestion import Congestion
 from medha_actors.core.orders import LEAST_WORK_S, ORDERS
 from medha_actors.core.policies import PrefillQueue
 from medha_actors.core.predictor import ExecutionModel
-from medha_actors.core.request import Milestones, RequestState
+from medha_actors.core.request import Milestones, Piece, RequestState
 from medha_actors.core.simulator import Simulation
 from medha_actors.tuning import OrderConfig
 
@@ -100,9 +100,34 @@ def test_boost_brings_short_work_forward_by_what_the_decay_says():
     long = state_of(0, 0.0, 10.0)
     assert first_of("boost", long, state_of(1, 18.9, 1.0), boost_decay_per_s=0.1) == 1
     assert first_of("boost", long, state_of(1, 19.0, 1.0), boost_decay_per_s=0.1) == 0
-    # from the deadlines on, 15 and arrival + 1.5: 13.5 s later
-    assert first_of("dboost", long, state_of(1, 32.4, 1.0), boost_decay_per_s=0.1) == 1
-    assert first_of("dboost", long, state_of(1, 32.5, 1.0), boost_decay_per_s=0.1) == 0
+    # from the deadlines on, 15 and arrival + 1.5: 13.5 s later; and in lanes, in which 10 count as
+    # 8: boost(8) = 5.966 s
+    assert first_of("dboost", long, state_of(1, 31.0, 1.0), boost_decay_per_s=0.1) == 1
+    assert first_of("dboost", long, state_of(1, 31.1, 1.0), boost_decay_per_s=0.1) == 0
+
+
+def test_dboost_keeps_equals_in_the_order_of_their_deadlines():
+    # 10 and 7 count as 8: the shorter one has the later deadline
+    long = state_of(0, 0.0, 10.0, deadline=15.0)
+    shorter = state_of(1, 5.0, 7.0, deadline=15.5)
+    assert first_of("dboost", long, shorter, boost_decay_per_s=0.1) == 0
+    # what is much shorter does not wait: boost(2) = 17.1 s
+    short = state_of(2, 5.0, 2.0, deadline=20.0)
+    assert first_of("dboost", long, short, boost_decay_per_s=0.1) == 2
+
+
+def test_dboost_lets_a_prefill_of_a_few_batches_go_on():
+    # a grace of 0.3 s: up to 1.2 s of work; begun, 1 s counts as 0.25, before 0.5
+    order = OrderConfig(boost_decay_per_s=0.1)
+    for begun, grace_s, first in ((False, 0.3, 1), (True, 0.3, 0), (True, 0.2, 1)):
+        queue = PrefillQueue("dboost", order)
+        state = state_of(0, 0.0, 1.0)
+        state.grace_s = grace_s
+        if begun:
+            state.pieces = [Piece(0, 0)]
+        queue.put(state)
+        queue.put(state_of(1, 0.1, 0.5))
+        assert next(queue.ordered(0.1)).serial == first
 
 
 def test_preflow_doubles_the_urgency_each_ten_seconds():
@@ -193,8 +218,8 @@ def test_after_an_instant_no_newcomer_goes_before_a_request(rows, policy, now):
 def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(
     rows, longest_s
 ):
-    """The bound that needs no knowledge of what was learned: deadline + longest_s * ln(work / 10
-    ms). The decay moves with every arrival, as works and backlog do, and all places with it."""
+    """The bound that needs no knowledge of what was learned: deadline + longest_s * ln(1.42 work /
+    10 ms). The decay moves with every arrival, as works and backlog do, and all places with it."""
     queue = PrefillQueue("dboost", OrderConfig(boost_longest_s=longest_s))
     waiting = []
     for serial, (arrived, work, deadline, served) in enumerate(sorted(rows)):
@@ -210,7 +235,7 @@ def test_whatever_dboost_learns_nobody_is_overtaken_for_longer_than_is_stated(
         }
         for state in waiting:
             stated = state.due_at + longest_s * math.log(
-                state.total_work_s / LEAST_WORK_S
+                1.42 * state.total_work_s / LEAST_WORK_S
             )
             assert queue.overtaken_until(state) <= stated + 1e-6
             for other in waiting:
