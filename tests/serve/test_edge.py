@@ -81,20 +81,40 @@ async def test_an_exception_becomes_an_error_object(caplog) -> None:
     assert "UnicodeDecodeError" in caplog.text
 
 
-async def test_a_proxy_without_routes_asks_to_come_back() -> None:
-    text = "Path '{}' not found. Ping http://.../-/routes for available routes."
-    for path, status in (
-        ("/v1/completions", 503),
-        ("/prefix/v1/chat/completions", 503),
-        ("/v1/responses", 503),
-        ("/v1/messages", 529),  # Anthropic's word for it
-        ("/x", 404),
+def knowing(routes: str, status: int = 200):
+    """Serve's proxy, as it answers where it has no application for a path."""
+
+    async def proxy(scope, receive, send):
+        text = f"Path '{scope['path']}' not found. Ping http://.../-/routes for available routes."
+        answer = PlainTextResponse(text, 404)
+        if scope["path"] == "/-/routes":
+            answer = PlainTextResponse(routes, status)
+        await answer(scope, receive, send)
+
+    return edged(proxy)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("/v1/completions", 503, 503),
+        ("/prefix/v1/chat/completions", 503, 503),
+        ("/v1/responses", 503, 503),
+        ("/v1/messages", 529, 529),  # Anthropic's word for it
+        ("/x", 503, 404),
+    ],
+)
+async def test_whoever_comes_before_an_application_is_asked_to_come_back(
+    path: str, before: int, after: int
+) -> None:
+    """Before there is any application, and when there is another one."""
+    for app, status in (
+        (knowing("Route table is not populated yet.", 503), before),
+        (knowing("{}"), before),
+        (knowing('{"/another":"another"}'), after),
     ):
-        plain = PlainTextResponse(text.format(path), 404)
-        async with (
-            listening(edged(plain)) as url,
-            httpx.AsyncClient(base_url=url) as http,
-        ):
+        async with listening(app) as url, httpx.AsyncClient(base_url=url) as http:
             response = await http.post(path)
             assert response.status_code == status
             assert ("retry-after" in response.headers) == (status != 404)
+            assert response.json()["error"]["message"]

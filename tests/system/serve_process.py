@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,8 +131,8 @@ def deploy(config: Path, url: str, log: Path, **args) -> None:
 def wait_until_ready(
     url: str, server: subprocess.Popen, log, limit_s: float = 120
 ) -> None:
-    """Until it says so, and its answers have been good for a second: HAProxy is started anew for
-    the first replica, and Serve's fallback knows no route at first (404)."""
+    """Until it says so, and its answers have been good for a second, since HAProxy is started anew
+    for the first replica. Nobody may be told meanwhile that our paths are not there."""
     deadline = time.monotonic() + limit_s
     good = 0
     while good < STEADY or "is ready at" not in Path(log.name).read_text():
@@ -141,6 +142,10 @@ def wait_until_ready(
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
                 good = good + 1 if answer.status == 200 else 0
+        except urllib.error.HTTPError as refusal:
+            good = 0
+            if refusal.code == 404:
+                pytest.fail("the server knew no /health while it started")
         except OSError:
             good = 0
         server_poll_pause(server)
