@@ -8,6 +8,7 @@ Ray cluster (`medha-serve` sets it).
 - `x-request-timeout-seconds` gets our name: Serve would enforce it as well, without our error
   object, or in the middle of a stream.
 - Of a repeated header that Serve reads, the first one counts; Serve and Starlette disagree.
+- A request that a proxy holds for an application that could not be started gets 503.
 - Errors that Serve writes as plain text, and exceptions, become our error object.
 - A proxy that knows no application yet says 404 for whatever is asked; one that knows another
   application already does so for ours: that becomes 503, so that clients come back instead of
@@ -16,6 +17,7 @@ Ray cluster (`medha-serve` sets it).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -25,9 +27,10 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments import failures
+from deployments.held import PATIENCE_S, Held, nobody_will_serve
 from deployments.objectives import SERVE_TIMEOUT_HEADER, TIMEOUT_HEADER
 from deployments.paths import OWN_ROUTES
-from medha_actors.errors import MedhaError
+from medha_actors.errors import MedhaError, UnavailableError
 
 log = logging.getLogger(__name__)
 Headers = list[tuple[bytes, bytes]]
@@ -41,6 +44,8 @@ _ONCE: Final = frozenset(
 _NO_SUCH_PATH: Final = "for available routes."  # how Serve's own 404 ends
 _SERVES_OWN_ROUTES: Final = "/-/"  # health checks, which are plain text
 _ROUTES: Final = "/-/routes"  # of them, the one that lists the applications
+_HOPELESS: Final = "the application did not start; see the server's log"
+_HOPELESS_S: Final = 10.0
 _MOST_TEXT: Final = 2_000
 _KINDS: Final = {
     400: "invalid_request_error",
@@ -59,8 +64,14 @@ def middlewares() -> list[Middleware]:
 class Edge:
     """An ASGI application around Serve's."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_hopeless: Callable[[], Awaitable[bool]] = nobody_will_serve,
+    ) -> None:
+        """`is_hopeless`: see Held."""
         self._app = app
+        self._held = Held(is_hopeless)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN_ROUTES):
@@ -68,14 +79,30 @@ class Edge:
             return
         scope["headers"] = clean(scope["headers"])
         answer = _Answer(scope, send, partial(_is_routed, self._app, scope))
+        limit = asyncio.timeout(None)
+        look = asyncio.get_running_loop().call_later(
+            PATIENCE_S, self._held.add, limit, answer
+        )
+        error: MedhaError | None = None
         try:
-            await self._app(scope, receive, answer)
+            async with limit:
+                await self._app(scope, receive, answer)
         except Exception:
             if answer.started:
                 raise
-            log.exception("Ray Serve failed before the request reached the application")
-            internal = MedhaError("internal error; see the server's log")
-            await failures.send(internal, {}, send, scope["path"])
+            if not limit.expired():
+                log.exception(
+                    "Ray Serve failed before the request reached the application"
+                )
+                error = MedhaError("internal error; see the server's log")
+        finally:
+            look.cancel()
+            self._held.leave(limit)
+        # Serve may say nothing of it
+        if limit.expired() and not answer.started:
+            error = UnavailableError(_HOPELESS, retry_after_s=_HOPELESS_S)
+        if error is not None:
+            await failures.send(error, {}, send, scope["path"])
 
 
 def clean(headers: Headers) -> Headers:
