@@ -18,7 +18,7 @@ Bundle = dict[str, float]
 
 def cluster_gpus() -> int:
     """Of the whole cluster, as far as it is there."""
-    return int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def device_for(config: MedhaConfig, gpus: int) -> str:
@@ -27,8 +27,9 @@ def device_for(config: MedhaConfig, gpus: int) -> str:
 
 
 def room_for(config: MedhaConfig) -> list[Bundle]:
-    """The bundles that a grid of this configuration will want in this cluster."""
-    gpus = cluster_gpus()
+    """The bundles that a grid of this configuration will want in this cluster; without one, as in
+    a check of a configuration, on CPUs."""
+    gpus = cluster_gpus() if ray.is_initialized() else 0
     device = device_for(config, gpus)
     return bundles_of(fitted(config, gpus) if device == "cuda" else config, device)
 
@@ -73,5 +74,7 @@ def check_fits(config: MedhaConfig, bundles: Sequence[Bundle]) -> None:
 
 def given_room() -> PlacementGroup | None:
     """The one in which this process has been put, with whatever it makes."""
+    if not ray.is_initialized():
+        return None
     room: PlacementGroup | None = get_current_placement_group()
     return room
