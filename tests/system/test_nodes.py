@@ -181,16 +181,18 @@ async def lose(cluster: Cluster, node: Node) -> None:
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
 
 
-async def controller_off_the_head(cluster: Cluster) -> Node:
-    """Ray puts the controller on any node; from the head it is sent away until it is elsewhere."""
-    async with asyncio.timeout(120):
+async def controller_moved(cluster: Cluster, url: str, beside_a_stage: bool) -> Node:
+    """Ray puts the controller on any node; it is sent away until it is where it is wanted, and
+    never on the head."""
+    async with asyncio.timeout(240):
         while True:
-            found = hosts(cluster, "SchedulerActor")
-            if found and cluster.head_node not in found:
-                return found[0]
-            for pid in actor_pids(raylet_of(cluster.head_node), "SchedulerActor"):
-                os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.5)
+            await until_answered(url)
+            (node,) = hosts(cluster, "SchedulerActor")
+            is_beside = node in hosts(cluster, "StageActor")
+            if node is not cluster.head_node and is_beside == beside_a_stage:
+                return node
+            (pid,) = actor_pids(raylet_of(node), "SchedulerActor")
+            os.kill(pid, signal.SIGKILL)
 
 
 async def until_answered(url: str) -> None:
@@ -204,16 +206,15 @@ async def until_answered(url: str) -> None:
             await asyncio.sleep(0.25)
 
 
+@pytest.mark.parametrize("beside_a_stage", [False, True], ids=["alone", "and a stage"])
 async def test_the_controllers_node_dies_and_its_streams_go_on(
-    serving_nodes: Cluster, tmp_path: Path
+    serving_nodes: Cluster, tmp_path: Path, beside_a_stage: bool
 ) -> None:
     for _ in range(3):
         serving_nodes.add_node(num_cpus=1)
     at = {"RAY_ADDRESS": serving_nodes.address}
     with serving(tmp_path, environment=at, **ARGS, **GRID_OF_TWO) as (url, _):
-        node = await controller_off_the_head(serving_nodes)
-        await until_answered(url)
-        with_a_stage = node in hosts(serving_nodes, "StageActor")
+        node = await controller_moved(serving_nodes, url, beside_a_stage)
         alone = await undisturbed(url, 2, TOKENS)
         streams = [TokenStream(url, one.seed, TOKENS) for one in alone]
         async with asyncio.timeout(180), asyncio.TaskGroup() as group:
@@ -225,7 +226,7 @@ async def test_the_controllers_node_dies_and_its_streams_go_on(
         assert [one.tokens for one in streams] == [one.tokens for one in alone]
         assert len(hosts(serving_nodes, "StageActor")) == 2
         assert len(hosts(serving_nodes, "SchedulerActor")) == 1
-        told(f"the controller's node (a stage there: {with_a_stage})", streams)
+        told(f"the controller's node (a stage there: {beside_a_stage})", streams)
 
 
 async def test_a_grids_node_dies_and_the_other_grid_goes_on_with_its_streams(
