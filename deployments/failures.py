@@ -11,13 +11,13 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from deployments import sse
+from deployments.paths import ANTHROPIC_ROUTES
 from deployments.replies import AnthropicDetail, AnthropicError, ErrorDetail, ErrorReply
 from medha_actors.errors import MedhaError
 from medha_actors.messages import Rejected
 
 # Statuses that OpenAI's clients would retry by themselves, where trying again cannot help.
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 408, 413, 422})
-_ANTHROPIC_ROUTES: Final = ("/v1/messages", "/v1/messages/count_tokens")
 # What makes its SDK's tool runner go on with whole histories.
 _NO_THREADS: Final = {
     "error_code": "thread_unsupported_request",
@@ -74,7 +74,7 @@ def anthropic_body(error: MedhaError) -> AnthropicError:
 def reply_at(path: str) -> type[ErrorReply] | type[AnthropicError]:
     """What says an error at this path. By path, since what is refused before any route is known
     (a key, an answer of the proxy) must be said in the client's words too."""
-    return AnthropicError if path.endswith(_ANTHROPIC_ROUTES) else ErrorReply
+    return AnthropicError if path.endswith(ANTHROPIC_ROUTES) else ErrorReply
 
 
 def last_frame(error: MedhaError) -> bytes:

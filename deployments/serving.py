@@ -91,20 +91,13 @@ def drain(timeout_s: float) -> int:
     """
     until = time.monotonic() + timeout_s
     applications = serve.status().applications
-    names = [name for name, status in applications.items() if _has_replica(status)]
+    names = [
+        name for name, status in applications.items() if starting.has_replica(status)
+    ]
     if not names:
         return 0
     with ThreadPoolExecutor(len(names)) as threads:
         return sum(threads.map(lambda name: _drain_application(name, until), names))
-
-
-def _has_replica(status: ApplicationStatusOverview) -> bool:
-    """Whether a replica runs; without one nothing is in flight, and nobody would answer."""
-    for deployment in status.deployments.values():
-        for state, count in deployment.replica_states.items():
-            if state == "RUNNING" and count:
-                return True
-    return False
 
 
 def _drain_application(name: str, until: float) -> int:

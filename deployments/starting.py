@@ -30,6 +30,15 @@ def failures(applications: Applications) -> list[str]:
     ]
 
 
+def has_replica(application: ApplicationStatusOverview) -> bool:
+    """Whether a replica runs; without one nothing is in flight, and nobody would answer."""
+    for deployment in application.deployments.values():
+        for state, count in deployment.replica_states.items():
+            if state == "RUNNING" and count:
+                return True
+    return False
+
+
 def _reason(application: ApplicationStatusOverview) -> str:
     """Serve tells of tracebacks, whose last line is the error; the deployments' say more."""
     for message in _messages(application):

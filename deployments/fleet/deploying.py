@@ -11,6 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from deployments.fleet.grids import Grid
 from deployments.fleet.versions import keep_version, version_of
+from medha_actors.actors.rooms import check_fits, room_for, strategy_of
 from medha_actors.config import MedhaConfig
 
 # of what grids record of themselves, the mean; Serve wants more than its 10 s between records
@@ -27,7 +28,14 @@ def grids_of(
         "request_router_class": "deployments.fleet.request_router:GridRouter",
         "request_router_kwargs": {"fleet": name, **msgspec.to_builtins(fleet.routing)},
     }
+    room = room_for(config)
+    if ray.is_initialized():
+        check_fits(config, room)
     options: dict[str, Any] = {
+        # of which each replica has its own, and with it all of its grid: what takes one grid's
+        # node takes nothing of another's
+        "placement_group_bundles": room,
+        "placement_group_strategy": strategy_of(config),
         "max_ongoing_requests": 4096,
         "health_check_period_s": 1.0,
         "ray_actor_options": {"num_cpus": 0},

@@ -1,7 +1,8 @@
 """A grid as a replica of a Serve deployment: Serve places, counts, watches, updates and scales it.
 
 The replica itself does next to nothing: it makes the grid's controller, an actor of its own that
-the ingress replicas talk to directly, and tells Serve of it. A controller that dies is made anew
+the ingress replicas talk to directly, and tells Serve of it. All of a grid is in the placement
+group that Serve has made for its replica. A controller that dies is made anew
 under its name and finds its stage actors at work. One whose replica dies ends too: ranks, which
 Serve hands on and changes, are no names for what has to be the only one of its name.
 """
@@ -15,6 +16,8 @@ import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deployments.fleet.autoscaling import stats_of
 from deployments.fleet.request_router import CONTROLLER, EDITION
@@ -40,6 +43,10 @@ class Grid:
         await self._controller.ready.remote()
 
     def _find_or_make(self) -> Any:
+        room = get_current_placement_group()
+        assert room is not None, "Serve makes one for each replica (deploying.py)"
+        # Beside the replica, so that no node takes a part of this grid and a part of another.
+        here = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=0)
         actor: Any = ray.remote(SchedulerActor)
         return actor.options(
             name=self._name,
@@ -47,6 +54,7 @@ class Grid:
             get_if_exists=True,
             num_cpus=0,
             max_concurrency=10_000,
+            scheduling_strategy=here,
         ).remote(args=self._args)
 
     def record_replica_metadata(self) -> dict[str, str]:

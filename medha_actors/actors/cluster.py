@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +20,6 @@ from medha_actors.actors.cells import Cell
 from medha_actors.actors.crew import Crew
 from medha_actors.actors.layout import (
     assign_cores,
-    chosen_device,
     described,
     fitted,
     turns,
@@ -29,6 +27,7 @@ from medha_actors.actors.layout import (
 from medha_actors.actors.links import Endpoint, Link, dial
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Blueprint, Identity, Kept, Place
+from medha_actors.actors.rooms import cluster_gpus, device_for
 from medha_actors.config import MedhaConfig
 from medha_actors.model.spec import load_spec
 from medha_actors.model_spec import ModelSpec
@@ -69,8 +68,8 @@ class Cluster:
         """Adopt the grid that a controller of this name has left, or place, spawn, pin and load a
         new one. `make_room`: see Crew. Raises ConfigError when the resources cannot hold it,
         ModelError."""
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        device = chosen_device(config.actors.device, gpus, version("torch"))
+        gpus = cluster_gpus()
+        device = device_for(config, gpus)
         crew = Crew(config, device, owner, stage_class, make_room)
         found = await crew.adopt()
         kept = _kept_by(found, config)

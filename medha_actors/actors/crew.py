@@ -2,6 +2,7 @@
 
 With an owner (the controller's own name) the actors are detached: they outlive the controller, and
 the next one of the same name adopts them with the weights they hold. Without one they end with it.
+A controller that was put into a placement group (a fleet's grid) has its room there.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ from ray.util.scheduling_strategies import (
 from medha_actors.actors.cells import Cell, Shape
 from medha_actors.actors.orphans import Owner
 from medha_actors.actors.plans import Identity, Place, shape_of
+from medha_actors.actors.rooms import (
+    bundles_of,
+    check_fits,
+    given_room,
+    gpus_of_actor,
+    strategy_of,
+)
 from medha_actors.config import MedhaConfig
-from medha_actors.errors import ConfigError, EngineError
+from medha_actors.errors import EngineError
 
 _log = logging.getLogger("medha.cluster")
 _decode_identity = msgspec.msgpack.Decoder(Identity).decode
@@ -62,6 +70,8 @@ class Crew:
         self._owner = owner
         self._make_room = make_room
         self._stage_class = stage_class
+        # Of somebody else, who gives it back
+        self._given = given_room()
         self._room: PlacementGroup | None = None
 
     @property
@@ -102,7 +112,7 @@ class Crew:
                 self.actors[identity.plan.cell] = handle
                 found[identity.plan.cell] = identity
         if found:
-            self._room = ray.util.get_placement_group(self._owner.name)
+            self._room = self._given or ray.util.get_placement_group(self._owner.name)
         return found
 
     async def dead(self) -> list[Cell]:
@@ -206,44 +216,31 @@ class Crew:
             ray.kill(actor)
         self.actors = {}
         self.spares = []
-        if self._room is not None:
+        if self._room is not None and self._given is None:
             remove_placement_group(self._room)
-            self._room = None
+        self._room = None
 
     async def _reserve(self) -> None:
-        """One bundle for each team: its ranks are on one node."""
-        actors = self.config.actors
-        stages, groups, ranks = self.shape
-        teams = stages * groups
-        bundle = {"CPU": actors.num_cpus * ranks}
-        if self.device == "cuda":
-            bundle["GPU"] = self._gpus * ranks
-        if self.config.accelerator_type:
-            bundle[f"accelerator_type:{self.config.accelerator_type}"] = 0.001
-        total = ray.cluster_resources()
-        for name, amount in bundle.items():
-            if amount * teams > total.get(name, 0.0) + 1e-6:
-                asked = f"{stages} stages x {groups} groups"
-                if ranks > 1:
-                    asked += f" x {ranks} tensor ranks"
-                raise ConfigError(
-                    f"parallel: {asked} need {amount * teams:g} {name}, the cluster has "
-                    f"{total.get(name, 0.0):g}"
-                )
-        strategy = self.config.placement_group_config.get("strategy", "PACK")
+        """Have room for everybody: what this process was given, or what it makes."""
+        self._room = self._given
+        if self._room is not None:
+            return
+        bundles = bundles_of(self.config, self.device)
+        check_fits(self.config, bundles)
+        strategy = strategy_of(self.config)
         self._room = placement_group(
-            [bundle] * teams, strategy=strategy, **self._detached_room()
+            bundles, strategy=strategy, **self._detached_room()
         )
         if self._make_room is not None and not await asyncio.to_thread(
             self._room.wait, _ROOM_S
         ):
             await self._make_room()
         try:
-            async with asyncio.timeout(actors.start_timeout_s):
+            async with asyncio.timeout(self.config.actors.start_timeout_s):
                 await self._room.ready()
         except TimeoutError:
             raise EngineError(
-                f"no room for {teams} bundles of {bundle} ({strategy}) in the cluster"
+                f"no room for {len(bundles)} bundles of {bundles[0]} ({strategy}) in the cluster"
             ) from None
 
     def _detached_room(self) -> dict[str, Any]:
@@ -258,16 +255,10 @@ class Crew:
             placement_group=self._room,
             placement_group_bundle_index=cell.stage * self.shape.groups + cell.group,
         )
-        gpus = self._gpus if self.device == "cuda" else 0
+        gpus = gpus_of_actor(self.config) if self.device == "cuda" else 0
         return self._spawn(
             num_cpus=actors.num_cpus, num_gpus=gpus, scheduling_strategy=where
         )
-
-    @property
-    def _gpus(self) -> float:
-        """Of each actor on CUDA."""
-        part = self.config.actors.num_gpus
-        return 1.0 if part is None else part
 
     def _spawn_spare(self, node_id: str) -> Any:
         where = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from medha_actors.actors import cluster
+from medha_actors.actors import cluster, rooms
 from medha_actors.actors.calibration import profile_of
 from medha_actors.actors.capacity import measured_pages, trial_pages
 from medha_actors.actors.cells import Cell
@@ -140,7 +140,7 @@ def one_gpu(monkeypatch):
     monkeypatch.setattr(ActedCrew, "made", [], raising=False)
     monkeypatch.setattr(ActedCrew, "others", 0)
     monkeypatch.setattr(cluster, "Crew", ActedCrew)
-    monkeypatch.setattr(cluster, "version", lambda _: "2.11.0+cu130")
+    monkeypatch.setattr(rooms, "version", lambda _: "2.11.0+cu130")
     monkeypatch.setattr(
         cluster.ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 16.0}
     )

@@ -155,6 +155,17 @@ def test_without_scaling_there_are_as_many_replicas_as_grids():
     assert surging._deployment_config.max_surge_percent == 100
 
 
+def test_each_replica_has_room_for_all_of_its_grid():
+    """So Serve puts a grid's actors where its replica is, and no node has parts of two grids."""
+    shape = {"parallel": {"spp": 2, "kvp": 2}, "actors": {"num_cpus": 0.5}}
+    spread = {"placement_group_config": {"strategy": "STRICT_SPREAD"}}
+    grids = grids_of(build_app({**FLEET, **shape, **spread}))
+    room = grids._replica_config
+    assert room.placement_group_bundles == [{"CPU": 0.5}] * 4
+    assert room.placement_group_strategy == "STRICT_SPREAD"
+    assert grids.ray_actor_options["num_cpus"] == 0
+
+
 def test_several_models_share_the_ingress_and_have_grids_of_their_own():
     small = {"model_loading_config": {"model_source": "random", "model_id": "small"}}
     large = {

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ray import __version__ as ray_version
 
+from deployments import haproxy
 from deployments.launcher import DEFAULTS
 from medha_actors.config import load
 
@@ -135,6 +136,7 @@ def test_the_image_sets_what_medha_serve_would():
             name != "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
         ):  # there is a load balancer
             assert f"{name}={value}" in IMAGE, name
+    assert f"RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/{haproxy.PROGRAM}" in IMAGE
     served = yaml.safe_load((DEPLOY / "serve_config.yaml").read_text())
     load(served["applications"][0]["args"])
     assert served["http_options"]["host"] == "0.0.0.0"

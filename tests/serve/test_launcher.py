@@ -49,22 +49,6 @@ def test_haproxy_answers_with_our_errors_unless_the_user_has_another_one():
     assert "MEDHA_HAPROXY_BINARY" not in own
 
 
-def test_our_errors_are_added_to_serves_configuration():
-    added = haproxy.add_errors(
-        "defaults\n    mode http\n    option abortonclose\nfrontend x\n"
-    )
-    lines = added.split("\n")
-    assert [line.split()[:2] for line in lines[3:5]] == [
-        ["errorfile", "400"],
-        ["errorfile", "408"],
-    ]
-    for line in lines[3:5]:
-        head, _, body = Path(line.split()[2]).read_bytes().partition(b"\r\n\r\n")
-        assert f"Content-Length: {len(body)}".encode() in head
-        assert json.loads(body)["error"]["type"] == "invalid_request_error"
-    assert haproxy.add_errors("another form") == "another form"
-
-
 def test_a_port_that_is_taken_is_replaced():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

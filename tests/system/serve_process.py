@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pytest
 
 from deployments.launcher import PORTS
 
+EDGE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 STEADY = 5  # good answers in a row, 0.25 s apart
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,7 +50,8 @@ def serving(
     log = (folder / "serve.log").open("w+")
     server = launch(path, log, environment)
     try:
-        wait_until_ready(url, server, log)
+        edged = (environment or {}).get(EDGE) != ""
+        wait_until_ready(url, server, log, edged=edged)
         yield url, server.pid
     finally:
         end(server)
@@ -128,10 +131,10 @@ def deploy(config: Path, url: str, log: Path, **args) -> None:
 
 
 def wait_until_ready(
-    url: str, server: subprocess.Popen, log, limit_s: float = 120
+    url: str, server: subprocess.Popen, log, limit_s: float = 120, edged: bool = True
 ) -> None:
-    """Until it says so, and its answers have been good for a second: HAProxy is started anew for
-    the first replica, and Serve's fallback knows no route at first (404)."""
+    """Until it says so, and its answers have been good for a second, since HAProxy is started anew
+    for the first replica. With the edge nobody may be told meanwhile that a path is not there."""
     deadline = time.monotonic() + limit_s
     good = 0
     while good < STEADY or "is ready at" not in Path(log.name).read_text():
@@ -141,6 +144,10 @@ def wait_until_ready(
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
                 good = good + 1 if answer.status == 200 else 0
+        except urllib.error.HTTPError as refusal:
+            good = 0
+            if edged and refusal.code == 404:
+                pytest.fail("the server knew no /health while it started")
         except OSError:
             good = 0
         server_poll_pause(server)
