@@ -7,7 +7,6 @@ them, every second one would overtake the others.
 
 from __future__ import annotations
 
-import cmath
 import math
 from collections import deque
 
@@ -48,7 +47,10 @@ class Lanes:
 
 def middle_of(works: deque[float]) -> float:
     """The mean of works on the circle of an octave, weighted by themselves."""
-    total = 0j
+    east = 0.0
+    north = 0.0
     for work in works:
-        total += cmath.rect(work, 2 * math.pi * math.log2(work))
-    return cmath.phase(total) / (2 * math.pi)
+        angle = 2 * math.pi * math.log2(work)
+        east += work * math.cos(angle)
+        north += work * math.sin(angle)
+    return math.atan2(north, east) / (2 * math.pi)

@@ -24,7 +24,7 @@ first.
     guardc              spf, but whoever can be in time is let through first (core/guard.py)
 
 `lane` is the work to an octave (core/lanes.py); of a prefill of a few batches, a quarter of it once
-it has begun. Boosts of works that differ by a tenth may differ by half a minute where much waits: so
+it has begun. Boosts of works that differ by a tenth may differ by half a minute where much waits:
 without lanes every second newcomer of a kind would overtake those who came before it, and what was
 announced to them would not come true. In lanes equals go in the order of their deadlines, and what
 is through in a few batches is interrupted only by what is much shorter.
