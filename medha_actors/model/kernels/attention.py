@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
+from medha_actors.model.kernels.attention_integers import rows_in_integers
 from medha_actors.model.kernels.attention_matrix import (
     DIMS,
     SCRATCH_BYTES,
@@ -24,14 +25,15 @@ from medha_actors.model.kernels.attention_matrix import (
 from medha_actors.model.kernels.attention_tile import (
     STATE_EXTRA,
     TILE,
+    TILE_ROWS,
     Form,
     tile,
     weight_bytes,
 )
 from medha_actors.model.kernels.ir import (
+    HAS_VNNI,
     I64,
     QUICK_BF16,
-    WIDE,
     Emit,
     address,
     call_address,
@@ -45,7 +47,6 @@ from medha_actors.model.kernels.pack import aligned
 
 BLOCK_TOKENS = 256  # query tokens whose states are kept at once
 SPARE_ROWS = ROWS  # behind queries and states: tile registers reach so far
-TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
 
 
 def _rows(form: Form) -> Callable[..., None]:
@@ -106,18 +107,24 @@ def _code(
 
 
 def form_of(bfloat: bool, head_dim: int) -> Form:
-    """How rows attend to a bfloat16 or float32 pool on this machine."""
+    """How rows attend to a pool of 16 bits (`bfloat`) or of float32 on this machine."""
     if not bfloat:
         return "float"
     if PERMITTED and head_dim % DIMS == 0:
         return "registers"
-    return "pairs" if QUICK_BF16 else "widened"
+    if QUICK_BF16:
+        return "pairs"
+    return "integers" if HAS_VNNI and not PERMITTED else "widened"
 
 
 @cache
 def tile_address(form: Form, registers: type[TileRegisters] = TileRegisters) -> int:
     """Machine code that lets rows attend to one tile: (rows, then the arguments of `tile`)."""
-    emit = rows_in_tiles(registers) if form == "registers" else _rows(form)
+    emit = _rows(form)
+    if form == "registers":
+        emit = rows_in_tiles(registers)
+    elif form == "integers":
+        emit = rows_in_integers
     name = f"rows_{form}_{registers.__name__}"
     return machine_code(with_kernel(_code, kernel(12, emit), name), 12)
 
@@ -165,7 +172,8 @@ def attend(
     one request.
 
     code: see tile_address; q: address of [tokens, share, dims], times log2(e) / sqrt(dims), of
-    query_bytes each (see weight_bytes), with SPARE_ROWS more behind; scratch: see scratch_of;
+    query_bytes each (see weight_bytes; integers: as put_query leaves them), with SPARE_ROWS more
+    behind; scratch: see scratch_of;
     keys, values: addresses of this head in page 0;
     pages: int32 numbers of the piece's pages; cached: keys all tokens see; writes: token i also
     sees i + 1 more. out float32 [tokens, share, dims] and lse float32 [tokens, share] (natural

@@ -15,8 +15,9 @@ pairs      bfloat16          bfloat16            vdpbf16ps
 widened    bfloat16          float32             fma of each half of a word, which a shift or a mask
                                                  makes float32; rounds nothing but keys and values
 registers  bfloat16          bfloat16            of tile registers: attention_matrix.py
+integers   int16             int16               vpdpwssd: attention_integers.py
 Intel's processors do half as many products a second with vdpbf16ps as with fma, and older ones have
-only fma: they widen.
+only fma: they widen, or where there is vpdpwssd take integers.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ from medha_actors.model.kernels.ir import (
     Emit,
 )
 
-Form = Literal["float", "pairs", "widened", "registers"]
+Form = Literal["float", "pairs", "widened", "registers", "integers"]
 
 TILE = 64  # tokens
 VECTORS = TILE // 16
 # floats of a row's state behind the output: 16 partial sums, m, padding
 STATE_EXTRA = 32
+TILE_ROWS = (6, 3, 1) if WIDE else (3, 1)  # query rows
 # vectors of a row that are summed at a time: what the registers hold
 TOGETHER = VECTORS if WIDE else 1
 _HEADROOM = 8.0

@@ -90,8 +90,8 @@ class LayerWeights(NamedTuple):
 
 
 class CpuLayers:
-    """The layers of a stage with their KV cache: pages * page_tokens tokens a layer, bfloat16 or
-    float32.
+    """The layers of a stage with their KV cache: pages * page_tokens tokens a layer, of 16 bits
+    (`bfloat`: bfloat16, or where `form` is "integers" attention_rounding.py's) or float32.
 
     The pool's layout is attention.py's; memory is taken when a page is first written.
     """
@@ -108,6 +108,7 @@ class CpuLayers:
         self.shape = shape
         self.weights = _together(weights)
         self.page_tokens = page_tokens
+        self.form = form_of(bfloat, shape.head_dim)
         layer_bytes = (
             pages * page_tokens * shape.kv_heads * shape.head_dim * (2 if bfloat else 4)
         )
@@ -142,7 +143,6 @@ class CpuLayers:
         ]
         self.models = np.zeros(count, code.MODEL)
         self.model = self.models[:1]
-        form = form_of(bfloat, s.head_dim)
         numbers = (
             s.hidden,
             s.intermediate,
@@ -151,9 +151,10 @@ class CpuLayers:
             s.head_dim,
             self.page_tokens,
             *self.routing.counts,
-            tile_address(form),
+            tile_address(self.form),
             int(bfloat),
-            weight_bytes(form),
+            int(self.form == "integers"),
+            weight_bytes(self.form),
         )
         addresses = (self.keys.ctypes.data, self.values.ctypes.data, layer_bytes)
         constants = (s.eps, math.log2(math.e) / math.sqrt(s.head_dim), 1.0)

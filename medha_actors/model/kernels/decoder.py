@@ -136,10 +136,16 @@ class KernelDecoder:
 
     def fill(self, pages: int) -> None:
         for cells in self.cells():
-            cells[:, :pages].normal_()
+            if cells.dtype == torch.int16:
+                # even ones have steps of 0 (attention_rounding.py)
+                cells[:, :pages].random_(-(2**14), 2**14).mul_(2)
+            else:
+                cells[:, :pages].normal_()
 
     def cells(self) -> list[Tensor]:
         dtype = torch.float32 if self.exact else torch.bfloat16
+        if self.layers.form == "integers":
+            dtype = torch.int16  # as bfloat16 some would be no numbers
         stores = (self.layers.keys, self.layers.values)
         shape = (len(self.layers.weights), self.pages, -1)
         return [torch.from_numpy(store).view(dtype).view(shape) for store in stores]

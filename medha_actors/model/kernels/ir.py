@@ -31,6 +31,7 @@ FEATURES = {
 }
 WIDE = "avx512f" in FEATURES  # 32 registers of 16 lanes; else 16 of 8
 HAS_BF16 = {"avx512f", "avx512bf16"} <= FEATURES
+HAS_VNNI = {"avx512f", "avx512bw", "avx512vnni"} <= FEATURES
 PROCESSOR = binding.get_host_cpu_name()
 # Intel's take twice the time for as many products as with fma
 QUICK_BF16 = HAS_BF16 and PROCESSOR.startswith("znver")
@@ -159,6 +160,21 @@ class Emit:
         upper_x, upper_y = [self.b.bitcast(self.b.and_(v, high), V16F) for v in (x, y)]
         lower_x, lower_y = [self.b.bitcast(self.b.shl(v, shift), V16F) for v in (x, y)]
         return self.fma(lower_x, lower_y, self.fma(upper_x, upper_y, acc))
+
+    def dot_int16(
+        self, acc: ir.Value, x: ir.Value, y: ir.Value, native: bool = HAS_VNNI
+    ) -> ir.Value:
+        """acc[i] + the dot product of the two int16 in each 32-bit lane of x and y, where it fits
+        into 32 bits."""
+        if native:
+            # not vpdpwssd, which LLVM replaces by two instructions to shorten chains of sums
+            return self.call("llvm.x86.avx512.vpdpwssds.512", V16I, acc, x, y)
+        sixteen = self.constant(16, V16I)
+        for lift in (True, False):
+            parts = [self.b.shl(v, sixteen) if lift else v for v in (x, y)]
+            low, other = [self.b.ashr(part, sixteen) for part in parts]
+            acc = self.b.add(acc, self.b.mul(low, other))
+        return acc
 
     def exp2(self, x: ir.Value, degree: int = 5) -> ir.Value:
         """2**x for x <= 127; degree 5 errs by 2e-7 relative, 4 by 4e-6. Below -126 it returns

@@ -18,15 +18,12 @@ from medha_actors.model.kernels.glue import (
     clear,
     norm,
     plus,
-    put_key,
-    put_value,
     rotate,
-    scaled,
     silu_mul,
-    to_bfloat,
 )
 from medha_actors.model.kernels.ir import address, compiled
 from medha_actors.model.kernels.products import ROWS, apply, width
+from medha_actors.model.kernels.storing import store
 
 QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's rows in `linears`
 # in `vectors`
@@ -59,7 +56,8 @@ MODEL = np.dtype(
         # whether there is a shared one too
         *((name, np.int64) for name in ("experts", "used", "normalised", "shared")),
         ("tile_code", np.int64),  # attention.tile_address
-        ("bfloat", np.int64),  # keys and values are bfloat16, else float32
+        ("bfloat", np.int64),  # keys and values have 16 bits, else float32
+        ("integers", np.int64),  # those are attention_rounding.py's, and so are queries
         ("query_bytes", np.int64),  # of a value of a query: 2, bfloat16, or 4
         ("keys", np.int64),  # addresses of layer 0's pools
         ("values", np.int64),
@@ -108,44 +106,6 @@ def _turn(model, vectors, step, row, first, start, stop, constants):
 
 
 @compiled
-def _store(model, layer, step, row, first, head, slot, constants):
-    """Put the queries of one row that share a key head where attention reads them, and its keys and
-    values of that head into `slot` (-1: nowhere)."""
-    dims = model.head_dim
-    share = model.heads // model.kv_heads
-    size = 2 if model.bfloat else 4
-    place = step.q + ((head * step.rows + row) * share) * dims * model.query_bytes
-    source = first + head * share * dims * 4
-    if model.query_bytes == 2:
-        to_bfloat(source, share * dims, constants + 4, place)
-    else:
-        scaled(source, share * dims, constants + 4, place)
-    if slot < 0:
-        return
-    page = slot // model.page_tokens
-    offset = slot % model.page_tokens
-    tile = layer * model.layer_bytes
-    tile += (
-        ((page * model.kv_heads + head) * model.page_tokens + offset // TILE * TILE)
-        * dims
-        * size
-    )
-    token = offset % TILE
-    key = first + (model.heads + head) * dims * 4
-    value = key + model.kv_heads * dims * 4
-    put_key(key, dims, TILE * 4, model.bfloat, model.keys + tile + token * 4)
-    if model.bfloat:
-        put_value(
-            value,
-            dims,
-            1,
-            model.values + tile + (token // 2 * dims * 2 + token % 2) * 2,
-        )
-    else:
-        put_value(value, dims, 0, model.values + tile + token * dims * 4)
-
-
-@compiled
 def turn_head(model, vectors, layer, step, row, first, head, slot, constants):
     """What lies between the projections and the attention of one key head of a row, whose queries,
     keys and values lie at `first`: norms, RoPE, and where they are read."""
@@ -154,7 +114,7 @@ def turn_head(model, vectors, layer, step, row, first, head, slot, constants):
     v = vectors[layer]
     _turn(model, v, step, row, first, head * share, (head + 1) * share, constants)
     _turn(model, v, step, row, first, key, key + 1, constants)
-    _store(model, layer, step, row, first, head, slot, constants)
+    store(model, layer, step, row, first, head, slot, constants)
 
 
 @compiled
