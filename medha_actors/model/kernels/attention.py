@@ -120,11 +120,10 @@ def form_of(bfloat: bool, head_dim: int) -> Form:
 @cache
 def tile_address(form: Form, registers: type[TileRegisters] = TileRegisters) -> int:
     """Machine code that lets rows attend to one tile: (rows, then the arguments of `tile`)."""
-    emit = _rows(form)
     if form == "registers":
         emit = rows_in_tiles(registers)
-    elif form == "integers":
-        emit = rows_in_integers
+    else:
+        emit = rows_in_integers if form == "integers" else _rows(form)
     name = f"rows_{form}_{registers.__name__}"
     return machine_code(with_kernel(_code, kernel(12, emit), name), 12)
 
